@@ -1,0 +1,35 @@
+"""The same experiments from Python: `compose` a configuration, `train` it."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfexp import compose as composition
+from hfexp.config import Config, to_config
+
+if TYPE_CHECKING:
+    from hfexp.experiment import Result
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
+    """Compose and type a configuration; overrides are written as on the command line.
+
+    Raises:
+        ConfigError: an option, key or value is not what the configuration takes.
+    """
+    cfg, _ = composition.compose(*overrides, config_dir=config_dir)
+    return to_config(cfg)
+
+
+def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
+    """Run one experiment and return its metrics, run id, model and processor.
+
+    Raises:
+        ConfigError: the experiment can't be run as asked; nothing was created.
+    """
+    from hfexp import experiment
+    from hfexp.origin import Origin
+
+    cfg, choices = composition.compose(*overrides, config_dir=config_dir)
+    command = f"hfexp.train({', '.join(map(repr, overrides))})"
+    return experiment.run(to_config(cfg), Origin(choices, list(overrides), command, sys.argv[0]))

@@ -1,0 +1,211 @@
+"""Checkpoints are whole or not there, and restore every weight.
+
+Upstream (Transformers 5.23) saves weights under the names of the original release and loads them with
+`strict=False` under the model's own names, so that resuming and `load_best_model_at_end` silently keep the present
+values of most weights of ViT, DeiT, Swin, DINOv2, BEiT and others (huggingface/transformers#48805, fix in #48822).
+It also writes into the final directory, so that a killed process leaves a checkpoint that looks usable, and
+resumes without a word when the optimizer, scheduler or RNG state is missing. When upstream is fixed, `_save` and
+`_issue_warnings_after_load` here can go.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+STAGING = ".incomplete"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint can't be used as it is."""
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoint directories, oldest first."""
+    if not directory.is_dir():
+        return []
+    found = [(int(m.group(1)), p) for p in directory.iterdir() if p.is_dir() and (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_whole(directory: Path) -> Path | None:
+    """The newest checkpoint that is complete and unaltered; those that are not are named in a warning."""
+    for checkpoint in reversed(list_checkpoints(directory)):
+        problem = find_problem(checkpoint)
+        if problem is None:
+            return checkpoint
+        logger.warning("checkpoint %s can't be used: %s; trying the one before", checkpoint.name, problem)
+    return None
+
+
+def find_problem(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every file is there with the recorded size and hash."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except ValueError:
+        return f"{MANIFEST} is damaged"
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        if _sha256(path) != expected["sha256"]:
+            return f"{name} was altered"
+    if not manifest["resumable"]:
+        return "it holds the weights only (trainer.args.save_only_model)"
+    return None
+
+
+def write_manifest(checkpoint: Path, **facts: Any) -> None:
+    """Record every file of a checkpoint with size and SHA-256, and flush it all to the disk."""
+    files = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        files[str(path.relative_to(checkpoint))] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+    manifest = checkpoint / MANIFEST
+    with manifest.open("w") as file:
+        json.dump({"files": files, **facts}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class TrueCheckpoints(_Base):
+    """Mixin for a Transformers `Trainer`: atomic checkpoints in native key format, strict loading.
+
+    Checkpoints are written below a staging directory and renamed when they are whole.
+    """
+
+    config_hash: str = ""
+    """Identity of the experiment, recorded in each manifest."""
+    _staging: str | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        final_dir = Path(super()._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        staged = final_dir / STAGING / name
+        if self.args.should_save:
+            shutil.rmtree(final_dir / STAGING, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(final_dir / STAGING)
+        try:
+            # Rotation inside super() sees the staging directory alone, and so removes nothing.
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self._set_best_checkpoint(final_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._publish(staged, final_dir / name)
+        self.accelerator.wait_for_everyone()
+
+    def _set_best_checkpoint(self, final_dir: Path) -> None:
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (final_dir / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(final_dir / f"checkpoint-{best}")
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        """Finish the staged checkpoint, rename it into place and remove old ones."""
+        from transformers.trainer_utils import rotate_checkpoints
+
+        best = self.state.best_model_checkpoint
+        # On disk the best checkpoint is known by its name alone: the run directory may be moved.
+        self.state.best_model_checkpoint = Path(best).name if best else None
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        self.state.best_model_checkpoint = best
+        resumable = not self.args.save_only_model
+        write_manifest(staged, resumable=resumable, world_size=self.args.world_size, config_hash=self.config_hash)
+        if final.exists():
+            shutil.rmtree(final)
+        staged.rename(final)
+        with contextlib.suppress(OSError):
+            (final.parent / STAGING).rmdir()
+        _sync_directory(final.parent)
+        rotate_checkpoints(str(final.parent), self.args.save_total_limit, best)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        with _native_keys(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+            super()._save(output_dir, state_dict)
+        # A pickle that nobody here reads; the arguments are in the run's config.yaml.
+        Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        position = super()._init_training_state(*args, **kwargs)
+        # Upstream looked for the recorded name in the current directory, and forgot it.
+        self._set_best_checkpoint(Path(str(self.args.output_dir)))
+        best = self.state.best_global_step
+        if best and self.args.load_best_model_at_end and not self.state.best_model_checkpoint:
+            raise CheckpointError(f"the best checkpoint so far, checkpoint-{best}, is gone from {self.args.output_dir}")
+        return position
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        problem = find_problem(best)
+        if problem is not None and not (self.args.save_only_model and "weights only" in problem):
+            raise CheckpointError(f"the best model can't be loaded from {best}: {problem}")
+        super()._load_best_model()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Missing weights would silently keep their present values."""
+        model = self.accelerator.unwrap_model(self.model)
+        optional = set(model._keys_to_ignore_on_save or ()) | set(getattr(model, "_tied_weights_keys", None) or ())
+        missing = sorted(set(load_result.missing_keys) - optional)
+        if missing or load_result.unexpected_keys:
+            raise CheckpointError(
+                f"the checkpoint does not fit the model: {len(missing)} weights missing {missing[:3]}, "
+                f"{len(load_result.unexpected_keys)} unknown {list(load_result.unexpected_keys)[:3]}"
+            )
+        if load_result.missing_keys:
+            model.tie_weights()
+
+
+@contextlib.contextmanager
+def _native_keys(model: Any) -> Iterator[None]:
+    """Make `save_pretrained` write the model's own key names (Transformers models only)."""
+    save: Callable[..., Any] | None = getattr(model, "save_pretrained", None)
+    if save is None or not hasattr(model, "_keys_to_ignore_on_save") or hasattr(model, "peft_config"):
+        yield
+        return
+    model.save_pretrained = functools.partial(save, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the rename itself durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

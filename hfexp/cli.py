@@ -1,0 +1,183 @@
+"""The command line: command names to functions. Nothing heavy is imported before a run begins."""
+
+import os
+import sys
+from collections import Counter
+from typing import Any
+
+from hfexp.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_INPUT,
+    ConfigError,
+    did_you_mean,
+    one_of,
+)
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 done; 1 failed while running; 2 wrong input; 130 Ctrl-C; 143 SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    command, words = split_command(words)
+    try:
+        return COMMANDS[command](words)
+    except ConfigError as error:
+        return _fail(error, EXIT_WRONG_INPUT, full_traceback)
+    except KeyboardInterrupt:
+        print("\nhfexp: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _fail(error, EXIT_FAILED, full_traceback)
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """The command (default `train`) and the words that belong to it."""
+    if words and words[0] in COMMANDS:
+        return words[0], words[1:]
+    return "train", words
+
+
+def train(words: list[str]) -> int:
+    """Compose with Hydra and run one experiment, or several with `-m`."""
+    import hydra
+    from hydra.errors import ConfigCompositionException, HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from hfexp import compose
+
+    compose.register_schema()
+    compose.importable_cwd()
+    sys.argv[1:] = _hydra_words(words)
+    # Hydra prints errors and exits on its own unless asked for the exceptions; they are explained in main().
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    job = _Job()
+    app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
+    try:
+        app(job.run)()
+    except Exception as error:
+        if job.failed == 0 and isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
+            raise ConfigError(compose.explain(error, words)) from error
+        if job.failed == 0:
+            raise
+    if job.reraise is not None:
+        raise job.reraise
+    if job.failed:
+        print(f"hfexp: {job.failed} of {job.started} jobs failed", file=sys.stderr)
+    return EXIT_FAILED if job.failed else 0
+
+
+class _Job:
+    """The function that Hydra calls for each job, and what became of the jobs."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.failed = 0
+        self.reraise: Exception | None = None
+
+    def run(self, cfg: Any) -> float | None:
+        """Run one job. A single run's error is kept for main(), as Hydra would print lines of its own."""
+        self.started += 1
+        try:
+            return self._run(cfg)
+        except Exception as error:
+            self.failed += 1
+            if _is_multirun():  # sweepers and launchers need to see that the job failed
+                _fail(error, EXIT_FAILED, full_traceback=False)
+                raise
+            self.reraise = error
+            return None
+
+    def _run(self, cfg: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        from hfexp import screen
+        from hfexp.config import to_config
+        from hfexp.origin import Origin, command_line
+
+        hydra_cfg = HydraConfig.get()
+        choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
+        origin = Origin(choices, list(hydra_cfg.overrides.task), command_line())
+        config = to_config(cfg)
+        screen.show_choices(config, origin)
+
+        from hfexp import experiment
+
+        return experiment.run(config, origin).objective
+
+
+def _is_multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _hydra_words(words: list[str]) -> list[str]:
+    """Flags as they are, overrides prepared; flags may stand anywhere."""
+    from hydra._internal.utils import get_args_parser
+
+    from hfexp.compose import prepare_overrides
+
+    args = get_args_parser().parse_intermixed_args(words)
+    if args.shell_completion:
+        _strip_command_from_completion()
+        return words
+    for word in args.overrides:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(
+                f"{word!r} is neither a command nor key=value.{did_you_mean(word, COMMANDS)} "
+                f"Commands: {one_of(COMMANDS)}; `hfexp --help` lists the keys"
+            )
+    overrides = Counter(args.overrides)
+    flags = []
+    for word in words:
+        if overrides[word] > 0:
+            overrides[word] -= 1
+        else:
+            flags.append(word)
+    return flags + prepare_overrides(args.overrides)
+
+
+def _strip_command_from_completion() -> None:
+    """Hydra completes keys and values; our command word before them is not its business."""
+    line = os.environ.get("COMP_LINE", "").split(" ")
+    if len(line) > 2 and line[1] in COMMANDS:
+        os.environ["COMP_LINE"] = " ".join([line[0], *line[2:]])
+
+
+def ui(words: list[str]) -> int:
+    """Open MLflow on the store that runs are recorded in."""
+    from hfexp import ui as mlflow_ui
+
+    return mlflow_ui.main(words)
+
+
+def version(words: list[str]) -> int:
+    """Print the version."""
+    from hfexp import __version__
+
+    print(f"hfexp {__version__}")
+    return 0
+
+
+COMMANDS = {"train": train, "ui": ui, "version": version}
+
+
+def _fail(error: Exception, code: int, full_traceback: bool) -> int:
+    """Print one message; the traceback only for who asked for it."""
+    from hfexp.origin import mask_secrets
+
+    if full_traceback:
+        import traceback
+
+        traceback.print_exception(error)
+        return code
+    name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+    text = mask_secrets(f"hfexp: error: {name}{error}")
+    print(text, file=sys.stderr)
+    if code == EXIT_FAILED:
+        print("(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
+    return code

@@ -1,0 +1,235 @@
+"""The typed configuration: schema of hfexp's own keys and the identity of an experiment.
+
+Free-form sections (`task`, `metrics`, `dataset.source`, the lists of `transform`, `trainer.args`, ...) are
+dictionaries: their schema is the signature of what they build, checked where they are built.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from hfexp.arguments import check_args
+from hfexp.errors import ConfigError, did_you_mean, one_of
+
+
+class OnExisting(Enum):
+    """What to do when the same experiment was started before."""
+
+    resume = "resume"
+    rerun = "rerun"
+    error = "error"
+
+
+class OnBadSample(Enum):
+    """What to do with a sample that cannot be read."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass
+class ModelConfig:
+    """A pretrained model (`path`), or one built from sizes (`model_type` and `config`), or the user's own (`_target_`)."""
+
+    path: str | None = None
+    """Hub id or local directory."""
+    revision: str | None = None
+    model_type: str | None = None
+    """Architecture to build without weights, as in `AutoConfig.for_model`."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's configuration to set."""
+    processor: dict[str, Any] = field(default_factory=dict)
+    """Fields of the processor to set, e.g. `size`, `image_mean`, `image_std`."""
+    dtype: str = "float32"
+    """Of the weights while training; `auto`: as in the checkpoint."""
+    attn_implementation: str | None = None
+    freeze: list[str] = field(default_factory=list)
+    """Regular expressions; parameters whose name matches one from its start are not trained."""
+    trust_remote_code: bool = False
+    build: dict[str, Any] | None = None
+    """`_target_` and arguments of the user's own model function; `task` and `id2label` are passed to it."""
+
+
+@dataclass
+class SplitsConfig:
+    """Names that the source gives to its splits; null: the standard name if it is there."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+
+
+@dataclass
+class DatasetConfig:
+    source: dict[str, Any] = field(default_factory=dict)
+    """`_target_` and arguments of a callable that returns a `Dataset` or `DatasetDict`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Standard column name to the dataset's own, e.g. `{image: img, label: fine_label}`."""
+    labels: list[str] | None = None
+    """Label names in the order of their ids; null: the dataset's own, or sorted."""
+    splits: SplitsConfig = field(default_factory=SplitsConfig)
+    validation_size: float = 0.2
+    """Share of the training split (or number of rows, if over 1) set aside when the source has no validation split."""
+    test_size: float | None = None
+    """The same for a test split; null: none is made."""
+    split_seed: int = 0
+    max_train_samples: int | None = None
+    max_validation_samples: int | None = None
+    max_test_samples: int | None = None
+    on_bad_sample: OnBadSample = OnBadSample.error
+    validate_on_train: bool = False
+    """Use the training samples for validation too (only for `debug=overfit`)."""
+
+
+@dataclass
+class TransformConfig:
+    """Lists of operations, each a `_target_` node; one that takes `size` or `geometry` gets the processor's."""
+
+    prepare: list[Any] = field(default_factory=list)
+    """Deterministic, on every split."""
+    augment: list[Any] = field(default_factory=list)
+    """Random, on the training split only."""
+    evaluate: list[Any] = field(default_factory=list)
+    """In place of `augment` on the other splits."""
+    batch_augment: list[Any] = field(default_factory=list)
+    """Random, on whole training batches (MixUp, CutMix): called with (images, labels)."""
+
+
+@dataclass
+class TrainerConfig:
+    _target_: str = "hfexp.training.Trainer"
+    args: dict[str, Any] = field(default_factory=dict)
+    """`transformers.TrainingArguments`, by its own names."""
+    deterministic: bool = False
+    early_stopping_patience: int | None = None
+    """Stop after so many evaluations without improvement of `metric_for_best_model`."""
+    early_stopping_threshold: float = 0.0
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """Name to `_target_` node of a `TrainerCallback`."""
+
+
+@dataclass
+class TrackingConfig:
+    backend: str = "mlflow"
+    """`mlflow` or `none`."""
+    uri: str | None = None
+    """MLflow tracking URI; null: `MLFLOW_TRACKING_URI`, else `<output_dir>/mlflow.db`."""
+    experiment: str | None = None
+    """MLflow experiment; null: the name of the dataset option."""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class SecurityConfig:
+    allowed_targets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    task: dict[str, Any] = MISSING
+    model: Any = MISSING
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    seed: int = 42
+    name: str | None = None
+    output_dir: str = "outputs"
+    on_existing: OnExisting = OnExisting.resume
+
+
+SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
+"""Sections that decide the result of an experiment, and so its identity."""
+
+IRRELEVANT_ARGS = frozenset(
+    {
+        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+        "dataloader_multiprocessing_context", "ddp_timeout", "disable_tqdm", "eval_accumulation_steps",
+        "log_level", "log_level_replica", "logging_first_step", "logging_steps", "logging_strategy",
+        "per_device_eval_batch_size", "restore_callback_states_from_checkpoint", "save_total_limit",
+        "skip_memory_metrics",
+    }
+)  # fmt: skip
+"""`trainer.args` that cannot change the result."""
+
+
+def to_config(cfg: Any) -> Config:
+    """Turn the composed `DictConfig` into the typed object: resolved, complete, with the model section checked."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise ConfigError(f"{missing[0]} has no value: give one with {missing[0]}=...")
+        config = OmegaConf.to_object(cfg)
+        if not isinstance(config, Config):
+            raise TypeError(f"expected the hfexp schema, got {type(config).__name__}")
+        config.model = _to_model_config(config.model)
+        config.trainer.args = check_args(config.trainer.args)
+    except MissingMandatoryValue as error:
+        raise ConfigError(str(error)) from error
+    return config
+
+
+def _to_model_config(node: Any) -> ModelConfig:
+    """Type the model section; `model._target_` is the short form of `model.build`."""
+    if not isinstance(node, dict):
+        raise ConfigError(f"model must be a mapping, got {node!r}")
+    own = {f for f in ModelConfig.__dataclass_fields__ if f != "build"}
+    if "_target_" in node:
+        build = {k: v for k, v in node.items() if k not in own}
+        node = {k: v for k, v in node.items() if k in own} | {"build": build}
+    wrapped = OmegaConf.structured(_ModelRoot())
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(wrapped, {"model": node})).model  # pyright: ignore
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain_key_error(error)) from error
+
+
+@dataclass
+class _ModelRoot:
+    """Gives `model` its full key in messages."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+def explain_key_error(error: OmegaConfBaseException) -> str:
+    """A misspelt key or a value of the wrong type, with what is allowed there."""
+    parent, key, full_key = getattr(error, "parent_node", None), getattr(error, "key", None), error.full_key
+    message = str(error.msg).splitlines()[0] if error.msg else str(error)
+    if "not in" in message and parent is not None:
+        allowed = [k for k in parent if k != "hydra"]
+        return f"unknown key {full_key!r}.{did_you_mean(str(key), allowed)} Allowed here: {one_of(allowed)}"
+    return f"{full_key}: {message}" if full_key else message
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain JSON types."""
+    return json.loads(json.dumps(asdict(config), default=lambda value: value.value))
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments."""
+    plain = {key: value for key, value in to_dict(config).items() if key in SCIENTIFIC}
+    plain["trainer"]["args"] = {k: v for k, v in plain["trainer"]["args"].items() if k not in IRRELEVANT_ARGS}
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted key; lists of plain values stay whole, others are numbered."""
+    if isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree):
+        tree = {str(index): item for index, item in enumerate(tree)}
+    if not isinstance(tree, dict) or (not tree and prefix):
+        return {prefix: tree}
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,219 @@
+"""Source to `DatasetDict`: standard column names, splits, labels, limits."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from hfexp.config import DatasetConfig, OnBadSample
+from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.targets import instantiate
+from hfexp.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def load_dataset(config: DatasetConfig, task: Task, allowed_targets: list[str] | None = None) -> DatasetDict:
+    """Load the source and bring it into the shape that the task reads.
+
+    Returns:
+        Splits `train`, `validation` and, where there is one, `test`; columns by their standard names.
+
+    Raises:
+        ConfigError: a column, split or label is not what the configuration says.
+    """
+    source = _load_source(config, allowed_targets)
+    dataset = _select_splits(source, config)
+    dataset = _rename_columns(dataset, config, task)
+    dataset = _cast_labels(dataset, config, task)
+    dataset = _make_splits(dataset, config, task)
+    dataset = _limit(dataset, config)
+    if config.validate_on_train:
+        dataset["validation"] = dataset["train"]
+    return dataset
+
+
+def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) -> tuple[DatasetDict, dict[str, int]]:
+    """With `on_bad_sample=skip`, remove the samples that can't be read.
+
+    Returns:
+        The dataset and how many samples of each split were dropped.
+    """
+    if config.on_bad_sample is not OnBadSample.skip:
+        return dataset, {}
+    kept, dropped = {}, {}
+    for split, rows in dataset.items():
+        good = [index for index, row in enumerate(rows) if _is_readable(row, task)]
+        dropped[str(split)] = len(rows) - len(good)
+        kept[split] = rows if len(good) == len(rows) else rows.select(good)
+        if not good:
+            raise DataError(f"no sample of the {split} split can be read")
+    return DatasetDict(kept), dropped
+
+
+def _is_readable(row: dict[str, Any], task: Task) -> bool:
+    try:
+        task.decode(row)
+    except DataError as error:
+        logger.warning("skipped: %s", error)
+        return False
+    return True
+
+
+def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
+    """Call the source; a single dataset becomes the training split."""
+    if not config.source.get("_target_"):
+        raise ConfigError("dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset")
+    source = instantiate(config.source, "dataset.source", allowed_targets)
+    if isinstance(source, Dataset):
+        return DatasetDict(train=source)
+    if isinstance(source, dict) and source and all(isinstance(split, Dataset) for split in source.values()):
+        return DatasetDict(source)
+    raise ConfigError(
+        f"dataset.source: {config.source['_target_']} returned {type(source).__name__}; a datasets.Dataset or "
+        "DatasetDict is needed"
+    )
+
+
+def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
+    """Take the named splits, or those with a standard name; the others are left out."""
+    selected = {}
+    for split, names in STANDARD_SPLITS.items():
+        wanted = getattr(config.splits, split)
+        if wanted is not None and wanted not in source:
+            raise ConfigError(
+                f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, source)} "
+                f"The dataset has: {one_of(source)}"
+            )
+        found = wanted or next((name for name in names if name in source), None)
+        if found:
+            selected[split] = source[found]
+    if "train" not in selected:
+        raise ConfigError(f"no training split: set dataset.splits.train to one of: {one_of(source)}")
+    return DatasetDict(selected)
+
+
+def _rename_columns(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+    """Bring the task's columns to their standard names and drop the rest."""
+    result = {}
+    for split, rows in dataset.items():
+        problems = []
+        own_names = {standard: config.columns.get(standard, standard) for standard in task.columns}
+        for standard, own in own_names.items():
+            if own not in rows.column_names:
+                problems.append(
+                    f"the {split} split has no column {own!r} for the task's {standard!r}."
+                    f"{did_you_mean(own, rows.column_names)} It has: {one_of(rows.column_names) or 'none'}; "
+                    f"map one with dataset.columns.{standard}=NAME"
+                )
+        unknown = sorted(set(config.columns) - set(task.columns))
+        if unknown:
+            problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+        rows = rows.select_columns(list(own_names.values()))
+        result[split] = rows.rename_columns({own: std for std, own in own_names.items() if own != std})
+    return DatasetDict(result)
+
+
+def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+    """Make the label column a `ClassLabel` with the same names in every split."""
+    column = task.label_column
+    if column is None:
+        return dataset
+    feature = dataset["train"].features[column]
+    if isinstance(feature, ClassLabel):
+        names, feature_names = config.labels or feature.names, feature.names
+        if names == feature_names:
+            return _check_label_range(dataset, column, names)
+        values = {split: [feature_names[i] if i >= 0 else None for i in rows[column][:]] for split, rows in dataset.items()}
+    elif isinstance(feature, Value):
+        values = {split: rows[column][:] for split, rows in dataset.items()}
+        names = config.labels or _label_names(values, column)
+        values = {split: [None if v is None else str(v) for v in column_] for split, column_ in values.items()}
+    else:
+        raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
+    ids = {name: index for index, name in enumerate(names)}
+    result = {}
+    for split, labels in values.items():
+        _require_known(labels, ids, split)
+        rows = dataset[split].remove_columns(column)
+        features = Features({column: ClassLabel(names=list(names))})
+        result[split] = rows.add_column(column, [ids[label] for label in labels], feature=features[column])
+    return DatasetDict(result)
+
+
+def _label_names(values: dict[Any, list], column: str) -> list[str]:
+    """Sorted names of all labels; integers sort as numbers."""
+    seen = {value for labels in values.values() for value in labels if value is not None}
+    if any(isinstance(value, float) for value in seen):
+        raise ConfigError(f"column {column!r} holds real numbers; class names or integers are needed")
+    return [str(value) for value in sorted(seen)]
+
+
+def _require_known(labels: list[str | None], ids: dict[str, int], split: Any) -> None:
+    unknown = Counter(label for label in labels if label not in ids)
+    if unknown:
+        label, count = unknown.most_common(1)[0]
+        shown = "missing labels" if label is None else f"unknown label {label!r}"
+        hint = "" if label is None else did_you_mean(label, ids)
+        raise ConfigError(f"the {split} split has {shown} ({count} rows).{hint} Labels are: {one_of(ids)}")
+
+
+def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> DatasetDict:
+    for split, rows in dataset.items():
+        wrong = [label for label in rows[column][:] if label is None or not 0 <= label < len(names)]
+        if wrong:
+            raise ConfigError(
+                f"the {split} split has unknown label {wrong[0]!r} ({len(wrong)} rows). Labels are: {one_of(names)}"
+            )
+        other = rows.features[column]
+        if isinstance(other, ClassLabel) and other.names != names:
+            raise ConfigError(f"the {split} split has other labels ({one_of(other.names)}) than train ({one_of(names)})")
+    return dataset
+
+
+def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+    """Cut the test and validation splits that the source lacks out of the training split."""
+    if config.validate_on_train:
+        return dataset
+    for split, size in (("test", config.test_size), ("validation", config.validation_size)):
+        if split in dataset or not size:
+            continue
+        rest, cut = _split(dataset["train"], size, f"dataset.{split}_size", config.split_seed, task.label_column)
+        dataset["train"], dataset[split] = rest, cut
+    if "validation" not in dataset:
+        raise ConfigError("no validation split: set dataset.validation_size above 0 or dataset.splits.validation")
+    return dataset
+
+
+def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | None) -> tuple[Dataset, Dataset]:
+    """Cut `size` (a share, or a number of rows if 1 or more) off, stratified by label where that is possible."""
+    share = size if size < 1 else int(size)
+    count = round(size * len(rows)) if size < 1 else int(size)
+    if size <= 0 or not 0 < count < len(rows):
+        raise ConfigError(f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1")
+    stratify = label_column
+    if label_column is not None:
+        counts = Counter(rows[label_column][:])
+        if min(counts.values()) < 2 or count < len(counts) or len(rows) - count < len(counts):
+            logger.warning("%s: too few rows of some labels to stratify; split at random", key)
+            stratify = None
+    parts = rows.train_test_split(test_size=share, seed=seed, stratify_by_column=stratify)
+    return parts["train"], parts["test"]
+
+
+def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
+    """Keep at most `max_*_samples` of each split, chosen by a seeded shuffle (sources are often sorted by class)."""
+    limited = {}
+    for split, rows in dataset.items():
+        limit = getattr(config, f"max_{split}_samples")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"dataset.max_{split}_samples={limit}; at least 1 is needed")
+        if limit is not None and limit < len(rows):
+            rows = rows.shuffle(seed=config.split_seed).select(range(limit))
+        limited[split] = rows
+    return DatasetDict(limited)

@@ -1,0 +1,44 @@
+"""Errors that a user can cause, and the exit codes of the command line."""
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_FAILED = 1
+EXIT_WRONG_INPUT = 2
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class ConfigError(ValueError):
+    """What the user asked for cannot be done as written: the message names the key or file and what is allowed."""
+
+
+class DataError(RuntimeError):
+    """A sample or file turned out to be unusable while it was being read."""
+
+
+class Terminated(SystemExit):
+    """The process was asked to stop (SIGTERM); a checkpoint has been written if training had begun."""
+
+    def __init__(self, code: int = EXIT_TERMINATED) -> None:
+        super().__init__(code)
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """A hint such as ` Did you mean 'model'?`, or nothing when no allowed word is close."""
+    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(allowed: Iterable[object], limit: int = 40) -> str:
+    """Allowed values as one readable list; long lists are cut and say so."""
+    words = sorted(str(a) for a in allowed)
+    more = f", ... ({len(words) - limit} more)" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def join_problems(problems: list[str]) -> str:
+    """One message for all problems found, numbered when there are several."""
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems:\n" + "\n".join(f"  {n}. {p}" for n, p in enumerate(problems, 1))

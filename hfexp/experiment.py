@@ -1,0 +1,214 @@
+"""One experiment from a typed configuration to a recorded result."""
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from hfexp import processing, quiet, screen
+from hfexp.arguments import build_arguments
+from hfexp.config import Config
+from hfexp.model import ModelSummary, build_model
+from hfexp.origin import Origin, git_state
+from hfexp.preflight import Inputs, prepare
+from hfexp.progress import RecordMetrics, ShowProgress
+from hfexp.report import ClassReport
+from hfexp.run_directory import RunDirectory, open_run_directory
+from hfexp.targets import instantiate
+from hfexp.tracking.run import Tracker, open_run
+from hfexp.training import Trainer, early_stopping, metric_function, train, trainer_class
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """What came out of a run."""
+
+    metrics: dict[str, float]
+    """`best_*`, `final_eval_*` (the saved model on the validation split) and `test_*`."""
+    metric_name: str
+    """What the best model was chosen by, without prefix."""
+    best_metric: float | None
+    best_step: int | None
+    run_dir: Path
+    run_id: str | None
+    tracking_uri: str | None
+    report: ClassReport | None
+    seconds: float
+    train_seconds: float
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+
+    @property
+    def objective(self) -> float | None:
+        """What a sweep optimises: the best value of the metric that chooses the model."""
+        if self.best_metric is not None:
+            return self.best_metric
+        return self.metrics.get(f"final_eval_{self.metric_name}")
+
+
+def run(config: Config, origin: Origin) -> Result:
+    """Run one experiment: everything in the order in which the data flows.
+
+    Raises:
+        ConfigError: it can't be run as asked; nothing was created.
+        Terminated: SIGTERM arrived; the same experiment continues from the checkpoint that was written.
+    """
+    started = time.perf_counter()
+    quiet.quiet_libraries()
+    inputs = prepare(config)
+    code = git_state()
+    with (
+        open_run_directory(config, origin, code.get("git_sha", "")) as directory,
+        quiet.log_to(directory.path / "hfexp.log"),
+        open_run(config, directory, origin, code) as tracker,
+    ):
+        announce(directory, inputs, code)
+        transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
+        splits = processing.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed)
+        model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
+        record_inputs(tracker, inputs, summary)
+        trainer, progress = build_trainer(config, inputs, splits, model, directory, tracker)
+        try:
+            train(trainer, directory.checkpoint)
+        finally:
+            progress.close()
+        metrics, report = evaluate(trainer, inputs, splits, directory)
+        save_model(trainer, inputs, directory)
+        result = Result(
+            metrics=metrics,
+            metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
+            best_metric=trainer.state.best_metric,
+            best_step=trainer.state.best_global_step or None,
+            run_dir=directory.path,
+            run_id=tracker.run_id,
+            tracking_uri=tracker.uri,
+            report=report,
+            seconds=time.perf_counter() - started,
+            train_seconds=progress.train_seconds,
+            model=trainer.model,
+            processor=inputs.processor,
+        )
+        record_result(tracker, result, trainer.state.global_step, directory)
+    screen.show_result(result)
+    return result
+
+
+def announce(directory: RunDirectory, inputs: Inputs, code: dict[str, str]) -> None:
+    """Where the run is, whether it is continued, and how much data it has."""
+    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in inputs.dataset.items())
+    classes = f", {len(inputs.id2label)} classes" if inputs.id2label else ""
+    screen.say(f"  data: {sizes}{classes}")
+    for split, count in inputs.dropped.items():
+        if count:
+            screen.note(f"{count} unreadable {split} samples skipped (dataset.on_bad_sample=skip)")
+    if directory.resumed:
+        point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no whole checkpoint"
+        screen.note(f"continuing {directory.name} from {point}")
+        before = directory.state.git_sha_before
+        if before and code.get("git_sha") and before != code["git_sha"]:
+            screen.note(f"the code has changed since it was started ({before[:8]} -> {code['git_sha'][:8]})")
+
+
+def record_inputs(tracker: Tracker, inputs: Inputs, summary: ModelSummary) -> None:
+    """Sizes of data and model, on the screen and in the record."""
+    screen.say(f"  model: {summary}")
+    if summary.new_tensors:
+        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
+        screen.say(f"  new weights, not from the checkpoint: {shown}")
+    params: dict[str, Any] = {"model.num_parameters": summary.num_parameters, "model.num_trainable": summary.num_trainable}
+    params |= {f"dataset.num_{split}_samples": len(rows) for split, rows in inputs.dataset.items()}
+    params |= {f"dataset.num_{split}_skipped": count for split, count in inputs.dropped.items()}
+    tracker.log_params(params)
+
+
+def build_trainer(
+    config: Config, inputs: Inputs, splits: dict[str, Any], model: Any, directory: RunDirectory, tracker: Tracker
+) -> tuple[Trainer, ShowProgress]:
+    """The Trainer with its arguments and callbacks."""
+    task, allowed = inputs.task, config.security.allowed_targets
+    args = build_arguments(
+        config.trainer.args,
+        output_dir=directory.checkpoints,
+        seed=config.seed,
+        run_name=directory.name,
+        metric=task.metric,
+        greater_is_better=task.greater_is_better,
+        deterministic=config.trainer.deterministic,
+    )
+    progress = ShowProgress(str(args.metric_for_best_model).removeprefix("eval_"))
+    callbacks = [
+        instantiate(node, f"trainer.callbacks.{name}", allowed) for name, node in config.trainer.callbacks.items() if node
+    ]
+    trainer = trainer_class(config.trainer._target_, allowed)(
+        model=model,
+        args=args,
+        data_collator=processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed),
+        train_dataset=splits["train"],
+        eval_dataset=splits["validation"],
+        processing_class=inputs.processor,
+        compute_metrics=metric_function(task, inputs.metrics),
+        preprocess_logits_for_metrics=task.preprocess_logits,
+        callbacks=[
+            *early_stopping(config.trainer.early_stopping_patience, config.trainer.early_stopping_threshold),
+            *callbacks,
+            progress,
+            RecordMetrics(tracker, directory.resumed),
+        ],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.config_hash = directory.state.config_hash
+    if inputs.transforms.batch is not None:
+        trainer.soft_labels, trainer.loss_is_scaled_for_ga = True, False
+    return trainer, progress
+
+
+def evaluate(
+    trainer: Trainer, inputs: Inputs, splits: dict[str, Any], directory: RunDirectory
+) -> tuple[dict[str, float], ClassReport | None]:
+    """The final model on the validation split and, once, on the untouched test split.
+
+    Returns:
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and the class report of the last split.
+    """
+    name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+    metrics: dict[str, float] = {}
+    report = None
+    if trainer.state.best_metric is not None:
+        metrics[f"best_eval_{name}"] = trainer.state.best_metric
+    for split, prefix in (("validation", "final_eval"), ("test", "test")):
+        if split not in splits:
+            continue
+        output = trainer.predict(splits[split], metric_key_prefix=prefix)
+        metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
+        if inputs.id2label:
+            offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
+            report = ClassReport.of(offered["predictions"], offered["references"], inputs.id2label)
+            report.save(directory.artifacts, split)
+    best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
+    if trainer.args.load_best_model_at_end and best is not None and best != final:
+        logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
+    return metrics, report
+
+
+def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:
+    """The final model and its processor, as `from_pretrained` reads them."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(directory.model)
+    else:
+        trainer.save_model(str(directory.model))
+    inputs.processor.save_pretrained(directory.model)
+
+
+def record_result(tracker: Tracker, result: Result, step: int, directory: RunDirectory) -> None:
+    """Final numbers and the model."""
+    (directory.path / "results.json").write_text(json.dumps(result.metrics, indent=1))
+    tracker.log_metrics(result.metrics, step)
+    tracker.log_artifacts(directory.path / "results.json")
+    tracker.log_artifacts(directory.model, "model")

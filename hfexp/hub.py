@@ -1,0 +1,64 @@
+"""Failures of the Hugging Face Hub as one message each: what could not be fetched and what to do."""
+
+import contextlib
+from collections.abc import Iterator
+
+from hfexp.errors import ConfigError
+
+
+class HubUnreachable(RuntimeError):
+    """What was asked for is neither cached nor reachable now."""
+
+
+@contextlib.contextmanager
+def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
+    """Turn the Hub's errors into messages for a person.
+
+    Args:
+        kind: `dataset`, `model` or `processor`.
+        name: its id on the Hub, or a local directory.
+
+    Raises:
+        ConfigError: it does not exist, or access is not granted.
+        HubUnreachable: there is no network, or the Hub does not answer.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        message, wrong_input = _explain(error, kind, name)
+        if message is None:
+            raise
+        raise (ConfigError(message) if wrong_input else HubUnreachable(message)) from error
+
+
+def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
+    """The message for an error and whether the user's input is at fault; (None, False) for an error of another kind."""
+    seen = list(_chain(error))
+    kinds = {type(e).__name__ for e in seen}
+    text = " ".join(str(e) for e in seen)
+    if "GatedRepoError" in kinds or "gated repo" in text:
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
+        return f"{kind} {name} is gated: accept its terms at {page}, then `hf auth login`", True
+    if kinds & {"RevisionNotFoundError"}:
+        return f"{kind} {name} has no such revision", True
+    offline = kinds & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout",
+                       "LocalEntryNotFoundError", "MaxRetryError", "NameResolutionError", "ProxyError", "ConnectTimeoutError"}  # fmt: skip
+    if offline or "couldn't connect to" in text.lower() or "Couldn't reach" in text:
+        return (
+            f"{kind} {name} is not in the local cache and huggingface.co could not be reached. "
+            f"Check the network, or fetch it where there is one (`hf download {name}"
+            f"{' --repo-type dataset' if kind == 'dataset' else ''}`), copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
+        ), False
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
+        return f"there is no {kind} {name} on the Hub, or it is private: check the name, or `hf auth login`", True
+    if "BuilderConfig" in text or "Unknown split" in text or "Bad split" in text:
+        return f"{kind} {name}: {str(error).splitlines()[0]}", True
+    return None, False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

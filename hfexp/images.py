@@ -1,0 +1,171 @@
+"""Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from hfexp.errors import DataError
+
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def open_image(stored: Any) -> PIL.Image.Image:
+    """Open an image as `datasets` stores it undecoded ({"bytes", "path"}), turned by its EXIF orientation.
+
+    Raises:
+        DataError: it can't be read; the message names the file.
+    """
+    if isinstance(stored, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(stored)
+    path, data = stored.get("path"), stored.get("bytes")
+    try:
+        if data is not None:
+            image = PIL.Image.open(io.BytesIO(data))
+        elif "://" in str(path):
+            import fsspec
+
+            with fsspec.open(path, "rb") as file:
+                image = PIL.Image.open(io.BytesIO(file.read()))  # pyright: ignore
+        else:
+            image = PIL.Image.open(path)
+        image.load()
+        return PIL.ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Any image as 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK converted."""
+    if image.mode == "RGB":
+        return image
+    if image.mode in SIXTEEN_BIT_MODES:
+        return PIL.Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        levels = np.nan_to_num(np.asarray(image))
+        scale = 255.0 if levels.max(initial=0) <= 1 else 1.0
+        return PIL.Image.fromarray((levels * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = PIL.Image.new("RGBA", rgba.size, "white")
+        return PIL.Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bit(levels: np.ndarray) -> np.ndarray:
+    """16-bit levels to 8 bits by their high byte; an "I" image that only holds 0..255 is 8-bit already."""
+    if levels.max(initial=0) <= 255:
+        return levels.clip(0).astype(np.uint8)
+    return (levels.clip(0, 65535) >> 8).astype(np.uint8)
+
+
+class ToRGB(torch.nn.Module):
+    """`to_rgb` as an operation of a transform."""
+
+    def forward(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "image": to_rgb(row["image"])}
+
+
+class ConvertRGB(torch.nn.Module):
+    """PIL's own `convert("RGB")`: drops transparency and saturates 16-bit levels."""
+
+    def forward(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "image": row["image"].convert("RGB")}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a processor does to an image, as numbers."""
+
+    size: tuple[int, int]
+    """Height and width that the model gets, in pixels."""
+    resize: int | tuple[int, int]
+    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to."""
+    interpolation: int
+    """PIL's resampling filter."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, of levels in 0..1."""
+
+    @classmethod
+    def of(cls, processor: Any) -> "Geometry":
+        """Read it from a Transformers image processor (or its wrapper of a timm model)."""
+        settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
+        if not settings:
+            return cls._of_timm(processor.data_config)
+        channels = settings.get("do_normalize", True)
+        mean = tuple(settings.get("image_mean") or ()) if channels else ()
+        std = tuple(settings.get("image_std") or ()) if channels else ()
+        size, resize = _size_and_resize(settings)
+        return cls(size, resize, int(settings.get("resample") or PIL.Image.Resampling.BILINEAR), mean, std)
+
+    @classmethod
+    def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
+        """From timm's `resolve_data_config`; see `timm.data.transforms_factory.transforms_imagenet_eval`."""
+        _, height, width = config["input_size"]
+        squash = config.get("crop_mode") == "squash" or height != width
+        resize = (height, width) if squash else int(height / config["crop_pct"])
+        filters = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
+        return cls((height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"]))
+
+
+def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+    """Final size and resize step of a Transformers image processor's settings."""
+    size = settings["size"]
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    edge = size.get("shortest_edge")
+    if edge is None:
+        resized = (size["height"], size["width"])
+        return ((crop["height"], crop["width"]) if crop else resized), resized
+    if "crop_pct" in settings and settings["crop_pct"]:
+        # ConvNextImageProcessor.resize: crop below 384 pixels, warp from there on.
+        return (edge, edge), (int(edge / settings["crop_pct"]) if edge < 384 else (edge, edge))
+    return ((crop["height"], crop["width"]) if crop else (edge, edge)), edge
+
+
+class Fit(torch.nn.Module):
+    """Resize (and centre-crop) an image tensor (C, H, W; uint8) as the model's processor would."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.interpolation = InterpolationMode(_filter_name(geometry.interpolation))
+
+    def forward(self, row: dict[str, Any]) -> dict[str, Any]:
+        image, geometry = row["image"], self.geometry
+        if tuple(image.shape[-2:]) == geometry.size and not isinstance(geometry.resize, int):
+            return row
+        size = [geometry.resize] if isinstance(geometry.resize, int) else list(geometry.resize)
+        image = functional.resize(image, size, interpolation=self.interpolation, antialias=True)
+        if tuple(image.shape[-2:]) != geometry.size:
+            image = functional.center_crop(image, list(geometry.size))
+        return {**row, "image": image}
+
+
+def _filter_name(resample: int) -> str:
+    return PIL.Image.Resampling(resample).name.lower()
+
+
+class ImageCollator:
+    """Rows to a batch: `pixel_values` (B, C, H, W) float32 normalised, `labels` (B,) int64."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], batch_augment: Any = None) -> None:
+        self.mean = torch.tensor(mean or (0.0,)).view(-1, 1, 1)
+        self.std = torch.tensor(std or (1.0,)).view(-1, 1, 1)
+
+    @classmethod
+    def for_processor(cls, processor: Any) -> "ImageCollator":
+        geometry = Geometry.of(processor)
+        return cls(geometry.mean, geometry.std)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.mean) / self.std
+        return {"pixel_values": images, "labels": torch.tensor([row["labels"] for row in rows])}

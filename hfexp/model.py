@@ -1,0 +1,169 @@
+"""The model: pretrained or from sizes, with the dataset's label maps, and some parameters frozen if asked."""
+
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import transformers
+
+from hfexp.config import ModelConfig
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.hub import explain_hub_errors
+from hfexp.targets import instantiate
+from hfexp.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+OWNED_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+
+
+def load_model_config(config: ModelConfig, task: Task) -> Any:
+    """The model's own configuration, as the checkpoint has it; no weights are read. None for `model.build`.
+
+    Raises:
+        ConfigError: the checkpoint, architecture or a field does not exist.
+    """
+    if config.build is not None:
+        return None
+    for owned in OWNED_FIELDS:
+        if owned in config.config:
+            raise ConfigError(f"model.config.{owned} comes from the dataset; set dataset.labels to change it")
+    if (config.path is None) == (config.model_type is None):
+        raise ConfigError("exactly one of model.path (pretrained) and model.model_type (built from model.config) must be set")
+    if config.path is not None:
+        with explain_hub_errors("model", config.path):
+            return transformers.AutoConfig.from_pretrained(
+                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config
+            )
+    known = transformers.CONFIG_MAPPING
+    if config.model_type not in known:
+        raise ConfigError(f"model.model_type={config.model_type} is unknown.{did_you_mean(str(config.model_type), known)}")
+    config_class = known[config.model_type]
+    _require_fields(config.config, config_class())
+    try:
+        return transformers.AutoConfig.for_model(config.model_type, **config.config)
+    except Exception as error:  # validation errors of many kinds, depending on the architecture
+        raise ConfigError(f"model.config does not fit {config_class.__name__}: {_first_lines(error)}") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+
+
+def _require_fields(fields: dict[str, Any], defaults: Any) -> None:
+    allowed = set(defaults.to_dict()) | set(getattr(defaults, "attribute_map", {}))
+    for name in fields:
+        if name not in allowed:
+            raise ConfigError(
+                f"unknown key 'model.config.{name}'.{did_you_mean(name, allowed)} "
+                f"{type(defaults).__name__} has: {one_of(allowed)}"
+            )
+
+
+@dataclass
+class ModelSummary:
+    """What was built, for the screen and the record."""
+
+    name: str
+    num_parameters: int
+    num_trainable: int
+    new_tensors: list[str] = field(default_factory=list)
+    """Weights that were not in the checkpoint (or did not fit) and start random."""
+
+    def __str__(self) -> str:
+        text = f"{self.name}, {self.num_parameters:,} parameters"
+        if self.num_trainable != self.num_parameters:
+            text += f" ({self.num_trainable:,} trained)"
+        return text
+
+
+def build_model(config: ModelConfig, task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> tuple[Any, ModelSummary]:
+    """Build or load the model with the right head and label maps.
+
+    Returns:
+        The model and a summary of it.
+    """
+    labels = _label_fields(task, id2label)
+    new_tensors: list[str] = []
+    if config.build is not None:
+        model = instantiate(config.build, "model", allowed, **_accepted(config.build, task, id2label, allowed))
+    elif config.path is not None:
+        model, new_tensors = _load(config, task, labels)
+    else:
+        model_config = transformers.AutoConfig.for_model(str(config.model_type), **config.config, **labels)
+        auto_class = getattr(transformers, task.model_class)
+        model = auto_class.from_config(model_config, **_load_options(config))
+    _freeze(model, config.freeze)
+    parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    if not trainable:
+        raise ConfigError("model.freeze matches every parameter: nothing is left to train")
+    return model, ModelSummary(type(model).__name__, sum(p.numel() for p in parameters), trainable, new_tensors)
+
+
+def _label_fields(task: Task, id2label: dict[int, str] | None) -> dict[str, Any]:
+    if id2label is None:
+        return {}
+    fields: dict[str, Any] = {"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}}
+    return fields | {"num_labels": len(id2label)}
+
+
+def _accepted(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> dict[str, Any]:
+    """Of the run-time objects, those that the user's model function takes."""
+    from hfexp.targets import locate, parameters
+
+    takes = parameters(locate(str(node.get("_target_")), "model._target_", allowed))
+    return {k: v for k, v in {"task": task, "id2label": id2label}.items() if k in takes}
+
+
+def _load_options(config: ModelConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {"dtype": config.dtype}
+    if config.attn_implementation:
+        options["attn_implementation"] = config.attn_implementation
+    return options
+
+
+def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str]]:
+    """Load pretrained weights; a head of another size is replaced."""
+    auto_class = getattr(transformers, task.model_class)
+    with explain_hub_errors("model", str(config.path)):
+        model_config = transformers.AutoConfig.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config, **labels
+        )
+        try:
+            model, info = auto_class.from_pretrained(
+                config.path,
+                config=model_config,
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **_load_options(config),
+            )
+        except (OSError, ValueError) as error:
+            text = str(error)
+            if "Unrecognized configuration class" in text:
+                kind = type(model_config).__name__
+                raise ConfigError(f"model.path={config.path}: {kind} has no {auto_class.__name__}") from error
+            if "does not appear to have a file named" in text or "no file named" in text:
+                raise ConfigError(f"model.path={config.path} has no model.safetensors (other formats can run code)") from error
+            raise
+    resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]
+    return model, sorted({*resized, *map(str, info["missing_keys"])})
+
+
+def _freeze(model: Any, patterns: list[str]) -> None:
+    """Stop training the parameters whose name matches a pattern from its start."""
+    for pattern in patterns:
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"model.freeze: {pattern!r} is not a regular expression: {error}") from error
+        matched = [parameter for name, parameter in model.named_parameters() if regex.match(name)]
+        if not matched:
+            names = [name for name, _ in model.named_parameters()]
+            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; they are named like {names[0]}, {names[-1]}")
+        for parameter in matched:
+            parameter.requires_grad_(False)

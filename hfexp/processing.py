@@ -1,0 +1,206 @@
+"""The processor, the transforms, and datasets whose rows are model inputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset, DatasetDict
+from torch.utils.data import Dataset as TorchDataset
+
+from hfexp.config import ModelConfig, TransformConfig
+from hfexp.errors import ConfigError
+from hfexp.hub import explain_hub_errors
+from hfexp.sampling import mix, preserved_rng, seed_cpu
+from hfexp.targets import check, instantiate, locate, parameters
+from hfexp.tasks.base import Task
+
+Row = dict[str, Any]
+
+
+def load_processor(config: ModelConfig, task: Task) -> Any:
+    """The processor of a pretrained model, or the default one of an architecture with the given settings.
+
+    Raises:
+        ConfigError: the checkpoint has none, or a setting does not exist.
+    """
+    settings = dict(config.processor)
+    if config.path is not None:
+        auto_class = getattr(transformers, task.processor_class)
+        with explain_hub_errors("processor", config.path):
+            try:
+                return auto_class.from_pretrained(
+                    config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **settings
+                )
+            except (OSError, ValueError) as error:
+                if "preprocessor_config" in str(error) or "image processor" in str(error):
+                    raise ConfigError(
+                        f"model.path={config.path} has no processor of its own; set model.processor._target_, "
+                        "e.g. transformers.ViTImageProcessor"
+                    ) from error
+                raise
+    if not settings.get("_target_"):
+        raise ConfigError("model.processor._target_ is missing: a model without model.path needs to be told its processor")
+    return instantiate(settings, "model.processor")
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What happens to a decoded row, by split."""
+
+    train: Callable[[Row], Row]
+    evaluation: Callable[[Row], Row]
+    batch: Callable[..., Any] | None
+    """Called with (images, labels) of a training batch."""
+    is_random: bool
+
+
+def build_transforms(config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]) -> Transforms:
+    """Build the operations; one that takes `size` or `geometry` and was given none gets the processor's."""
+    from hfexp.images import Geometry
+
+    runtime = {"geometry": None, "size": None, "num_classes": len(id2label or {}) or None}
+    if any((config.prepare, config.augment, config.evaluate)):
+        geometry = Geometry.of(processor)
+        runtime |= {"geometry": geometry, "size": list(geometry.size)}
+
+    def build(name: str) -> list[Any]:
+        nodes = getattr(config, name)
+        return [_build_operation(node, f"transform.{name}.{i}", runtime, allowed) for i, node in enumerate(nodes)]
+
+    prepare, augment, evaluate = build("prepare"), build("augment"), build("evaluate")
+    batch = build("batch_augment")
+    return Transforms(
+        train=_Chain(prepare + augment),
+        evaluation=_Chain(prepare + evaluate),
+        batch=_RandomChoice(batch) if batch else None,
+        is_random=bool(augment),
+    )
+
+
+def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list[str]) -> Any:
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a mapping with a _target_, got {node!r}")
+    accepted = parameters(locate(str(node["_target_"]), f"{key}._target_", allowed))
+    given = {k: v for k, v in runtime.items() if v is not None and k in accepted and node.get(k) is None}
+    node = {k: v for k, v in node.items() if k not in given}
+    check(node, key, allowed, frozenset(given))
+    try:
+        return instantiate(node, key, allowed, **given)
+    except Exception as error:
+        raise ConfigError(f"{key}: {node['_target_']} can't be built: {error.__cause__ or error}") from error
+
+
+class _Chain:
+    """Operations one after the other. torchvision's take and return any structure; a row is a dictionary."""
+
+    def __init__(self, operations: list[Any]) -> None:
+        self.operations = operations
+
+    def __call__(self, row: Row) -> Row:
+        for operation in self.operations:
+            row = _apply(operation, row)
+        return row
+
+
+def _apply(operation: Any, row: Row) -> Row:
+    """v2 operations and ours map rows; v1 operations (and plain functions) map the image alone."""
+    module = type(operation).__module__
+    if module.startswith("torchvision.transforms.transforms") or not isinstance(operation, torch.nn.Module):
+        return {**row, "image": operation(row["image"])}
+    return operation(row)
+
+
+class _RandomChoice:
+    """One of several batch operations, drawn anew for each batch."""
+
+    def __init__(self, operations: list[Any]) -> None:
+        self.operations = operations
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        return self.operations[int(torch.randint(len(self.operations), ()))](images, labels)
+
+
+class ProcessedDataset(TorchDataset):
+    """Rows of a `datasets.Dataset` as model inputs, processed when they are read.
+
+    Indexed by keys `epoch * len + index` (see `hfexp.sampling`); a random transform draws from a generator
+    seeded by (seed, key), so a row of an epoch looks the same whoever reads it and whenever.
+    """
+
+    def __init__(
+        self, rows: Dataset, task: Task, processor: Any, transform: Callable[[Row], Row], seed: int | None = None
+    ) -> None:
+        """`seed` is None for a deterministic transform."""
+        self.rows = _undecoded(rows)
+        self.task = task
+        self.processor = processor
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int) -> Row:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[int]) -> list[Row]:
+        columns = self.rows[[key % len(self.rows) for key in keys]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if self.seed is None:
+            return [self._process(row) for row in rows]
+        with preserved_rng():
+            return [self._process(row, key) for row, key in zip(rows, keys, strict=True)]
+
+    def _process(self, row: Row, key: int | None = None) -> Row:
+        row = self.task.decode(row)
+        if key is not None and self.seed is not None:
+            seed_cpu(mix(self.seed, key))
+        inputs = self.task.preprocess(self.transform(row), self.processor)
+        return inputs if key is None else {**inputs, "sample_key": key}
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    """Leave images as bytes or paths: they are decoded by us, so that a bad file can be named."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+class Collator:
+    """The task's collator, plus batch operations on training batches, drawn from (seed, first key)."""
+
+    def __init__(self, task: Task, processor: Any, batch_augment: Callable[..., Any] | None, seed: int) -> None:
+        self.collate = task.collator(processor)
+        self.batch_augment = batch_augment
+        self.seed = seed
+
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        keys = [row.pop("sample_key", None) for row in rows]
+        batch = self.collate(rows)
+        if self.batch_augment is not None and keys[0] is not None:
+            with preserved_rng():
+                seed_cpu(mix(self.seed, keys[0], len(keys)))
+                images, labels = self.batch_augment(batch["pixel_values"], batch["labels"])
+            batch = {**batch, "pixel_values": images, "labels": labels}
+        return batch
+
+
+def process(dataset: DatasetDict, task: Task, processor: Any, transforms: Transforms, seed: int) -> dict[str, Any]:
+    """Each split as a dataset of model inputs; only the training split is augmented."""
+    if not task.lazy:
+        raise NotImplementedError("tasks that process a dataset beforehand are not supported yet")
+    random_train = transforms.is_random or transforms.batch is not None
+    return {
+        str(split): ProcessedDataset(
+            rows,
+            task,
+            processor,
+            transforms.train if split == "train" else transforms.evaluation,
+            seed if split == "train" and random_train else None,
+        )
+        for split, rows in dataset.items()
+    }

@@ -1,0 +1,100 @@
+"""Training progress: one bar in a terminal, one line per evaluation elsewhere; and the record of what is logged."""
+
+import sys
+import time
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfexp.screen import say
+from hfexp.tracking.run import Tracker
+
+SESSION_METRICS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+
+
+class RecordMetrics(TrainerCallback):
+    """Passes what the Trainer logs to the tracker, at its step."""
+
+    def __init__(self, tracker: Tracker, resumed: bool) -> None:
+        self.tracker = tracker
+        self.resumed = resumed
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        if self.resumed:  # these cover only the part since the resumption, not the run
+            numbers = {name: value for name, value in numbers.items() if name not in SESSION_METRICS}
+        self.tracker.log_metrics(numbers, state.global_step)
+
+
+class ShowProgress(TrainerCallback):
+    """Epoch, loss, validation metric, samples per second and time to go."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.values: dict[str, float] = {}
+        self.bar: Any = None
+        self.task_id: Any = None
+        self.started = 0.0
+        self.first_step = 0
+        self.train_seconds = 0.0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.started, self.first_step = time.perf_counter(), state.global_step
+        if not state.is_world_process_zero or not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self.bar = Progress(*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn(), refresh_per_second=4)
+        self.bar.start()
+        self.task_id = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, values="")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is not None:
+            epoch = f"epoch {min(int(state.epoch or 0) + 1, int(state.num_train_epochs))}/{state.num_train_epochs}"
+            self.bar.update(self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("loss", f"eval_{self.metric}"):
+            if logs and name in logs:
+                self.values[name] = logs[name]
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.bar is None and state.is_world_process_zero and state.global_step:
+            rate = (state.global_step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
+            left = (state.max_steps - state.global_step) / max(rate, 1e-9)
+            epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
+            say(f"  {epoch}  step {state.global_step}/{state.max_steps}  {self._text(args, state)}  {left:.0f} s left")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back, also after an error."""
+        if self.started:
+            self.train_seconds = time.perf_counter() - self.started
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _text(self, args: TrainingArguments, state: TrainerState) -> str:
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        rate = (state.global_step - self.first_step) * batch / max(time.perf_counter() - self.started, 1e-9)
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        return f"{numbers}  {rate:.0f} samples/s".strip()

@@ -1,0 +1,163 @@
+"""The directory of one run: named by identity, held by a lock while the run lives, continued or numbered anew."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from hfexp.checkpoints import newest_whole
+from hfexp.config import Config, OnExisting, config_hash
+from hfexp.errors import ConfigError
+from hfexp.origin import Origin
+
+STATE = "run.json"
+
+
+@dataclass
+class RunState:
+    """What is known of a run from outside (`run.json`)."""
+
+    config_hash: str
+    status: str = "running"
+    """running, finished, failed or killed; `running` under a free lock means that the process is gone."""
+    run_id: str | None = None
+    """Of the tracking backend."""
+    host: str = ""
+    pid: int = 0
+    git_sha: str = ""
+    git_sha_before: str = ""
+    """Commit of the code when the run was last started."""
+
+
+@dataclass
+class RunDirectory:
+    """An open run directory."""
+
+    path: Path
+    state: RunState
+    resumed: bool
+    """The run had been started before and is being continued."""
+    checkpoint: Path | None
+    """The newest whole checkpoint, to resume from."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def artifacts(self) -> Path:
+        """Files to be recorded with the run."""
+        return self.path / "artifacts"
+
+    @property
+    def model(self) -> Path:
+        """Where the final model is saved."""
+        return self.path / "model"
+
+    def save_state(self) -> None:
+        temporary = self.path / f".{STATE}"
+        temporary.write_text(json.dumps(asdict(self.state), indent=1))
+        temporary.rename(self.path / STATE)
+
+
+def run_name(config: Config, origin: Origin) -> str:
+    """Name of a run without its identity: `name`, or the model and dataset options."""
+    return config.name or f"{origin.choices.get('model', 'model')}-{origin.choices.get('dataset', 'data')}"
+
+
+def experiment_name(config: Config, origin: Origin) -> str:
+    """`tracking.experiment`, or the dataset option."""
+    return config.tracking.experiment or origin.choices.get("dataset") or "default"
+
+
+@contextlib.contextmanager
+def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Iterator[RunDirectory]:
+    """Continue the unfinished run of this identity, or begin a new one; hold its lock meanwhile.
+
+    Raises:
+        ConfigError: the same experiment is running now, or exists under `on_existing=error`.
+    """
+    identity = config_hash(config)
+    parent = Path(config.output_dir).absolute() / _slug(experiment_name(config, origin))
+    stem = f"{_slug(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
+    lock = FileLock(_lock_path(parent, identity), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        holder = _latest(parent, stem)
+        where = f" by process {holder[1].pid} on {holder[1].host}, in {holder[0]}" if holder else ""
+        raise ConfigError(f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)") from None
+    try:
+        directory = _choose(parent, stem, identity, config.on_existing)
+        directory.state.host, directory.state.pid = socket.gethostname(), os.getpid()
+        directory.state.status = "running"
+        directory.state.git_sha_before, directory.state.git_sha = directory.state.git_sha, git_sha
+        directory.save_state()
+        yield directory
+    finally:
+        lock.release()
+
+
+def _lock_path(parent: Path, identity: str) -> Path:
+    locks = parent / ".locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
+    return locks / f"{identity[:16]}.lock"
+
+
+def _choose(parent: Path, stem: str, identity: str, on_existing: OnExisting) -> RunDirectory:
+    latest = _latest(parent, stem)
+    if latest is None:
+        return _create(parent / stem, identity)
+    path, state = latest
+    if on_existing is OnExisting.error:
+        raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
+    if on_existing is OnExisting.resume and state.status != "finished":
+        checkpoint = newest_whole(path / "checkpoints")
+        if checkpoint is not None or state.status != "failed":
+            return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
+    return _create(parent / _next_name(parent, stem), identity)
+
+
+def _create(path: Path, identity: str) -> RunDirectory:
+    path.mkdir(parents=True)
+    directory = RunDirectory(path, RunState(identity), resumed=False, checkpoint=None)
+    directory.artifacts.mkdir()
+    return directory
+
+
+def _numbered(parent: Path, stem: str) -> dict[int, Path]:
+    """Run directories of one identity by number; the first has no suffix."""
+    pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
+    found = ((pattern.fullmatch(path.name), path) for path in parent.iterdir() if path.is_dir())
+    return {int(m.group(1) or 1): path for m, path in found if m}
+
+
+def _next_name(parent: Path, stem: str) -> str:
+    return f"{stem}-{max(_numbered(parent, stem)) + 1}"
+
+
+def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:
+    for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
+        try:
+            return path, RunState(**json.loads((path / STATE).read_text()))
+        except (OSError, ValueError, TypeError):
+            continue  # a directory that was being made when its process died
+    return None
+
+
+def _slug(text: str) -> str:
+    """A name that is safe as a directory."""
+    return re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"

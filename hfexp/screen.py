@@ -1,0 +1,68 @@
+"""What a person sees: the choices at the start, and the result at the end."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from hfexp import __version__
+from hfexp.config import Config
+from hfexp.origin import Origin
+
+if TYPE_CHECKING:
+    from hfexp.experiment import Result
+
+SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
+
+
+def say(text: str = "") -> None:
+    """One line for the person, at once."""
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """A line worth noticing, on the error stream."""
+    print(f"hfexp: {text}", file=sys.stderr, flush=True)
+
+
+def show_choices(config: Config, origin: Origin) -> None:
+    """What was chosen and what was changed, before anything slow is imported."""
+    chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
+    say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
+    say("  " + ", ".join(chosen))
+    changed = [word.lstrip("+") for word in origin.overrides if "." in word.partition("=")[0]]
+    if changed:
+        say("  changed: " + ", ".join(changed))
+
+
+def show_result(result: "Result") -> None:
+    """The final table: numbers, baseline, the weakest classes, and where everything is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(result):
+        table.add_row(name, value, style="bold" if name.startswith("best") else None)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(width=width, highlight=False, soft_wrap=True)
+    say()
+    console.print(table)
+
+
+def _rows(result: "Result") -> list[tuple[str, str]]:
+    rows = []
+    if result.best_metric is not None:
+        step = f"  (step {result.best_step})" if result.best_step else ""
+        rows.append((f"best eval_{result.metric_name}", f"{result.best_metric:.4f}{step}"))
+    for prefix, label in (("final_eval", "validation"), ("test", "test")):
+        value = result.metrics.get(f"{prefix}_{result.metric_name}")
+        if value is not None:
+            rows.append((f"{label} {result.metric_name}", f"{value:.4f}  (the saved model)"))
+    if result.report is not None:
+        rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
+        worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())
+        rows.append(("worst classes", f"{worst}  (recall)"))
+    rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
+    rows.append(("run", os.path.relpath(result.run_dir)))
+    if result.tracking_uri:
+        rows.append(("look at it", "hfexp ui" if result.tracking_uri.startswith("sqlite") else result.tracking_uri))
+    return rows

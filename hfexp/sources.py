@@ -1,0 +1,111 @@
+"""Datasets that hfexp makes itself; each function is a `dataset.source._target_`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from hfexp.errors import ConfigError
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits as 8x8 greyscale images, with labels `0` to `9`.
+
+    Source: the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI, 1998,
+    as shipped in `sklearn.datasets.load_digits`; its 0..16 grey levels are scaled to 0..255.
+    """
+    import io
+
+    import numpy as np
+    import PIL.Image
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    encoded = []
+    for pixels in np.rint(bunch.images * (255 / 16)).astype(np.uint8):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(pixels).save(buffer, format="PNG")
+        encoded.append({"bytes": buffer.getvalue(), "path": None})
+    features = Features({"image": Image(), "label": ClassLabel(names=[str(n) for n in bunch.target_names])})
+    return Dataset.from_dict({"image": encoded, "label": bunch.target.tolist()}, features=features)
+
+
+def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> DatasetDict | Dataset:
+    """Images in folders named by their class, optionally below `train/`, `validation/` and `test/`.
+
+    Raises:
+        ConfigError: the folder is missing, empty, or holds a single class.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"dataset.source.data_dir={data_dir}: there is no such directory")
+    try:
+        dataset = datasets.load_dataset("imagefolder", data_dir=str(root), split=split, **kwargs)
+    except (datasets.exceptions.DatasetNotFoundError, datasets.data_files.EmptyDatasetError, FileNotFoundError) as error:
+        raise ConfigError(f"dataset.source.data_dir={data_dir}: no image files found below it") from error
+    first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
+    if "label" not in first.column_names:
+        raise ConfigError(
+            f"dataset.source.data_dir={data_dir}: one class only; at least two folders of images, "
+            "each named by its class, are needed"
+        )
+    return dataset  # pyright: ignore
+
+
+def image_table(
+    format: str, data_files: str | list[str] | Mapping[str, Any], image_column: str = "image", image_dir: str | None = None
+) -> DatasetDict:
+    """Rows of a CSV or Parquet table, one column of which is the path of an image.
+
+    Args:
+        format: `csv` or `parquet`.
+        data_files: one path, a list of them, or a mapping from split to paths.
+        image_column: the column with the paths.
+        image_dir: what relative paths are relative to; null: the directory of the (first) table.
+    """
+    files = dict(data_files) if isinstance(data_files, Mapping) else {"train": data_files}
+    first = None
+    for split, names in files.items():
+        for name in [names] if isinstance(names, str) else names:
+            first = first or Path(name)
+            if not Path(name).expanduser().is_file():
+                raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
+    if first is None:
+        raise ConfigError("dataset.source.data_files is empty")
+    root = Path(image_dir).expanduser() if image_dir else first.expanduser().parent
+    dataset: Any = datasets.load_dataset(format, data_files=files)
+    return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
+
+
+def _with_images(rows: Dataset, column: str, root: Path) -> Dataset:
+    if column not in rows.column_names:
+        raise ConfigError(
+            f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}"
+        )
+    feature = rows.features[column]
+    if isinstance(feature, Value):
+        paths = [str(root / path) for path in rows[column][:]]
+        rows = rows.remove_columns(column).add_column(column, paths, feature=Value("string"))
+    return rows.cast_column(column, Image())
+
+
+def saved_to_disk(path: str) -> DatasetDict | Dataset:
+    """A dataset written by `save_to_disk`."""
+    root = Path(path).expanduser()
+    if not ((root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file()):
+        raise ConfigError(f"dataset.source.path={path}: not a directory written by Dataset.save_to_disk")
+    return datasets.load_from_disk(str(root))
+
+
+def hub(path: str, name: str | None = None, revision: str | None = None, split: str | None = None) -> DatasetDict | Dataset:
+    """A dataset of the Hugging Face Hub.
+
+    Raises:
+        ConfigError: no such dataset, configuration, split or access.
+    """
+    from hfexp.hub import explain_hub_errors
+
+    with explain_hub_errors("dataset", path):
+        return datasets.load_dataset(path, name=name, revision=revision, split=split)  # pyright: ignore

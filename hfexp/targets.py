@@ -1,0 +1,163 @@
+"""The only place where `_target_` nodes become objects: allow-list, signature check, instantiation."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hfexp.errors import ConfigError, did_you_mean, one_of
+
+ALLOWED_PACKAGES = frozenset(
+    {"hfexp", "transformers", "datasets", "evaluate", "torch", "torchvision", "timm", "peft", "accelerate", "mlflow",
+     "optuna", "sklearn"}
+)  # fmt: skip
+
+DENIED = (
+    "torch.load", "torch.save", "torch.hub", "torch.jit", "torch.package", "torch.serialization", "torch.ops",
+    "torch.classes", "torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.distributed.run",
+    "torch.distributed.launcher", "torch.multiprocessing",
+    "mlflow.projects", "mlflow.run", "mlflow.pyfunc", "mlflow.server", "mlflow.cli", "mlflow.recipes",
+    "accelerate.commands", "accelerate.launchers", "accelerate.utils.load", "accelerate.utils.launch",
+    "transformers.dynamic_module_utils", "transformers.commands", "timm.models.load_checkpoint",
+)  # fmt: skip
+"""Prefixes inside allowed packages of what runs code, starts processes or loads pickles."""
+
+
+def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:
+    """Build what `node` describes, with containers as plain Python types.
+
+    Args:
+        node: mapping with `_target_` and arguments; nested `_target_` nodes are built first.
+        key: dotted key of the node, for messages.
+        allowed: packages that the user allows beside the known ones.
+        runtime: objects that only exist at run time (`processor`, `id2label`, ...); they may not be config keys too.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    overlap = sorted(runtime.keys() & node.keys())
+    if overlap:
+        raise ConfigError(f"{key}.{overlap[0]} is set by hfexp at run time and can't be configured")
+    check(node, key, allowed, frozenset(runtime))
+    # Called by us: Hydra would turn run-time objects that are dataclasses into configuration nodes.
+    build = hydra_instantiate({**node, "_partial_": True}, _convert_="all")
+    return functools.partial(build, **runtime) if node.get("_partial_") else build(**runtime)
+
+
+def check(node: Any, key: str, allowed: list[str] | None = None, runtime: frozenset[str] = frozenset()) -> None:
+    """Check every `_target_` in `node` against the allow-list and its signature; nothing is built.
+
+    Raises:
+        ConfigError: unknown or refused target, unknown or missing argument.
+    """
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check(item, f"{key}.{index}", allowed)
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        target = locate(str(node["_target_"]), f"{key}._target_", allowed)
+        _check_signature(target, node, key, runtime)
+    for name, value in node.items():
+        check(value, f"{key}.{name}", allowed)
+
+
+def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
+    """Import the object at a dotted path, if the allow-list admits it."""
+    _require_allowed(path, key, path, allowed)
+    target = _import(path, key)
+    if not callable(target):
+        raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
+    # An allowed package can expose a foreign object as an attribute (torch.os.system): what counts is where it lives.
+    home = getattr(target, "__module__", None)
+    if home is not None:
+        _require_allowed(f"{home}.{getattr(target, '__name__', '')}", key, path, allowed)
+    return target
+
+
+def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Parameters that a class or function takes; empty when it has no readable signature."""
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: frozenset[str]) -> None:
+    accepted = parameters(target)
+    if not accepted:
+        return
+    given = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    unknown = sorted(given - accepted.keys()) if not open_ended else []
+    if unknown:
+        names = [n for n in accepted if n not in runtime]
+        raise ConfigError(
+            f"unknown key '{key}.{unknown[0]}'.{did_you_mean(unknown[0], names)} "
+            f"{node['_target_']} takes: {one_of(names) or 'no arguments'}"
+        )
+    if node.get("_partial_") or "_args_" in node:
+        return
+    fixed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind in fixed]
+    lacking = [n for n in needed if n not in given and n not in runtime]
+    if lacking:
+        raise ConfigError(f"{key}.{lacking[0]} is required by {node['_target_']}: give {key}.{lacking[0]}=...")
+
+
+def _require_allowed(path: str, key: str, shown: str, allowed: list[str] | None) -> None:
+    package = path.partition(".")[0]
+    if _is_below(path, allowed or ()):
+        return
+    private = path == shown and any(part.startswith("_") for part in path.split("."))
+    if package in ALLOWED_PACKAGES and (private or _is_below(path, DENIED)):
+        raise ConfigError(f"{key}: {shown} is refused, because it can run code or load pickles")
+    if package in ALLOWED_PACKAGES or _in_project(package):
+        return
+    raise ConfigError(
+        f"{key}: {shown} is not allowed. Allowed: {one_of(ALLOWED_PACKAGES)}, modules of your own project "
+        f"(below {Path.cwd()}), and what security.allowed_targets lists"
+    )
+
+
+def _is_below(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+@functools.cache
+def _in_project(package: str) -> bool:
+    """Whether a top-level module lies below the current directory (a virtual environment there does not count)."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+    here = Path.cwd().resolve()
+    return any(Path(p).resolve().is_relative_to(here) and "site-packages" not in Path(p).parts for p in places)
+
+
+def _import(path: str, key: str) -> Any:
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:length])
+        try:
+            target = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+                continue
+            raise ConfigError(f"{key}: importing {module_name} failed: {error}") from error
+        except ImportError as error:
+            raise ConfigError(f"{key}: importing {module_name} failed: {error}") from error
+        for name in parts[length:]:
+            if not hasattr(target, name):
+                raise ConfigError(
+                    f"{key}: {module_name} has no {name!r}.{did_you_mean(name, dir(sys.modules[module_name]))}"
+                )
+            target = getattr(target, name)
+        return target
+    raise ConfigError(f"{key}: there is no module {parts[0]!r}; write the full dotted path of a class or function")

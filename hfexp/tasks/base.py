@@ -1,0 +1,65 @@
+"""What the pipeline asks of a task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import DatasetDict
+
+
+class Task(ABC):
+    """What one kind of problem needs from the pipeline: inputs, labels, batches and scores.
+
+    Subclasses are final; options are constructor arguments, and a task never sees the configuration tree.
+    """
+
+    model_class: ClassVar[str]
+    """Name in `transformers`, e.g. `AutoModelForImageClassification`."""
+    processor_class: ClassVar[str]
+    """Name in `transformers`, e.g. `AutoImageProcessor`."""
+    columns: ClassVar[tuple[str, ...]]
+    """Standard names of the columns it reads."""
+    label_column: ClassVar[str | None] = None
+    """The column that holds class labels, if any."""
+    metric: ClassVar[str]
+    """Chooses the best model unless the user says otherwise."""
+    greater_is_better: ClassVar[bool] = True
+    lazy: ClassVar[bool] = False
+    """Rows are processed when they are read (images) rather than once beforehand (text)."""
+
+    def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
+        """Names of the classes by id, from the label column's `ClassLabel`."""
+        if self.label_column is None:
+            return None
+        return dict(enumerate(dataset["train"].features[self.label_column].names))
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make a row as stored ready for the transform, e.g. open its image.
+
+        Raises:
+            DataError: the sample can't be read; the message names it.
+        """
+        return row
+
+    @abstractmethod
+    def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """One decoded and transformed row to the model's inputs, including `labels`."""
+
+    @abstractmethod
+    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, "torch.Tensor"]]:
+        """What makes a batch of model inputs from a list of rows."""
+
+    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
+        """Reduce the model's output on its device before it is gathered for the metrics."""
+        return logits
+
+    @abstractmethod
+    def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
+        """What metrics can be computed from, by the names of `evaluate`'s features."""
+
+    @abstractmethod
+    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
+        """Small made-up predictions and references, with which the metrics are tried before training."""

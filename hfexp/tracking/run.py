@@ -1,0 +1,223 @@
+"""One job, one run: opened before training, closed with what truly happened."""
+
+import contextlib
+import logging
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from hfexp.config import Config, flatten, to_dict
+from hfexp.errors import ConfigError
+from hfexp.origin import Origin, machine, mask_secrets
+from hfexp.run_directory import RunDirectory, experiment_name
+from hfexp.tracking.store import open_store, tracking_uri
+
+logger = logging.getLogger(__name__)
+
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 5000
+PARAMS_PER_BATCH = 100
+METRICS_PER_BATCH = 1000
+
+
+class Tracker(Protocol):
+    """What an experiment tells the record."""
+
+    run_id: str | None
+    uri: str | None
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Record values that hold for the whole run."""
+        ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record measured values at a training step."""
+        ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None:
+        """Copy a file or the contents of a directory into the record, below `name`."""
+        ...
+
+
+class NullTracker:
+    """Records nothing (`tracking=none`)."""
+
+    run_id: str | None = None
+    uri: str | None = None
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None: ...
+
+
+@dataclass
+class MlflowTracker:
+    """Writes to one MLflow run through the client alone: no global run that another job could fall into."""
+
+    client: Any
+    run_id: str | None
+    uri: str | None
+    recorded_until: dict[str, int] = field(default_factory=dict)
+    """Last step recorded of each metric before a resumed run was interrupted; earlier steps are not doubled."""
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(key, mask_secrets(str(value))[:MAX_PARAM_LENGTH]) for key, value in params.items()]
+        for start in range(0, len(entries), PARAMS_PER_BATCH):
+            self.client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_BATCH])
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        new = {k: v for k, v in metrics.items() if step > self.recorded_until.get(k, -1)}
+        entries = [Metric(key, float(value), now, step) for key, value in new.items()]
+        for start in range(0, len(entries), METRICS_PER_BATCH):
+            self.client.log_batch(self.run_id, metrics=entries[start : start + METRICS_PER_BATCH])
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(key, mask_secrets(value)[:MAX_TAG_LENGTH]) for key, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=entries)
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None:
+        if path.is_dir():
+            self.client.log_artifacts(self.run_id, str(path), name)
+        else:
+            self.client.log_artifact(self.run_id, str(path), name)
+
+
+@contextlib.contextmanager
+def open_run(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> Iterator[Tracker]:
+    """Open the run of this directory; close it FINISHED, FAILED or KILLED as the block ends.
+
+    Args:
+        code: state of the code, from `hfexp.origin.git_state`.
+    """
+    _write_description(config, directory, origin, code)
+    with _status(directory) as ending:
+        tracker = _start(config, directory, origin, code)
+        ending.tracker = tracker
+        tracker.log_artifacts(directory.artifacts)
+        yield tracker
+        tracker.log_artifacts(directory.artifacts)
+
+
+@dataclass
+class _Ending:
+    tracker: Tracker = field(default_factory=NullTracker)
+
+
+@contextlib.contextmanager
+def _status(directory: RunDirectory) -> Iterator[_Ending]:
+    """Write the ending into the run directory and the tracking store."""
+    ending = _Ending()
+    try:
+        yield ending
+    except (KeyboardInterrupt, SystemExit) as error:
+        signal_name = "Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"exit code {error.code}"
+        _close(directory, ending.tracker, "killed", f"stopped by {signal_name}")
+        raise
+    except BaseException as error:
+        (directory.artifacts / "traceback.txt").write_text(mask_secrets("".join(traceback.format_exception(error))))
+        _close(directory, ending.tracker, "failed", f"{type(error).__name__}: {error}")
+        raise
+    _close(directory, ending.tracker, "finished", "")
+
+
+def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) -> None:
+    directory.state.status = status
+    directory.save_state()
+    if not isinstance(tracker, MlflowTracker):
+        return
+    tracker.set_tags({"hfexp.status_reason": reason})
+    if status == "failed":
+        tracker.log_artifacts(directory.artifacts / "traceback.txt")
+    tracker.client.set_terminated(tracker.run_id, status.upper())
+
+
+def _start(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> Tracker:
+    if config.tracking.backend == "none":
+        return NullTracker()
+    if config.tracking.backend != "mlflow":
+        raise ConfigError(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
+    client, experiment_id = open_store(config, experiment_name(config, origin))
+    uri = tracking_uri(config.tracking.uri, config.output_dir)
+    known = _known_run(client, directory)
+    if known is not None:
+        client.update_run(known, status="RUNNING")
+        tracker = MlflowTracker(client, known, uri, _last_steps(client, known))
+        tracker.set_tags({"hfexp.resumed": "true", "hfexp.status_reason": ""} | _tags(config, directory, origin, code))
+        return tracker
+    run = client.create_run(experiment_id, run_name=directory.name)
+    directory.state.run_id = run.info.run_id
+    directory.save_state()
+    tracker = MlflowTracker(client, run.info.run_id, uri)
+    tracker.set_tags(_tags(config, directory, origin, code))
+    tracker.log_params(flatten(to_dict(config)))
+    return tracker
+
+
+def _known_run(client: Any, directory: RunDirectory) -> str | None:
+    """The run to continue, unless it was deleted from the store meanwhile."""
+    from mlflow.exceptions import MlflowException
+
+    if not directory.resumed or not directory.state.run_id:
+        return None
+    try:
+        run = client.get_run(directory.state.run_id)
+    except MlflowException:
+        run = None
+    if run is None or run.info.lifecycle_stage == "deleted":
+        logger.warning("the MLflow run %s is gone; recording in a new one", directory.state.run_id)
+        return None
+    return directory.state.run_id
+
+
+def _last_steps(client: Any, run_id: str) -> dict[str, int]:
+    names = client.get_run(run_id).data.metrics
+    return {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
+
+
+def _tags(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> dict[str, str]:
+    tags = {
+        "hfexp.config_hash": directory.state.config_hash,
+        "hfexp.command": origin.command,
+        "hfexp.overrides": " ".join(origin.overrides),
+        "hfexp.run_dir": str(directory.path),
+        "mlflow.source.name": Path(origin.program).name,
+        "mlflow.source.type": "LOCAL",
+    }
+    tags |= {f"hfexp.{name}": option for name, option in origin.choices.items() if option}
+    tags |= {f"hfexp.{name}": value for name, value in machine().items()}
+    if code:
+        tags |= {"hfexp.git_sha": code["git_sha"], "hfexp.git_branch": code["git_branch"]}
+        tags |= {"mlflow.source.git.commit": code["git_sha"], "hfexp.git_dirty": str(bool(code["git_diff"])).lower()}
+    return tags | config.tracking.tags
+
+
+def _write_description(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> None:
+    """What was asked for, as files of the run directory and of the record."""
+    from omegaconf import OmegaConf
+
+    directory.artifacts.mkdir(exist_ok=True)
+    (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
+    (directory.path / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(origin.overrides))))
+    for name in ("config.yaml", "overrides.yaml"):
+        shutil.copy(directory.path / name, directory.artifacts / name)
+    (directory.artifacts / "command.txt").write_text(origin.command + "\n")
+    if code.get("git_diff") or code.get("git_untracked"):
+        untracked = "".join(f"# untracked: {name}\n" for name in code["git_untracked"].splitlines())
+        (directory.artifacts / "git.diff").write_text(untracked + code["git_diff"] + "\n")

@@ -1,0 +1,123 @@
+"""The Trainer, and training with it: resumable, stoppable, with keyed sampling."""
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfexp.checkpoints import TrueCheckpoints
+from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
+from hfexp.metrics import MetricSet
+from hfexp.processing import ProcessedDataset
+from hfexp.sampling import EpochSampler
+from hfexp.tasks.base import Task
+
+
+class Trainer(TrueCheckpoints, transformers.Trainer):
+    """The Transformers `Trainer` with true checkpoints, sampling by (seed, epoch) and soft labels."""
+
+    soft_labels: bool = False
+    """Training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if isinstance(dataset, ProcessedDataset) and strategy in ("random", "sequential"):
+            return EpochSampler(len(dataset), self.args.seed, shuffle=strategy == "random")
+        return super()._get_train_sampler(train_dataset)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the Trainer's, plus cross entropy with class probabilities (B, num_labels)."""
+        labels = inputs.get("labels")
+        if not (self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        smoothing = float(self.args.label_smoothing_factor)
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return (loss, outputs) if return_outputs else loss
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM: finish the step, write a checkpoint, then end with exit code 143.
+
+    At the end of an epoch the checkpoint waits for the epoch's evaluation, which a resumed run would not repeat.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "StopOnSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.requested and state.epoch is not None and not float(state.epoch).is_integer():
+            control.should_save = True
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.requested:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.requested:
+            raise Terminated(EXIT_TERMINATED)
+
+
+def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
+    """What the Trainer calls after an evaluation: scalars by name."""
+
+    def compute_metrics(prediction: transformers.EvalPrediction) -> dict[str, float]:
+        return metrics.scalars(dict(task.metric_inputs(prediction.predictions, prediction.label_ids)))  # pyright: ignore
+
+    return compute_metrics
+
+
+def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:
+    """The callback for `trainer.early_stopping_patience`, if it is set."""
+    return [] if patience is None else [transformers.EarlyStoppingCallback(patience, threshold)]
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint if there is one.
+
+    Raises:
+        Terminated: SIGTERM arrived; a checkpoint was written.
+    """
+    stop = StopOnSignal()
+    trainer.add_callback(stop)
+    with stop:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.requested:
+        raise Terminated(EXIT_TERMINATED)
+
+
+def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
+    """The class named by `trainer._target_`.
+
+    Raises:
+        ConfigError: it is not a subclass of hfexp's own Trainer, whose checkpoints restore every weight.
+    """
+    from hfexp.targets import locate
+
+    found = locate(config_target, "trainer._target_", allowed)
+    if not (isinstance(found, type) and issubclass(found, Trainer)):
+        raise ConfigError(f"trainer._target_={config_target} must be a subclass of hfexp.training.Trainer")
+    return found

@@ -1,0 +1,31 @@
+"""`hfexp ui`: MLflow's own interface on the store that runs are recorded in."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hfexp.errors import ConfigError
+from hfexp.tracking.store import tracking_uri
+
+
+def main(words: list[str]) -> int:
+    """Start MLflow on loopback and wait until it is stopped."""
+    parser = argparse.ArgumentParser(prog="hfexp ui", description="Open MLflow on the store that runs are recorded in.")
+    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--host", default="127.0.0.1", help="loopback by default: MLflow asks nobody for a password")
+    parser.add_argument("--output-dir", default="outputs")
+    parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
+    args = parser.parse_args(words)
+    uri = tracking_uri(args.uri, args.output_dir)
+    if uri.startswith("http"):
+        print(f"The runs are on a server: {uri}")
+        return 0
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ConfigError(f"there is no store at {uri.removeprefix('sqlite:///')} yet: run `hfexp` first, or give --uri")
+    print(f"MLflow on {uri}: http://{args.host}:{args.port}  (Ctrl-C stops it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_LOGGING_LEVEL": os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING")}
+    return subprocess.run(command, env=environment, check=False).returncode
