@@ -97,7 +97,7 @@ def _problem(name: str, value: Any, types: dict[str, str]) -> str | None:
 
 
 def _fits(value: Any, annotation: str) -> bool:
-    """Whether a plain value fits an annotation; classes we don't know (enums take strings) are left to Transformers."""
+    """Whether a plain value fits an annotation; classes we don't know (enums take strings) are not held against it."""
     names = set(re.sub(r"\[[^\]]*\]", "", annotation).replace(" ", "").split("|"))
     known = [_TYPES[name] for name in names if name in _TYPES]
     if not known:
@@ -108,7 +108,14 @@ def _fits(value: Any, annotation: str) -> bool:
 
 
 def build_arguments(
-    args: dict[str, Any], *, output_dir: Path, seed: int, run_name: str, metric: str, greater_is_better: bool, deterministic: bool
+    args: dict[str, Any],
+    *,
+    output_dir: Path,
+    seed: int,
+    run_name: str,
+    metric: str,
+    greater_is_better: bool,
+    deterministic: bool,
 ) -> Any:
     """Construct `TrainingArguments`: the user's fields, and those that hfexp owns.
 

@@ -164,7 +164,9 @@ class TrueCheckpoints(_Base):
         self._set_best_checkpoint(Path(str(self.args.output_dir)))
         best = self.state.best_global_step
         if best and self.args.load_best_model_at_end and not self.state.best_model_checkpoint:
-            raise CheckpointError(f"the best checkpoint so far, checkpoint-{best}, is gone from {self.args.output_dir}")
+            raise CheckpointError(
+                f"the best checkpoint so far, checkpoint-{best}, is gone from {self.args.output_dir}"
+            )
         return position
 
     def _load_best_model(self) -> None:

@@ -14,6 +14,7 @@ from hfexp.errors import (
     one_of,
 )
 
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 

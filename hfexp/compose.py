@@ -73,7 +73,9 @@ def explain(error: Exception, words: list[str]) -> str:
         return explain_key_error(cause)
     if isinstance(error, OmegaConfBaseException):
         return explain_key_error(error)
-    return " ".join(line.strip() for line in str(error).splitlines() if "search path" not in line and "provider=" not in line)
+    return " ".join(
+        line.strip() for line in str(error).splitlines() if "search path" not in line and "provider=" not in line
+    )
 
 
 def _explain_missing_option(error: MissingConfigException) -> str:

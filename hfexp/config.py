@@ -34,7 +34,7 @@ class OnBadSample(Enum):
 
 @dataclass
 class ModelConfig:
-    """A pretrained model (`path`), or one built from sizes (`model_type` and `config`), or the user's own (`_target_`)."""
+    """A pretrained model (`path`), one built from sizes (`model_type`, `config`), or the user's own (`_target_`)."""
 
     path: str | None = None
     """Hub id or local directory."""
@@ -152,11 +152,11 @@ SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "se
 
 IRRELEVANT_ARGS = frozenset(
     {
-        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
-        "dataloader_multiprocessing_context", "ddp_timeout", "disable_tqdm", "eval_accumulation_steps",
-        "log_level", "log_level_replica", "logging_first_step", "logging_steps", "logging_strategy",
-        "per_device_eval_batch_size", "restore_callback_states_from_checkpoint", "save_total_limit",
-        "skip_memory_metrics",
+        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout", "disable_tqdm",
+        "eval_accumulation_steps", "log_level", "log_level_replica", "logging_first_step", "logging_steps",
+        "logging_strategy", "per_device_eval_batch_size", "restore_callback_states_from_checkpoint",
+        "save_total_limit", "skip_memory_metrics",
     }
 )  # fmt: skip
 """`trainer.args` that cannot change the result."""

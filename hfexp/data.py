@@ -2,9 +2,10 @@
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
@@ -30,7 +31,7 @@ def load_dataset(config: DatasetConfig, task: Task, allowed_targets: list[str] |
     dataset = _rename_columns(dataset, config, task)
     dataset = _cast_labels(dataset, config, task)
     dataset = _make_splits(dataset, config, task)
-    dataset = _limit(dataset, config)
+    dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
     if config.validate_on_train:
         dataset["validation"] = dataset["train"]
     return dataset
@@ -46,7 +47,9 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
         return dataset, {}
     kept, dropped = {}, {}
     for split, rows in dataset.items():
-        good = [index for index, row in enumerate(rows) if _is_readable(row, task)]
+        with ThreadPoolExecutor() as pool:
+            readable = list(pool.map(lambda row: _is_readable(dict(row), task), rows))
+        good = [index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
         if not good:
@@ -66,10 +69,12 @@ def _is_readable(row: dict[str, Any], task: Task) -> bool:
 def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
     """Call the source; a single dataset becomes the training split."""
     if not config.source.get("_target_"):
-        raise ConfigError("dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset")
+        raise ConfigError(
+            "dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset"
+        )
     source = instantiate(config.source, "dataset.source", allowed_targets)
     if isinstance(source, Dataset):
-        return DatasetDict(train=source)
+        return DatasetDict({"train": source})
     if isinstance(source, dict) and source and all(isinstance(split, Dataset) for split in source.values()):
         return DatasetDict(source)
     raise ConfigError(
@@ -85,7 +90,7 @@ def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
         wanted = getattr(config.splits, split)
         if wanted is not None and wanted not in source:
             raise ConfigError(
-                f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, source)} "
+                f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, map(str, source))} "
                 f"The dataset has: {one_of(source)}"
             )
         found = wanted or next((name for name in names if name in source), None)
@@ -129,7 +134,9 @@ def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
         names, feature_names = config.labels or feature.names, feature.names
         if names == feature_names:
             return _check_label_range(dataset, column, names)
-        values = {split: [feature_names[i] if i >= 0 else None for i in rows[column][:]] for split, rows in dataset.items()}
+        values = {
+            split: [feature_names[i] if i >= 0 else None for i in rows[column][:]] for split, rows in dataset.items()
+        }
     elif isinstance(feature, Value):
         values = {split: rows[column][:] for split, rows in dataset.items()}
         names = config.labels or _label_names(values, column)
@@ -142,7 +149,7 @@ def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
         _require_known(labels, ids, split)
         rows = dataset[split].remove_columns(column)
         features = Features({column: ClassLabel(names=list(names))})
-        result[split] = rows.add_column(column, [ids[label] for label in labels], feature=features[column])
+        result[split] = rows.add_column(column, [ids[str(label)] for label in labels], feature=features[column])
     return DatasetDict(result)
 
 
@@ -172,7 +179,9 @@ def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> D
             )
         other = rows.features[column]
         if isinstance(other, ClassLabel) and other.names != names:
-            raise ConfigError(f"the {split} split has other labels ({one_of(other.names)}) than train ({one_of(names)})")
+            raise ConfigError(
+                f"the {split} split has other labels ({one_of(other.names)}) than train ({one_of(names)})"
+            )
     return dataset
 
 
@@ -195,7 +204,9 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
     share = size if size < 1 else int(size)
     count = round(size * len(rows)) if size < 1 else int(size)
     if size <= 0 or not 0 < count < len(rows):
-        raise ConfigError(f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1")
+        raise ConfigError(
+            f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1"
+        )
     stratify = label_column
     if label_column is not None:
         counts = Counter(rows[label_column][:])
@@ -217,3 +228,11 @@ def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
             rows = rows.shuffle(seed=config.split_seed).select(range(limit))
         limited[split] = rows
     return DatasetDict(limited)
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    """Leave images as bytes or paths: they are decoded by us, so that a bad file can be named."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows

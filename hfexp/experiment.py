@@ -121,7 +121,10 @@ def record_inputs(tracker: Tracker, inputs: Inputs, summary: ModelSummary) -> No
     if summary.new_tensors:
         shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
         screen.say(f"  new weights, not from the checkpoint: {shown}")
-    params: dict[str, Any] = {"model.num_parameters": summary.num_parameters, "model.num_trainable": summary.num_trainable}
+    params: dict[str, Any] = {
+        "model.num_parameters": summary.num_parameters,
+        "model.num_trainable": summary.num_trainable,
+    }
     params |= {f"dataset.num_{split}_samples": len(rows) for split, rows in inputs.dataset.items()}
     params |= {f"dataset.num_{split}_skipped": count for split, count in inputs.dropped.items()}
     tracker.log_params(params)
@@ -143,7 +146,9 @@ def build_trainer(
     )
     progress = ShowProgress(str(args.metric_for_best_model).removeprefix("eval_"))
     callbacks = [
-        instantiate(node, f"trainer.callbacks.{name}", allowed) for name, node in config.trainer.callbacks.items() if node
+        instantiate(node, f"trainer.callbacks.{name}", allowed)
+        for name, node in config.trainer.callbacks.items()
+        if node
     ]
     trainer = trainer_class(config.trainer._target_, allowed)(
         model=model,

@@ -5,6 +5,14 @@ from collections.abc import Iterator
 
 from hfexp.errors import ConfigError
 
+OFFLINE = frozenset(
+    {
+        "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError",
+        "LocalEntryNotFoundError", "MaxRetryError", "NameResolutionError", "ConnectTimeoutError",
+    }
+)  # fmt: skip
+"""Exceptions of the HTTP libraries and of huggingface_hub that mean: no answer."""
+
 
 class HubUnreachable(RuntimeError):
     """What was asked for is neither cached nor reachable now."""
@@ -34,7 +42,7 @@ def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
 
 
 def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
-    """The message for an error and whether the user's input is at fault; (None, False) for an error of another kind."""
+    """The message and whether the user's input is at fault; (None, False) for an error of another kind."""
     seen = list(_chain(error))
     kinds = {type(e).__name__ for e in seen}
     text = " ".join(str(e) for e in seen)
@@ -43,13 +51,11 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
         return f"{kind} {name} is gated: accept its terms at {page}, then `hf auth login`", True
     if kinds & {"RevisionNotFoundError"}:
         return f"{kind} {name} has no such revision", True
-    offline = kinds & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout",
-                       "LocalEntryNotFoundError", "MaxRetryError", "NameResolutionError", "ProxyError", "ConnectTimeoutError"}  # fmt: skip
-    if offline or "couldn't connect to" in text.lower() or "Couldn't reach" in text:
+    if kinds & OFFLINE or "couldn't connect to" in text.lower() or "couldn't reach" in text.lower():
+        fetch = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}"
         return (
-            f"{kind} {name} is not in the local cache and huggingface.co could not be reached. "
-            f"Check the network, or fetch it where there is one (`hf download {name}"
-            f"{' --repo-type dataset' if kind == 'dataset' else ''}`), copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
+            f"{kind} {name} is not in the local cache and huggingface.co could not be reached. Check the network, or "
+            f"fetch it where there is one (`{fetch}`), copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
         ), False
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
         return f"there is no {kind} {name} on the Hub, or it is private: check the name, or `hf auth login`", True

@@ -112,7 +112,9 @@ class Geometry:
         squash = config.get("crop_mode") == "squash" or height != width
         resize = (height, width) if squash else int(height / config["crop_pct"])
         filters = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
-        return cls((height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"]))
+        return cls(
+            (height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"])
+        )
 
 
 def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:

@@ -121,8 +121,8 @@ class Brier(_ArrayMetric):
 class ExpectedCalibrationError(_ArrayMetric):
     """Distance between confidence and accuracy, averaged over bins of equal width: `ece`.
 
-    M. P. Naeini, G. Cooper, M. Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015;
-    15 bins as in C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    M. P. Naeini, G. Cooper, M. Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI
+    2015; 15 bins as in C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
     """
 
     inputs = {"prediction_scores": SCORES, "references": IDS}
@@ -174,7 +174,9 @@ class MetricSet:
             values = metric.compute(**{key: offered[key] for key in needed}) or {}
             taken = sorted(values.keys() & result.keys())
             if taken:
-                raise ConfigError(f"metrics.{name} gives {taken[0]!r}, which another metric gives too; remove one of them")
+                raise ConfigError(
+                    f"metrics.{name} gives {taken[0]!r}, which another metric gives too; remove one of them"
+                )
             result |= values
         return result
 

@@ -30,19 +30,22 @@ def load_model_config(config: ModelConfig, task: Task) -> Any:
         if owned in config.config:
             raise ConfigError(f"model.config.{owned} comes from the dataset; set dataset.labels to change it")
     if (config.path is None) == (config.model_type is None):
-        raise ConfigError("exactly one of model.path (pretrained) and model.model_type (built from model.config) must be set")
+        raise ConfigError(
+            "exactly one of model.path (pretrained) and model.model_type (built from model.config) must be set"
+        )
     if config.path is not None:
         with explain_hub_errors("model", config.path):
             return transformers.AutoConfig.from_pretrained(
                 config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config
             )
     known = transformers.CONFIG_MAPPING
-    if config.model_type not in known:
-        raise ConfigError(f"model.model_type={config.model_type} is unknown.{did_you_mean(str(config.model_type), known)}")
-    config_class = known[config.model_type]
+    kind = str(config.model_type)
+    if kind not in known:
+        raise ConfigError(f"model.model_type={kind} is unknown.{did_you_mean(kind, known)}")
+    config_class = known[kind]
     _require_fields(config.config, config_class())
     try:
-        return transformers.AutoConfig.for_model(config.model_type, **config.config)
+        return transformers.AutoConfig.for_model(kind, **config.config)
     except Exception as error:  # validation errors of many kinds, depending on the architecture
         raise ConfigError(f"model.config does not fit {config_class.__name__}: {_first_lines(error)}") from error
 
@@ -78,7 +81,9 @@ class ModelSummary:
         return text
 
 
-def build_model(config: ModelConfig, task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> tuple[Any, ModelSummary]:
+def build_model(
+    config: ModelConfig, task: Task, id2label: dict[int, str] | None, allowed: list[str]
+) -> tuple[Any, ModelSummary]:
     """Build or load the model with the right head and label maps.
 
     Returns:
@@ -127,9 +132,14 @@ def _load_options(config: ModelConfig) -> dict[str, Any]:
 def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str]]:
     """Load pretrained weights; a head of another size is replaced."""
     auto_class = getattr(transformers, task.model_class)
-    with explain_hub_errors("model", str(config.path)):
+    path = str(config.path)
+    with explain_hub_errors("model", path):
         model_config = transformers.AutoConfig.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config, **labels
+            path,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+            **config.config,
+            **labels,
         )
         try:
             model, info = auto_class.from_pretrained(
@@ -148,7 +158,9 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
                 kind = type(model_config).__name__
                 raise ConfigError(f"model.path={config.path}: {kind} has no {auto_class.__name__}") from error
             if "does not appear to have a file named" in text or "no file named" in text:
-                raise ConfigError(f"model.path={config.path} has no model.safetensors (other formats can run code)") from error
+                raise ConfigError(
+                    f"model.path={config.path} has no model.safetensors (other formats can run code)"
+                ) from error
             raise
     resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]
     return model, sorted({*resized, *map(str, info["missing_keys"])})
@@ -164,6 +176,8 @@ def _freeze(model: Any, patterns: list[str]) -> None:
         matched = [parameter for name, parameter in model.named_parameters() if regex.match(name)]
         if not matched:
             names = [name for name, _ in model.named_parameters()]
-            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; they are named like {names[0]}, {names[-1]}")
+            raise ConfigError(
+                f"model.freeze: {pattern!r} matches no parameter; they are named like {names[0]}, {names[-1]}"
+            )
         for parameter in matched:
             parameter.requires_grad_(False)

@@ -44,7 +44,9 @@ def git_state() -> dict[str, str]:
 
 def _git(*words: str) -> str:
     try:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace")
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -60,7 +62,9 @@ def machine() -> dict[str, str]:
     }
 
 
-_TOKEN_SHAPES = re.compile(r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})")
+_TOKEN_SHAPES = re.compile(
+    r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"
+)
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]+:)[^@/\s]+@")
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
 

@@ -75,13 +75,17 @@ def prepare(config: Config) -> Inputs:
     problems = _Problems()
     allowed = config.security.allowed_targets
     task = dataset = dropped = processor = transforms = metrics = model_config = id2label = None
-    problems.add(_check_places(config) + _check_strategies(config.trainer.args, config.trainer.early_stopping_patience))
+    problems.add(
+        _check_places(config) + _check_strategies(config.trainer.args, config.trainer.early_stopping_patience)
+    )
     with problems:
         trainer_class(config.trainer._target_, allowed)
     with problems:
         task = instantiate(config.task, "task", allowed)
     with problems:
-        dataset, dropped = drop_bad_samples(load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task))
+        dataset, dropped = drop_bad_samples(
+            load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
+        )
         id2label = _need(task).id2label(dataset)
         problems.add(_check_labels(id2label, dataset))
     with problems:
@@ -94,11 +98,20 @@ def prepare(config: Config) -> Inputs:
     with problems:
         transforms = processing.build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.found:
-            problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, model_config, id2label))
+            problems.add(
+                _check_fit(config, _need(task), _need(dataset), processor, transforms, model_config, id2label)
+            )
     if problems.found:
         raise ConfigError(join_problems(list(dict.fromkeys(problems.found))))
     return Inputs(
-        _need(task), _need(dataset), dropped or {}, id2label, processor, _need(transforms), _need(metrics), model_config
+        _need(task),
+        _need(dataset),
+        dropped or {},
+        id2label,
+        processor,
+        _need(transforms),
+        _need(metrics),
+        model_config,
     )
 
 
@@ -125,7 +138,7 @@ def _check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
     best = args.get("load_best_model_at_end", False)
     if best and save not in (evaluate, "best"):
         problems.append(
-            f"trainer.args.load_best_model_at_end needs save_strategy ({save}) and eval_strategy ({evaluate}) to be equal"
+            f"trainer.args.load_best_model_at_end needs equal save_strategy ({save}) and eval_strategy ({evaluate})"
         )
     if best and evaluate == "no":
         problems.append("trainer.args.load_best_model_at_end needs evaluations: set eval_strategy to epoch or steps")
@@ -155,7 +168,10 @@ def _check_precision(args: dict[str, Any]) -> list[str]:
 
 def _check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:
     if id2label is not None and len(id2label) < 2:
-        return [f"one class only ({one_of(id2label.values())}) in {len(dataset['train'])} training rows; at least two are needed"]
+        return [
+            f"one class only ({one_of(id2label.values())}) in {len(dataset['train'])} training rows; "
+            "at least two are needed"
+        ]
     return []
 
 
@@ -194,7 +210,9 @@ def _check_fit(
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
     shapes = {split: {k: tuple(v.shape) for k, v in batch.items()} for split, batch in first.items()}
     if shapes["train"] != shapes["validation"]:
-        problems.append(f"transform: training inputs {shapes['train']} differ from validation inputs {shapes['validation']}")
+        problems.append(
+            f"transform: training inputs {shapes['train']} differ from validation inputs {shapes['validation']}"
+        )
     if model_config is not None and model_config.model_type != "timm_wrapper":
         skeleton = _skeleton(config, task, model_config)
         problems += _try_forward(skeleton, first["train"], shapes["train"])
@@ -232,7 +250,9 @@ def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
         with torch.device("meta"):
             return getattr(transformers, task.model_class).from_config(model_config).eval()
     except ValueError as error:
-        raise ConfigError(f"model: {type(model_config).__name__} can't be built as {task.model_class}: {error}") from error
+        raise ConfigError(
+            f"model: {type(model_config).__name__} can't be built as {task.model_class}: {error}"
+        ) from error
     except (RuntimeError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"model.config: these sizes give no model: {error}") from error
 
@@ -254,7 +274,7 @@ def _try_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -
 
 
 def _check_disk(config: Config, num_parameters: int) -> list[str]:
-    """Weights and two Adam moments in float32 for each kept checkpoint, one being written, and the final model twice."""
+    """Float32 weights and Adam's moments for each checkpoint and one being written, and the final model twice."""
     kept = config.trainer.args.get("save_total_limit") or 10
     moments = 0 if config.trainer.args.get("save_only_model") else 2
     needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)
@@ -266,7 +286,7 @@ def _check_disk(config: Config, num_parameters: int) -> list[str]:
     free = shutil.disk_usage(place).free
     if needed > free:
         return [
-            f"output_dir={config.output_dir}: checkpoints need about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "lower trainer.args.save_total_limit, or use another output_dir"
+            f"output_dir={config.output_dir}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            "free; lower trainer.args.save_total_limit, or use another output_dir"
         ]
     return []

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
@@ -42,7 +41,9 @@ def load_processor(config: ModelConfig, task: Task) -> Any:
                     ) from error
                 raise
     if not settings.get("_target_"):
-        raise ConfigError("model.processor._target_ is missing: a model without model.path needs to be told its processor")
+        raise ConfigError(
+            "model.processor._target_ is missing: a model without model.path needs to be told its processor"
+        )
     return instantiate(settings, "model.processor")
 
 
@@ -57,7 +58,9 @@ class Transforms:
     is_random: bool
 
 
-def build_transforms(config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]) -> Transforms:
+def build_transforms(
+    config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
+) -> Transforms:
     """Build the operations; one that takes `size` or `geometry` and was given none gets the processor's."""
     from hfexp.images import Geometry
 
@@ -134,7 +137,7 @@ class ProcessedDataset(TorchDataset):
         self, rows: Dataset, task: Task, processor: Any, transform: Callable[[Row], Row], seed: int | None = None
     ) -> None:
         """`seed` is None for a deterministic transform."""
-        self.rows = _undecoded(rows)
+        self.rows = rows
         self.task = task
         self.processor = processor
         self.transform = transform
@@ -160,14 +163,6 @@ class ProcessedDataset(TorchDataset):
             seed_cpu(mix(self.seed, key))
         inputs = self.task.preprocess(self.transform(row), self.processor)
         return inputs if key is None else {**inputs, "sample_key": key}
-
-
-def _undecoded(rows: Dataset) -> Dataset:
-    """Leave images as bytes or paths: they are decoded by us, so that a bad file can be named."""
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
 
 
 class Collator:

@@ -18,7 +18,9 @@ class ProfileCallback(TrainerCallback):
         self.schedule = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
         self.profiler: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
         directory = Path(str(args.output_dir)).parent / "artifacts" / "profile"
         directory.mkdir(parents=True, exist_ok=True)
@@ -31,8 +33,12 @@ class ProfileCallback(TrainerCallback):
         self.profiler = profile(activities=activities, schedule=self.schedule, on_trace_ready=write)
         self.profiler.start()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.profiler.step()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.profiler.stop()

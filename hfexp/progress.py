@@ -47,7 +47,9 @@ class ShowProgress(TrainerCallback):
         self.first_step = 0
         self.train_seconds = 0.0
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.started, self.first_step = time.perf_counter(), state.global_step
         if not state.is_world_process_zero or not sys.stdout.isatty():
             return
@@ -58,10 +60,14 @@ class ShowProgress(TrainerCallback):
         self.bar.start()
         self.task_id = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, values="")
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar is not None:
             epoch = f"epoch {min(int(state.epoch or 0) + 1, int(state.num_train_epochs))}/{state.num_train_epochs}"
-            self.bar.update(self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state))
+            self.bar.update(
+                self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state)
+            )
 
     def on_log(
         self,
@@ -75,14 +81,18 @@ class ShowProgress(TrainerCallback):
             if logs and name in logs:
                 self.values[name] = logs[name]
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.bar is None and state.is_world_process_zero and state.global_step:
             rate = (state.global_step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
             left = (state.max_steps - state.global_step) / max(rate, 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
             say(f"  {epoch}  step {state.global_step}/{state.max_steps}  {self._text(args, state)}  {left:.0f} s left")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.close()
 
     def close(self) -> None:

@@ -96,7 +96,9 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
     except Timeout:
         holder = _latest(parent, stem)
         where = f" by process {holder[1].pid} on {holder[1].host}, in {holder[0]}" if holder else ""
-        raise ConfigError(f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)") from None
+        raise ConfigError(
+            f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)"
+        ) from None
     try:
         directory = _choose(parent, stem, identity, config.on_existing)
         directory.state.host, directory.state.pid = socket.gethostname(), os.getpid()

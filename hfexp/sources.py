@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DatasetNotFoundError
 
 from hfexp.errors import ConfigError
 
@@ -43,7 +45,7 @@ def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> Data
         raise ConfigError(f"dataset.source.data_dir={data_dir}: there is no such directory")
     try:
         dataset = datasets.load_dataset("imagefolder", data_dir=str(root), split=split, **kwargs)
-    except (datasets.exceptions.DatasetNotFoundError, datasets.data_files.EmptyDatasetError, FileNotFoundError) as error:
+    except (DatasetNotFoundError, EmptyDatasetError, FileNotFoundError) as error:
         raise ConfigError(f"dataset.source.data_dir={data_dir}: no image files found below it") from error
     first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
     if "label" not in first.column_names:
@@ -55,7 +57,10 @@ def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> Data
 
 
 def image_table(
-    format: str, data_files: str | list[str] | Mapping[str, Any], image_column: str = "image", image_dir: str | None = None
+    format: str,
+    data_files: str | list[str] | Mapping[str, Any],
+    image_column: str = "image",
+    image_dir: str | None = None,
 ) -> DatasetDict:
     """Rows of a CSV or Parquet table, one column of which is the path of an image.
 
@@ -81,9 +86,7 @@ def image_table(
 
 def _with_images(rows: Dataset, column: str, root: Path) -> Dataset:
     if column not in rows.column_names:
-        raise ConfigError(
-            f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}"
-        )
+        raise ConfigError(f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}")
     feature = rows.features[column]
     if isinstance(feature, Value):
         paths = [str(root / path) for path in rows[column][:]]
@@ -99,7 +102,9 @@ def saved_to_disk(path: str) -> DatasetDict | Dataset:
     return datasets.load_from_disk(str(root))
 
 
-def hub(path: str, name: str | None = None, revision: str | None = None, split: str | None = None) -> DatasetDict | Dataset:
+def hub(
+    path: str, name: str | None = None, revision: str | None = None, split: str | None = None
+) -> DatasetDict | Dataset:
     """A dataset of the Hugging Face Hub.
 
     Raises:

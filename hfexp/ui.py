@@ -12,7 +12,9 @@ from hfexp.tracking.store import tracking_uri
 
 def main(words: list[str]) -> int:
     """Start MLflow on loopback and wait until it is stopped."""
-    parser = argparse.ArgumentParser(prog="hfexp ui", description="Open MLflow on the store that runs are recorded in.")
+    parser = argparse.ArgumentParser(
+        prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
+    )
     parser.add_argument("--port", type=int, default=5000)
     parser.add_argument("--host", default="127.0.0.1", help="loopback by default: MLflow asks nobody for a password")
     parser.add_argument("--output-dir", default="outputs")
@@ -23,7 +25,9 @@ def main(words: list[str]) -> int:
         print(f"The runs are on a server: {uri}")
         return 0
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"there is no store at {uri.removeprefix('sqlite:///')} yet: run `hfexp` first, or give --uri")
+        raise ConfigError(
+            f"there is no store at {uri.removeprefix('sqlite:///')} yet: run `hfexp` first, or give --uri"
+        )
     print(f"MLflow on {uri}: http://{args.host}:{args.port}  (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]

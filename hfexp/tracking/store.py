@@ -89,7 +89,9 @@ def open_store(config: Config, experiment: str) -> tuple[Any, str]:
         client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage == "deleted":
-            raise ConfigError(f"tracking.experiment={experiment} was deleted in MLflow; restore it there or use another name")
+            raise ConfigError(
+                f"tracking.experiment={experiment} was deleted in MLflow; restore it there or use another name"
+            )
         if found is not None:
             return client, found.experiment_id
         location = (output_dir / "artifacts" / experiment).as_uri() if uri.startswith("sqlite:") else None

@@ -1,0 +1,51 @@
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install run test test-all lint format type ui wheel bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## make the environment and install hfexp with its development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+run: install ## run the main job: train a small ViT on handwritten digits
+	$(BIN)/hfexp
+
+test: install ## the tests, each behaviour once
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
+	$(BIN)/python -m pytest
+
+lint: install ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install ## mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: install ## check types
+	$(BIN)/pyright
+
+ui: install ## open MLflow on the runs in outputs/
+	$(BIN)/hfexp ui
+
+wheel: install ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+bench: install ## accuracy of the main job over five seeds and splits
+	$(BIN)/python -m benchmarks.digits_accuracy
+
+clean: ## remove the environment, caches and builds (outputs/ is kept)
+	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
