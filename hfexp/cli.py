@@ -1,8 +1,10 @@
 """The command line: command names to functions. Nothing heavy is imported before a run begins."""
 
+import contextlib
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from hfexp.errors import (
@@ -52,12 +54,11 @@ def train(words: list[str]) -> int:
     compose.register_schema()
     compose.importable_cwd()
     sys.argv[1:] = _hydra_words(words)
-    # Hydra prints errors and exits on its own unless asked for the exceptions; they are explained in main().
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     job = _Job()
     app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
     try:
-        app(job.run)()
+        with _hydra_raises():
+            app(job.run)()
     except Exception as error:
         if job.failed == 0 and isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
             raise ConfigError(compose.explain(error, words)) from error
@@ -68,6 +69,19 @@ def train(words: list[str]) -> int:
     if job.failed:
         print(f"hfexp: {job.failed} of {job.started} jobs failed", file=sys.stderr)
     return EXIT_FAILED if job.failed else 0
+
+
+@contextlib.contextmanager
+def _hydra_raises() -> Iterator[None]:
+    """Hydra prints errors and exits on its own unless asked for the exceptions; main() explains them."""
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 class _Job:

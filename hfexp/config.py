@@ -88,7 +88,7 @@ class DatasetConfig:
 
 @dataclass
 class TransformConfig:
-    """Lists of operations, each a `_target_` node; one that takes `size` or `geometry` gets the processor's."""
+    """Lists of operations, each a `_target_` node; one that takes `size`, `mean`, `std` gets the processor's."""
 
     prepare: list[Any] = field(default_factory=list)
     """Deterministic, on every split."""

@@ -33,6 +33,8 @@ class Result:
     """`best_*`, `final_eval_*` (the saved model on the validation split) and `test_*`."""
     metric_name: str
     """What the best model was chosen by, without prefix."""
+    task_metric: str
+    """What the task is usually judged by."""
     best_metric: float | None
     best_step: int | None
     run_dir: Path
@@ -84,6 +86,7 @@ def run(config: Config, origin: Origin) -> Result:
             metrics=metrics,
             metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
             best_metric=trainer.state.best_metric,
+            task_metric=inputs.task.metric,
             best_step=trainer.state.best_global_step or None,
             run_dir=directory.path,
             run_id=tracker.run_id,
@@ -144,7 +147,7 @@ def build_trainer(
         greater_is_better=task.greater_is_better,
         deterministic=config.trainer.deterministic,
     )
-    progress = ShowProgress(str(args.metric_for_best_model).removeprefix("eval_"))
+    progress = ShowProgress(task.metric)
     callbacks = [
         instantiate(node, f"trainer.callbacks.{name}", allowed)
         for name, node in config.trainer.callbacks.items()
@@ -181,11 +184,8 @@ def evaluate(
     Returns:
         Metrics (`best_*`, `final_eval_*`, `test_*`), and the class report of the last split.
     """
-    name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
-    metrics: dict[str, float] = {}
+    metrics = recorded_best(trainer)
     report = None
-    if trainer.state.best_metric is not None:
-        metrics[f"best_eval_{name}"] = trainer.state.best_metric
     for split, prefix in (("validation", "final_eval"), ("test", "test")):
         if split not in splits:
             continue
@@ -195,10 +195,20 @@ def evaluate(
             offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             report = ClassReport.of(offered["predictions"], offered["references"], inputs.id2label)
             report.save(directory.artifacts, split)
+    name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
     best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
     if trainer.args.load_best_model_at_end and best is not None and best != final:
         logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
     return metrics, report
+
+
+def recorded_best(trainer: Trainer) -> dict[str, float]:
+    """All scores of the evaluation that gave the best model, as `best_eval_*`."""
+    timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+    for entry in trainer.state.log_history:
+        if entry.get("step") == trainer.state.best_global_step and "eval_loss" in entry:
+            return {f"best_{k}": v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(timing)}
+    return {}
 
 
 def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:

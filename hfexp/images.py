@@ -1,6 +1,7 @@
 """Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,13 +142,53 @@ class Fit(torch.nn.Module):
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         image, geometry = row["image"], self.geometry
-        if tuple(image.shape[-2:]) == geometry.size and not isinstance(geometry.resize, int):
+        if tuple(image.shape[-2:]) == geometry.size == geometry.resize:
             return row
         size = [geometry.resize] if isinstance(geometry.resize, int) else list(geometry.resize)
         image = functional.resize(image, size, interpolation=self.interpolation, antialias=True)
-        if tuple(image.shape[-2:]) != geometry.size:
-            image = functional.center_crop(image, list(geometry.size))
-        return {**row, "image": image}
+        return {**row, "image": _center_crop(image, *geometry.size)}
+
+
+class RandomAffine(torch.nn.Module):
+    """Turn, shift and scale every image of a batch, each by its own draw; one call for the whole batch.
+
+    The same distribution as torchvision's `v2.RandomAffine` (bilinear, black outside) at a tenth of its cost on
+    small images.
+    """
+
+    num_draws = 4
+    """Uniform numbers that one image takes."""
+
+    def __init__(
+        self, degrees: float = 0, translate: Sequence[float] = (0, 0), scale: Sequence[float] = (1, 1)
+    ) -> None:
+        """Angles in +-`degrees`, shifts in +-`translate` (shares of width and height), scales in `scale`."""
+        super().__init__()
+        self.degrees = float(degrees)
+        self.translate = tuple(translate)
+        self.scale = tuple(scale)
+
+    def forward(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """`images` (B, C, H, W) uint8, `draws` (B, 4) in [0, 1); returns images of the same shape and dtype."""
+        angle = torch.deg2rad((2 * draws[:, 0] - 1) * self.degrees)
+        zoom = self.scale[0] + draws[:, 1] * (self.scale[1] - self.scale[0])
+        # Shares of the image are half of grid_sample's units, which run from -1 to 1.
+        shift_x, shift_y = (2 * (2 * draws[:, 2 + i] - 1) * self.translate[i] for i in (0, 1))
+        height, width = images.shape[-2:]
+        cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+        rows = [cos, sin * height / width, shift_x, -sin * width / height, cos, shift_y]
+        matrices = torch.stack(rows, 1).view(-1, 2, 3).float()
+        grid = torch.nn.functional.affine_grid(matrices, list(images.shape), align_corners=False)
+        moved = torch.nn.functional.grid_sample(images.float(), grid, align_corners=False)
+        return moved.round().clamp(0, 255).to(torch.uint8)
+
+
+def _center_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """As Transformers' image processors: an odd margin is rounded down (torchvision rounds to even)."""
+    top, left = image.shape[-2] - height, image.shape[-1] - width
+    if top < 0 or left < 0:
+        return functional.center_crop(image, [height, width])
+    return functional.crop(image, top // 2, left // 2, height, width)
 
 
 def _filter_name(resample: int) -> str:

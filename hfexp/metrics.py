@@ -22,6 +22,9 @@ class _ArrayMetric(evaluate.Metric):
     inputs = {"predictions": IDS, "references": IDS}
     summary = ""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(dict(self.inputs))
         return evaluate.MetricInfo(description=self.summary, citation="", features=features)
@@ -49,10 +52,10 @@ class TopKAccuracy(_ArrayMetric):
     inputs = {"prediction_scores": SCORES, "references": IDS}
     summary = "Share of samples whose class is among the k highest scores."
 
-    def __init__(self, k: int = 5, **kwargs: Any) -> None:
+    def __init__(self, k: int = 5) -> None:
         if k < 1:
             raise ConfigError(f"metrics: k={k}; at least 1 is needed")
-        super().__init__(**kwargs)
+        super().__init__()
         self.k = k
 
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -66,12 +69,12 @@ class PrecisionRecallF1(_ArrayMetric):
 
     summary = "Precision, recall and F1, macro and weighted averages."
 
-    def __init__(self, averages: tuple[str, ...] | list[str] = ("macro", "weighted"), **kwargs: Any) -> None:
+    def __init__(self, averages: tuple[str, ...] | list[str] = ("macro", "weighted")) -> None:
         allowed = ("macro", "weighted", "micro")
         for average in averages:
             if average not in allowed:
                 raise ConfigError(f"metrics: average {average!r} is unknown; allowed: {one_of(allowed)}")
-        super().__init__(**kwargs)
+        super().__init__()
         self.averages = tuple(averages)
 
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -128,8 +131,8 @@ class ExpectedCalibrationError(_ArrayMetric):
     inputs = {"prediction_scores": SCORES, "references": IDS}
     summary = "Expected calibration error of the top class."
 
-    def __init__(self, bins: int = 15, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, bins: int = 15) -> None:
+        super().__init__()
         self.bins = bins
 
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The processor, the transforms, and datasets whose rows are model inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hfexp.config import ModelConfig, TransformConfig
 from hfexp.errors import ConfigError
 from hfexp.hub import explain_hub_errors
-from hfexp.sampling import mix, preserved_rng, seed_cpu
+from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.targets import check, instantiate, locate, parameters
 from hfexp.tasks.base import Task
 
@@ -53,21 +53,24 @@ class Transforms:
 
     train: Callable[[Row], Row]
     evaluation: Callable[[Row], Row]
+    batched: list[Any]
+    """Last on training rows, many images at once: called with images (B, C, H, W) and draws (B, num_draws)."""
     batch: Callable[..., Any] | None
     """Called with (images, labels) of a training batch."""
     is_random: bool
+    """Training rows draw random numbers."""
 
 
 def build_transforms(
     config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
 ) -> Transforms:
-    """Build the operations; one that takes `size` or `geometry` and was given none gets the processor's."""
+    """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
     from hfexp.images import Geometry
 
     runtime = {"geometry": None, "size": None, "num_classes": len(id2label or {}) or None}
     if any((config.prepare, config.augment, config.evaluate)):
         geometry = Geometry.of(processor)
-        runtime |= {"geometry": geometry, "size": list(geometry.size)}
+        runtime |= {"geometry": geometry, "size": list(geometry.size), "mean": geometry.mean, "std": geometry.std}
 
     def build(name: str) -> list[Any]:
         nodes = getattr(config, name)
@@ -75,11 +78,15 @@ def build_transforms(
 
     prepare, augment, evaluate = build("prepare"), build("augment"), build("evaluate")
     batch = build("batch_augment")
+    single = [operation for operation in augment if not hasattr(operation, "num_draws")]
+    if single != augment[: len(single)]:
+        raise ConfigError("transform.augment: operations on whole batches (hfexp.images.RandomAffine) must come last")
     return Transforms(
-        train=_Chain(prepare + augment),
+        train=_Chain(prepare + single),
+        batched=augment[len(single) :],
         evaluation=_Chain(prepare + evaluate),
         batch=_RandomChoice(batch) if batch else None,
-        is_random=bool(augment),
+        is_random=bool(augment or batch),
     )
 
 
@@ -134,13 +141,20 @@ class ProcessedDataset(TorchDataset):
     """
 
     def __init__(
-        self, rows: Dataset, task: Task, processor: Any, transform: Callable[[Row], Row], seed: int | None = None
+        self,
+        rows: Dataset,
+        task: Task,
+        processor: Any,
+        transform: Callable[[Row], Row],
+        batched: Sequence[Any] = (),
+        seed: int | None = None,
     ) -> None:
-        """`seed` is None for a deterministic transform."""
+        """`batched`: operations on many images at once; `seed`: None for a split without randomness."""
         self.rows = rows
         self.task = task
         self.processor = processor
         self.transform = transform
+        self.batched = batched
         self.seed = seed
 
     def __len__(self) -> int:
@@ -151,18 +165,26 @@ class ProcessedDataset(TorchDataset):
 
     def __getitems__(self, keys: list[int]) -> list[Row]:
         columns = self.rows[[key % len(self.rows) for key in keys]]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        values = zip(*columns.values(), strict=True)
+        rows = [self.task.decode(dict(zip(columns, row, strict=True))) for row in values]
         if self.seed is None:
-            return [self._process(row) for row in rows]
-        with preserved_rng():
-            return [self._process(row, key) for row, key in zip(rows, keys, strict=True)]
+            return [self.task.preprocess(self.transform(row), self.processor) for row in rows]
+        rows = self._transform_keyed(rows, keys, self.seed)
+        inputs = [self.task.preprocess(row, self.processor) for row in rows]
+        return [{**row, "sample_key": key} for row, key in zip(inputs, keys, strict=True)]
 
-    def _process(self, row: Row, key: int | None = None) -> Row:
-        row = self.task.decode(row)
-        if key is not None and self.seed is not None:
-            seed_cpu(mix(self.seed, key))
-        inputs = self.task.preprocess(self.transform(row), self.processor)
-        return inputs if key is None else {**inputs, "sample_key": key}
+    def _transform_keyed(self, rows: list[Row], keys: list[int], seed: int) -> list[Row]:
+        """Transform each row under its own random numbers."""
+        result = []
+        with preserved_rng():
+            for row, key in zip(rows, keys, strict=True):
+                seed_cpu(mix(seed, key))
+                result.append(self.transform(row))
+        for operation in self.batched:
+            draws = torch.from_numpy(uniforms(seed, keys, operation.num_draws))
+            images = operation(torch.stack([row["image"] for row in result]), draws)
+            result = [{**row, "image": image} for row, image in zip(result, images, strict=True)]
+        return result
 
 
 class Collator:
@@ -188,14 +210,11 @@ def process(dataset: DatasetDict, task: Task, processor: Any, transforms: Transf
     """Each split as a dataset of model inputs; only the training split is augmented."""
     if not task.lazy:
         raise NotImplementedError("tasks that process a dataset beforehand are not supported yet")
-    random_train = transforms.is_random or transforms.batch is not None
-    return {
-        str(split): ProcessedDataset(
-            rows,
-            task,
-            processor,
-            transforms.train if split == "train" else transforms.evaluation,
-            seed if split == "train" and random_train else None,
-        )
-        for split, rows in dataset.items()
+    splits = {
+        str(split): ProcessedDataset(rows, task, processor, transforms.evaluation) for split, rows in dataset.items()
     }
+    train_seed = seed if transforms.is_random else None
+    splits["train"] = ProcessedDataset(
+        dataset["train"], task, processor, transforms.train, transforms.batched, train_seed
+    )
+    return splits

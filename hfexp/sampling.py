@@ -5,7 +5,7 @@ So they do not depend on data loader workers, on the number of processes or on w
 
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -42,6 +42,19 @@ def mix(*numbers: int) -> int:
     """One well-spread 63-bit seed from several numbers (numpy's `SeedSequence`)."""
     high, low = np.random.SeedSequence([abs(int(n)) for n in numbers]).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
+
+
+def uniforms(seed: int, keys: Sequence[int], count: int) -> np.ndarray:
+    """Numbers in [0, 1), an array (len(keys), count), each row from (seed, key) alone.
+
+    SplitMix64 as a counter-based generator: G. L. Steele, D. Lea, C. H. Flood, "Fast Splittable Pseudorandom Number
+    Generators", OOPSLA 2014; constants from its `mix64variant13`.
+    """
+    start = np.array([mix(seed, key) for key in keys], dtype=np.uint64)[:, None]
+    z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((z ^ (z >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 @contextlib.contextmanager

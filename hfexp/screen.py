@@ -50,13 +50,14 @@ def show_result(result: "Result") -> None:
 
 def _rows(result: "Result") -> list[tuple[str, str]]:
     rows = []
+    name = result.task_metric
     if result.best_metric is not None:
-        step = f"  (step {result.best_step})" if result.best_step else ""
-        rows.append((f"best eval_{result.metric_name}", f"{result.best_metric:.4f}{step}"))
+        at = f"at step {result.best_step}, chosen by eval_{result.metric_name} {result.best_metric:.4f}"
+        rows.append((f"best eval_{name}", f"{result.metrics.get(f'best_eval_{name}', float('nan')):.4f}  ({at})"))
     for prefix, label in (("final_eval", "validation"), ("test", "test")):
-        value = result.metrics.get(f"{prefix}_{result.metric_name}")
+        value = result.metrics.get(f"{prefix}_{name}")
         if value is not None:
-            rows.append((f"{label} {result.metric_name}", f"{value:.4f}  (the saved model)"))
+            rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
     if result.report is not None:
         rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
         worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())

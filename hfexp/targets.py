@@ -136,7 +136,8 @@ def _in_project(package: str) -> bool:
         return False
     if spec is None:
         return False
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+    # A module without a location is built into Python (its origin reads "built-in" or "frozen").
+    places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or [])
     here = Path.cwd().resolve()
     return any(Path(p).resolve().is_relative_to(here) and "site-packages" not in Path(p).parts for p in places)
 

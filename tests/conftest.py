@@ -1,0 +1,83 @@
+"""Fixtures: a clean place to run in, small images and small checkpoints made on the spot."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("HYDRA_FULL_ERROR", None)
+
+SMALL_MODEL = (
+    "model=vit_digits",
+    "model.config.hidden_size=16",
+    "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2",
+    "model.config.intermediate_size=16",
+)
+"""A ViT of a few thousand parameters."""
+
+SMALL_DIGITS = (
+    "experiment=digits_vit",
+    *SMALL_MODEL,
+    "metrics=accuracy",
+    "dataset.max_train_samples=96",
+    "dataset.max_validation_samples=40",
+    "dataset.max_test_samples=40",
+    "trainer.args.num_train_epochs=2",
+)
+"""The main job, in a second: 2 epochs of 3 steps."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current directory, with no trace of the user's settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run_of() -> Callable[..., Any]:
+    """Reads a run back from the store in the current directory."""
+
+    def read(run_id: str) -> Any:
+        import mlflow
+
+        return mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}").get_run(run_id)
+
+    return read
+
+
+@pytest.fixture
+def all_runs() -> Callable[[], list[Any]]:
+    """All runs of the store in the current directory."""
+
+    def read() -> list[Any]:
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
+        return list(client.search_runs([e.experiment_id for e in client.search_experiments()]))
+
+    return read
+
+
+def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 12, size: int = 16) -> Path:
+    """Folders of JPEGs named by their class; the classes differ in colour."""
+    import numpy as np
+    import PIL.Image
+
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = generator.integers(0, 80, (size, size + index % 3, 3), dtype=np.uint8)
+            pixels[..., number % 3] += 150
+            PIL.Image.fromarray(pixels).save(root / name / f"{index}.jpg", quality=95)
+    return root

@@ -1,0 +1,161 @@
+"""Pixels: every kind of image, the processors' geometry, the notebook's transform, augmentation."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import transformers
+
+from hfexp import api
+from hfexp.images import Geometry, ImageCollator, open_image, to_rgb
+from hfexp.processing import Collator, ProcessedDataset, build_transforms, process
+from hfexp.sources import digits
+from hfexp.tasks.image_classification import ImageClassification
+
+TASK = ImageClassification()
+COLOUR = (200, 100, 50)
+
+
+def image(mode: str) -> PIL.Image.Image:
+    """A plain image of one colour (or grey 128) in a mode."""
+    if mode in ("I;16", "I"):
+        pixels = np.full((6, 4), 128 * 256 + 7, dtype=np.uint16 if mode == "I;16" else np.int32)
+        return PIL.Image.fromarray(pixels)
+    if mode == "F":
+        return PIL.Image.fromarray(np.full((6, 4), 128 / 255, dtype=np.float32))
+    if mode in ("L", "LA", "1"):
+        return PIL.Image.new("L", (4, 6), 128 if mode != "1" else 255).convert(mode)
+    return PIL.Image.new("RGB", (4, 6), COLOUR).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("RGB", COLOUR), ("RGBA", COLOUR), ("P", COLOUR), ("CMYK", COLOUR), ("L", (128,) * 3), ("LA", (128,) * 3),
+     ("I;16", (128,) * 3), ("I", (128,) * 3), ("F", (128,) * 3), ("1", (255,) * 3), ("YCbCr", COLOUR)],
+)  # fmt: skip
+def test_every_mode_comes_out_as_rgb(mode: str, expected: tuple[int, ...]) -> None:
+    result = to_rgb(image(mode))
+    assert result.mode == "RGB"
+    tolerance = 26 if mode == "P" else 3  # the web palette has steps of 51
+    assert np.abs(np.asarray(result)[0, 0].astype(int) - expected).max() <= tolerance
+
+
+def test_transparency_is_white() -> None:
+    for mode in ("RGBA", "LA", "P"):
+        clear = PIL.Image.new("RGBA", (2, 2), (10, 10, 10, 0)).convert(mode)
+        if mode == "P":
+            clear.info["transparency"] = clear.getpixel((0, 0))
+        assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to view
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=exif)
+    assert open_image({"bytes": buffer.getvalue(), "path": None}).size == (4, 8)
+
+
+PROCESSORS = {
+    "vit": transformers.ViTImageProcessor(size={"height": 32, "width": 32}),
+    "vit, not square": transformers.ViTImageProcessor(size={"height": 24, "width": 32}),
+    "deit": transformers.DeiTImageProcessor(size={"height": 40, "width": 40}, crop_size={"height": 32, "width": 32}),
+    "convnext": transformers.ConvNextImageProcessor(size={"shortest_edge": 32}),
+    "convnext, large": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "bit (dinov2)": transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "no normalisation": transformers.ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+@pytest.mark.parametrize("size", [(50, 70), (70, 50), (32, 32), (20, 33)])
+def test_eval_transform_is_what_the_processor_does(name: str, size: tuple[int, int]) -> None:
+    processor = PROCESSORS[name]
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    transforms = build_transforms(api.compose("transform=eval").transform, processor, {0: "a", 1: "b"}, [])
+    row = TASK.preprocess(transforms.evaluation({"image": picture, "label": 0}), processor)
+    ours = ImageCollator.for_processor(processor)([row])["pixel_values"]
+    theirs = processor(picture, return_tensors="pt")["pixel_values"]
+    assert ours.shape == theirs.shape
+    # Both resize 8-bit pixels; rounding may differ by one level.
+    assert (ours - theirs).abs().max() <= 1.01 / 255 / min(Geometry.of(processor).std or (1,))
+
+
+def test_notebook_transform_is_the_notebooks() -> None:
+    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+
+    processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32})
+    rows = digits().select(range(20))
+    theirs = Compose([Resize((32, 32)), ToTensor(), Normalize(mean=processor.image_mean, std=processor.image_std)])
+
+    def apply(examples: dict[str, Any]) -> dict[str, Any]:
+        examples["pixel_values"] = [theirs(img.convert("RGB")) for img in examples["image"]]
+        del examples["image"]
+        return examples
+
+    expected = torch.stack([row["pixel_values"] for row in rows.with_transform(apply)])  # pyright: ignore
+    transforms = build_transforms(api.compose("transform=notebook").transform, processor, {0: "a", 1: "b"}, [])
+    dataset = ProcessedDataset(rows, TASK, processor, transforms.train)
+    ours = Collator(TASK, processor, None, 0)([dataset[i] for i in range(20)])["pixel_values"]
+    assert torch.equal(ours, expected)
+
+
+def splits(transform: str, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+    """The digits' first rows with a transform, as the pipeline makes them."""
+    from datasets import DatasetDict
+
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    transforms = build_transforms(api.compose(f"transform={transform}").transform, processor, TEN, [])
+    rows = DatasetDict({"train": digits().select(range(8)), "validation": digits().select(range(8))})
+    return process(rows, TASK, processor, transforms, seed), processor, transforms
+
+
+TEN = {i: str(i) for i in range(10)}
+
+
+def pixels(rows: list[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([row["pixel_values"] for row in rows])
+
+
+@pytest.mark.parametrize("transform", ["augment", "jitter"])
+def test_augmentation_follows_seed_epoch_and_index_alone(transform: str) -> None:
+    train = splits(transform)[0]["train"]
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    whole = pixels(train.__getitems__(list(range(8))))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(pixels([train[i] for i in reversed(range(8))]).flip(0), whole)
+    assert not torch.equal(pixels(train.__getitems__(list(range(8, 16)))), whole)
+    assert not torch.equal(pixels(splits(transform, seed=1)[0]["train"].__getitems__(list(range(8)))), whole)
+    same = train.rows.select([0] * 8)
+    copies = pixels(ProcessedDataset(same, TASK, None, train.transform, train.batched, 0).__getitems__(list(range(8))))
+    assert len({tuple(c.flatten().tolist()) for c in copies}) > 1
+
+
+def test_only_training_images_are_augmented() -> None:
+    validation = splits("jitter")[0]["validation"]
+    assert torch.equal(pixels([validation[0]]), pixels([validation[8]]))
+    assert "sample_key" not in validation[0]
+
+
+def test_mixup_and_cutmix_give_class_probabilities_on_training_batches_only() -> None:
+    parts, processor, transforms = splits("augment_mix")
+    collate = Collator(TASK, processor, transforms.batch, 0)
+    batch = collate(parts["train"].__getitems__(list(range(8))))
+    assert batch["labels"].shape == (8, 10)
+    assert torch.allclose(batch["labels"].sum(1), torch.ones(8))
+    again = collate(parts["train"].__getitems__(list(range(8))))
+    assert torch.equal(batch["pixel_values"], again["pixel_values"])
+    assert collate([parts["validation"][0]])["labels"].tolist() == [0]
+
+
+def test_a_remote_or_missing_file_is_named(tmp_path: Path) -> None:
+    from hfexp.errors import DataError
+
+    with pytest.raises(DataError, match="nothing.png can't be read"):
+        open_image({"path": str(tmp_path / "nothing.png"), "bytes": None})

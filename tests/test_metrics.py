@@ -1,0 +1,91 @@
+"""The metric modules against scikit-learn and hand-made cases."""
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from hfexp import metrics
+from hfexp.errors import ConfigError
+
+RNG = np.random.default_rng(0)
+SCORES = RNG.dirichlet(np.ones(4), 200).astype(np.float32)
+TRUTH = RNG.integers(0, 4, 200)
+IDS = SCORES.argmax(-1)
+
+
+def test_accuracy_and_top_k() -> None:
+    assert metrics.Accuracy().compute(predictions=IDS, references=TRUTH) == {"accuracy": sk.accuracy_score(TRUTH, IDS)}
+    top = metrics.TopKAccuracy(k=2).compute(prediction_scores=SCORES, references=TRUTH)
+    assert top == {"top2_accuracy": pytest.approx(sk.top_k_accuracy_score(TRUTH, SCORES, k=2))}
+    assert metrics.TopKAccuracy(k=9).compute(prediction_scores=SCORES, references=TRUTH) == {"top9_accuracy": 1.0}
+
+
+def test_precision_recall_f1() -> None:
+    ours = metrics.PrecisionRecallF1().compute(predictions=IDS, references=TRUTH)
+    assert ours is not None
+    assert ours["f1_macro"] == pytest.approx(sk.f1_score(TRUTH, IDS, average="macro"))
+    assert ours["precision_weighted"] == pytest.approx(sk.precision_score(TRUTH, IDS, average="weighted"))
+    with pytest.raises(ConfigError, match="average 'marco' is unknown; allowed: macro, micro, weighted"):
+        metrics.PrecisionRecallF1(averages=["marco"])
+
+
+def test_roc_auc() -> None:
+    ours = metrics.RocAuc().compute(prediction_scores=SCORES, references=TRUTH)
+    exact = SCORES.astype(np.float64)
+    expected = sk.roc_auc_score(TRUTH, exact / exact.sum(1, keepdims=True), multi_class="ovr", average="macro")
+    assert ours == {"roc_auc": pytest.approx(expected, abs=1e-6)}
+    alone = metrics.RocAuc().compute(prediction_scores=SCORES[:3], references=np.zeros(3, int))
+    assert alone is not None
+    assert np.isnan(alone["roc_auc"])
+
+
+def test_brier_and_calibration() -> None:
+    two = np.array([[0.8, 0.2], [0.4, 0.6]], dtype=np.float32)
+    brier = metrics.Brier().compute(prediction_scores=two, references=np.array([0, 0]))
+    assert brier == {"brier": pytest.approx((0.04 + 0.04 + 0.36 + 0.36) / 2)}
+    # Two bins hold one sample each: |1 - 0.8| and |0 - 0.6|, averaged.
+    ece = metrics.ExpectedCalibrationError().compute(prediction_scores=two, references=np.array([0, 0]))
+    assert ece == {"ece": pytest.approx((0.2 + 0.6) / 2)}
+
+
+def test_confusion_matrix() -> None:
+    ours = metrics.ConfusionMatrix().compute(predictions=IDS, references=TRUTH)
+    assert ours is not None
+    assert np.array_equal(ours["confusion_matrix"], sk.confusion_matrix(TRUTH, IDS))
+
+
+def test_they_are_evaluate_modules_that_combine() -> None:
+    module = metrics.Accuracy()
+    assert isinstance(module, evaluate.Metric)
+    combined = evaluate.combine([module, metrics.PrecisionRecallF1()])
+    assert combined.compute(predictions=IDS, references=TRUTH)["accuracy"] == pytest.approx((IDS == TRUTH).mean())
+
+
+OFFERED = {"predictions": IDS, "references": TRUTH}
+
+
+def test_a_set_gives_scalars_and_finds_clashes() -> None:
+    both = metrics.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
+    assert list(both.scalars(OFFERED)) == ["accuracy"]
+    with pytest.raises(ConfigError, match="metrics.b gives 'accuracy', which another metric gives too"):
+        metrics.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
+    with pytest.raises(ConfigError, match="metrics.auc needs prediction_scores, references; the task offers"):
+        metrics.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
+
+
+def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkeypatch) -> None:
+    (tmp_path / "always_one").mkdir()
+    (tmp_path / "always_one" / "always_one.py").write_text(
+        "import datasets\nimport evaluate\n"
+        "class One(evaluate.Metric):\n"
+        "    def _info(self):\n"
+        "        v = datasets.Value('int64')\n"
+        "        return evaluate.MetricInfo(description='', citation='',\n"
+        "            features=datasets.Features({'predictions': v, 'references': v}))\n"
+        "    def _compute(self, predictions, references):\n"
+        "        return {'one': 1.0}\n"
+    )
+    node = {"_target_": "evaluate.load", "path": str(tmp_path / "always_one")}
+    built = metrics.build_metrics({"own": node, "left_out": None}, [])
+    assert built.scalars(OFFERED) == {"one": 1.0}
