@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def newest_whole(directory: Path) -> Path | None:
         problem = find_problem(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning("checkpoint %s can't be used: %s; trying the one before", checkpoint.name, problem)
+        logger.warning("%s can't be used: %s; trying the one before", checkpoint.name, problem)
     return None
 
 
@@ -179,29 +179,38 @@ class TrueCheckpoints(_Base):
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Missing weights would silently keep their present values."""
         model = self.accelerator.unwrap_model(self.model)
-        optional = set(model._keys_to_ignore_on_save or ()) | set(getattr(model, "_tied_weights_keys", None) or ())
+        if isinstance(model, _transformers_model()):
+            optional = {*(model._keys_to_ignore_on_save or ()), *(model._tied_weights_keys or ())}
+        else:
+            optional = set()
         missing = sorted(set(load_result.missing_keys) - optional)
         if missing or load_result.unexpected_keys:
             raise CheckpointError(
                 f"the checkpoint does not fit the model: {len(missing)} weights missing {missing[:3]}, "
                 f"{len(load_result.unexpected_keys)} unknown {list(load_result.unexpected_keys)[:3]}"
             )
-        if load_result.missing_keys:
+        if optional & set(load_result.missing_keys):
             model.tie_weights()
 
 
 @contextlib.contextmanager
 def _native_keys(model: Any) -> Iterator[None]:
     """Make `save_pretrained` write the model's own key names (Transformers models only)."""
-    save: Callable[..., Any] | None = getattr(model, "save_pretrained", None)
-    if save is None or not hasattr(model, "_keys_to_ignore_on_save") or hasattr(model, "peft_config"):
+    if not isinstance(model, _transformers_model()):
         yield
         return
-    model.save_pretrained = functools.partial(save, save_original_format=False)
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
     try:
         yield
     finally:
         del model.save_pretrained
+
+
+def _transformers_model() -> type:
+    """`PreTrainedModel`, imported when a model exists: listing checkpoints must stay cheap."""
+    from transformers import PreTrainedModel
+
+    return PreTrainedModel
 
 
 def _sync_directory(directory: Path) -> None:

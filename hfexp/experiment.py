@@ -20,7 +20,7 @@ from hfexp.report import ClassReport
 from hfexp.run_directory import RunDirectory, open_run_directory
 from hfexp.targets import instantiate
 from hfexp.tracking.run import Tracker, open_run
-from hfexp.training import Trainer, early_stopping, metric_function, train, trainer_class
+from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def run(config: Config, origin: Origin) -> Result:
     inputs = prepare(config)
     code = git_state()
     with (
+        StopOnSignal() as stop,
         open_run_directory(config, origin, code.get("git_sha", "")) as directory,
         quiet.log_to(directory.path / "hfexp.log"),
         open_run(config, directory, origin, code) as tracker,
@@ -75,9 +76,9 @@ def run(config: Config, origin: Origin) -> Result:
         splits = processing.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed)
         model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
         record_inputs(tracker, inputs, summary)
-        trainer, progress = build_trainer(config, inputs, splits, model, directory, tracker)
+        trainer, progress = build_trainer(config, inputs, splits, model, directory, tracker, stop)
         try:
-            train(trainer, directory.checkpoint)
+            trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
         finally:
             progress.close()
         metrics, report = evaluate(trainer, inputs, splits, directory)
@@ -113,6 +114,7 @@ def announce(directory: RunDirectory, inputs: Inputs, code: dict[str, str]) -> N
     if directory.resumed:
         point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no whole checkpoint"
         screen.note(f"continuing {directory.name} from {point}")
+        logger.info("continuing from %s", point)
         before = directory.state.git_sha_before
         if before and code.get("git_sha") and before != code["git_sha"]:
             screen.note(f"the code has changed since it was started ({before[:8]} -> {code['git_sha'][:8]})")
@@ -134,7 +136,13 @@ def record_inputs(tracker: Tracker, inputs: Inputs, summary: ModelSummary) -> No
 
 
 def build_trainer(
-    config: Config, inputs: Inputs, splits: dict[str, Any], model: Any, directory: RunDirectory, tracker: Tracker
+    config: Config,
+    inputs: Inputs,
+    splits: dict[str, Any],
+    model: Any,
+    directory: RunDirectory,
+    tracker: Tracker,
+    stop: StopOnSignal,
 ) -> tuple[Trainer, ShowProgress]:
     """The Trainer with its arguments and callbacks."""
     task, allowed = inputs.task, config.security.allowed_targets
@@ -167,6 +175,7 @@ def build_trainer(
             *callbacks,
             progress,
             RecordMetrics(tracker, directory.resumed),
+            stop,
         ],
     )
     trainer.remove_callback(transformers.PrinterCallback)

@@ -162,6 +162,8 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
                     f"model.path={config.path} has no model.safetensors (other formats can run code)"
                 ) from error
             raise
+    if hasattr(model.config, "label_names"):  # the timm wrapper writes this list, and would keep the old one
+        model.config.label_names = list(model.config.id2label.values())
     resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]
     return model, sorted({*resized, *map(str, info["missing_keys"])})
 

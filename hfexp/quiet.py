@@ -7,9 +7,14 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from hfexp.screen import note
+
 
 def quiet_libraries() -> None:
-    """Only errors of the libraries reach the screen; `HFEXP_VERBOSE=1` lets everything through."""
+    """Show our own warnings, and only errors of the libraries; `HFEXP_VERBOSE=1` lets everything through."""
+    own = logging.getLogger("hfexp")
+    if not any(isinstance(handler, _ScreenHandler) for handler in own.handlers):
+        own.addHandler(_ScreenHandler(logging.WARNING))
     if os.environ.get("HFEXP_VERBOSE") == "1":
         return
     import datasets
@@ -25,9 +30,16 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
+class _ScreenHandler(logging.Handler):
+    """Shows our warnings as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Write hfexp's log messages to a file, and its warnings to the screen."""
+    """Write hfexp's log messages to a file meanwhile."""
     root = logging.getLogger("hfexp")
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -47,13 +46,15 @@ class Trainer(TrueCheckpoints, transformers.Trainer):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM: finish the step, write a checkpoint, then end with exit code 143.
+    """On SIGTERM in training: finish the step, write a checkpoint, then end with exit code 143; elsewhere at once.
 
     At the end of an epoch the checkpoint waits for the epoch's evaluation, which a resumed run would not repeat.
+    A second signal does not wait.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._training = False
         self._previous: Any = None
 
     def __enter__(self) -> "StopOnSignal":
@@ -66,7 +67,21 @@ class StopOnSignal(TrainerCallback):
             signal.signal(signal.SIGTERM, self._previous)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested or not self._training:
+            raise Terminated(EXIT_TERMINATED)
         self.requested = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
+        if self.requested:
+            raise Terminated(EXIT_TERMINATED)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -97,20 +112,6 @@ def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.Ev
 def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:
     """The callback for `trainer.early_stopping_patience`, if it is set."""
     return [] if patience is None else [transformers.EarlyStoppingCallback(patience, threshold)]
-
-
-def train(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one.
-
-    Raises:
-        Terminated: SIGTERM arrived; a checkpoint was written.
-    """
-    stop = StopOnSignal()
-    trainer.add_callback(stop)
-    with stop:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.requested:
-        raise Terminated(EXIT_TERMINATED)
 
 
 def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:

@@ -213,9 +213,8 @@ def _write_description(config: Config, directory: RunDirectory, origin: Origin, 
     from omegaconf import OmegaConf
 
     directory.artifacts.mkdir(exist_ok=True)
-    (directory.path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(to_dict(config))))
-    (directory.path / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(list(origin.overrides))))
-    for name in ("config.yaml", "overrides.yaml"):
+    for name, content in (("config.yaml", to_dict(config)), ("overrides.yaml", list(origin.overrides))):
+        (directory.path / name).write_text(mask_secrets(OmegaConf.to_yaml(OmegaConf.create(content))))
         shutil.copy(directory.path / name, directory.artifacts / name)
     (directory.artifacts / "command.txt").write_text(origin.command + "\n")
     if code.get("git_diff") or code.get("git_untracked"):

@@ -1,0 +1,223 @@
+"""True checkpoints, for every family: best is what is evaluated and saved, and resumed equals uninterrupted."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import SMALL_DIGITS
+from faults import fault_at
+from transformers import AutoModelForImageClassification
+
+from hfexp import api
+from hfexp.checkpoints import CheckpointError, find_problem, newest_whole
+
+VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16}
+SQUARE = {"size": {"height": 16, "width": 16}}
+FAMILIES: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "vit": ("ViT", VIT | {"patch_size": 8}, transformers.ViTImageProcessor(**SQUARE)),
+    "deit": ("DeiT", VIT | {"patch_size": 8}, transformers.DeiTImageProcessor(**SQUARE, do_center_crop=False)),
+    "swin": (
+        "Swin",
+        {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2},
+        transformers.ViTImageProcessor(**SQUARE),
+    ),
+    "dinov2": (
+        "Dinov2",
+        VIT | {"patch_size": 8},
+        transformers.BitImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    ),
+    "beit": ("Beit", VIT | {"patch_size": 8}, transformers.BeitImageProcessor(**SQUARE, do_center_crop=False)),
+    "resnet": (
+        "ResNet",
+        {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
+        transformers.ConvNextImageProcessor(size={"shortest_edge": 32}),
+    ),
+    "convnext": (
+        "ConvNext",
+        {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
+        transformers.ConvNextImageProcessor(size={"shortest_edge": 16}),
+    ),
+    "timm": ("TimmWrapper", {"architecture": "test_resnet"}, None),
+}
+ALL = [pytest.param(name, marks=() if name in ("vit", "resnet", "timm") else pytest.mark.slow) for name in FAMILIES]
+
+
+def write_checkpoint(family: str, directory: Path, num_labels: int = 4) -> Path:
+    """A pretrained checkpoint of a tiny model, with a head for other classes than the digits."""
+    torch.manual_seed(0)
+    name, sizes, processor = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**sizes, num_labels=num_labels)
+    model = getattr(transformers, f"{name}ForImageClassification")(config)
+    model.save_pretrained(directory)
+    if processor is not None:
+        processor.save_pretrained(directory)
+    else:  # timm describes its preprocessing inside config.json
+        path = directory / "config.json"
+        content = json.loads(path.read_text())
+        content["pretrained_cfg"] = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0,
+                                     "interpolation": "bicubic"}  # fmt: skip
+        path.write_text(json.dumps(content))
+    return directory
+
+
+RECIPE = (
+    "tracking=none",
+    "trainer.args.metric_for_best_model=loss",
+    "trainer.args.num_train_epochs=3",
+    "trainer.args.learning_rate=0.02",
+)
+
+
+def overrides(family: str, place: Path) -> list[str]:
+    path = place / "pretrained"
+    if not path.exists():
+        write_checkpoint(family, path)
+    words = [w for w in SMALL_DIGITS if not w.startswith("model")]
+    return [*words, "model=local", f"model.path={path}", *RECIPE]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForImageClassification.from_pretrained(directory).state_dict()
+
+
+def assert_equal_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_best_is_what_is_evaluated_and_saved(family: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = overrides(family, place)
+    result = api.train(*words)
+    assert "new weights, not from the checkpoint" in capsys.readouterr().out
+    if result.best_step == 9:  # the last step: then the lowest loss was not the last one when the highest is sought
+        result = api.train(*words, "trainer.args.greater_is_better=true")
+    assert result.best_step is not None
+    assert result.best_step < 9, "the best model must not be the last one, or this test proves nothing"
+    assert (result.run_dir / "checkpoints" / "checkpoint-9").is_dir()
+    for name in ("loss", "accuracy"):
+        assert result.metrics[f"final_eval_{name}"] == result.metrics[f"best_eval_{name}"]
+    assert_equal_weights(
+        result.model.state_dict(), weights(result.run_dir / "checkpoints" / f"checkpoint-{result.best_step}")
+    )
+    assert_equal_weights(result.model.state_dict(), weights(result.run_dir / "model"))
+    assert result.model.config.id2label == {i: str(i) for i in range(10)}
+    saved = AutoModelForImageClassification.from_pretrained(result.run_dir / "model").config
+    assert (saved.num_labels, saved.label2id) == (10, {str(i): i for i in range(10)})
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
+    words = [*overrides(family, place), *fault_at(5)]  # in the middle of the second epoch
+    whole = api.train(*words, "output_dir=whole")
+    (place / "fault").write_text("raise")
+    with pytest.raises(RuntimeError, match="caught fire"):
+        api.train(*words)
+    resumed = api.train(*words)
+    assert resumed.run_dir.name == whole.run_dir.name
+    comparable = [k for k in whole.metrics if not k.endswith(("runtime", "per_second", "preparation_time"))]
+    assert {k: whole.metrics[k] for k in comparable} == {k: resumed.metrics[k] for k in comparable}
+    last = "checkpoints/checkpoint-9"
+    assert_equal_weights(weights(whole.run_dir / last), weights(resumed.run_dir / last))
+    first, second = (torch.load(r.run_dir / last / "optimizer.pt", weights_only=True) for r in (whole, resumed))
+    for index, state in first["state"].items():
+        assert all(torch.equal(state[k], second["state"][index][k]) for k in ("exp_avg", "exp_avg_sq"))
+
+
+def test_upstream_still_loses_weights(place: Path) -> None:
+    """If this fails, Transformers has been mended and `hfexp.checkpoints` can shrink."""
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, patch_size=8, num_labels=4))
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 4} for i in range(32)]
+    args = transformers.TrainingArguments(
+        "out", learning_rate=0.3, num_train_epochs=3, eval_strategy="epoch", save_strategy="epoch", use_cpu=True,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=True, disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    trainer = transformers.Trainer(model, args, train_dataset=rows, eval_dataset=rows)  # pyright: ignore
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] != trainer.state.best_metric
+
+
+@pytest.fixture
+def interrupted(place: Path) -> tuple[list[str], Path]:
+    """A run that died in its third epoch, with the checkpoints of two epochs."""
+    words = [*SMALL_DIGITS, "tracking=none", "trainer.args.num_train_epochs=4", *fault_at(8)]
+    (place / "fault").write_text("raise")
+    with pytest.raises(RuntimeError):
+        api.train(*words)
+    checkpoints = next(place.glob("outputs/digits/*/checkpoints"))
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+    return words, checkpoints
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("truncate model.safetensors", "has .* bytes instead of"),
+        ("remove optimizer.pt", "optimizer.pt is missing"),
+        ("remove rng_state.pth", "rng_state.pth is missing"),
+        ("remove scheduler.pt", "scheduler.pt is missing"),
+        ("truncate trainer_state.json", "has .* bytes instead of"),
+        ("remove manifest.json", "manifest.json is missing"),
+        ("flip optimizer.pt", "was altered"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    damage: str, reason: str, interrupted: tuple[list[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, checkpoints = interrupted
+    how, name = damage.split()
+    path = checkpoints / "checkpoint-6" / name
+    if how == "remove":
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data if how == "flip" else data[: len(data) // 2])
+    assert newest_whole(checkpoints) == checkpoints / "checkpoint-3"
+    assert "checkpoint-6 can't be used" in caplog.text
+    assert re.search(reason, caplog.text)
+
+
+def test_resuming_after_damage_says_so_and_ends_the_same(interrupted: tuple[list[str], Path], capsys: Any) -> None:
+    words, checkpoints = interrupted
+    (checkpoints / "checkpoint-6" / "optimizer.pt").unlink()
+    resumed = api.train(*words)
+    shown = capsys.readouterr().err
+    assert "checkpoint-6 can't be used: optimizer.pt is missing; trying the one before" in shown
+    assert "from checkpoint-3" in shown
+    whole = api.train(*words, "output_dir=whole")
+    assert resumed.metrics["test_accuracy"] == whole.metrics["test_accuracy"]
+    assert resumed.best_metric == whole.best_metric
+    assert not (checkpoints / ".incomplete").exists()
+
+
+def test_a_missing_best_checkpoint_is_an_error(interrupted: tuple[list[str], Path]) -> None:
+    words, checkpoints = interrupted
+    newest = checkpoints / "checkpoint-6"
+    state = json.loads((newest / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] in ("checkpoint-3", "checkpoint-6")
+    state["best_global_step"], state["best_model_checkpoint"] = 3, "checkpoint-3"
+    (newest / "trainer_state.json").write_text(json.dumps(state))
+    from hfexp.checkpoints import write_manifest
+
+    (newest / "manifest.json").unlink()
+    write_manifest(newest, resumable=True, world_size=1, config_hash="")
+    shutil.rmtree(checkpoints / "checkpoint-3")
+    with pytest.raises(CheckpointError, match="checkpoint-3, is gone"):
+        api.train(*words)
+
+
+def test_weights_alone_are_not_resumed_from(place: Path) -> None:
+    result = api.train(*SMALL_DIGITS, "tracking=none", "trainer.args.save_only_model=true")
+    newest = result.run_dir / "checkpoints" / "checkpoint-6"
+    assert "weights only" in str(find_problem(newest))
+    assert result.metrics["final_eval_loss"] == result.metrics["best_eval_loss"]
