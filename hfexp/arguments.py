@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib.util
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,29 @@ def _fits(value: Any, annotation: str) -> bool:
     return any(isinstance(value, kind) for kind in known)
 
 
+def check_choices(args: dict[str, Any]) -> None:
+    """Check the fields that take one of a few words (strategies, optimizer, scheduler) against their enums.
+
+    Raises:
+        ConfigError: a word is not one of them.
+    """
+    from transformers import training_args
+
+    from hfexp.errors import join_problems, one_of
+
+    problems = []
+    for name, annotation in training_argument_types().items():
+        enum = getattr(training_args, annotation.partition(" | ")[0], None)
+        if name not in args or not (isinstance(enum, type) and issubclass(enum, Enum)):
+            continue
+        allowed = [str(member.value) for member in enum]
+        if args[name] not in allowed:
+            hint = did_you_mean(str(args[name]), allowed)
+            problems.append(f"trainer.args.{name}={args[name]}: no such choice.{hint} Allowed: {one_of(allowed)}")
+    if problems:
+        raise ConfigError(join_problems(problems))
+
+
 def build_arguments(
     args: dict[str, Any],
     *,
@@ -131,19 +155,22 @@ def build_arguments(
     fields = dict(args)
     if fields.get("metric_for_best_model") is None:
         fields |= {"metric_for_best_model": metric, "greater_is_better": greater_is_better}
-    if not torch.cuda.is_available() and torch.accelerator.current_accelerator() is None:
+    if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)
-    arguments = transformers.TrainingArguments(
-        output_dir=str(output_dir),
-        seed=seed,
-        run_name=run_name,
-        report_to="none",
-        remove_unused_columns=False,
-        disable_tqdm=fields.pop("disable_tqdm", True),
-        full_determinism=deterministic,
-        **fields,
-    )
+    try:
+        arguments = transformers.TrainingArguments(
+            output_dir=str(output_dir),
+            seed=seed,
+            run_name=run_name,
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=fields.pop("disable_tqdm", True),
+            full_determinism=deterministic,
+            **fields,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"trainer.args: {error}") from error
     if arguments.parallel_mode == transformers.training_args.ParallelMode.NOT_DISTRIBUTED:
         # Several visible GPUs would silently become nn.DataParallel; a single process uses one device.
         arguments._n_gpu = 1

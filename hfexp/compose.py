@@ -16,8 +16,8 @@ CONFIG_NAME = "config"
 DEFAULT_EXPERIMENT = "experiment=digits_vit"
 
 OPEN_SECTIONS = (
-    "trainer.args.", "trainer.callbacks.", "model.config.", "model.processor.", "dataset.source.", "dataset.columns.",
-    "tracking.tags.", "metrics.", "task.",
+    "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
+    "metrics.", "task.",
 )  # fmt: skip
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
 

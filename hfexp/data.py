@@ -203,7 +203,7 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
     """Cut `size` (a share, or a number of rows if 1 or more) off, stratified by label where that is possible."""
     share = size if size < 1 else int(size)
     count = round(size * len(rows)) if size < 1 else int(size)
-    if size <= 0 or not 0 < count < len(rows):
+    if size <= 0 or (size > 1 and size != int(size)) or not 0 < count < len(rows):
         raise ConfigError(
             f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1"
         )

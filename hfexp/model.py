@@ -3,6 +3,7 @@
 import logging
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import transformers
@@ -34,6 +35,7 @@ def load_model_config(config: ModelConfig, task: Task) -> Any:
             "exactly one of model.path (pretrained) and model.model_type (built from model.config) must be set"
         )
     if config.path is not None:
+        check_path(config.path)
         with explain_hub_errors("model", config.path):
             return transformers.AutoConfig.from_pretrained(
                 config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config
@@ -99,11 +101,10 @@ def build_model(
         model_config = transformers.AutoConfig.for_model(str(config.model_type), **config.config, **labels)
         auto_class = getattr(transformers, task.model_class)
         model = auto_class.from_config(model_config, **_load_options(config))
-    _freeze(model, config.freeze)
+    for parameter in frozen_parameters(model, config.freeze):
+        parameter.requires_grad_(False)
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    if not trainable:
-        raise ConfigError("model.freeze matches every parameter: nothing is left to train")
     return model, ModelSummary(type(model).__name__, sum(p.numel() for p in parameters), trainable, new_tensors)
 
 
@@ -168,18 +169,39 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
     return model, sorted({*resized, *map(str, info["missing_keys"])})
 
 
-def _freeze(model: Any, patterns: list[str]) -> None:
-    """Stop training the parameters whose name matches a pattern from its start."""
+def frozen_parameters(model: Any, patterns: list[str]) -> list[Any]:
+    """Parameters whose name matches a pattern from its start.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or all of them together match everything.
+    """
+    named = dict(model.named_parameters())
+    frozen = {}
     for pattern in patterns:
         try:
             regex = re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"model.freeze: {pattern!r} is not a regular expression: {error}") from error
-        matched = [parameter for name, parameter in model.named_parameters() if regex.match(name)]
+        matched = {name: parameter for name, parameter in named.items() if regex.match(name)}
         if not matched:
-            names = [name for name, _ in model.named_parameters()]
-            raise ConfigError(
-                f"model.freeze: {pattern!r} matches no parameter; they are named like {names[0]}, {names[-1]}"
-            )
-        for parameter in matched:
-            parameter.requires_grad_(False)
+            first, *_, last = named
+            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; they are named like {first}, {last}")
+        frozen |= matched
+    if len(frozen) == len(named):
+        raise ConfigError("model.freeze matches every parameter: nothing is left to train")
+    return list(frozen.values())
+
+
+def check_path(path: str) -> None:
+    """Whether a path that looks local is a directory of a model.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    directory = Path(path).expanduser()
+    if not (directory.exists() or path.startswith((".", "/", "~"))):
+        return  # an id on the Hub
+    if not directory.is_dir():
+        raise ConfigError(f"model.path={path}: there is no such directory")
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"model.path={path} has no config.json: it was not written by save_pretrained")

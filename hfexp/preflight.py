@@ -10,11 +10,12 @@ from typing import Any
 from datasets import DatasetDict
 
 from hfexp import processing
+from hfexp.arguments import check_choices
 from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.metrics import MetricSet, build_metrics
-from hfexp.model import load_model_config
+from hfexp.model import frozen_parameters, load_model_config
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 from hfexp.tracking.store import find_problem, tracking_uri
@@ -79,6 +80,8 @@ def prepare(config: Config) -> Inputs:
         _check_places(config) + _check_strategies(config.trainer.args, config.trainer.early_stopping_patience)
     )
     with problems:
+        check_choices(config.trainer.args)
+    with problems:
         trainer_class(config.trainer._target_, allowed)
     with problems:
         task = instantiate(config.task, "task", allowed)
@@ -89,9 +92,9 @@ def prepare(config: Config) -> Inputs:
         id2label = _need(task).id2label(dataset)
         problems.add(_check_labels(id2label, dataset))
     with problems:
-        processor = processing.load_processor(config.model, _need(task))
-    with problems:
         model_config = load_model_config(config.model, _need(task))
+    with problems:
+        processor = processing.load_processor(config.model, _need(task))
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
@@ -155,7 +158,7 @@ def _check_precision(args: dict[str, Any]) -> list[str]:
     import torch
 
     cuda = torch.cuda.is_available() and not args.get("use_cpu")
-    other = torch.accelerator.current_accelerator() is not None and not args.get("use_cpu")
+    other = torch.accelerator.is_available() and not args.get("use_cpu")
     problems = []
     if args.get("fp16") and not (cuda or other):
         problems.append("trainer.args.fp16=true needs an accelerator; on a CPU use bf16=true or full precision")
@@ -215,6 +218,7 @@ def _check_fit(
         )
     if model_config is not None and model_config.model_type != "timm_wrapper":
         skeleton = _skeleton(config, task, model_config)
+        frozen_parameters(skeleton, config.model.freeze)
         problems += _try_forward(skeleton, first["train"], shapes["train"])
         problems += _check_disk(config, sum(p.numel() for p in skeleton.parameters()))
     return problems

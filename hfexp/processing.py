@@ -12,6 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hfexp.config import ModelConfig, TransformConfig
 from hfexp.errors import ConfigError
 from hfexp.hub import explain_hub_errors
+from hfexp.model import check_path
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.targets import check, instantiate, locate, parameters
 from hfexp.tasks.base import Task
@@ -27,6 +28,7 @@ def load_processor(config: ModelConfig, task: Task) -> Any:
     """
     settings = dict(config.processor)
     if config.path is not None:
+        check_path(config.path)
         auto_class = getattr(transformers, task.processor_class)
         with explain_hub_errors("processor", config.path):
             try:

@@ -79,17 +79,15 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
 
 
 def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
-    """Parameters that a class or function takes; empty when it has no readable signature."""
+    """Parameters that a class or function takes; any (`**kwargs`) when it has no readable signature."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):
-        return {}
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
 def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: frozenset[str]) -> None:
     accepted = parameters(target)
-    if not accepted:
-        return
     given = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     unknown = sorted(given - accepted.keys()) if not open_ended else []

@@ -141,8 +141,10 @@ def test_own_images_with_bad_files(
     PIL.Image.new("RGBA", (20, 20), (0, 200, 0, 90)).save(root / "dog" / "clear.png")
     broken = root / "dog" / "7.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    words = ["dataset=imagefolder", "dataset.source.data_dir=photos", "model=vit_digits", "trainer=scratch", "metrics=accuracy",
-             "trainer.args.num_train_epochs=1", "trainer.args.per_device_train_batch_size=8"]  # fmt: skip
+    words = (
+        "dataset=imagefolder dataset.source.data_dir=photos model=vit_digits trainer=scratch metrics=accuracy "
+        "trainer.args.num_train_epochs=1 trainer.args.per_device_train_batch_size=8"
+    ).split()
     assert cli.main(words) == 1
     assert "photos/dog/7.jpg can't be read as an image" in capsys.readouterr().err
     assert cli.main([*words, "dataset.on_bad_sample=skip"]) == 0

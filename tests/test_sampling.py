@@ -1,0 +1,85 @@
+"""Sampling and random numbers that follow from (seed, epoch, index) alone."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from hfexp.images import RandomAffine
+from hfexp.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
+
+
+def test_each_epoch_is_a_permutation_of_its_own() -> None:
+    sampler = EpochSampler(20, seed=1)
+    first = list(sampler)
+    torch.manual_seed(5)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == list(range(20))
+    assert sorted(second) == list(range(20, 40))
+    assert [key - 20 for key in second] != first
+    assert list(EpochSampler(20, seed=2)) != first
+    assert list(EpochSampler(3, seed=2, shuffle=False)) == [0, 1, 2]
+
+
+def test_the_data_loader_tells_the_sampler_its_epoch() -> None:
+    from accelerate import Accelerator
+
+    loader = Accelerator(cpu=True).prepare(DataLoader(range(8), sampler=EpochSampler(4, 0), batch_size=2))
+    loader.set_epoch(1)
+    assert sorted(int(x) for batch in loader for x in batch) == [4, 5, 6, 7]
+
+
+def test_generators_are_given_back_as_found() -> None:
+    seed_cpu(3)
+    expected = torch.rand(1), random.random(), np.random.rand()
+    seed_cpu(3)
+    with preserved_rng():
+        seed_cpu(9)
+        torch.rand(5)
+    assert (torch.rand(1), random.random(), np.random.rand()) == expected
+
+
+def test_uniform_numbers_are_uniform_and_independent_of_their_company() -> None:
+    drawn = uniforms(0, range(5000), 4)
+    assert drawn.shape == (5000, 4)
+    assert (drawn.min() >= 0, drawn.max() < 1) == (True, True)
+    assert np.abs(drawn.mean(0) - 0.5).max() < 0.02
+    assert np.abs(drawn.var(0) - 1 / 12).max() < 0.005
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(4)).max() < 0.05
+    assert np.array_equal(uniforms(0, [4, 2], 4), drawn[[4, 2]])
+    assert not np.array_equal(uniforms(1, [4], 4), drawn[[4]])
+    assert len({mix(0, k) for k in range(1000)}) == 1000
+
+
+def test_random_affine_shifts_turns_and_scales() -> None:
+    images = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
+    nothing, left, up = 0.5, 1.0, 1.0
+
+    def move(
+        angle: float = nothing, zoom: float = 0.5, x: float = nothing, y: float = nothing, **ranges: Any
+    ) -> torch.Tensor:
+        return RandomAffine(**ranges)(images, torch.tensor([[angle, zoom, x, y]]))
+
+    assert torch.equal(move(degrees=30, translate=[0.2, 0.2], scale=[0.5, 1.5]), images)
+    shifted = move(x=left, translate=[0.1, 0])  # a tenth of 20 pixels
+    assert torch.equal(shifted[..., :-2], images[..., 2:])
+    assert not shifted[..., -2:].any()
+    assert torch.equal(move(y=up, translate=[0, 0.1])[..., :-2, :], images[..., 2:, :])
+    assert torch.equal(move(angle=1.0, degrees=90), torch.rot90(images, -1, (-2, -1))) or torch.equal(
+        move(angle=1.0, degrees=90), torch.rot90(images, 1, (-2, -1))
+    )
+    half = move(zoom=0.0, scale=[0.5, 1.0])
+    assert not half[..., :4, :].any()
+    assert half[..., 5:15, 5:15].any()
+
+
+def test_random_affine_moves_each_image_by_its_own_draw() -> None:
+    images = torch.randint(0, 256, (3, 1, 8, 12), dtype=torch.uint8)
+    draws = torch.rand(3, 4)
+    move = RandomAffine(degrees=20, translate=[0.2, 0.1], scale=[0.8, 1.2])
+    alone = torch.cat([move(images[i : i + 1], draws[i : i + 1]) for i in range(3)])
+    assert torch.equal(move(images, draws), alone)

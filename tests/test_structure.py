@@ -1,0 +1,74 @@
+"""The shape of the code: imports run one way, and the pipeline knows no task by name."""
+
+import ast
+from pathlib import Path
+
+import hfexp
+
+PACKAGE = Path(hfexp.__file__).parent
+
+LAYERS = [
+    ["hfexp.__main__"],
+    ["hfexp.cli", "hfexp.api"],
+    ["hfexp.ui"],
+    ["hfexp.experiment"],
+    ["hfexp.preflight", "hfexp.progress"],
+    ["hfexp.training", "hfexp.profiling"],
+    ["hfexp.data", "hfexp.processing", "hfexp.metrics", "hfexp.tracking.run", "hfexp.sources"],
+    ["hfexp.model", "hfexp.tracking.store", "hfexp.tasks.image_classification", "hfexp.run_directory"],
+    ["hfexp.images", "hfexp.tasks.base", "hfexp.checkpoints", "hfexp.sampling", "hfexp.report", "hfexp.quiet"],
+    ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking"],
+    ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config"],
+    ["hfexp.arguments"],
+    ["hfexp.errors", "hfexp"],
+]
+"""From the shell down; a module imports only from layers below its own."""
+
+DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = [*path.relative_to(PACKAGE.parent).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
+    return found
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Own modules that are imported when the module itself is (not inside functions or for type checking)."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hfexp"):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {name for name in inner if name in DEPTH} or {node.module}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("hfexp")}
+    return names
+
+
+def test_imports_run_one_way() -> None:
+    trees = modules()
+    assert set(trees) == set(DEPTH)
+    for module, tree in trees.items():
+        upward = {name for name in imported(tree) if DEPTH[name] <= DEPTH[module]}
+        assert not upward, f"{module} imports {upward}"
+
+
+def test_no_task_is_known_by_name_outside_its_file() -> None:
+    for module, tree in modules().items():
+        if module.startswith("hfexp.tasks."):
+            continue
+        words = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not any("image_classification" in word for word in words), module
+
+
+def test_files_and_functions_stay_small() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        assert text.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"

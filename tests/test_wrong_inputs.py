@@ -1,0 +1,188 @@
+"""Wrong inputs: exit code 2 (1 when it happened while running), one message, no traceback, nothing left behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import SMALL_DIGITS, write_images
+from test_checkpoints import write_checkpoint
+
+from hfexp import cli
+
+DIGITS = [word for word in SMALL_DIGITS if word != "experiment=digits_vit"]
+
+TABLE = [
+    # words, what the message says
+    (["model=vit_bas"], ["no model=vit_bas", "Did you mean 'vit_base'?", "convnext_tiny"]),
+    (["modle=vit_base"], ["unknown key 'modle'", "Did you mean 'model'?"]),
+    (["experiment=food"], ["no experiment=food", "digits_vit, food101_vit"]),
+    (["sed=3"], ["unknown key 'sed'", "Did you mean 'seed'?"]),
+    (["dataset.validaton_size=0.1"], ["unknown key 'dataset.validaton_size'", "Did you mean 'validation_size'?"]),
+    (["dataset.splits.trian=x"], ["unknown key 'dataset.splits.trian'", "test, train, validation"]),
+    (["trainer.args.learning_rat=1"], ["unknown key 'trainer.args.learning_rat'", "Did you mean 'learning_rate'?"]),
+    (["model.config.hiden_size=3"], ["unknown key 'model.config.hiden_size'", "Did you mean 'hidden_size'?"]),
+    (["metrics.top_k.kk=3", "metrics=classification"], ["unknown key 'metrics.top_k.kk'", "Did you mean 'k'?"]),
+    (["model.pth=x"], ["unknown key 'model.pth'", "Did you mean 'path'?"]),
+    (["seed=abc"], ["seed: Value 'abc'", "could not be converted to Integer"]),
+    (["dataset.max_train_samples=many"], ["dataset.max_train_samples: Value 'many'"]),
+    (["on_existing=maybe"], ["on_existing", "resume", "rerun", "error"]),
+    (["trainer.args.learning_rate=fast"], ["trainer.args.learning_rate='fast' (str) must be of type float"]),
+    (["trainer.args.num_train_epochs=[3]"], ["trainer.args.num_train_epochs=[3] (list) must be of type float"]),
+    (["trainer.args.warmup_ratio=0.1"], ["warmup_ratio is no longer", "use trainer.args.warmup_steps"]),
+    (["trainer.args.evaluation_strategy=epoch"], ["evaluation_strategy is no longer", "trainer.args.eval_strategy"]),
+    (["trainer.args.output_dir=x"], ["trainer.args.output_dir is set by hfexp", "use output_dir"]),
+    (["trainer.args.eval_strategy=sometimes"], ["trainer.args.eval_strategy=sometimes", "Allowed: epoch, no, steps"]),
+    (["trainer.args.optim=adamm"], ["trainer.args.optim=adamm: no such choice", "adamw_torch_fused"]),
+    (["name='a"], ["can't be parsed as key=value"]),
+    (["trian"], ["neither a command nor key=value", "Did you mean 'train'?"]),
+    (["--config-dir", "nowhere"], ["nowhere' not found"]),
+    (["--config-dir", "own", "model=mine"], ["unknown key 'model.revison'", "Did you mean 'revision'?"]),
+    (["dataset=imagefolder"], ["dataset.source.data_dir has no value"]),
+    (["dataset=imagefolder", "dataset.source.data_dir=nowhere"], ["data_dir=nowhere: there is no such directory"]),
+    (["dataset=imagefolder", "dataset.source.data_dir=empty"], ["data_dir=empty: no image files"]),
+    (["dataset=imagefolder", "dataset.source.data_dir=single"], ["data_dir=single: one class only"]),
+    (["dataset=csv", "dataset.source.data_files=no.csv"], ["dataset.source.data_files: no.csv", "does not exist"]),
+    (["dataset=disk", "dataset.source.path=empty"], ["dataset.source.path=empty: not a directory written by"]),
+    (["dataset.columns.image=picture"], ["no column 'picture'", "image, label", "dataset.columns.image=NAME"]),
+    (["dataset.columns.imag=picture"], ["dataset.columns.imag: the task reads only: image, label"]),
+    (["dataset.labels=[zero,one]"], ["unknown label '", "Labels are: one, zero"]),
+    (["dataset.splits.test=tset"], ["dataset.splits.test=tset: no such split", "train"]),
+    (["dataset.validation_size=1.5"], ["dataset.validation_size"]),
+    (["dataset.max_test_samples=0"], ["dataset.max_test_samples=0; at least 1"]),
+    (["tracking.uri=ftp://x"], ["tracking.uri=ftp://x: unknown kind of store 'ftp'"]),
+    (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "mlflow migrate-filestore"]),
+    (["tracking.uri=http://127.0.0.1:9"], ["no MLflow server answers there"]),
+    (["tracking.uri=sqlite:///notes.txt"], ["notes.txt is not a SQLite database"]),
+    (["tracking.backend=wandb"], ["tracking.backend=wandb; allowed: mlflow, none"]),
+    (["output_dir=notes.txt/x"], ["output_dir=notes.txt/x", "not a directory that you can write to"]),
+    (["trainer.args.metric_for_best_model=acuracy"], ["metric_for_best_model=acuracy", "Did you mean 'accuracy'?"]),
+    (["metrics.accuracy._target_=hfexp.metrics.Acc"], ["hfexp.metrics has no 'Acc'"]),
+    (["model.processor.size.height=12"], ["the model can't take", "(3, 12, 8)", "model.processor"]),
+    (["model.config.hidden_size=wide"], ["model.config does not fit ViTConfig", "hidden_size"]),
+    (["model.config.patch_size=0"], ["model.config: these sizes give no model"]),
+    (["model.config.num_labels=3"], ["model.config.num_labels comes from the dataset"]),
+    (["model.model_type=vitt"], ["model.model_type=vitt is unknown", "Did you mean 'vit'?"]),
+    (["model.path=x"], ["exactly one of model.path", "model.model_type"]),
+    (["model=local", "model.path=empty"], ["model.path=empty has no config.json"]),
+    (["model=local", "model.path=./nowhere/at/all"], ["model.path=./nowhere/at/all: there is no such directory"]),
+    (["model=local", "model.path=turned", "dataset.labels=[0,1,2,3,4,5,6,7,8,9]"], ["same labels", "another order"]),
+    (["model.freeze=[nothing]"], ["model.freeze: 'nothing' matches no parameter"]),
+    (["model.freeze=['(']"], ["model.freeze: '(' is not a regular expression"]),
+    (["trainer.args.save_strategy=steps"], ["load_best_model_at_end needs equal save_strategy (steps)"]),
+    (["trainer.args.load_best_model_at_end=false", "trainer.early_stopping_patience=2"], ["early_stopping_patience"]),
+    (["trainer.args.per_device_train_batch_size=512"], ["per_device_train_batch_size=512 is more than the 96"]),
+    (["trainer.args.fp16=true"], ["trainer.args.fp16=true needs an accelerator"]),
+    (["task._target_=os.system"], ["task._target_: os.system is not allowed", "security.allowed_targets"]),
+    (["task._target_=hfexp.tasks.nothing.X"], ["hfexp.tasks has no 'nothing'"]),
+    (["task.max_length=3"], ["unknown key 'task.max_length'"]),
+    (["trainer._target_=transformers.Trainer"], ["must be a subclass of hfexp.training.Trainer"]),
+    (["transform.augment=[{_target_: torchvision.transforms.v2.RandomAffine}]"], ["transform.augment.0.degrees"]),
+    (["transform.augment=[flip]"], ["transform.augment.0 must be a mapping with a _target_"]),
+    (["model.processor._target_=transformers.ViTImageProcesor"], ["no 'ViTImageProcesor'"]),
+]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that some of the wrong inputs name."""
+    place = tmp_path_factory.mktemp("wrong")
+    (place / "empty").mkdir()
+    (place / "notes.txt").write_text("not a database, and no directory either")
+    write_images(place / "single", classes=("cat",))
+    (place / "own" / "model").mkdir(parents=True)
+    (place / "own" / "model" / "mine.yaml").write_text("path: x\nrevison: main\n")
+    turned = write_checkpoint("vit", place / "turned", num_labels=10)
+    config = json.loads((turned / "config.json").read_text())
+    config["id2label"] = {str(i): str(9 - i) for i in range(10)}
+    config["label2id"] = {str(9 - i): i for i in range(10)}
+    (turned / "config.json").write_text(json.dumps(config))
+    return place
+
+
+def complain(
+    words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    """Exit code and message; the directory must be as it was."""
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    chosen = {word.partition("=")[0] for word in words}
+    own_model = any(word.startswith("model=") for word in words)
+    rest = [w for w in DIGITS if w.partition("=")[0] not in chosen and not (own_model and w.startswith("model"))]
+    context = [] if words[0].startswith(("-", "tr")) and "=" not in words[0] and words[0] != "--config-dir" else rest
+    try:
+        code = cli.main([*words, *context])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    assert sorted(place.rglob("*")) == before, "something was left behind"
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), TABLE, ids=[" ".join(words)[:60] for words, _ in TABLE])
+def test_wrong_input(
+    words: list[str],
+    said: list[str],
+    prepared: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, message = complain(words, prepared, monkeypatch, capsys)
+    assert code == 2, message
+    assert message.startswith("hfexp: error: "), message
+    assert "Traceback" not in message
+    for part in said:
+        assert part in message
+
+
+def test_all_problems_at_once(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dataset.columns.image=x", "tracking.uri=ftp://x", "trainer.args.save_strategy=no",
+             "metrics.accuracy._target_=hfexp.metrics.Acc"]  # fmt: skip
+    code, message = complain(words, prepared, monkeypatch, capsys)
+    assert code == 2
+    assert "problems:" in message
+    for part in ("no column 'x'", "unknown kind of store", "needs equal save_strategy (no)", "has no 'Acc'"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["experiment=food101_vit"], 1, ["dataset ethz/food101", "could not be reached", "HF_HUB_OFFLINE=1"]),
+        (["model=vit_tiny"], 1, ["model WinKawaks/vit-tiny-patch16-224", "could not be reached", "hf download"]),
+    ],
+)
+def test_without_a_network(
+    words: list[str],
+    code: int,
+    said: list[str],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    returned, message = complain(words, place, monkeypatch, capsys)
+    assert (returned, "Traceback" in message) == (code, False)
+    for part in said:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("GatedRepoError", ["model big/secret is gated", "https://huggingface.co/big/secret", "hf auth login"]),
+        ("RepositoryNotFoundError", ["no model big/secret on the Hub, or it is private"]),
+        ("RevisionNotFoundError", ["model big/secret has no such revision"]),
+    ],
+)
+def test_what_the_hub_refuses(error: str, said: list[str]) -> None:
+    import huggingface_hub.errors
+
+    from hfexp.errors import ConfigError
+    from hfexp.hub import explain_hub_errors
+
+    kind = getattr(huggingface_hub.errors, error)
+    refused = kind.__new__(kind, "401")
+    with pytest.raises(ConfigError) as caught, explain_hub_errors("model", "big/secret"):
+        raise OSError("You are trying to access something") from refused
+    for part in said:
+        assert part in str(caught.value)
