@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfexp.errors import RunError
+
 if TYPE_CHECKING:
     import transformers
 
@@ -34,7 +36,7 @@ STAGING = ".incomplete"
 NAME = re.compile(r"checkpoint-(\d+)")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint can't be used as it is."""
 
 

@@ -12,6 +12,7 @@ from hfexp.errors import (
     EXIT_INTERRUPTED,
     EXIT_WRONG_INPUT,
     ConfigError,
+    RunError,
     did_you_mean,
     one_of,
 )
@@ -54,7 +55,7 @@ def train(words: list[str]) -> int:
     compose.register_schema()
     compose.importable_cwd()
     sys.argv[1:] = _hydra_words(words)
-    job = _Job()
+    job = _Job(words)
     app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
     try:
         with _hydra_raises():
@@ -87,7 +88,8 @@ def _hydra_raises() -> Iterator[None]:
 class _Job:
     """The function that Hydra calls for each job, and what became of the jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
         self.started = 0
         self.failed = 0
         self.reraise: Exception | None = None
@@ -114,7 +116,7 @@ class _Job:
 
         hydra_cfg = HydraConfig.get()
         choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
-        origin = Origin(choices, list(hydra_cfg.overrides.task), command_line())
+        origin = Origin(choices, list(hydra_cfg.overrides.task), command_line(self.words))
         config = to_config(cfg)
         screen.show_choices(config, origin)
 
@@ -190,9 +192,9 @@ def _fail(error: Exception, code: int, full_traceback: bool) -> int:
 
         traceback.print_exception(error)
         return code
-    name = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-    text = mask_secrets(f"hfexp: error: {name}{error}")
-    print(text, file=sys.stderr)
-    if code == EXIT_FAILED:
+    expected = isinstance(error, ConfigError | RunError)
+    name = "" if expected else f"{type(error).__name__}: "
+    print(mask_secrets(f"hfexp: error: {name}{error}"), file=sys.stderr)
+    if not expected:
         print("(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
     return code

@@ -13,7 +13,11 @@ class ConfigError(ValueError):
     """What the user asked for cannot be done as written: the message names the key or file and what is allowed."""
 
 
-class DataError(RuntimeError):
+class RunError(RuntimeError):
+    """What went wrong while running, in words that need no traceback."""
+
+
+class DataError(RunError):
     """A sample or file turned out to be unusable while it was being read."""
 
 

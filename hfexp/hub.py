@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, RunError
 
 OFFLINE = frozenset(
     {
@@ -14,7 +14,7 @@ OFFLINE = frozenset(
 """Exceptions of the HTTP libraries and of huggingface_hub that mean: no answer."""
 
 
-class HubUnreachable(RuntimeError):
+class HubUnreachable(RunError):
     """What was asked for is neither cached nor reachable now."""
 
 

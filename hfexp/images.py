@@ -198,7 +198,7 @@ def _filter_name(resample: int) -> str:
 class ImageCollator:
     """Rows to a batch: `pixel_values` (B, C, H, W) float32 normalised, `labels` (B,) int64."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], batch_augment: Any = None) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.mean = torch.tensor(mean or (0.0,)).view(-1, 1, 1)
         self.std = torch.tensor(std or (1.0,)).view(-1, 1, 1)
 

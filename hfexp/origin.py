@@ -22,10 +22,14 @@ class Origin:
     program: str = "hfexp"
 
 
-def command_line() -> str:
-    """The command as it can be typed again, with tokens masked."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return mask_secrets(shlex.join(words))
+def command_line(words: list[str]) -> str:
+    """The command as it can be typed again, with tokens masked.
+
+    Args:
+        words: what was typed after the program's name.
+    """
+    program = "hfexp" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
+    return mask_secrets(shlex.join([program, *words]))
 
 
 def git_state() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Everything that can be known to be wrong before any weight is loaded: all problems at once, in seconds."""
 
 import os
-import shutil
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hfexp import processing
+from hfexp import processing, screen
 from hfexp.arguments import check_choices
+from hfexp.checks import check_disk, check_forward, check_head, check_labels, check_places, check_strategies
 from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
@@ -18,7 +18,6 @@ from hfexp.metrics import MetricSet, build_metrics
 from hfexp.model import frozen_parameters, load_model_config
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
-from hfexp.tracking.store import find_problem, tracking_uri
 from hfexp.training import trainer_class
 
 
@@ -73,12 +72,11 @@ def prepare(config: Config) -> Inputs:
     Raises:
         ConfigError: all problems found; nothing was created.
     """
+    _announce_downloads(config)
     problems = _Problems()
     allowed = config.security.allowed_targets
     task = dataset = dropped = processor = transforms = metrics = model_config = id2label = None
-    problems.add(
-        _check_places(config) + _check_strategies(config.trainer.args, config.trainer.early_stopping_patience)
-    )
+    problems.add(check_places(config) + check_strategies(config.trainer.args, config.trainer.early_stopping_patience))
     with problems:
         check_choices(config.trainer.args)
     with problems:
@@ -90,7 +88,7 @@ def prepare(config: Config) -> Inputs:
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
         )
         id2label = _need(task).id2label(dataset)
-        problems.add(_check_labels(id2label, dataset))
+        problems.add(check_labels(id2label, dataset))
     with problems:
         model_config = load_model_config(config.model, _need(task))
     with problems:
@@ -118,64 +116,12 @@ def prepare(config: Config) -> Inputs:
     )
 
 
-def _check_places(config: Config) -> list[str]:
-    """The tracking store and the output directory."""
-    problems = []
-    if config.tracking.backend not in ("mlflow", "none"):
-        problems.append(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
-    if config.tracking.backend == "mlflow":
-        problem = find_problem(tracking_uri(config.tracking.uri, config.output_dir))
-        problems += [problem] if problem else []
-    place = Path(config.output_dir).absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")
-    return problems
-
-
-def _check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
-    """Settings that only make sense together."""
-    problems = []
-    evaluate, save = str(args.get("eval_strategy", "no")), str(args.get("save_strategy", "steps"))
-    best = args.get("load_best_model_at_end", False)
-    if best and save not in (evaluate, "best"):
-        problems.append(
-            f"trainer.args.load_best_model_at_end needs equal save_strategy ({save}) and eval_strategy ({evaluate})"
-        )
-    if best and evaluate == "no":
-        problems.append("trainer.args.load_best_model_at_end needs evaluations: set eval_strategy to epoch or steps")
-    if best and evaluate == save == "steps":
-        every, saved = args.get("eval_steps") or args.get("logging_steps", 500), args.get("save_steps", 500)
-        if saved % every:
-            problems.append(f"trainer.args.save_steps={saved} must be a multiple of eval_steps={every}")
-    if patience is not None and not best:
-        problems.append("trainer.early_stopping_patience needs trainer.args.load_best_model_at_end=true")
-    return problems + _check_precision(args)
-
-
-def _check_precision(args: dict[str, Any]) -> list[str]:
-    import torch
-
-    cuda = torch.cuda.is_available() and not args.get("use_cpu")
-    other = torch.accelerator.is_available() and not args.get("use_cpu")
-    problems = []
-    if args.get("fp16") and not (cuda or other):
-        problems.append("trainer.args.fp16=true needs an accelerator; on a CPU use bf16=true or full precision")
-    if args.get("bf16") and cuda and not torch.cuda.is_bf16_supported():
-        problems.append("trainer.args.bf16=true is not supported by this GPU; use fp16=true")
-    if args.get("tf32") and not cuda:
-        problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
-    return problems
-
-
-def _check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:
-    if id2label is not None and len(id2label) < 2:
-        return [
-            f"one class only ({one_of(id2label.values())}) in {len(dataset['train'])} training rows; "
-            "at least two are needed"
-        ]
-    return []
+def _announce_downloads(config: Config) -> None:
+    """Say what may have to come from the Hub: that can take long, and without a network it is tried several times."""
+    paths = {"model": config.model.path, "dataset": config.dataset.source.get("path")}
+    remote = [f"{kind} {path}" for kind, path in paths.items() if path and not Path(str(path)).exists()]
+    if remote and os.environ.get("HF_HUB_OFFLINE") != "1":
+        screen.say(f"  from the Hub, unless cached: {', '.join(remote)}")
 
 
 def _check_metrics(
@@ -207,7 +153,7 @@ def _check_fit(
     id2label: dict[int, str] | None,
 ) -> list[str]:
     """A real batch through a model without weights, the head's labels, and the space that checkpoints take."""
-    problems = _check_head(model_config, id2label) if config.model.path else []
+    problems = check_head(model_config, id2label) if config.model.path else []
     splits = processing.process(dataset, task, processor, transforms, config.seed)
     collate = processing.Collator(task, processor, None, config.seed)
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
@@ -219,8 +165,8 @@ def _check_fit(
     if model_config is not None and model_config.model_type != "timm_wrapper":
         skeleton = _skeleton(config, task, model_config)
         frozen_parameters(skeleton, config.model.freeze)
-        problems += _try_forward(skeleton, first["train"], shapes["train"])
-        problems += _check_disk(config, sum(p.numel() for p in skeleton.parameters()))
+        problems += check_forward(skeleton, first["train"], shapes["train"])
+        problems += check_disk(config, sum(p.numel() for p in skeleton.parameters()))
     return problems
 
 
@@ -229,20 +175,6 @@ def _first(split: Any, name: str) -> dict[str, Any]:
         return split[0]
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"transform: the first {name} sample can't be transformed: {error}") from error
-
-
-def _check_head(model_config: Any, id2label: dict[int, str] | None) -> list[str]:
-    """A head for the same classes in another order would be trained from a wrong start, and mislabel."""
-    if model_config is None or id2label is None:
-        return []
-    head = [str(model_config.id2label[i]) for i in sorted(model_config.id2label)]
-    ours = list(id2label.values())
-    if head != ours and sorted(head) == sorted(ours):
-        return [
-            "the checkpoint's head has the same labels as the dataset in another order; "
-            f"set 'dataset.labels=[{','.join(head)}]' to keep its order"
-        ]
-    return []
 
 
 def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
@@ -259,38 +191,3 @@ def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
         ) from error
     except (RuntimeError, TypeError, ZeroDivisionError) as error:
         raise ConfigError(f"model.config: these sizes give no model: {error}") from error
-
-
-def _try_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
-    import torch
-
-    inputs = {name: value.to("meta") for name, value in batch.items() if name != "labels"}
-    try:
-        with torch.no_grad():
-            skeleton(**inputs)
-    except (ValueError, RuntimeError) as error:
-        if "meta" in str(error):  # an operation that needs real numbers, not a wrong shape
-            return []
-        sizes = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items() if name != "labels")
-        reason = " ".join(str(error).split())
-        return [f"the model can't take {sizes}: {reason}. Check model.processor (size), model.config and transform"]
-    return []
-
-
-def _check_disk(config: Config, num_parameters: int) -> list[str]:
-    """Float32 weights and Adam's moments for each checkpoint and one being written, and the final model twice."""
-    kept = config.trainer.args.get("save_total_limit") or 10
-    moments = 0 if config.trainer.args.get("save_only_model") else 2
-    needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)
-    if config.trainer.args.get("save_strategy") == "no":
-        needed = 4 * num_parameters * 2
-    place = Path(config.output_dir).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        return [
-            f"output_dir={config.output_dir}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
-            "free; lower trainer.args.save_total_limit, or use another output_dir"
-        ]
-    return []

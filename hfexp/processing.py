@@ -210,8 +210,6 @@ class Collator:
 
 def process(dataset: DatasetDict, task: Task, processor: Any, transforms: Transforms, seed: int) -> dict[str, Any]:
     """Each split as a dataset of model inputs; only the training split is augmented."""
-    if not task.lazy:
-        raise NotImplementedError("tasks that process a dataset beforehand are not supported yet")
     splits = {
         str(split): ProcessedDataset(rows, task, processor, transforms.evaluation) for split, rows in dataset.items()
     }

@@ -18,8 +18,10 @@ def quiet_libraries() -> None:
     if os.environ.get("HFEXP_VERBOSE") == "1":
         return
     import datasets
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hfexp.tracking.store import tracking_uri
 
 
 def main(words: list[str]) -> int:
-    """Start MLflow on loopback and wait until it is stopped."""
+    """Become an MLflow server on loopback."""
     parser = argparse.ArgumentParser(
         prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
     )
@@ -31,5 +30,8 @@ def main(words: list[str]) -> int:
     print(f"MLflow on {uri}: http://{args.host}:{args.port}  (Ctrl-C stops it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_LOGGING_LEVEL": os.environ.get("MLFLOW_LOGGING_LEVEL", "WARNING")}
-    return subprocess.run(command, env=environment, check=False).returncode
+    command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
+    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
+    environment = {**quiet, **os.environ}
+    # In place of this process: signals reach the server itself, and nothing is left behind when it is stopped.
+    return os.execve(sys.executable, command, environment)

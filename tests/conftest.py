@@ -44,18 +44,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run_of() -> Callable[..., Any]:
-    """Reads a run back from the store in the current directory."""
-
-    def read(run_id: str) -> Any:
-        import mlflow
-
-        return mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}").get_run(run_id)
-
-    return read
-
-
-@pytest.fixture
 def all_runs() -> Callable[[], list[Any]]:
     """All runs of the store in the current directory."""
 

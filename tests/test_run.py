@@ -59,7 +59,7 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
     assert [m.step for m in client().get_metric_history(run_id, "eval_accuracy")] == [3, 6]
 
     assert tags["hfexp.config_hash"] == config_hash(config)
-    assert "hfexp" in tags["hfexp.command"]
+    assert tags["hfexp.command"].startswith("hfexp experiment=digits_vit model=vit_digits")
     assert tags["hfexp.run_dir"] == str(run_dir)
     assert "hf_abcdefgh12345678" not in json.dumps([params, tags])
     assert not any(
@@ -141,10 +141,15 @@ def test_own_images_with_bad_files(
     PIL.Image.new("RGBA", (20, 20), (0, 200, 0, 90)).save(root / "dog" / "clear.png")
     broken = root / "dog" / "7.jpg"
     broken.write_bytes(broken.read_bytes()[:300])
-    words = (
-        "dataset=imagefolder dataset.source.data_dir=photos model=vit_digits trainer=scratch metrics=accuracy "
-        "trainer.args.num_train_epochs=1 trainer.args.per_device_train_batch_size=8"
-    ).split()
+    words = [
+        "dataset=imagefolder",
+        "dataset.source.data_dir=photos",
+        "model=vit_digits",
+        "trainer=scratch",
+        "metrics=accuracy",
+        "trainer.args.num_train_epochs=1",
+        "trainer.args.per_device_train_batch_size=8",
+    ]
     assert cli.main(words) == 1
     assert "photos/dog/7.jpg can't be read as an image" in capsys.readouterr().err
     assert cli.main([*words, "dataset.on_bad_sample=skip"]) == 0

@@ -13,7 +13,7 @@ LAYERS = [
     ["hfexp.ui"],
     ["hfexp.experiment"],
     ["hfexp.preflight", "hfexp.progress"],
-    ["hfexp.training", "hfexp.profiling"],
+    ["hfexp.training", "hfexp.profiling", "hfexp.checks"],
     ["hfexp.data", "hfexp.processing", "hfexp.metrics", "hfexp.tracking.run", "hfexp.sources"],
     ["hfexp.model", "hfexp.tracking.store", "hfexp.tasks.image_classification", "hfexp.run_directory"],
     ["hfexp.images", "hfexp.tasks.base", "hfexp.checkpoints", "hfexp.sampling", "hfexp.report", "hfexp.quiet"],

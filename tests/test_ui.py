@@ -50,8 +50,16 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
         if CHROMIUM:
             page = f"http://127.0.0.1:{port}/#/experiments/1/runs/{result.run_id}"
             shot = place / "run.png"
-            flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-                     "--no-first-run", f"--user-data-dir={place / 'profile'}", "--virtual-time-budget=20000"]  # fmt: skip
+            flags = [
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--disable-sync",
+                "--no-first-run",
+                f"--user-data-dir={place / 'profile'}",
+                "--virtual-time-budget=20000",
+            ]
             subprocess.run(
                 [CHROMIUM, *flags, f"--screenshot={shot}", page], check=True, capture_output=True, timeout=120
             )

@@ -27,8 +27,6 @@ class Task(ABC):
     metric: ClassVar[str]
     """Chooses the best model unless the user says otherwise."""
     greater_is_better: ClassVar[bool] = True
-    lazy: ClassVar[bool] = False
-    """Rows are processed when they are read (images) rather than once beforehand (text)."""
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Names of the classes by id, from the label column's `ClassLabel`."""

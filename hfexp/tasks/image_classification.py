@@ -16,7 +16,6 @@ class ImageClassification(Task):
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     label_column: ClassVar[str | None] = "label"
     metric: ClassVar[str] = "accuracy"
-    lazy: ClassVar[bool] = True
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Open the image at its right way up; colours are brought to RGB by the transform."""

@@ -1,6 +1,7 @@
 """One job, one run: opened before training, closed with what truly happened."""
 
 import contextlib
+import getpass
 import logging
 import shutil
 import time
@@ -142,7 +143,8 @@ def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) 
     directory.save_state()
     if not isinstance(tracker, MlflowTracker):
         return
-    tracker.set_tags({"hfexp.status_reason": reason})
+    if reason:
+        tracker.set_tags({"hfexp.status_reason": reason})
     if status == "failed":
         tracker.log_artifacts(directory.artifacts / "traceback.txt")
     tracker.client.set_terminated(tracker.run_id, status.upper())
@@ -159,7 +161,9 @@ def _start(config: Config, directory: RunDirectory, origin: Origin, code: dict[s
     if known is not None:
         client.update_run(known, status="RUNNING")
         tracker = MlflowTracker(client, known, uri, _last_steps(client, known))
-        tracker.set_tags({"hfexp.resumed": "true", "hfexp.status_reason": ""} | _tags(config, directory, origin, code))
+        if "hfexp.status_reason" in client.get_run(known).data.tags:
+            client.delete_tag(known, "hfexp.status_reason")
+        tracker.set_tags({"hfexp.resumed": "true"} | _tags(config, directory, origin, code))
         return tracker
     run = client.create_run(experiment_id, run_name=directory.name)
     directory.state.run_id = run.info.run_id
@@ -198,6 +202,7 @@ def _tags(config: Config, directory: RunDirectory, origin: Origin, code: dict[st
         "hfexp.overrides": " ".join(origin.overrides),
         "hfexp.run_dir": str(directory.path),
         "mlflow.source.name": Path(origin.program).name,
+        "mlflow.user": _user(),
         "mlflow.source.type": "LOCAL",
     }
     tags |= {f"hfexp.{name}": option for name, option in origin.choices.items() if option}
@@ -206,6 +211,13 @@ def _tags(config: Config, directory: RunDirectory, origin: Origin, code: dict[st
         tags |= {"hfexp.git_sha": code["git_sha"], "hfexp.git_branch": code["git_branch"]}
         tags |= {"mlflow.source.git.commit": code["git_sha"], "hfexp.git_dirty": str(bool(code["git_diff"])).lower()}
     return tags | config.tracking.tags
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for its user
+        return "unknown"
 
 
 def _write_description(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> None:

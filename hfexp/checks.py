@@ -1,0 +1,124 @@
+"""Single checks of what a run is asked for; each returns the problems that it found."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from hfexp.config import Config
+from hfexp.errors import one_of
+from hfexp.tracking.store import find_problem, tracking_uri
+
+
+def check_places(config: Config) -> list[str]:
+    """The tracking store and the output directory."""
+    problems = []
+    if config.tracking.backend not in ("mlflow", "none"):
+        problems.append(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
+    if config.tracking.backend == "mlflow":
+        problem = find_problem(tracking_uri(config.tracking.uri, config.output_dir))
+        problems += [problem] if problem else []
+    place = Path(config.output_dir).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")
+    return problems
+
+
+def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
+    """Settings that only make sense together."""
+    problems = []
+    evaluate, save = str(args.get("eval_strategy", "no")), str(args.get("save_strategy", "steps"))
+    best = args.get("load_best_model_at_end", False)
+    if best and save not in (evaluate, "best"):
+        problems.append(
+            f"trainer.args.load_best_model_at_end needs equal save_strategy ({save}) and eval_strategy ({evaluate})"
+        )
+    if best and evaluate == "no":
+        problems.append("trainer.args.load_best_model_at_end needs evaluations: set eval_strategy to epoch or steps")
+    if best and evaluate == save == "steps":
+        every, saved = args.get("eval_steps") or args.get("logging_steps", 500), args.get("save_steps", 500)
+        if saved % every:
+            problems.append(f"trainer.args.save_steps={saved} must be a multiple of eval_steps={every}")
+    if patience is not None and not best:
+        problems.append("trainer.early_stopping_patience needs trainer.args.load_best_model_at_end=true")
+    return problems + check_precision(args)
+
+
+def check_precision(args: dict[str, Any]) -> list[str]:
+    """Number formats that this machine can't compute in."""
+    import torch
+
+    cuda = torch.cuda.is_available() and not args.get("use_cpu")
+    other = torch.accelerator.is_available() and not args.get("use_cpu")
+    problems = []
+    if args.get("fp16") and not (cuda or other):
+        problems.append("trainer.args.fp16=true needs an accelerator; on a CPU use bf16=true or full precision")
+    if args.get("bf16") and cuda and not torch.cuda.is_bf16_supported():
+        problems.append("trainer.args.bf16=true is not supported by this GPU; use fp16=true")
+    if args.get("tf32") and not cuda:
+        problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
+    return problems
+
+
+def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:
+    """There must be something to tell apart."""
+    if id2label is not None and len(id2label) < 2:
+        return [
+            f"one class only ({one_of(id2label.values())}) in {len(dataset['train'])} training rows; "
+            "at least two are needed"
+        ]
+    return []
+
+
+def check_head(model_config: Any, id2label: dict[int, str] | None) -> list[str]:
+    """A head for the same classes in another order would be trained from a wrong start, and mislabel."""
+    if model_config is None or id2label is None:
+        return []
+    head = [str(model_config.id2label[i]) for i in sorted(model_config.id2label)]
+    ours = list(id2label.values())
+    if head != ours and sorted(head) == sorted(ours):
+        return [
+            "the checkpoint's head has the same labels as the dataset in another order; "
+            f"set 'dataset.labels=[{','.join(head)}]' to keep its order"
+        ]
+    return []
+
+
+def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
+    """Whether a model on the meta device takes a batch of these shapes."""
+    import torch
+
+    inputs = {name: value.to("meta") for name, value in batch.items() if name != "labels"}
+    try:
+        with torch.no_grad():
+            skeleton(**inputs)
+    except (ValueError, RuntimeError) as error:
+        if "meta" in str(error):  # an operation that needs real numbers, not a wrong shape
+            return []
+        sizes = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items() if name != "labels")
+        reason = " ".join(str(error).split())
+        return [f"the model can't take {sizes}: {reason}. Check model.processor (size), model.config and transform"]
+    return []
+
+
+def check_disk(config: Config, num_parameters: int) -> list[str]:
+    """Float32 weights and Adam's moments for each checkpoint and one being written, and the final model twice."""
+    kept = config.trainer.args.get("save_total_limit") or 10
+    moments = 0 if config.trainer.args.get("save_only_model") else 2
+    needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)
+    if config.trainer.args.get("save_strategy") == "no":
+        needed = 4 * num_parameters * 2
+    place = Path(config.output_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        return [
+            f"output_dir={config.output_dir}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            "free; lower trainer.args.save_total_limit, or use another output_dir"
+        ]
+    return []
