@@ -1,5 +1,6 @@
 """From the words of a command line to a composed configuration, through Hydra."""
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ def hydra_kwargs() -> dict[str, Any]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
+@functools.cache
 def register_schema() -> None:
-    """Make the schema known to Hydra under the name that `config.yaml` lists."""
+    """Make the schema known to Hydra under the name that `config.yaml` lists; once per process."""
     ConfigStore.instance().store(name="hfexp_schema", node=Config, provider="hfexp")
 
 
