@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, write_images
 from faults import fault_at
 from transformers import AutoModelForImageClassification
 
@@ -221,3 +221,15 @@ def test_weights_alone_are_not_resumed_from(place: Path) -> None:
     newest = result.run_dir / "checkpoints" / "checkpoint-6"
     assert "weights only" in str(find_problem(newest))
     assert result.metrics["final_eval_loss"] == result.metrics["best_eval_loss"]
+
+
+def test_the_notebooks_recipe_on_local_stand_ins(place: Path) -> None:
+    """`experiment=food101_vit` with a small checkpoint and a folder of images in place of the Hub's."""
+    write_images(place / "photos", count=60, size=20)
+    write_checkpoint("vit", place / "pretrained")
+    words = ["experiment=food101_vit", f"model.path={place / 'pretrained'}", f"dataset.source.path={place / 'photos'}"]
+    result = api.train(*words, "dataset.source.split='train[:100]'", "tracking=none")
+    assert set(result.model.config.id2label.values()) == {"cat", "dog"}
+    assert result.metrics["final_eval_accuracy"] == result.metrics["best_eval_accuracy"]
+    state = json.loads((result.run_dir / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert (state["max_steps"], state["num_train_epochs"], state["train_batch_size"]) == (6, 3, 16)
