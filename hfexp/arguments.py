@@ -42,6 +42,9 @@ RENAMED = {
 }
 """Names from older tutorials, and what they are called now."""
 
+LOWER_IS_BETTER = frozenset({"loss", "brier", "ece"})
+"""Metrics to be minimised; for one of another origin set `trainer.args.greater_is_better`."""
+
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list, "None": type(None)}
 
 
@@ -155,6 +158,9 @@ def build_arguments(
     fields = dict(args)
     if fields.get("metric_for_best_model") is None:
         fields |= {"metric_for_best_model": metric, "greater_is_better": greater_is_better}
+    elif fields.get("greater_is_better") is None:
+        name = str(fields["metric_for_best_model"]).removeprefix("eval_")
+        fields["greater_is_better"] = name not in LOWER_IS_BETTER
     if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)

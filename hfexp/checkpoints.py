@@ -58,6 +58,14 @@ def newest_whole(directory: Path) -> Path | None:
     return None
 
 
+def set_aside_newer(directory: Path, chosen: Path | None) -> None:
+    """Rename the unusable checkpoints after the chosen one: rotation would keep them in place of good ones."""
+    checkpoints = list_checkpoints(directory)
+    for checkpoint in checkpoints[checkpoints.index(chosen) + 1 if chosen else 0 :]:
+        shutil.rmtree(directory / f"damaged-{checkpoint.name}", ignore_errors=True)
+        checkpoint.rename(directory / f"damaged-{checkpoint.name}")
+
+
 def find_problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there with the recorded size and hash."""
     try:
@@ -160,8 +168,17 @@ class TrueCheckpoints(_Base):
         # A pickle that nobody here reads; the arguments are in the run's config.yaml.
         Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        position = super()._init_training_state(*args, **kwargs)
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
         # Upstream looked for the recorded name in the current directory, and forgot it.
         self._set_best_checkpoint(Path(str(self.args.output_dir)))
         best = self.state.best_global_step
@@ -169,7 +186,10 @@ class TrueCheckpoints(_Base):
             raise CheckpointError(
                 f"the best checkpoint so far, checkpoint-{best}, is gone from {self.args.output_dir}"
             )
-        return position
+        # Upstream would train on where training had ended: it forgets an early stop, and finishes a begun epoch.
+        saved: Any = self.state.stateful_callbacks if resume_from_checkpoint is not None else {}
+        stopped = saved.get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
+        return (num_train_epochs, 0) if stopped or self.state.global_step >= max_steps else position
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))

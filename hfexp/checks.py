@@ -48,6 +48,22 @@ def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
     return problems + check_precision(args)
 
 
+def check_support(config: Config) -> list[str]:
+    """Values that Transformers or torch would refuse only after a run was opened, or that leave nothing to report."""
+    import torch
+
+    problems = []
+    if not 0 <= config.seed < 2**32:
+        problems.append(f"seed={config.seed} must be between 0 and {2**32 - 1}")
+    dtype = config.model.dtype
+    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        problems.append(f"model.dtype={dtype}: no such type; use float32, bfloat16, float16 or auto")
+    for name in ("prediction_loss_only", "batch_eval_metrics"):
+        if config.trainer.args.get(name):
+            problems.append(f"trainer.args.{name}=true is not supported: metrics need all predictions at once")
+    return problems
+
+
 def check_precision(args: dict[str, Any]) -> list[str]:
     """Number formats that this machine can't compute in."""
     import torch

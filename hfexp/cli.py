@@ -109,6 +109,7 @@ class _Job:
 
     def _run(self, cfg: Any) -> float | None:
         from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
 
         from hfexp import screen
         from hfexp.config import to_config
@@ -116,7 +117,9 @@ class _Job:
 
         hydra_cfg = HydraConfig.get()
         choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
-        origin = Origin(choices, list(hydra_cfg.overrides.task), command_line(self.words))
+        # The words may hold interpolations, which belong to the configuration.
+        overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
+        origin = Origin(choices, overrides, command_line(self.words))
         config = to_config(cfg)
         screen.show_choices(config, origin)
 

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.arguments import check_args
 from hfexp.errors import ConfigError, did_you_mean, one_of
@@ -173,8 +173,8 @@ def to_config(cfg: Any) -> Config:
             raise TypeError(f"expected the hfexp schema, got {type(config).__name__}")
         config.model = _to_model_config(config.model)
         config.trainer.args = check_args(config.trainer.args)
-    except MissingMandatoryValue as error:
-        raise ConfigError(str(error)) from error
+    except OmegaConfBaseException as error:  # e.g. an interpolation that leads nowhere
+        raise ConfigError(explain_key_error(error)) from error
     return config
 
 

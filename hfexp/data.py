@@ -14,6 +14,9 @@ from hfexp.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 
+READ_AHEAD = 256
+"""Rows whose images are in memory at once while they are tried."""
+
 STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -47,9 +50,12 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
         return dataset, {}
     kept, dropped = {}, {}
     for split, rows in dataset.items():
+        good = []
         with ThreadPoolExecutor() as pool:
-            readable = list(pool.map(lambda row: _is_readable(dict(row), task), rows))
-        good = [index for index, ok in enumerate(readable) if ok]
+            for start in range(0, len(rows), READ_AHEAD):
+                part = [dict(row) for row in rows.select(range(start, min(start + READ_AHEAD, len(rows))))]
+                readable = pool.map(lambda row: _is_readable(row, task), part)
+                good += [start + index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
         if not good:
@@ -134,9 +140,7 @@ def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
         names, feature_names = config.labels or feature.names, feature.names
         if names == feature_names:
             return _check_label_range(dataset, column, names)
-        values = {
-            split: [feature_names[i] if i >= 0 else None for i in rows[column][:]] for split, rows in dataset.items()
-        }
+        values = {split: _label_words(rows, column) for split, rows in dataset.items()}
     elif isinstance(feature, Value):
         values = {split: rows[column][:] for split, rows in dataset.items()}
         names = config.labels or _label_names(values, column)
@@ -151,6 +155,12 @@ def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
         features = Features({column: ClassLabel(names=list(names))})
         result[split] = rows.add_column(column, [ids[str(label)] for label in labels], feature=features[column])
     return DatasetDict(result)
+
+
+def _label_words(rows: Dataset, column: str) -> list[str | None]:
+    """Labels as words, by the names of this very split."""
+    names = rows.features[column].names
+    return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
 
 
 def _label_names(values: dict[Any, list], column: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,13 @@ import transformers
 from hfexp import processing, quiet, screen
 from hfexp.arguments import build_arguments
 from hfexp.config import Config
+from hfexp.errors import RunError, Terminated
 from hfexp.model import ModelSummary, build_model
 from hfexp.origin import Origin, git_state
 from hfexp.preflight import Inputs, prepare
 from hfexp.progress import RecordMetrics, ShowProgress
 from hfexp.report import ClassReport
 from hfexp.run_directory import RunDirectory, open_run_directory
-from hfexp.targets import instantiate
 from hfexp.tracking.run import Tracker, open_run
 from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
 
@@ -79,8 +80,13 @@ def run(config: Config, origin: Origin) -> Result:
         trainer, progress = build_trainer(config, inputs, splits, model, directory, tracker, stop)
         try:
             trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
+        except Exception as error:
+            if stop.requested:  # a data loader worker that got the signal too
+                raise Terminated from error
+            raise
         finally:
             progress.close()
+        require_finite(trainer)
         metrics, report = evaluate(trainer, inputs, splits, directory)
         save_model(trainer, inputs, directory)
         result = Result(
@@ -156,11 +162,6 @@ def build_trainer(
         deterministic=config.trainer.deterministic,
     )
     progress = ShowProgress(task.metric)
-    callbacks = [
-        instantiate(node, f"trainer.callbacks.{name}", allowed)
-        for name, node in config.trainer.callbacks.items()
-        if node
-    ]
     trainer = trainer_class(config.trainer._target_, allowed)(
         model=model,
         args=args,
@@ -172,7 +173,7 @@ def build_trainer(
         preprocess_logits_for_metrics=task.preprocess_logits,
         callbacks=[
             *early_stopping(config.trainer.early_stopping_patience, config.trainer.early_stopping_threshold),
-            *callbacks,
+            *inputs.callbacks,
             progress,
             RecordMetrics(tracker, directory.resumed),
             stop,
@@ -183,6 +184,20 @@ def build_trainer(
     if inputs.transforms.batch is not None:
         trainer.soft_labels, trainer.loss_is_scaled_for_ga = True, False
     return trainer, progress
+
+
+def require_finite(trainer: Trainer) -> None:
+    """A model that was never better than nothing is no result.
+
+    Raises:
+        RunError: the metric that chooses the best model was NaN at every evaluation.
+    """
+    best = trainer.state.best_metric
+    if best is not None and not math.isfinite(best):
+        raise RunError(
+            f"training diverged: {trainer.args.metric_for_best_model} was never a finite number; "
+            "lower trainer.args.learning_rate, or look at the data with debug=overfit"
+        )
 
 
 def evaluate(

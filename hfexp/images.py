@@ -47,7 +47,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode in SIXTEEN_BIT_MODES:
-        return PIL.Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return PIL.Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "F":
         levels = np.nan_to_num(np.asarray(image))
         scale = 255.0 if levels.max(initial=0) <= 1 else 1.0
@@ -59,9 +59,9 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """16-bit levels to 8 bits by their high byte; an "I" image that only holds 0..255 is 8-bit already."""
-    if levels.max(initial=0) <= 255:
+def _to_8_bit(levels: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit levels to 8 bits by their high byte; an "I" (32-bit) image that only holds 0..255 is 8-bit already."""
+    if mode == "I" and levels.max(initial=0) <= 255:
         return levels.clip(0).astype(np.uint8)
     return (levels.clip(0, 65535) >> 8).astype(np.uint8)
 
@@ -104,7 +104,7 @@ class Geometry:
         mean = tuple(settings.get("image_mean") or ()) if channels else ()
         std = tuple(settings.get("image_std") or ()) if channels else ()
         size, resize = _size_and_resize(settings)
-        return cls(size, resize, int(settings.get("resample") or PIL.Image.Resampling.BILINEAR), mean, std)
+        return cls(size, resize, int(settings.get("resample", PIL.Image.Resampling.BILINEAR)), mean, std)
 
     @classmethod
     def _of_timm(cls, config: dict[str, Any]) -> "Geometry":

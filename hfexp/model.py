@@ -11,7 +11,7 @@ import transformers
 from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
-from hfexp.targets import instantiate
+from hfexp.targets import check, instantiate
 from hfexp.tasks.base import Task
 
 logger = logging.getLogger(__name__)
@@ -19,13 +19,14 @@ logger = logging.getLogger(__name__)
 OWNED_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
-def load_model_config(config: ModelConfig, task: Task) -> Any:
+def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     """The model's own configuration, as the checkpoint has it; no weights are read. None for `model.build`.
 
     Raises:
         ConfigError: the checkpoint, architecture or a field does not exist.
     """
     if config.build is not None:
+        check(config.build, "model", allowed, frozenset({"task", "id2label"}))
         return None
     for owned in OWNED_FIELDS:
         if owned in config.config:
@@ -37,6 +38,10 @@ def load_model_config(config: ModelConfig, task: Task) -> Any:
     if config.path is not None:
         check_path(config.path)
         with explain_hub_errors("model", config.path):
+            stored = transformers.AutoConfig.from_pretrained(
+                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+            _require_fields(config.config, stored)
             return transformers.AutoConfig.from_pretrained(
                 config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config
             )

@@ -34,13 +34,13 @@ def command_line(words: list[str]) -> str:
 
 def git_state() -> dict[str, str]:
     """Commit, branch, remote and uncommitted changes of the current directory; empty outside a repository."""
-    sha = _git("rev-parse", "HEAD")
+    sha = _git("rev-parse", "HEAD").strip()
     if not sha:
         return {}
     return {
         "git_sha": sha,
-        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD"),
-        "git_remote": mask_secrets(_git("config", "--get", "remote.origin.url")),
+        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD").strip(),
+        "git_remote": mask_secrets(_git("config", "--get", "remote.origin.url").strip()),
         "git_diff": mask_secrets(_git("diff", "HEAD")),
         "git_untracked": _git("ls-files", "--others", "--exclude-standard"),
     }
@@ -53,7 +53,7 @@ def _git(*words: str) -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def machine() -> dict[str, str]:

@@ -9,8 +9,16 @@ from typing import Any
 from datasets import DatasetDict
 
 from hfexp import processing, screen
-from hfexp.arguments import check_choices
-from hfexp.checks import check_disk, check_forward, check_head, check_labels, check_places, check_strategies
+from hfexp.arguments import build_arguments, check_choices
+from hfexp.checks import (
+    check_disk,
+    check_forward,
+    check_head,
+    check_labels,
+    check_places,
+    check_strategies,
+    check_support,
+)
 from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
@@ -33,6 +41,8 @@ class Inputs:
     processor: Any
     transforms: processing.Transforms
     metrics: MetricSet
+    callbacks: list[Any]
+    """The user's own, from `trainer.callbacks`."""
     model_config: Any
     """The model's own configuration; None for a model that the user builds."""
 
@@ -55,6 +65,11 @@ class _Problems:
     def add(self, problems: list[str]) -> None:
         self.found += problems
 
+    def raise_any(self) -> None:
+        """All problems found, each once, as one error."""
+        if self.found:
+            raise ConfigError(join_problems(list(dict.fromkeys(self.found))))
+
 
 class _Skipped(Exception):
     """A step's input is missing because an earlier step failed."""
@@ -76,13 +91,14 @@ def prepare(config: Config) -> Inputs:
     problems = _Problems()
     allowed = config.security.allowed_targets
     task = dataset = dropped = processor = transforms = metrics = model_config = id2label = None
-    problems.add(check_places(config) + check_strategies(config.trainer.args, config.trainer.early_stopping_patience))
-    with problems:
-        check_choices(config.trainer.args)
-    with problems:
-        trainer_class(config.trainer._target_, allowed)
+    callbacks: list[Any] = []
+    _check_settings(config, problems)
+    for name, node in config.trainer.callbacks.items():
+        with problems:
+            callbacks += [instantiate(node, f"trainer.callbacks.{name}", allowed)] if node else []
     with problems:
         task = instantiate(config.task, "task", allowed)
+        _try_arguments(config, task)
     with problems:
         dataset, dropped = drop_bad_samples(
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
@@ -90,9 +106,9 @@ def prepare(config: Config) -> Inputs:
         id2label = _need(task).id2label(dataset)
         problems.add(check_labels(id2label, dataset))
     with problems:
-        model_config = load_model_config(config.model, _need(task))
+        model_config = load_model_config(config.model, _need(task), allowed)
     with problems:
-        processor = processing.load_processor(config.model, _need(task))
+        processor = processing.load_processor(config.model, _need(task), allowed)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
@@ -102,17 +118,35 @@ def prepare(config: Config) -> Inputs:
             problems.add(
                 _check_fit(config, _need(task), _need(dataset), processor, transforms, model_config, id2label)
             )
-    if problems.found:
-        raise ConfigError(join_problems(list(dict.fromkeys(problems.found))))
+    problems.raise_any()
     return Inputs(
-        _need(task),
-        _need(dataset),
-        dropped or {},
-        id2label,
-        processor,
-        _need(transforms),
-        _need(metrics),
+        _need(task), _need(dataset), dropped or {}, id2label, processor, _need(transforms), _need(metrics), callbacks,
         model_config,
+    )  # fmt: skip
+
+
+def _check_settings(config: Config, problems: _Problems) -> None:
+    """What needs no data: places, settings that contradict each other, words from fixed lists."""
+    args = config.trainer.args
+    problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
+    problems.add(check_support(config))
+    with problems:
+        check_choices(args)
+    with problems:
+        trainer_class(config.trainer._target_, config.security.allowed_targets)
+
+
+def _try_arguments(config: Config, task: Task) -> None:
+    """Let TrainingArguments check itself, before anything is created."""
+    check_choices(config.trainer.args)
+    build_arguments(
+        config.trainer.args,
+        output_dir=Path(config.output_dir),
+        seed=config.seed,
+        run_name="check",
+        metric=task.metric,
+        greater_is_better=task.greater_is_better,
+        deterministic=config.trainer.deterministic,
     )
 
 

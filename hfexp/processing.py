@@ -8,9 +8,10 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
+from transformers.processing_utils import ImagesKwargs
 
 from hfexp.config import ModelConfig, TransformConfig
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
 from hfexp.model import check_path
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
@@ -20,33 +21,47 @@ from hfexp.tasks.base import Task
 Row = dict[str, Any]
 
 
-def load_processor(config: ModelConfig, task: Task) -> Any:
-    """The processor of a pretrained model, or the default one of an architecture with the given settings.
+def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
+    """The processor named by `model.processor._target_`, or else the pretrained model's own, with the given settings.
 
     Raises:
         ConfigError: the checkpoint has none, or a setting does not exist.
     """
-    settings = dict(config.processor)
-    if config.path is not None:
-        check_path(config.path)
-        auto_class = getattr(transformers, task.processor_class)
-        with explain_hub_errors("processor", config.path):
-            try:
-                return auto_class.from_pretrained(
-                    config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **settings
-                )
-            except (OSError, ValueError) as error:
-                if "preprocessor_config" in str(error) or "image processor" in str(error):
-                    raise ConfigError(
-                        f"model.path={config.path} has no processor of its own; set model.processor._target_, "
-                        "e.g. transformers.ViTImageProcessor"
-                    ) from error
-                raise
-    if not settings.get("_target_"):
+    if config.processor.get("_target_"):
+        try:
+            return instantiate(config.processor, "model.processor", allowed)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.processor can't be built: {error}") from error
+    if config.path is None:
         raise ConfigError(
             "model.processor._target_ is missing: a model without model.path needs to be told its processor"
         )
-    return instantiate(settings, "model.processor")
+    check_path(config.path)
+    with explain_hub_errors("processor", config.path):
+        try:
+            processor = getattr(transformers, task.processor_class).from_pretrained(
+                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.processor
+            )
+        except (OSError, ValueError) as error:
+            if "preprocessor_config" in str(error) or "image processor" in str(error):
+                raise ConfigError(
+                    f"model.path={config.path} has no processor of its own; set model.processor._target_, "
+                    "e.g. transformers.ViTImageProcessor"
+                ) from error
+            raise
+    _require_settings(processor, config.processor)
+    return processor
+
+
+def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
+    """Processors ignore settings they don't know."""
+    allowed = set(processor.to_dict()) | set(ImagesKwargs.__annotations__)
+    for name in settings:
+        if name not in allowed:
+            raise ConfigError(
+                f"unknown key 'model.processor.{name}'.{did_you_mean(name, allowed)} "
+                f"{type(processor).__name__} takes: {one_of(allowed)}"
+            )
 
 
 @dataclass(frozen=True)

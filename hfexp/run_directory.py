@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hfexp.checkpoints import newest_whole
+from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting, config_hash
 from hfexp.errors import ConfigError
 from hfexp.origin import Origin
@@ -66,7 +66,10 @@ class RunDirectory:
 
     def save_state(self) -> None:
         temporary = self.path / f".{STATE}"
-        temporary.write_text(json.dumps(asdict(self.state), indent=1))
+        with temporary.open("w") as file:
+            json.dump(asdict(self.state), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(self.path / STATE)
 
 
@@ -122,13 +125,14 @@ def _lock_path(parent: Path, identity: str) -> Path:
 def _choose(parent: Path, stem: str, identity: str, on_existing: OnExisting) -> RunDirectory:
     latest = _latest(parent, stem)
     if latest is None:
-        return _create(parent / stem, identity)
+        return _create(parent / _next_name(parent, stem), identity)
     path, state = latest
     if on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
     if on_existing is OnExisting.resume and state.status != "finished":
         checkpoint = newest_whole(path / "checkpoints")
         if checkpoint is not None or state.status != "failed":
+            set_aside_newer(path / "checkpoints", checkpoint)
             return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
     return _create(parent / _next_name(parent, stem), identity)
 
@@ -148,7 +152,8 @@ def _numbered(parent: Path, stem: str) -> dict[int, Path]:
 
 
 def _next_name(parent: Path, stem: str) -> str:
-    return f"{stem}-{max(_numbered(parent, stem)) + 1}"
+    taken = _numbered(parent, stem)
+    return f"{stem}-{max(taken) + 1}" if taken else stem
 
 
 def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:

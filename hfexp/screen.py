@@ -1,12 +1,13 @@
 """What a person sees: the choices at the start, and the result at the end."""
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING
 
 from hfexp import __version__
 from hfexp.config import Config
-from hfexp.origin import Origin
+from hfexp.origin import Origin, mask_secrets
 
 if TYPE_CHECKING:
     from hfexp.experiment import Result
@@ -16,7 +17,8 @@ SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking
 
 def say(text: str = "") -> None:
     """One line for the person, at once."""
-    print(text, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # the reader went away: the run goes on
+        print(text, flush=True)
 
 
 def note(text: str) -> None:
@@ -65,5 +67,13 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
     rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
     rows.append(("run", os.path.relpath(result.run_dir)))
     if result.tracking_uri:
-        rows.append(("look at it", "hfexp ui" if result.tracking_uri.startswith("sqlite") else result.tracking_uri))
+        rows.append(("look at it", mask_secrets(_how_to_look(result.tracking_uri))))
     return rows
+
+
+def _how_to_look(uri: str) -> str:
+    """The command or address that shows this store."""
+    if not uri.startswith("sqlite:///"):
+        return uri
+    path = os.path.relpath(uri.removeprefix("sqlite:///"))
+    return "hfexp ui" if path == os.path.join("outputs", "mlflow.db") else f"hfexp ui --uri sqlite:///{path}"

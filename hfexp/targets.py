@@ -5,26 +5,29 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
-ALLOWED_PACKAGES = frozenset(
-    {"hfexp", "transformers", "datasets", "evaluate", "torch", "torchvision", "timm", "peft", "accelerate", "mlflow",
-     "optuna", "sklearn"}
+ALLOWED = (
+    "hfexp.sources", "hfexp.tasks", "hfexp.metrics", "hfexp.images", "hfexp.training", "hfexp.profiling",
+    "accelerate", "datasets", "evaluate", "optuna", "peft", "sklearn", "timm", "torch.nn", "torch.optim",
+    "torch.utils.data", "torchvision", "transformers",
 )  # fmt: skip
+"""Where targets may live, beside the user's own project and `security.allowed_targets`."""
 
 DENIED = (
-    "torch.load", "torch.save", "torch.hub", "torch.jit", "torch.package", "torch.serialization", "torch.ops",
-    "torch.classes", "torch.utils.cpp_extension", "torch.utils.model_zoo", "torch.distributed.run",
-    "torch.distributed.launcher", "torch.multiprocessing",
-    "mlflow.projects", "mlflow.run", "mlflow.pyfunc", "mlflow.server", "mlflow.cli", "mlflow.recipes",
-    "accelerate.commands", "accelerate.launchers", "accelerate.utils.load", "accelerate.utils.launch",
-    "transformers.dynamic_module_utils", "transformers.commands", "timm.models.load_checkpoint",
+    "accelerate.commands", "accelerate.launchers", "accelerate.utils", "accelerate.test_utils",
+    "datasets.commands", "datasets.utils", "evaluate.commands", "evaluate.utils", "optuna.storages", "optuna.cli",
+    "sklearn.utils", "sklearn.externals", "timm.models.load_checkpoint", "timm.models.helpers", "timm.models._helpers",
+    "timm.utils", "torch.utils.data.datapipes", "torchvision.datasets.utils", "torchvision._internally_replaced_utils",
+    "transformers.commands", "transformers.cli", "transformers.dynamic_module_utils", "transformers.testing_utils",
+    "transformers.utils",
 )  # fmt: skip
-"""Prefixes inside allowed packages of what runs code, starts processes or loads pickles."""
+"""Inside the allowed packages: what runs code, starts processes or loads pickles."""
 
 
 def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:
@@ -87,9 +90,8 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
     if not callable(target):
         raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
     # An allowed package can expose a foreign object as an attribute (torch.os.system): what counts is where it lives.
-    home = getattr(target, "__module__", None)
-    if home is not None:
-        _require_allowed(f"{home}.{getattr(target, '__name__', '')}", key, path, allowed)
+    home = getattr(target, "__module__", None) or type(getattr(target, "__self__", None)).__module__
+    _require_allowed(f"{home}.{getattr(target, '__name__', '')}", key, path, allowed)
     return target
 
 
@@ -123,17 +125,16 @@ def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: fr
 
 def _require_allowed(path: str, key: str, shown: str, allowed: list[str] | None) -> None:
     package = path.partition(".")[0]
-    if _is_below(path, allowed or ()):
+    if _is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package)):
         return
     private = path == shown and any(part.startswith("_") for part in path.split("."))
-    if package in ALLOWED_PACKAGES and (private or _is_below(path, DENIED)):
+    if _is_below(path, ALLOWED) and (private or _is_below(path, DENIED)):
         raise ConfigError(f"{key}: {shown} is refused, because it can run code or load pickles")
-    if package in ALLOWED_PACKAGES or _in_project(package):
-        return
-    raise ConfigError(
-        f"{key}: {shown} is not allowed. Allowed: {one_of(ALLOWED_PACKAGES)}, modules of your own project "
-        f"(below {Path.cwd()}), and what security.allowed_targets lists"
-    )
+    if not _is_below(path, ALLOWED):
+        raise ConfigError(
+            f"{key}: {shown} is not allowed. Allowed: {one_of(ALLOWED)}, modules of your own project "
+            f"(below {Path.cwd()}), and what security.allowed_targets lists"
+        )
 
 
 def _is_below(path: str, names: Iterable[str]) -> bool:
@@ -173,5 +174,7 @@ def _import(path: str, key: str) -> Any:
                     f"{key}: {module_name} has no {name!r}.{did_you_mean(name, dir(sys.modules[module_name]))}"
                 )
             target = getattr(target, name)
+            if isinstance(target, types.ModuleType) and target.__name__.partition(".")[0] != parts[0]:
+                raise ConfigError(f"{key}: {path} is refused: it leads out of {parts[0]}, to {target.__name__}")
         return target
     raise ConfigError(f"{key}: there is no module {parts[0]!r}; write the full dotted path of a class or function")

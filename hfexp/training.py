@@ -86,7 +86,8 @@ class StopOnSignal(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.requested and state.epoch is not None and not float(state.epoch).is_integer():
+        last_of_epoch = control.should_training_stop or float(state.epoch or 0).is_integer()
+        if self.requested and not last_of_epoch:
             control.should_save = True
 
     def on_epoch_end(

@@ -65,7 +65,8 @@ def test_food101_vit_is_the_notebooks_recipe() -> None:
         "load_best_model_at_end": True,
     }
     assert {name: args[name] for name in notebook} == notebook
-    ours = {"metric_for_best_model", "save_total_limit", "restore_callback_states_from_checkpoint"}
+    ours = {"metric_for_best_model", "greater_is_better", "logging_nan_inf_filter", "save_total_limit",
+            "restore_callback_states_from_checkpoint"}  # fmt: skip
     assert set(args) == set(notebook) | ours
     assert config.model.path == "google/vit-base-patch16-224-in21k"
     assert config.dataset.source["path"] == "ethz/food101"

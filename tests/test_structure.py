@@ -16,9 +16,16 @@ LAYERS = [
     ["hfexp.training", "hfexp.profiling", "hfexp.checks"],
     ["hfexp.data", "hfexp.processing", "hfexp.metrics", "hfexp.tracking.run", "hfexp.sources"],
     ["hfexp.model", "hfexp.tracking.store", "hfexp.tasks.image_classification", "hfexp.run_directory"],
-    ["hfexp.images", "hfexp.tasks.base", "hfexp.checkpoints", "hfexp.sampling", "hfexp.report", "hfexp.quiet"],
+    [
+        "hfexp.images",
+        "hfexp.tasks.base",
+        "hfexp.checkpoints",
+        "hfexp.sampling",
+        "hfexp.report",
+        "hfexp.quiet",
+    ],
     ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking"],
-    ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config"],
+    ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config", "hfexp.signals"],
     ["hfexp.arguments"],
     ["hfexp.errors", "hfexp"],
 ]

@@ -24,10 +24,19 @@ from hfexp.targets import check, instantiate, locate
         "shutil.rmtree",
         "transformers.utils.os.system",
         "datasets.load.importlib.import_module",
+        "torch.sys.path.append",
+        "torch.utils.collect_env.run",
+        "transformers.utils.import_utils.direct_transformers_import",
+        "mlflow.sklearn.load_model",
+        "timm.models.helpers.load_checkpoint",
+        "hfexp.cli.main",
+        "hfexp.targets.locate",
+        "torchvision.datasets.os.system",
+        "sklearn.datasets.warnings.warn",
     ],
 )
 def test_dangerous_targets_are_refused(path: str) -> None:
-    with pytest.raises(ConfigError, match="refused|not allowed|no module|has no"):
+    with pytest.raises(ConfigError, match="refused|not allowed|has no"):
         locate(path, "task._target_")
 
 
@@ -59,8 +68,7 @@ def test_own_module_in_the_project_is_allowed_and_others_on_request(
         ({"_target_": "hfexp.metrics.TopKAccuracy", "kk": 1}, "unknown key 'm.kk'.*Did you mean 'k'"),
         ({"_target_": "hfexp.sources.image_folder"}, "m.data_dir is required"),
         ({"_target_": "hfexp.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
-        ({"_target_": "hfexp.nothing.X"}, "hfexp has no 'nothing'"),
-        ({"_target_": "hfexp.__version__"}, "refused|is a str"),
+        ({"_target_": "hfexp.tasks.nothing.X"}, "hfexp.tasks has no 'nothing'"),
         ([{"_target_": "os.system"}], r"m\.0\._target_"),
     ],
 )
@@ -75,7 +83,7 @@ def test_runtime_objects_may_not_be_config_keys() -> None:
 
 
 def test_containers_are_plain_and_partial_works() -> None:
-    built = instantiate({"_target_": "sklearn.utils.Bunch", "a": {"b": [1, 2]}}, "m")
+    built = instantiate({"_target_": "transformers.BatchEncoding", "data": {"a": {"b": [1, 2]}}}, "m")
     assert type(built["a"]) is dict
     assert type(built["a"]["b"]) is list
     assert isinstance(

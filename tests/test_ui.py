@@ -41,7 +41,7 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
     result = api.train(*SMALL_DIGITS)
     port = free_port()
     command = [sys.executable, "-m", "hfexp", "ui", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process)
         run = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/runs/get?run_id={result.run_id}"

@@ -24,7 +24,7 @@ def test_the_wheel_works_in_another_environment(tmp_path: Path) -> None:
     site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     where = subprocess.run(
-        [python, "-c", "import hfexp; print(hfexp.__file__)"], capture_output=True, text=True, check=True
+        [python, "-c", "import hfexp; print(hfexp.__file__)"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert where.stdout.startswith(str(site))
     assert (site / "hfexp" / "conf" / "config.yaml").is_file()

@@ -6,15 +6,15 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from hfexp.config import Config, flatten, to_dict
-from hfexp.errors import ConfigError
 from hfexp.origin import Origin, machine, mask_secrets
 from hfexp.run_directory import RunDirectory, experiment_name
+from hfexp.signals import uninterrupted
 from hfexp.tracking.store import open_store, tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,7 @@ MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
+TRACEBACK = "traceback.txt"
 
 
 class Tracker(Protocol):
@@ -109,21 +110,22 @@ def open_run(config: Config, directory: RunDirectory, origin: Origin, code: dict
     """
     _write_description(config, directory, origin, code)
     with _status(directory) as ending:
-        tracker = _start(config, directory, origin, code)
-        ending.tracker = tracker
-        tracker.log_artifacts(directory.artifacts)
-        yield tracker
-        tracker.log_artifacts(directory.artifacts)
+        _start(ending, config, directory, origin, code)
+        ending.tracker.log_artifacts(directory.artifacts)
+        yield ending.tracker
+        ending.tracker.log_artifacts(directory.artifacts)
 
 
 @dataclass
 class _Ending:
+    """What there is to close when the block ends; it can end before the run is fully open."""
+
     tracker: Tracker = field(default_factory=NullTracker)
 
 
 @contextlib.contextmanager
 def _status(directory: RunDirectory) -> Iterator[_Ending]:
-    """Write the ending into the run directory and the tracking store."""
+    """Write the ending into the tracking store and the run directory."""
     ending = _Ending()
     try:
         yield ending
@@ -132,46 +134,53 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
         _close(directory, ending.tracker, "killed", f"stopped by {signal_name}")
         raise
     except BaseException as error:
-        (directory.artifacts / "traceback.txt").write_text(mask_secrets("".join(traceback.format_exception(error))))
+        (directory.artifacts / TRACEBACK).write_text(mask_secrets("".join(traceback.format_exception(error))))
         _close(directory, ending.tracker, "failed", f"{type(error).__name__}: {error}")
         raise
     _close(directory, ending.tracker, "finished", "")
 
 
 def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) -> None:
-    directory.state.status = status
-    directory.save_state()
-    if not isinstance(tracker, MlflowTracker):
-        return
-    if reason:
-        tracker.set_tags({"hfexp.status_reason": reason})
-    if status == "failed":
-        tracker.log_artifacts(directory.artifacts / "traceback.txt")
-    tracker.client.set_terminated(tracker.run_id, status.upper())
+    """Close the record first, then the directory: an ending that is cut short leaves a run that can be continued."""
+    with uninterrupted():
+        if isinstance(tracker, MlflowTracker):
+            _attempt("close the run", tracker.client.set_terminated, tracker.run_id, status.upper())
+            if reason:
+                _attempt("record why the run ended", tracker.set_tags, {"hfexp.status_reason": reason})
+            if status == "failed":
+                _attempt("record the traceback", tracker.log_artifacts, directory.artifacts / TRACEBACK)
+        directory.state.status = status
+        directory.save_state()
 
 
-def _start(config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> Tracker:
+def _attempt(what: str, action: Callable[..., Any], *args: Any) -> None:
+    """Do something at the end of a run whose failure must not hide how the run itself ended."""
+    try:
+        action(*args)
+    except Exception as error:
+        logger.warning("could not %s in MLflow: %s", what, error)
+
+
+def _start(ending: _Ending, config: Config, directory: RunDirectory, origin: Origin, code: dict[str, str]) -> None:
+    """Create the MLflow run, or open the one to continue."""
     if config.tracking.backend == "none":
-        return NullTracker()
-    if config.tracking.backend != "mlflow":
-        raise ConfigError(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
+        return
     client, experiment_id = open_store(config, experiment_name(config, origin))
     uri = tracking_uri(config.tracking.uri, config.output_dir)
     known = _known_run(client, directory)
-    if known is not None:
-        client.update_run(known, status="RUNNING")
-        tracker = MlflowTracker(client, known, uri, _last_steps(client, known))
-        if "hfexp.status_reason" in client.get_run(known).data.tags:
-            client.delete_tag(known, "hfexp.status_reason")
-        tracker.set_tags({"hfexp.resumed": "true"} | _tags(config, directory, origin, code))
-        return tracker
-    run = client.create_run(experiment_id, run_name=directory.name)
-    directory.state.run_id = run.info.run_id
+    run_id = known or client.create_run(experiment_id, run_name=directory.name).info.run_id
+    ending.tracker = tracker = MlflowTracker(client, run_id, uri)
+    directory.state.run_id = run_id
     directory.save_state()
-    tracker = MlflowTracker(client, run.info.run_id, uri)
-    tracker.set_tags(_tags(config, directory, origin, code))
-    tracker.log_params(flatten(to_dict(config)))
-    return tracker
+    if known is None:
+        tracker.set_tags(_tags(config, directory, origin, code))
+        tracker.log_params(flatten(to_dict(config)))
+        return
+    client.update_run(known, status="RUNNING")
+    tracker.recorded_until = _last_steps(client, known)
+    if "hfexp.status_reason" in client.get_run(known).data.tags:
+        client.delete_tag(known, "hfexp.status_reason")
+    tracker.set_tags({"hfexp.resumed": "true"} | _tags(config, directory, origin, code))
 
 
 def _known_run(client: Any, directory: RunDirectory) -> str | None:
@@ -225,10 +234,11 @@ def _write_description(config: Config, directory: RunDirectory, origin: Origin, 
     from omegaconf import OmegaConf
 
     directory.artifacts.mkdir(exist_ok=True)
+    (directory.artifacts / TRACEBACK).unlink(missing_ok=True)
     for name, content in (("config.yaml", to_dict(config)), ("overrides.yaml", list(origin.overrides))):
         (directory.path / name).write_text(mask_secrets(OmegaConf.to_yaml(OmegaConf.create(content))))
         shutil.copy(directory.path / name, directory.artifacts / name)
     (directory.artifacts / "command.txt").write_text(origin.command + "\n")
     if code.get("git_diff") or code.get("git_untracked"):
         untracked = "".join(f"# untracked: {name}\n" for name in code["git_untracked"].splitlines())
-        (directory.artifacts / "git.diff").write_text(untracked + code["git_diff"] + "\n")
+        (directory.artifacts / "git.diff").write_text(untracked + code["git_diff"])

@@ -70,31 +70,58 @@ def _sqlite_problem(path: Path) -> str | None:
 def open_store(config: Config, experiment: str) -> tuple[Any, str]:
     """Open the store, making it and the experiment if needed.
 
-    Concurrent first use leaves a fresh SQLite store half-migrated (mlflow 3.17, `SqlAlchemyStore.__init__`), so
-    it happens under a file lock. The experiment gets an absolute artifact location beside the database.
+    The experiment gets an absolute artifact location beside the database.
 
     Returns:
         An `MlflowClient` and the experiment's id.
     """
     import mlflow
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     uri = tracking_uri(config.tracking.uri, config.output_dir)
-    output_dir = Path(config.output_dir).absolute()
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(output_dir / ".mlflow.lock"):
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    if not uri.startswith("sqlite:///"):
         client = mlflow.MlflowClient(uri)
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage == "deleted":
-            raise ConfigError(
-                f"tracking.experiment={experiment} was deleted in MLflow; restore it there or use another name"
-            )
-        if found is not None:
-            return client, found.experiment_id
-        location = (output_dir / "artifacts" / experiment).as_uri() if uri.startswith("sqlite:") else None
-        # Tells MLflow's pages to open on training runs rather than on traces.
+        return client, _experiment_id(client, experiment, None)
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(database.with_name(f".{database.name}.lock")):
+        _create_database(database)
+        client = mlflow.MlflowClient(uri)
+        location = (database.parent / "artifacts" / experiment).as_uri()
+        return client, _experiment_id(client, experiment, location)
+
+
+def _create_database(database: Path) -> None:
+    """Make a fresh SQLite store whole or not at all.
+
+    MLflow 3.17 runs its migrations on the file itself (`SqlAlchemyStore.__init__`): killed or met by a second process
+    meanwhile, they leave a database that can't be used any more.
+    """
+    import mlflow
+
+    if database.exists() and database.stat().st_size:
+        return
+    unfinished = database.with_name(f".{database.name}.new")
+    unfinished.unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    unfinished.rename(database)
+
+
+def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
+    """The experiment's id; it is created if it is not there."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # The tag tells MLflow's pages to open on training runs rather than on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return client, client.create_experiment(experiment, artifact_location=location, tags=tags)
+        try:
+            return client.create_experiment(name, artifact_location=artifact_location, tags=tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another job was faster
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(f"tracking.experiment={name} was deleted in MLflow; restore it there or use another name")
+    return found.experiment_id
