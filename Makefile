@@ -28,14 +28,14 @@ test-all: install ## all tests: every model family, faults, a second environment
 lint: install ## check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install ## mend style and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 type: install ## check types
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 ui: install ## open MLflow on the runs in outputs/
 	$(BIN)/hfexp ui
