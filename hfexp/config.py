@@ -218,7 +218,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 def config_hash(config: Config) -> str:
     """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments."""
     plain = {key: value for key, value in to_dict(config).items() if key in SCIENTIFIC}
-    plain["trainer"]["args"] = {k: v for k, v in plain["trainer"]["args"].items() if k not in IRRELEVANT_ARGS}
+    args = plain["trainer"]["args"]
+    # Without eval_steps, Transformers evaluates every logging_steps.
+    relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
+    plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -118,6 +118,11 @@ def test_identity_is_what_decides_the_result() -> None:
     assert len({config_hash(api.compose(word)) for word in other} | {base}) == len(other) + 1
 
 
+def test_logging_steps_count_where_they_decide_when_to_evaluate() -> None:
+    steps = ["trainer.args.eval_strategy=steps", "trainer.args.save_strategy=steps"]
+    assert config_hash(api.compose(*steps)) != config_hash(api.compose(*steps, "trainer.args.logging_steps=3"))
+
+
 def test_flatten_keeps_every_leaf() -> None:
     tree = {"a": {"b": 1, "c": []}, "d": [{"e": 2}, {"f": None}], "g": [1, 2], "h": {}}
     assert flatten(tree) == {"a.b": 1, "a.c": [], "d.0.e": 2, "d.1.f": None, "g": [1, 2], "h": {}}

@@ -19,12 +19,18 @@ from hfexp import api
 TESTS = Path(__file__).parent
 
 
-def start(words: list[str], cwd: Path) -> subprocess.Popen[str]:
+def start(words: list[str], cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-m", "hfexp", *words]
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=start_new_session,
     )
 
 
@@ -62,6 +68,7 @@ def test_a_killed_run_goes_on(
     (run,) = all_runs()
     assert (run.info.run_id, run.info.status) == (killed.info.run_id, "FINISHED")
     assert result.run_id == run.info.run_id
+    assert run.data.params.keys() >= {"seed", "model.num_parameters", "trainer.args.learning_rate"}
     log = (result.run_dir / "hfexp.log").read_text()
     assert f"continuing from {checkpoint}" in log
 
@@ -72,6 +79,21 @@ def test_a_killed_run_goes_on(
     for metric in ("loss", "eval_loss"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, metric)]
         assert steps == sorted(set(steps)), "a step was recorded twice"
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_group_with_data_loader_workers(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    words = [*SMALL_DIGITS, "trainer.args.num_train_epochs=500", "trainer.args.dataloader_num_workers=1"]
+    process = start(words, place, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 3/" in line:
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    (run,) = all_runs()
+    assert run.info.status == "KILLED"
 
 
 def test_sigterm_before_training_ends_it_at_once(place: Path) -> None:

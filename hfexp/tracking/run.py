@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,11 +71,14 @@ class MlflowTracker:
     uri: str | None
     recorded_until: dict[str, int] = field(default_factory=dict)
     """Last step recorded of each metric before a resumed run was interrupted; earlier steps are not doubled."""
+    recorded_params: set[str] = field(default_factory=set)
+    """Params can't be changed: those that a resumed run has already are left as they are."""
 
     def log_params(self, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        entries = [Param(key, mask_secrets(str(value))[:MAX_PARAM_LENGTH]) for key, value in params.items()]
+        new = {key: value for key, value in params.items() if key not in self.recorded_params}
+        entries = [Param(key, mask_secrets(str(value))[:MAX_PARAM_LENGTH]) for key, value in new.items()]
         for start in range(0, len(entries), PARAMS_PER_BATCH):
             self.client.log_batch(self.run_id, params=entries[start : start + PARAMS_PER_BATCH])
 
@@ -172,15 +175,16 @@ def _start(ending: _Ending, config: Config, directory: RunDirectory, origin: Ori
     ending.tracker = tracker = MlflowTracker(client, run_id, uri)
     directory.state.run_id = run_id
     directory.save_state()
-    if known is None:
-        tracker.set_tags(_tags(config, directory, origin, code))
-        tracker.log_params(flatten(to_dict(config)))
-        return
-    client.update_run(known, status="RUNNING")
-    tracker.recorded_until = _last_steps(client, known)
-    if "hfexp.status_reason" in client.get_run(known).data.tags:
-        client.delete_tag(known, "hfexp.status_reason")
-    tracker.set_tags({"hfexp.resumed": "true"} | _tags(config, directory, origin, code))
+    if known is not None:
+        client.update_run(known, status="RUNNING")
+        recorded = client.get_run(known).data
+        tracker.recorded_params = set(recorded.params)
+        tracker.recorded_until = _last_steps(client, known, recorded.metrics)
+        if "hfexp.status_reason" in recorded.tags:
+            client.delete_tag(known, "hfexp.status_reason")
+        tracker.set_tags({"hfexp.resumed": "true"})
+    tracker.set_tags(_tags(config, directory, origin, code))
+    tracker.log_params(flatten(to_dict(config)))
 
 
 def _known_run(client: Any, directory: RunDirectory) -> str | None:
@@ -199,8 +203,7 @@ def _known_run(client: Any, directory: RunDirectory) -> str | None:
     return directory.state.run_id
 
 
-def _last_steps(client: Any, run_id: str) -> dict[str, int]:
-    names = client.get_run(run_id).data.metrics
+def _last_steps(client: Any, run_id: str, names: Iterable[str]) -> dict[str, int]:
     return {name: max(point.step for point in client.get_metric_history(run_id, name)) for name in names}
 
 
