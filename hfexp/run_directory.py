@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import socket
@@ -15,6 +16,8 @@ from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting, config_hash
 from hfexp.errors import ConfigError
 from hfexp.origin import Origin
+
+logger = logging.getLogger(__name__)
 
 STATE = "run.json"
 
@@ -160,8 +163,8 @@ def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         try:
             return path, RunState(**json.loads((path / STATE).read_text()))
-        except (OSError, ValueError, TypeError):
-            continue  # a directory that was being made when its process died
+        except (OSError, ValueError, TypeError):  # it was being made when its process died
+            logger.warning("%s has no readable %s and is left alone", path, STATE)
     return None
 
 
