@@ -62,7 +62,7 @@ def train(words: list[str]) -> int:
             app(job.run)()
     except Exception as error:
         if job.failed == 0 and isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
-            raise ConfigError(compose.explain(error, words)) from error
+            raise ConfigError(compose.explain(error)) from error
         if job.failed == 0:
             raise
     if job.reraise is not None:

@@ -61,7 +61,7 @@ def importable_cwd() -> None:
         sys.path.append(here)
 
 
-def explain(error: Exception, words: list[str]) -> str:
+def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's errors as one message that names the key and what is allowed."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -114,7 +114,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
             choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
             return without_hydra(cfg), choices
     except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise ConfigError(explain(error, words)) from error
+        raise ConfigError(explain(error)) from error
 
 
 def without_hydra(cfg: Any) -> Any:

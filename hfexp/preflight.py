@@ -126,12 +126,10 @@ def prepare(config: Config) -> Inputs:
 
 
 def _check_settings(config: Config, problems: _Problems) -> None:
-    """What needs no data: places, settings that contradict each other, words from fixed lists."""
+    """What needs neither task nor data: places, and settings that contradict each other."""
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
     problems.add(check_support(config))
-    with problems:
-        check_choices(args)
     with problems:
         trainer_class(config.trainer._target_, config.security.allowed_targets)
 
