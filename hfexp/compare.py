@@ -1,0 +1,299 @@
+"""`hfexp compare`: recorded runs side by side: ranked by a metric, or two of them in detail."""
+
+import argparse
+import bisect
+import csv
+import json
+import math
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.records import RunRecord, choose_runs, metric_history
+from hfexp.tracking.store import tracking_uri
+
+TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30
+BOOKKEEPING = re.compile(r"tracking\.|(output_dir|name|on_existing)$")
+"""Params that say where a run is kept rather than what it does."""
+MINOR = re.compile(r"_(runtime|per_second|samples|steps|time)$|^(epoch$|system/)")
+FINAL = ("final_eval_", "test_")
+LOWER_IS_BETTER = re.compile(r"(loss|brier|ece|perplexity|error|mae|mse)$")
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NO_NUMBER = ("-", "nan", "inf", "-inf")
+NO_ENVIRONMENT = re.compile(
+    "hfexp.(config_hash|command|overrides|run_dir|run_key|pid|process|status.*|resumed|metric.*|pruned)$"
+)
+"""Tags that say how a run was asked for and how it went; our other tags are its environment."""
+
+
+@dataclass
+class Ranking:
+    """Runs in the order of a metric, best first, and what is worth showing of them."""
+
+    runs: list[RunRecord]
+    ranks: list[int]
+    """Equal values share a rank, and so do runs without a value."""
+    metric: str | None
+    direction: str
+    params: list[str]
+    """Keys whose values differ among the runs."""
+    metrics: list[str]
+    """The ranking metric first."""
+
+
+def main(words: list[str]) -> int:
+    """Compare runs and print the result."""
+    args = _parse(words)
+    uri = tracking_uri(args.uri, args.output_dir)
+    runs, named = choose_runs(uri, args.what, args.where)
+    parents = _parents(runs) - set(named)
+    ranking = rank([run for run in runs if run.run_id not in parents], args.metric, args.order, args.all)
+    if len(args.what) == len(named) == len(runs) == 2:
+        _show_pair(runs[0], runs[1], ranking, args.format)
+    else:
+        notes = [f"{len(parents)} left out: parents of sweeps, without params of their own"] if parents else []
+        for note in _show_ranking(ranking, args.format, args.top, args.all) + notes:
+            print(f"({note})", file=sys.stdout if args.format in ("table", "md") else sys.stderr)
+    if args.plot is not None:
+        plot(ranking, Path(args.plot), uri, min(args.top or TOP, MAX_BARS))
+    return 0
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
+    parser.add_argument("what", nargs="*", help="experiments, run names or run ids (default: the newest experiment)")
+    parser.add_argument("--metric", help="rank by this one (default: the one by which the best checkpoint is chosen)")
+    parser.add_argument("--order", choices=("min", "max"), help="which end of the metric is best")
+    parser.add_argument("--where", metavar="FILTER", help='as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
+    parser.add_argument("--top", type=int, help=f"how many to show (default: {TOP}; in csv and json all)")
+    parser.add_argument("--format", choices=("table", "csv", "json", "md"), default="table")
+    parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
+    parser.add_argument("--all", action="store_true", help="all changed params and all metrics")
+    parser.add_argument("--output-dir", default="outputs")
+    parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
+    args = parser.parse_intermixed_args(words)
+    if args.top is not None and args.top < 1:
+        raise ConfigError(f"--top {args.top}: at least 1 run has to be shown")
+    if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {args.plot}: the name has to end in .png, .svg or .pdf")
+    return args
+
+
+def _parents(runs: list[RunRecord]) -> set[str]:
+    """Runs that stand for a whole sweep: they have children, and no params in common with them."""
+    children = [run for run in runs if "mlflow.parentRunId" in run.tags]
+    keys = set().union(*(run.params for run in children))
+    parents = {run.tags["mlflow.parentRunId"] for run in children}
+    return {run.run_id for run in runs if run.run_id in parents and keys.isdisjoint(run.params)}
+
+
+def rank(runs: list[RunRecord], metric: str | None = None, order: str | None = None, full: bool = False) -> Ranking:
+    """Order runs by a metric; NaN and missing values come last.
+
+    Args:
+        metric: default: the one that the runs name by tag, else the accuracy or the best score of the evaluation.
+        order: `min` or `max`; default: as tagged, else by the metric's name.
+        full: bookkeeping params and minor metrics as well.
+    """
+    counts = Counter(name for run in runs for name in run.metrics)
+    if metric is not None and metric not in counts and runs:
+        raise ConfigError(
+            f"--metric {metric}: no run has it.{did_you_mean(metric, counts)} Known: {one_of(counts, 20)}"
+        )
+    metric = metric or _default_metric(runs, counts)
+    direction = order or _direction(runs, metric or "")
+    sign = 1 if direction == "min" else -1
+    scores = {run.run_id: sign * run.metrics.get(metric or "", math.nan) for run in runs}
+    keys = {run_id: (1, 0.0) if math.isnan(score) else (0, score) for run_id, score in scores.items()}
+    ordered = sorted(runs, key=lambda run: keys[run.run_id])
+    places = sorted(keys.values())
+    ranks = [bisect.bisect_left(places, keys[run.run_id]) + 1 for run in ordered]
+    varied = [k for k in set().union(*(r.params for r in runs)) if len({r.params.get(k) for r in runs}) > 1]
+    params = sorted(key for key in varied if full or not BOOKKEEPING.match(key))
+    return Ranking(ordered, ranks, metric, direction, params, _metric_names(counts, metric, full))
+
+
+def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
+    tagged = Counter(run.tags["hfexp.metric"] for run in runs if run.tags.get("hfexp.metric") in counts)
+    names = sorted(name for name in counts if not MINOR.search(name))
+    best = [*({"final_eval_accuracy"} & set(names)), *(name for name in names if name.startswith("best_eval_"))]
+    shared = [name for name in names if counts[name] == len(runs)]
+    return next(iter([name for name, _ in tagged.most_common(1)] + best + shared + names), None)
+
+
+def _base(metric: str) -> str:
+    """The score without the moment it was taken: `accuracy` of `final_eval_accuracy`."""
+    return re.sub(r"^((final_|best_)?eval_|test_)", "", metric)
+
+
+def _direction(runs: list[RunRecord], metric: str) -> str:
+    tags = [run.tags for run in runs if _base(run.tags.get("hfexp.metric", "")) == _base(metric)]
+    tagged = [t["hfexp.metric_direction"] for t in tags if t.get("hfexp.metric_direction") in ("min", "max")]
+    return next(iter(tagged), "min" if LOWER_IS_BETTER.search(metric) else "max")
+
+
+def _metric_names(counts: Counter[str], metric: str | None, everything: bool) -> list[str]:
+    names = sorted(name for name in counts if everything or not MINOR.search(name))
+    main = [name for prefix in FINAL for name in names if name.startswith(prefix)]
+    return list(dict.fromkeys([*([metric] if metric else []), *main, *(names if everything or not main else [])]))
+
+
+def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool) -> list[str]:
+    """Print the runs; return what is to be said of those that are not shown."""
+    readable, count, params, metrics = form in ("table", "md"), len(ranking.runs), ranking.params, ranking.metrics
+    limit = top or (TOP if readable else count)
+    notes = [f"{count - limit} more runs: --top {count} shows them"] if count > limit else []
+    if readable and not everything:
+        varied = sorted(params, key=lambda key: Counter(r.params.get(key) for r in ranking.runs).most_common(1)[0][1])
+        for what, names, most in (("params", varied, MAX_PARAMS), ("metrics", metrics, MAX_METRICS)):
+            notes += [f"{len(names) - most} more {what}: --all shows them"] if len(names) > most else []
+        params, metrics = sorted(varied[:MAX_PARAMS]), metrics[:MAX_METRICS]
+    objects = [
+        {"rank": place, "run_id": run.run_id, "name": run.name, "status": run.status}
+        | {"params": {key: run.params.get(key) for key in params}}
+        | {"metrics": {name: run.metrics.get(name) for name in metrics}, "duration_seconds": run.seconds}
+        for place, run in list(zip(ranking.ranks, ranking.runs, strict=True))[:limit]
+    ]
+    head = ["rank", "run_id", "name", "status", *params, *metrics, "duration_seconds"]
+    rows = [[*(o[k] for k in head[:4]), *o["params"].values(), *o["metrics"].values(), o[head[-1]]] for o in objects]
+    if form == "json":
+        _print_json(objects)
+    elif form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows([head, *rows])
+    elif not rows:
+        print("no run matches")
+    else:
+        best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
+        experiments = one_of({run.experiment for run in ranking.runs}, 3)
+        print(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n")
+        hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # names that are not unique say nothing
+        hidden |= {3} if {row[3] for row in rows} <= {"FINISHED"} else set()
+        labels = ["rank", "run", "run", "status", *_short(params, ranking.runs), *metrics, "seconds"]
+        timed = [[*row[:-1], None if row[-1] is None else f"{row[-1]:.1f}"] for row in rows]
+        print(_table(*([v for i, v in enumerate(row) if i not in hidden] for row in [labels, *timed]), form=form))
+    return notes
+
+
+def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
+    """Print what differs between two runs: config, data and environment, final metrics."""
+    names = [n for i, n in enumerate(ranking.metrics) if i == 0 or n.startswith(FINAL)]
+    sections: dict[str, list[list[Any]]] = {
+        "config": [["param", "a", "b"], *_differing(a.params, b.params, ranking.params)],
+        "environment": [["item", "a", "b"], *_differing(_environment(a), _environment(b))],
+        "metrics": [["metric", "a", "b", "difference"], *_differing(a.metrics, b.metrics, names)],
+    }
+    for row in sections["metrics"][1:]:
+        row.append(None if None in row else row[2] - row[1])
+    if form == "json":
+        heads = [{"run_id": r.run_id, "name": r.name, "experiment": r.experiment, "status": r.status} for r in (a, b)]
+        tables = {name: [dict(zip(rows[0], r, strict=True)) for r in rows[1:]] for name, rows in sections.items()}
+        _print_json({"runs": heads, **tables})
+    elif form == "csv":
+        rows = [[name, *row, *[None] * (4 - len(row))] for name, rows in sections.items() for row in rows[1:]]
+        csv.writer(sys.stdout, lineterminator="\n").writerows([["section", "name", "a", "b", "difference"], *rows])
+    else:
+        heads = [f"{letter}: {r.name} ({r.run_id}, {r.status})" for letter, r in (("A", a), ("B", b))]
+        print(("\n\n" if form == "md" else "\n").join(heads))
+        titles = ("Config", "Data and environment", "Final metrics")
+        for title, (head, *rows) in zip(titles, sections.values(), strict=True):
+            labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(word, word) for word in head]
+            table = _table(labels, *rows, form=form) if rows else "identical"
+            print(f"\n{'## ' * (form == 'md')}{title}\n{chr(10) * (form == 'md')}{table}")
+
+
+def _differing(a: dict[str, Any], b: dict[str, Any], keys: list[str] | None = None) -> list[list[Any]]:
+    keys = sorted(a.keys() | b.keys()) if keys is None else keys
+    return [[key, a.get(key), b.get(key)] for key in keys if str(a.get(key)) != str(b.get(key))]
+
+
+def _environment(run: RunRecord) -> dict[str, str]:
+    """Data and environment of a run, one value per name."""
+    found = {key: v for key, v in run.tags.items() if key.startswith("hfexp.") and not NO_ENVIRONMENT.match(key)}
+    counts: Counter[str] = Counter()
+    for dataset in run.inputs:
+        context = dataset["context"] or "data"
+        counts[context] += 1
+        name = f"dataset {context}" if counts[context] == 1 else f"dataset {context} {counts[context]}"
+        found |= {f"{name}: {key}": str(value) for key, value in dataset.items() if key in ("name", "digest", "rows")}
+    return found
+
+
+def _short(keys: list[str], runs: list[RunRecord]) -> list[str]:
+    """Each key's shortest ending that no other param of the runs has."""
+
+    def endings(key: str) -> list[str]:
+        parts = key.split(".")
+        return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+
+    counts = Counter(ending for key in set().union(*(run.params for run in runs)) for ending in endings(key))
+    return [next((ending for ending in endings(key) if counts[ending] == 1), key) for key in keys]
+
+
+def _table(*rows: list[Any], form: str) -> str:
+    cells = [[_cell(value) for value in row] for row in rows]
+    if form == "md":
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(c in NO_NUMBER or NUMBER.fullmatch(c) for c in column[1:]) for column in zip(*cells, strict=True)]
+    lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)] for row in cells]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
+    text = "-" if value is None else " ".join(str(value).split())
+    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+
+
+def _print_json(content: Any) -> None:
+    """NaN and infinity have no place in JSON: they become null."""
+    print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda word: None), indent=1))
+
+
+def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
+    """Draw the metric against the one number that varies, or as bars; for a few runs its course as well."""
+    from matplotlib.figure import Figure
+
+    metric = ranking.metric or ""
+    runs = [run for run in ranking.runs if math.isfinite(run.metrics.get(metric, math.nan))]
+    if not runs:
+        raise ConfigError(f"--plot {path}: no run has a value of {ranking.metric or 'any metric'}")
+    key = f"eval_{_base(metric)}"
+    histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
+    curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]
+    figure = Figure(figsize=(14 if curves else 8, 5), layout="constrained")
+    axes, *others = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    _plot_values(axes, runs, ranking, top)
+    for other in others:
+        for name, points in curves:
+            other.plot(*zip(*points, strict=True), marker=".", label=name)
+        other.set(xlabel="step", ylabel=key)
+        other.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_values(axes: Any, runs: list[RunRecord], ranking: Ranking, top: int) -> None:
+    values = [run.metrics[ranking.metric or ""] for run in runs]
+    texts = {key: [run.params.get(key, "") for run in runs] for key in ranking.params}
+    numbers = {key: [float(text) for text in t if NUMBER.fullmatch(text)] for key, t in texts.items()}
+    numeric = {key: x for key, x in numbers.items() if len(x) == len(runs) and len(set(x)) > 1}
+    # Repetitions of one experiment lie above each other.
+    numeric = {key: x for key, x in numeric.items() if not key.endswith("seed")} or numeric
+    if len(numeric) == 1:
+        [(param, x)] = numeric.items()
+        axes.plot(x, values, "o", alpha=0.7)
+        axes.set(xlabel=param, ylabel=ranking.metric, title=f"{len(runs)} runs")
+        axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 100 else "linear")
+        return
+    bars = axes.barh([f"{i}. {run.name[:MAX_CELL]}" for i, run in enumerate(runs[:top], 1)], values[:top])
+    axes.bar_label(bars, fmt="%.4g", padding=3)
+    axes.margins(x=0.12)
+    axes.invert_yaxis()
+    axes.set(xlabel=ranking.metric, title=f"best {len(values[:top])} of {len(runs)} runs")

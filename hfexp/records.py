@@ -1,0 +1,299 @@
+"""Recorded runs, read from the tracking store and never written.
+
+A SQLite store is read with the standard library, straight from MLflow's tables: a thousand runs take a fraction of the
+time that importing MLflow alone does. Other stores, filters and tables of another shape go through MLflow's client.
+"""
+
+import json
+import logging
+import math
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from hfexp.errors import ConfigError, RunError, did_you_mean, one_of
+from hfexp.tracking.store import find_problem, why_unreachable
+
+SQLITE = "sqlite:///"
+PAGE = 1000
+BUSY_SECONDS = 20
+MIN_PREFIX = 6
+EXAMPLE = "\"metrics.test_accuracy > 0.9 and params.seed = '1'\""
+
+T = TypeVar("T")
+
+
+@dataclass
+class RunRecord:
+    """One run as the store has it; metrics are the latest values."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    experiment: str
+    status: str
+    start_time: int | None
+    """Milliseconds since 1970, as MLflow counts."""
+    end_time: int | None
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    """Datasets: `name`, `digest`, `context`, and `rows` as the profile that was recorded with them has it, or None."""
+
+    @property
+    def seconds(self) -> float | None:
+        """From start to end; None for a run that has not ended."""
+        if self.start_time is None or self.end_time is None:
+            return None
+        return (self.end_time - self.start_time) / 1000
+
+
+def read_runs(
+    uri: str, experiment: str | None = None, run_ids: Iterable[str] | None = None, where: str | None = None
+) -> list[RunRecord]:
+    """Runs of a store, newest first; deleted runs and those of deleted experiments are not among them.
+
+    Args:
+        uri: as `hfexp.tracking.store.tracking_uri` gives it.
+        experiment: name of the experiment to keep to.
+        run_ids: ids of the runs to keep to.
+        where: filter as in `MlflowClient.search_runs`.
+    """
+    chosen = None if run_ids is None else list(dict.fromkeys(run_ids))
+    where = (where or "").strip()
+    runs = None if where else _in_database(uri, lambda connection: _sql_runs(connection, experiment, chosen))
+    return _client_runs(uri, experiment, chosen, where) if runs is None else runs
+
+
+def newest_run(uri: str) -> RunRecord | None:
+    """The run that was started last, None if there is none; cheap however many there are."""
+    found = _in_database(uri, lambda connection: _sql_runs(connection, limit=1))
+    found = _client_runs(uri, limit=1) if found is None else found
+    return found[0] if found else None
+
+
+def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
+    """Runs in the order in which they are named, and the ids among them that were named one by one.
+
+    Args:
+        words: experiments, run names, run ids or beginnings of ids; none: the experiment of the newest run.
+        where: filter as in `read_runs`.
+    """
+    if not words:
+        newest = newest_run(uri)
+        if newest is None:
+            raise ConfigError(f"no runs are recorded in {uri} yet: run `hfexp` first, or give --uri")
+        return read_runs(uri, experiment=newest.experiment, where=where), []
+    known = _in_database(uri, lambda connection: _sql_runs(connection, details=False))
+    known = read_runs(uri) if known is None else known
+    experiments = {run.experiment for run in known}
+    named = [_find_run(word, known) for word in words if word not in experiments]
+    ids = named + [run.run_id for run in known if run.experiment in words]
+    by_id = {run.run_id: run for run in read_runs(uri, run_ids=ids, where=where)}
+    return [by_id[run_id] for run_id in dict.fromkeys(ids) if run_id in by_id], named
+
+
+def _find_run(word: str, known: list[RunRecord]) -> str:
+    """The id of the run that a word means."""
+    for candidates in (
+        [run.run_id for run in known if run.run_id == word],
+        [run.run_id for run in known if run.name == word],
+        [run.run_id for run in known if len(word) >= MIN_PREFIX and run.run_id.startswith(word)],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise ConfigError(f"{word!r} means {len(candidates)} runs: {one_of(candidates, 10)}")
+    experiments, names = {run.experiment for run in known}, {run.name for run in known}
+    raise ConfigError(
+        f"{word!r} is no experiment, run name, run id or beginning of one ({MIN_PREFIX} characters or more)."
+        f"{did_you_mean(word, [*experiments, *names])} "
+        f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
+    )
+
+
+def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    """All recorded values of a metric as (step, value), in the order of the steps."""
+
+    def points(connection: sqlite3.Connection) -> list[tuple[int, int, float]]:
+        query = "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?"
+        return [(step, at, _number(value, nan)) for step, at, value, nan in connection.execute(query, (run_id, key))]
+
+    found = _in_database(uri, points)
+    if found is None:
+        with _client(uri) as client:
+            found = [(m.step, m.timestamp, _number(m.value)) for m in client.get_metric_history(run_id, key)]
+    return [(step, value) for step, _, value in sorted(found, key=lambda point: point[:2])]
+
+
+def _number(value: float, is_nan: bool = False) -> float:
+    """A metric as it was logged: databases keep NaN as a flag, and infinity as the largest number there is."""
+    if is_nan:
+        return math.nan
+    return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
+
+
+def _dataset(name: str, digest: str, profile: str | None, context: str | None) -> dict[str, Any]:
+    try:
+        rows = json.loads(profile or "{}").get("num_rows")
+    except (ValueError, AttributeError):  # any text may be recorded as a profile
+        rows = None
+    return {"name": name, "digest": digest, "context": context, "rows": rows}
+
+
+def _dataset_order(dataset: dict[str, Any]) -> tuple[str, str, str]:
+    return dataset["context"] or "", dataset["name"], dataset["digest"]
+
+
+def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
+    """What `read` finds in a SQLite store; None if the store is of another kind or its tables are of another shape."""
+    if not uri.startswith(SQLITE):
+        return None
+    path = _database_path(uri)
+    try:
+        address = f"file:{quote(str(path.absolute()))}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
+            # In one transaction: all queries see the same state, whatever is written meanwhile.
+            connection.execute("BEGIN")
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not {"runs", "experiments"} <= tables:
+                raise ConfigError(f"{path} is not a store of MLflow: it has no table of runs")
+            return read(connection)
+    except sqlite3.DatabaseError as error:
+        if str(error).startswith("no such "):
+            return None
+        raise RunError(f"the store {path} can't be read: {error}") from error
+
+
+def _database_path(uri: str) -> Path:
+    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+    problem = find_problem(f"{SQLITE}{path}")
+    if problem:
+        raise ConfigError(problem)
+    if not path.is_file():
+        raise ConfigError(f"there is no store at {path} yet: run `hfexp` first, or give --uri")
+    return path
+
+
+def _sql_runs(
+    connection: sqlite3.Connection,
+    experiment: str | None = None,
+    run_ids: list[str] | None = None,
+    limit: int = -1,
+    details: bool = True,
+) -> list[RunRecord]:
+    query = (
+        "SELECT r.run_uuid, r.name, r.experiment_id, e.name, r.status, r.start_time, r.end_time"
+        " FROM runs r JOIN experiments e ON e.experiment_id = r.experiment_id"
+        " WHERE r.lifecycle_stage = 'active' AND e.lifecycle_stage = 'active' AND (e.name = :name OR :name IS NULL)"
+        " AND (:ids IS NULL OR r.run_uuid IN (SELECT value FROM json_each(:ids)))"
+        " ORDER BY r.start_time DESC, r.run_uuid LIMIT :limit"
+    )
+    values = {"name": experiment, "ids": None if run_ids is None else json.dumps(run_ids), "limit": limit}
+    runs = [RunRecord(r[0], r[1] or "", str(r[2]), *r[3:]) for r in connection.execute(query, values)]
+    if details:
+        _sql_details(connection, {run.run_id: run for run in runs})
+    return runs
+
+
+def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> None:
+    """Add params, metrics, tags and inputs."""
+    ids = json.dumps(list(runs))
+
+    def rows(columns: str, table: str) -> Iterator[tuple[Any, ...]]:
+        query = f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN (SELECT value FROM json_each(?))"
+        return connection.execute(query, (ids,))
+
+    for run_id, key, value in rows("key, value", "params"):
+        runs[run_id].params[key] = value
+    for run_id, key, value in rows("key, value", "tags"):
+        runs[run_id].tags[key] = value
+    for run_id, key, value, is_nan in rows("key, value, is_nan", "latest_metrics"):
+        runs[run_id].metrics[key] = _number(value, is_nan)
+    datasets = (
+        "SELECT i.destination_id, d.name, d.digest, d.dataset_profile, t.value"
+        " FROM inputs i JOIN datasets d ON d.dataset_uuid = i.source_id"
+        " LEFT JOIN input_tags t ON t.input_uuid = i.input_uuid AND t.name = 'mlflow.data.context'"
+        " WHERE i.destination_type = 'RUN' AND i.destination_id IN (SELECT value FROM json_each(?))"
+    )
+    for run_id, *dataset in connection.execute(datasets, (ids,)):
+        runs[run_id].inputs.append(_dataset(*dataset))
+    for run in runs.values():
+        run.name = run.name or run.tags.get("mlflow.runName", "")
+        run.inputs.sort(key=_dataset_order)
+
+
+@contextmanager
+def _client(uri: str) -> Iterator[Any]:
+    """MLflow's client; what it can't do is said in one line. A SQLite store is opened read-only."""
+    if uri.startswith(SQLITE):
+        path = str(_database_path(uri).absolute())
+        # Opened for writing, an older store would be given new tables. Spelled `sqlite:///file:`, MLflow 3.17 makes a
+        # directory of that name (`_make_parent_dirs_if_sqlite`). A path that needs quoting is one that SQLAlchemy 2.1
+        # unquotes and 2.0 does not.
+        uri = f"sqlite+pysqlite:///file:{path}?mode=ro&uri=true" if quote(path) == path else f"{SQLITE}{path}"
+    elif problem := find_problem(uri) or why_unreachable(uri):
+        raise ConfigError(problem)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise RunError(f"the store can't be read: {' '.join(str(error).split())}") from error
+
+
+def _client_runs(
+    uri: str, experiment: str | None = None, run_ids: list[str] | None = None, where: str = "", limit: int = 0
+) -> list[RunRecord]:
+    from mlflow.exceptions import MlflowException
+
+    _in_database(uri, lambda connection: True)  # a file that is no store must not be made into one
+    chosen = [f"attributes.run_id IN ({', '.join(map(repr, run_ids))})"] if run_ids else []
+    condition = " AND ".join([*chosen, where] if where else chosen)
+    with _client(uri) as client:
+        names = {e.experiment_id: e.name for e in _pages(client.search_experiments)}
+        ids = [i for i, name in names.items() if experiment in (None, name)]
+        if not ids or run_ids == []:
+            return []
+        try:
+            found = _pages(client.search_runs, limit, experiment_ids=ids, filter_string=condition)
+        except MlflowException as error:
+            if where and error.error_code == "INVALID_PARAMETER_VALUE":
+                problem = " ".join(str(error.message).split())
+                raise ConfigError(f"the filter {where!r} is not one of MLflow's: {problem}; e.g. {EXAMPLE}") from error
+            raise
+        return [_record(run, names[run.info.experiment_id]) for run in found]
+
+
+def _pages(search: Callable[..., Any], limit: int = 0, **arguments: Any) -> list[Any]:
+    """What a search finds, on all its pages or on a first one of `limit` entries."""
+    page = search(**arguments, max_results=limit or PAGE)
+    found = list(page)
+    while page.token and not limit:
+        page = search(**arguments, max_results=PAGE, page_token=page.token)
+        found += page
+    return found
+
+
+def _record(run: Any, experiment: str) -> RunRecord:
+    info, data = run.info, run.data
+    name, times = info.run_name or "", (info.start_time, info.end_time)
+    record = RunRecord(info.run_id, name, info.experiment_id, experiment, info.status, *times)
+    record.metrics = {key: _number(value) for key, value in data.metrics.items()}
+    record.params, record.tags = dict(data.params), dict(data.tags)
+    for entry in run.inputs.dataset_inputs if run.inputs else []:
+        contexts = [tag.value for tag in entry.tags if tag.key == "mlflow.data.context"]
+        dataset = entry.dataset
+        record.inputs.append(_dataset(dataset.name, dataset.digest, dataset.profile, *(contexts or [None])))
+    record.inputs.sort(key=_dataset_order)
+    return record
