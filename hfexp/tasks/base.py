@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
+    import PIL.Image
     import torch
     from datasets import DatasetDict
 
@@ -45,6 +46,22 @@ class Task(ABC):
     @abstractmethod
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """One decoded and transformed row to the model's inputs, including `labels`."""
+
+    def picture(self, inputs: dict[str, Any], processor: Any) -> "PIL.Image.Image | str | None":
+        """One row of model inputs as a person can look at it: an image, a text, or None when it can't be shown."""
+        return None
+
+    def inference_row(self, value: Any) -> dict[str, Any]:
+        """One raw input, as somebody asks a trained model about it, to a row as the dataset stores it.
+
+        Raises:
+            DataError: it is none.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
+
+    def inference_example(self, row: dict[str, Any]) -> bytes | None:
+        """A row as a small raw input, to be kept with the model; None if the task can't predict on raw inputs."""
+        return None
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, "torch.Tensor"]]:

@@ -1,11 +1,14 @@
 """Image classification: an image in, one class out."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from hfexp.tasks.base import Task
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 class ImageClassification(Task):
@@ -26,6 +29,37 @@ class ImageClassification(Task):
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """`image` (C, H, W; uint8, or float that is already normalised) becomes `pixel_values`."""
         return {"pixel_values": row["image"], "labels": row["label"]}
+
+    def picture(self, inputs: dict[str, Any], processor: Any) -> "PIL.Image.Image":
+        """`pixel_values` with the normalisation of float images undone, levels outside 0..1 cut."""
+        import PIL.Image
+
+        from hfexp.images import Geometry
+
+        pixels = np.asarray(inputs["pixel_values"])
+        if pixels.dtype != np.uint8:
+            geometry = Geometry.of(processor)
+            mean, std = (
+                np.array(v or (default,))[:, None, None] for v, default in ((geometry.mean, 0), (geometry.std, 1))
+            )
+            pixels = (np.nan_to_num(pixels * std + mean).clip(0, 1) * 255).round().astype(np.uint8)
+        # More channels than a screen has: the first three. Two: the first.
+        pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
+        return PIL.Image.fromarray(
+            pixels.transpose(1, 2, 0).squeeze(-1) if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+        )
+
+    def inference_row(self, value: Any) -> dict[str, Any]:
+        """An encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image."""
+        from hfexp.raw_images import image_row
+
+        return image_row(value)
+
+    def inference_example(self, row: dict[str, Any]) -> bytes:
+        """The encoded image; a large one made smaller."""
+        from hfexp.raw_images import image_bytes
+
+        return image_bytes(row)
 
     def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         """Stacks images to (B, C, H, W) and normalises uint8 ones, once per batch."""

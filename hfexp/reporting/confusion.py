@@ -1,0 +1,121 @@
+"""Pictures of a confusion matrix that can be read from 2 to 1,000 classes."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hfexp.reporting.canvas import GREY, RED, drawable_labels, panel, text_width
+from hfexp.reporting.classes import ClassReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MAX_LABELLED = 40
+"""Classes whose names fit beside a matrix."""
+MAX_NUMBERS = 20
+"""Classes whose counts fit into its cells."""
+MAX_BLOCKS = 200
+"""Rows of a heat map: each has three pixels, so that a single one can be seen."""
+
+
+def confusion_matrix(report: ClassReport, split: str) -> "Figure":
+    """Share of each true class by predicted class; above 40 classes a heat map without names."""
+    if len(report.labels) <= MAX_LABELLED:
+        return _labelled_matrix(report, split)
+    return _heat_map(report, split)
+
+
+def _labelled_matrix(report: ClassReport, split: str) -> "Figure":
+    from matplotlib.figure import Figure
+
+    size, labels = len(report.labels), drawable_labels(report.labels)
+    cell = 0.4 if size <= MAX_NUMBERS else 0.24
+    side = max(2.4, cell * size)
+    upright = text_width(labels) < side / size
+    left, below = 0.5 + text_width(labels), 0.6 if upright else 0.5 + text_width(labels)
+    figure = Figure(figsize=(left + side + 0.95, below + side + 0.45))
+    axes = panel(figure, left, below, side, side)
+    shares = report.matrix / np.maximum(report.support, 1)[:, None]
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(size), labels, rotation=0 if upright else 90)
+    axes.set_yticks(range(size), labels)
+    if size <= MAX_NUMBERS:
+        for i, j in zip(*np.nonzero(report.matrix), strict=True):
+            colour = "white" if shares[i, j] > 0.5 else "black"
+            axes.text(j, i, str(report.matrix[i, j]), ha="center", va="center", color=colour, fontsize=8)
+    _finish(figure, axes, picture, (left + side + 0.15, below, side), _title(report, split), "share of the true class")
+    return figure
+
+
+def _heat_map(report: ClassReport, split: str) -> "Figure":
+    """The matrix with confused classes side by side, summed to at most 200 blocks."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    order = _confused_together(report.matrix)
+    width = -(-len(order) // MAX_BLOCKS)
+    starts = np.arange(0, len(order), width)
+    sums = np.add.reduceat(np.add.reduceat(report.matrix[order][:, order], starts, 0), starts, 1)
+    shares = sums / np.maximum(sums.sum(1), 1)[:, None]
+    figure = Figure(figsize=(8.0, 7.6))
+    axes = panel(figure, 0.7, 0.6, 6.2, 6.2)
+    edge = len(order) + 0.5
+    # A mistake in a hundred would be invisible on a linear scale.
+    picture = axes.imshow(
+        shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="nearest", extent=(0.5, edge, edge, 0.5)
+    )
+    note = "classes in an order that puts confused ones side by side"
+    note += f", {width} to a row" if width > 1 else ""
+    title = f"{_title(report, split)}, {len(order):,} classes\n{note}"
+    _finish(figure, axes, picture, (7.05, 0.6, 6.2), title, "share of the true class (uneven scale)")
+    return figure
+
+
+def _finish(figure: "Figure", axes: Any, picture: Any, bar: tuple[float, float, float], title: str, unit: str) -> None:
+    """Title, axis names and colour bar; `bar`: left, bottom and height in inches."""
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_title(title, loc="left")
+    axes.spines[:].set_visible(True)
+    figure.colorbar(picture, cax=panel(figure, bar[0], bar[1], 0.15, bar[2]), label=unit)
+
+
+def _title(report: ClassReport, split: str) -> str:
+    return f"Confusion matrix ({split}, {report.matrix.sum():,} samples)"
+
+
+def _confused_together(matrix: np.ndarray) -> np.ndarray:
+    """An order of the classes (C,) by average-linkage clustering on how often two are taken for each other."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    shares = matrix / np.maximum(matrix.sum(1), 1)[:, None]
+    distance = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distance, 0)
+    return leaves_list(linkage(squareform(distance, checks=False), "average"))
+
+
+def most_confused(report: ClassReport, split: str, count: int = 20) -> "Figure | None":
+    """Bars of the most frequent pairs of true and predicted class."""
+    from matplotlib.figure import Figure
+
+    pairs = report.most_confused(count)
+    if not pairs:
+        return None
+    labels = drawable_labels(report.labels, 32)
+    names = [f"{labels[true]}  \u2192  {labels[predicted]}" for true, predicted, _ in pairs]
+    left, height = text_width(names) + 0.2, 0.21 * len(pairs)
+    figure = Figure(figsize=(left + 4.6, height + 0.95))
+    axes = panel(figure, left, 0.5, 4.2, height)
+    totals, counts = [int(report.support[true]) for true, _, _ in pairs], [number for *_, number in pairs]
+    axes.barh(range(len(pairs)), totals, color=GREY, alpha=0.25, label="samples of the true class")
+    axes.barh(range(len(pairs)), counts, color=RED, label="taken for the other")
+    for row, (number, total) in enumerate(zip(counts, totals, strict=True)):
+        axes.text(number, row, f" {number} of {total}", va="center", fontsize=8)
+    axes.set_yticks(range(len(pairs)), names)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("samples")
+    axes.set_title(f"Most confused ({split}): true \u2192 predicted", loc="left")
+    axes.legend(loc="lower right", fontsize=8)
+    return figure

@@ -1,0 +1,196 @@
+"""A report's contents, written as one HTML file and as Markdown."""
+
+import base64
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dce1; --page: #fff; --box: #f5f6f8;
+  --link: #2257a0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e6ea; --soft: #a2a8b2; --line: #3a3f47; --page: #15171a;
+  --box: #1f2226; --link: #8ab4f0; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 60px; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 24px; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 36px 0 8px; padding-top: 10px; border-top: 1px solid var(--line); }
+h3 { font-size: 15px; margin: 18px 0 6px; }
+p { margin: 6px 0; overflow-wrap: anywhere; }
+p.lead, nav { color: var(--soft); }
+nav a { color: var(--link); margin-right: 14px; text-decoration: none; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
+th, td { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; unicode-bidi: isolate; }
+th { color: var(--soft); font-weight: 500; white-space: nowrap; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+tr.strong td { font-weight: 650; }
+table.small { font-size: 13px; }
+table.small td:first-child { white-space: nowrap; color: var(--soft); }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; font-size: 13px;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+figure { margin: 10px 0; }
+img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+@media print { :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --box: #fff; }
+  body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
+  figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; } }
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+@dataclass
+class Text:
+    """A paragraph."""
+
+    text: str
+
+
+@dataclass
+class Heading:
+    """Below the section's own."""
+
+    text: str
+
+
+@dataclass
+class Code:
+    """Text as it is."""
+
+    text: str
+
+
+@dataclass
+class Picture:
+    """A PNG that lies beside the page."""
+
+    name: str
+    alt: str
+
+
+@dataclass
+class Table:
+    """Rows below a header; the header may be empty words."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: frozenset[int] | None = None
+    """Columns of numbers, which stand to the right; None: all but the first."""
+    strong: frozenset[int] = frozenset()
+    """Rows that matter most."""
+    small: bool = False
+
+    def is_number(self, column: int) -> bool:
+        """The column stands to the right."""
+        return column > 0 if self.numbers is None else column in self.numbers
+
+
+Block = Text | Heading | Code | Picture | Table
+
+
+@dataclass
+class Section:
+    """One part of a report; without blocks it is left out."""
+
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """A report in the order in which it is read."""
+
+    title: str
+    lead: str
+    sections: list[Section]
+
+    def filled(self) -> list[Section]:
+        """Sections that hold something."""
+        return [section for section in self.sections if section.blocks]
+
+    def html(self, images: dict[str, bytes]) -> str:
+        """One file that needs no other: `images`, PNG by file name, are inside. It is well-formed XML too."""
+        sections = self.filled()
+        links = "".join(f'<a href="#s{n}">{_html(s.title)}</a>' for n, s in enumerate(sections))
+        body = "\n".join(
+            f'<section id="s{n}">\n<h2>{_html(s.title)}</h2>\n'
+            + "\n".join(_html_block(block, images) for block in s.blocks)
+            + "\n</section>"
+            for n, s in enumerate(sections)
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
+            f"<title>{_html(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f'<h1>{_html(self.title)}</h1>\n<p class="lead">{_html(self.lead)}</p>\n<nav>{links}</nav>\n'
+            f"{body}\n</body>\n</html>\n"
+        )
+
+    def markdown(self) -> str:
+        """The same, with pictures by their names."""
+        parts = [f"# {_md(self.title)}", _md(self.lead)]
+        for section in self.filled():
+            parts += [f"## {_md(section.title)}", *map(_md_block, section.blocks)]
+        return "\n\n".join(parts) + "\n"
+
+
+def _html(text: str) -> str:
+    return html.escape(_UNPRINTABLE.sub("\ufffd", text))
+
+
+def _html_block(block: Block, images: dict[str, bytes]) -> str:
+    if isinstance(block, Table):
+        return _html_table(block)
+    if isinstance(block, Picture):
+        data = base64.b64encode(images[block.name]).decode()
+        return f'<figure><img src="data:image/png;base64,{data}" alt="{_html(block.alt)}"/></figure>'
+    tag = {Text: "p", Heading: "h3", Code: "pre"}[type(block)]
+    return f"<{tag}>{_html(block.text)}</{tag}>"
+
+
+def _html_table(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = (' class="n"' if table.is_number(n) else "" for n in range(len(cells)))
+        return "".join(f"<{tag}{kind}>{_html(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+
+    head = f"<thead><tr>{row(table.header, 'th')}</tr></thead>" if any(table.header) else ""
+    strong = (' class="strong"' if n in table.strong else "" for n in range(len(table.rows)))
+    body = "\n".join(f"<tr{kind}>{row(cells, 'td')}</tr>" for cells, kind in zip(table.rows, strong, strict=True))
+    kind = ' class="small"' if table.small else ""
+    return f'<div class="scroll"><table{kind}>{head}<tbody>\n{body}\n</tbody></table></div>'
+
+
+def _md(text: str) -> str:
+    """Text in which Markdown and HTML mean nothing."""
+    line = " ".join(_UNPRINTABLE.sub("\ufffd", text).split())
+    line = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", line)
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # inside words it means nothing
+    return html.escape(line, quote=False)
+
+
+def _md_block(block: Block) -> str:
+    if isinstance(block, Table):
+        return _md_table(block)
+    if isinstance(block, Picture):
+        return f"![{_md(block.alt)}]({block.name})"
+    if isinstance(block, Heading):
+        return f"### {_md(block.text)}"
+    if isinstance(block, Code):
+        text = _UNPRINTABLE.sub("\ufffd", block.text)
+        longest = max(map(len, re.findall("`+", text)), default=0)
+        fence = "`" * max(3, longest + 1)
+        return f"{fence}text\n{text}\n{fence}"
+    return _md(block.text)
+
+
+def _md_table(table: Table) -> str:
+    def row(cells: Sequence[str], strong: bool = False) -> str:
+        mark = "**" if strong else ""
+        return "| " + " | ".join(f"{mark}{_md(cell)}{mark}" if cell else "" for cell in cells) + " |"
+
+    rule = "| " + " | ".join("--:" if table.is_number(n) else "---" for n in range(len(table.header))) + " |"
+    rows = [row(cells, n in table.strong) for n, cells in enumerate(table.rows)]
+    return "\n".join([row(table.header), rule, *rows])

@@ -1,0 +1,115 @@
+"""The report of one run: every picture, table and page, in the order in which they are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfexp.reporting import confusion, pictures
+from hfexp.reporting.canvas import Pictures, guarded, style
+from hfexp.reporting.classes import ClassReport, digits, write_csv
+from hfexp.reporting.facts import ReportFacts, SplitScores
+from hfexp.reporting.page import Report
+from hfexp.reporting.samples import MAX_PICTURES, Mistakes, mistakes_sheet
+from hfexp.reporting.sections import SplitParts, all_sections, lead
+from hfexp.tasks.base import Task
+
+SAMPLE_ROWS = 100
+"""Predictions of each split that are written to a table."""
+
+
+def draw_report(
+    facts: ReportFacts,
+    scores: dict[str, SplitScores],
+    id2label: dict[int, str] | None,
+    splits: Mapping[str, Any],
+    task: Task,
+    processor: Any,
+    directory: Path,
+) -> ClassReport | None:
+    """Write pictures, tables, `report.html` and `report.md`; what can't be made is left out with a warning.
+
+    Args:
+        scores: of the final model, by split, in the order in which the splits are to be shown.
+        id2label: names of the classes; None for a task without classes, whose scores are not looked at.
+        splits: datasets of model inputs, in the order of the scores; mistakes are shown from them.
+
+    Returns:
+        The class report of the last split with a labelled sample.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = Pictures(directory)
+    parts: dict[str, SplitParts] = {}
+    with style():
+        drawn.draw("learning_curves.png", pictures.learning_curves, facts)
+        drawn.draw("classes.png", pictures.class_histogram, facts.data)
+        drawn.take("samples.png")
+        for split, of_split in scores.items() if id2label else ():
+            if of_split.labelled(len(id2label or {})).any():
+                parts[split] = _draw_split(split, of_split, id2label or {}, drawn)
+                _draw_mistakes(
+                    split, parts[split], of_split, id2label or {}, splits.get(split), task, processor, drawn
+                )
+    with guarded("report"):
+        report = Report(facts.name, lead(facts), all_sections(facts, parts, list(drawn.made), directory))
+        _write(directory / "report.html", report.html(drawn.made))
+        _write(directory / "report.md", report.markdown())
+    return list(parts.values())[-1].classes if parts else None
+
+
+def _draw_split(split: str, scores: SplitScores, names: dict[int, str], drawn: Pictures) -> SplitParts:
+    """Scores per class, confusion and calibration of one split."""
+    classes = ClassReport.of(scores.predictions, scores.references, names)
+    with guarded(f"tables of {split}"):
+        classes.save(drawn.directory, split)
+        rows = range(min(SAMPLE_ROWS, len(scores.references)))
+        _write_rows(drawn.directory / f"predictions_{split}.csv", rows, scores, names)
+    drawn.draw(f"confusion_matrix_{split}.png", confusion.confusion_matrix, classes, split)
+    if len(names) > confusion.MAX_LABELLED:
+        drawn.draw(f"most_confused_{split}.png", confusion.most_confused, classes, split)
+    drawn.draw(f"calibration_{split}.png", pictures.calibration, scores, len(names), split)
+    return SplitParts(classes)
+
+
+def _draw_mistakes(
+    split: str,
+    parts: SplitParts,
+    scores: SplitScores,
+    names: dict[int, str],
+    dataset: Any,
+    task: Task,
+    processor: Any,
+    drawn: Pictures,
+) -> None:
+    """The mistakes of one split as a table, and the first of them as pictures where the task has any."""
+    with guarded(f"mistakes_{split}"):
+        parts.mistakes = mistakes = Mistakes.of(scores, len(names))
+        _write_rows(drawn.directory / f"mistakes_{split}.csv", mistakes.indices, scores, names)
+        if not mistakes.indices or dataset is None or len(dataset) != len(scores.references):
+            return  # of another length, its rows would be the wrong ones
+        rows = [dataset[index] for index in mistakes.indices[:MAX_PICTURES]]
+        shown = [task.picture(row, processor) for row in rows]
+        parts.texts = [
+            (names[int(scores.references[i])], names[int(scores.predictions[i])], text)
+            for i, text in zip(mistakes.indices, shown, strict=False)
+            if isinstance(text, str)
+        ]
+        drawn.draw(f"mistakes_{split}.png", mistakes_sheet, mistakes, scores, names, shown, split)
+
+
+def _write_rows(path: Path, indices: Any, scores: SplitScores, names: dict[int, str]) -> None:
+    """A table of samples: place in the split, true and predicted class, probability of the predicted one."""
+    confidence = scores.confidence
+    rows = (
+        [
+            index,
+            names.get(int(scores.references[index]), ""),
+            names.get(int(scores.predictions[index]), ""),
+            digits(None if confidence is None else float(confidence[index])),
+        ]
+        for index in indices
+    )
+    write_csv(path, ["index", "true", "predicted", "probability"], rows)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
