@@ -1,0 +1,227 @@
+"""Predictions of a trained model on raw inputs, which are processed exactly as its validation split was.
+
+There is one documented input and output per task:
+
+* Image classification. Input: an encoded image (`bytes`; JPEG, PNG, WebP, ...), base64 text of one, a uint8 array
+  (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image. File names and URLs are no inputs: a served model must not
+  read files of its server. Output: `label` (str, the most probable class), `score` (float, its probability) and
+  `probabilities` (list of floats, in the order of `id2label`).
+
+A task says what its raw inputs are: `Task.inference_row` makes a row of one, as its dataset stores it.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+
+from hfexp.config import Config, TransformConfig
+from hfexp.errors import ConfigError, DataError
+from hfexp.processing import Row, Transforms, build_transforms
+from hfexp.targets import instantiate
+from hfexp.tasks.base import Task
+
+RECIPE_FILE = "hfexp.json"
+TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "torchvision.transforms")
+"""What a recipe may build by itself: it comes with a model, and so from outside."""
+ALLOWED_VARIABLE = "HFEXP_ALLOWED_TARGETS"
+"""Environment variable with further modules, separated by commas."""
+_given: ContextVar[tuple[str, ...]] = ContextVar("allowed_targets", default=())
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the inputs of a model are processed, as configuration nodes."""
+
+    task: dict[str, Any]
+    prepare: list[Any]
+    evaluate: list[Any]
+    id2label: dict[int, str] | None
+
+    def foreign_targets(self) -> list[str]:
+        """`_target_`s that whoever loads the model must allow (and have)."""
+        found = _targets([self.task, self.prepare, self.evaluate])
+        return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
+
+
+def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
+    """The part of a configuration that decides how a validation row becomes a model input."""
+    return Recipe(config.task, config.transform.prepare, config.transform.evaluate, id2label)
+
+
+def save_recipe(directory: Path, recipe: Recipe) -> None:
+    """Write it beside the weights that it belongs to."""
+    content = {
+        "format": 1,
+        "task": recipe.task,
+        "transform": {"prepare": recipe.prepare, "evaluate": recipe.evaluate},
+        "id2label": recipe.id2label,
+    }
+    (directory / RECIPE_FILE).write_text(json.dumps(content, indent=1))
+
+
+def load_recipe(directory: Path) -> Recipe:
+    """Read it; nothing is built.
+
+    Raises:
+        ConfigError: there is none, or it can't be read.
+    """
+    path = directory / RECIPE_FILE
+    try:
+        content = json.loads(path.read_text())
+        labels, transform = content["id2label"], content["transform"]
+        id2label = None if labels is None else {int(key): str(name) for key, name in labels.items()}
+        return Recipe(content["task"], transform["prepare"], transform["evaluate"], id2label)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{directory} has no {RECIPE_FILE}: it was not saved by hfexp") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a recipe: {error!r}") from error
+
+
+@contextlib.contextmanager
+def allow_targets(targets: Iterable[str]) -> Iterator[None]:
+    """Trust these modules in recipes that are loaded inside the block."""
+    token = _given.set(tuple(targets))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | None = None) -> "Predictor":
+    """Load a saved model (`save_pretrained` of model and processor, and a recipe) with all that belongs to it.
+
+    Args:
+        allowed: modules that its recipe may build from, beside hfexp's own, torchvision's transforms and those
+            that the environment variable HFEXP_ALLOWED_TARGETS names.
+        device: where to; by default the GPU if there is one.
+
+    Raises:
+        ConfigError: the recipe names something else.
+    """
+    import transformers
+
+    recipe = load_recipe(directory)
+    trusted = [*allowed, *_given.get(), *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
+    for target in recipe.foreign_targets():
+        if not _is_below(target, trusted):
+            module = target.rpartition(".")[0]
+            raise ConfigError(
+                f"{directory / RECIPE_FILE} builds {target}: if you trust this model, set {ALLOWED_VARIABLE}={module}"
+            )
+    task: Task = instantiate(recipe.task, "task", trusted)
+    processor = getattr(transformers, task.processor_class).from_pretrained(directory, local_files_only=True)
+    auto_class = getattr(transformers, task.model_class)
+    model = auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+    config = TransformConfig(prepare=recipe.prepare, evaluate=recipe.evaluate)
+    transforms = build_transforms(config, processor, recipe.id2label, trusted)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(model, processor, task, transforms, recipe.id2label)
+
+
+def _targets(node: Any) -> set[str]:
+    if isinstance(node, list):
+        return {target for item in node for target in _targets(item)}
+    if not isinstance(node, dict):
+        return set()
+    own = {str(node["_target_"])} if "_target_" in node else set()
+    return own | {target for value in node.values() for target in _targets(value)}
+
+
+def _is_below(path: str, names: Iterable[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+class Predictor:
+    """A model with everything between a raw input and a named class."""
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        task: Task,
+        transforms: Transforms,
+        id2label: dict[int, str] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """`id2label`: names of the classes; None: their numbers. `batch_size`: inputs that are in memory at once."""
+        self.model = model
+        self.processor = processor
+        self.task = task
+        self.transforms = transforms
+        self.id2label = id2label
+        self.batch_size = batch_size
+        self.collate = task.collator(processor)
+        self.to_row: Callable[[Any], Row] = task.inference_row
+
+    def predict(self, inputs: Iterable[Any]) -> pandas.DataFrame:
+        """One row per input: `label`, `score` and `probabilities`.
+
+        Raises:
+            DataError: an input can't be read; the message names its row.
+        """
+        scores = self.probabilities(inputs)
+        best = scores.argmax(-1) if len(scores) else np.zeros(0, int)
+        names = self.id2label or {}
+        return pandas.DataFrame(
+            {
+                "label": [names.get(int(index), str(index)) for index in best],
+                "score": [float(row[index]) for row, index in zip(scores, best, strict=True)],
+                "probabilities": [[float(value) for value in row] for row in scores],
+            }
+        )
+
+    def probabilities(self, inputs: Iterable[Any]) -> np.ndarray:
+        """Probabilities of the classes, (N, num_labels) float32."""
+        values = list(inputs)
+        starts = range(0, len(values), self.batch_size)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            batches = [self._predict_batch(values[start : start + self.batch_size], start) for start in starts]
+        finally:
+            self.model.train(was_training)
+        return np.concatenate(batches) if batches else np.zeros((0, len(self.id2label or {})), np.float32)
+
+    def _predict_batch(self, values: list[Any], start: int) -> np.ndarray:
+        rows = [self._process(value, start + offset) for offset, value in enumerate(values)]
+        batch = self.collate(rows)
+        batch.pop("labels", None)
+        weights = next(self.model.parameters())
+        with torch.inference_mode():
+            output = self.model(**{name: _like(tensor, weights) for name, tensor in batch.items()})
+            return np.asarray(self.task.preprocess_logits(_logits(output), None).cpu())
+
+    def _process(self, value: Any, number: int) -> Row:
+        """One raw input as model inputs, as `ProcessedDataset` does it for a split without randomness."""
+        try:
+            row = self.to_row(value)
+            if self.task.label_column is not None:
+                # Tasks make `labels` of every row; these are taken out of the batch again.
+                row = {self.task.label_column: 0, **row}
+            return self.task.preprocess(self.transforms.evaluation(self.task.decode(row)), self.processor)
+        except (DataError, TypeError, ValueError, RuntimeError) as error:
+            raise DataError(f"row {number}: {error}") from error
+
+
+def _like(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """On the device of the weights; floats in their precision too."""
+    return tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
+
+
+def _logits(output: Any) -> Any:
+    """What `Trainer.prediction_step` hands to `preprocess_logits`: one tensor, or a tuple of several."""
+    if isinstance(output, torch.Tensor):
+        return output
+    if isinstance(output, dict):
+        output = tuple(value for name, value in output.items() if name != "loss")
+    values = tuple(value for value in output if value is not None)
+    return values[0] if len(values) == 1 else values

@@ -1,0 +1,208 @@
+"""The README.md of a trained model, in the format of Hugging Face's model cards: what was done, and no more."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfexp.origin import mask_secrets
+
+SPLITS = {"final_eval_": "validation", "test_": "test"}
+"""Prefix of the metrics of each split that is reported."""
+
+TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+MAX_LABELS = 30
+SHOWN_PARAMS = (
+    "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "transform", "seed",
+    "trainer.args.learning_rate", "trainer.args.num_train_epochs", "trainer.args.max_steps",
+    "trainer.args.per_device_train_batch_size", "trainer.args.gradient_accumulation_steps", "trainer.args.optim",
+    "trainer.args.weight_decay", "trainer.args.warmup_steps", "trainer.args.lr_scheduler_type",
+    "trainer.args.label_smoothing_factor", "trainer.args.bf16", "trainer.args.fp16",
+)  # fmt: skip
+"""Params of the training table; a name stands for all below it too."""
+
+
+@dataclass
+class CardFacts:
+    """What is known about a model; all of it was measured or configured."""
+
+    name: str
+    architecture: str
+    """Class of the model."""
+    model_class: str
+    processor_class: str
+    """Auto classes in `transformers`."""
+    pipeline: str | None
+    """Name of the Transformers pipeline."""
+    num_parameters: int
+    base_model: str | None
+    """`model.path`, if pretrained."""
+    dataset: str
+    """For people: a Hub id, or the name of the dataset option."""
+    hub_dataset: str | None
+    """Id on the Hub, if it comes from there."""
+    rows: dict[str, int]
+    """Rows by split."""
+    labels: list[str]
+    metrics: dict[str, float]
+    """`final_eval_*` and `test_*`."""
+    params: dict[str, Any]
+    """The flattened configuration."""
+    versions: dict[str, str]
+    """Python and libraries."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of the data by split."""
+    run_id: str | None = None
+    command: str | None = None
+    git_sha: str | None = None
+    notes: list[str] = field(default_factory=list)
+    """Further limits, as sentences."""
+
+
+def model_card(facts: CardFacts) -> str:
+    """The whole file: YAML metadata and Markdown; tokens and passwords are masked."""
+    sections = [
+        f"# {facts.name}",
+        _introduction(facts),
+        "## Results\n\n" + _results(facts),
+        "## Data\n\n" + _data(facts),
+        "## How to use it\n\n" + _usage(facts),
+        "## Training\n\n" + _training(facts),
+        "## Limits\n\n" + "\n".join(f"* {text}" for text in _limits(facts)),
+    ]
+    return mask_secrets(f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n")
+
+
+def _metadata(facts: CardFacts) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type=facts.pipeline or "other",
+            dataset_type=facts.hub_dataset or facts.dataset,
+            dataset_name=facts.dataset,
+            dataset_split=split,
+            metric_type=name,
+            metric_value=value,
+        )
+        for split, name, value in _scores(facts)
+    ]
+    names = sorted({name for _, name, _ in _scores(facts)} - {"loss"})
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=facts.pipeline,
+        base_model=hub_id(facts.base_model),
+        datasets=[facts.hub_dataset] if facts.hub_dataset else None,
+        metrics=names or None,
+        tags=["hfexp"],
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+    return data.to_yaml().strip()
+
+
+def hub_id(path: str | None) -> str | None:
+    """The path if it is an id on the Hub rather than a local directory."""
+    if path is None or path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists():
+        return None
+    return path
+
+
+def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
+    """Split, name and value of each finite score."""
+    return [
+        (split, name.removeprefix(prefix), float(value))
+        for prefix, split in SPLITS.items()
+        for name, value in sorted(facts.metrics.items())
+        if name.startswith(prefix) and not name.endswith(TIMING) and math.isfinite(value)
+    ]
+
+
+def _introduction(facts: CardFacts) -> str:
+    start = f"fine-tuned from `{facts.base_model}`" if facts.base_model else "trained from random weights"
+    text = f"`{facts.architecture}` with {facts.num_parameters:,} parameters, {start} on {facts.dataset}."
+    if not facts.labels:
+        return text
+    shown = ", ".join(f"`{label}`" for label in facts.labels[:MAX_LABELS])
+    more = ", ..." if len(facts.labels) > MAX_LABELS else ""
+    return f"{text} It tells {len(facts.labels)} classes apart: {shown}{more}."
+
+
+def _results(facts: CardFacts) -> str:
+    by_split: dict[str, dict[str, float]] = {}
+    for split, name, value in _scores(facts):
+        by_split.setdefault(split, {})[name] = value
+    if not by_split:
+        return "None were recorded."
+    names = sorted({name for scores in by_split.values() for name in scores})
+    rows = [
+        [name, *(f"{scores[name]:.4f}" if name in scores else "" for scores in by_split.values())] for name in names
+    ]
+    return _table(["metric", *by_split], rows)
+
+
+def _data(facts: CardFacts) -> str:
+    rows = [[split, f"{count:,}", facts.digests.get(split, "")] for split, count in facts.rows.items()]
+    return _table(["split", "rows", "digest"], rows)
+
+
+def _usage(facts: CardFacts) -> str:
+    place = f"runs:/{facts.run_id}/model" if facts.run_id else "path/to/the/mlflow/model"
+    return f"""In this directory, or a copy of it:
+
+```python
+from transformers import {facts.model_class}, {facts.processor_class}
+
+model = {facts.model_class}.from_pretrained("path/to/this/directory")
+processor = {facts.processor_class}.from_pretrained("path/to/this/directory")
+```
+
+From MLflow, with inputs processed exactly as in the evaluation above (`hfexp.json` says how; a processor by itself may
+resize or convert a little differently):
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("{place}")
+```
+
+As a service: `mlflow models serve -m {place} --env-manager local`"""
+
+
+def _training(facts: CardFacts) -> str:
+    shown = {
+        name: value
+        for name, value in facts.params.items()
+        if value not in (None, [], {}) and any(name == p or name.startswith(f"{p}.") for p in SHOWN_PARAMS)
+    }
+    parts = [_table(["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()])]
+    if facts.command:
+        parts.append(f"Command: `{facts.command}`")
+    if facts.git_sha:
+        parts.append(f"Commit: `{facts.git_sha}`")
+    if facts.run_id:
+        parts.append(f"MLflow run: `{facts.run_id}`")
+    parts.append("Made with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
+    return "\n\n".join(parts)
+
+
+def _limits(facts: CardFacts) -> Iterable[str]:
+    yield "The results hold for the splits above; nothing was measured on other data, on robustness or on fairness."
+    measured = {split for split, _, _ in _scores(facts)}
+    if "validation" in measured:
+        yield "The validation split may have chosen the best step and the settings, so its results can be optimistic."
+    if "test" not in measured:
+        yield "There was no test split."
+    if facts.base_model:
+        yield "What the base model was trained on, and its licence, are described by its own card."
+    yield from facts.notes
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,82 @@
+"""Images as they come from outside, for prediction: encoded, as text, or as arrays."""
+
+import base64
+import binascii
+import io
+import re
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from hfexp.errors import DataError
+from hfexp.images import open_image, to_rgb
+
+Row = dict[str, Any]
+
+FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
+"""Image formats that are decoded; among PIL's others is EPS, which starts Ghostscript."""
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}\s*")
+
+
+def image_row(value: Any) -> Row:
+    """One raw image as a row.
+
+    Raises:
+        DataError: it is none, or can't be read.
+    """
+    if isinstance(value, PIL.Image.Image):
+        return {"image": value}
+    if isinstance(value, np.ndarray):
+        return {"image": _from_array(value)}
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        # Depending on the request, MLflow's server hands base64 text over as bytes; no image looks like it.
+        is_text = isinstance(value, str) or _BASE64.fullmatch(data)
+        return {"image": _from_bytes(_from_base64(data) if is_text else data)}
+    raise DataError(
+        f"an encoded image (bytes or base64 text), a uint8 array or a PIL image is needed, not {type(value).__name__}"
+    )
+
+
+def image_bytes(row: Row, most: int = 100_000) -> bytes:
+    """The encoded image of a row as `datasets` stores it undecoded; made smaller if it has more than `most` bytes."""
+    data, path = row["image"].get("bytes"), row["image"].get("path")
+    if data is None:
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            data = file.read()  # pyright: ignore
+    if len(data) <= most:
+        return data
+    image = to_rgb(open_image({"bytes": data, "path": path}))
+    image.thumbnail((256, 256))
+    small = io.BytesIO()
+    image.save(small, "JPEG")
+    return small.getvalue()
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"this text is not base64 of an image (names of files are no inputs): {error}") from error
+
+
+def _from_bytes(data: bytes) -> PIL.Image.Image:
+    PIL.Image.init()
+    try:
+        image = PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.OPEN])
+        image.load()
+        return image
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"{len(data)} bytes can't be read as an image: {error}") from error
+
+
+def _from_array(array: np.ndarray) -> PIL.Image.Image:
+    if array.dtype != np.uint8:
+        raise DataError(f"an image array must be uint8, not {array.dtype}")
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or 0 in array.shape:
+        raise DataError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}")
+    return PIL.Image.fromarray(array)

@@ -1,0 +1,292 @@
+"""A trained model as an MLflow model: the directory that is saved, the check that it gives the same predictions, and
+the loader that MLflow calls (`mlflow.pyfunc.load_model`, `mlflow models serve`).
+
+    MLmodel             flavors python_function (this module) and, where the task has a pipeline, transformers
+    model/              weights, processor, recipe and model card: `from_pretrained` reads this directory
+    components/         the processor once more, where MLflow's transformers flavor looks for it
+    code/hfexp/         this package, so that the model loads where it is not installed
+    requirements.txt, python_env.yaml, conda.yaml, input_example.json
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+
+from hfexp.errors import DataError, RunError
+from hfexp.inference import Predictor, Recipe, allow_targets, load_predictor, load_recipe, save_recipe
+from hfexp.tasks.base import Task
+
+WEIGHTS = "model"
+PACKAGES = (
+    "datasets", "hydra-core", "mlflow", "numpy", "omegaconf", "pandas", "pillow", "safetensors", "torch",
+    "torchvision", "transformers",
+)  # fmt: skip
+"""Distributions that loading and predicting import."""
+
+TOLERANCE = 1e-5
+"""Largest difference of a probability between the model in memory and the saved one."""
+
+
+class ServedModel:
+    """What MLflow loads: `predict` on tables, lists and arrays of raw inputs."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+        self.column = input_column(predictor.task)
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pandas.DataFrame:
+        """One row of predictions per input; see `hfexp.inference` for both.
+
+        Raises:
+            MlflowException: an input can't be read (an answer of status 400 when served).
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self.predictor.predict(_values(model_input, self.column))
+        except DataError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from error
+
+    def get_raw_model(self) -> Any:
+        """The Transformers model, for `PyFuncModel.get_raw_model`."""
+        return self.predictor.model
+
+
+def _load_pyfunc(path: str) -> ServedModel:
+    """MLflow's entry point."""
+    return ServedModel(load_predictor(Path(path)))
+
+
+def input_column(task: Task) -> str:
+    """The column that is predicted from."""
+    return next(name for name in task.columns if name != task.label_column)
+
+
+def _values(model_input: Any, column: str) -> list[Any]:
+    """Raw inputs out of what MLflow hands over: a table, columns by name, rows by name, or plain values."""
+    if isinstance(model_input, pandas.DataFrame | dict):
+        if column not in model_input:
+            raise DataError(f"there is no column {column!r}; there are: {', '.join(map(str, model_input))}")
+        model_input = model_input[column]
+    if isinstance(model_input, np.ndarray) and model_input.dtype == np.uint8:
+        return list(model_input) if model_input.ndim == 4 else [model_input]
+    values = list(np.atleast_1d(model_input)) if isinstance(model_input, np.ndarray) else model_input
+    values = [values] if isinstance(values, str | bytes) else values
+    return [value[column] if isinstance(value, dict) and column in value else value for value in values]
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """An MLflow model on disk."""
+
+    path: Path
+    flavors: tuple[str, ...]
+    """`python_function` and `transformers`; none for a user's own torch module, whose weights are files only."""
+
+    @property
+    def weights(self) -> Path:
+        """What `from_pretrained` reads."""
+        return self.path / WEIGHTS
+
+
+def save_mlflow_model(
+    model: Any,
+    processor: Any,
+    task: Task,
+    recipe: Recipe,
+    directory: Path,
+    *,
+    example: bytes,
+    weights: Path | None = None,
+    card: str | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> SavedModel:
+    """Write the directory that this module's docstring describes; one that is there is replaced.
+
+    Args:
+        example: one raw input, encoded; shown as the input example.
+        weights: where `save_pretrained` has written model and processor already; its files are linked, not copied.
+        card: text of the model card.
+        metadata: plain values to keep in MLmodel.
+    """
+    from transformers import PreTrainedModel
+
+    shutil.rmtree(directory, ignore_errors=True)
+    target = directory / WEIGHTS
+    target.mkdir(parents=True)
+    if weights is None:
+        save_weights(model, processor, target)
+    else:
+        shutil.copytree(weights, target, copy_function=_link_or_copy, dirs_exist_ok=True)
+    save_recipe(target, recipe)
+    if card is not None:
+        (target / "README.md").write_text(card)
+    if not isinstance(model, PreTrainedModel):
+        return SavedModel(directory, ())
+    return SavedModel(directory, _write_flavors(model, processor, task, directory, example, metadata))
+
+
+def save_weights(model: Any, processor: Any, directory: Path) -> None:
+    """Model and processor as `from_pretrained` reads them; a user's own torch module as model.safetensors."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(directory)
+    else:
+        from safetensors.torch import save_model
+
+        save_model(model, str(directory / "model.safetensors"))
+    processor.save_pretrained(directory)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Weights as hard links where the file system has them: they are large, and nothing writes them in place."""
+    try:
+        (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _write_flavors(
+    model: Any, processor: Any, task: Task, directory: Path, example: bytes, metadata: dict[str, Any] | None
+) -> tuple[str, ...]:
+    """MLmodel and what goes with it, around the weights that are there."""
+    staging = directory / ".envelope"
+    with _quiet_mlflow():
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        spec = Model()
+        mlflow.pyfunc.save_model(
+            path=str(staging),
+            loader_module="hfexp.serving",
+            code_paths=[str(Path(__file__).parent)],
+            mlflow_model=spec,
+            signature=signature(task),
+            input_example=pandas.DataFrame({input_column(task): [example]}),
+            pip_requirements=requirements(model),
+            metadata=metadata,
+        )
+    for name in ("uv.lock", "pyproject.toml", ".python-version"):  # of whatever project is the current directory
+        (staging / name).unlink(missing_ok=True)
+    for path in staging.iterdir():
+        path.rename(directory / path.name)
+    staging.rmdir()
+    spec.flavors["python_function"]["data"] = WEIGHTS
+    flavor = _transformers_flavor(model, processor, task)
+    if flavor is not None:
+        (component,) = flavor["components"]
+        place = directory / "components" / component
+        place.mkdir(parents=True)
+        processor.save_pretrained(place)
+        if not any(place.iterdir()):  # the processor of timm's models has its settings in theirs
+            shutil.copy2(directory / WEIGHTS / "config.json", place)
+        spec.add_flavor("transformers", **flavor)
+    spec.model_size_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    spec.save(str(directory / "MLmodel"))
+    return tuple(sorted(spec.flavors))
+
+
+@contextlib.contextmanager
+def _quiet_mlflow() -> Iterator[None]:
+    """Without MLflow's warnings about itself: deprecated calls of pandas (models/utils.py), hints for agents."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="mlflow")
+        yield
+
+
+def signature(task: Task) -> Any:
+    """Types of the documented input and output."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import Array
+
+    outputs = [
+        ColSpec("string", "label"),
+        ColSpec("double", "score"),
+        ColSpec(Array(DataType.double), "probabilities"),
+    ]
+    return ModelSignature(Schema([ColSpec("binary", input_column(task))]), Schema(outputs))  # pyright: ignore
+
+
+def requirements(model: Any) -> list[str]:
+    """What must be installed to load the model, at the present versions (without local parts such as `+cpu`)."""
+    names = [*PACKAGES, "timm"] if "timm_wrapper" in type(model).__module__ else PACKAGES
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in names]
+
+
+def pipeline_name(task: Task) -> str | None:
+    """The Transformers pipeline for the task's models, such as `text-generation`; None if there is none."""
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    for name, entry in SUPPORTED_TASKS.items():
+        if any(auto_class.__name__ == task.model_class for auto_class in entry["pt"]):
+            return name
+    return None
+
+
+def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, Any] | None:
+    """What `mlflow.transformers.save_model` writes into MLmodel.
+
+    Written here, as that function would fetch a model card and a licence from the Hub, build a pipeline (which moves
+    the model to another device), and write the weights a second time.
+    """
+    import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers.pipelines import SUPPORTED_TASKS
+
+    kinds = {
+        "image_processor": ImageProcessingMixin,
+        "tokenizer": transformers.PreTrainedTokenizerBase,
+        "feature_extractor": transformers.FeatureExtractionMixin,
+    }
+    component = next((name for name, kind in kinds.items() if isinstance(processor, kind)), None)
+    name = pipeline_name(task)
+    if name is None or component is None:
+        return None
+    return {
+        "transformers_version": transformers.__version__,
+        "task": name,
+        "instance_type": str(SUPPORTED_TASKS[name]["impl"]).rpartition(".")[2],
+        "pipeline_model_type": type(model).__name__,
+        "source_model_name": str(model.name_or_path),
+        "model_binary": WEIGHTS,
+        "torch_dtype": str(model.dtype),
+        "components": [component],
+        f"{component}_type": type(processor).__name__,
+    }
+
+
+def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes]) -> None:
+    """Load the directory as MLflow does and compare its probabilities with those of the model in memory.
+
+    Raises:
+        RunError: they differ, or it can't be loaded.
+    """
+    inputs = list(examples)
+    expected = predictor.probabilities(inputs)
+    trusted = load_recipe(saved.weights).foreign_targets()  # this process wrote it
+    paths = list(sys.path)  # MLflow puts code/ in front and leaves it there
+    try:
+        with allow_targets(trusted), _quiet_mlflow():
+            import mlflow.pyfunc
+
+            loaded = mlflow.pyfunc.load_model(str(saved.path))
+            loaded.get_raw_model().to(next(predictor.model.parameters()).device)
+            table = loaded.predict(pandas.DataFrame({input_column(predictor.task): inputs}))
+    except Exception as error:
+        raise RunError(f"the saved model {saved.path} can't be used: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = paths
+    found = np.asarray(table["probabilities"].tolist())
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference <= TOLERANCE:
+        raise RunError(f"the saved model {saved.path} differs by {difference:.2g} from the probabilities in memory")

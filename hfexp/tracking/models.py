@@ -1,0 +1,238 @@
+"""Models in the record: the trained one with its files, and the checkpoints of a run by reference.
+
+Everything here can be called again after a crash or a lost connection: what is there already is found by its tag
+`hfexp.model_key` and completed, not made a second time.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEY_TAG = "hfexp.model_key"
+EXTERNAL_TAG = "mlflow.model.isExternal"
+VERSIONS_TAG = "mlflow.modelVersions"
+DIRECTORY_TAG = "hfexp.checkpoint_dir"
+BEST_TAG = "hfexp.best"
+BEST_ALIAS = "best"
+METRICS_PER_BATCH = 1000
+PAGE = 100
+
+
+def deliver_model(
+    client: Any,
+    *,
+    run_id: str,
+    experiment_id: str,
+    directory: Path,
+    name: str,
+    key: str,
+    step: int,
+    metrics: dict[str, float],
+    params: dict[str, str] | None = None,
+    tags: dict[str, str] | None = None,
+    register: str | None = None,
+) -> str:
+    """Make a directory a model of the store: uploaded, linked to its run, with its metrics, registered if asked.
+
+    Args:
+        directory: with MLmodel and all files, or plain files.
+        name: under which `runs:/<run_id>/<name>` finds it.
+        key: says which model this is; the same key is the same model, also after an interruption.
+        step: the training step that it comes from.
+        metrics: its values; those that the run has at this step already keep one point in its history.
+        register: name in the model registry; the version gets the alias `best`.
+
+    Returns:
+        The model's id: `models:/<id>` loads it.
+    """
+    model = _find(client, experiment_id, run_id, key)
+    if model is None:
+        model = client.create_logged_model(
+            experiment_id, name=name, source_run_id=run_id, tags={**(tags or {}), KEY_TAG: key}, params=params or {}
+        )
+    if not _is_ready(model):
+        _name_in_file(directory, model)
+        client.log_model_artifacts(model.model_id, str(directory))
+        client.finalize_logged_model(model.model_id, "READY")
+    _link(client, run_id, {model.model_id: step})
+    _log_metrics(client, run_id, {model.model_id: (step, metrics)})
+    if register is not None:
+        _register(client, model, run_id, register)
+    return model.model_id
+
+
+def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
+    """The oldest model of this run with the key."""
+    found = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
+    return min(found, key=lambda model: model.creation_timestamp, default=None)
+
+
+def _models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
+    """All models of a run that are not deleted."""
+    found, token = [], None
+    while True:
+        page = client.search_logged_models(
+            [experiment_id], f"source_run_id = '{run_id}'", max_results=PAGE, page_token=token
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _is_ready(model: Any) -> bool:
+    return str(getattr(model.status, "value", model.status)) == "READY"
+
+
+def _name_in_file(directory: Path, model: Any) -> None:
+    """Write the model's id into MLmodel, by which MLflow connects what is loaded with what is recorded."""
+    from mlflow.models import Model
+
+    path = directory / "MLmodel"
+    if not path.is_file():
+        return
+    spec = Model.load(str(path))
+    spec.model_id = spec.model_uuid = model.model_id
+    spec.run_id, spec.artifact_path = model.source_run_id, model.artifact_location
+    spec.save(str(path))
+
+
+def _link(client: Any, run_id: str, steps: dict[str, int]) -> None:
+    """Make models outputs of the run, at their steps; a model can be linked only once."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+    new = [LoggedModelOutput(model_id, step) for model_id, step in steps.items() if model_id not in linked]
+    if new:
+        client.log_outputs(run_id, new)
+
+
+def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str, float]]]) -> None:
+    """Metrics of models, by model id: step and values.
+
+    MLflow records a model's metric as one of its run too. With the time of the point that the run has already, it is
+    the same point; so nothing appears twice, however often this is called. A model's NaN would become 0.0 in MLflow's
+    database (3.17, `_log_model_metrics`): what isn't finite is left out.
+    """
+    from mlflow.entities import Metric
+
+    run = client.get_run(run_id)
+    names = {name for _, metrics in values.values() for name in metrics}
+    times = _recorded_times(client, run_id, names & run.data.metrics.keys())
+    otherwise = run.info.start_time or 0
+    entries = [
+        Metric(name, value, times.get((name, step, value), otherwise), step, model_id)
+        for model_id, (step, metrics) in values.items()
+        for name, value in ((name, float(value)) for name, value in metrics.items())
+        if math.isfinite(value)
+    ]
+    for start in range(0, len(entries), METRICS_PER_BATCH):
+        client.log_batch(run_id, metrics=entries[start : start + METRICS_PER_BATCH])
+
+
+def _recorded_times(client: Any, run_id: str, names: Iterable[str]) -> dict[tuple[str, int, float], int]:
+    """When (in ms) the run recorded a metric, by name, step and value."""
+    points = (point for name in sorted(names) for point in client.get_metric_history(run_id, name))
+    return {(point.key, point.step, point.value): point.timestamp for point in points}
+
+
+def _register(client: Any, model: Any, run_id: str, name: str) -> None:
+    """A version of the registered model `name` for this model, and the alias `best` on it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # On a database, MLflow 3.17 would look a `models:/` source up in the process's default store.
+    remote = str(client.tracking_uri).startswith(("http", "databricks"))
+    source = f"models:/{model.model_id}" if remote else model.artifact_location
+    # The registry knows `run_id` and `source` of a version; its model id is not stored by every backend.
+    known = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if (v.name, v.source) == (name, source)]
+    version = known[0] if known else client.create_model_version(name, source, run_id, model_id=model.model_id)
+    client.set_registered_model_alias(name, BEST_ALIAS, str(version.version))
+    entry = [{"name": name, "version": str(version.version)}]
+    client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps(entry)})
+
+
+@dataclass
+class CheckpointLinks:
+    """The checkpoint directories of a run as models of the store: referred to, not copied.
+
+    One object serves a run while it trains; it remembers what is recorded, and a new one (of a resumed run) reads it
+    from the store once.
+    """
+
+    client: Any
+    run_id: str
+    experiment_id: str
+    _linked: dict[int, str] | None = field(default=None, repr=False)
+    """Model ids by step, as far as they are linked whole."""
+    _best: int | None = field(default=None, repr=False)
+
+    def update(
+        self, checkpoints: dict[int, Path], metrics: dict[int, dict[str, float]], best_step: int | None
+    ) -> None:
+        """Make the record say what is on disk.
+
+        Args:
+            checkpoints: directories that are there now, by step. Links to others are deleted.
+            metrics: values measured at these steps.
+            best_step: the best of them, which gets the tag `hfexp.best`.
+        """
+        if self._linked is not None and self._linked.keys() == checkpoints.keys() and self._best == best_step:
+            return
+        known = self._read()
+        for step in sorted(known.keys() - checkpoints.keys()):
+            self.client.delete_logged_model(known.pop(step).model_id)
+        linked = self._linked or {}
+        new = {step: path for step, path in sorted(checkpoints.items()) if step not in linked or step not in known}
+        ids = {step: self._create(step, path, known.get(step)) for step, path in new.items()}
+        if ids:
+            _link(self.client, self.run_id, {model_id: step for step, model_id in ids.items()})
+            measured = {model_id: (step, metrics.get(step, {})) for step, model_id in ids.items()}
+            _log_metrics(self.client, self.run_id, measured)
+        self._mark_best(known, ids, best_step)
+        self._linked, self._best = {step: model.model_id for step, model in known.items()} | ids, best_step
+
+    def _read(self) -> dict[int, Any]:
+        """The links of this run in the store, by step."""
+        found = _models_of(self.client, self.experiment_id, self.run_id)
+        prefix = f"{self.run_id}/checkpoint-"
+        keys = {model.tags.get(KEY_TAG, ""): model for model in found}
+        return {int(key.removeprefix(prefix)): model for key, model in keys.items() if key.startswith(prefix)}
+
+    def _create(self, step: int, path: Path, known: Any | None) -> str:
+        """One link, as `mlflow.create_external_model` makes it."""
+        from mlflow.models.utils import get_external_mlflow_model_spec
+
+        tags = {
+            EXTERNAL_TAG: "true",
+            KEY_TAG: f"{self.run_id}/checkpoint-{step}",
+            DIRECTORY_TAG: str(path),
+        }
+        model = known or self.client.create_logged_model(
+            self.experiment_id, name=f"checkpoint-{step}", source_run_id=self.run_id, tags=tags
+        )
+        if not _is_ready(model):
+            with tempfile.TemporaryDirectory() as place:
+                get_external_mlflow_model_spec(model).save(str(Path(place, "MLmodel")))
+                self.client.log_model_artifacts(model.model_id, place)
+            self.client.finalize_logged_model(model.model_id, "READY")
+        return model.model_id
+
+    def _mark_best(self, known: dict[int, Any], new: dict[int, str], best_step: int | None) -> None:
+        """Move the tag of the best one."""
+        marked = {step: model.model_id for step, model in known.items() if model.tags.get(BEST_TAG) == "true"}
+        for step, model_id in marked.items():
+            if step != best_step:
+                self.client.set_logged_model_tags(model_id, {BEST_TAG: "false"})
+        ids = {step: model.model_id for step, model in known.items()} | new
+        if best_step in ids and best_step not in marked:
+            self.client.set_logged_model_tags(ids[best_step], {BEST_TAG: "true"})

@@ -1,0 +1,292 @@
+"""A saved model: read by MLflow and Transformers, in a process without hfexp, and behind HTTP."""
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas
+import PIL.Image
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import SMALL_DIGITS
+from test_models import Made, make
+
+from hfexp import api, inference, preflight, raw_images, serving
+from hfexp.errors import ConfigError, RunError
+from hfexp.model import build_model
+from hfexp.tasks.image_classification import ImageClassification
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("made"))
+
+
+def test_the_saved_directory_is_read_by_everything(made: Made) -> None:
+    root, weights = made.saved.path, made.saved.weights
+    assert made.saved.flavors == ("python_function", "transformers")
+    expected = made.predictor.probabilities(made.images)
+    serving.verify_model(made.saved, made.predictor, made.images)
+
+    model = transformers.AutoModelForImageClassification.from_pretrained(weights)
+    assert model.config.id2label == made.inputs.id2label
+    assert type(transformers.AutoImageProcessor.from_pretrained(weights)) is type(made.inputs.processor)
+    assert np.array_equal(inference.load_predictor(weights).probabilities(made.images), expected)
+
+    loaded = mlflow.pyfunc.load_model(str(root))
+    texts = [base64.b64encode(data).decode() for data in made.images]
+    for given in (
+        pandas.DataFrame({"image": made.images}),
+        pandas.DataFrame({"image": texts}),
+        {"image": np.array(texts, np.dtype("bytes"))},  # what MLflow's server makes of {"inputs": {"image": [...]}}
+        [{"image": data} for data in made.images],
+    ):
+        assert np.allclose(loaded.predict(given)["probabilities"].tolist(), expected, atol=1e-6)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="row 0: .*can't be read"):
+        loaded.predict(pandas.DataFrame({"image": [b"\xff\xd8nothing"]}))
+
+    pipeline = mlflow.transformers.load_model(str(root))
+    (first, *_) = pipeline(PIL.Image.open(io.BytesIO(made.images[0])))
+    assert first["label"] == made.predictor.predict(made.images[:1])["label"][0]
+
+
+def test_what_the_saved_directory_holds(made: Made, place: Path) -> None:
+    root, weights = made.saved.path, made.saved.weights
+    files = [path for path in root.rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.suffix in (".safetensors", ".bin", ".pt")] == ["model.safetensors"]
+    assert (weights / "model.safetensors").stat().st_nlink == 2
+    assert (weights / "README.md").read_text() == "# A card"
+    assert not any("__pycache__" in path.parts for path in files)
+    assert sum(path.stat().st_size for path in (root / "code").rglob("*") if path.is_file()) < 1_000_000
+    spec = yaml.safe_load((root / "MLmodel").read_text())
+    assert json.loads(spec["signature"]["inputs"]) == [{"type": "binary", "name": "image", "required": True}]
+    assert [(c["name"], c["type"]) for c in json.loads(spec["signature"]["outputs"])] == [
+        ("label", "string"), ("score", "double"), ("probabilities", "array")
+    ]  # fmt: skip
+    (example,) = json.loads((root / "input_example.json").read_text())["data"]
+    assert base64.b64decode(example[0]) == made.images[0]
+    required = (root / "requirements.txt").read_text().split()
+    assert f"transformers=={transformers.__version__}" in required
+    assert all("==" in line and "+" not in line for line in required)
+    assert "python: 3." in (root / "python_env.yaml").read_text()
+    # Files of a project that is the current directory stay out.
+    (place / "uv.lock").write_text("version = 1\n")
+    (place / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    again = made.save(place / "again")
+    assert not (again.path / "uv.lock").exists()
+    assert not (again.path / "pyproject.toml").exists()
+
+
+def test_a_model_that_was_saved_wrong_is_noticed(made: Made, tmp_path: Path) -> None:
+    saved = made.save(tmp_path / "saved")
+    other = transformers.AutoModelForImageClassification.from_config(made.predictor.model.config)
+    parts = (made.inputs.processor, made.inputs.task, made.inputs.transforms, made.inputs.id2label)
+    before = list(sys.path)
+    with pytest.raises(RunError, match="differs by 0"):
+        serving.verify_model(saved, inference.Predictor(other, *parts), made.images)
+    (saved.weights / "model.safetensors").unlink()
+    with pytest.raises(RunError, match="can't be used: OSError"):
+        serving.verify_model(saved, made.predictor, made.images)
+    assert sys.path == before
+
+
+def test_a_recipe_builds_only_what_is_trusted(made: Made, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "my_ops.py").write_text("def brighten(image):\n    return image\ndef make():\n    return brighten\n")
+    monkeypatch.syspath_prepend(str(place))
+    made.config.transform.evaluate.append({"_target_": "my_ops.make"})
+    try:
+        saved = made.save(place / "saved")
+    finally:
+        made.config.transform.evaluate.pop()
+    with pytest.raises(ConfigError, match="builds my_ops.make: if you trust .* set HFEXP_ALLOWED_TARGETS=my_ops"):
+        inference.load_predictor(saved.weights)
+    assert len(inference.load_predictor(saved.weights, allowed=["my_ops"]).predict(made.images)) == 8
+    serving.verify_model(saved, made.predictor, made.images)
+    monkeypatch.setenv("HFEXP_ALLOWED_TARGETS", "other,my_ops")
+    assert len(inference.load_predictor(saved.weights).predict(made.images)) == 8
+
+    recipe = json.loads((saved.weights / "hfexp.json").read_text())
+    for evil in (
+        "os.system",
+        "transformers.AutoModel.from_pretrained",
+        "torchvision.transforms.transforms.torch.load",
+    ):
+        changed = {**recipe, "transform": {"prepare": [{"_target_": evil, "command": "true"}], "evaluate": []}}
+        (saved.weights / "hfexp.json").write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match="builds|refused"):
+            inference.load_predictor(saved.weights)
+    for broken in ("[]", "{", '{"task": {}}', '{"id2label": 3, "transform": {}}'):
+        (saved.weights / "hfexp.json").write_text(broken)
+        with pytest.raises(ConfigError, match="is not a recipe"):
+            inference.load_predictor(saved.weights)
+    with pytest.raises(ConfigError, match=r"has no hfexp\.json"):
+        inference.load_predictor(place)
+
+
+class NoPipeline(ImageClassification):
+    model_class = "AutoModelForNothing"
+
+
+def test_models_without_a_pipeline_or_without_transformers(made: Made, tmp_path: Path) -> None:
+    saved = made.save(tmp_path / "saved", task=NoPipeline())
+    assert saved.flavors == ("python_function",)
+    serving.verify_model(saved, made.predictor, made.images)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(192, 10)
+
+        def forward(self, pixel_values: torch.Tensor, labels: Any = None) -> dict[str, Any]:
+            return {"loss": None, "logits": self.head(pixel_values.flatten(1))}
+
+    net = Net()
+    own = made.save(tmp_path / "own", model=net)
+    assert own.flavors == ()
+    assert {path.name for path in own.weights.iterdir()} == {
+        "hfexp.json", "model.safetensors", "preprocessor_config.json"
+    }  # fmt: skip
+    parts = (made.inputs.processor, made.inputs.task, made.inputs.transforms)
+    assert set(inference.Predictor(net, *parts).predict(made.images)["label"]) <= set(map(str, range(10)))
+
+
+def test_the_sizes_of_a_timm_model_survive(place: Path) -> None:
+    settings = {"input_size": [3, 32, 32], "interpolation": "bicubic", "crop_pct": 0.95, "num_classes": 10}
+    settings |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    model = transformers.AutoModelForImageClassification.from_config(
+        transformers.TimmWrapperConfig(architecture="test_resnet", num_labels=10, pretrained_cfg=settings)
+    )
+    model.save_pretrained("timm")
+    config = api.compose(*SMALL_DIGITS[:1], "model=local", f"model.path={place / 'timm'}", "metrics=accuracy")
+    inputs = preflight.prepare(config)
+    model, _ = build_model(config.model, inputs.task, inputs.id2label, [])
+    predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
+    image = raw_images.image_bytes(inputs.dataset["validation"][0])
+    recipe = inference.recipe_of(config, inputs.id2label)
+    saved = serving.save_mlflow_model(model, inputs.processor, inputs.task, recipe, place / "saved", example=image)
+    serving.verify_model(saved, predictor, [image])
+    assert "timm==" in (saved.path / "requirements.txt").read_text()
+    pipeline = mlflow.transformers.load_model(str(saved.path))
+    assert len(pipeline(PIL.Image.open(io.BytesIO(image)).convert("RGB"))) == 5
+
+
+@pytest.mark.slow
+def test_it_loads_where_hfexp_is_not_installed(made: Made, tmp_path: Path) -> None:
+    root, image = made.saved.path, made.images[0]
+    expected = made.predictor.predict([image]).to_dict("records")[0]
+    script = textwrap.dedent(
+        f"""
+        import sys
+        root = {str(root)!r}
+        class Hide:
+            def find_spec(self, name, path=None, target=None):
+                if name == "hfexp" and root + "/code" not in sys.path:
+                    raise ModuleNotFoundError(name)
+        sys.meta_path.insert(0, Hide())
+        try:
+            import hfexp
+        except ModuleNotFoundError:
+            import mlflow, pandas
+        table = mlflow.pyfunc.load_model(root).predict(pandas.DataFrame({{"image": [{image!r}]}}))
+        import hfexp
+        print(hfexp.__file__)
+        print(table["label"][0], float(table["score"][0]))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    where, answer = done.stdout.strip().splitlines()[-2:]
+    assert where == str(root / "code" / "hfexp" / "__init__.py")
+    assert answer.split()[0] == expected["label"]
+    assert float(answer.split()[1]) == pytest.approx(expected["score"], abs=1e-6)
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture
+def url(made: Made, tmp_path: Path) -> Iterator[str]:
+    """The address of a server of the model, in a process group of its own that is ended with the test."""
+    port = free_port()
+    log = tmp_path / "server.log"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(made.saved.path), "--env-manager", "local"]
+    # MLflow starts uvicorn by name through a shell.
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [*command, "-h", "127.0.0.1", "-p", str(port)], cwd=tmp_path, env=environment, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_until_up(f"http://127.0.0.1:{port}/ping", server, log)
+            yield f"http://127.0.0.1:{port}/invocations"
+        finally:
+            os.killpg(server.pid, 15)
+            server.wait(timeout=60)
+
+
+def wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def ask(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())["predictions"]
+
+
+@pytest.mark.slow
+def test_it_is_served_over_http(made: Made, url: str, tmp_path: Path) -> None:
+    image = made.images[0]
+    expected = made.predictor.predict([image]).to_dict("records")[0]
+    text = base64.b64encode(image).decode()
+    for body, count in (
+        ({"dataframe_split": {"columns": ["image"], "data": [[text], [text]]}}, 2),
+        ({"dataframe_records": [{"image": text}]}, 1),
+        ({"inputs": {"image": [text]}}, 1),
+        ({"inputs": [text, text, text]}, 3),
+        ({"instances": [{"image": text}]}, 1),
+    ):
+        answers = ask(url, body)
+        assert len(answers) == count, body
+        for answer in answers:
+            assert answer["label"] == expected["label"]
+            assert answer["score"] == pytest.approx(expected["score"], abs=1e-6)
+            assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-6)
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(image)
+    for wrong in (str(secret), f"file://{secret}", "", base64.b64encode(image[:40]).decode()):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask(url, {"dataframe_split": {"columns": ["image"], "data": [[wrong]]}})
+        with caught.value as error:
+            assert error.code == 400
+            answer = json.loads(error.read())
+        assert "row 0" in answer["message"] or "type" in answer["message"]
