@@ -66,6 +66,14 @@ def set_aside_newer(directory: Path, chosen: Path | None) -> None:
         checkpoint.rename(directory / f"damaged-{checkpoint.name}")
 
 
+def best_step(directory: Path) -> int | None:
+    """The best step so far, as the newest checkpoint remembers it."""
+    for checkpoint in reversed(list_checkpoints(directory)):
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((checkpoint / "trainer_state.json").read_text())["best_global_step"]
+    return None
+
+
 def find_problem(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file is there with the recorded size and hash."""
     try:

@@ -119,7 +119,8 @@ class _Job:
         choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
         # The words may hold interpolations, which belong to the configuration.
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
-        origin = Origin(choices, overrides, command_line(self.words))
+        sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
+        origin = Origin(choices, overrides, command_line(self.words), config_sources=sources)
         config = to_config(cfg)
         screen.show_choices(config, origin)
 
@@ -175,6 +176,20 @@ def ui(words: list[str]) -> int:
     return mlflow_ui.main(words)
 
 
+def compare(words: list[str]) -> int:
+    """Compare the recorded runs of an experiment, or two runs."""
+    from hfexp import compare as comparison
+
+    return comparison.main(words)
+
+
+def sync(words: list[str]) -> int:
+    """Deliver what runs could not deliver, and close those whose process is gone."""
+    from hfexp import sync as synchronisation
+
+    return synchronisation.main(words)
+
+
 def version(words: list[str]) -> int:
     """Print the version."""
     from hfexp import __version__
@@ -183,7 +198,7 @@ def version(words: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "ui": ui, "version": version}
+COMMANDS = {"train": train, "compare": compare, "sync": sync, "ui": ui, "version": version}
 
 
 def _fail(error: Exception, code: int, full_traceback: bool) -> int:

@@ -32,6 +32,17 @@ class OnBadSample(Enum):
     skip = "skip"
 
 
+class Checkpoints(Enum):
+    """Which models of a run MLflow gets; on the disk of the run directory there are those that the Trainer keeps."""
+
+    none = "none"
+    """None."""
+    best = "best"
+    """The final one (the best, if `load_best_model_at_end`); checkpoints are linked, not copied."""
+    all = "all"
+    """Every checkpoint as well."""
+
+
 @dataclass
 class ModelConfig:
     """A pretrained model (`path`), one built from sizes (`model_type`, `config`), or the user's own (`_target_`)."""
@@ -122,6 +133,11 @@ class TrackingConfig:
     experiment: str | None = None
     """MLflow experiment; null: the name of the dataset option."""
     tags: dict[str, str] = field(default_factory=dict)
+    checkpoints: Checkpoints = Checkpoints.best
+    register: str | None = None
+    """Name in MLflow's model registry under which the final model is registered, with the alias `best`."""
+    system_metrics_interval: float | None = 10.0
+    """Seconds between records of the load of this job's devices; null: none."""
 
 
 @dataclass

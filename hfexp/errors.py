@@ -41,6 +41,11 @@ def one_of(allowed: Iterable[object], limit: int = 40) -> str:
     return ", ".join(words[:limit]) + more
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def join_problems(problems: list[str]) -> str:
     """One message for all problems found, numbered when there are several."""
     if len(problems) == 1:

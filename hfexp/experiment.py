@@ -1,6 +1,5 @@
 """One experiment from a typed configuration to a recorded result."""
 
-import json
 import logging
 import math
 import time
@@ -13,14 +12,18 @@ import transformers
 from hfexp import processing, quiet, screen
 from hfexp.arguments import build_arguments
 from hfexp.config import Config
+from hfexp.environment import Environment
 from hfexp.errors import RunError, Terminated
-from hfexp.model import ModelSummary, build_model
-from hfexp.origin import Origin, git_state
+from hfexp.model import build_model
+from hfexp.origin import Origin
 from hfexp.preflight import Inputs, prepare
-from hfexp.progress import RecordMetrics, ShowProgress
-from hfexp.report import ClassReport
+from hfexp.progress import RecordTraining, ShowProgress
+from hfexp.recording import Recorder
+from hfexp.reporting.classes import ClassReport
+from hfexp.reporting.facts import SplitScores
 from hfexp.run_directory import RunDirectory, open_run_directory
-from hfexp.tracking.run import Tracker, open_run
+from hfexp.tracking.run import open_run
+from hfexp.tracking.system import SystemMonitor
 from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -65,19 +68,22 @@ def run(config: Config, origin: Origin) -> Result:
     started = time.perf_counter()
     quiet.quiet_libraries()
     inputs = prepare(config)
-    code = git_state()
+    environment = Environment.gather(origin)
     with (
         StopOnSignal() as stop,
-        open_run_directory(config, origin, code.get("git_sha", "")) as directory,
+        open_run_directory(config, origin, environment.git.get("sha", "")) as directory,
         quiet.log_to(directory.path / "hfexp.log"),
-        open_run(config, directory, origin, code) as tracker,
+        open_run(config, directory, origin, environment) as tracker,
+        SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started),
     ):
-        announce(directory, inputs, code)
+        announce(directory, inputs, environment.git)
         transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
         splits = processing.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed)
         model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
-        record_inputs(tracker, inputs, summary)
-        trainer, progress = build_trainer(config, inputs, splits, model, directory, tracker, stop)
+        screen.show_model(summary)
+        recorder = Recorder(tracker, config, origin, environment, inputs, directory)
+        recorder.begin(model, summary, splits["train"])
+        trainer, progress = build_trainer(config, inputs, splits, model, recorder, stop)
         try:
             trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
         except Exception as error:
@@ -87,8 +93,9 @@ def run(config: Config, origin: Origin) -> Result:
         finally:
             progress.close()
         require_finite(trainer)
-        metrics, report = evaluate(trainer, inputs, splits, directory)
+        metrics, scores = evaluate(trainer, inputs, splits)
         save_model(trainer, inputs, directory)
+        report = recorder.finish(trainer, metrics, scores, splits, time.perf_counter() - started)
         result = Result(
             metrics=metrics,
             metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
@@ -96,7 +103,7 @@ def run(config: Config, origin: Origin) -> Result:
             task_metric=inputs.task.metric,
             best_step=trainer.state.best_global_step or None,
             run_dir=directory.path,
-            run_id=tracker.run_id,
+            run_id=None,
             tracking_uri=tracker.uri,
             report=report,
             seconds=time.perf_counter() - started,
@@ -104,12 +111,12 @@ def run(config: Config, origin: Origin) -> Result:
             model=trainer.model,
             processor=inputs.processor,
         )
-        record_result(tracker, result, trainer.state.global_step, directory)
+    result.run_id = tracker.run_id  # which a server that was away may have given at last
     screen.show_result(result)
     return result
 
 
-def announce(directory: RunDirectory, inputs: Inputs, code: dict[str, str]) -> None:
+def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str]) -> None:
     """Where the run is, whether it is continued, and how much data it has."""
     sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in inputs.dataset.items())
     classes = f", {len(inputs.id2label)} classes" if inputs.id2label else ""
@@ -122,23 +129,8 @@ def announce(directory: RunDirectory, inputs: Inputs, code: dict[str, str]) -> N
         screen.note(f"continuing {directory.name} from {point}")
         logger.info("continuing from %s", point)
         before = directory.state.git_sha_before
-        if before and code.get("git_sha") and before != code["git_sha"]:
-            screen.note(f"the code has changed since it was started ({before[:8]} -> {code['git_sha'][:8]})")
-
-
-def record_inputs(tracker: Tracker, inputs: Inputs, summary: ModelSummary) -> None:
-    """Sizes of data and model, on the screen and in the record."""
-    screen.say(f"  model: {summary}")
-    if summary.new_tensors:
-        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
-        screen.say(f"  new weights, not from the checkpoint: {shown}")
-    params: dict[str, Any] = {
-        "model.num_parameters": summary.num_parameters,
-        "model.num_trainable": summary.num_trainable,
-    }
-    params |= {f"dataset.num_{split}_samples": len(rows) for split, rows in inputs.dataset.items()}
-    params |= {f"dataset.num_{split}_skipped": count for split, count in inputs.dropped.items()}
-    tracker.log_params(params)
+        if before and git and before != git["sha"]:
+            screen.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")
 
 
 def build_trainer(
@@ -146,12 +138,11 @@ def build_trainer(
     inputs: Inputs,
     splits: dict[str, Any],
     model: Any,
-    directory: RunDirectory,
-    tracker: Tracker,
+    recorder: Recorder,
     stop: StopOnSignal,
 ) -> tuple[Trainer, ShowProgress]:
     """The Trainer with its arguments and callbacks."""
-    task, allowed = inputs.task, config.security.allowed_targets
+    task, allowed, directory = inputs.task, config.security.allowed_targets, recorder.directory
     args = build_arguments(
         config.trainer.args,
         output_dir=directory.checkpoints,
@@ -175,7 +166,7 @@ def build_trainer(
             *early_stopping(config.trainer.early_stopping_patience, config.trainer.early_stopping_threshold),
             *inputs.callbacks,
             progress,
-            RecordMetrics(tracker, directory.resumed),
+            RecordTraining(recorder),
             stop,
         ],
     )
@@ -201,15 +192,15 @@ def require_finite(trainer: Trainer) -> None:
 
 
 def evaluate(
-    trainer: Trainer, inputs: Inputs, splits: dict[str, Any], directory: RunDirectory
-) -> tuple[dict[str, float], ClassReport | None]:
+    trainer: Trainer, inputs: Inputs, splits: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, SplitScores]]:
     """The final model on the validation split and, once, on the untouched test split.
 
     Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and the class report of the last split.
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and for classes what it says about each sample, by split.
     """
     metrics = recorded_best(trainer)
-    report = None
+    scores = {}
     for split, prefix in (("validation", "final_eval"), ("test", "test")):
         if split not in splits:
             continue
@@ -217,13 +208,13 @@ def evaluate(
         metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
         if inputs.id2label:
             offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
-            report = ClassReport.of(offered["predictions"], offered["references"], inputs.id2label)
-            report.save(directory.artifacts, split)
+            probabilities = offered.get("prediction_scores")
+            scores[split] = SplitScores(probabilities, offered["predictions"], offered["references"])
     name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
     best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
     if trainer.args.load_best_model_at_end and best is not None and best != final:
         logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
-    return metrics, report
+    return metrics, scores
 
 
 def recorded_best(trainer: Trainer) -> dict[str, float]:
@@ -243,11 +234,3 @@ def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> Non
     else:
         trainer.save_model(str(directory.model))
     inputs.processor.save_pretrained(directory.model)
-
-
-def record_result(tracker: Tracker, result: Result, step: int, directory: RunDirectory) -> None:
-    """Final numbers and the model."""
-    (directory.path / "results.json").write_text(json.dumps(result.metrics, indent=1))
-    tracker.log_metrics(result.metrics, step)
-    tracker.log_artifacts(directory.path / "results.json")
-    tracker.log_artifacts(directory.model, "model")

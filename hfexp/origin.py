@@ -1,11 +1,8 @@
-"""Where a run comes from: the choices, overrides and command that asked for it, and the state of the code."""
+"""Where a run comes from: the choices, overrides and command that asked for it; nothing of it shows a secret."""
 
 import os
-import platform
 import re
 import shlex
-import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,8 @@ class Origin:
     overrides: list[str]
     command: str
     program: str = "hfexp"
+    config_sources: tuple[str, ...] = ()
+    """Directories and packages that the configuration was composed from."""
 
 
 def command_line(words: list[str]) -> str:
@@ -32,40 +31,7 @@ def command_line(words: list[str]) -> str:
     return mask_secrets(shlex.join([program, *words]))
 
 
-def git_state() -> dict[str, str]:
-    """Commit, branch, remote and uncommitted changes of the current directory; empty outside a repository."""
-    sha = _git("rev-parse", "HEAD").strip()
-    if not sha:
-        return {}
-    return {
-        "git_sha": sha,
-        "git_branch": _git("rev-parse", "--abbrev-ref", "HEAD").strip(),
-        "git_remote": mask_secrets(_git("config", "--get", "remote.origin.url").strip()),
-        "git_diff": mask_secrets(_git("diff", "HEAD")),
-        "git_untracked": _git("ls-files", "--others", "--exclude-standard"),
-    }
-
-
-def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace"
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def machine() -> dict[str, str]:
-    """Host, process and Python of this run."""
-    return {
-        "host": socket.gethostname(),
-        "pid": str(os.getpid()),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-    }
-
-
+MASK = "***"
 _TOKEN_SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"
 )
@@ -77,5 +43,5 @@ def mask_secrets(text: str) -> str:
     """Replace access tokens, URL passwords and the values of secret-looking environment variables by `***`."""
     for name, value in os.environ.items():
         if _SECRET_NAMES.search(name) and len(value) >= 8:
-            text = text.replace(value, "***")
-    return _URL_PASSWORD.sub(r"\1***@", _TOKEN_SHAPES.sub("***", text))
+            text = text.replace(value, MASK)
+    return _URL_PASSWORD.sub(rf"\1{MASK}@", _TOKEN_SHAPES.sub(MASK, text))

@@ -2,22 +2,32 @@
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.recording import Recorder
 from hfexp.screen import say
-from hfexp.tracking.run import Tracker
 
-SESSION_METRICS = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos")
+SESSION_METRICS = frozenset(
+    {
+        "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos",
+        "train_data_seconds", "train_compute_seconds", "train_evaluate_and_save_seconds",
+    }
+)  # fmt: skip
 
 
-class RecordMetrics(TrainerCallback):
-    """Passes what the Trainer logs to the tracker, at its step."""
+class RecordTraining(TrainerCallback):
+    """Passes what the Trainer logs to the record, at its step, and says which checkpoints there are."""
 
-    def __init__(self, tracker: Tracker, resumed: bool) -> None:
-        self.tracker = tracker
-        self.resumed = resumed
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            self.recorder.checkpoint(path, state.global_step, kwargs["model"])
 
     def on_log(
         self,
@@ -30,9 +40,9 @@ class RecordMetrics(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
-        if self.resumed:  # these cover only the part since the resumption, not the run
+        if self.recorder.directory.resumed:  # these cover only the part since the resumption, not the run
             numbers = {name: value for name, value in numbers.items() if name not in SESSION_METRICS}
-        self.tracker.log_metrics(numbers, state.global_step)
+        self.recorder.tracker.log_metrics(numbers, state.global_step)
 
 
 class ShowProgress(TrainerCallback):

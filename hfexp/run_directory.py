@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import re
-import socket
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting, config_hash
 from hfexp.errors import ConfigError
 from hfexp.origin import Origin
+from hfexp.process import ProcessId
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ class RunState:
     """Of the tracking backend."""
     host: str = ""
     pid: int = 0
+    process: str = ""
+    """Start of the process, as in `hfexp.process.ProcessId.started`."""
+    first_started: float = 0.0
+    """When the run began, also if it was continued since; seconds since 1970."""
     git_sha: str = ""
     git_sha_before: str = ""
     """Commit of the code when the run was last started."""
@@ -68,12 +73,7 @@ class RunDirectory:
         return self.path / "model"
 
     def save_state(self) -> None:
-        temporary = self.path / f".{STATE}"
-        with temporary.open("w") as file:
-            json.dump(asdict(self.state), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / STATE)
+        save_state(self.path, self.state)
 
 
 def run_name(config: Config, origin: Origin) -> str:
@@ -96,7 +96,7 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
     identity = config_hash(config)
     parent = Path(config.output_dir).absolute() / _slug(experiment_name(config, origin))
     stem = f"{_slug(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
-    lock = FileLock(_lock_path(parent, identity), timeout=0)
+    lock = _lock(parent, identity)
     try:
         lock.acquire()
     except Timeout:
@@ -107,7 +107,8 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
         ) from None
     try:
         directory = _choose(parent, stem, identity, config.on_existing)
-        directory.state.host, directory.state.pid = socket.gethostname(), os.getpid()
+        process = ProcessId.own()
+        directory.state.host, directory.state.pid, directory.state.process = process.host, process.pid, process.started
         directory.state.status = "running"
         directory.state.git_sha_before, directory.state.git_sha = directory.state.git_sha, git_sha
         directory.save_state()
@@ -116,13 +117,53 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
         lock.release()
 
 
-def _lock_path(parent: Path, identity: str) -> Path:
+@contextlib.contextmanager
+def held_run(path: Path) -> Iterator[RunState | None]:
+    """Hold the lock of a run directory whose process is gone, with its state.
+
+    None if a process is working in it, or if it is no run directory.
+    """
+    state = read_state(path)
+    if state is None:
+        yield None
+        return
+    lock = _lock(path.parent, state.config_hash)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield None
+        return
+    try:
+        yield read_state(path)
+    finally:
+        lock.release()
+
+
+def read_state(path: Path) -> RunState | None:
+    """What is known of a run directory; None if it has no readable state (it was being made when its process died)."""
+    try:
+        return RunState(**json.loads((path / STATE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def save_state(path: Path, state: RunState) -> None:
+    """Write the state of a run directory, whole or not at all."""
+    temporary = path / f".{STATE}"
+    with temporary.open("w") as file:
+        json.dump(asdict(state), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path / STATE)
+
+
+def _lock(parent: Path, identity: str) -> FileLock:
     locks = parent / ".locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
-    return locks / f"{identity[:16]}.lock"
+    return FileLock(locks / f"{identity[:16]}.lock", timeout=0)
 
 
 def _choose(parent: Path, stem: str, identity: str, on_existing: OnExisting) -> RunDirectory:
@@ -142,7 +183,7 @@ def _choose(parent: Path, stem: str, identity: str, on_existing: OnExisting) -> 
 
 def _create(path: Path, identity: str) -> RunDirectory:
     path.mkdir(parents=True)
-    directory = RunDirectory(path, RunState(identity), resumed=False, checkpoint=None)
+    directory = RunDirectory(path, RunState(identity, first_started=time.time()), resumed=False, checkpoint=None)
     directory.artifacts.mkdir()
     return directory
 
@@ -161,10 +202,10 @@ def _next_name(parent: Path, stem: str) -> str:
 
 def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
-        try:
-            return path, RunState(**json.loads((path / STATE).read_text()))
-        except (OSError, ValueError, TypeError):  # it was being made when its process died
-            logger.warning("%s has no readable %s and is left alone", path, STATE)
+        state = read_state(path)
+        if state is not None:
+            return path, state
+        logger.warning("%s has no readable %s and is left alone", path, STATE)
     return None
 
 

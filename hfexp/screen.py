@@ -11,6 +11,7 @@ from hfexp.origin import Origin, mask_secrets
 
 if TYPE_CHECKING:
     from hfexp.experiment import Result
+    from hfexp.model import ModelSummary
 
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
 
@@ -34,6 +35,14 @@ def show_choices(config: Config, origin: Origin) -> None:
     changed = [word.lstrip("+") for word in origin.overrides if "." in word.partition("=")[0]]
     if changed:
         say("  changed: " + ", ".join(changed))
+
+
+def show_model(summary: "ModelSummary") -> None:
+    """What was built, and which of its weights start anew."""
+    say(f"  model: {summary}")
+    if summary.new_tensors:
+        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
+        say(f"  new weights, not from the checkpoint: {shown}")
 
 
 def show_result(result: "Result") -> None:

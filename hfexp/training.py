@@ -16,10 +16,11 @@ from hfexp.metrics import MetricSet
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
 from hfexp.tasks.base import Task
+from hfexp.timing import Timed
 
 
-class Trainer(TrueCheckpoints, transformers.Trainer):
-    """The Transformers `Trainer` with true checkpoints, sampling by (seed, epoch) and soft labels."""
+class Trainer(TrueCheckpoints, Timed, transformers.Trainer):
+    """The Transformers `Trainer` with true checkpoints, timing, sampling by (seed, epoch) and soft labels."""
 
     soft_labels: bool = False
     """Training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 from hfexp.errors import ConfigError
+from hfexp.origin import mask_secrets
+from hfexp.records import newest_run
 from hfexp.tracking.store import tracking_uri
 
 
@@ -21,13 +23,16 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     uri = tracking_uri(args.uri, args.output_dir)
     if uri.startswith("http"):
-        print(f"The runs are on a server: {uri}")
+        print(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}")
         return 0
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ConfigError(
             f"there is no store at {uri.removeprefix('sqlite:///')} yet: run `hfexp` first, or give --uri"
         )
-    print(f"MLflow on {uri}: http://{args.host}:{args.port}  (Ctrl-C stops it)", flush=True)
+    address = f"http://{args.host}:{args.port}"
+    print(
+        f"MLflow on {mask_secrets(uri)}: {address}  (Ctrl-C stops it)\nlast run: {_last_run(uri, address)}", flush=True
+    )
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
@@ -35,3 +40,9 @@ def main(words: list[str]) -> int:
     environment = {**quiet, **os.environ}
     # In place of this process: signals reach the server itself, and nothing is left behind when it is stopped.
     return os.execve(sys.executable, command, environment)
+
+
+def _last_run(uri: str, address: str) -> str:
+    """Name of the newest run and the address of its page."""
+    run = newest_run(uri)
+    return f"{run.name}  {address}/#/experiments/{run.experiment_id}/runs/{run.run_id}" if run else "none yet"

@@ -1,7 +1,11 @@
 """Callbacks that break a run at a chosen step; a file in the current directory arms them."""
 
+import contextlib
 import os
 import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ from transformers import TrainerCallback
 
 
 class Fault(TrainerCallback):
-    """At step `at`, if the file `fault` is there: do what it says (`raise`, or the name of a signal)."""
+    """At step `at`, if the file `fault` is there: do what it says, the name of a signal or of a function here."""
 
     def __init__(self, at: int) -> None:
         self.at = at
@@ -17,11 +21,44 @@ class Fault(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step != self.at or not Path("fault").exists():
             return
-        what = Path("fault").read_text()
+        what, _, argument = Path("fault").read_text().partition(" ")
         Path("fault").unlink()
-        if what == "raise":
-            raise RuntimeError("the disk caught fire")
-        os.kill(os.getpid(), signal.Signals[what])
+        if what in globals():
+            globals()[what](argument)
+        else:
+            os.kill(os.getpid(), signal.Signals[what])
+
+
+def error(_: str) -> None:
+    raise RuntimeError("the disk caught fire")
+
+
+def leave(code: str) -> None:
+    sys.exit(int(code))
+
+
+def interrupt_twice(_: str) -> None:
+    """Ctrl-C, and again while the run is being closed."""
+
+    def again() -> None:
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=again, daemon=True).start()
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fill_disk(_: str) -> None:
+    """Leave no byte of the disk that `outputs` is on."""
+    with Path("outputs/filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def kill_group(pid: str) -> None:
+    """Take away a server, then go on for a moment."""
+    os.killpg(int(pid), signal.SIGKILL)
+    time.sleep(2)
 
 
 def fault_at(step: int) -> list[str]:

@@ -116,7 +116,7 @@ def test_best_is_what_is_evaluated_and_saved(family: str, place: Path, capsys: p
 def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
     words = [*overrides(family, place), *fault_at(5)]  # in the middle of the second epoch
     whole = api.train(*words, "output_dir=whole")
-    (place / "fault").write_text("raise")
+    (place / "fault").write_text("error")
     with pytest.raises(RuntimeError, match="caught fire"):
         api.train(*words)
     resumed = api.train(*words)
@@ -150,7 +150,7 @@ def test_upstream_still_loses_weights(place: Path) -> None:
 def interrupted(place: Path) -> tuple[list[str], Path]:
     """A run that died in its third epoch, with the checkpoints of two epochs."""
     words = [*SMALL_DIGITS, "tracking=none", "trainer.args.num_train_epochs=4", *fault_at(8)]
-    (place / "fault").write_text("raise")
+    (place / "fault").write_text("error")
     with pytest.raises(RuntimeError):
         api.train(*words)
     checkpoints = next(place.glob("outputs/digits/*/checkpoints"))

@@ -15,7 +15,7 @@ import pytest
 from conftest import SMALL_DIGITS
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hfexp import api
+from hfexp import api, cli
 from hfexp.checkpoints import list_checkpoints, set_aside_newer
 from hfexp.errors import RunError
 from hfexp.signals import uninterrupted
@@ -63,19 +63,29 @@ def test_the_metric_that_is_asked_for_is_sought_in_its_own_direction(place: Path
         assert result.best_metric == best(entry[name] for entry in history if name in entry)
 
 
-def test_a_broken_artifact_store_does_not_leave_a_run_running(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+def test_what_a_broken_artifact_store_does_not_take_is_delivered_later(
+    place: Path, all_runs: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     api.train(*SMALL_DIGITS)
     shutil.rmtree("outputs/artifacts")
     Path("outputs/artifacts").write_text("in the way")
-    with pytest.raises(Exception, match="artifacts"):
-        api.train(*SMALL_DIGITS)
-    assert sorted(run.info.status for run in all_runs()) == ["FAILED", "FINISHED"]
+    second = api.train(*SMALL_DIGITS)
+    assert "is incomplete" in (shown := capsys.readouterr().err)
+    assert "`hfexp sync` delivers it" in shown
+    assert [run.info.status for run in all_runs()] == ["FINISHED", "FINISHED"]
+    assert cli.main(["sync"]) == 1
+    Path("outputs/artifacts").unlink()
+    assert cli.main(["sync"]) == 0
+    assert "1 delivered, 1 were complete already" in capsys.readouterr().out
+    assert Path(f"outputs/artifacts/digits/{second.run_id}/artifacts/config.yaml").is_file()
+    assert cli.main(["sync"]) == 0
+    assert "0 delivered, 2 were complete already" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_while_it_is_opened_is_failed(
     place: Path, all_runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfexp.tracking.run.MlflowTracker.log_params", lambda self, params: 1 / 0)
+    monkeypatch.setattr("hfexp.tracking.tracker.MlflowTracker.log_params", lambda self, params: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         api.train(*SMALL_DIGITS)
     (run,) = all_runs()

@@ -66,12 +66,20 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
         b"hf_abcdefgh12345678" in p.read_bytes() for p in place.glob("outputs/artifacts/**/*") if p.is_file()
     )
 
-    expected = {"config.yaml", "overrides.yaml", "command.txt", "results.json", "model", "confusion_matrix_test.png",
-                "confusion_matrix_validation.png", "confusion_matrix_test.csv", "per_class_test.json"}  # fmt: skip
+    expected = {"config.yaml", "overrides.yaml", "command.txt", "results.json", "confusion_matrix_test.png",
+                "confusion_matrix_validation.png", "confusion_matrix_test.csv", "per_class_test.json", "samples.png",
+                "report.html", "report.md", "environment.json", "requirements.txt", "hfexp.log"}  # fmt: skip
     assert expected <= artifacts(run_id)
-    assert {"model/config.json", "model/model.safetensors", "model/preprocessor_config.json"} <= artifacts(
-        run_id, "model"
+    assert tags["hfexp.model_verified"] == "true"
+    models = {m.name: m for m in client().search_logged_models([run.info.experiment_id])}
+    assert set(models) == {"model", "checkpoint-3", "checkpoint-6"}
+    assert {m.source_run_id for m in models.values()} == {run_id}
+    location = Path(models["model"].artifact_location.removeprefix("file://"))
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= set(
+        os.listdir(location / "model")
     )
+    measured = {metric.key for metric in models["model"].metrics}
+    assert {"final_eval_accuracy", "test_accuracy"} <= measured
     assert run.info.artifact_uri.startswith(f"file://{place}/outputs/artifacts/")
     assert not (place / "mlruns").exists()
     assert sorted(p.name for p in place.iterdir()) == ["outputs"]
@@ -89,7 +97,7 @@ def test_an_exception_is_recorded_as_failed_and_the_next_run_is_its_own(
     place: Path, all_runs: Callable[[], list[Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*SMALL_DIGITS, *fault_at(2)]
-    (place / "fault").write_text("raise")
+    (place / "fault").write_text("error")
     assert cli.main(words) == 1
     assert "RuntimeError: the disk caught fire" in capsys.readouterr().err
     (failed,) = all_runs()

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL_DIGITS
+from servers import free_port
 
 from hfexp import api
 
 CHROMIUM = shutil.which("chromium")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def wait_for(url: str, process: subprocess.Popen[str]) -> None:
@@ -41,14 +35,17 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
     result = api.train(*SMALL_DIGITS)
     port = free_port()
     command = [sys.executable, "-m", "hfexp", "ui", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=place, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        link = f"http://127.0.0.1:{port}/#/experiments/1/runs/{result.run_id}"
+        assert process.stdout.readline() == f"last run: {result.run_dir.name}  {link}\n"
         wait_for(f"http://127.0.0.1:{port}/health", process)
         run = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/runs/get?run_id={result.run_id}"
         with urllib.request.urlopen(run, timeout=10) as answer:
             assert '"FINISHED"' in answer.read().decode()
         if CHROMIUM:
-            page = f"http://127.0.0.1:{port}/#/experiments/1/runs/{result.run_id}"
             shot = place / "run.png"
             flags = [
                 "--headless",
@@ -61,7 +58,7 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
                 "--virtual-time-budget=20000",
             ]
             subprocess.run(
-                [CHROMIUM, *flags, f"--screenshot={shot}", page], check=True, capture_output=True, timeout=120
+                [CHROMIUM, *flags, f"--screenshot={shot}", link], check=True, capture_output=True, timeout=120
             )
             assert shot.stat().st_size > 10_000
     finally:

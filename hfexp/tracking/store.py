@@ -1,19 +1,24 @@
 """Which MLflow store, and how it comes into being."""
 
+import contextlib
 import logging
 import os
 import socket
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from hfexp.config import Config
 from hfexp.errors import ConfigError
 
 DATABASE = "mlflow.db"
+SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+"""MLflow would try seven times, for minutes, before it says that a server is away; we try again ourselves."""
+FIRST_USE = 0x68666578705F6462
+"""Key of the advisory lock under which a PostgreSQL store is made (`hfexp_db` in ASCII)."""
 SERVER_SCHEMES = ("http", "https", "databricks")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
@@ -31,12 +36,13 @@ def find_problem(uri: str) -> str | None:
     """Why a store can't be used, as far as that shows without opening it."""
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme in ("", "file"):
+        source = uri.removeprefix("file://")
         return (
-            f"tracking.uri={uri}: MLflow no longer writes file stores; move it with "
-            f"`mlflow migrate-filestore`, or use a database such as sqlite:///mlflow.db"
+            f"tracking.uri={uri}: MLflow no longer writes file stores; move it with `mlflow migrate-filestore "
+            f"--source {source} --target sqlite:///mlflow.db`, then use tracking.uri=sqlite:///mlflow.db"
         )
     if scheme in ("http", "https"):
-        return _server_problem(uri)
+        return _address_problem(uri)
     if scheme not in (*SERVER_SCHEMES, *DATABASE_SCHEMES):
         return f"tracking.uri={uri}: unknown kind of store {scheme!r}; use sqlite:///FILE, postgresql://..., http://HOST:PORT"
     if scheme == "sqlite":
@@ -44,14 +50,28 @@ def find_problem(uri: str) -> str | None:
     return None
 
 
-def _server_problem(uri: str) -> str | None:
+def _address_problem(uri: str) -> str | None:
     parts = urlsplit(uri)
+    try:
+        port_is_valid = parts.port is None or parts.port > 0
+    except ValueError:
+        port_is_valid = False
+    if not parts.hostname or not port_is_valid:
+        return f"tracking.uri={uri}: not the address of a server; write http://HOST:PORT"
+    return None
+
+
+def why_unreachable(uri: str) -> str | None:
+    """Why no server answers at an http address, after at most 5 s; None if one does, or if the store is no server."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return None
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         with socket.create_connection((parts.hostname or "", port), timeout=5):
             return None
-    except (OSError, ValueError) as error:
-        return f"tracking.uri={uri}: no MLflow server answers there ({error})"
+    except OSError as error:
+        return f"no MLflow server answers at {uri} ({error})"
 
 
 def _sqlite_problem(path: Path) -> str | None:
@@ -67,10 +87,11 @@ def _sqlite_problem(path: Path) -> str | None:
     return None
 
 
-def open_store(config: Config, experiment: str) -> tuple[Any, str]:
-    """Open the store, making it and the experiment if needed.
+def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
+    """Open the store, making it and the experiment if needed; other processes wait meanwhile.
 
-    The experiment gets an absolute artifact location beside the database.
+    The experiment of a database gets an absolute artifact location: beside a SQLite file, else in the output
+    directory. A server decides for itself.
 
     Returns:
         An `MlflowClient` and the experiment's id.
@@ -79,17 +100,40 @@ def open_store(config: Config, experiment: str) -> tuple[Any, str]:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    uri = tracking_uri(config.tracking.uri, config.output_dir)
-    if not uri.startswith("sqlite:///"):
+    for name, value in SERVER_PATIENCE.items():
+        os.environ.setdefault(name, value)
+    if uri.startswith("sqlite:///"):
+        database = Path(uri.removeprefix("sqlite:///"))
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(database.with_name(f".{database.name}.lock")):
+            _create_database(database)
+            client = mlflow.MlflowClient(uri)
+            return client, _experiment_id(client, experiment, database.parent)
+    with _database_lock(uri):
         client = mlflow.MlflowClient(uri)
-        return client, _experiment_id(client, experiment, None)
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(database.with_name(f".{database.name}.lock")):
-        _create_database(database)
-        client = mlflow.MlflowClient(uri)
-        location = (database.parent / "artifacts" / experiment).as_uri()
-        return client, _experiment_id(client, experiment, location)
+        is_server = urlsplit(uri).scheme in SERVER_SCHEMES
+        return client, _experiment_id(client, experiment, None if is_server else output_dir)
+
+
+@contextlib.contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Hold PostgreSQL's advisory lock: MLflow 3.17 makes its tables without one (`SqlAlchemyStore.__init__`)."""
+    if not uri.startswith("postgresql"):
+        yield
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        with engine.connect() as connection:
+            key = {"key": FIRST_USE}
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), key)
+            try:
+                yield
+            finally:
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), key)
+    finally:
+        engine.dispose()
 
 
 def _create_database(database: Path) -> None:
@@ -105,11 +149,14 @@ def _create_database(database: Path) -> None:
     unfinished = database.with_name(f".{database.name}.new")
     unfinished.unlink(missing_ok=True)
     mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    with contextlib.closing(sqlite3.connect(unfinished)) as connection:
+        # Readers (`hfexp ui`, `hfexp compare`) and a writing run don't wait for each other; kept in the file.
+        connection.execute("PRAGMA journal_mode=WAL")
     unfinished.rename(database)
 
 
-def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str:
-    """The experiment's id; it is created if it is not there."""
+def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
+    """The experiment's id; it is created if it is not there, its artifacts below the root."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -117,7 +164,8 @@ def _experiment_id(client: Any, name: str, artifact_location: str | None) -> str
         # The tag tells MLflow's pages to open on training runs rather than on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            return client.create_experiment(name, artifact_location=artifact_location, tags=tags)
+            location = (artifact_root.absolute() / "artifacts" / name).as_uri() if artifact_root else None
+            return client.create_experiment(name, artifact_location=location, tags=tags)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

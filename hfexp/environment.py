@@ -1,0 +1,162 @@
+"""What a run ran in: code, packages, machine, devices."""
+
+import functools
+import getpass
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hfexp.origin import Origin, mask_secrets
+from hfexp.process import ProcessId
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Recorded as tags, as `environment.json`, `requirements.txt` and, with uncommitted changes, `git.diff`."""
+
+    python: str
+    platform: str
+    user: str
+    process: ProcessId
+    cpu: str
+    cpu_count: int
+    """Processors that this process may use."""
+    memory_gb: float
+    devices: list[str]
+    """Accelerators that this process sees."""
+    cuda: str | None
+    threads: int
+    """Of torch on the CPU; the last bits of a result depend on it."""
+    variables: dict[str, str]
+    """Environment variables that change how the libraries compute or where they look, secrets masked."""
+    config_sources: list[str]
+    """Where the configuration was searched for, first to last."""
+    packages: dict[str, str]
+    git: dict[str, str]
+    """`sha`, `branch`, `remote`, `diff`, `untracked` of the current directory; empty outside a repository."""
+
+    @classmethod
+    def gather(cls, origin: Origin) -> "Environment":
+        import psutil
+        import torch
+
+        return cls(
+            python=platform.python_version(),
+            platform=platform.platform(),
+            user=_user(),
+            process=ProcessId.own(),
+            cpu=_cpu_name(),
+            cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
+            devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            cuda=torch.version.cuda if torch.cuda.is_available() else None,
+            threads=torch.get_num_threads(),
+            variables=_variables(),
+            config_sources=list(origin.config_sources),
+            packages=_packages(),
+            git=git_state(),
+        )
+
+    def tags(self) -> dict[str, str]:
+        """What runs are found and compared by."""
+        tags = {
+            "hfexp.host": self.process.host,
+            "hfexp.pid": str(self.process.pid),
+            "hfexp.process": self.process.started,
+            "hfexp.python": self.python,
+            "hfexp.platform": self.platform,
+            "hfexp.device": ", ".join(self.devices) or self.cpu,
+            "hfexp.threads": str(self.threads),
+            "hfexp.packages_hash": hashlib.sha256(json.dumps(self.packages).encode()).hexdigest()[:16],
+        }
+        if self.git:
+            tags |= {"hfexp.git_sha": self.git["sha"], "hfexp.git_branch": self.git["branch"]}
+            tags |= {"mlflow.source.git.commit": self.git["sha"], "mlflow.source.git.branch": self.git["branch"]}
+            tags |= {"mlflow.source.git.repoURL": self.git["remote"]}
+            tags |= {"hfexp.git_dirty": str(bool(self.git["diff"] or self.git["untracked"])).lower()}
+        return {name: value for name, value in tags.items() if value}
+
+    def summary(self) -> dict[str, str]:
+        """The few facts that a person wants to read, e.g. in a report."""
+        names = ("hfexp", "torch", "transformers", "datasets", "accelerate", "mlflow")
+        facts = {"python": self.python, **{name: self.packages[name] for name in names if name in self.packages}}
+        facts |= {
+            "platform": self.platform,
+            "cpu": f"{self.cpu} ({self.cpu_count} used)",
+            "threads": str(self.threads),
+        }
+        facts |= {"accelerators": ", ".join(self.devices) or "none", "memory": f"{self.memory_gb} GB"}
+        if self.git:
+            dirty = ", with uncommitted changes" if self.git["diff"] or self.git["untracked"] else ""
+            facts["code"] = f"{self.git['sha'][:12]} on {self.git['branch']}{dirty}"
+        return facts
+
+    def save(self, directory: Path) -> None:
+        """Write the files."""
+        facts: dict[str, Any] = asdict(self)
+        diff, untracked = facts["git"].pop("diff", ""), facts["git"].pop("untracked", "")
+        (directory / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+        pins = "".join(f"{name}=={version}\n" for name, version in self.packages.items())
+        (directory / "requirements.txt").write_text(pins)
+        if diff or untracked:
+            listed = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
+            (directory / "git.diff").write_text(listed + diff)
+
+
+def git_state() -> dict[str, str]:
+    """Commit, branch, remote and uncommitted changes of the current directory; empty outside a repository."""
+    sha = _git("rev-parse", "HEAD").strip()
+    if not sha:
+        return {}
+    return {
+        "sha": sha,
+        "branch": _git("rev-parse", "--abbrev-ref", "HEAD").strip(),
+        "remote": mask_secrets(_git("config", "--get", "remote.origin.url").strip()),
+        "diff": mask_secrets(_git("diff", "HEAD")),
+        "untracked": _git("ls-files", "--others", "--exclude-standard"),
+    }
+
+
+def _git(*words: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+@functools.cache
+def _packages() -> dict[str, str]:
+    metadata = (distribution.metadata for distribution in importlib.metadata.distributions())
+    found = {entry["Name"]: entry["Version"] for entry in metadata if entry["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _variables() -> dict[str, str]:
+    prefixes = ("HF_", "HFEXP_", "TORCH", "PYTORCH", "CUDA_", "NCCL_", "OMP_", "MKL_", "ACCELERATE_", "TRANSFORMERS_")
+    return {k: mask_secrets(v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may have no name for its user
+        return "unknown"

@@ -1,0 +1,68 @@
+"""Which process this is, in a way that another process can check later: pids are used again, hosts restart."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """One process of one start of one machine."""
+
+    host: str
+    pid: int
+    started: str
+    """`machine/boot/pid namespace/start`; a part that this system can't tell is empty."""
+
+    @classmethod
+    def own(cls) -> "ProcessId":
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, "/".join((*_machine(), _start_of(pid) or "")))
+
+    def is_gone(self) -> bool:
+        """True only if it is certain: a process of another host, or of another container, may well live."""
+        own = ProcessId.own()
+        here, there = own.started.split("/"), self.started.split("/")
+        if self.host != own.host or len(there) != 4 or here[0] != there[0]:
+            return False
+        if here[1] != there[1]:
+            return True  # this machine was started anew since
+        return here[2] == there[2] and _start_of(self.pid) != there[3]
+
+
+def _machine() -> tuple[str, str, str]:
+    """This machine, its present start, and the pid namespace (containers count processes for themselves)."""
+    return (
+        _read("/etc/machine-id"),
+        _read("/proc/sys/kernel/random/boot_id") or str(_boot_time()),
+        os.readlink("/proc/self/ns/pid") if os.path.exists("/proc/self/ns/pid") else "",
+    )
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process was started, exactly; None if there is no such process (or only its remains)."""
+    import psutil
+
+    try:
+        if Path("/proc/self/stat").exists():
+            # proc(5): fields after the name, which may hold anything and ends at the last parenthesis.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return None if fields[0] in "ZX" else fields[19]
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except (OSError, psutil.Error):
+        return None
+
+
+def _boot_time() -> int:
+    import psutil
+
+    return int(psutil.boot_time() // 60)  # it moves a little when the clock is set
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

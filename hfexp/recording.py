@@ -1,0 +1,212 @@
+"""What of an experiment goes into its record, from its inputs to its model."""
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfexp import screen
+from hfexp.config import Checkpoints, Config, flatten, to_dict
+from hfexp.environment import Environment
+from hfexp.inference import Predictor, Recipe, recipe_of
+from hfexp.model import ModelSummary
+from hfexp.model_card import CardFacts, hub_id, model_card
+from hfexp.origin import Origin, mask_secrets
+from hfexp.preflight import Inputs
+from hfexp.reporting.classes import ClassReport
+from hfexp.reporting.facts import ReportFacts, SplitScores
+from hfexp.reporting.report import draw_report
+from hfexp.reporting.samples import draw_samples
+from hfexp.run_directory import RunDirectory, experiment_name
+from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model, verify_model
+from hfexp.tracking import lineage
+from hfexp.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+VERIFIED_EXAMPLES = 4
+
+
+@dataclass
+class Recorder:
+    """Tells the record about one experiment: `begin`, `checkpoint` while it trains, `finish`."""
+
+    tracker: Tracker
+    config: Config
+    origin: Origin
+    environment: Environment
+    inputs: Inputs
+    directory: RunDirectory
+    data: list[dict[str, Any]] = field(default_factory=list)
+    """The data inputs, see `hfexp.tracking.lineage.dataset_inputs`."""
+    model: dict[str, str] = field(default_factory=dict)
+    """What is known of the model before training."""
+    summary: ModelSummary | None = None
+
+    def begin(self, model: Any, summary: ModelSummary, train_dataset: Any) -> None:
+        """Data and model that the run begins with, and the training samples as a picture."""
+        self.summary = summary
+        params: dict[str, Any] = {
+            "model.num_parameters": summary.num_parameters,
+            "model.num_trainable": summary.num_trainable,
+        }
+        params |= {f"dataset.num_{split}_samples": len(rows) for split, rows in self.inputs.dataset.items()}
+        params |= {f"dataset.num_{split}_skipped": count for split, count in self.inputs.dropped.items()}
+        self.tracker.log_params(params)
+        transform = lineage.transform_hash(self.config, self.inputs.processor)
+        splits = {str(split): rows for split, rows in self.inputs.dataset.items()}
+        self.data = lineage.dataset_inputs(self.config, self.inputs.task, splits, self.inputs.dropped, transform)
+        self.tracker.record("inputs", inputs=self.data)
+        self.model = lineage.model_source(self.config, model)
+        task = self.inputs.task
+        goal = {"hfexp.metric": f"final_eval_{task.metric}"}
+        goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
+        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal})
+        draw_samples(train_dataset, task, self.inputs.processor, self.directory.artifacts)
+        self.tracker.log_artifacts(self.directory.artifacts)
+
+    def checkpoint(self, path: Path, step: int, model: Any) -> None:
+        """A checkpoint that has just been written."""
+        if self.config.tracking.checkpoints is Checkpoints.all:
+            place = self.directory.path / "mlflow_models" / path.name
+            saved = self._save(model, place, path, card=None)
+            if saved is not None:
+                content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": path.name}
+                self.tracker.record("model", **content, key=path.name, step=step, metrics={}, register=None)
+        elif self.config.tracking.checkpoints is Checkpoints.best:
+            self.tracker.record("checkpoints")
+
+    def finish(
+        self,
+        trainer: Any,
+        metrics: dict[str, float],
+        scores: dict[str, SplitScores],
+        splits: dict[str, Any],
+        seconds: float,
+    ) -> ClassReport | None:
+        """Final numbers, the report and the model.
+
+        Returns:
+            The class report of the last split.
+
+        Raises:
+            RunError: the saved model does not predict as the one in memory.
+        """
+        step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+        (self.directory.artifacts / "results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        self.tracker.log_metrics(metrics, trainer.state.global_step)
+        facts = self._facts(metrics, trainer.state.log_history, seconds)
+        task, processor = self.inputs.task, self.inputs.processor
+        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self.directory.artifacts)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        card = model_card(self._card(model, metrics))
+        (self.directory.model / "README.md").write_text(card)
+        if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
+            self._record_model(model, card, step or trainer.state.global_step, metrics)
+        return report
+
+    def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
+        """The final model as an MLflow model, checked before anybody relies on it."""
+        saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
+        if saved is None:
+            self.tracker.log_artifacts(self.directory.model, "model")
+            screen.note(f"the model is recorded as files: {type(self.inputs.task).__name__} has no inference_example")
+            return
+        if not saved.flavors:
+            screen.note("the model is recorded as files: MLflow can't load a model that own code builds")
+        elif self.config.model.trust_remote_code:
+            screen.note("the recorded model was not checked: it needs code from the Hub")
+        else:
+            verify_model(saved, self._predictor(model), self._examples())
+            self.tracker.set_tags({"hfexp.model_verified": "true"})
+        shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
+        content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": "final"}
+        register = self.config.tracking.register
+        self.tracker.record("model", **content, step=step, metrics=shown, register=register)
+
+    def _save(self, model: Any, place: Path, weights: Path, card: str | None) -> SavedModel | None:
+        """As an MLflow model; None if the task can't predict on raw inputs."""
+        examples = self._examples()
+        if not examples:
+            return None
+        inputs = self.inputs
+        return save_mlflow_model(
+            model,
+            inputs.processor,
+            inputs.task,
+            self._recipe(),
+            place,
+            example=examples[0],
+            weights=weights,
+            card=card,
+        )
+
+    def _recipe(self) -> Recipe:
+        return recipe_of(self.config, self.inputs.id2label)
+
+    def _predictor(self, model: Any) -> Predictor:
+        inputs = self.inputs
+        return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
+
+    def _examples(self) -> list[bytes]:
+        rows = self.inputs.dataset["validation"]
+        found = [self.inputs.task.inference_example(rows[i]) for i in range(min(VERIFIED_EXAMPLES, len(rows)))]
+        return [example for example in found if example is not None]
+
+    def _facts(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: float) -> ReportFacts:
+        """For the report."""
+        model = {"parameters": f"{self.summary.num_parameters:,}" if self.summary else "", **self.model}
+        model = {name.removeprefix("hfexp.model_"): value for name, value in model.items()}
+        return ReportFacts(
+            name=self.directory.name,
+            experiment=experiment_name(self.config, self.origin),
+            status="finished",
+            command=self.origin.command,
+            metrics=metrics,
+            history=history,
+            params={k: mask_secrets(str(v)) for k, v in flatten(to_dict(self.config)).items()},
+            environment=self.environment.summary(),
+            data={str(s): self._split_facts(d) for s, d in zip(self.inputs.dataset, self.data, strict=True)},
+            model={"architecture": self.summary.name if self.summary else "", **model},
+            metric=self.inputs.task.metric,
+            seconds=seconds,
+        )
+
+    def _split_facts(self, item: dict[str, Any]) -> dict[str, Any]:
+        dataset = item["dataset"]
+        profile = json.loads(dataset["profile"])
+        return {
+            "rows": profile["num_rows"],
+            "digest": dataset["digest"],
+            "source": dataset["source"],
+            "classes": profile.get("classes"),
+        }
+
+    def _card(self, model: Any, metrics: dict[str, float]) -> CardFacts:
+        """For the model's README."""
+        config, inputs = self.config, self.inputs
+        foreign = self._recipe().foreign_targets()
+        source = config.dataset.source
+        from_hub = source.get("_target_") == "datasets.load_dataset"
+        return CardFacts(
+            name=self.directory.name,
+            architecture=type(model).__name__,
+            model_class=inputs.task.model_class,
+            processor_class=inputs.task.processor_class,
+            pipeline=pipeline_name(inputs.task),
+            num_parameters=self.summary.num_parameters if self.summary else 0,
+            base_model=config.model.path,
+            dataset=self.origin.choices.get("dataset") or "its dataset",
+            hub_dataset=hub_id(str(source.get("path"))) if from_hub and source.get("path") else None,
+            rows={str(split): len(rows) for split, rows in inputs.dataset.items()},
+            labels=list((inputs.id2label or {}).values()),
+            metrics=metrics,
+            params=flatten(to_dict(config)),
+            versions=self.environment.summary(),
+            digests={str(s): d["dataset"]["digest"] for s, d in zip(inputs.dataset, self.data, strict=True)},
+            run_id=self.tracker.run_id,
+            command=self.origin.command,
+            git_sha=self.environment.git.get("sha"),
+            notes=[f"It needs the code of {', '.join(foreign)}."] if foreign else [],
+        )

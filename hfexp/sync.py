@@ -1,0 +1,60 @@
+"""`hfexp sync`: deliver what runs could not deliver, and close the runs whose process is gone."""
+
+import argparse
+from pathlib import Path
+
+from hfexp.errors import ConfigError, RunError, first_line
+from hfexp.origin import mask_secrets
+from hfexp.screen import say
+
+
+def main(words: list[str]) -> int:
+    """Go through the run directories; those of living runs are left to them."""
+    parser = argparse.ArgumentParser(
+        prog="hfexp sync",
+        description="Deliver to MLflow what runs had to keep in their directories, e.g. as the server was away; "
+        "and close runs whose process is gone.",
+    )
+    parser.add_argument("run_dir", nargs="*", type=Path, help="run directories; without any, all of --output-dir")
+    parser.add_argument("--output-dir", default="outputs", type=Path)
+    parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
+    args = parser.parse_args(words)
+
+    from hfexp import quiet
+    from hfexp.tracking import journal
+
+    quiet.quiet_libraries()
+    directories = args.run_dir or sorted(path.parent.parent for path in args.output_dir.glob("*/*/tracking/*.jsonl"))
+    for directory in args.run_dir:
+        if not journal.exists(directory):
+            raise ConfigError(f"{directory} is not the directory of a recorded run")
+    counts = {"delivered": 0, "complete": 0, "running": 0, "failed": 0}
+    for directory in directories:
+        counts[_sync(directory, args.uri, args.output_dir)] += 1
+    say(
+        f"{counts['delivered']} delivered, {counts['complete']} were complete already"
+        + (f", {counts['running']} still running" if counts["running"] else "")
+    )
+    if counts["failed"]:
+        raise RunError(f"{counts['failed']} runs could not be delivered; nothing is lost, try again later")
+    return 0
+
+
+def _sync(path: Path, uri: str | None, output_dir: Path) -> str:
+    """Deliver one run directory and say so."""
+    from hfexp.run_directory import held_run
+    from hfexp.tracking.recovery import deliver_rest, is_complete, recorded_uri
+
+    with held_run(path) as state:
+        if state is None:
+            return "running"
+        wanted = uri or recorded_uri(path, output_dir)
+        if is_complete(path, state, wanted):
+            return "complete"
+        try:
+            delivery = deliver_rest(path, state, wanted, output_dir)
+        except Exception as error:
+            say(f"{path}: not delivered to {mask_secrets(wanted)}: {mask_secrets(first_line(error))}")
+            return "failed"
+        say(f"{path}: {state.status}, delivered to {mask_secrets(wanted)}, run {delivery.state.run_id}")
+        return "delivered"

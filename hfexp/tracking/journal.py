@@ -1,0 +1,137 @@
+"""What a run has to say to its record, as lines of a file: written first, delivered to the store afterwards.
+
+The file is the queue between training and the store. Appending a line costs microseconds, takes no memory, survives
+the death of the process, and does not care whether the store can be reached.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+Entry = dict[str, Any]
+
+FOLDER = "tracking"
+JOURNAL = "journal.jsonl"
+MAX_KEPT_ON_FULL_DISK = 10_000
+RESERVE = ".reserve"
+RESERVED_BYTES = 2**18
+
+
+def exists(run_dir: Path) -> bool:
+    """Whether a run has a journal, i.e. was tracked."""
+    return (run_dir / FOLDER / JOURNAL).is_file()
+
+
+class Journal:
+    """Append-only list of entries, each a mapping with `kind`; positions are byte offsets.
+
+    One process appends (the holder of the run directory's lock), from any of its threads.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / FOLDER / JOURNAL
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._waiting: deque[bytes] = deque()
+        self._remove_torn_line()
+
+    def append(self, kind: str, **content: Any) -> None:
+        """Add an entry; on a full disk it waits in memory until there is space again."""
+        line = json.dumps({"kind": kind, **content}).encode() + b"\n"
+        with self._lock:
+            first_failure = not self._waiting
+            if len(self._waiting) >= MAX_KEPT_ON_FULL_DISK and kind == "metrics":
+                return
+            self._waiting.append(line)
+            try:
+                self._write_waiting()
+            except OSError as error:
+                self._remove_torn_line()
+                if first_failure:
+                    logger.warning("%s can't be written: %s; the record waits in memory", self.path, error.strerror)
+
+    def reserve_space(self) -> None:
+        """Keep room for the last words of a run that fills the disk."""
+        with contextlib.suppress(OSError):
+            (self.path.parent / RESERVE).write_bytes(bytes(RESERVED_BYTES))
+
+    def release_space(self) -> None:
+        (self.path.parent / RESERVE).unlink(missing_ok=True)
+
+    def _write_waiting(self) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            while self._waiting:
+                line = self._waiting[0]
+                if file.write(line) != len(line):
+                    raise OSError(28, os.strerror(28))  # part of a line went onto a full disk
+                self._waiting.popleft()
+
+    def _remove_torn_line(self) -> None:
+        """A process killed, or a disk filled, in the middle of a write leaves half a line."""
+        if not self.path.exists():
+            return
+        size = self.path.stat().st_size
+        with self.path.open("rb+") as file:
+            end = size
+            while end:
+                start = max(0, end - 65536)
+                file.seek(start)
+                found = file.read(end - start).rfind(b"\n")
+                if found >= 0:
+                    end = start + found + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Entry, int]]:
+        """Entries from a position on, each with the position after it."""
+        for line in self._lines(offset):
+            offset += len(line)
+            yield json.loads(line), offset
+
+    def _lines(self, offset: int) -> Iterator[bytes]:
+        with self._lock:
+            written, waiting = self._written(), list(self._waiting)
+        if written > offset:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                while file.tell() < written:
+                    yield file.readline()
+        position = written
+        for line in waiting:  # they will stand in the file at just these positions
+            if position >= offset:
+                yield line
+            position += len(line)
+
+    def entry_at(self, offset: int) -> Entry:
+        """The entry that begins at a position."""
+        return next(self.read(offset))[0]
+
+    def size(self) -> int:
+        """Position after the last entry."""
+        with self._lock:
+            return self._written() + sum(map(len, self._waiting))
+
+    def _written(self) -> int:
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def recorded(self) -> tuple[set[str], dict[str, int]]:
+        """Names of the params, and the last step of each metric, that are recorded already."""
+        params: set[str] = set()
+        last_step: dict[str, int] = {}
+        for entry, _ in self.read():
+            if entry["kind"] == "params":
+                params |= entry["params"].keys()
+            elif entry["kind"] == "metrics":
+                for name in entry["metrics"]:
+                    last_step[name] = max(entry["step"], last_step.get(name, -1))
+        return params, last_step

@@ -1,0 +1,81 @@
+"""Load of the devices that this job uses, and of no others, while it runs."""
+
+import contextlib
+import threading
+import time
+import types
+from typing import Any
+
+from hfexp.tracking.tracker import Tracker
+
+MB = 2**20
+
+
+class SystemMonitor:
+    """Records `system/...` metrics every few seconds; their step is the run's age in seconds.
+
+    CPU and memory are those of this process and its children (data loader workers): 100 % is one processor.
+    Accelerators are the ones that this process sees (`CUDA_VISIBLE_DEVICES`). MLflow's own monitor
+    (`mlflow/system_metrics`) would record the whole machine, with every accelerator in it.
+    """
+
+    def __init__(self, tracker: Tracker, interval: float | None, started: float) -> None:
+        """`interval`: seconds, None for no metrics; `started`: when the run began, seconds since 1970."""
+        self._tracker = tracker
+        self._interval = interval
+        self._started = started
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._processes: dict[int, Any] = {}
+
+    def __enter__(self) -> "SystemMonitor":
+        if self._interval is not None:
+            self._thread = threading.Thread(target=self._run, args=(self._interval,), name="hfexp-load", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+
+    def _run(self, interval: float) -> None:
+        self.sample()  # the first one starts the measurement of CPU time
+        while not self._stop.wait(interval):
+            self._tracker.log_metrics(self.sample(), round(time.time() - self._started))
+        self._tracker.log_metrics(self.sample(), round(time.time() - self._started))
+
+    def sample(self) -> dict[str, float]:
+        """Load since the last sample."""
+        cpu, memory = self._process_tree()
+        load = {"system/process_cpu_percentage": cpu, "system/process_memory_megabytes": memory / MB}
+        return load | _accelerators()
+
+    def _process_tree(self) -> tuple[float, float]:
+        import psutil
+
+        own = psutil.Process()
+        found = {process.pid: process for process in (own, *own.children(recursive=True))}
+        # psutil counts from the last call on the very same object.
+        self._processes = {pid: self._processes.get(pid, process) for pid, process in found.items()}
+        cpu = memory = 0.0
+        for process in self._processes.values():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                cpu += process.cpu_percent()
+                memory += process.memory_info().rss
+        return cpu, memory
+
+
+def _accelerators() -> dict[str, float]:
+    import torch
+
+    load = {}
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return load
+    for index in range(torch.cuda.device_count()):
+        name = f"system/gpu_{index}"
+        with contextlib.suppress(Exception):  # a driver that does not tell; the run is more important
+            load[f"{name}_memory_usage_megabytes"] = torch.cuda.device_memory_used(index) / MB
+            load[f"{name}_utilization_percentage"] = float(torch.cuda.utilization(index))
+            load[f"{name}_power_usage_watts"] = torch.cuda.power_draw(index) / 1000
+    return load

@@ -1,0 +1,148 @@
+"""What an experiment tells the record."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from hfexp.errors import first_line
+from hfexp.origin import mask_secrets
+from hfexp.run_directory import RunDirectory
+from hfexp.screen import note
+from hfexp.tracking.delivery import Delivery
+from hfexp.tracking.journal import Journal
+from hfexp.tracking.recovery import append_closing, close_gone_runs
+from hfexp.tracking.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+MAX_TAG_LENGTH = 5000
+
+
+class Tracker(Protocol):
+    """Where an experiment records what it does; every call returns at once."""
+
+    uri: str | None
+
+    @property
+    def run_id(self) -> str | None:
+        """Of the run in the store; None if there is none (yet)."""
+        ...
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Record values that hold for the whole run."""
+        ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Record measured values at a training step; NaN and infinities as such."""
+        ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None:
+        """Copy a file or the contents of a directory, inside the run directory, into the record below `name`."""
+        ...
+
+    def record(self, kind: str, **content: Any) -> None:
+        """Record anything else that `hfexp.tracking.delivery` can deliver."""
+        ...
+
+
+class NullTracker:
+    """Records nothing (`tracking=none`)."""
+
+    uri: str | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        return None
+
+    def log_params(self, params: dict[str, Any]) -> None: ...
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def set_tags(self, tags: dict[str, str]) -> None: ...
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None: ...
+
+    def record(self, kind: str, **content: Any) -> None: ...
+
+
+class MlflowTracker:
+    """Writes to a run's journal, which a thread delivers to one MLflow run.
+
+    The client API is used throughout: there is no global active run that another job could fall into.
+    """
+
+    def __init__(self, directory: RunDirectory, uri: str, output_dir: Path) -> None:
+        self.directory = directory
+        self.uri: str | None = uri
+        self.journal = Journal(directory.path)
+        self.delivery = Delivery(directory.path, self.journal, uri, output_dir)
+        self.delivery.save_state()
+        self.journal.reserve_space()
+        self.writer: Writer | None = None
+        # A resumed run repeats what it did after its last checkpoint; nothing is recorded twice.
+        self._recorded_params, self._recorded_until = self.journal.recorded()
+        self._last: dict[str, tuple[int, float]] = {}
+
+    @property
+    def run_id(self) -> str | None:
+        """None as long as the store could not be reached."""
+        return self.delivery.state.run_id
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        new = {k: mask_secrets(str(v)) for k, v in params.items() if k not in self._recorded_params}
+        if new:
+            self.journal.append("params", params=new)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        new = {k: float(v) for k, v in metrics.items() if step > self._recorded_until.get(k, -1)}
+        # The Trainer says the epoch with the loss and again with the evaluation of the same step.
+        new = {k: v for k, v in new.items() if self._last.get(k) != (step, v)}
+        self._last |= {k: (step, v) for k, v in new.items()}
+        if new:
+            self.journal.append("metrics", metrics=new, step=step, time=now())
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        self.journal.append("tags", tags=masked(tags))
+
+    def log_artifacts(self, path: Path, name: str | None = None) -> None:
+        self.journal.append("artifacts", path=str(path.relative_to(self.directory.path)), name=name)
+
+    def record(self, kind: str, **content: Any) -> None:
+        self.journal.append(kind, **content)
+
+    def finish(self, status: str, reason: str) -> None:
+        """Record how the run ended; `flush` delivers it."""
+        self.journal.release_space()
+        append_closing(self.directory.path, self.journal)
+        self.journal.append("end", status=status, reason=masked({"": reason})[""], time=now())
+
+    def start_writer(self) -> Writer:
+        """Deliver in the background from now on."""
+        self.writer = Writer(self.delivery, before=self._close_gone_runs)
+        self.writer.start()
+        return self.writer
+
+    def flush(self) -> None:
+        """Deliver everything; what can't be delivered is said and stays in the run directory."""
+        writer = self.writer or self.start_writer()
+        if not writer.close():
+            problem = mask_secrets(first_line(writer.problem)) if writer.problem else "not all was delivered"
+            note(f"the record at {mask_secrets(str(self.uri))} is incomplete: {problem}")
+            note(f"what is missing is kept in {self.directory.path}; `hfexp sync` delivers it")
+
+    def _close_gone_runs(self) -> None:
+        for run_id in close_gone_runs(self.delivery.client(), str(self.uri), self.delivery.output_dir):
+            logger.info("closed the run %s, whose process is gone", run_id)
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
+def masked(tags: dict[str, str]) -> dict[str, str]:
+    """Tags without secrets, and short enough for every store."""
+    return {key: mask_secrets(str(value))[:MAX_TAG_LENGTH] for key, value in tags.items()}

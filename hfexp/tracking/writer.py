@@ -1,0 +1,64 @@
+"""Delivers a run's journal in the background, so that training never waits for the store."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from hfexp.errors import first_line
+from hfexp.tracking.delivery import Delivery
+
+logger = logging.getLogger(__name__)
+
+INTERVAL = 1.0
+"""Seconds between deliveries: small enough to watch a run, large enough to make one batch of many numbers."""
+LONGEST_PAUSE = 30.0
+"""Seconds between attempts while the store can't be reached."""
+PATIENCE = 10.0
+"""Seconds for which the end of a run keeps trying a store that does not take anything."""
+
+
+class Writer:
+    """A thread that delivers, and gives up only at the end of the run."""
+
+    def __init__(self, delivery: Delivery, before: Callable[[], None]) -> None:
+        """`before`: done once, in the background, ahead of everything else."""
+        self._delivery = delivery
+        self._before = before
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hfexp-record", daemon=True)
+        self.problem: Exception | None = None
+        """Why the last attempt failed."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> bool:
+        """Deliver the rest; True if nothing is left. Interrupted by Ctrl-C, it leaves the rest where it is."""
+        self._closing.set()
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+        return not self._delivery.pending
+
+    def _run(self) -> None:
+        self._attempt(self._before)
+        pause = INTERVAL
+        while not self._closing.wait(pause):
+            pause = INTERVAL if self._attempt(self._delivery.deliver) else min(2 * pause, LONGEST_PAUSE)
+        started = time.monotonic()
+        while not self._attempt(self._delivery.deliver):
+            if time.monotonic() - started > PATIENCE:
+                return
+            time.sleep(INTERVAL)
+        self._attempt(self._delivery.deliver_deferred)
+
+    def _attempt(self, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:  # whatever it is, training goes on and the journal keeps it
+            if self.problem is None and not self._closing.is_set():
+                logger.warning("the record waits, as MLflow does not take it: %s", first_line(error))
+            self.problem = error
+            return False
+        self.problem = None
+        return True

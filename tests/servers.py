@@ -1,0 +1,101 @@
+"""MLflow servers and PostgreSQL on loopback, started and ended by the tests."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class MlflowServer:
+    """`mlflow server` in a process group of its own."""
+
+    def __init__(self, place: Path, backend: str) -> None:
+        self.place, self.backend, self.port = place, backend, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> "MlflowServer":
+        command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", self.backend]
+        command += ["--artifacts-destination", str(self.place / "served"), "--port", str(self.port), "--workers", "1"]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+        with (self.place / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.place, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return self
+            except OSError:
+                time.sleep(0.3)
+        raise RuntimeError((self.place / "server.log").read_text()[-3000:])
+
+    def stop(self) -> None:
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class Postgres:
+    """A PostgreSQL cluster in a directory, without passwords, on loopback."""
+
+    def __init__(self, place: Path) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+        program = shutil.which("pg_ctl") or (str(found[-1]) if found else None)
+        if program is None:
+            pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+        self.bin, self.place, self.port = Path(program).resolve().parent, place, free_port()
+        # PostgreSQL refuses to run as root.
+        self.user = pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
+        self.databases = 0
+
+    def start(self) -> "Postgres":
+        if self.user:
+            shutil.chown(self.place, self.user)
+            for parent in self.place.parents:
+                if parent.stat().st_uid == 0 and parent != Path("/") and "pytest" in parent.name:
+                    parent.chmod(0o755)
+        self._run("initdb", "-D", str(self.place / "data"), "-A", "trust", "-U", "runs", "--no-sync")
+        options = f"-p {self.port} -k {self.place} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run(
+            "pg_ctl", "-D", str(self.place / "data"), "-l", str(self.place / "log"), "-w", "-o", options, "start"
+        )
+        return self
+
+    def stop(self) -> None:
+        self._run("pg_ctl", "-D", str(self.place / "data"), "-m", "immediate", "stop")
+
+    def new_database(self) -> str:
+        """URI of an empty database."""
+        self.databases += 1
+        name = f"runs{self.databases}"
+        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "runs", name)
+        return f"postgresql://runs@127.0.0.1:{self.port}/{name}"
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [str(self.bin / program), *words]
+        user = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        done = subprocess.run(command, cwd=self.place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **user)  # pyright: ignore
+        if done.returncode:
+            raise RuntimeError(f"{program}: {done.stderr.decode()}")
