@@ -36,6 +36,13 @@ class ClassReport:
         return self.matrix.sum(1)
 
     @property
+    def mistakes(self) -> np.ndarray:
+        """The matrix without its diagonal (C, C)."""
+        wrong = self.matrix.copy()
+        np.fill_diagonal(wrong, 0)
+        return wrong
+
+    @property
     def recall(self) -> np.ndarray:
         """Share of each class that was recognised (C,); NaN for a class without samples."""
         return _divide(np.diag(self.matrix), self.support)
@@ -57,8 +64,9 @@ class ClassReport:
 
     def worst_ids(self, count: int) -> list[int]:
         """Ids of the classes least recognised; classes without samples are left out."""
-        recall = np.where(np.isnan(self.recall), np.inf, self.recall)
-        return [int(i) for i in np.argsort(recall, kind="stable")[:count] if self.support[i]]
+        recall = self.recall
+        order = np.argsort(np.where(np.isnan(recall), np.inf, recall), kind="stable")[:count]
+        return [int(i) for i in order if not np.isnan(recall[i])]
 
     def worst(self, count: int = 3) -> list[tuple[str, float, int]]:
         """The classes least recognised: name, recall, samples."""
@@ -66,8 +74,7 @@ class ClassReport:
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
         """The most frequent mistakes: true id, predicted id, how often."""
-        wrong = self.matrix.copy()
-        np.fill_diagonal(wrong, 0)
+        wrong = self.mistakes
         true, predicted = np.nonzero(wrong)
         order = np.argsort(-wrong[true, predicted], kind="stable")[:count]
         return [(int(true[i]), int(predicted[i]), int(wrong[true[i], predicted[i]])) for i in order]
@@ -76,9 +83,10 @@ class ClassReport:
         """Write the matrix, the scores per class and the most frequent mistakes as tables."""
         directory.mkdir(parents=True, exist_ok=True)
         self._save_matrix(directory / f"confusion_matrix_{split}.csv")
+        support = self.support
         columns = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
         scores = [
-            {"label": label, **{name: _or_none(v[i]) for name, v in columns.items()}, "samples": int(self.support[i])}
+            {"label": label, **{name: _or_none(v[i]) for name, v in columns.items()}, "samples": int(support[i])}
             for i, label in enumerate(self.labels)
         ]
         (directory / f"per_class_{split}.json").write_text(json.dumps(scores, indent=1))
@@ -90,7 +98,7 @@ class ClassReport:
                 for i, row in enumerate(scores)
             ),
         )
-        pairs = ([self.labels[i], self.labels[j], count, self.support[i]] for i, j, count in self.most_confused(200))
+        pairs = ([self.labels[i], self.labels[j], count, support[i]] for i, j, count in self.most_confused(200))
         write_csv(directory / f"most_confused_{split}.csv", ["true", "predicted", "count", "samples"], pairs)
 
     def _save_matrix(self, path: Path) -> None:

@@ -19,7 +19,7 @@ MAX_BLOCKS = 200
 
 
 def confusion_matrix(report: ClassReport, split: str) -> "Figure":
-    """Share of each true class by predicted class; above 40 classes a heat map without names."""
+    """Share of each true class by predicted class; above 40 classes a heat map of the mistakes, without names."""
     if len(report.labels) <= MAX_LABELLED:
         return _labelled_matrix(report, split)
     return _heat_map(report, split)
@@ -43,31 +43,38 @@ def _labelled_matrix(report: ClassReport, split: str) -> "Figure":
         for i, j in zip(*np.nonzero(report.matrix), strict=True):
             colour = "white" if shares[i, j] > 0.5 else "black"
             axes.text(j, i, str(report.matrix[i, j]), ha="center", va="center", color=colour, fontsize=8)
-    _finish(figure, axes, picture, (left + side + 0.15, below, side), _title(report, split), "share of the true class")
+    title = f"Confusion matrix ({split}, {report.matrix.sum():,} samples)"
+    _finish(figure, axes, picture, (left + side + 0.15, below, side), title, "share of the true class")
     return figure
 
 
 def _heat_map(report: ClassReport, split: str) -> "Figure":
-    """The matrix with confused classes side by side, summed to at most 200 blocks."""
+    """The mistakes, with confused classes side by side, summed to at most 200 blocks.
+
+    Right answers are left out: they would hide the mistakes beside them, and inside their block.
+    """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     order = _confused_together(report.matrix)
     width = -(-len(order) // MAX_BLOCKS)
     starts = np.arange(0, len(order), width)
-    sums = np.add.reduceat(np.add.reduceat(report.matrix[order][:, order], starts, 0), starts, 1)
-    shares = sums / np.maximum(sums.sum(1), 1)[:, None]
-    figure = Figure(figsize=(8.0, 7.6))
-    axes = panel(figure, 0.7, 0.6, 6.2, 6.2)
+    sums = np.add.reduceat(np.add.reduceat(report.mistakes[order][:, order], starts, 0), starts, 1)
+    shares = sums / np.maximum(np.add.reduceat(report.support[order], starts), 1)[:, None]
+    figure = Figure(figsize=(7.8, 7.3))
+    axes = panel(figure, 0.7, 0.55, 6.0, 6.1)
     edge = len(order) + 0.5
-    # A mistake in a hundred would be invisible on a linear scale.
+    # One mistake of many would be invisible on a linear scale.
+    scale = PowerNorm(0.5, 0, shares.max() or 1)
     picture = axes.imshow(
-        shares, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="nearest", extent=(0.5, edge, edge, 0.5)
+        shares, cmap="Reds", norm=scale, interpolation="nearest", extent=(0.5, edge, edge, 0.5), aspect="auto"
     )
-    note = "classes in an order that puts confused ones side by side"
-    note += f", {width} to a row" if width > 1 else ""
-    title = f"{_title(report, split)}, {len(order):,} classes\n{note}"
-    _finish(figure, axes, picture, (7.05, 0.6, 6.2), title, "share of the true class (uneven scale)")
+    each = f", {width} to a row" if width > 1 else ""
+    title = (
+        f"Mistakes ({split}): {report.mistakes.sum():,} of {report.matrix.sum():,} samples\n"
+        f"{len(order):,} classes{each}, in an order that puts confused ones side by side"
+    )
+    _finish(figure, axes, picture, (6.85, 0.55, 6.1), title, "mistakes, share of the true class (uneven scale)")
     return figure
 
 
@@ -77,10 +84,6 @@ def _finish(figure: "Figure", axes: Any, picture: Any, bar: tuple[float, float, 
     axes.set_title(title, loc="left")
     axes.spines[:].set_visible(True)
     figure.colorbar(picture, cax=panel(figure, bar[0], bar[1], 0.15, bar[2]), label=unit)
-
-
-def _title(report: ClassReport, split: str) -> str:
-    return f"Confusion matrix ({split}, {report.matrix.sum():,} samples)"
 
 
 def _confused_together(matrix: np.ndarray) -> np.ndarray:
@@ -104,11 +107,11 @@ def most_confused(report: ClassReport, split: str, count: int = 20) -> "Figure |
     labels = drawable_labels(report.labels, 32)
     names = [f"{labels[true]}  \u2192  {labels[predicted]}" for true, predicted, _ in pairs]
     left, height = text_width(names) + 0.2, 0.21 * len(pairs)
-    figure = Figure(figsize=(left + 4.6, height + 0.95))
+    figure = Figure(figsize=(left + 4.6, height + 1.05))
     axes = panel(figure, left, 0.5, 4.2, height)
-    totals, counts = [int(report.support[true]) for true, _, _ in pairs], [number for *_, number in pairs]
-    axes.barh(range(len(pairs)), totals, color=GREY, alpha=0.25, label="samples of the true class")
-    axes.barh(range(len(pairs)), counts, color=RED, label="taken for the other")
+    totals, counts = report.support[[true for true, _, _ in pairs]], [number for *_, number in pairs]
+    axes.barh(range(len(pairs)), totals, color=GREY, alpha=0.25)
+    axes.barh(range(len(pairs)), counts, color=RED)
     for row, (number, total) in enumerate(zip(counts, totals, strict=True)):
         axes.text(number, row, f" {number} of {total}", va="center", fontsize=8)
     axes.set_yticks(range(len(pairs)), names)
@@ -116,6 +119,7 @@ def most_confused(report: ClassReport, split: str, count: int = 20) -> "Figure |
     axes.tick_params(axis="y", length=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("samples")
-    axes.set_title(f"Most confused ({split}): true \u2192 predicted", loc="left")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.set_title(
+        f"Most confused ({split}): true \u2192 predicted\nred: taken for it, grey: all of the true class", loc="left"
+    )
     return figure

@@ -20,8 +20,10 @@ h3 { font-size: 15px; margin: 18px 0 6px; }
 p { margin: 6px 0; overflow-wrap: anywhere; }
 p.lead, nav { color: var(--soft); }
 nav a { color: var(--link); margin-right: 14px; text-decoration: none; }
+figure, .scroll { display: inline-block; vertical-align: top; margin: 8px 28px 8px 0; max-width: 100%; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: 4px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
@@ -31,7 +33,6 @@ table.small { font-size: 13px; }
 table.small td:first-child { white-space: nowrap; color: var(--soft); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 10px 0; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --box: #fff; }
   body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
@@ -81,6 +82,7 @@ class Table:
     strong: frozenset[int] = frozenset()
     """Rows that matter most."""
     small: bool = False
+    title: str = ""
 
     def is_number(self, column: int) -> bool:
         """The column stands to the right."""
@@ -160,7 +162,8 @@ def _html_table(table: Table) -> str:
     strong = (' class="strong"' if n in table.strong else "" for n in range(len(table.rows)))
     body = "\n".join(f"<tr{kind}>{row(cells, 'td')}</tr>" for cells, kind in zip(table.rows, strong, strict=True))
     kind = ' class="small"' if table.small else ""
-    return f'<div class="scroll"><table{kind}>{head}<tbody>\n{body}\n</tbody></table></div>'
+    title = f"<caption>{_html(table.title)}</caption>" if table.title else ""
+    return f'<div class="scroll"><table{kind}>{title}{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
 def _md(text: str) -> str:
@@ -193,4 +196,5 @@ def _md_table(table: Table) -> str:
 
     rule = "| " + " | ".join("--:" if table.is_number(n) else "---" for n in range(len(table.header))) + " |"
     rows = [row(cells, n in table.strong) for n, cells in enumerate(table.rows)]
-    return "\n".join([row(table.header), rule, *rows])
+    title = [_md(table.title), ""] if table.title else []
+    return "\n".join([*title, row(table.header), rule, *rows])

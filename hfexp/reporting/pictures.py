@@ -83,6 +83,7 @@ def _draw_curves(axes: Any, title: str, curves: list[tuple[Curve, str, str]], be
     if best_step is not None:
         axes.axvline(best_step, color=RED, linestyle=":", linewidth=1.2, label=f"best, step {best_step:,}")
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)

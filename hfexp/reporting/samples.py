@@ -27,8 +27,8 @@ MAX_PICTURES = 16
 MAX_LISTED = 200
 
 Shown = PIL.Image.Image | str
-Caption = list[tuple[str, str]]
-"""Lines below a picture, with their colours."""
+Caption = list[tuple[str, str, str]]
+"""Lines below a picture: a text that is cut to fit, what follows it, and the colour."""
 
 
 def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, directory: Path, count: int = 16) -> None:
@@ -48,8 +48,9 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, direct
         if texts:
             (directory / "samples.txt").write_text("\n\n".join(texts), encoding="utf-8", errors="backslashreplace")
         if any(isinstance(picture, PIL.Image.Image) for picture in shown):
-            title = f"Training samples after augmentation, as the model sees them: {shapes(rows[0])}"
-            captions: list[Caption] = [[(label, "black")] for label in labels]
+            kind = "without augmentation" if dataset.seed is None else "after augmentation"
+            title = f"Training samples {kind}, as the model sees them: {shapes(rows[0])}"
+            captions: list[Caption] = [[(label, "", "black")] for label in labels]
             Pictures(directory).draw("samples.png", sheet, shown, captions, title)
 
 
@@ -92,9 +93,10 @@ def sheet(shown: Sequence[Shown | None], captions: Sequence[Caption], title: str
         pixels = fit(picture, side)
         left, top = 12 + column * cell_width, head + row * cell_height
         figure.figimage(pixels, left + (side - pixels.shape[1]) // 2, height - top - side + (side - len(pixels)) // 2)
-        for line, (text, colour) in enumerate(caption):
+        for line, (text, ending, colour) in enumerate(caption):
             place = left / width, 1 - (top + side + 13 + 15 * line) / height
-            figure.text(*place, drawable(text, int(side / LETTER)), fontsize=8, color=colour, va="baseline")
+            words = drawable(text, int(side / LETTER) - len(ending)) + ending
+            figure.text(*place, words, fontsize=8, color=colour, va="baseline")
     return figure
 
 
@@ -138,7 +140,7 @@ def mistakes_sheet(
     captions: list[Caption] = []
     for index in mistakes.indices[: len(shown)]:
         said = names[int(scores.predictions[index])]
-        share = "" if confidence is None else f"{100 * np.nan_to_num(confidence[index]):.0f} % "
-        captions.append([(names[int(scores.references[index])], "black"), (f"{share}{said}", RED)])
+        share = "" if confidence is None else f" ({100 * np.nan_to_num(confidence[index]):.0f} %)"
+        captions.append([(names[int(scores.references[index])], "", "black"), (said, share, RED)])
     kind = "The most confident mistakes" if mistakes.ranked else "Mistakes"
     return sheet(shown, captions, f"{kind} ({split}, {mistakes.total:,} in all): true class, in red the predicted one")

@@ -109,7 +109,7 @@ def _data(facts: ReportFacts) -> list[Block]:
 
 
 def _samples(made: list[str], directory: Path) -> list[Block]:
-    blocks = _pictures(made, ("samples.png", "Training samples after augmentation, as the model sees them"))
+    blocks = _pictures(made, ("samples.png", "Training samples as the model sees them"))
     texts = directory / "samples.txt"
     if texts.is_file():
         blocks.append(Code(texts.read_text(encoding="utf-8", errors="replace")[: 8 * MAX_TEXT]))
@@ -137,8 +137,8 @@ def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     pairs = report.most_confused(CONFUSED_ROWS)
     if pairs:
         rows = [[report.labels[i], report.labels[j], f"{n:,}", f"{report.support[i]:,}"] for i, j, n in pairs]
-        blocks.append(Text("Most frequent mistakes:"))
-        blocks.append(Table(["true", "predicted", "times", "of samples"], rows, numbers=frozenset({2, 3})))
+        header = ["true", "predicted", "times", "of samples"]
+        blocks.append(Table(header, rows, numbers=frozenset({2, 3}), title="The most frequent mistakes"))
     return blocks
 
 
