@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -60,12 +61,13 @@ class MlflowServer:
 class Postgres:
     """A PostgreSQL cluster in a directory, without passwords, on loopback."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self) -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
         program = shutil.which("pg_ctl") or (str(found[-1]) if found else None)
         if program is None:
             pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
-        self.bin, self.place, self.port = Path(program).resolve().parent, place, free_port()
+        self.bin, self.port = Path(program).resolve().parent, free_port()
+        self.place = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own directories are closed to other users
         # PostgreSQL refuses to run as root.
         self.user = pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
         self.databases = 0
@@ -73,9 +75,6 @@ class Postgres:
     def start(self) -> "Postgres":
         if self.user:
             shutil.chown(self.place, self.user)
-            for parent in self.place.parents:
-                if parent.stat().st_uid == 0 and parent != Path("/") and "pytest" in parent.name:
-                    parent.chmod(0o755)
         self._run("initdb", "-D", str(self.place / "data"), "-A", "trust", "-U", "runs", "--no-sync")
         options = f"-p {self.port} -k {self.place} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._run(
@@ -85,6 +84,7 @@ class Postgres:
 
     def stop(self) -> None:
         self._run("pg_ctl", "-D", str(self.place / "data"), "-m", "immediate", "stop")
+        shutil.rmtree(self.place)
 
     def new_database(self) -> str:
         """URI of an empty database."""

@@ -1,10 +1,10 @@
 """A saved model: read by MLflow and Transformers, in a process without hfexp, and behind HTTP."""
 
 import base64
+import contextlib
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -23,7 +23,8 @@ import pytest
 import torch
 import transformers
 import yaml
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, write_images
+from servers import free_port
 from test_models import Made, make
 
 from hfexp import api, inference, preflight, raw_images, serving
@@ -218,23 +219,17 @@ def test_it_loads_where_hfexp_is_not_installed(made: Made, tmp_path: Path) -> No
     assert float(answer.split()[1]) == pytest.approx(expected["score"], abs=1e-6)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-@pytest.fixture
-def url(made: Made, tmp_path: Path) -> Iterator[str]:
-    """The address of a server of the model, in a process group of its own that is ended with the test."""
+@contextlib.contextmanager
+def served(model_uri: str, cwd: Path, **variables: str) -> Iterator[str]:
+    """The address of `mlflow models serve`, in a process group of its own that is ended afterwards."""
     port = free_port()
-    log = tmp_path / "server.log"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(made.saved.path), "--env-manager", "local"]
+    log = cwd / "server.log"
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, "--env-manager", "local"]
     # MLflow starts uvicorn by name through a shell.
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **variables}
     with log.open("w") as output:
         server = subprocess.Popen(
-            [*command, "-h", "127.0.0.1", "-p", str(port)], cwd=tmp_path, env=environment, stdout=output,
+            [*command, "-h", "127.0.0.1", "-p", str(port)], cwd=cwd, env=environment, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -243,6 +238,32 @@ def url(made: Made, tmp_path: Path) -> Iterator[str]:
         finally:
             os.killpg(server.pid, 15)
             server.wait(timeout=60)
+
+
+@pytest.fixture
+def url(made: Made, tmp_path: Path) -> Iterator[str]:
+    with served(str(made.saved.path), tmp_path) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_a_finished_run_answers_a_real_image_over_http(place: Path) -> None:
+    root = write_images(place / "photos", count=30)
+    words = [w for w in SMALL_DIGITS if w.startswith("model")]
+    words += ["dataset=imagefolder", "dataset.source.data_dir=photos", "trainer=scratch", "transform=augment"]
+    words += ["trainer.args.per_device_train_batch_size=8", "trainer.args.num_train_epochs=3"]
+    result = api.train(*words, "tracking.register=pets")
+    image = (root / "dog" / "3.jpg").read_bytes()
+    body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(image).decode()]]}}
+    store = {"MLFLOW_TRACKING_URI": str(result.tracking_uri)}
+    for uri in (f"runs:/{result.run_id}/model", "models:/pets@best"):
+        with served(uri, place, **store) as address:
+            (answer,) = ask(address, body)
+        table = mlflow.pyfunc.load_model(str(result.run_dir / "mlflow_model")).predict(
+            pandas.DataFrame({"image": [image]})
+        )
+        assert answer["label"] == table["label"][0] in ("cat", "dog")
+        assert answer["score"] == pytest.approx(table["score"][0], abs=1e-6)
 
 
 def wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

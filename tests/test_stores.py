@@ -38,8 +38,8 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    cluster = Postgres(tmp_path_factory.mktemp("postgres")).start()
+def postgres() -> Iterator[Postgres]:
+    cluster = Postgres().start()
     yield cluster
     cluster.stop()
 

@@ -148,6 +148,8 @@ def test_a_run_deleted_from_the_store_is_recorded_anew(run_dir: Path, uri: str) 
     again.forget_missing_run()
     again.deliver()
     assert again.state.run_id != delivery.state.run_id
+    assert again.state.experiment_id == delivery.state.experiment_id
+    assert mlflow.MlflowClient(uri).get_run(str(again.state.run_id)).info.experiment_id == "1"
     assert history(uri, again.state.run_id, "loss") == [(1, 1.0)]
 
 

@@ -104,7 +104,7 @@ class Delivery:
             gone = error.error_code == "RESOURCE_DOES_NOT_EXIST"
         if gone:
             logger.warning("the MLflow run %s is gone; recording in a new one", self.state.run_id)
-            self.state = DeliveryState(mask_secrets(self.uri))
+            self.state = DeliveryState(self.state.uri, experiment_id=self.state.experiment_id)
 
     def _step(self) -> None:
         """Deliver the next entries of one sort: many small ones as a batch, or a single one."""

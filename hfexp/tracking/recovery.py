@@ -65,6 +65,7 @@ def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> 
         Exception: the store can't be reached.
     """
     journal = Journal(run_dir)
+    journal.release_space()
     if state.status == "running":
         last = [entry for entry, _ in journal.read() if "time" in entry][-1]
         if last["kind"] != "end":

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from hfexp.errors import ConfigError
+from hfexp.origin import mask_secrets
 
 DATABASE = "mlflow.db"
 SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
@@ -47,6 +48,21 @@ def find_problem(uri: str) -> str | None:
         return f"tracking.uri={uri}: unknown kind of store {scheme!r}; use sqlite:///FILE, postgresql://..., http://HOST:PORT"
     if scheme == "sqlite":
         return _sqlite_problem(Path(uri.partition(":///")[2]))
+    return _driver_problem(uri) if scheme in DATABASE_SCHEMES else None
+
+
+def _driver_problem(uri: str) -> str | None:
+    """Whether the package is there through which SQLAlchemy speaks to this database."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ArgumentError as error:
+        return f"tracking.uri={mask_secrets(uri)}: {error}"
+    except ImportError as error:
+        hint = " (pip install 'hfexp[postgres]')" if error.name == "psycopg" else ""
+        return f"tracking.uri={mask_secrets(uri)} needs a driver: the Python module {error.name}{hint}"
     return None
 
 
