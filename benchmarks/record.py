@@ -1,5 +1,6 @@
 """Lists all that one run of the main job leaves in its record, as docs/record.md: `python -m benchmarks.record`."""
 
+import contextlib
 import json
 import re
 import tempfile
@@ -7,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 TARGET = Path(__file__).parents[1] / "docs" / "record.md"
+MACHINE = (
+    "hfexp.device",
+    "hfexp.host",
+    "hfexp.pid",
+    "hfexp.platform",
+    "hfexp.process",
+    "hfexp.run_key",
+    "mlflow.user",
+)
+"""Tags whose values are nobody else's business."""
 Sections = dict[str, dict[str, str]]
 
 HEAD = """# What hfexp records
@@ -38,8 +49,8 @@ def main() -> None:
     """Run the main job in a scratch directory and write the list."""
     from hfexp import api
 
-    with tempfile.TemporaryDirectory() as place:
-        result = api.train("experiment=digits_vit", f"output_dir={place}/outputs")
+    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+        result = api.train("experiment=digits_vit")
         sections = describe(str(result.tracking_uri), str(result.run_id), result.run_dir)
     TARGET.write_text(render(sections, place))
     print(f"wrote {TARGET}")
@@ -87,7 +98,9 @@ def render(sections: Sections, place: str) -> str:
     """The page; what only says where the run was made is left out."""
     parts = [HEAD]
     for title, entries in sections.items():
-        rows = "\n".join(f"| `{name}` | {_cell(value, place)} |" for name, value in entries.items())
+        rows = "\n".join(
+            f"| `{name}` | {'...' if name in MACHINE else _cell(value, place)} |" for name, value in entries.items()
+        )
         parts.append(f"## {title} ({len(entries)})\n\n{NOTES[title]}\n\n| name | value |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Single checks of what a run is asked for; each returns the problems that it found."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hfexp.config import Config
 from hfexp.errors import one_of
 from hfexp.tracking.store import find_problem, tracking_uri
 
+MAX_EXPERIMENT_NAME = 500
+"""Of MLflow (`mlflow/utils/validation.py`)."""
+
 
 def check_places(config: Config) -> list[str]:
     """The tracking store and the output directory."""
@@ -20,6 +24,10 @@ def check_places(config: Config) -> list[str]:
     if config.tracking.backend == "mlflow":
         problem = find_problem(tracking_uri(config.tracking.uri, config.output_dir))
         problems += [problem] if problem else []
+    if config.tracking.register is not None and not re.fullmatch(r"[^/:]{1,250}", config.tracking.register):
+        problems.append(f"tracking.register={config.tracking.register}: a name without / and : is needed")
+    if len(config.tracking.experiment or "") > MAX_EXPERIMENT_NAME:
+        problems.append(f"tracking.experiment has more than {MAX_EXPERIMENT_NAME} characters")
     place = Path(config.output_dir).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

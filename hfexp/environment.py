@@ -128,8 +128,10 @@ def _git(*words: str) -> str:
         done = subprocess.run(
             ["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace"
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return ""
+    except subprocess.TimeoutExpired:
+        return f"# git {words[0]} took longer than 20 s\n"
     return done.stdout if done.returncode == 0 else ""
 
 

@@ -74,7 +74,7 @@ def run(config: Config, origin: Origin) -> Result:
         open_run_directory(config, origin, environment.git.get("sha", "")) as directory,
         quiet.log_to(directory.path / "hfexp.log"),
         open_run(config, directory, origin, environment) as tracker,
-        SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started),
+        SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started or time.time()),
     ):
         announce(directory, inputs, environment.git)
         transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)

@@ -20,6 +20,9 @@ class Origin:
     config_sources: tuple[str, ...] = ()
     """Directories and packages that the configuration was composed from."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "command", mask_secrets(self.command))
+
 
 def command_line(words: list[str]) -> str:
     """The command as it can be typed again, with tokens masked.
@@ -33,9 +36,11 @@ def command_line(words: list[str]) -> str:
 
 MASK = "***"
 _TOKEN_SHAPES = re.compile(
-    r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"
+    r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"
 )
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]+:)[^@/\s]+@")
+# Up to the last `@`, as a password may hold one; but the port of an address without a password is none.
+_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)(?!\d+/)[^\s'\"]+@")
+_SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature)=)[^&\s]+")
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
 
 
@@ -44,4 +49,10 @@ def mask_secrets(text: str) -> str:
     for name, value in os.environ.items():
         if _SECRET_NAMES.search(name) and len(value) >= 8:
             text = text.replace(value, MASK)
-    return _URL_PASSWORD.sub(rf"\1{MASK}@", _TOKEN_SHAPES.sub(MASK, text))
+    text = _SIGNATURE.sub(rf"\1{MASK}", _TOKEN_SHAPES.sub(MASK, text))
+    return _URL_PASSWORD.sub(rf"\1{MASK}@", text)
+
+
+def file_name(text: str) -> str:
+    """A name that is safe as a file or directory."""
+    return re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"

@@ -5,6 +5,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+UNKNOWN = "?"
+
 
 @dataclass(frozen=True)
 class ProcessId:
@@ -27,8 +29,12 @@ class ProcessId:
         if self.host != own.host or len(there) != 4 or here[0] != there[0]:
             return False
         if here[1] != there[1]:
-            return True  # this machine was started anew since
-        return here[2] == there[2] and _start_of(self.pid) != there[3]
+            return bool(here[0])  # this machine, if it is known by more than its name, was started anew since
+        return here[2] == there[2] and _start_of(self.pid) not in (there[3], UNKNOWN)
+
+    def is_of_this_boot(self) -> bool:
+        """Whether it ran since this machine was started."""
+        return self.started.split("/")[:2] == list(_machine()[:2])
 
 
 def _machine() -> tuple[str, str, str]:
@@ -41,7 +47,7 @@ def _machine() -> tuple[str, str, str]:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process was started, exactly; None if there is no such process (or only its remains)."""
+    """When a process was started, exactly; None if there is no such process, or only its remains."""
     import psutil
 
     try:
@@ -52,7 +58,18 @@ def _start_of(pid: int) -> str | None:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except (OSError, psutil.Error):
-        return None
+        return UNKNOWN if _may_live(pid) else None
+
+
+def _may_live(pid: int) -> bool:
+    """Whether there is a process that one is not allowed to look at (proc(5), `hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _boot_time() -> int:

@@ -39,7 +39,8 @@ class RecordTraining(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        numbers = {name: value for name, value in logs.items() if isinstance(value, int | float)}
+        # Own metrics and callbacks may give NumPy's numbers, or tensors of one.
+        numbers = {name: float(value) for name, value in logs.items() if hasattr(value, "__float__")}
         if self.recorder.directory.resumed:  # these cover only the part since the resumption, not the run
             numbers = {name: value for name, value in numbers.items() if name not in SESSION_METRICS}
         self.recorder.tracker.log_metrics(numbers, state.global_step)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from hfexp.origin import mask_secrets
 from hfexp.screen import note
 
 
@@ -39,12 +40,19 @@ class _ScreenHandler(logging.Handler):
         note(record.getMessage())
 
 
+class _MaskingFormatter(logging.Formatter):
+    """Without secrets: the log becomes part of the record, and libraries put whole addresses into their errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_secrets(super().format(record))
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Write hfexp's log messages to a file meanwhile."""
     root = logging.getLogger("hfexp")
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from hfexp import screen
 from hfexp.config import Checkpoints, Config, flatten, to_dict
 from hfexp.environment import Environment
+from hfexp.errors import RunError
 from hfexp.inference import Predictor, Recipe, recipe_of
 from hfexp.model import ModelSummary
 from hfexp.model_card import CardFacts, hub_id, model_card
@@ -68,12 +69,20 @@ class Recorder:
 
     def checkpoint(self, path: Path, step: int, model: Any) -> None:
         """A checkpoint that has just been written."""
+        try:
+            self._record_checkpoint(path, step, model)
+        except OSError as error:  # training is worth more than its record
+            screen.note(f"{path.name} could not be recorded: {error}")
+
+    def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
         if self.config.tracking.checkpoints is Checkpoints.all:
             place = self.directory.path / "mlflow_models" / path.name
             saved = self._save(model, place, path, card=None)
             if saved is not None:
                 content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": path.name}
-                self.tracker.record("model", **content, key=path.name, step=step, metrics={}, register=None)
+                self.tracker.record(
+                    "model", **content, key=path.name, step=step, metrics={}, register=None, temporary=True
+                )
         elif self.config.tracking.checkpoints is Checkpoints.best:
             self.tracker.record("checkpoints")
 
@@ -85,17 +94,14 @@ class Recorder:
         splits: dict[str, Any],
         seconds: float,
     ) -> ClassReport | None:
-        """Final numbers, the report and the model.
+        """Final numbers, the report and the model, at the step that the saved model comes from.
 
         Returns:
             The class report of the last split.
-
-        Raises:
-            RunError: the saved model does not predict as the one in memory.
         """
-        step = trainer.state.best_global_step if trainer.args.load_best_model_at_end else trainer.state.global_step
+        step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
         (self.directory.artifacts / "results.json").write_text(json.dumps(metrics, indent=1) + "\n")
-        self.tracker.log_metrics(metrics, trainer.state.global_step)
+        self.tracker.log_metrics(metrics, step)
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
         report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self.directory.artifacts)
@@ -103,7 +109,7 @@ class Recorder:
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
-            self._record_model(model, card, step or trainer.state.global_step, metrics)
+            self._record_model(model, card, step, metrics)
         return report
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
@@ -118,12 +124,20 @@ class Recorder:
         elif self.config.model.trust_remote_code:
             screen.note("the recorded model was not checked: it needs code from the Hub")
         else:
-            verify_model(saved, self._predictor(model), self._examples())
-            self.tracker.set_tags({"hfexp.model_verified": "true"})
+            self._verify(saved, model)
         shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
         content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": "final"}
         register = self.config.tracking.register
         self.tracker.record("model", **content, step=step, metrics=shown, register=register)
+
+    def _verify(self, saved: SavedModel, model: Any) -> None:
+        """Load what was saved and compare; a difference is said and recorded, and costs nobody the training."""
+        try:
+            verify_model(saved, self._predictor(model), self._examples())
+            self.tracker.set_tags({"hfexp.model_verified": "true"})
+        except RunError as error:
+            screen.note(str(error))
+            self.tracker.set_tags({"hfexp.model_verified": f"false: {error}"})
 
     def _save(self, model: Any, place: Path, weights: Path, card: str | None) -> SavedModel | None:
         """As an MLflow model; None if the task can't predict on raw inputs."""

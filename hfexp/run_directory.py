@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting, config_hash
 from hfexp.errors import ConfigError
-from hfexp.origin import Origin
+from hfexp.origin import Origin, file_name
 from hfexp.process import ProcessId
+from hfexp.screen import note
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +95,13 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
     identity = config_hash(config)
-    parent = Path(config.output_dir).absolute() / _slug(experiment_name(config, origin))
-    stem = f"{_slug(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
+    parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
+    stem = f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
     lock = _lock(parent, identity)
     try:
         lock.acquire()
     except Timeout:
-        holder = _latest(parent, stem)
-        where = f" by process {holder[1].pid} on {holder[1].host}, in {holder[0]}" if holder else ""
-        raise ConfigError(
-            f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)"
-        ) from None
+        _refuse_or_wait(lock, _latest(parent, stem))
     try:
         directory = _choose(parent, stem, identity, config.on_existing)
         process = ProcessId.own()
@@ -115,6 +112,16 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
         yield directory
     finally:
         lock.release()
+
+
+def _refuse_or_wait(lock: FileLock, holder: tuple[Path, RunState] | None) -> None:
+    """The lock is held: by the experiment itself, or by somebody who delivers what its dead process left."""
+    state = holder[1] if holder else RunState("")
+    if not ProcessId(state.host, state.pid, state.process).is_gone():
+        where = f" by process {state.pid} on {state.host}, in {holder[0]}" if holder else ""
+        raise ConfigError(f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)")
+    note("waiting for another process, which delivers the record of this experiment's last start")
+    lock.acquire(timeout=-1)
 
 
 @contextlib.contextmanager
@@ -207,8 +214,3 @@ def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:
             return path, state
         logger.warning("%s has no readable %s and is left alone", path, STATE)
     return None
-
-
-def _slug(text: str) -> str:
-    """A name that is safe as a directory."""
-    return re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"

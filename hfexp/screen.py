@@ -18,13 +18,14 @@ SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking
 
 def say(text: str = "") -> None:
     """One line for the person, at once."""
-    with contextlib.suppress(BrokenPipeError):  # the reader went away: the run goes on
+    with contextlib.suppress(OSError):  # the reader went away, or the disk of a log file is full: the run goes on
         print(text, flush=True)
 
 
 def note(text: str) -> None:
-    """A line worth noticing, on the error stream."""
-    print(f"hfexp: {text}", file=sys.stderr, flush=True)
+    """A line worth noticing, on the error stream; without secrets, and without an error of its own."""
+    with contextlib.suppress(OSError):
+        print(f"hfexp: {mask_secrets(text)}", file=sys.stderr, flush=True)
 
 
 def show_choices(config: Config, origin: Origin) -> None:

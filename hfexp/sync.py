@@ -17,6 +17,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("run_dir", nargs="*", type=Path, help="run directories; without any, all of --output-dir")
     parser.add_argument("--output-dir", default="outputs", type=Path)
+    parser.add_argument("--force", action="store_true", help="also runs that may be alive on another machine")
     parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
     args = parser.parse_args(words)
 
@@ -30,7 +31,7 @@ def main(words: list[str]) -> int:
             raise ConfigError(f"{directory} is not the directory of a recorded run")
     counts = {"delivered": 0, "complete": 0, "running": 0, "failed": 0}
     for directory in directories:
-        counts[_sync(directory, args.uri, args.output_dir)] += 1
+        counts[_sync(directory, args)] += 1
     say(
         f"{counts['delivered']} delivered, {counts['complete']} were complete already"
         + (f", {counts['running']} still running" if counts["running"] else "")
@@ -40,21 +41,27 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _sync(path: Path, uri: str | None, output_dir: Path) -> str:
+def _sync(path: Path, args: argparse.Namespace) -> str:
     """Deliver one run directory and say so."""
+    from hfexp.process import ProcessId
     from hfexp.run_directory import held_run
     from hfexp.tracking.recovery import deliver_rest, is_complete, recorded_uri
 
     with held_run(path) as state:
         if state is None:
             return "running"
-        wanted = uri or recorded_uri(path, output_dir)
-        if is_complete(path, state, wanted):
-            return "complete"
+        # Locks do not reach every machine that shares a file system.
+        is_gone = ProcessId(state.host, state.pid, state.process).is_gone()
+        if state.status == "running" and not is_gone and not args.force:
+            say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
+            return "running"
         try:
-            delivery = deliver_rest(path, state, wanted, output_dir)
+            wanted = args.uri or recorded_uri(path, args.output_dir)
+            if is_complete(path, state, wanted):
+                return "complete"
+            delivery = deliver_rest(path, state, wanted, args.output_dir)
         except Exception as error:
-            say(f"{path}: not delivered to {mask_secrets(wanted)}: {mask_secrets(first_line(error))}")
+            say(mask_secrets(f"{path}: not delivered: {first_line(error)}"))
             return "failed"
-        say(f"{path}: {state.status}, delivered to {mask_secrets(wanted)}, run {delivery.state.run_id}")
+        say(mask_secrets(f"{path}: {state.status}, delivered to {wanted}, run {delivery.state.run_id}"))
         return "delivered"

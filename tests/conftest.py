@@ -69,3 +69,26 @@ def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
             pixels[..., number % 3] += 150
             PIL.Image.fromarray(pixels).save(root / name / f"{index}.jpg", quality=95)
     return root
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh store, which takes a second to make."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    from hfexp.tracking import store
+
+    store._create_database(path)
+    return path
+
+
+@pytest.fixture
+def uri(template: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(template.read_bytes())
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "digits" / "a-run"
+    path.mkdir(parents=True)
+    return path

@@ -33,6 +33,10 @@ def error(_: str) -> None:
     raise RuntimeError("the disk caught fire")
 
 
+def error_in_old_encoding(_: str) -> None:
+    raise RuntimeError("b\udce4r.jpg can't be read")
+
+
 def leave(code: str) -> None:
     sys.exit(int(code))
 

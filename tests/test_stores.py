@@ -76,11 +76,12 @@ def write_table() -> None:
         return
     lines = [f"| ending | {' | '.join(STORES)} |", "|---" * (1 + len(STORES)) + "|"]
     for ending, by_store in OBSERVED.items():
-        lines.append(f"| {ending} | {' | '.join(by_store.get(store, '') for store in STORES)} |")
+        lines.append(f"| {ending} | {' | '.join(by_store.get(store, '-') for store in STORES)} |")
     text = (
         "# How runs end in the record\n\n"
         "Observed by `tests/test_stores.py`: status after the next start, metrics in the store of those that the "
-        "run had reported, and whether its files are there. Written by a script; don't edit.\n\n"
+        "run had reported, and how many files it has there (a dash: does not apply, or not tried). Written by that "
+        "test;\n`HFEXP_WRITE_DOCS=1 pytest tests/test_stores.py` writes it anew.\n\n"
     )
     path = TESTS.parent / "docs" / "endings.md"
     path.write_text(text + "\n".join(lines) + "\n")

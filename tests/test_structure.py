@@ -30,6 +30,7 @@ LAYERS = [
     ["hfexp.tracking.tracker", "hfexp.tracking.lineage", "hfexp.records"],
     ["hfexp.tracking.recovery", "hfexp.tracking.writer"],
     ["hfexp.tracking.delivery"],
+    ["hfexp.tracking.linked", "hfexp.tracking.delivered"],
     [
         "hfexp.model",
         "hfexp.tracking.store",

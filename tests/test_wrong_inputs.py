@@ -53,6 +53,7 @@ TABLE = [
     (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "mlflow migrate-filestore"]),
     (["tracking.uri=http://:5000"], ["tracking.uri=http://:5000: not the address of a server"]),
     (["tracking.uri=mysql+nodriver://h/db"], ["tracking.uri=mysql+nodriver://h/db", "nodriver"]),
+    (["tracking.register=a/b"], ["tracking.register=a/b: a name without / and : is needed"]),
     (["tracking.uri=http://here:port"], ["not the address of a server; write http://HOST:PORT"]),
     (["tracking.uri=sqlite:///notes.txt"], ["notes.txt is not a SQLite database"]),
     (["tracking.backend=wandb"], ["tracking.backend=wandb; allowed: mlflow, none"]),

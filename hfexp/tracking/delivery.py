@@ -1,51 +1,35 @@
 """From a run's journal to the MLflow store: in order, in batches, and safe to repeat after any interruption."""
 
-import contextlib
-import json
 import logging
-import math
-import os
-import time
-from dataclasses import asdict, dataclass, field
+import shutil
 from pathlib import Path
 from typing import Any
 
-from hfexp.checkpoints import best_step, list_checkpoints
+from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
-from hfexp.tracking.journal import FOLDER, Entry, Journal
+from hfexp.tracking.delivered import DeliveryState
+from hfexp.tracking.journal import Entry, Journal
+from hfexp.tracking.linked import LinkedCheckpoints
 from hfexp.tracking.models import CheckpointLinks, deliver_model
 from hfexp.tracking.store import open_store
 
 logger = logging.getLogger(__name__)
 
-STATE = "delivered.json"
+REASON = "hfexp.status_reason"
 MAX_PARAM_LENGTH = 6000
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 ENTRIES_PER_STEP = 1000
-SECONDS_BETWEEN_LINKS = 30.0
 BATCHED = ("params", "tags", "metrics")
 
 REFUSALS = frozenset(
-    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST", "INVALID_STATE"}
+    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 )
-"""Error codes of MLflow with which a store says no for good; other errors pass, or may pass."""
+"""Error codes of MLflow with which a store says no for good; other errors pass, or may pass.
 
-
-@dataclass
-class DeliveryState:
-    """How far a journal has been delivered (`delivered.json`)."""
-
-    uri: str
-    """Tracking URI, passwords masked."""
-    run_id: str | None = None
-    experiment_id: str | None = None
-    offset: int = 0
-    """Everything before this position of the journal was delivered, or is in `deferred`."""
-    deferred: list[int] = field(default_factory=list)
-    """Positions of uploads that failed and will be tried again."""
-    creating: bool = False
-    """A run was being created, so that it may exist without being known here."""
+Not `BAD_REQUEST`: MLflow 3.17 uses it for every trouble that it has with its own database (`store/db/utils.py`).
+"""
+MAX_SAID = 100
 
 
 class Delivery:
@@ -56,12 +40,12 @@ class Delivery:
         self.journal = journal
         self.uri = uri
         self.output_dir = output_dir
-        self.path = run_dir / FOLDER / STATE
-        self.state = self._load_state()
+        self.state = DeliveryState.load(run_dir, mask_secrets(uri), journal.size())
         self._client: Any = None
         self._refused: set[str] = set()
-        self._links: CheckpointLinks | None = None
-        self._linked_at = -math.inf
+        self._found = False
+        """The run that an earlier process recorded in is there."""
+        self._links: LinkedCheckpoints | None = None
 
     @property
     def pending(self) -> bool:
@@ -74,16 +58,30 @@ class Delivery:
         Raises:
             Exception: the store can't be reached now; what was delivered is noted, the rest stays.
         """
+        if self.state.run_id is not None and not self._found:
+            self._forget_missing_run()
+        self._found = True
         while self.state.offset < self.journal.size():
             self._step()
+            self.journal.sync()
             self.save_state()
 
     def deliver_deferred(self) -> None:
-        """Try the failed uploads again; the first failure ends the attempt."""
-        while self.state.deferred:
-            self._deliver_one(self.journal.entry_at(self.state.deferred[0]))
-            self.state.deferred.pop(0)
-            self.save_state()
+        """Try the failed uploads again, each once.
+
+        Raises:
+            Exception: what the last one failed by that failed again.
+        """
+        problem = None
+        for position in list(self.state.deferred):
+            try:
+                self._deliver_one(self.journal.entry_at(position))
+                self.state.deferred.remove(position)
+            except Exception as error:
+                problem = error
+        self.save_state()
+        if problem is not None:
+            raise problem
 
     def client(self) -> Any:
         """The store's client; opened when it is first needed."""
@@ -92,12 +90,10 @@ class Delivery:
             self._client, self.state.experiment_id = open_store(self.uri, self.output_dir, create["experiment"])
         return self._client
 
-    def forget_missing_run(self) -> None:
+    def _forget_missing_run(self) -> None:
         """Deliver everything anew if the run was deleted from the store meanwhile."""
         from mlflow.exceptions import MlflowException
 
-        if self.state.run_id is None:
-            return
         try:
             gone = self.client().get_run(self.state.run_id).info.lifecycle_stage == "deleted"
         except MlflowException as error:
@@ -108,7 +104,8 @@ class Delivery:
 
     def _step(self) -> None:
         """Deliver the next entries of one sort: many small ones as a batch, or a single one."""
-        start = end = self.state.offset
+        start = self.state.offset
+        end = self.journal.size()  # unless an entry is found: what can't be read is passed over
         batch: list[Entry] = []
         for entry, after in self.journal.read(start):
             if entry["kind"] not in BATCHED:
@@ -143,6 +140,8 @@ class Delivery:
         except (MlflowException, FileNotFoundError) as error:
             if not _is_refusal(error):
                 raise
+            if entry["kind"] == "create":
+                raise ConfigError(f"MLflow refuses the run: {first_line(error)}") from error
             self._say_once(f"{entry['kind']} can't be recorded: {error}")
 
     def _send_batch(self, entries: list[Entry]) -> None:
@@ -161,16 +160,25 @@ class Delivery:
         self._log_batch(metrics=metrics, size=METRICS_PER_BATCH)
 
     def _log_batch(self, size: int, **kinds: list[Any]) -> None:
-        from mlflow.exceptions import MlflowException
-
         for kind, items in kinds.items():
             for start in range(0, len(items), size):
-                try:
-                    self.client().log_batch(self.state.run_id, **{kind: items[start : start + size]})
-                except MlflowException as error:
-                    if not _is_refusal(error):
-                        raise
-                    self._say_once(f"{kind} can't be recorded: {error}")
+                self._log_items(kind, items[start : start + size])
+
+    def _log_items(self, kind: str, items: list[Any]) -> None:
+        """Send some at once; when they are refused, find those that are, so that the others arrive."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client().log_batch(self.state.run_id, **{kind: items})
+        except MlflowException as error:
+            if not _is_refusal(error):
+                raise
+            if len(items) == 1:
+                self._say_once(f"the {kind.removesuffix('s')} {items[0].key!r} can't be recorded: {first_line(error)}")
+                return
+            half = len(items) // 2
+            self._log_items(kind, items[:half])
+            self._log_items(kind, items[half:])
 
     def create(self, entry: Entry) -> None:
         """Create the run, or find it: an earlier attempt may have ended between its creation and its being noted."""
@@ -190,9 +198,12 @@ class Delivery:
 
     def resume(self, entry: Entry) -> None:
         self.client().update_run(self.state.run_id, status="RUNNING")
-        for name in ("hfexp.status_reason", "hfexp.marked_by"):
-            if name in self.client().get_run(self.state.run_id).data.tags:
-                self.client().delete_tag(self.state.run_id, name)
+        self._forget_reason()
+
+    def _forget_reason(self) -> None:
+        """A run that goes on, or that finishes after it was taken for dead, has no reason to have ended."""
+        if REASON in self.client().get_run(self.state.run_id).data.tags:
+            self.client().delete_tag(self.state.run_id, REASON)
 
     def log_artifacts(self, entry: Entry) -> None:
         path = self.run_dir / entry["path"]
@@ -219,61 +230,34 @@ class Delivery:
             directory=self.run_dir / entry["directory"],
             **content,
         )
+        if entry.get("temporary"):
+            shutil.rmtree(self.run_dir / entry["directory"], ignore_errors=True)
 
     def link_checkpoints(self, entry: Entry) -> None:
-        """Say which checkpoints are on disk now: at most every half minute, as each may replace another."""
-        if time.monotonic() - self._linked_at < SECONDS_BETWEEN_LINKS and not entry.get("last"):
-            return
-        self._linked_at = time.monotonic()
-        directory = self.run_dir / "checkpoints"
-        measured, said = self._measured()
-        steps = {int(path.name.rpartition("-")[2]): path for path in list_checkpoints(directory)}
-        # A newer one is on disk already, but what was measured at its step is still on its way: its turn will come.
-        on_disk = {step: path for step, path in steps.items() if step <= said or entry.get("last")}
         if self._links is None:
-            self._links = CheckpointLinks(self.client(), str(self.state.run_id), str(self.state.experiment_id))
-        self._links.update(on_disk, measured, best_step(directory))
-
-    def _measured(self) -> tuple[dict[int, dict[str, float]], int]:
-        """Results of the evaluations delivered so far, by step, and the last step of which anything was said."""
-        measured: dict[int, dict[str, float]] = {}
-        last = 0
-        for entry, after in self.journal.read():
-            if after > self.state.offset:
-                break
-            if entry["kind"] == "metrics" and not any(name.startswith("system/") for name in entry["metrics"]):
-                last = max(last, entry["step"])
-                values = {name: value for name, value in entry["metrics"].items() if name.startswith("eval_")}
-                measured[entry["step"]] = measured.get(entry["step"], {}) | values
-        return measured, last
+            links = CheckpointLinks(self.client(), str(self.state.run_id), str(self.state.experiment_id))
+            self._links = LinkedCheckpoints(self.run_dir / "checkpoints", self.journal, links)
+        self._links.update(self.state.offset, last=bool(entry.get("last")))
 
     def end(self, entry: Entry) -> None:
         if entry["reason"]:
-            self.client().set_tag(self.state.run_id, "hfexp.status_reason", entry["reason"])
+            self.client().set_tag(self.state.run_id, REASON, entry["reason"])
+        else:
+            self._forget_reason()
         self.client().set_terminated(self.state.run_id, entry["status"].upper(), entry["time"])
 
     def _say_once(self, message: str) -> None:
         message = mask_secrets(message)
-        if message not in self._refused:
+        if message not in self._refused and len(self._refused) < MAX_SAID:
             self._refused.add(message)
             logger.warning("MLflow: %s", message)
 
-    def _load_state(self) -> DeliveryState:
-        uri = mask_secrets(self.uri)
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            state = DeliveryState(**json.loads(self.path.read_text()))
-            if state.uri == uri:
-                return state
-        return DeliveryState(uri, creating=self.journal.size() > 0)
-
     def save_state(self) -> None:
         """Note how far it is, which also says where a run is to be recorded."""
-        temporary = self.path.with_name(f".{STATE}")
         try:
-            temporary.write_text(json.dumps(asdict(self.state)))
-            os.replace(temporary, self.path)
+            self.state.save(self.run_dir)
         except OSError as error:  # to deliver a thing twice does no harm
-            self._say_once(f"{self.path} can't be written: {error.strerror}")
+            self._say_once(f"{self.run_dir} can't be written: {error.strerror}")
 
 
 def _is_refusal(error: Exception) -> bool:

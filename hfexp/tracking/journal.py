@@ -41,11 +41,12 @@ class Journal:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
+        self._torn = False
         self._remove_torn_line()
 
     def append(self, kind: str, **content: Any) -> None:
         """Add an entry; on a full disk it waits in memory until there is space again."""
-        line = json.dumps({"kind": kind, **content}).encode() + b"\n"
+        line = _line({"kind": kind, **content})
         with self._lock:
             first_failure = not self._waiting
             if len(self._waiting) >= MAX_KEPT_ON_FULL_DISK and kind == "metrics":
@@ -54,7 +55,7 @@ class Journal:
             try:
                 self._write_waiting()
             except OSError as error:
-                self._remove_torn_line()
+                self._torn = True
                 if first_failure:
                     logger.warning("%s can't be written: %s; the record waits in memory", self.path, error.strerror)
 
@@ -64,9 +65,27 @@ class Journal:
             (self.path.parent / RESERVE).write_bytes(bytes(RESERVED_BYTES))
 
     def release_space(self) -> None:
-        (self.path.parent / RESERVE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (self.path.parent / RESERVE).unlink(missing_ok=True)
+
+    def begun(self) -> bool:
+        """Whether it says which run it is of; a process that died at once, or a full disk, may have left less."""
+        return next((entry["kind"] for entry, _ in self.read()), "") == "create"
+
+    def discard(self) -> None:
+        """Begin anew."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def sync(self) -> None:
+        """Make what is written durable, so that what is noted of its delivery is never ahead of it."""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def _write_waiting(self) -> None:
+        if self._torn:
+            self._remove_torn_line()
+            self._torn = False
         with self.path.open("ab", buffering=0) as file:
             while self._waiting:
                 line = self._waiting[0]
@@ -96,7 +115,10 @@ class Journal:
         """Entries from a position on, each with the position after it."""
         for line in self._lines(offset):
             offset += len(line)
-            yield json.loads(line), offset
+            with contextlib.suppress(ValueError):  # remains of a crash of the machine
+                entry = json.loads(line)
+                if isinstance(entry, dict) and "kind" in entry:
+                    yield entry, offset
 
     def _lines(self, offset: int) -> Iterator[bytes]:
         with self._lock:
@@ -135,3 +157,9 @@ class Journal:
                 for name in entry["metrics"]:
                     last_step[name] = max(entry["step"], last_step.get(name, -1))
         return params, last_step
+
+
+def _line(entry: Entry) -> bytes:
+    """Without what no store takes: half characters (names of files in an old encoding), and NUL."""
+    text = json.dumps(entry, ensure_ascii=False).replace("\\u0000", "")
+    return text.encode("utf-8", "replace") + b"\n"

@@ -6,6 +6,7 @@ MLflow's own digest of a Hugging Face dataset covers the first 10,000 rows and i
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hfexp.tasks.base import Task
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
 MAX_BYTES_READ = 2**28
 SAMPLED_ROWS = 2000
+ROWS_AT_ONCE = 10_000
 MAX_SCHEMA = 2**20 - 1
 MAX_SOURCE = 2**16 - 1
 
@@ -59,7 +61,7 @@ def digest(rows: Dataset) -> str:
     state = hashlib.sha256(json.dumps([len(rows), str(rows.features)]).encode())
     for name in rows.column_names:
         state.update(name.encode())
-        for part in _binary_parts(rows, name) or [_plain(rows, name)]:
+        for part in _binary_parts(rows, name) or _plain_parts(rows, name):
             state.update(part)
     return state.hexdigest()[:32]
 
@@ -106,7 +108,7 @@ def _name(config: Config) -> str:
     source = config.dataset.source
     for key in ("path", "data_dir", "data_files"):
         if source.get(key):
-            return str(source[key])[:200]
+            return mask_secrets(str(source[key]))[:200]
     return str(source.get("_target_", "dataset")).rpartition(".")[2]
 
 
@@ -154,9 +156,11 @@ def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
     return column if rows._indices is None else column.take(rows._indices.column(0).combine_chunks())
 
 
-def _plain(rows: Dataset, name: str) -> bytes:
-    """All values of a column of numbers, words, or nested ones."""
-    return json.dumps(_column(rows, name).to_pylist(), default=str).encode()
+def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
+    """All values of a column of numbers, words, or nested ones; some at a time, as Python's take much memory."""
+    column = _column(rows, name)
+    for start in range(0, len(column), ROWS_AT_ONCE):
+        yield json.dumps(column.slice(start, ROWS_AT_ONCE).to_pylist(), default=str).encode()
 
 
 def _binary_parts(rows: Dataset, name: str) -> list[bytes] | None:
@@ -185,7 +189,7 @@ def _binary_parts(rows: Dataset, name: str) -> list[bytes] | None:
 
 def _file_size(path: str | None) -> int:
     try:
-        return Path(path or "").stat().st_size
+        return Path(path).stat().st_size if path else -1
     except OSError:
         return -1
 

@@ -6,17 +6,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, first_line
 from hfexp.origin import MASK, mask_secrets
 from hfexp.process import ProcessId
 from hfexp.run_directory import RunState, held_run, save_state
-from hfexp.tracking.delivery import STATE, Delivery
-from hfexp.tracking.journal import FOLDER, Journal, exists
+from hfexp.tracking.delivered import STATE
+from hfexp.tracking.delivery import REASON, Delivery
+from hfexp.tracking.journal import FOLDER, Entry, Journal, exists
 from hfexp.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)
 
 GONE = "its process is gone (killed, or the machine was)"
+UNTOLD = "as its directory says; the record was not told when it happened"
 
 
 def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
@@ -36,24 +38,32 @@ def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
         experiments[:1000], f"attributes.status = 'RUNNING' and tags.`hfexp.host` = '{own.host}'", max_results=1000
     )
     for run in running:
-        tags = run.data.tags
-        pid = tags.get("hfexp.pid", "")
-        process = ProcessId(own.host, int(pid) if pid.isdigit() else 0, tags.get("hfexp.process", ""))
-        if process.is_gone() and _close(client, run.info.run_id, Path(tags.get("hfexp.run_dir", "")), uri, output_dir):
-            closed.append(run.info.run_id)
+        try:
+            if _close(client, run, uri, output_dir):
+                closed.append(run.info.run_id)
+        except Exception as error:  # e.g. somebody else's directory; the others are looked at all the same
+            logger.info("could not close the run %s: %s", run.info.run_id, first_line(error))
     return closed
 
 
-def _close(client: Any, run_id: str, run_dir: Path, uri: str, output_dir: Path) -> bool:
-    """Let the run directory say how the run ended; without one, it was killed."""
+def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
+    """Let the run directory say how a run ended whose process is gone; without one, it was killed."""
+    tags, run_id = run.data.tags, run.info.run_id
+    pid = tags.get("hfexp.pid", "")
+    process = ProcessId(tags["hfexp.host"], int(pid) if pid.isdigit() else 0, tags.get("hfexp.process", ""))
+    if not process.is_gone():
+        return False
+    run_dir = Path(tags.get("hfexp.run_dir", ""))
     if exists(run_dir):
         with held_run(run_dir) as state:
             if state is None:
                 return False
-            if state.run_id == run_id:
+            if recorded_state(run_dir).get("run_id") == run_id:
                 deliver_rest(run_dir, state, uri, output_dir)
                 return True
-    client.set_tag(run_id, "hfexp.status_reason", GONE)
+    elif not process.is_of_this_boot():
+        return False  # twins of one virtual machine share their name and number; only the directory would be proof
+    client.set_tag(run_id, REASON, GONE)
     client.set_terminated(run_id, "KILLED")
     return True
 
@@ -66,20 +76,33 @@ def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> 
     """
     journal = Journal(run_dir)
     journal.release_space()
-    if state.status == "running":
-        last = [entry for entry, _ in journal.read() if "time" in entry][-1]
-        if last["kind"] != "end":
-            append_closing(run_dir, journal)
-            journal.append("end", status="killed", reason=GONE, time=last["time"])
-        state.status = last["status"] if last["kind"] == "end" else "killed"
-        save_state(run_dir, state)
     delivery = Delivery(run_dir, journal, uri, output_dir)
+    if not journal.begun():
+        return delivery
+    end = _add_end(run_dir, journal, state)
+    if state.status == "running":
+        state.status = end["status"]
+        save_state(run_dir, state)
     delivery.deliver()
     delivery.deliver_deferred()
     if delivery.state.run_id != state.run_id:
         state.run_id = delivery.state.run_id
         save_state(run_dir, state)
     return delivery
+
+
+def _add_end(run_dir: Path, journal: Journal, state: RunState) -> Entry:
+    """What the journal says last of how the run ended; if it was never told, what the directory knows."""
+    timed = [entry for entry, _ in journal.read() if "time" in entry]
+    ended = [entry for entry in timed if entry["kind"] in ("create", "resume", "end")][-1]
+    if ended["kind"] == "end":
+        return ended
+    append_closing(run_dir, journal)
+    known = state.status != "running"
+    end = {"status": state.status if known else "killed", "reason": UNTOLD if known else GONE}
+    end = {**end, "time": timed[-1]["time"]}
+    journal.append("end", **end)
+    return end
 
 
 def append_closing(run_dir: Path, journal: Journal) -> None:
@@ -93,15 +116,23 @@ def append_closing(run_dir: Path, journal: Journal) -> None:
 
 def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
     """Whether a run has ended and its store has everything."""
-    return state.status != "running" and not Delivery(run_dir, Journal(run_dir), uri, run_dir).pending
+    journal = Journal(run_dir)
+    last = [entry["kind"] for entry, _ in journal.read() if entry["kind"] in ("create", "resume", "end")]
+    ended = state.status != "running" and last[-1:] in ([], ["end"])
+    return ended and not Delivery(run_dir, journal, uri, run_dir).pending
+
+
+def recorded_state(run_dir: Path) -> dict[str, Any]:
+    """What is noted of the delivery of a run; empty if nothing is."""
+    try:
+        return json.loads((run_dir / FOLDER / STATE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def recorded_uri(run_dir: Path, output_dir: Path) -> str:
     """Where a run was to be recorded; with a password in it, which is not kept, `MLFLOW_TRACKING_URI` must say it."""
-    try:
-        uri = str(json.loads((run_dir / FOLDER / STATE).read_text())["uri"])
-    except (OSError, ValueError, KeyError):
-        uri = tracking_uri(None, str(output_dir))
+    uri = str(recorded_state(run_dir).get("uri") or tracking_uri(None, str(output_dir)))
     if MASK in uri:
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
         if mask_secrets(given) != uri:

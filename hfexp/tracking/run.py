@@ -16,13 +16,14 @@ from hfexp.origin import Origin, mask_secrets
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.screen import note
 from hfexp.signals import uninterrupted
-from hfexp.tracking import journal
-from hfexp.tracking.store import tracking_uri, why_unreachable
+from hfexp.tracking.store import is_temporary, tracking_uri, why_unreachable
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker, masked, now
 
 logger = logging.getLogger(__name__)
 
 TRACEBACK = "traceback.txt"
+SERVER_PATIENCE = 15.0
+"""Seconds that a server has to make the run; after them training begins without its id."""
 
 
 @contextlib.contextmanager
@@ -57,8 +58,9 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
             ending.tracker.journal.release_space()
-        with contextlib.suppress(OSError):  # e.g. the disk is full, which is what the error says
-            (directory.artifacts / TRACEBACK).write_text(mask_secrets("".join(traceback.format_exception(error))))
+        with contextlib.suppress(Exception):  # e.g. the disk is full, which is what the error says
+            text = mask_secrets("".join(traceback.format_exception(error)))
+            (directory.artifacts / TRACEBACK).write_text(text, encoding="utf-8", errors="backslashreplace")
         _close(directory, ending.tracker, "failed", _reason(error))
         if isinstance(error, SystemExit) and not error.code:
             raise RunError(f"{_reason(error)} before the run had finished") from error
@@ -98,44 +100,40 @@ def _start(ending: _Ending, config: Config, directory: RunDirectory, origin: Ori
     if config.tracking.backend == "none":
         return
     uri, output_dir = tracking_uri(config.tracking.uri, config.output_dir), Path(config.output_dir)
-    known = journal.exists(directory.path)
-    tracker = MlflowTracker(directory, uri, output_dir)
-    unreachable = why_unreachable(uri)
-    if known and not unreachable:
-        tracker.delivery.forget_missing_run()
+    tracker = ending.tracker = MlflowTracker(directory, uri, output_dir)
     tags = masked(_tags(config, directory, origin, environment))
-    if known:
+    if tracker.journal.begun():
         tracker.journal.append("tags", tags={**tags, "hfexp.resumed": "true"})
         tracker.journal.append("resume", time=now())
     else:
+        tracker.begin_journal()
         experiment = experiment_name(config, origin)
         identity = {"experiment": experiment, "name": directory.name, "key": uuid4().hex}
         tracker.journal.append("create", tags=tags, time=now(), **identity)
-    ending.tracker = tracker
-    unreachable = unreachable or _first_delivery(tracker, uri)
-    if unreachable:
-        note(f"{unreachable}; the record waits in {directory.path}")
+    _wait_for_store(tracker, uri)
     directory.state.run_id = tracker.run_id
     directory.save_state()
-    tracker.start_writer()
     tracker.log_params(flatten(to_dict(config)))
 
 
-def _first_delivery(tracker: MlflowTracker, uri: str) -> str | None:
-    """Create the run now, if possible; returns why a server does not take it.
+def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
+    """Begin to deliver: a database has all the time that it takes, a server is not waited for.
 
     Raises:
         Exception: a database that can't be opened, or an experiment that was deleted: errors of the user's making.
     """
-    try:
-        tracker.delivery.deliver()
-    except ConfigError:
-        raise
-    except Exception as error:
-        if not uri.startswith("http"):
-            raise
-        return f"the MLflow server at {mask_secrets(uri)} takes nothing now ({mask_secrets(first_line(error))})"
-    return None
+    is_server = uri.startswith("http")
+    problem = why_unreachable(uri)
+    writer = tracker.start_writer()
+    if problem is None:
+        if not writer.tried.wait(SERVER_PATIENCE if is_server else None):
+            problem = f"the MLflow server at {uri} does not answer"
+        elif writer.problem is not None:
+            if isinstance(writer.problem, ConfigError) or not (is_server or is_temporary(writer.problem)):
+                raise writer.problem
+            problem = f"MLflow at {uri} takes nothing now ({first_line(writer.problem)})"
+    if problem is not None:
+        note(f"{problem}; the record waits in {tracker.directory.path}")
 
 
 def _tags(config: Config, directory: RunDirectory, origin: Origin, environment: Environment) -> dict[str, str]:

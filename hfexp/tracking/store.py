@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from hfexp.errors import ConfigError
-from hfexp.origin import mask_secrets
+from hfexp.origin import file_name, mask_secrets
 
 DATABASE = "mlflow.db"
-SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would try seven times, for minutes, before it says that a server is away; we try again ourselves."""
 FIRST_USE = 0x68666578705F6462
 """Key of the advisory lock under which a PostgreSQL store is made (`hfexp_db` in ASCII)."""
@@ -131,6 +131,14 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
         return client, _experiment_id(client, experiment, None if is_server else output_dir)
 
 
+def is_temporary(error: Exception) -> bool:
+    """Whether a database can't be used just now: it is locked, or its server is away."""
+    from sqlalchemy.exc import OperationalError
+
+    code = getattr(error, "error_code", "")
+    return isinstance(error, OperationalError) or code in ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+
+
 @contextlib.contextmanager
 def _database_lock(uri: str) -> Iterator[None]:
     """Hold PostgreSQL's advisory lock: MLflow 3.17 makes its tables without one (`SqlAlchemyStore.__init__`)."""
@@ -180,7 +188,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
         # The tag tells MLflow's pages to open on training runs rather than on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
-            location = (artifact_root.absolute() / "artifacts" / name).as_uri() if artifact_root else None
+            location = (artifact_root.absolute() / "artifacts" / file_name(name)).as_uri() if artifact_root else None
             return client.create_experiment(name, artifact_location=location, tags=tags)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

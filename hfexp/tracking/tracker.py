@@ -1,6 +1,7 @@
 """What an experiment tells the record."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,8 @@ from hfexp.tracking.writer import Writer
 logger = logging.getLogger(__name__)
 
 MAX_TAG_LENGTH = 5000
+MAX_NAME_LENGTH = 250
+_FORBIDDEN = re.compile(r"[^\w.\- /:]")
 
 
 class Tracker(Protocol):
@@ -92,12 +95,12 @@ class MlflowTracker:
         return self.delivery.state.run_id
 
     def log_params(self, params: dict[str, Any]) -> None:
-        new = {k: mask_secrets(str(v)) for k, v in params.items() if k not in self._recorded_params}
+        new = {k: mask_secrets(str(v)) for k, v in valid(params).items() if k not in self._recorded_params}
         if new:
             self.journal.append("params", params=new)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        new = {k: float(v) for k, v in metrics.items() if step > self._recorded_until.get(k, -1)}
+        new = {k: float(v) for k, v in valid(metrics).items() if step > self._recorded_until.get(k, -1)}
         # The Trainer says the epoch with the loss and again with the evaluation of the same step.
         new = {k: v for k, v in new.items() if self._last.get(k) != (step, v)}
         self._last |= {k: (step, v) for k, v in new.items()}
@@ -119,18 +122,27 @@ class MlflowTracker:
         append_closing(self.directory.path, self.journal)
         self.journal.append("end", status=status, reason=masked({"": reason})[""], time=now())
 
+    def begin_journal(self) -> None:
+        """Leave behind what an earlier process may have begun and not even named."""
+        self.journal.discard()
+        self.delivery.state.offset, self.delivery.state.deferred = 0, []
+
     def start_writer(self) -> Writer:
         """Deliver in the background from now on."""
-        self.writer = Writer(self.delivery, before=self._close_gone_runs)
+        self.writer = Writer(self.delivery, then=self._close_gone_runs)
         self.writer.start()
         return self.writer
 
     def flush(self) -> None:
         """Deliver everything; what can't be delivered is said and stays in the run directory."""
         writer = self.writer or self.start_writer()
-        if not writer.close():
-            problem = mask_secrets(first_line(writer.problem)) if writer.problem else "not all was delivered"
-            note(f"the record at {mask_secrets(str(self.uri))} is incomplete: {problem}")
+        try:
+            complete = writer.close()
+        except KeyboardInterrupt:  # how the run ended is settled: only the waiting is cut short
+            complete = False
+        if not complete:
+            problem = first_line(writer.problem) if writer.problem else "not all was delivered"
+            note(f"the record at {self.uri} is incomplete: {problem}")
             note(f"what is missing is kept in {self.directory.path}; `hfexp sync` delivers it")
 
     def _close_gone_runs(self) -> None:
@@ -145,4 +157,9 @@ def now() -> int:
 
 def masked(tags: dict[str, str]) -> dict[str, str]:
     """Tags without secrets, and short enough for every store."""
-    return {key: mask_secrets(str(value))[:MAX_TAG_LENGTH] for key, value in tags.items()}
+    return {key: mask_secrets(str(value))[:MAX_TAG_LENGTH] for key, value in valid(tags).items()}
+
+
+def valid(values: dict[str, Any]) -> dict[str, Any]:
+    """Under names that every store takes (`mlflow/utils/validation.py`): one bad name would hold up many others."""
+    return {_FORBIDDEN.sub("_", key).replace("//", "/_").strip("/")[:MAX_NAME_LENGTH]: v for key, v in values.items()}

@@ -21,42 +21,56 @@ PATIENCE = 10.0
 class Writer:
     """A thread that delivers, and gives up only at the end of the run."""
 
-    def __init__(self, delivery: Delivery, before: Callable[[], None]) -> None:
-        """`before`: done once, in the background, ahead of everything else."""
+    def __init__(self, delivery: Delivery, then: Callable[[], None]) -> None:
+        """`then`: done once, after the first delivery."""
         self._delivery = delivery
-        self._before = before
+        self._then: Callable[[], None] | None = then
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hfexp-record", daemon=True)
+        self.tried = threading.Event()
+        """The first delivery has succeeded or failed."""
         self.problem: Exception | None = None
-        """Why the last attempt failed."""
+        """Why the last delivery failed."""
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> bool:
-        """Deliver the rest; True if nothing is left. Interrupted by Ctrl-C, it leaves the rest where it is."""
+        """Deliver the rest; True if nothing is left."""
         self._closing.set()
         while self._thread.is_alive():
             self._thread.join(0.2)
         return not self._delivery.pending
 
     def _run(self) -> None:
-        self._attempt(self._before)
+        self._deliver()
+        self.tried.set()
         pause = INTERVAL
         while not self._closing.wait(pause):
-            pause = INTERVAL if self._attempt(self._delivery.deliver) else min(2 * pause, LONGEST_PAUSE)
+            pause = INTERVAL if self._deliver() else min(2 * pause, LONGEST_PAUSE)
         started = time.monotonic()
-        while not self._attempt(self._delivery.deliver):
+        while not self._deliver():
             if time.monotonic() - started > PATIENCE:
                 return
             time.sleep(INTERVAL)
         self._attempt(self._delivery.deliver_deferred)
 
+    def _deliver(self) -> bool:
+        if not self._attempt(self._delivery.deliver):
+            return False
+        if self._then is not None:
+            try:
+                self._then()
+                self._then = None
+            except Exception as error:  # tried again with the next delivery
+                logger.info("could not look after other runs: %s", first_line(error))
+        return True
+
     def _attempt(self, action: Callable[[], None]) -> bool:
         try:
             action()
         except Exception as error:  # whatever it is, training goes on and the journal keeps it
-            if self.problem is None and not self._closing.is_set():
+            if self.problem is None and self.tried.is_set() and not self._closing.is_set():
                 logger.warning("the record waits, as MLflow does not take it: %s", first_line(error))
             self.problem = error
             return False
