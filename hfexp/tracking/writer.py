@@ -13,7 +13,9 @@ logger = logging.getLogger(__name__)
 INTERVAL = 1.0
 """Seconds between deliveries: small enough to watch a run, large enough to make one batch of many numbers."""
 LONGEST_PAUSE = 30.0
-"""Seconds between attempts while the store can't be reached."""
+"""Seconds between deliveries to a slow store, and between attempts while it can't be reached."""
+LARGEST_SHARE = 0.01
+"""Of the time for which the thread works while training goes on; what it does not get to is delivered afterwards."""
 PATIENCE = 10.0
 """Seconds for which the end of a run keeps trying a store that does not take anything."""
 
@@ -47,7 +49,10 @@ class Writer:
         self.tried.set()
         pause = INTERVAL
         while not self._closing.wait(pause):
-            pause = INTERVAL if self._deliver() else min(2 * pause, LONGEST_PAUSE)
+            began = time.monotonic()
+            succeeded = self._deliver()
+            duration = time.monotonic() - began
+            pause = min(LONGEST_PAUSE, max(INTERVAL, duration / LARGEST_SHARE if succeeded else 2 * pause))
         started = time.monotonic()
         while not self._deliver():
             if time.monotonic() - started > PATIENCE:
