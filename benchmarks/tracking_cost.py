@@ -118,19 +118,12 @@ def compare(job: str, rounds: int) -> list[str]:
         for name, more in order[number % 3 :] + order[: number % 3]:
             times[name].append(measure([*JOBS[job], *more]))
             print(f"{name}: {times[name][-1][0]:.2f} s of training, {times[name][-1][1]:.2f} s in all", flush=True)
-    fastest = min(train for train, _ in times["off"])
     rows = []
     for name in VARIANTS:
-        trains = [train for train, _ in times[name]]
-        ratios = [own / off[0] - 1 for own, off in zip(trains, times["off"], strict=True)]
-        cost = (
-            ("", "") if name == "off" else (f"{min(trains) / fastest - 1:+.1%}", f"{statistics.median(ratios):+.1%}")
-        )
-        whole = statistics.median(run for _, run in times[name])
-        rows.append(
-            f"| {job} | {name} | {min(trains):.2f} | {cost[0]} | {statistics.median(trains):.2f} | {cost[1]} "
-            f"| {whole:.2f} |"
-        )
+        train, whole = (statistics.median(column) for column in zip(*times[name], strict=True))
+        ratios = [own[0] / off[0] - 1 for own, off in zip(times[name], times["off"], strict=True)]
+        cost = "" if name == "off" else f"{statistics.median(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})"
+        rows.append(f"| {job} | {name} | {train:.2f} | {cost} | {whole:.2f} |")
     return rows
 
 
@@ -145,13 +138,14 @@ def main() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
         rows = [] if args.own else [row for job in jobs for row in compare(job, args.rounds or ROUNDS[job])]
         shares = [own_share(job, 3) for job in jobs]
+    counts = " and ".join(str(args.rounds or ROUNDS[job]) for job in jobs)
     text = "\n".join(
         [
-            f"Interleaved in one process on {os.cpu_count()} cores: {ROUNDS}. The fastest round is the",
-            f"least disturbed by the machine's other work; the limit for hfexp is {LIMIT:.0%}.",
+            f"Medians of {counts} rounds, interleaved in one process on {os.cpu_count()} cores; cost: median (and range)",
+            f"of the ratios to the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}.",
             "",
-            "| job | tracking | fastest training, s | cost | median training, s | median cost | whole run, s |",
-            "|---|---|--:|--:|--:|--:|--:|",
+            "| job | tracking | training, s | cost | whole run, s |",
+            "|---|---|--:|--:|--:|",
             *rows,
             "",
             "The time that tracking takes for itself while training goes on, as a share of it (an upper bound of the",
@@ -159,7 +153,7 @@ def main() -> None:
             "",
             *shares,
         ]
-    ).replace("{", "").replace("}", "")  # fmt: skip
+    )
     print(text)
     if args.only is None and args.rounds is None and not args.own:
         RESULTS.write_text(text + "\n")
