@@ -141,8 +141,8 @@ def main() -> None:
     counts = " and ".join(str(args.rounds or ROUNDS[job]) for job in jobs)
     text = "\n".join(
         [
-            f"Medians of {counts} rounds, interleaved in one process on {os.cpu_count()} cores; cost: median (and range)",
-            f"of the ratios to the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}.",
+            f"Medians of {counts} rounds, interleaved in one process on {os.cpu_count()} cores; cost: median and",
+            f"range of the ratios to the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}.",
             "",
             "| job | tracking | training, s | cost | whole run, s |",
             "|---|---|--:|--:|--:|",

@@ -82,6 +82,8 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
     assert {"final_eval_accuracy", "test_accuracy"} <= measured
     assert run.info.artifact_uri.startswith(f"file://{place}/outputs/artifacts/")
     assert not (place / "mlruns").exists()
+    wal = place / "outputs" / "mlflow.db-wal"
+    assert not wal.exists() or wal.stat().st_size == 0, "a copy of mlflow.db would be incomplete"
     assert sorted(p.name for p in place.iterdir()) == ["outputs"]
 
 

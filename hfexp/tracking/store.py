@@ -131,6 +131,15 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
         return client, _experiment_id(client, experiment, None if is_server else output_dir)
 
 
+def settle(uri: str) -> None:
+    """Bring what was written into the SQLite file itself, so that a copy of it is complete (else it is in `-wal`)."""
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or not database.is_file():
+        return
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
 def is_temporary(error: Exception) -> bool:
     """Whether a database can't be used just now: it is locked, or its server is away."""
     from sqlalchemy.exc import OperationalError

@@ -13,6 +13,7 @@ from hfexp.screen import note
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.recovery import append_closing, close_gone_runs
+from hfexp.tracking.store import settle
 from hfexp.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ class MlflowTracker:
             complete = writer.close()
         except KeyboardInterrupt:  # how the run ended is settled: only the waiting is cut short
             complete = False
+        settle(str(self.uri))
         if not complete:
             problem = first_line(writer.problem) if writer.problem else "not all was delivered"
             note(f"the record at {self.uri} is incomplete: {problem}")
