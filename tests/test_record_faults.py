@@ -199,6 +199,8 @@ def test_no_error_of_the_file_system_comes_out_of_the_journal(
 
 def test_a_full_disk_under_the_error_stream_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w", buffering=1) as full, monkeypatch.context() as patched:
+        with pytest.raises(OSError, match="No space left"):
+            print("this is what would happen", file=full, flush=True)
         patched.setattr("sys.stderr", full)
         screen.note("nobody reads this")
         with contextlib.suppress(OSError):
