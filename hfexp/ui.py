@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     args = parser.parse_args(words)
     uri = tracking_uri(args.uri, args.output_dir)
     if uri.startswith("http"):
-        print(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}")
+        print(mask_secrets(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}"))
         return 0
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise ConfigError(

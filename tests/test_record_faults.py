@@ -103,6 +103,8 @@ def test_after_a_power_cut_more_is_noted_than_there_is(run_dir: Path, uri: str) 
     assert not again.pending
     with journal.path.open("ab") as file:
         file.write(b'\0\0\0\0\n{"half": \n')
+    journal = Journal(run_dir)
+    again = Delivery(run_dir, journal, uri, run_dir)
     journal.append("metrics", metrics={"loss": 2.0}, step=2, time=2)
     again.deliver()
     assert history(uri, delivery.state.run_id, "loss") == [(1, 1.0), (2, 2.0)]
@@ -195,6 +197,27 @@ def test_no_error_of_the_file_system_comes_out_of_the_journal(
         journal.release_space()
     journal.append("tags", tags={"c": "3"})
     assert [list(entry["tags"]) for entry, _ in Journal(run_dir).read()] == [["a"], ["b"], ["c"]]
+
+
+def test_half_a_line_on_a_full_disk_moves_no_position(run_dir: Path) -> None:
+    journal = Journal(run_dir)
+    journal.append("tags", tags={"a": "1"})
+    real = journal._write_waiting
+
+    def half() -> None:
+        with journal.path.open("ab") as file:
+            file.write(journal._waiting[0][:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal._write_waiting = half
+    journal.append("tags", tags={"b": "2"})
+    positions = list(journal.read())
+    assert [list(entry["tags"]) for entry, _ in positions] == [["a"], ["b"]]
+    assert journal.size() == positions[-1][1]
+    journal._write_waiting = real
+    journal.append("tags", tags={"c": "3"})
+    assert list(Journal(run_dir).read())[:2] == positions
+    assert journal.size() == journal.path.stat().st_size
 
 
 def test_a_full_disk_under_the_error_stream_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

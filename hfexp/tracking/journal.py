@@ -43,6 +43,8 @@ class Journal:
         self._waiting: deque[bytes] = deque()
         self._torn = False
         self._remove_torn_line()
+        self._size = self.path.stat().st_size if self.path.exists() else 0
+        """Of whole lines: on a full disk, the file may end with a part of the first one that waits."""
 
     def append(self, kind: str, **content: Any) -> None:
         """Add an entry; on a full disk it waits in memory until there is space again."""
@@ -74,8 +76,8 @@ class Journal:
 
     def discard(self) -> None:
         """Begin anew."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        self.path.unlink(missing_ok=True)
+        self._size = 0
 
     def sync(self) -> None:
         """Make what is written durable, so that what is noted of its delivery is never ahead of it."""
@@ -92,6 +94,7 @@ class Journal:
                 if file.write(line) != len(line):
                     raise OSError(28, os.strerror(28))  # part of a line went onto a full disk
                 self._waiting.popleft()
+                self._size += len(line)
 
     def _remove_torn_line(self) -> None:
         """A process killed, or a disk filled, in the middle of a write leaves half a line."""
@@ -122,7 +125,7 @@ class Journal:
 
     def _lines(self, offset: int) -> Iterator[bytes]:
         with self._lock:
-            written, waiting = self._written(), list(self._waiting)
+            written, waiting = self._size, list(self._waiting)
         if written > offset:
             with self.path.open("rb") as file:
                 file.seek(offset)
@@ -141,10 +144,7 @@ class Journal:
     def size(self) -> int:
         """Position after the last entry."""
         with self._lock:
-            return self._written() + sum(map(len, self._waiting))
-
-    def _written(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+            return self._size + sum(map(len, self._waiting))
 
     def recorded(self) -> tuple[set[str], dict[str, int]]:
         """Names of the params, and the last step of each metric, that are recorded already."""

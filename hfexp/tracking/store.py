@@ -16,7 +16,7 @@ from hfexp.errors import ConfigError
 from hfexp.origin import file_name, mask_secrets
 
 DATABASE = "mlflow.db"
-SERVER_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
 """MLflow would try seven times, for minutes, before it says that a server is away; we try again ourselves."""
 FIRST_USE = 0x68666578705F6462
 """Key of the advisory lock under which a PostgreSQL store is made (`hfexp_db` in ASCII)."""
@@ -116,7 +116,7 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name, value in SERVER_PATIENCE.items():
+    for name, value in HTTP_DEFAULTS.items():
         os.environ.setdefault(name, value)
     if uri.startswith("sqlite:///"):
         database = Path(uri.removeprefix("sqlite:///"))
