@@ -1,6 +1,7 @@
 """Fixtures: a clean place to run in, small images and small checkpoints made on the spot."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -32,6 +37,12 @@ SMALL_DIGITS = (
     "trainer.args.num_train_epochs=2",
 )
 """The main job, in a second: 2 epochs of 3 steps."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Prepared data of the tests, apart from the user's."""
+    os.environ["HFEXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Any]] = {
     ),
     "timm": ("TimmWrapper", {"architecture": "test_resnet"}, None),
 }
-ALL = [pytest.param(name, marks=() if name in ("vit", "resnet", "timm") else pytest.mark.slow) for name in FAMILIES]
+ALL = [pytest.param(name, marks=() if name == "vit" else pytest.mark.slow) for name in FAMILIES]
 
 
 def write_checkpoint(family: str, directory: Path, num_labels: int = 4) -> Path:

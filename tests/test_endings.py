@@ -110,6 +110,7 @@ def first_use(uri: str, number: int) -> None:
     api.train(*SMALL_DIGITS, f"seed={number}", f"tracking.uri={uri}", f"output_dir=own{number}", "debug=fast")
 
 
+@pytest.mark.slow
 def test_several_processes_make_a_fresh_store_at_once(place: Path) -> None:
     uri = f"sqlite:///{place / 'shared.db'}"
     context = multiprocessing.get_context("spawn")
@@ -121,6 +122,7 @@ def test_several_processes_make_a_fresh_store_at_once(place: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_store_whose_making_was_killed_is_made_anew(place: Path) -> None:
     script = (
         "import os\n"

@@ -49,7 +49,8 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
     ("name", "step", "code", "status", "checkpoint"),
     [
         ("SIGTERM", 5, 143, "KILLED", "checkpoint-5"),  # in mid-epoch: it writes one
-        ("SIGTERM", 6, 143, "KILLED", "checkpoint-6"),  # at the end of an epoch: after its evaluation
+        # At the end of an epoch: after its evaluation.
+        pytest.param("SIGTERM", 6, 143, "KILLED", "checkpoint-6", marks=pytest.mark.slow),
         ("SIGKILL", 5, -9, "RUNNING", "checkpoint-3"),
         ("SIGINT", 5, 130, "KILLED", "checkpoint-3"),
     ],

@@ -5,7 +5,6 @@ import errno
 import logging
 import socket
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from test_tracking import CREATE, begin, history, left_behind
 
-from hfexp import api, cli, process, quiet, screen
+from hfexp import api, cli, process, quiet, run_directory, screen
 from hfexp.config import config_hash
 from hfexp.errors import ConfigError
 from hfexp.origin import Origin, mask_secrets
@@ -123,23 +122,24 @@ def test_a_journal_without_its_beginning_begins_anew(left: bytes, place: Path, a
     assert (run.info.status, run.info.run_id) == ("FINISHED", result.run_id)
 
 
-def test_an_experiment_whose_rest_is_being_delivered_waits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_experiment_whose_rest_is_being_delivered_waits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.train(*SMALL_DIGITS, "tracking=none")
     own, identity = ProcessId.own(), config_hash(api.compose(*SMALL_DIGITS))
     gone = own.started.rpartition("/")[0] + "/1"
     save_state(first.run_dir, RunState(identity, "killed", None, own.host, own.pid, gone))
-    held = threading.Event()
+    held, waits = threading.Event(), threading.Event()
+    monkeypatch.setattr(run_directory, "note", lambda text: waits.set() if "waiting for another" in text else None)
 
     def deliver() -> None:
         with FileLock(first.run_dir.parent / ".locks" / f"{identity[:16]}.lock"):
             held.set()
-            time.sleep(1)
+            waits.wait(60)
 
     thread = threading.Thread(target=deliver)
     thread.start()
     held.wait()
     assert api.train(*SMALL_DIGITS, "tracking=none").run_dir == first.run_dir
-    assert "waiting for another process" in capsys.readouterr().err
+    assert waits.is_set()
     thread.join()
 
 
