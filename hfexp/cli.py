@@ -190,6 +190,13 @@ def sync(words: list[str]) -> int:
     return synchronisation.main(words)
 
 
+def cache(words: list[str]) -> int:
+    """List or remove the prepared data that jobs share."""
+    from hfexp import cache as prepared
+
+    return prepared.main(words)
+
+
 def version(words: list[str]) -> int:
     """Print the version."""
     from hfexp import __version__
@@ -198,7 +205,7 @@ def version(words: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "compare": compare, "sync": sync, "ui": ui, "version": version}
+COMMANDS = {"train": train, "compare": compare, "cache": cache, "sync": sync, "ui": ui, "version": version}
 
 
 def _fail(error: Exception, code: int, full_traceback: bool) -> int:

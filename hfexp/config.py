@@ -98,6 +98,18 @@ class DatasetConfig:
 
 
 @dataclass
+class CacheConfig:
+    """What is done with rows once they are prepared; nothing here changes a result."""
+
+    enabled: bool = True
+    """Keep them for the next epochs, runs and processes."""
+    max_size: str = "20GB"
+    """Of everything in `dir`; what was not used for the longest time makes room."""
+    dir: str | None = None
+    """null: `HFEXP_CACHE`, else `hfexp` in the user's cache directory."""
+
+
+@dataclass
 class TransformConfig:
     """Lists of operations, each a `_target_` node; one that takes `size`, `mean`, `std` gets the processor's."""
 
@@ -109,6 +121,7 @@ class TransformConfig:
     """In place of `augment` on the other splits."""
     batch_augment: list[Any] = field(default_factory=list)
     """Random, on whole training batches (MixUp, CutMix): called with (images, labels)."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
 
 @dataclass
@@ -238,6 +251,7 @@ def config_hash(config: Config) -> str:
     # Without eval_steps, Transformers evaluates every logging_steps.
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
+    plain["transform"].pop("cache")
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -17,6 +17,7 @@ from hfexp.errors import RunError, Terminated
 from hfexp.model import build_model
 from hfexp.origin import Origin
 from hfexp.preflight import Inputs, prepare
+from hfexp.preparing import Preparation
 from hfexp.progress import RecordTraining, ShowProgress
 from hfexp.recording import Recorder
 from hfexp.reporting.classes import ClassReport
@@ -78,7 +79,10 @@ def run(config: Config, origin: Origin) -> Result:
     ):
         announce(directory, inputs, environment.git)
         transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
-        splits = processing.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed)
+        preparation = Preparation(config, inputs.task, inputs.processor)
+        splits = processing.process(
+            inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed, preparation
+        )
         model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
         screen.show_model(summary)
         recorder = Recorder(tracker, config, origin, environment, inputs, directory)
@@ -153,10 +157,11 @@ def build_trainer(
         deterministic=config.trainer.deterministic,
     )
     progress = ShowProgress(task.metric)
+    collator = processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)
     trainer = trainer_class(config.trainer._target_, allowed)(
         model=model,
         args=args,
-        data_collator=processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed),
+        data_collator=collator,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         processing_class=inputs.processor,
@@ -171,6 +176,7 @@ def build_trainer(
         ],
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.finish_batch = collator.finish
     trainer.config_hash = directory.state.config_hash
     if inputs.transforms.batch is not None:
         trainer.soft_labels, trainer.loss_is_scaled_for_ga = True, False

@@ -196,19 +196,30 @@ def _filter_name(resample: int) -> str:
 
 
 class ImageCollator:
-    """Rows to a batch: `pixel_values` (B, C, H, W) float32 normalised, `labels` (B,) int64."""
+    """Rows to a batch: `pixel_values` (B, C, H, W) as they are, `labels` (B,) int64."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.mean = torch.tensor(mean or (0.0,)).view(-1, 1, 1)
-        self.std = torch.tensor(std or (1.0,)).view(-1, 1, 1)
+        """`mean`, `std`: per channel, of levels in 0..1; empty: 0 and 1."""
+        shift, scale = (torch.tensor(v or (default,)).view(-1, 1, 1) for v, default in ((mean, 0.0), (std, 1.0)))
+        # (x / 255 - mean) / std in one multiplication and one addition.
+        self.factor, self.offset = 1 / (255 * scale), -shift / scale
 
     @classmethod
     def for_processor(cls, processor: Any) -> "ImageCollator":
         geometry = Geometry.of(processor)
         return cls(geometry.mean, geometry.std)
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict[str, Any]] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Stack rows; those that are stacked already stay as they are."""
+        if isinstance(rows, dict):
+            return rows
         images = torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])
-        if images.dtype == torch.uint8:
-            images = (images.float() / 255 - self.mean) / self.std
         return {"pixel_values": images, "labels": torch.tensor([row["labels"] for row in rows])}
+
+    def finish(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Normalise uint8 images, on the device where they are, to float32."""
+        images = batch["pixel_values"]
+        if images.dtype != torch.uint8:
+            return batch
+        factor, offset = self.factor.to(images.device), self.offset.to(images.device)
+        return {**batch, "pixel_values": torch.addcmul(offset, images, factor)}

@@ -25,8 +25,9 @@ import torch
 
 from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
-from hfexp.processing import Row, Transforms, build_transforms
-from hfexp.targets import instantiate
+from hfexp.processing import Collator, Transforms, build_transforms
+from hfexp.row_arrays import Row
+from hfexp.targets import instantiate, targets_in
 from hfexp.tasks.base import Task
 
 RECIPE_FILE = "hfexp.json"
@@ -48,7 +49,7 @@ class Recipe:
 
     def foreign_targets(self) -> list[str]:
         """`_target_`s that whoever loads the model must allow (and have)."""
-        found = _targets([self.task, self.prepare, self.evaluate])
+        found = targets_in([self.task, self.prepare, self.evaluate])
         return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
 
 
@@ -127,15 +128,6 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     return Predictor(model, processor, task, transforms, recipe.id2label)
 
 
-def _targets(node: Any) -> set[str]:
-    if isinstance(node, list):
-        return {target for item in node for target in _targets(item)}
-    if not isinstance(node, dict):
-        return set()
-    own = {str(node["_target_"])} if "_target_" in node else set()
-    return own | {target for value in node.values() for target in _targets(value)}
-
-
 def _is_below(path: str, names: Iterable[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
@@ -159,7 +151,7 @@ class Predictor:
         self.transforms = transforms
         self.id2label = id2label
         self.batch_size = batch_size
-        self.collate = task.collator(processor)
+        self.collate = Collator(task, processor, None, 0)
         self.to_row: Callable[[Any], Row] = task.inference_row
 
     def predict(self, inputs: Iterable[Any]) -> pandas.DataFrame:

@@ -24,6 +24,7 @@ from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.metrics import MetricSet, build_metrics
 from hfexp.model import frozen_parameters, load_model_config
+from hfexp.preparing import require_deterministic
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 from hfexp.training import trainer_class
@@ -189,6 +190,8 @@ def _check_fit(
     splits = processing.process(dataset, task, processor, transforms, config.seed)
     collate = processing.Collator(task, processor, None, config.seed)
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
+    for split in ("train", "validation"):
+        require_deterministic(task.decode(dataset[split][0]), splits[split].steps.fixed, processing.apply)
     shapes = {split: {k: tuple(v.shape) for k, v in batch.items()} for split, batch in first.items()}
     if shapes["train"] != shapes["validation"]:
         problems.append(

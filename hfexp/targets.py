@@ -48,7 +48,7 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
     # Called by us: Hydra would turn run-time objects that are dataclasses into configuration nodes.
     policy = {}
     if "_execution_whitelist_" in parameters(hydra_instantiate):  # Hydra 1.4: exactly the targets just checked
-        found = {path: locate(path, key, allowed) for path in _targets_in(node)}
+        found = {path: locate(path, key, allowed) for path in targets_in(node)}
         homes = {f"{t.__module__}.{t.__qualname__}" for t in found.values() if hasattr(t, "__qualname__")}
         policy["_execution_whitelist_"] = sorted({*found, *homes})
     build = hydra_instantiate({**node, "_partial_": True}, _convert_="all", **policy)
@@ -73,14 +73,14 @@ def check(node: Any, key: str, allowed: list[str] | None = None, runtime: frozen
         check(value, f"{key}.{name}", allowed)
 
 
-def _targets_in(node: Any) -> set[str]:
+def targets_in(node: Any) -> set[str]:
     """All `_target_` strings of a node."""
     if isinstance(node, list):
-        return {target for item in node for target in _targets_in(item)}
+        return {target for item in node for target in targets_in(item)}
     if not isinstance(node, Mapping):
         return set()
     own = {str(node["_target_"])} if "_target_" in node else set()
-    return own | {target for value in node.values() for target in _targets_in(value)}
+    return own | {target for value in node.values() for target in targets_in(value)}
 
 
 def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:

@@ -25,6 +25,22 @@ class Trainer(TrueCheckpoints, Timed, transformers.Trainer):
     soft_labels: bool = False
     """Training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""
 
+    finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """Last part of making a batch, done on the device of the model."""
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        return self.finish_batch(inputs) if self.finish_batch else inputs
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, drawing the seeds of workers from a generator of its own.
+
+        Otherwise each pass, or with persistent workers only the first one, would shift the model's random numbers.
+        """
+        dataloader = super()._get_dataloader(*args, **kwargs)
+        dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return dataloader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy

@@ -78,7 +78,8 @@ def test_eval_transform_is_what_the_processor_does(name: str, size: tuple[int, i
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     transforms = build_transforms(api.compose("transform=eval").transform, processor, {0: "a", 1: "b"}, [])
     row = TASK.preprocess(transforms.evaluation({"image": picture, "label": 0}), processor)
-    ours = ImageCollator.for_processor(processor)([row])["pixel_values"]
+    collate = ImageCollator.for_processor(processor)
+    ours = collate.finish(collate([row]))["pixel_values"]
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape
     # Both resize 8-bit pixels; rounding may differ by one level.
@@ -133,7 +134,7 @@ def test_augmentation_follows_seed_epoch_and_index_alone(transform: str) -> None
     assert not torch.equal(pixels(train.__getitems__(list(range(8, 16)))), whole)
     assert not torch.equal(pixels(splits(transform, seed=1)[0]["train"].__getitems__(list(range(8)))), whole)
     same = train.rows.select([0] * 8)
-    copies = pixels(ProcessedDataset(same, TASK, None, train.transform, train.batched, 0).__getitems__(list(range(8))))
+    copies = pixels(ProcessedDataset(same, TASK, None, train.steps, 0).__getitems__(list(range(8))))
     assert len({tuple(c.flatten().tolist()) for c in copies}) > 1
 
 

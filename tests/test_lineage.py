@@ -11,9 +11,10 @@ from conftest import SMALL_DIGITS, write_images
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from hfexp import api
+from hfexp import digest as content
+from hfexp.digest import digest
 from hfexp.sources import image_folder
 from hfexp.tracking import lineage
-from hfexp.tracking.lineage import digest
 
 
 def table(values: list[int], texts: list[str] | None = None) -> Dataset:
@@ -63,8 +64,8 @@ def test_one_pixel_of_a_file_counts(tmp_path: Path) -> None:
 
 
 def test_beyond_the_limit_sizes_of_all_and_contents_of_some_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lineage, "MAX_BYTES_READ", 10)
-    monkeypatch.setattr(lineage, "SAMPLED_ROWS", 2)
+    monkeypatch.setattr(content, "MAX_BYTES_READ", 10)
+    monkeypatch.setattr(content, "SAMPLED_ROWS", 2)
 
     def rows(*contents: bytes) -> Dataset:
         encoded = [{"bytes": content, "path": None} for content in contents]

@@ -29,6 +29,9 @@ class Task(ABC):
     """Chooses the best model unless the user says otherwise."""
     greater_is_better: ClassVar[bool] = True
 
+    takes_columns: ClassVar[bool] = False
+    """`preprocess` and the collator take whole batches too: each field of the rows, stacked to (B, ...)."""
+
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Names of the classes by id, from the label column's `ClassLabel`."""
         if self.label_column is None:
@@ -64,8 +67,11 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, "torch.Tensor"]]:
-        """What makes a batch of model inputs from a list of rows."""
+    def collator(self, processor: Any) -> Callable[..., dict[str, "torch.Tensor"]]:
+        """What makes a batch of model inputs from a list of rows.
+
+        If it has a method `finish`, that is called on the batch where the model computes: on the GPU, if there is one.
+        """
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce the model's output on its device before it is gathered for the metrics."""

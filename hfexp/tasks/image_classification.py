@@ -19,6 +19,7 @@ class ImageClassification(Task):
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     label_column: ClassVar[str | None] = "label"
     metric: ClassVar[str] = "accuracy"
+    takes_columns: ClassVar[bool] = True
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Open the image at its right way up; colours are brought to RGB by the transform."""
@@ -61,8 +62,8 @@ class ImageClassification(Task):
 
         return image_bytes(row)
 
-    def collator(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-        """Stacks images to (B, C, H, W) and normalises uint8 ones, once per batch."""
+    def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
+        """Stacks images to (B, C, H, W); `finish` normalises uint8 ones, once per batch."""
         from hfexp.images import ImageCollator
 
         return ImageCollator.for_processor(processor)

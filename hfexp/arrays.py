@@ -1,0 +1,168 @@
+"""Rows of arrays in a directory: written in order, read a batch at a time in any order.
+
+A directory holds `meta.json`, and for each field its values one after the other (`<field>.bin`) and, unless all rows
+have one shape, their shapes (`<field>.shapes.npy`, int64, (N, dimensions)). Files are read with `pread(2)` and not
+mapped into memory: a row costs one system call (some microseconds), and the memory of a process doesn't grow with
+the pages that it has touched, which a map counts as its own.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+META = "meta.json"
+IN_MEMORY = 16
+"""Rows of a field up to so many bytes are kept in memory (labels)."""
+
+Columns = dict[str, "np.ndarray | list[np.ndarray]"]
+
+
+class ArrayWriter:
+    """Appends rows. What it leaves is complete only after `finish`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.files: dict[str, BinaryIO] = {}
+        self.kinds: dict[str, tuple[str, int]] = {}
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+        self.bytes = 0
+
+    def __enter__(self) -> "ArrayWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def append(self, row: Mapping[str, np.ndarray]) -> None:
+        """Add one row; fields and dtypes must be those of the first.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if not self.files:
+            self._begin(row)
+        if row.keys() != self.files.keys():
+            raise ValueError(f"a row has the fields {sorted(row)} and not {sorted(self.files)}")
+        for name, value in row.items():
+            kind = (value.dtype.str, value.ndim)
+            if kind != self.kinds[name]:
+                raise ValueError(f"a row has {kind} (dtype, dimensions) in {name!r} and not {self.kinds[name]}")
+            self.files[name].write(np.ascontiguousarray(value).data)
+            self.shapes[name].append(value.shape)
+            self.bytes += value.nbytes
+
+    def _begin(self, row: Mapping[str, np.ndarray]) -> None:
+        for name, value in row.items():
+            self.files[name] = (self.directory / f"{name}.bin").open("wb", buffering=2**20)
+            self.kinds[name], self.shapes[name] = (value.dtype.str, value.ndim), []
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Write shapes and `meta.json`, the latter last, and wait until all is on the disk."""
+        fields = {}
+        for name, shapes in self.shapes.items():
+            uniform = len(set(shapes)) == 1
+            fields[name] = {"dtype": self.kinds[name][0], "shape": list(shapes[0]) if uniform else None}
+            if not uniform:
+                np.save(self.directory / f"{name}.shapes.npy", np.asarray(shapes, dtype=np.int64))
+            self.files[name].flush()
+            os.fsync(self.files[name].fileno())
+        rows = len(next(iter(self.shapes.values()), []))
+        meta = {"rows": rows, "bytes": self.bytes, "fields": fields, **about}
+        with (self.directory / META).open("w") as file:
+            json.dump(meta, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class ArrayReader:
+    """Reads rows by their numbers; usable from several threads and processes at once."""
+
+    lease: BinaryIO | None = None
+    """A file that stays open as long as this reader is used, see `hfexp.cache`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises OSError, ValueError or KeyError if the directory is not what `ArrayWriter` leaves."""
+        self.directory = directory
+        self.meta: dict[str, Any] = json.loads((directory / META).read_text())
+        self.fields = {
+            name: _Field(directory / f"{name}.bin", field["dtype"], field["shape"], self.meta["rows"])
+            for name, field in self.meta["fields"].items()
+        }
+
+    def __len__(self) -> int:
+        return self.meta["rows"]
+
+    def __reduce__(self) -> Any:
+        return ArrayReader, (self.directory,)
+
+    def is_uniform(self, name: str) -> bool:
+        """All rows of this field have one shape."""
+        return self.fields[name].shape is not None
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> Columns:
+        """Each field of these rows: one array (B, ...) if all rows have one shape, else a list of B arrays."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return {name: field.read(indices) for name, field in self.fields.items()}
+
+
+class _Field:
+    """One field's values."""
+
+    def __init__(self, path: Path, dtype: str, shape: list[int] | None, rows: int) -> None:
+        self.dtype = np.dtype(dtype)
+        self.shape = None if shape is None else tuple(shape)
+        self.values: np.ndarray | None = None
+        self.shapes = self.offsets = None
+        if self.shape is None:
+            self.shapes = np.load(path.with_name(f"{path.stem}.shapes.npy"))
+            sizes = self.shapes.prod(1) * self.dtype.itemsize
+            self.offsets = np.concatenate([[0], np.cumsum(sizes)])
+            expected = int(self.offsets[-1])
+        else:
+            self.row_bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+            expected = rows * self.row_bytes
+        if path.stat().st_size != expected:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes and not {expected}")
+        if self.shape is not None and self.row_bytes <= IN_MEMORY:
+            self.values = np.fromfile(path, self.dtype).reshape(rows, *self.shape)
+        else:
+            self.file = path.open("rb", buffering=0)
+
+    def read(self, indices: np.ndarray) -> "np.ndarray | list[np.ndarray]":
+        if self.values is not None:
+            return self.values[indices]
+        if self.shape is None:
+            return [self._read_one(int(index)) for index in indices]
+        rows = np.empty((len(indices), *self.shape), self.dtype)
+        flat = _bytes_of(rows) if rows.size else memoryview(b"")
+        if len(indices) > 1 and (np.diff(indices) == 1).all():
+            self._fill(flat, int(indices[0]) * self.row_bytes)
+            return rows
+        for place, index in enumerate(indices.tolist()):
+            self._fill(flat[place * self.row_bytes : (place + 1) * self.row_bytes], index * self.row_bytes)
+        return rows
+
+    def _read_one(self, index: int) -> np.ndarray:
+        assert self.shapes is not None
+        assert self.offsets is not None
+        row = np.empty(self.shapes[index], self.dtype)
+        if row.size:
+            self._fill(_bytes_of(row), int(self.offsets[index]))
+        return row
+
+    def _fill(self, target: memoryview, offset: int) -> None:
+        """Read until the target is full: one call may give less, on some file systems and beyond 2 GB."""
+        while len(target):
+            count = os.preadv(self.file.fileno(), [target], offset)
+            if count == 0:
+                raise OSError(f"{self.file.name} has become shorter while it was being read")
+            target, offset = target[count:], offset + count
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8))  # pyright: ignore

@@ -1,0 +1,269 @@
+"""A directory of prepared rows that jobs share: found by content, built once, evicted when space is short.
+
+    <directory>/<key>/          an entry: what `hfexp.arrays` writes, and `used`
+    <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is whole
+    <directory>/.locks/         one lock file per key, held while it is built
+
+The modification time of `used` is the time of the last use; whoever uses the entry holds a shared `flock(2)` on it,
+and nothing is evicted while somebody does.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hfexp.arrays import ArrayReader, ArrayWriter
+from hfexp.errors import ConfigError
+from hfexp.screen import note, say
+
+VARIABLE = "HFEXP_CACHE"
+"""Environment variable with the directory of the cache."""
+USED = "used"
+SPARE = 10**9
+"""Bytes of the disk that building an entry leaves free."""
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
+
+
+class NoRoomError(Exception):
+    """An entry can't be kept; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A whole entry."""
+
+    path: Path
+    bytes: int
+    rows: int
+    about: str
+    used: float
+    """When it was last used, in seconds since 1970."""
+
+
+def default_directory() -> Path:
+    """`HFEXP_CACHE`, else `hfexp` in the user's cache directory."""
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE]).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfexp"
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes of `20GB`, `500 MiB` or a plain number.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+    if found is None or found.group(2) not in _UNITS:
+        raise ConfigError(f"transform.cache.max_size={text}: a size is needed, such as 20GB, 500MB or 1TiB")
+    return int(float(found.group(1)) * _UNITS[found.group(2)])
+
+
+def show_size(count: float) -> str:
+    """Bytes as a person reads them: `1.2 GB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Cache:
+    """Entries below one directory, of at most `max_size` bytes together."""
+
+    def __init__(self, directory: Path, max_size: int) -> None:
+        self.directory = directory
+        self.max_size = max_size
+
+    def find(self, key: str) -> ArrayReader | None:
+        """Open an entry, or None. It counts as used as long as the reader lives."""
+        path = self.directory / key
+        try:
+            lease = (path / USED).open("rb")
+            fcntl.flock(lease, fcntl.LOCK_SH)
+            with contextlib.suppress(OSError):  # somebody else's cache, which we may only read
+                os.utime(path / USED)
+            if os.fstat(lease.fileno()).st_ino != (path / USED).stat().st_ino:
+                return None  # evicted meanwhile, and built again
+            reader = ArrayReader(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            note(f"{path} is damaged ({error}) and is prepared again")
+            return None
+        reader.lease = lease
+        return reader
+
+    def find_or_build(
+        self, key: str, needed: int, build: Callable[[ArrayWriter], Mapping[str, Any]]
+    ) -> tuple[ArrayReader, bool]:
+        """Open an entry, or build it; whoever wants the same one meanwhile waits.
+
+        Args:
+            needed: bytes that it will take, about.
+            build: appends all rows and returns what is said about them (`about`: one line for people).
+
+        Returns:
+            The entry and whether it was built here.
+
+        Raises:
+            NoRoomError: it doesn't fit into the cache or on the disk, or the directory can't be written.
+        """
+        try:
+            (self.directory / ".locks").mkdir(parents=True, exist_ok=True)
+            with self._lock(key):
+                reader = self.find(key)
+                if reader is not None:
+                    return reader, False
+                self._make_room(needed)
+                self._build(key, build)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise NoRoomError(f"the disk of {self.directory} is full") from error
+            if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+                raise NoRoomError(f"{self.directory} can't be written ({error.strerror})") from error
+            raise
+        reader = self.find(key)
+        if reader is None:
+            raise NoRoomError(f"{self.directory / key} was removed as soon as it was written")
+        return reader, True
+
+    def entries(self) -> list[Entry]:
+        """All whole entries, the longest unused first."""
+        found = []
+        for path in self.directory.glob("*/meta.json"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                meta = ArrayReader(path.parent).meta
+                used = (path.parent / USED).stat().st_mtime
+                found.append(Entry(path.parent, meta["bytes"], meta["rows"], str(meta.get("about", "")), used))
+        return sorted(found, key=lambda entry: entry.used)
+
+    def remove(self, path: Path) -> bool:
+        """Remove an entry, unless somebody uses it."""
+        # For writing: file systems over a network lend exclusive locks on nothing else.
+        with contextlib.suppress(FileNotFoundError), (path / USED).open("r+b") as lease:
+            try:
+                fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            # Renamed first: a half-removed entry must not look like one.
+            gone = path.with_name(f".removed-{path.name}-{os.getpid()}")
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        return True
+
+    def remove_dead(self) -> None:
+        """Remove what builders and removers that died have left."""
+        for path in self.directory.glob(".building-*"):
+            lock = FileLock(self._lock_path(path.name.removeprefix(".building-")))
+            with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.directory.glob(".removed-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _lock_path(self, key: str) -> Path:
+        return self.directory / ".locks" / f"{key}.lock"
+
+    @contextlib.contextmanager
+    def _lock(self, key: str) -> Iterator[None]:
+        lock = FileLock(self._lock_path(key))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note("waiting for another process, which prepares the same data")
+            lock.acquire(timeout=-1)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make_room(self, needed: int) -> None:
+        size, limit = show_size(needed), f"transform.cache.max_size ({show_size(self.max_size)})"
+        if needed > self.max_size:
+            raise NoRoomError(f"they would take {size}, more than {limit}")
+        self.remove_dead()
+        entries = self.entries()
+        total = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            if total + needed <= self.max_size and self._free() >= needed + SPARE:
+                return
+            if self.remove(entry.path):
+                total -= entry.bytes
+        if total + needed > self.max_size:
+            raise NoRoomError(f"they would take {size}, and running jobs use {show_size(total)} of {limit}")
+        if self._free() < needed + SPARE:
+            raise NoRoomError(
+                f"they would take {size}, and {self.directory} has {show_size(self._free())} left"
+            )
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self.directory).free
+
+    def _build(self, key: str, build: Callable[[ArrayWriter], Mapping[str, Any]]) -> None:
+        temporary, path = self.directory / f".building-{key}", self.directory / key
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)  # a damaged one
+        temporary.mkdir()
+        try:
+            with ArrayWriter(temporary) as writer:
+                writer.finish(build(writer))
+            (temporary / USED).touch()
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        directory = os.open(self.directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def main(words: list[str]) -> int:
+    """`hfexp cache`: list the prepared data, or remove it."""
+    parser = argparse.ArgumentParser(
+        prog="hfexp cache", description="List the prepared data that jobs share, or remove it."
+    )
+    parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list")
+    parser.add_argument("key", nargs="*", help="entries to remove (beginnings of their names); none: all")
+    parser.add_argument("--dir", type=Path, help=f"the cache; default: {VARIABLE}, else in your cache directory")
+    args = parser.parse_args(words)
+    directory = (args.dir or default_directory()).absolute()
+    cache = Cache(directory, 0)
+    entries = cache.entries()
+    if args.action == "clear":
+        _clear(cache, entries, args.key)
+        return 0
+    for entry in reversed(entries):
+        days = (time.time() - entry.used) / 86400
+        when = "today" if days < 1 else f"{days:.0f} days ago"
+        size, name = show_size(entry.bytes), entry.path.name[:12]
+        say(f"{name}  {size:>8}  {entry.rows:>9,} rows  used {when:<13} {entry.about}")
+    say(f"{len(entries)} entries, {show_size(sum(entry.bytes for entry in entries))} in {directory}")
+    return 0
+
+
+def _clear(cache: Cache, entries: list[Entry], keys: list[str]) -> None:
+    for key in keys:
+        if not any(entry.path.name.startswith(key) for entry in entries):
+            raise ConfigError(f"no entry of {cache.directory} begins with {key!r}; `hfexp cache` lists them")
+    chosen = [e for e in entries if not keys or e.path.name.startswith(tuple(keys))]
+    removed = [entry for entry in chosen if cache.remove(entry.path)]
+    cache.remove_dead()
+    kept = len(chosen) - len(removed)
+    say(
+        f"{len(removed)} entries removed, {show_size(sum(entry.bytes for entry in removed))}"
+        + (f"; {kept} are in use and stay" if kept else "")
+    )

@@ -1,0 +1,278 @@
+"""The deterministic part of a split's transform, done once and kept for every later run.
+
+Kept are the rows after the longest run of operations, from the first one on, whose results are whole numbers: images
+as uint8 (a resized image of PIL too), class ids, token ids. What comes after it (e.g. torchvision's `ToTensor`) is
+done when a row is read. An entry of the cache is found by the content of the rows, the operations with all their
+settings, the processor, and the versions of the code that does it.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset
+
+from hfexp.arrays import ArrayReader, ArrayWriter
+from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_size
+from hfexp.config import Config
+from hfexp.digest import identity
+from hfexp.errors import ConfigError
+from hfexp.machine import cpus
+from hfexp.origin import mask_secrets
+from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
+from hfexp.sampling import preserved_rng, seed_cpu
+from hfexp.screen import note, say
+from hfexp.targets import targets_in
+from hfexp.tasks.base import Task
+
+FORMAT = 1
+"""Of the entries; another one is not found."""
+AT_ONCE = 16
+"""Rows that one thread prepares before it takes the next."""
+TRIED_ROWS = 16
+"""From which the size of an entry is estimated."""
+CODE = ("hfexp.images", "hfexp.preparing")
+"""Own modules whose source every entry depends on, beside those of the task and the operations."""
+LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "transformers", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A split's rows after its first operations."""
+
+    reader: ArrayReader
+    kinds: dict[str, str]
+    """What each field was before it became an array."""
+    rest: list[Any]
+    """Deterministic operations that are still to be done."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is left to do to a row, and rows can be stacked as they are."""
+        return not self.rest and all(self.reader.is_uniform(name) for name in self.reader.fields)
+
+    def columns(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """These rows, stacked: each field (B, ...)."""
+        return {name: torch.from_numpy(values) for name, values in self.reader.read(indices).items()}  # pyright: ignore
+
+    def rows(self, indices: Sequence[int]) -> list[Row]:
+        """These rows, as the operations left them."""
+        columns = self.reader.read(indices)
+        return [
+            {name: from_array(columns[name][place], kind) for name, kind in self.kinds.items()}
+            for place in range(len(indices))
+        ]
+
+
+class Preparation:
+    """Prepares splits and keeps them in the cache, as `transform.cache` says."""
+
+    def __init__(self, config: Config, task: Task, processor: Any) -> None:
+        self.config = config
+        self.task = task
+        settings = config.transform.cache
+        directory = Path(settings.dir).expanduser() if settings.dir else default_directory()
+        self.cache = Cache(directory.absolute(), parse_size(settings.max_size))
+        self.processor = {"class": type(processor).__name__, **processor.to_dict()} if processor is not None else {}
+
+    def prepare(self, split: str, rows: Dataset, operations: list[Any], apply: Callable[..., Row]) -> Prepared | None:
+        """The rows of a split after its deterministic operations, or None if they can't be kept.
+
+        Args:
+            operations: those of `transform.prepare`, and on evaluated splits of `transform.evaluate`.
+            apply: does one operation on a row.
+
+        Raises:
+            DataError: a row can't be read.
+        """
+        if not self.config.transform.cache.enabled or not len(rows):
+            return None
+        kinds, count = _first_row(self.task.decode(rows[0]), operations, apply)
+        if not count:
+            return None
+        work = _Work(rows, self.task, operations[:count], apply, kinds)
+        key = self._key(rows, count, len(operations))
+        started = time.perf_counter()
+
+        def build(writer: ArrayWriter) -> dict[str, Any]:
+            work.write_all(writer, split)
+            return {"about": mask_secrets(f"{self._name()}, {split}"), "kinds": kinds}
+
+        try:
+            reader = self.cache.find(key)
+            built = False
+            if reader is None:
+                reader, built = self.cache.find_or_build(key, work.estimate(), build)
+        except (NoRoomError, NotWholeNumbersError) as error:
+            note(f"the {split} rows are prepared anew in every epoch: {error}")
+            return None
+        if built:
+            seconds, size = time.perf_counter() - started, show_size(reader.meta["bytes"])
+            say(f"  prepared: {len(rows):,} {split} rows in {seconds:.1f} s, {size} (kept for later runs)")
+        return Prepared(reader, kinds, operations[count:])
+
+    def _key(self, rows: Dataset, count: int, of: int) -> str:
+        transform = self.config.transform
+        nodes = [*transform.prepare, *transform.evaluate][:of]
+        facts = {
+            "format": FORMAT,
+            "rows": identity(rows),
+            "operations": [nodes, count],
+            "task": self.config.task,
+            "processor": self.processor,
+            "code": _code([self.config.task, nodes]),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+    def _name(self) -> str:
+        source = self.config.dataset.source
+        names = [source.get(key) for key in ("path", "data_dir", "data_files")]
+        return str(next(filter(None, names), str(source.get("_target_")).rpartition(".")[2]))
+
+
+@dataclass
+class _Work:
+    """Preparing the rows of one split."""
+
+    rows: Dataset
+    task: Task
+    operations: list[Any]
+    apply: Callable[..., Row]
+    kinds: dict[str, str]
+
+    def estimate(self) -> int:
+        """Bytes that all rows will take, from some of them."""
+        tried = np.unique(np.linspace(0, len(self.rows) - 1, min(TRIED_ROWS, len(self.rows)), dtype=int))
+        sizes = [sum(value.nbytes for value in self._one(self.rows[int(index)]).values()) for index in tried]
+        return int(np.mean(sizes) * len(self.rows) * 1.05)
+
+    def write_all(self, writer: ArrayWriter, split: str) -> None:
+        """Append all rows in their order; several threads prepare them."""
+        with _progress(f"  preparing {split}", len(self.rows)) as advance:
+            for arrays in _in_threads(self._some, range(0, len(self.rows), AT_ONCE)):
+                for row in arrays:
+                    writer.append(row)
+                advance(len(arrays))
+
+    def _some(self, start: int) -> list[Arrays]:
+        columns = self.rows[start : start + AT_ONCE]
+        return [self._one(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+    def _one(self, row: Row) -> Arrays:
+        row = self.task.decode(row)
+        for operation in self.operations:
+            row = self.apply(operation, row)
+        arrays, kinds = to_arrays(row)
+        if kinds != self.kinds:
+            raise NotWholeNumbersError(f"they are not of one kind: {kinds} and {self.kinds}")
+        return arrays
+
+
+def require_deterministic(row: Row, operations: list[Any], apply: Callable[..., Row]) -> None:
+    """Try a decoded row twice: what is done once for all epochs must not draw random numbers.
+
+    Raises:
+        ConfigError: it does.
+    """
+    for operation in operations:
+        with preserved_rng():
+            results = []
+            for seed in (1, 2):
+                seed_cpu(seed)
+                results.append(apply(operation, row))
+        if not _same(*results):
+            raise ConfigError(
+                f"transform.prepare and transform.evaluate are for what is the same in every epoch, and "
+                f"{type(operation).__name__} draws random numbers: put it under transform.augment"
+            )
+        row = results[0]
+
+
+def _same(first: Row, second: Row) -> bool:
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(a, PIL.Image.Image | torch.Tensor | np.ndarray):
+            a, b = np.asarray(a), np.asarray(b)
+            return a.shape == b.shape and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        return bool(a == b)
+
+    return first.keys() == second.keys() and all(equal(first[name], second[name]) for name in first)
+
+
+def _first_row(row: Row, operations: list[Any], apply: Callable[..., Row]) -> tuple[dict[str, str], int]:
+    """Kinds of a row's fields after the last operation whose result can be kept, and the number of that operation."""
+    best: tuple[dict[str, str], int] = {}, 0
+    for number, operation in enumerate(operations, 1):
+        row = apply(operation, row)
+        with contextlib.suppress(NotWholeNumbersError):
+            best = to_arrays(row)[1], number
+    return best
+
+
+def _code(nodes: Any) -> dict[str, str]:
+    """Versions of the libraries, and hashes of the modules of the user and of hfexp, that make a prepared row."""
+    found = {name: _version(name) for name in LIBRARIES}
+    for target in targets_in(nodes):
+        for module in (target.rpartition(".")[0], target.rpartition(".")[0].rpartition(".")[0]):
+            found |= _source(module)
+    for module in CODE:
+        found |= _source(module)
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _source(module: str) -> dict[str, str]:
+    """Hash of a module's source; nothing for libraries, whose versions count."""
+    path = getattr(sys.modules.get(module), "__file__", None)
+    if not path or module.partition(".")[0] in LIBRARIES:
+        return {}
+    return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
+
+
+def _in_threads(function: Callable[[int], list[Arrays]], starts: range) -> Iterator[list[Arrays]]:
+    """Results in order; only so many are in memory at once. Decoding and resizing leave Python's lock."""
+    workers = cpus()
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque[Future[list[Arrays]]] = deque()
+    try:
+        torch.set_num_threads(1)  # each thread works on an image of its own
+        for start in starts:
+            waiting.append(pool.submit(function, start))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(before)
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar in a terminal, which goes away when it is done; nothing elsewhere."""
+    if not sys.stdout.isatty():
+        yield lambda count: None
+        return
+    from rich.progress import Progress
+
+    with Progress(transient=True, refresh_per_second=4) as bar:
+        task_id = bar.add_task(text, total=total)
+        yield lambda count: bar.advance(task_id, count)

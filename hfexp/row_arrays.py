@@ -1,0 +1,47 @@
+"""A row as arrays of whole numbers, as it is kept on disk, and back."""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torchvision import tv_tensors
+
+Row = dict[str, Any]
+Arrays = dict[str, np.ndarray]
+
+
+class NotWholeNumbersError(Exception):
+    """A row holds something that is not kept."""
+
+
+def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:
+    """A row as arrays of whole numbers, and what they were."""
+    found = {name: _to_array(name, value) for name, value in row.items()}
+    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
+
+
+def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
+    if isinstance(value, PIL.Image.Image) and value.mode in ("L", "RGB"):
+        return np.asarray(value), f"PIL {value.mode}"
+    if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex()):
+        return value.numpy(), "image" if isinstance(value, tv_tensors.Image) else "tensor"
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
+        return value, "array"
+    if isinstance(value, int | np.integer):
+        return np.asarray(value, dtype=np.int64), "number"
+    if isinstance(value, list) and all(type(item) is int and abs(item) < 2**31 for item in value):
+        return np.asarray(value, dtype=np.int32), "numbers"
+    raise NotWholeNumbersError(f"{name} is {type(value).__name__} and no array of whole numbers")
+
+
+def from_array(array: Any, kind: str) -> Any:
+    """What `to_arrays` was given."""
+    if kind.startswith("PIL"):
+        return PIL.Image.fromarray(array)
+    if kind in ("image", "tensor"):
+        tensor = torch.from_numpy(array)
+        return tv_tensors.Image(tensor) if kind == "image" else tensor
+    if kind == "number":
+        return int(array)
+    return array.tolist() if kind == "numbers" else array
