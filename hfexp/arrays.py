@@ -8,6 +8,7 @@ the pages that it has touched, which a map counts as its own.
 
 import json
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -82,9 +83,6 @@ class ArrayWriter:
 class ArrayReader:
     """Reads rows by their numbers; usable from several threads and processes at once."""
 
-    lease: BinaryIO | None = None
-    """A file that stays open as long as this reader is used, see `hfexp.cache`."""
-
     def __init__(self, directory: Path) -> None:
         """Raises OSError, ValueError or KeyError if the directory is not what `ArrayWriter` leaves."""
         self.directory = directory
@@ -131,7 +129,8 @@ class _Field:
         if self.shape is not None and self.row_bytes <= IN_MEMORY:
             self.values = np.fromfile(path, self.dtype).reshape(rows, *self.shape)
         else:
-            self.file = path.open("rb", buffering=0)
+            self.path, self.descriptor = path, os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, indices: np.ndarray) -> "np.ndarray | list[np.ndarray]":
         if self.values is not None:
@@ -158,9 +157,9 @@ class _Field:
     def _fill(self, target: memoryview, offset: int) -> None:
         """Read until the target is full: one call may give less, on some file systems and beyond 2 GB."""
         while len(target):
-            count = os.preadv(self.file.fileno(), [target], offset)
+            count = os.preadv(self.descriptor, [target], offset)
             if count == 0:
-                raise OSError(f"{self.file.name} has become shorter while it was being read")
+                raise OSError(f"{self.path} has become shorter while it was being read")
             target, offset = target[count:], offset + count
 
 

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,19 +92,22 @@ class Cache:
         """Open an entry, or None. It counts as used as long as the reader lives."""
         path = self.directory / key
         try:
-            lease = (path / USED).open("rb")
+            lease = os.open(path / USED, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
             fcntl.flock(lease, fcntl.LOCK_SH)
-            with contextlib.suppress(OSError):  # somebody else's cache, which we may only read
+            with contextlib.suppress(PermissionError):  # somebody else's cache, which we may only read
                 os.utime(path / USED)
-            if os.fstat(lease.fileno()).st_ino != (path / USED).stat().st_ino:
-                return None  # evicted meanwhile, and built again
+            if os.fstat(lease).st_ino != (path / USED).stat().st_ino:
+                raise FileNotFoundError  # removed meanwhile, and built again
             reader = ArrayReader(path)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, KeyError) as error:
-            note(f"{path} is damaged ({error}) and is prepared again")
+            os.close(lease)
+            if not isinstance(error, FileNotFoundError):
+                note(f"{path} is damaged ({error}) and is prepared again")
             return None
-        reader.lease = lease
+        weakref.finalize(reader, os.close, lease)
         return reader
 
     def find_or_build(
@@ -204,9 +208,7 @@ class Cache:
         if total + needed > self.max_size:
             raise NoRoomError(f"they would take {size}, and running jobs use {show_size(total)} of {limit}")
         if self._free() < needed + SPARE:
-            raise NoRoomError(
-                f"they would take {size}, and {self.directory} has {show_size(self._free())} left"
-            )
+            raise NoRoomError(f"they would take {size}, and {self.directory} has {show_size(self._free())} left")
 
     def _free(self) -> int:
         return shutil.disk_usage(self.directory).free
