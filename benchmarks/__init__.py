@@ -1,1 +1,1 @@
-"""Measurements, each against a limit or a peer in the same run: `python -m benchmarks.NAME`."""
+"""Measurements, each against a limit or a peer in the same run: `python -m benchmarks --list`."""

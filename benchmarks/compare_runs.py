@@ -4,21 +4,19 @@ Each run has about 150 params, 60 metrics with a history, and 30 tags. Whole pro
 turns; `search_runs` alone is timed once more inside a process that has MLflow imported already.
 """
 
-import argparse
 import math
-import os
-import platform
 import random
 import sqlite3
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.harness import Report, interleave, parser, publish, ratio, scratch, table, turns
+
+NUM_RUNS, ROUNDS = 1000, 5
 NUM_PARAMS, NUM_METRICS, NUM_POINTS, NUM_TAGS = 150, 60, 10, 30
 START = "import sys; from hfexp.compare import main; sys.exit(main(sys.argv[1:]))"
 SEARCH = """
@@ -33,36 +31,32 @@ while page.token:
     count += len(page)
 assert count == int(sys.argv[2]), count
 """
+SEARCHED, SEARCHED_HERE = "MLflow `search_runs`, all pages", "MLflow `search_runs`, imported already"
+COMPARED, READ_HERE = "`hfexp compare`", "`hfexp.records.read_runs`, imported already"
 
 
-def main() -> None:
-    """Make the store, time, print a table and write it to benchmarks/results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--keep", type=Path, help="make the store here and leave it")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        path = (args.keep or Path(scratch) / "mlflow.db").absolute()
-        make_store(path, args.runs)
+def run(rounds: int | None = None, quick: bool = False, keep: Path | None = None, count: int = NUM_RUNS) -> Report:
+    """Make the store (at `keep`, to stay there) and time."""
+    count = 20 if quick else count
+    kept = keep.absolute() if keep else None
+    with scratch() as place:
+        path = kept or place / "mlflow.db"
+        make_store(path, count)
         uri = f"sqlite:///{path}"
-        search = ["-c", SEARCH, uri, str(args.runs)]
+        search = ["-c", SEARCH, uri, str(count)]
         compare = ["-c", START, "--uri", uri]
         ways = {
-            "MLflow `search_runs`, all pages": lambda: process(search),
-            "`hfexp compare`": lambda: process(compare),
+            SEARCHED: lambda: process(search),
+            COMPARED: lambda: process(compare),
             "`hfexp compare --where` (a fifth of the runs)": lambda: process(
                 [*compare, "--where", "metrics.test_accuracy > 0.95"]
             ),
             "`hfexp compare --format csv`": lambda: process([*compare, "--format", "csv"]),
-            "MLflow `search_runs`, imported already": lambda: search_in_process(uri),
-            "`hfexp.records.read_runs`, imported already": lambda: read_in_process(uri, args.runs),
+            SEARCHED_HERE: lambda: search_in_process(uri),
+            READ_HERE: lambda: read_in_process(uri, count),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(args.repeats):
-            for name, way in ways.items():
-                seconds[name].append(way())
-        write(seconds, args.runs, path.stat().st_size)
+        found = interleave(ways, 1 if quick else rounds or ROUNDS)
+        return describe(found, count, path.stat().st_size)
 
 
 def process(words: list[str]) -> float:
@@ -123,9 +117,9 @@ def make_store(path: Path, count: int) -> None:
         "latest_metrics": "run_uuid, key, value, timestamp, step, is_nan",
     }
     connection = sqlite3.connect(path)
-    for table, rows in tables.items():
+    for name, rows in tables.items():
         places = ", ".join("?" * len(rows[0]))
-        connection.executemany(f"INSERT INTO {table} ({columns[table]}) VALUES ({places})", rows)
+        connection.executemany(f"INSERT INTO {name} ({columns[name]}) VALUES ({places})", rows)
     connection.commit()
     connection.close()
 
@@ -152,6 +146,7 @@ def add_run(tables: dict[str, list[tuple]], generator: random.Random, experiment
     final = {"final_eval_accuracy": accuracy, "final_eval_loss": 1.3 - accuracy, "test_runtime": 0.3}
     final |= {"test_accuracy": accuracy + generator.gauss(0, 0.005), "test_loss": 1.31 - accuracy}
     names = ["loss", "eval_accuracy", "eval_loss", *(f"system/metric_{i}" for i in range(NUM_METRICS - 8))]
+    points: list[tuple] = []
     for step in range(NUM_POINTS):
         values = {key: accuracy * (1 - 0.5 ** (step + 1)) + generator.gauss(0, 0.003) for key in names}
         points = [(run_id, key, value, started + step, step * 10, 0) for key, value in values.items()]
@@ -161,25 +156,33 @@ def add_run(tables: dict[str, list[tuple]], generator: random.Random, experiment
     tables["latest_metrics"] += points
 
 
-def write(seconds: dict[str, list[float]], count: int, size: int) -> None:
-    """Print the table and keep it."""
+def describe(seconds: dict[str, list[float]], count: int, size: int) -> Report:
+    """The table, and the numbers behind it."""
+    report = Report("compare_runs", (__doc__ or "").splitlines()[0].rstrip("."))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    own_baseline = medians["MLflow `search_runs`, imported already"]
-    process_baseline = medians["MLflow `search_runs`, all pages"]
-    lines = [
-        f"{count:,} runs, {NUM_PARAMS} params, {NUM_METRICS} metrics of {NUM_POINTS} points and {NUM_TAGS} tags each"
-    ]
-    lines[0] += f"; SQLite, {size / 1e6:.0f} MB."
-    lines += ["", "| | seconds (median) | worst | times faster than `search_runs` |", "|---|---|---|---|"]
+    rows = []
     for name, values in seconds.items():
-        baseline = own_baseline if "already" in name else process_baseline
-        lines.append(f"| {name} | {medians[name]:.2f} | {max(values):.2f} | {baseline / medians[name]:.1f} |")
-    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
-    lines += ["", f"Whole processes unless imported already; {len(values)} repeats in turns on {machine}."]
-    text = "\n".join(lines)
-    print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "compare_runs.md").write_text(text + "\n")
+        baseline = medians[SEARCHED_HERE if "already" in name else SEARCHED]
+        rows.append([name, f"{medians[name]:.2f}", f"{max(values):.2f}", f"{baseline / medians[name]:.1f}"])
+    report.blocks = [
+        f"{count:,} runs, {NUM_PARAMS} params, {NUM_METRICS} metrics of {NUM_POINTS} points and {NUM_TAGS} tags each; "
+        f"SQLite, {size / 1e6:.0f} MB.",
+        table(["", "seconds (median)", "worst", "times faster than `search_runs`"], rows),
+        f"Whole processes unless imported already; {turns(len(seconds[SEARCHED]))}, interleaved.",
+    ]
+    report.ratios = [ratio(seconds, SEARCHED, COMPARED), ratio(seconds, SEARCHED_HERE, READ_HERE)]
+    ratios = {found.label: found.facts() for found in report.ratios}
+    report.data = {"runs": count, "bytes": size, "seconds": seconds, "ratios": ratios}
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run as a program."""
+    options = parser(__doc__)
+    options.add_argument("--runs", type=int, default=NUM_RUNS)
+    options.add_argument("--keep", type=Path, help="make the store here and leave it")
+    args = options.parse_args(argv)
+    publish(run(args.rounds, args.quick, args.keep, args.runs), keep=not args.quick and args.runs == NUM_RUNS)
 
 
 if __name__ == "__main__":

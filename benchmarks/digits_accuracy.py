@@ -4,35 +4,28 @@ The model is chosen on the validation split; the classical ones are fitted on ex
 settings are scikit-learn's defaults, on pixels scaled to 0..1), and all are tested on the same test rows.
 """
 
-import argparse
-import json
-import os
-import platform
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.harness import Report, parser, publish, scratch, silence, table
+
+SEEDS = 5
 
 
-def main() -> None:
-    """Run, print a table and write it to benchmarks/results/."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5)
-    args = parser.parse_args()
+def run(rounds: int | None = None, quick: bool = False) -> Report:
+    """One training per round, each with its own seed and split."""
     rows: dict[str, list[float]] = {"hfexp (ViT)": [], "logistic regression": [], "SVM (RBF)": []}
     seconds = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for seed in range(args.seeds):
+    with scratch():
+        for seed in range(2 if quick else rounds or SEEDS):
             words = ["experiment=digits_vit", f"seed={seed}", f"dataset.split_seed={seed}", "tracking=none"]
-            accuracy, duration, peers = measure([*words, f"output_dir={scratch}"])
+            accuracy, duration, peers = measure([*words, "trainer.args.num_train_epochs=1"] if quick else words)
             rows["hfexp (ViT)"].append(accuracy)
             seconds.append(duration)
             for name, value in peers.items():
                 rows[name].append(value)
-    write(rows, seconds)
+    return describe(rows, seconds)
 
 
 def measure(words: list[str]) -> tuple[float, float, dict[str, float]]:
@@ -41,8 +34,9 @@ def measure(words: list[str]) -> tuple[float, float, dict[str, float]]:
     from hfexp.api import compose
     from hfexp.preflight import prepare
 
-    result = train(*words)
-    dataset = prepare(compose(*words)).dataset
+    with silence():
+        result = train(*words)
+        dataset = prepare(compose(*words)).dataset
     return result.metrics["test_accuracy"], result.train_seconds, classical(dataset)
 
 
@@ -69,20 +63,25 @@ def interval(values: list[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
-def write(rows: dict[str, list[float]], seconds: list[float]) -> None:
-    """Print the table; keep it as Markdown and JSON."""
-    lines = ["| model | test accuracy (mean, 95 % interval) | each seed and split |", "|---|---|---|"]
-    for name, values in rows.items():
-        each = ", ".join(f"{v:.4f}" for v in values)
-        lines.append(f"| {name} | {np.mean(values):.4f} ± {interval(values):.4f} | {each} |")
-    machine = f"{os.cpu_count()} CPU cores, {platform.machine()}, Python {platform.python_version()}"
-    lines += ["", f"Training: {np.median(seconds):.0f} s (median; {max(seconds):.0f} s at most) on {machine}."]
-    text = "\n".join(lines)
-    print("\n" + text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "digits_accuracy.md").write_text(text + "\n")
-    content = {"test_accuracy": rows, "train_seconds": seconds, "machine": machine}
-    (RESULTS / "digits_accuracy.json").write_text(json.dumps(content, indent=1) + "\n")
+def describe(rows: dict[str, list[float]], seconds: list[float]) -> Report:
+    """The table, and the numbers behind it."""
+    report = Report("digits_accuracy", (__doc__ or "").splitlines()[0].rstrip("."))
+    cells = [
+        [name, f"{np.mean(values):.4f} ± {interval(values):.4f}", ", ".join(f"{v:.4f}" for v in values)]
+        for name, values in rows.items()
+    ]
+    report.blocks = [
+        table(["model", "test accuracy (mean, 95 % interval)", "each seed and split"], cells),
+        f"Training: {np.median(seconds):.0f} s (median; {max(seconds):.0f} s at most).",
+    ]
+    report.data = {"test_accuracy": rows, "train_seconds": seconds}
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run as a program."""
+    args = parser(__doc__).parse_args(argv)
+    publish(run(args.rounds, args.quick), keep=not args.quick)
 
 
 if __name__ == "__main__":

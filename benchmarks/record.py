@@ -70,7 +70,7 @@ def describe(uri: str, run_id: str, run_dir: Path) -> Sections:
         "Params": dict(sorted(run.data.params.items())),
         "Metrics": {name: f"{len(points)} points, last {points[-1].value:.4g}" for name, points in history.items()},
         "Tags": dict(sorted(run.data.tags.items())),
-        "Inputs": {_context(item): _dataset(item.dataset) for item in run.inputs.dataset_inputs},
+        "Inputs": {_context(item): _dataset(item.dataset) for item in run.inputs.dataset_inputs},  # pyright: ignore
         "Models": {re.sub(r"-\d+$", "-<step>", m.name): ", ".join(sorted(m.tags)) for m in reversed(models)},
         "Artifacts": {file.path: f"{file.file_size:,} bytes" for file in client.list_artifacts(run_id)
                       if not file.is_dir},

@@ -1,24 +1,21 @@
 """What tracking costs: the same training recorded by hfexp, not recorded, and recorded by Transformers' own callback.
 
-    python -m benchmarks.tracking_cost [--only toy|digits] [--rounds N]
+    python -m benchmarks.tracking_cost [--only toy|digits] [--rounds N] [--own]
 
 The variants take turns in one process, so that a slow minute of the machine hits all of them. Compared is the time of
 the training loop; the whole run is shown beside it: there tracking includes opening the run and the model that is
 saved, loaded again, compared and uploaded. (The report is drawn without tracking too.)
 """
 
-import argparse
-import contextlib
-import io
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "tracking_cost.md"
+from benchmarks.harness import Ratio, Report, interleave, parser, publish, scratch, silence, spread, table, turns
+
 LIMIT = 0.02
 
 SMALL = [
@@ -33,6 +30,7 @@ JOBS = {
     "digits, as it is": ["experiment=digits_vit"],
 }  # fmt: skip
 ROUNDS = {"toy, 500 steps": 5, "digits, as it is": 2}
+QUICK = {"toy, 10 steps": [*JOBS["toy, 500 steps"], "trainer.args.max_steps=10"]}
 VARIANTS = {
     "off": ["tracking=none"],
     "hfexp": [],
@@ -58,15 +56,31 @@ class OwnTime:
 
         self.seconds = 0.0
         self.training = False
+        self._replaced: list[tuple[type, str, Callable[..., Any]]] = []
         for owner, name, clock in (
             (RecordTraining, "on_log", time.perf_counter),
             (RecordTraining, "on_save", time.perf_counter),
             (Writer, "_deliver", time.thread_time),
             (SystemMonitor, "sample", time.thread_time),
         ):
-            setattr(owner, name, self._counted(getattr(owner, name), clock))
-        RecordTraining.on_train_begin = self._switch(True)
-        RecordTraining.on_train_end = self._switch(False)
+            self._replace(owner, name, self._counted(getattr(owner, name), clock))
+        self._replace(RecordTraining, "on_train_begin", self._switch(True))
+        self._replace(RecordTraining, "on_train_end", self._switch(False))
+
+    @classmethod
+    @contextmanager
+    def counting(cls) -> Iterator["OwnTime"]:
+        """Count meanwhile."""
+        own = cls()
+        try:
+            yield own
+        finally:
+            for owner, name, function in own._replaced:
+                setattr(owner, name, function)
+
+    def _replace(self, owner: type, name: str, function: Callable[..., Any]) -> None:
+        self._replaced.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, function)
 
     def _switch(self, training: bool) -> Callable[..., None]:
         def switch(*args: Any, **kwargs: Any) -> None:
@@ -85,15 +99,15 @@ class OwnTime:
         return counted
 
 
-def own_share(job: str, rounds: int) -> str:
-    """Median share of the training time that tracking takes for itself."""
-    own, shares = OwnTime(), []
-    for _ in range(rounds):
-        own.seconds = 0.0
-        train_seconds, _ = measure(JOBS[job])
-        shares.append(own.seconds / train_seconds)
-        print(f"hfexp's own time: {own.seconds:.3f} of {train_seconds:.2f} s of training", flush=True)
-    return f"* {job}: {statistics.median(shares):.2%} (from {min(shares):.2%} to {max(shares):.2%}, {rounds} rounds)"
+def own_shares(words: list[str], rounds: int) -> list[float]:
+    """Share of the training time that tracking takes for itself, by round."""
+    shares = []
+    with OwnTime.counting() as own:
+        for _ in range(rounds):
+            own.seconds = 0.0
+            train_seconds, _ = measure(words)
+            shares.append(own.seconds / train_seconds)
+    return shares
 
 
 def measure(words: list[str]) -> tuple[float, float]:
@@ -102,61 +116,92 @@ def measure(words: list[str]) -> tuple[float, float]:
 
     from hfexp import api
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with silence():
         result = api.train(*words)
-    mlflow.end_run()  # which Transformers' callback leaves open
+        mlflow.end_run()  # which Transformers' callback leaves open
     return result.train_seconds, result.seconds
 
 
-def compare(job: str, rounds: int) -> list[str]:
-    """Rows of the table for one job."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in VARIANTS}
-    order = list(VARIANTS.items())
-    for _, more in order:
-        measure([*JOBS[job], *more, "trainer.args.max_steps=20"])  # imports, a store, warm caches
-    for number in range(rounds):
-        for name, more in order[number % 3 :] + order[: number % 3]:
-            times[name].append(measure([*JOBS[job], *more]))
-            print(f"{name}: {times[name][-1][0]:.2f} s of training, {times[name][-1][1]:.2f} s in all", flush=True)
-    rows = []
+def compare(words: list[str], rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of training and of the whole run, by variant and round."""
+    for more in VARIANTS.values():
+        measure([*words, *more, "trainer.args.max_steps=5"])  # imports, a store, warm caches
+
+    def way(more: list[str]) -> Callable[[], tuple[float, float]]:
+        return lambda: measure([*words, *more])
+
+    return interleave({name: way(more) for name, more in VARIANTS.items()}, rounds)
+
+
+def rows(job: str, times: Mapping[str, list[tuple[float, float]]], costs: Mapping[str, Ratio]) -> list[list[str]]:
+    """Of the table, for one job."""
+    found = []
     for name in VARIANTS:
         train, whole = (statistics.median(column) for column in zip(*times[name], strict=True))
-        ratios = [own[0] / off[0] - 1 for own, off in zip(times[name], times["off"], strict=True)]
-        cost = "" if name == "off" else f"{statistics.median(ratios):+.1%} ({min(ratios):+.1%} to {max(ratios):+.1%})"
-        rows.append(f"| {job} | {name} | {train:.2f} | {cost} | {whole:.2f} |")
-    return rows
+        cost = ""
+        if name in costs:
+            changes = [value - 1 for value in costs[name].values]
+            cost = f"{costs[name].median - 1:+.1%} ({spread(changes, '+.1%')})"
+        found.append([job, name, f"{train:.2f}", cost, f"{whole:.2f}"])
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int)
-    parser.add_argument("--only", choices=[name.partition(",")[0] for name in JOBS])
-    parser.add_argument("--own", action="store_true", help="measure only the time that tracking takes for itself")
-    args = parser.parse_args()
-    jobs = [job for job in JOBS if args.only is None or job.startswith(args.only)]
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
+def run(rounds: int | None = None, quick: bool = False, only: str = "", own: bool = False) -> Report:
+    """Compare the variants of each job (unless only their own time is wanted), then measure tracking's own time."""
+    report = Report("tracking_cost", (__doc__ or "").splitlines()[0].rstrip("."))
+    jobs = QUICK if quick else {job: words for job, words in JOBS.items() if job.startswith(only)}
+    counts = {job: 1 if quick else rounds or ROUNDS[job] for job in jobs}
+    cells: list[list[str]] = []
+    with scratch() as place:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
-        rows = [] if args.own else [row for job in jobs for row in compare(job, args.rounds or ROUNDS[job])]
-        shares = [own_share(job, 3) for job in jobs]
-    counts = " and ".join(str(args.rounds or ROUNDS[job]) for job in jobs)
-    text = "\n".join(
-        [
-            f"Medians of {counts} rounds, interleaved in one process on {os.cpu_count()} cores; cost: median and",
-            f"range of the ratios to the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}.",
-            "",
-            "| job | tracking | training, s | cost | whole run, s |",
-            "|---|---|--:|--:|--:|",
-            *rows,
-            "",
-            "The time that tracking takes for itself while training goes on, as a share of it (an upper bound of the",
-            "cost that is free of the machine's noise: callbacks in the training thread, processor time elsewhere):",
-            "",
-            *shares,
-        ]
+        for job in {} if own else jobs:
+            times = compare(jobs[job], counts[job])
+            costs = {name: _cost(job, name, times) for name in VARIANTS if name != "off"}
+            cells += rows(job, times, costs)
+            report.ratios += costs.values()
+            report.data[job] = {
+                "train_and_whole_seconds": times,
+                "ratios": {r.label: r.facts() for r in costs.values()},
+            }
+        shares = {job: own_shares(jobs[job], 1 if quick else 3) for job in jobs}
+    report.data["own_share"] = shares
+    report.blocks = [] if own else [_method(list(counts.values())), table(HEAD, cells)]
+    report.blocks += [OWN_SHARE, "\n".join(_share(job, found) for job, found in shares.items())]
+    return report
+
+
+HEAD = ["job", "tracking", "training, s", "cost", "whole run, s"]
+OWN_SHARE = """\
+The time that tracking takes for itself while training goes on, as a share of it (an upper bound of the
+cost that is free of the machine's noise: callbacks in the training thread, processor time elsewhere):"""
+
+
+def _cost(job: str, name: str, times: Mapping[str, list[tuple[float, float]]]) -> Ratio:
+    pairs = zip(times[name], times["off"], strict=True)
+    limit = 1 + LIMIT if name == "hfexp" else None
+    return Ratio(f"{job}: {name} / off", tuple(own[0] / off[0] for own, off in pairs), limit)
+
+
+def _method(counts: list[int]) -> str:
+    return (
+        f"Medians of {' and '.join(map(turns, counts))}, interleaved in one process; cost: median and range of "
+        f"the ratios\nto the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}."
     )
-    print(text)
-    if args.only is None and args.rounds is None and not args.own:
-        RESULTS.write_text(text + "\n")
+
+
+def _share(job: str, shares: list[float]) -> str:
+    median, least, most = statistics.median(shares), min(shares), max(shares)
+    return f"* {job}: {median:.2%} (from {least:.2%} to {most:.2%}, {turns(len(shares))})"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run as a program."""
+    options = parser(__doc__)
+    options.add_argument("--only", default="", choices=[name.partition(",")[0] for name in JOBS])
+    options.add_argument("--own", action="store_true", help="measure only the time that tracking takes for itself")
+    args = options.parse_args(argv)
+    whole = not (args.quick or args.rounds or args.only or args.own)
+    publish(run(args.rounds, args.quick, args.only, args.own), keep=whole)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Callbacks of the Trainer that note when its steps end; the same in every variant."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import TrainerCallback
+
+
+class StepTimes(TrainerCallback):
+    """When the steps ended (seconds of `time.perf_counter`), and where the second epoch began."""
+
+    current: ClassVar["StepTimes"]
+    """The one that saw the newest training: hfexp makes its own from the configuration."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.epoch_ends: list[int] = []
+        """Number of steps that were done when each epoch ended."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends, self.epoch_ends = [], []
+        StepTimes.current = self
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends.append(time.perf_counter())
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epoch_ends.append(len(self.ends))
+
+    @property
+    def steady(self) -> float:
+        """Seconds per step, from the end of the second epoch's first step to the end of the last one."""
+        first = self.epoch_ends[0]
+        return (self.ends[-1] - self.ends[first]) / (len(self.ends) - first - 1)
+
+
+class FirstStep(TrainerCallback):
+    """Prints the time of day when the first optimizer step has ended."""
+
+    PREFIX = "first step ended:"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 1:
+            print(self.PREFIX, time.time(), flush=True)
+            print(self.PREFIX, file=sys.stderr, flush=True)  # between the lines of -X importtime
+
+
+class TrainingPeak(TrainerCallback):
+    """Memory of the process in MB (2^20 bytes) when training has ended."""
+
+    peak: ClassVar[float] = 0.0
+    """Most resident memory until then."""
+    anonymous: ClassVar[float] = 0.0
+    """Resident then, without pages of mapped files, which the system takes back when it needs room."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        TrainingPeak.peak = peak_memory()
+        TrainingPeak.anonymous = anonymous_memory()
+
+
+def peak_memory() -> float:
+    """Most resident memory of this process so far, in MB."""
+    # getrusage(2): kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def anonymous_memory() -> float:
+    """Resident memory of this process that is not mapped from a file, in MB; 0 where the system does not tell."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("RssAnon")), 0.0)

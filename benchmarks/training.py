@@ -1,0 +1,188 @@
+"""Time of training: hfexp beside a bare loop, the notebook it grew out of and Transformers' example script.
+
+All train the same ViT on the same JPEG files with batches of 16; the bare loop gets batches that are ready in memory.
+Compared is the time per step after the first epoch (from the end of the second epoch's first step to the end of the
+last one, waiting for data included), and the time from the call to the end of the last step, which for hfexp includes
+the building of its prepared data: every round starts without any.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Report, interleave, parser, publish, ratio, scratch, silence, turns
+from benchmarks.pictures import NUM_CLASSES, write_pictures
+from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
+
+LOGGING_STEPS = 10
+EPOCHS = 3
+BARE, OWN, NOTEBOOK, SCRIPT = "bare loop", "hfexp", "notebook", "run_image_classification"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of image."""
+
+    shape: Shape
+    images: int
+    rounds: int
+    target: float
+    """How many times faster than the notebook hfexp is to be."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.shape.size} px, {self.images:,} images"
+
+
+CASES = (
+    Case(Shape(64), 2000, 3, 1.4),
+    Case(Shape(224), 240, 3, 1.15),
+)
+QUICK = (Case(Shape(32, width=16, layers=1, heads=2, intermediate=16), 64, 1, 1.4),)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one training, in seconds."""
+
+    step: float
+    """Per step, after the first epoch."""
+    total: float
+    """From the call to the end of the last step."""
+    epoch: float
+    """`step` times the steps of an epoch."""
+
+    def after(self, epochs: int) -> float:
+        """Total time had there been more epochs, all as long as the last ones."""
+        return self.total + (epochs - EPOCHS) * self.epoch
+
+
+def run(rounds: int | None = None, quick: bool = False) -> Report:
+    """Measure every case."""
+    report = Report("training", (__doc__ or "").splitlines()[0].rstrip("."))
+    for case in QUICK if quick else CASES:
+        with scratch() as place:
+            measure(report, case, place, 1 if quick else rounds or case.rounds)
+    report.blocks.append(
+        "The time of ten epochs is computed: the measured time of three and seven times the steady time of one. "
+        "The bare loop's has no loading and no preparation in it. `datasets` has listed the files beforehand."
+    )
+    return report
+
+
+def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
+    """One size of image: all variants in turns."""
+    counts = {"train": case.images, "validation": 40}
+    job = Job(case.shape, write_pictures(place / "data", counts, (250, 250)), EPOCHS)
+    batches = ready_batches(job)
+    # Imports, a store of runs and the first calls of everything belong to no variant.
+    small = replace(case.shape, width=16, layers=1, heads=2, intermediate=16)
+    few = replace(job, shape=small, data=write_pictures(place / "few", {"train": 32, "validation": 40}, (250, 250)))
+    for way in ways(few, batches[:2]).values():
+        way()
+    times = interleave(ways(job, batches), rounds)
+    title = f"{case.title}, {turns(rounds)}"
+    steps = {name: [t.step * 1e3 for t in found] for name, found in times.items()}
+    report.section(
+        f"Time per step, {title}",
+        "ms",
+        steps,
+        [
+            ratio(steps, OWN, BARE, limit=1.05),
+            ratio(steps, NOTEBOOK, OWN, target=case.target),
+            ratio(steps, SCRIPT, OWN),
+        ],
+        ".1f",
+    )
+    for epochs in (EPOCHS, 10):
+        totals = {name: [t.after(epochs) for t in found] for name, found in times.items()}
+        word = "measured" if epochs == EPOCHS else "computed"
+        ratios = [ratio(totals, NOTEBOOK, OWN), ratio(totals, SCRIPT, OWN)]
+        report.section(f"Whole training of {epochs} epochs ({word}), {title}", "s", totals, ratios)
+
+
+def ways(job: Job, batches: list[Any]) -> dict[str, Callable[[], Times]]:
+    """The variants, each a function that trains once."""
+    return {
+        BARE: lambda: bare(job, batches),
+        OWN: lambda: own(job),
+        NOTEBOOK: lambda: peer(job, notebook),
+        SCRIPT: lambda: peer(job, script),
+    }
+
+
+def ready_batches(job: Job) -> list[Any]:
+    """All batches of an epoch as the example script makes them."""
+    with silence():
+        trainer = script(job)
+        return [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
+
+
+def own(job: Job) -> Times:
+    """hfexp, without prepared data."""
+    from benchmarks.steps import StepTimes
+    from hfexp import api
+
+    with tempfile.TemporaryDirectory(dir=".") as cache, silence():
+        os.environ["HFEXP_CACHE"] = str(Path(cache).absolute())
+        start = time.perf_counter()
+        api.train(*hfexp_words(job, "trainer.callbacks.steps={_target_: benchmarks.steps.StepTimes}"))
+    return summary(StepTimes.current, start)
+
+
+def peer(job: Job, build: Callable[..., Any]) -> Times:
+    """A Trainer of somebody else's."""
+    from benchmarks.steps import StepTimes
+
+    with silence():
+        start = time.perf_counter()
+        build(job, StepTimes()).train()
+    return summary(StepTimes.current, start)
+
+
+def bare(job: Job, batches: list[Any]) -> Times:
+    """The least that training takes."""
+    import torch
+    from transformers import get_scheduler
+
+    from benchmarks.steps import StepTimes
+
+    times = StepTimes()
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    model = job.shape.build(NUM_CLASSES).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
+    steps = job.epochs * len(batches)
+    scheduler = get_scheduler("linear", optimizer, num_warmup_steps=steps // 10, num_training_steps=steps)
+    for _ in range(job.epochs):
+        for batch in batches:
+            loss = model(**batch).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            times.ends.append(time.perf_counter())
+            if len(times.ends) % LOGGING_STEPS == 0:
+                loss.item()
+        times.epoch_ends.append(len(times.ends))
+    return summary(times, start)
+
+
+def summary(times: Any, start: float) -> Times:
+    """What a training took that was called at `start`."""
+    return Times(times.steady, times.ends[-1] - start, times.steady * times.epoch_ends[0])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run as a program."""
+    args = parser(__doc__).parse_args(argv)
+    publish(run(args.rounds, args.quick), keep=not args.quick)
+
+
+if __name__ == "__main__":
+    main()
