@@ -3,12 +3,14 @@
 import ast
 import functools
 import importlib.util
+import os
 import re
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, did_you_mean
+from hfexp.machine import cpus
 
 OWNED = {
     "output_dir": "output_dir (top level)",
@@ -134,6 +136,18 @@ def check_choices(args: dict[str, Any]) -> None:
         raise ConfigError(join_problems(problems))
 
 
+def loader_defaults(processors: int, processes: int) -> dict[str, Any]:
+    """Data loader workers for rows that are decoded or augmented one by one while an accelerator computes.
+
+    One per processor that this training process has to itself, but one, and at most eight. On a CPU the model needs
+    the processors: there rows are decoded by threads between two steps (`hfexp.threads`), and workers only compete.
+    """
+    workers = min(processors // processes - 1, 8)
+    if workers < 1:
+        return {}
+    return {"dataloader_num_workers": workers, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 4}
+
+
 def build_arguments(
     args: dict[str, Any],
     *,
@@ -143,6 +157,7 @@ def build_arguments(
     metric: str,
     greater_is_better: bool,
     deterministic: bool,
+    loads_little: bool = True,
 ) -> Any:
     """Construct `TrainingArguments`: the user's fields, and those that hfexp owns.
 
@@ -151,6 +166,7 @@ def build_arguments(
         output_dir: where checkpoints go.
         metric: the task's metric, used unless the user names one.
         greater_is_better: whether that metric is to be maximised.
+        loads_little: a batch takes well below a millisecond to load, so that data loader workers would only cost time.
     """
     import torch
     import transformers
@@ -164,6 +180,9 @@ def build_arguments(
     if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)
+    elif not loads_little:
+        for name, value in loader_defaults(cpus(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))).items():
+            fields.setdefault(name, value)
     try:
         arguments = transformers.TrainingArguments(
             output_dir=str(output_dir),

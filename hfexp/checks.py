@@ -8,8 +8,11 @@ from typing import Any
 
 from datasets import DatasetDict
 
+from hfexp import screen
+from hfexp.cache import parse_size
 from hfexp.config import Config
-from hfexp.errors import one_of
+from hfexp.errors import ConfigError, one_of
+from hfexp.streams import show_rows
 from hfexp.tracking.store import find_problem, tracking_uri
 
 MAX_EXPERIMENT_NAME = 500
@@ -28,6 +31,10 @@ def check_places(config: Config) -> list[str]:
         problems.append(f"tracking.register={config.tracking.register}: a name without / and : is needed")
     if len(config.tracking.experiment or "") > MAX_EXPERIMENT_NAME:
         problems.append(f"tracking.experiment has more than {MAX_EXPERIMENT_NAME} characters")
+    try:
+        parse_size(config.transform.cache.max_size)
+    except ConfigError as error:
+        problems.append(str(error))
     place = Path(config.output_dir).absolute()
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -83,16 +90,27 @@ def check_precision(args: dict[str, Any]) -> list[str]:
         problems.append("trainer.args.fp16=true needs an accelerator; on a CPU use bf16=true or full precision")
     if args.get("bf16") and cuda and not torch.cuda.is_bf16_supported():
         problems.append("trainer.args.bf16=true is not supported by this GPU; use fp16=true")
+    if args.get("bf16") and not (cuda or other) and not _computes_in_bf16():
+        screen.note("trainer.args.bf16=true: this CPU has no bf16 instructions, and float32 is faster on it")
     if args.get("tf32") and not cuda:
         problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
     return problems
+
+
+def _computes_in_bf16() -> bool:
+    """Whether the CPU has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm), where Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return True
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:
     """There must be something to tell apart."""
     if id2label is not None and len(id2label) < 2:
         return [
-            f"one class only ({one_of(id2label.values())}) in {len(dataset['train'])} training rows; "
+            f"one class only ({one_of(id2label.values())}) in the training rows ({show_rows(dataset['train'])}); "
             "at least two are needed"
         ]
     return []

@@ -59,6 +59,9 @@ class ModelConfig:
     dtype: str = "float32"
     """Of the weights while training; `auto`: as in the checkpoint."""
     attn_implementation: str | None = None
+    """`sdpa` (Transformers' default where a model has it), `eager`, `flash_attention_2`, ..."""
+    channels_last: bool = False
+    """Weights of convolutions in the order (H, W, C) in memory: faster for most convolutional networks."""
     freeze: list[str] = field(default_factory=list)
     """Regular expressions; parameters whose name matches one from its start are not trained."""
     trust_remote_code: bool = False
@@ -93,6 +96,17 @@ class DatasetConfig:
     max_validation_samples: int | None = None
     max_test_samples: int | None = None
     on_bad_sample: OnBadSample = OnBadSample.error
+    streaming: bool = False
+    """Read rows anew in every epoch instead of keeping them: for data larger than the disk or the memory.
+
+    Needs `trainer.args.max_steps`. `validation_size` and `test_size` are numbers of rows then, drawn once and kept.
+    """
+    shuffle_buffer: int = 10_000
+    """Of a stream: rows in memory from which the next one is drawn; an image in it is its file, or the path of one.
+
+    Rows further apart than this are not mixed, beyond the order of the source's files. A folder of images is read
+    class by class: give at least the number of images, which are paths there and take little room.
+    """
     validate_on_train: bool = False
     """Use the training samples for validation too (only for `debug=overfit`)."""
 
@@ -252,6 +266,8 @@ def config_hash(config: Config) -> str:
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
     plain["transform"].pop("cache")
+    if not plain["dataset"]["streaming"]:
+        del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 

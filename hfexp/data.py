@@ -9,6 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.stream_splits import load_source, make_splits
+from hfexp.streams import num_rows
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 
@@ -32,6 +34,8 @@ def load_dataset(config: DatasetConfig, task: Task, allowed_targets: list[str] |
     source = _load_source(config, allowed_targets)
     dataset = _select_splits(source, config)
     dataset = _rename_columns(dataset, config, task)
+    if config.streaming:
+        return make_splits(dataset, config, task)
     dataset = _cast_labels(dataset, config, task)
     dataset = _make_splits(dataset, config, task)
     dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
@@ -48,8 +52,11 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
     """
     if config.on_bad_sample is not OnBadSample.skip:
         return dataset, {}
+    streams = {split: rows for split, rows in dataset.items() if num_rows(rows) is None}
     kept, dropped = {}, {}
     for split, rows in dataset.items():
+        if split in streams:  # passed over when they are read
+            continue
         good = []
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(rows), READ_AHEAD):
@@ -60,7 +67,7 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
         if not good:
             raise DataError(f"no sample of the {split} split can be read")
-    return DatasetDict(kept), dropped
+    return DatasetDict({split: (streams | kept)[split] for split in dataset}), dropped
 
 
 def _is_readable(row: dict[str, Any], task: Task) -> bool:
@@ -78,6 +85,8 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
         raise ConfigError(
             "dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset"
         )
+    if config.streaming:
+        return load_source(config, allowed_targets)
     source = instantiate(config.source, "dataset.source", allowed_targets)
     if isinstance(source, Dataset):
         return DatasetDict({"train": source})
@@ -85,7 +94,7 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
         return DatasetDict(source)
     raise ConfigError(
         f"dataset.source: {config.source['_target_']} returned {type(source).__name__}; a datasets.Dataset or "
-        "DatasetDict is needed"
+        "DatasetDict is needed (or dataset.streaming=true, for what streams)"
     )
 
 

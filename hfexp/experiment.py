@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 
-from hfexp import processing, quiet, screen
+from hfexp import processing, quiet, screen, streaming
 from hfexp.arguments import build_arguments
 from hfexp.config import Config
 from hfexp.environment import Environment
@@ -23,6 +23,8 @@ from hfexp.recording import Recorder
 from hfexp.reporting.classes import ClassReport
 from hfexp.reporting.facts import SplitScores
 from hfexp.run_directory import RunDirectory, open_run_directory
+from hfexp.streams import show_rows
+from hfexp.threads import limit_torch
 from hfexp.tracking.run import open_run
 from hfexp.tracking.system import SystemMonitor
 from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
@@ -68,6 +70,7 @@ def run(config: Config, origin: Origin) -> Result:
     """
     started = time.perf_counter()
     quiet.quiet_libraries()
+    limit_torch()
     inputs = prepare(config)
     environment = Environment.gather(origin)
     with (
@@ -79,10 +82,7 @@ def run(config: Config, origin: Origin) -> Result:
     ):
         announce(directory, inputs, environment.git)
         transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
-        preparation = Preparation(config, inputs.task, inputs.processor)
-        splits = processing.process(
-            inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed, preparation
-        )
+        splits = build_splits(config, inputs)
         model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
         screen.show_model(summary)
         recorder = Recorder(tracker, config, origin, environment, inputs, directory)
@@ -99,6 +99,7 @@ def run(config: Config, origin: Origin) -> Result:
         require_finite(trainer)
         metrics, scores = evaluate(trainer, inputs, splits)
         save_model(trainer, inputs, directory)
+        note_skipped(splits)
         report = recorder.finish(trainer, metrics, scores, splits, time.perf_counter() - started)
         result = Result(
             metrics=metrics,
@@ -122,7 +123,7 @@ def run(config: Config, origin: Origin) -> Result:
 
 def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str]) -> None:
     """Where the run is, whether it is continued, and how much data it has."""
-    sizes = ", ".join(f"{len(rows):,} {split}" for split, rows in inputs.dataset.items())
+    sizes = ", ".join(f"{show_rows(rows)} {split}" for split, rows in inputs.dataset.items())
     classes = f", {len(inputs.id2label)} classes" if inputs.id2label else ""
     screen.say(f"  data: {sizes}{classes}")
     for split, count in inputs.dropped.items():
@@ -135,6 +136,22 @@ def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str]) -> No
         before = directory.state.git_sha_before
         if before and git and before != git["sha"]:
             screen.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")
+
+
+def note_skipped(splits: dict[str, Any]) -> None:
+    """Say what `on_bad_sample=skip` left out of streams, which is known only at the end."""
+    for split, rows in splits.items():
+        if getattr(rows, "num_skipped", 0):
+            screen.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")
+
+
+def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
+    """Each split as a dataset of model inputs."""
+    task, processor = inputs.task, inputs.processor
+    preparation = Preparation(config, task, processor)
+    return streaming.process(
+        inputs.dataset, task, processor, inputs.transforms, config.seed, config.dataset, preparation
+    )
 
 
 def build_trainer(
@@ -155,6 +172,7 @@ def build_trainer(
         metric=task.metric,
         greater_is_better=task.greater_is_better,
         deterministic=config.trainer.deterministic,
+        loads_little=splits["train"].reads_columns,
     )
     progress = ShowProgress(task.metric)
     collator = processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)

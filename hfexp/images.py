@@ -222,4 +222,4 @@ class ImageCollator:
         if images.dtype != torch.uint8:
             return batch
         factor, offset = self.factor.to(images.device), self.offset.to(images.device)
-        return {**batch, "pixel_values": torch.addcmul(offset, images, factor)}
+        return {**batch, "pixel_values": images.float().mul_(factor).add_(offset)}

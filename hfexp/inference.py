@@ -25,10 +25,11 @@ import torch
 
 from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
-from hfexp.processing import Collator, Transforms, build_transforms
+from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
 from hfexp.tasks.base import Task
+from hfexp.transforms import Transforms, build_transforms
 
 RECIPE_FILE = "hfexp.json"
 TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "torchvision.transforms")

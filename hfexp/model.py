@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from hfexp.config import ModelConfig
@@ -106,6 +107,8 @@ def build_model(
         model_config = transformers.AutoConfig.for_model(str(config.model_type), **config.config, **labels)
         auto_class = getattr(transformers, task.model_class)
         model = auto_class.from_config(model_config, **_load_options(config))
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     for parameter in frozen_parameters(model, config.freeze):
         parameter.requires_grad_(False)
     parameters = list(model.parameters())

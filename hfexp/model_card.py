@@ -42,8 +42,8 @@ class CardFacts:
     """For people: a Hub id, or the name of the dataset option."""
     hub_dataset: str | None
     """Id on the Hub, if it comes from there."""
-    rows: dict[str, int]
-    """Rows by split."""
+    rows: dict[str, int | None]
+    """Rows by split; None: streamed."""
     labels: list[str]
     metrics: dict[str, float]
     """`final_eval_*` and `test_*`."""
@@ -143,7 +143,10 @@ def _results(facts: CardFacts) -> str:
 
 
 def _data(facts: CardFacts) -> str:
-    rows = [[split, f"{count:,}", facts.digests.get(split, "")] for split, count in facts.rows.items()]
+    rows = [
+        [split, "streamed" if count is None else f"{count:,}", facts.digests.get(split, "")]
+        for split, count in facts.rows.items()
+    ]
     return _table(["split", "rows", "digest"], rows)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hfexp import processing, screen
+from hfexp import processing, screen, streaming
 from hfexp.arguments import build_arguments, check_choices
 from hfexp.checks import (
     check_disk,
@@ -25,9 +25,12 @@ from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.metrics import MetricSet, build_metrics
 from hfexp.model import frozen_parameters, load_model_config
 from hfexp.preparing import require_deterministic
+from hfexp.stream_splits import check_streaming
+from hfexp.streams import num_rows
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 from hfexp.training import trainer_class
+from hfexp.transforms import Transforms, build_transforms
 
 
 @dataclass
@@ -40,7 +43,7 @@ class Inputs:
     """Unreadable samples left out, by split."""
     id2label: dict[int, str] | None
     processor: Any
-    transforms: processing.Transforms
+    transforms: Transforms
     metrics: MetricSet
     callbacks: list[Any]
     """The user's own, from `trainer.callbacks`."""
@@ -114,7 +117,7 @@ def prepare(config: Config) -> Inputs:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
     with problems:
-        transforms = processing.build_transforms(config.transform, _need(processor), id2label, allowed)
+        transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.found:
             problems.add(
                 _check_fit(config, _need(task), _need(dataset), processor, transforms, model_config, id2label)
@@ -131,6 +134,7 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
     problems.add(check_support(config))
+    problems.add(check_streaming(config))
     with problems:
         trainer_class(config.trainer._target_, config.security.allowed_targets)
 
@@ -170,8 +174,8 @@ def _check_metrics(
             f"trainer.args.metric_for_best_model={wanted} is not computed.{did_you_mean(wanted, names)} "
             f"There are: {one_of(names)}; more with the metrics section"
         )
-    size, rows = config.trainer.args.get("per_device_train_batch_size", 8), len(dataset["train"])
-    if size > rows:
+    size, rows = config.trainer.args.get("per_device_train_batch_size", 8), num_rows(dataset["train"])
+    if rows is not None and size > rows:
         problems.append(f"trainer.args.per_device_train_batch_size={size} is more than the {rows} training samples")
     return problems
 
@@ -181,17 +185,17 @@ def _check_fit(
     task: Task,
     dataset: DatasetDict,
     processor: Any,
-    transforms: processing.Transforms,
+    transforms: Transforms,
     model_config: Any,
     id2label: dict[int, str] | None,
 ) -> list[str]:
     """A real batch through a model without weights, the head's labels, and the space that checkpoints take."""
     problems = check_head(model_config, id2label) if config.model.path else []
-    splits = processing.process(dataset, task, processor, transforms, config.seed)
+    splits = streaming.process(dataset, task, processor, transforms, config.seed, config.dataset)
     collate = processing.Collator(task, processor, None, config.seed)
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
     for split in ("train", "validation"):
-        require_deterministic(task.decode(dataset[split][0]), splits[split].steps.fixed, processing.apply)
+        require_deterministic(task.decode(dataset[split][0]), splits[split].steps.fixed)
     shapes = {split: {k: tuple(v.shape) for k, v in batch.items()} for split, batch in first.items()}
     if shapes["train"] != shapes["validation"]:
         problems.append(

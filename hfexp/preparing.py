@@ -12,9 +12,7 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,14 @@ from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_
 from hfexp.config import Config
 from hfexp.digest import identity
 from hfexp.errors import ConfigError
-from hfexp.machine import cpus
 from hfexp.origin import mask_secrets
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, seed_cpu
 from hfexp.screen import note, say
 from hfexp.targets import targets_in
 from hfexp.tasks.base import Task
+from hfexp.threads import map_in_threads, rows_of
+from hfexp.transforms import apply
 
 FORMAT = 1
 """Of the entries; another one is not found."""
@@ -87,22 +86,21 @@ class Preparation:
         self.cache = Cache(directory.absolute(), parse_size(settings.max_size))
         self.processor = {"class": type(processor).__name__, **processor.to_dict()} if processor is not None else {}
 
-    def prepare(self, split: str, rows: Dataset, operations: list[Any], apply: Callable[..., Row]) -> Prepared | None:
+    def prepare(self, split: str, rows: Dataset, operations: list[Any]) -> Prepared | None:
         """The rows of a split after its deterministic operations, or None if they can't be kept.
 
         Args:
             operations: those of `transform.prepare`, and on evaluated splits of `transform.evaluate`.
-            apply: does one operation on a row.
 
         Raises:
             DataError: a row can't be read.
         """
         if not self.config.transform.cache.enabled or not len(rows):
             return None
-        kinds, count = _first_row(self.task.decode(rows[0]), operations, apply)
+        kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
             return None
-        work = _Work(rows, self.task, operations[:count], apply, kinds)
+        work = _Work(rows, self.task, operations[:count], kinds)
         key = self._key(rows, count, len(operations))
         started = time.perf_counter()
 
@@ -149,7 +147,6 @@ class _Work:
     rows: Dataset
     task: Task
     operations: list[Any]
-    apply: Callable[..., Row]
     kinds: dict[str, str]
 
     def estimate(self) -> int:
@@ -161,26 +158,25 @@ class _Work:
     def write_all(self, writer: ArrayWriter, split: str) -> None:
         """Append all rows in their order; several threads prepare them."""
         with _progress(f"  preparing {split}", len(self.rows)) as advance:
-            for arrays in _in_threads(self._some, range(0, len(self.rows), AT_ONCE)):
+            for arrays in map_in_threads(self._some, range(0, len(self.rows), AT_ONCE)):
                 for row in arrays:
                     writer.append(row)
                 advance(len(arrays))
 
     def _some(self, start: int) -> list[Arrays]:
-        columns = self.rows[start : start + AT_ONCE]
-        return [self._one(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        return [self._one(row) for row in rows_of(self.rows[start : start + AT_ONCE])]
 
     def _one(self, row: Row) -> Arrays:
         row = self.task.decode(row)
         for operation in self.operations:
-            row = self.apply(operation, row)
+            row = apply(operation, row)
         arrays, kinds = to_arrays(row)
         if kinds != self.kinds:
             raise NotWholeNumbersError(f"they are not of one kind: {kinds} and {self.kinds}")
         return arrays
 
 
-def require_deterministic(row: Row, operations: list[Any], apply: Callable[..., Row]) -> None:
+def require_deterministic(row: Row, operations: list[Any]) -> None:
     """Try a decoded row twice: what is done once for all epochs must not draw random numbers.
 
     Raises:
@@ -210,7 +206,7 @@ def _same(first: Row, second: Row) -> bool:
     return first.keys() == second.keys() and all(equal(first[name], second[name]) for name in first)
 
 
-def _first_row(row: Row, operations: list[Any], apply: Callable[..., Row]) -> tuple[dict[str, str], int]:
+def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
     """Kinds of a row's fields after the last operation whose result can be kept, and the number of that operation."""
     best: tuple[dict[str, str], int] = {}, 0
     for number, operation in enumerate(operations, 1):
@@ -244,25 +240,6 @@ def _source(module: str) -> dict[str, str]:
     if not path or module.partition(".")[0] in LIBRARIES:
         return {}
     return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
-
-
-def _in_threads(function: Callable[[int], list[Arrays]], starts: range) -> Iterator[list[Arrays]]:
-    """Results in order; only so many are in memory at once. Decoding and resizing leave Python's lock."""
-    workers = cpus()
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[Future[list[Arrays]]] = deque()
-    try:
-        torch.set_num_threads(1)  # each thread works on an image of its own
-        for start in starts:
-            waiting.append(pool.submit(function, start))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(before)
-        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
-"""The processor, the transforms, and datasets whose rows are model inputs."""
+"""The processor, and datasets whose rows are model inputs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,15 +9,17 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 from transformers.processing_utils import ImagesKwargs
 
-from hfexp.config import ModelConfig, TransformConfig
+from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
 from hfexp.model import check_path
 from hfexp.preparing import Preparation, Prepared
 from hfexp.row_arrays import Row
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
-from hfexp.targets import check, instantiate, locate, parameters
+from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
+from hfexp.threads import map_in_threads, rows_of
+from hfexp.transforms import Steps, Transforms, apply
 
 
 def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
@@ -62,94 +63,6 @@ def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
                 f"unknown key 'model.processor.{name}'.{did_you_mean(name, allowed)} "
                 f"{type(processor).__name__} takes: {one_of(allowed)}"
             )
-
-
-@dataclass(frozen=True)
-class Steps:
-    """What happens to a decoded row of a split before it becomes model inputs."""
-
-    fixed: list[Any]
-    """Operations that give the same result in every epoch."""
-    random: list[Any] = field(default_factory=list)
-    batched: list[Any] = field(default_factory=list)
-    """Random too, many images at once: called with images (B, C, H, W) and draws (B, num_draws)."""
-
-    def __call__(self, row: Row) -> Row:
-        """The operations on single rows."""
-        for operation in (*self.fixed, *self.random):
-            row = apply(operation, row)
-        return row
-
-
-@dataclass(frozen=True)
-class Transforms:
-    """What happens to a decoded row, by split."""
-
-    train: Steps
-    evaluation: Steps
-    batch: Callable[..., Any] | None
-    """Called with (images, labels) of a training batch."""
-    is_random: bool
-    """Training rows draw random numbers."""
-
-
-def build_transforms(
-    config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
-) -> Transforms:
-    """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
-    from hfexp.images import Geometry
-
-    runtime = {"geometry": None, "size": None, "num_classes": len(id2label or {}) or None}
-    if any((config.prepare, config.augment, config.evaluate)):
-        geometry = Geometry.of(processor)
-        runtime |= {"geometry": geometry, "size": list(geometry.size), "mean": geometry.mean, "std": geometry.std}
-
-    def build(name: str) -> list[Any]:
-        nodes = getattr(config, name)
-        return [_build_operation(node, f"transform.{name}.{i}", runtime, allowed) for i, node in enumerate(nodes)]
-
-    prepare, augment, evaluate = build("prepare"), build("augment"), build("evaluate")
-    batch = build("batch_augment")
-    single = [operation for operation in augment if not hasattr(operation, "num_draws")]
-    if single != augment[: len(single)]:
-        raise ConfigError("transform.augment: operations on whole batches (hfexp.images.RandomAffine) must come last")
-    return Transforms(
-        train=Steps(prepare, single, augment[len(single) :]),
-        evaluation=Steps(prepare + evaluate),
-        batch=_RandomChoice(batch) if batch else None,
-        is_random=bool(augment or batch),
-    )
-
-
-def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list[str]) -> Any:
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ConfigError(f"{key} must be a mapping with a _target_, got {node!r}")
-    accepted = parameters(locate(str(node["_target_"]), f"{key}._target_", allowed))
-    given = {k: v for k, v in runtime.items() if v is not None and k in accepted and node.get(k) is None}
-    node = {k: v for k, v in node.items() if k not in given}
-    check(node, key, allowed, frozenset(given))
-    try:
-        return instantiate(node, key, allowed, **given)
-    except Exception as error:
-        raise ConfigError(f"{key}: {node['_target_']} can't be built: {error.__cause__ or error}") from error
-
-
-def apply(operation: Any, row: Row) -> Row:
-    """Do one operation: v2 operations and ours map rows; v1 operations (and plain functions) map the image alone."""
-    module = type(operation).__module__
-    if module.startswith("torchvision.transforms.transforms") or not isinstance(operation, torch.nn.Module):
-        return {**row, "image": operation(row["image"])}
-    return operation(row)
-
-
-class _RandomChoice:
-    """One of several batch operations, drawn anew for each batch."""
-
-    def __init__(self, operations: list[Any]) -> None:
-        self.operations = operations
-
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
-        return self.operations[int(torch.randint(len(self.operations), ()))](images, labels)
 
 
 class ProcessedDataset(TorchDataset):
@@ -197,24 +110,27 @@ class ProcessedDataset(TorchDataset):
             assert self.prepared is not None
             inputs: Any = self.task.preprocess(self._batched(self.prepared.columns(indices), keys), self.processor)
             return inputs if self.seed is None else {**inputs, "sample_key": keys}
-        rows = self._fixed(indices)
+        if self.prepared is not None:
+            return self.inputs(self.prepared.rows(indices), keys)
+        rows = list(map_in_threads(lambda row: self._fixed(self.task.decode(row)), rows_of(self.rows[indices])))
+        return self._finished(rows, keys)
+
+    def inputs(self, rows: list[Row], keys: list[int]) -> list[Row]:
+        """Rows that are decoded (or prepared) as model inputs; each draws its random numbers by its key."""
+        return self._finished(list(map_in_threads(self._fixed, rows)) if self.rest else rows, keys)
+
+    def _fixed(self, row: Row) -> Row:
+        """A decoded (or prepared) row after the deterministic operations."""
+        for operation in self.rest:
+            row = apply(operation, row)
+        return row
+
+    def _finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
         if self.seed is None:
             return [self.task.preprocess(row, self.processor) for row in rows]
         rows = self._random(rows, keys, self.seed)
         inputs = [self.task.preprocess(row, self.processor) for row in rows]
         return [{**row, "sample_key": key} for row, key in zip(inputs, keys, strict=True)]
-
-    def _fixed(self, indices: list[int]) -> list[Row]:
-        """Rows after the deterministic operations."""
-        if self.prepared is not None:
-            rows = self.prepared.rows(indices)
-        else:
-            columns = self.rows[indices]
-            values = zip(*columns.values(), strict=True)
-            rows = [self.task.decode(dict(zip(columns, row, strict=True))) for row in values]
-        for operation in self.rest:
-            rows = [apply(operation, row) for row in rows]
-        return rows
 
     def _random(self, rows: list[Row], keys: list[int], seed: int) -> list[Row]:
         """Transform each row under its own random numbers."""
@@ -293,6 +209,6 @@ def process(
     for split, rows in dataset.items():
         steps = transforms.train if split == "train" else transforms.evaluation
         draws = split == "train" and transforms.is_random
-        prepared = preparation.prepare(str(split), rows, steps.fixed, apply) if preparation else None
+        prepared = preparation.prepare(str(split), rows, steps.fixed) if preparation else None
         splits[str(split)] = ProcessedDataset(rows, task, processor, steps, seed if draws else None, prepared)
     return splits

@@ -76,6 +76,7 @@ class ShowProgress(TrainerCallback):
     ) -> None:
         if self.bar is not None:
             epoch = f"epoch {min(int(state.epoch or 0) + 1, int(state.num_train_epochs))}/{state.num_train_epochs}"
+            epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch
             self.bar.update(
                 self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state)
             )
@@ -99,6 +100,7 @@ class ShowProgress(TrainerCallback):
             rate = (state.global_step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
             left = (state.max_steps - state.global_step) / max(rate, 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
+            epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch  # without a known end
             say(f"  {epoch}  step {state.global_step}/{state.max_steps}  {self._text(args, state)}  {left:.0f} s left")
 
     def on_train_end(

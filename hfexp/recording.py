@@ -21,6 +21,7 @@ from hfexp.reporting.report import draw_report
 from hfexp.reporting.samples import draw_samples
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model, verify_model
+from hfexp.streams import first_rows, num_rows
 from hfexp.tracking import lineage
 from hfexp.tracking.tracker import Tracker
 
@@ -52,7 +53,8 @@ class Recorder:
             "model.num_parameters": summary.num_parameters,
             "model.num_trainable": summary.num_trainable,
         }
-        params |= {f"dataset.num_{split}_samples": len(rows) for split, rows in self.inputs.dataset.items()}
+        sizes = {split: num_rows(rows) for split, rows in self.inputs.dataset.items()}
+        params |= {f"dataset.num_{split}_samples": n for split, n in sizes.items() if n is not None}
         params |= {f"dataset.num_{split}_skipped": count for split, count in self.inputs.dropped.items()}
         self.tracker.log_params(params)
         transform = lineage.transform_hash(self.config, self.inputs.processor)
@@ -165,7 +167,7 @@ class Recorder:
 
     def _examples(self) -> list[bytes]:
         rows = self.inputs.dataset["validation"]
-        found = [self.inputs.task.inference_example(rows[i]) for i in range(min(VERIFIED_EXAMPLES, len(rows)))]
+        found = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
         return [example for example in found if example is not None]
 
     def _facts(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: float) -> ReportFacts:
@@ -213,7 +215,7 @@ class Recorder:
             base_model=config.model.path,
             dataset=self.origin.choices.get("dataset") or "its dataset",
             hub_dataset=hub_id(str(source.get("path"))) if from_hub and source.get("path") else None,
-            rows={str(split): len(rows) for split, rows in inputs.dataset.items()},
+            rows={str(split): num_rows(rows) for split, rows in inputs.dataset.items()},
             labels=list((inputs.id2label or {}).values()),
             metrics=metrics,
             params=flatten(to_dict(config)),

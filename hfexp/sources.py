@@ -1,11 +1,12 @@
 """Datasets that hfexp makes itself; each function is a `dataset.source._target_`."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
 
@@ -34,8 +35,11 @@ def digits() -> Dataset:
     return Dataset.from_dict({"image": encoded, "label": bunch.target.tolist()}, features=features)
 
 
-def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> DatasetDict | Dataset:
+def image_folder(data_dir: str, split: str | None = None, streaming: bool = False, **kwargs: Any) -> Any:
     """Images in folders named by their class, optionally below `train/`, `validation/` and `test/`.
+
+    Returns:
+        A dataset of the split, or of every split by name; iterable ones if `streaming`.
 
     Raises:
         ConfigError: the folder is missing, empty, or holds a single class.
@@ -44,7 +48,9 @@ def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> Data
     if not root.is_dir():
         raise ConfigError(f"dataset.source.data_dir={data_dir}: there is no such directory")
     try:
-        dataset = datasets.load_dataset("imagefolder", data_dir=str(root), split=split, **kwargs)
+        dataset: Any = datasets.load_dataset(
+            "imagefolder", data_dir=str(root), split=split, streaming=streaming, **kwargs
+        )
     except (DatasetNotFoundError, EmptyDatasetError, FileNotFoundError) as error:
         raise ConfigError(f"dataset.source.data_dir={data_dir}: no image files found below it") from error
     first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
@@ -53,7 +59,7 @@ def image_folder(data_dir: str, split: str | None = None, **kwargs: Any) -> Data
             f"dataset.source.data_dir={data_dir}: one class only; at least two folders of images, "
             "each named by its class, are needed"
         )
-    return dataset  # pyright: ignore
+    return dataset
 
 
 def image_table(
@@ -61,6 +67,7 @@ def image_table(
     data_files: str | list[str] | Mapping[str, Any],
     image_column: str = "image",
     image_dir: str | None = None,
+    streaming: bool = False,
 ) -> DatasetDict:
     """Rows of a CSV or Parquet table, one column of which is the path of an image.
 
@@ -80,18 +87,27 @@ def image_table(
     if first is None:
         raise ConfigError("dataset.source.data_files is empty")
     root = Path(image_dir).expanduser() if image_dir else first.expanduser().parent
-    dataset: Any = datasets.load_dataset(format, data_files=files)
+    dataset: Any = datasets.load_dataset(format, data_files=files, streaming=streaming)
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
 
 
-def _with_images(rows: Dataset, column: str, root: Path) -> Dataset:
+def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:
+    """Paths of a table become images."""
+    streamed, rows = isinstance(table, IterableDataset), cast(Any, table)
+    rows = rows._resolve_features() if streamed else rows
     if column not in rows.column_names:
         raise ConfigError(f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}")
     feature = rows.features[column]
-    if isinstance(feature, Value):
+    if isinstance(feature, Value) and streamed:
+        rows = rows.map(functools.partial(_below, column=column, root=root), features=rows.features)
+    elif isinstance(feature, Value):
         paths = [str(root / path) for path in rows[column][:]]
         rows = rows.remove_columns(column).add_column(column, paths, feature=Value("string"))
     return rows.cast_column(column, Image())
+
+
+def _below(row: dict[str, Any], column: str, root: Path) -> dict[str, Any]:
+    return {**row, column: str(root / row[column])}
 
 
 def saved_to_disk(path: str) -> DatasetDict | Dataset:
@@ -103,9 +119,16 @@ def saved_to_disk(path: str) -> DatasetDict | Dataset:
 
 
 def hub(
-    path: str, name: str | None = None, revision: str | None = None, split: str | None = None
-) -> DatasetDict | Dataset:
+    path: str,
+    name: str | None = None,
+    revision: str | None = None,
+    split: str | None = None,
+    streaming: bool = False,
+) -> Any:
     """A dataset of the Hugging Face Hub.
+
+    Returns:
+        A dataset of the split, or of every split by name; iterable ones if `streaming`.
 
     Raises:
         ConfigError: no such dataset, configuration, split or access.
@@ -113,4 +136,4 @@ def hub(
     from hfexp.hub import explain_hub_errors
 
     with explain_hub_errors("dataset", path):
-        return datasets.load_dataset(path, name=name, revision=revision, split=split)  # pyright: ignore
+        return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)

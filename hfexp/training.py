@@ -1,5 +1,6 @@
 """The Trainer, and training with it: resumable, stoppable, with keyed sampling."""
 
+import functools
 import signal
 import threading
 from collections.abc import Callable
@@ -15,11 +16,12 @@ from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
 from hfexp.metrics import MetricSet
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
+from hfexp.stream_training import StreamTraining
 from hfexp.tasks.base import Task
 from hfexp.timing import Timed
 
 
-class Trainer(TrueCheckpoints, Timed, transformers.Trainer):
+class Trainer(TrueCheckpoints, Timed, StreamTraining, transformers.Trainer):
     """The Transformers `Trainer` with true checkpoints, timing, sampling by (seed, epoch) and soft labels."""
 
     soft_labels: bool = False
@@ -32,13 +34,32 @@ class Trainer(TrueCheckpoints, Timed, transformers.Trainer):
         inputs = super()._prepare_inputs(inputs)
         return self.finish_batch(inputs) if self.finish_batch else inputs
 
+    @functools.cached_property
+    def _known_operations(self) -> dict[tuple[int, ...], int]:
+        """Floating point operations by the shape of a batch."""
+        return {}
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer's, which counts all parameters at every step; batches of one shape cost the same."""
+        shape = tuple(getattr(inputs.get(getattr(self.model, "main_input_name", "")), "shape", ()))
+        if shape not in self._known_operations:
+            self._known_operations[shape] = super().floating_point_ops(inputs)
+        return self._known_operations[shape]
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, drawing the seeds of workers from a generator of its own.
 
         Otherwise each pass, or with persistent workers only the first one, would shift the model's random numbers.
         """
-        dataloader = super()._get_dataloader(*args, **kwargs)
-        dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return self._with_own_generator(super()._get_dataloader(*args, **kwargs))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """As the Trainer's, which wraps a kept one (persistent workers) anew at each evaluation."""
+        return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
+
+    def _with_own_generator(self, dataloader: Any) -> Any:
+        # Accelerate's data loader hands iteration on to one inside.
+        getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator().manual_seed(self.args.seed)
         return dataloader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

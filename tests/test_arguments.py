@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from hfexp import api
-from hfexp.arguments import OWNED, RENAMED, build_arguments, check_args, training_argument_types
+from hfexp import api, checks
+from hfexp.arguments import OWNED, RENAMED, build_arguments, check_args, loader_defaults, training_argument_types
 from hfexp.errors import ConfigError
 
 
@@ -47,3 +47,17 @@ def test_values_reach_training_arguments_untouched(tmp_path: Path) -> None:
     assert type(args.lr_scheduler_kwargs) is dict
     assert (args.metric_for_best_model, args.greater_is_better) == ("accuracy", True)
     assert (args.report_to, args.remove_unused_columns, args.n_gpu <= 1) == ([], False, True)
+
+
+@pytest.mark.parametrize(("processors", "processes", "workers"), [(1, 1, None), (8, 1, 7), (64, 4, 8), (8, 8, None)])
+def test_data_loader_workers_leave_room_for_the_training(processors: int, processes: int, workers: int | None) -> None:
+    assert loader_defaults(processors, processes).get("dataloader_num_workers") == workers
+
+
+def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, expected in (("fpu avx2", True), ("fpu avx512_bf16", False)):
+        monkeypatch.setattr(checks.Path, "read_text", lambda self, flags=flags: flags)
+        assert checks.check_precision({"bf16": True, "use_cpu": True}) == []
+        assert ("no bf16 instructions" in capsys.readouterr().err) is expected

@@ -163,7 +163,8 @@ def test_what_draws_random_numbers_is_no_preparation(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"RandomCrop draws random numbers: put it under transform\.augment"):
         prepare(
             api.compose(*SMALL_MODEL, "transform=eval",
-                        "transform.prepare=[{_target_: hfexp.images.ToRGB}, {_target_: torchvision.transforms.v2.ToImage},"
+                        "transform.prepare=[{_target_: hfexp.images.ToRGB}, "
+                        "{_target_: torchvision.transforms.v2.ToImage},"
                         "{_target_: torchvision.transforms.v2.RandomCrop, size: 8, padding: 4}]")
         )  # fmt: skip
 

@@ -130,6 +130,40 @@ def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
         assert all(torch.equal(state[k], second["state"][index][k]) for k in ("exp_avg", "exp_avg_sq"))
 
 
+@pytest.mark.parametrize("transform", ["jitter", pytest.param("augment_mix", marks=pytest.mark.slow)])
+def test_neither_workers_nor_a_resumption_in_mid_epoch_change_the_result(
+    transform: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Augmentation and dropout on; three steps an epoch, checkpoints every fourth step."""
+    words = [
+        *SMALL_DIGITS, *fault_at(5), "tracking=none", f"transform={transform}", "model.config.hidden_dropout_prob=0.1",
+        "trainer.args.num_train_epochs=3", "trainer.args.save_strategy=steps", "trainer.args.save_steps=4",
+        "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=4",
+    ]  # fmt: skip
+    two, kept = "trainer.args.dataloader_num_workers=2", "trainer.args.dataloader_persistent_workers=true"
+    loaders = {"0": [], "2": [two, kept]}
+    whole = api.train(*words, "output_dir=whole")
+    for name, loader in loaders.items():
+        (place / "fault").write_text("error")
+        with pytest.raises(RuntimeError, match="caught fire"):
+            api.train(*words, *loader, f"output_dir={name}")
+        resumed = api.train(*words, *loader, f"output_dir={name}")
+        assert "from checkpoint-4" in capsys.readouterr().err
+        assert_equal_weights(weights(whole.run_dir / "model"), weights(resumed.run_dir / "model"))
+        assert whole.metrics["test_loss"] == resumed.metrics["test_loss"]
+
+
+def test_convolutions_in_channels_last_are_restored_and_saved(place: Path) -> None:
+    words = [*overrides("resnet", place), *fault_at(5), "tracking=none", "model.channels_last=true"]
+    whole = api.train(*words, "output_dir=whole")
+    kernel = next(p for p in whole.model.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    (place / "fault").write_text("error")
+    with pytest.raises(RuntimeError, match="caught fire"):
+        api.train(*words)
+    assert_equal_weights(weights(whole.run_dir / "model"), weights(api.train(*words).run_dir / "model"))
+
+
 def test_upstream_still_loses_weights(place: Path) -> None:
     """If this fails, Transformers has been mended and `hfexp.checkpoints` can shrink."""
     torch.manual_seed(0)

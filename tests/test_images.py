@@ -12,9 +12,10 @@ import transformers
 
 from hfexp import api
 from hfexp.images import Geometry, ImageCollator, open_image, to_rgb
-from hfexp.processing import Collator, ProcessedDataset, build_transforms, process
+from hfexp.processing import Collator, ProcessedDataset, process
 from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
+from hfexp.transforms import build_transforms
 
 TASK = ImageClassification()
 COLOUR = (200, 100, 50)

@@ -17,7 +17,7 @@ from datasets import DatasetDict
 
 from hfexp import api
 from hfexp.metrics import ExpectedCalibrationError
-from hfexp.processing import build_transforms, process
+from hfexp.processing import process
 from hfexp.reporting import canvas, pictures, report
 from hfexp.reporting.classes import ClassReport
 from hfexp.reporting.facts import ReportFacts, SplitScores
@@ -26,6 +26,7 @@ from hfexp.reporting.report import draw_report
 from hfexp.reporting.samples import Mistakes, draw_samples, fit
 from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
+from hfexp.transforms import build_transforms
 
 TASK = ImageClassification()
 PROCESSOR = transformers.ViTImageProcessor(

@@ -19,6 +19,8 @@ LAYERS = [
     ["hfexp.reporting.sections"],
     ["hfexp.reporting.page"],
     ["hfexp.reporting.pictures", "hfexp.reporting.confusion", "hfexp.reporting.samples"],
+    ["hfexp.stream_training"],
+    ["hfexp.streaming"],
     [
         "hfexp.data",
         "hfexp.processing",
@@ -27,11 +29,12 @@ LAYERS = [
         "hfexp.tracking.system",
         "hfexp.sources",
     ],
-    ["hfexp.preparing"],
+    ["hfexp.stream_splits", "hfexp.preparing"],
     ["hfexp.tracking.tracker", "hfexp.tracking.lineage", "hfexp.records"],
     ["hfexp.tracking.recovery", "hfexp.tracking.writer"],
     ["hfexp.tracking.delivery"],
     ["hfexp.tracking.linked", "hfexp.tracking.delivered"],
+    ["hfexp.streams"],
     [
         "hfexp.model",
         "hfexp.tracking.store",
@@ -40,7 +43,7 @@ LAYERS = [
         "hfexp.tasks.image_classification",
         "hfexp.run_directory",
     ],
-    ["hfexp.environment", "hfexp.tracking.journal"],
+    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms"],
     [
         "hfexp.images",
         "hfexp.tasks.base",
@@ -57,13 +60,13 @@ LAYERS = [
         "hfexp.timing",
         "hfexp.arrays",
         "hfexp.digest",
-        "hfexp.machine",
         "hfexp.row_arrays",
+        "hfexp.threads",
     ],
     ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking"],
     ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config", "hfexp.signals"],
     ["hfexp.arguments"],
-    ["hfexp.errors", "hfexp"],
+    ["hfexp.errors", "hfexp.machine", "hfexp"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 

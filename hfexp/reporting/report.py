@@ -11,6 +11,7 @@ from hfexp.reporting.facts import ReportFacts, SplitScores
 from hfexp.reporting.page import Report
 from hfexp.reporting.samples import MAX_PICTURES, Mistakes, mistakes_sheet
 from hfexp.reporting.sections import SplitParts, all_sections, lead
+from hfexp.streams import num_rows
 from hfexp.tasks.base import Task
 
 SAMPLE_ROWS = 100
@@ -84,8 +85,8 @@ def _draw_mistakes(
     with guarded(f"mistakes_{split}"):
         parts.mistakes = mistakes = Mistakes.of(scores, len(names))
         _write_rows(drawn.directory / f"mistakes_{split}.csv", mistakes.indices, scores, names)
-        if not mistakes.indices or dataset is None or len(dataset) != len(scores.references):
-            return  # of another length, its rows would be the wrong ones
+        if not mistakes.indices or dataset is None or num_rows(dataset) != len(scores.references):
+            return  # of another length, its rows would be the wrong ones; those of a stream are gone
         rows = [dataset[index] for index in mistakes.indices[:MAX_PICTURES]]
         shown = [task.picture(row, processor) for row in rows]
         parts.texts = [

@@ -12,6 +12,7 @@ from datasets import DatasetDict
 from hfexp.reporting.canvas import RED, Pictures, drawable, guarded, style
 from hfexp.reporting.facts import SplitScores
 from hfexp.sampling import preserved_rng
+from hfexp.streams import num_rows
 from hfexp.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -35,10 +36,12 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, direct
     """Write `samples.png` (or `samples.txt`): training rows as the model gets them, augmentation included.
 
     Rows are spread over the split and read under the keys of the first epoch; training is not influenced.
-    A task that can't show its inputs gives no file.
+    Of a stream they are the first rows. A task that can't show its inputs gives no file.
     """
     with guarded("samples"), preserved_rng(), style():
-        indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
+        size = num_rows(dataset)
+        size = len(dataset.first) if size is None else size  # pyright: ignore
+        indices = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int))
         rows = [dataset[int(index)] for index in indices]
         names = task.id2label(DatasetDict({"train": dataset.rows}))
         shown = [task.picture(row, processor) for row in rows]

@@ -97,7 +97,7 @@ def _data(facts: ReportFacts) -> list[Block]:
         rows.append(
             [
                 split,
-                f"{known.get('rows', 0):,}",
+                "streamed" if known.get("rows", 0) is None else f"{known.get('rows', 0):,}",
                 f"{len(counts):,}" if counts else "",
                 f"{min(counts):,} to {max(counts):,}" if counts else "",
                 str(known.get("source", "")),

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset
 from hfexp.config import Config, to_dict
 from hfexp.digest import digest
 from hfexp.origin import mask_secrets
+from hfexp.streams import Stream
 from hfexp.tasks.base import Task
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
@@ -19,7 +20,7 @@ MAX_SOURCE = 2**16 - 1
 
 
 def dataset_inputs(
-    config: Config, task: Task, splits: dict[str, Dataset], dropped: dict[str, int], transform: str
+    config: Config, task: Task, splits: dict[str, Any], dropped: dict[str, int], transform: str
 ) -> list[dict[str, Any]]:
     """Each split as MLflow's `DatasetInput`, in plain values.
 
@@ -31,7 +32,7 @@ def dataset_inputs(
         {
             "dataset": {
                 "name": f"{_name(config)}-{split}",
-                "digest": digest(rows),
+                "digest": rows.digest if isinstance(rows, Stream) else digest(rows),
                 "source_type": _source_type(config),
                 "source": mask_secrets(json.dumps(_source(config, rows)))[:MAX_SOURCE],
                 "schema": _schema(rows),
@@ -97,7 +98,7 @@ def _source_type(config: Config) -> str:
     return "local" if any(key in config.dataset.source for key in ("data_dir", "data_files", "path")) else "code"
 
 
-def _source(config: Config, rows: Dataset) -> dict[str, Any]:
+def _source(config: Config, rows: Any) -> dict[str, Any]:
     """The arguments that load it, and the commit they were resolved to."""
     source = dict(config.dataset.source)
     if isinstance(source.get("data_dir"), str):
@@ -106,22 +107,24 @@ def _source(config: Config, rows: Dataset) -> dict[str, Any]:
     return source | ({"revision": revision} if revision else {})
 
 
-def _resolved_revision(rows: Dataset) -> str | None:
+def _resolved_revision(rows: Any) -> str | None:
     """Commit of a dataset from the Hub: `hf://datasets/<id>@<commit>/<file>` in what its builder downloaded."""
-    for url in rows.info.download_checksums or {}:
+    for url in rows.files if isinstance(rows, Stream) else rows.info.download_checksums or {}:
         if url.startswith("hf://datasets/") and "@" in url:
             return url.partition("@")[2].partition("/")[0]
     return None
 
 
-def _schema(rows: Dataset) -> str:
+def _schema(rows: Any) -> str:
     """In the form that MLflow's pages show as a table."""
     columns = [{"name": name, "type": str(feature)[:200]} for name, feature in rows.features.items()]
     text = json.dumps({"mlflow_colspec": columns})
     return text if len(text) <= MAX_SCHEMA else json.dumps({"mlflow_colspec": []})
 
 
-def _profile(rows: Dataset, task: Task, dropped: int) -> dict[str, Any]:
+def _profile(rows: Any, task: Task, dropped: int) -> dict[str, Any]:
+    if isinstance(rows, Stream):
+        return {"streamed": True, "num_rows": None, "num_files": len(rows.files)}
     profile: dict[str, Any] = {"num_rows": len(rows), "fingerprint": rows._fingerprint}
     if dropped:
         profile["unreadable_rows_left_out"] = dropped

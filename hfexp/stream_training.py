@@ -1,0 +1,59 @@
+"""The part of the Trainer that reads streams."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfexp.streaming import EvaluationStream, TrainingStream, as_it_is
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+
+class StreamTraining(_Base):
+    """Mixin for a Transformers `Trainer`: reads streams, and resumes where training had stopped in them."""
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **kwargs: Any) -> Any:
+        from accelerate.data_loader import DataLoaderShard
+
+        if isinstance(dataset, TrainingStream):
+            collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
+            dataset.configure(self.args, batch_size, collate)
+            # Not through Accelerate's `prepare`, which would divide it among the processes once more.
+            return DataLoaderShard(dataset, self.accelerator.device, batch_size=None, collate_fn=as_it_is)
+        if isinstance(dataset, EvaluationStream):
+            dataset.batch_size = batch_size
+        return super()._get_dataloader(dataset, description, batch_size, **kwargs)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        stream = self.train_dataset
+        if isinstance(stream, TrainingStream) and resume_from_checkpoint is not None:
+            stream.had = position[1]
+            path = Path(str(resume_from_checkpoint), self._stream_file)
+            if path.is_file():
+                stream.batches_per_epoch = json.loads(path.read_text())["batches_per_epoch"]
+        return position
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, TrainingStream):
+            facts = {"batches_per_epoch": self.train_dataset.batches_per_epoch}
+            Path(output_dir, self._stream_file).write_text(json.dumps(facts))
+
+    @property
+    def _stream_file(self) -> str:
+        return f"stream_{self.args.process_index}.json"

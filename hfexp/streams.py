@@ -1,0 +1,208 @@
+"""Splits that are too large to keep: rows that can only be read in order, again and again, and are never decoded here.
+
+Rows of a `Stream` are as the source stores them (images as bytes or paths), with standard column names and class ids.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Features, IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.sampling import mix
+
+Row = dict[str, Any]
+
+NUM_FIRST = 16
+"""Rows from the beginning of a stream that are kept, to be checked and shown."""
+READ_AT_ONCE = 64
+LANES = (24, 12, 8, 6, 4, 3, 2, 1)
+"""Into how many parts that are read side by side a stream may be cut: numbers that many numbers of workers divide."""
+
+
+def num_rows(rows: Any) -> int | None:
+    """The number of rows; None for those that are streamed."""
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def show_rows(rows: Any) -> str:
+    """The number of rows, for people."""
+    known = num_rows(rows)
+    return "streamed" if known is None else f"{known:,}"
+
+
+def first_rows(rows: Any, count: int) -> list[Row]:
+    """At most so many rows from the beginning."""
+    known = num_rows(rows)
+    return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
+
+
+def num_lanes(rows: IterableDataset, most: int, world_size: int = 1) -> int:
+    """Into how many parts rows can be cut by their files, so that each process has some of each."""
+    shards = max(rows.num_shards // world_size, 1)
+    return next(count for count in LANES if count <= min(shards, most))
+
+
+def cut(rows: IterableDataset, lanes: int, lane: int) -> IterableDataset:
+    """Every n-th file."""
+    return rows if lanes == 1 else rows.shard(lanes, lane, contiguous=False)
+
+
+def shuffled(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
+    """The files in another order, and the rows of a few of them mixed in a buffer.
+
+    One file at a time: `datasets` reads several in threads, and waits five seconds for those of Parquet to end. What
+    lies in several files is mixed by reading several lanes.
+    """
+    return rows.shuffle(seed=seed, buffer_size=max(buffer, 1), max_buffer_input_shards=1)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the label column holds, and the class ids it stands for."""
+
+    column: str
+    names: list[str]
+    """In the order of the ids."""
+    words: list[str] | None
+    """Names by the source's own ids; None: the column holds the names themselves."""
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def apply(self, row: Row, split: str) -> Row:
+        """The row with its class id.
+
+        Raises:
+            DataError: its label is none of the names.
+        """
+        value = row[self.column]
+        known = self.words is None or (value is not None and 0 <= value < len(self.words))
+        word = self.words[value] if self.words is not None and known else str(value)  # pyright: ignore
+        if value is None or not known or word not in self.ids:
+            hint = "" if value is None else did_you_mean(word, self.names)
+            shown = "a row without label" if value is None else f"unknown label {word!r}"
+            raise DataError(f"the {split} split has {shown}.{hint} Labels are: {one_of(self.names)}")
+        return {**row, self.column: self.ids[word]}
+
+
+class Stream:
+    """The rows of one split; it has no length, but its first rows can be indexed."""
+
+    def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_lanes: int) -> None:
+        """`source`: what identifies the data, for the digest; `max_lanes`: 1 where the order is part of the choice."""
+        self.rows = rows
+        self.split = split
+        self.labels = labels
+        self.max_lanes = max_lanes
+        self.info = rows.info
+        self.files = _files(rows)
+        self.features = Features({**(rows.features or {})})
+        if labels is not None:
+            self.features[labels.column] = ClassLabel(names=labels.names)
+        facts = [str(self.features), source, _named_sizes(self.files)]
+        self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        self.first = list(islice(self, NUM_FIRST))
+        if not self.first:
+            raise ConfigError(f"the {split} split has no rows left to read")
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    def __getitem__(self, index: int) -> Row:
+        """One of the first rows."""
+        return self.first[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows, in order."""
+        return self._read(self.rows)
+
+    def num_lanes(self, world_size: int = 1) -> int:
+        """How many parts of it are read side by side; it depends on the data and the number of processes alone."""
+        return num_lanes(self.rows, self.max_lanes, world_size)
+
+    def lane(self, lane: int, seed: int, epoch: int, buffer: int, rank: int = 0, world_size: int = 1) -> Iterator[Row]:
+        """This process's rows of one lane, shuffled by (seed, epoch).
+
+        Args:
+            buffer: rows in memory from which the next is drawn, in all lanes together.
+        """
+        lanes = self.num_lanes(world_size)
+        rows = shuffled(cut(self.rows, lanes, lane), mix(seed, epoch, lane), buffer // lanes)
+        if world_size > 1:
+            strategy = "auto" if self.max_lanes > 1 else "examples"
+            rows = split_dataset_by_node(rows, rank, world_size, strategy=strategy)  # pyright: ignore
+        return self._read(rows)
+
+    def _read(self, rows: IterableDataset) -> Iterator[Row]:
+        # Not row by row: `iter` leaves the division among data loader workers to us.
+        for columns in rows.iter(READ_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(columns, values, strict=True))
+                yield self.labels.apply(row, self.split) if self.labels else row
+
+
+def stored_key(row: Row) -> int:
+    """63 bits from a row as it is stored: an embedded file counts by its content, another one by its path."""
+    return _key(row, lambda stored: stored["path"] or "")
+
+
+def content_key(row: Row) -> int:
+    """63 bits from the content of a row, wherever its files are; a remote file counts by its address."""
+
+    def content(stored: Any) -> Any:
+        try:
+            return Path(stored["path"]).read_bytes()
+        except (OSError, TypeError):
+            return stored["path"] or ""
+
+    return _key(row, content)
+
+
+def _key(row: Row, content: Callable[[Any], Any]) -> int:
+    state = hashlib.blake2b(digest_size=8)
+    for name in sorted(row):
+        value = row[name]
+        if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+            value = content(value) if value["bytes"] is None else value["bytes"]
+        data = value if isinstance(value, bytes) else json.dumps(value, default=str, sort_keys=True).encode()
+        state.update(f"{name} {len(data)} ".encode() + data)
+    return int.from_bytes(state.digest(), "big") >> 1
+
+
+def _files(rows: IterableDataset) -> list[str]:
+    """Names or addresses of the files that it reads, as far as `datasets` tells them."""
+    found: dict[str, None] = {}
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from strings(item)
+
+    waiting: list[Any] = [rows._ex_iterable]
+    while waiting:
+        node = waiting.pop()
+        waiting += [node.ex_iterable] if hasattr(node, "ex_iterable") else list(getattr(node, "ex_iterables", []))
+        for value in (getattr(node, "kwargs", None) or {}).values():
+            found |= dict.fromkeys(text for text in strings(value) if "/" in text)
+    return sorted(found)
+
+
+def _named_sizes(files: list[str]) -> list[tuple[str, int]]:
+    """Each file's name with its size; an address on the Hub names the commit."""
+    sizes = []
+    for name in files:
+        path = Path(name)
+        sizes.append((path.name, path.stat().st_size) if path.is_file() else (name, -1))
+    return sizes

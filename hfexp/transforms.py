@@ -1,0 +1,100 @@
+"""What happens to a row between the dataset and the model: operations, as `transform` lists them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from hfexp.config import TransformConfig
+from hfexp.errors import ConfigError
+from hfexp.row_arrays import Row
+from hfexp.targets import check, instantiate, locate, parameters
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What happens to a decoded row of a split before it becomes model inputs."""
+
+    fixed: list[Any]
+    """Operations that give the same result in every epoch."""
+    random: list[Any] = field(default_factory=list)
+    batched: list[Any] = field(default_factory=list)
+    """Random too, many images at once: called with images (B, C, H, W) and draws (B, num_draws)."""
+
+    def __call__(self, row: Row) -> Row:
+        """The operations on single rows."""
+        for operation in (*self.fixed, *self.random):
+            row = apply(operation, row)
+        return row
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """What happens to a decoded row, by split."""
+
+    train: Steps
+    evaluation: Steps
+    batch: Callable[..., Any] | None
+    """Called with (images, labels) of a training batch."""
+    is_random: bool
+    """Training rows draw random numbers."""
+
+
+def build_transforms(
+    config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
+) -> Transforms:
+    """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
+    from hfexp.images import Geometry
+
+    runtime = {"geometry": None, "size": None, "num_classes": len(id2label or {}) or None}
+    if any((config.prepare, config.augment, config.evaluate)):
+        geometry = Geometry.of(processor)
+        runtime |= {"geometry": geometry, "size": list(geometry.size), "mean": geometry.mean, "std": geometry.std}
+
+    def build(name: str) -> list[Any]:
+        nodes = getattr(config, name)
+        return [_build_operation(node, f"transform.{name}.{i}", runtime, allowed) for i, node in enumerate(nodes)]
+
+    prepare, augment, evaluate = build("prepare"), build("augment"), build("evaluate")
+    batch = build("batch_augment")
+    single = [operation for operation in augment if not hasattr(operation, "num_draws")]
+    if single != augment[: len(single)]:
+        raise ConfigError("transform.augment: operations on whole batches (hfexp.images.RandomAffine) must come last")
+    return Transforms(
+        train=Steps(prepare, single, augment[len(single) :]),
+        evaluation=Steps(prepare + evaluate),
+        batch=_RandomChoice(batch) if batch else None,
+        is_random=bool(augment or batch),
+    )
+
+
+def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list[str]) -> Any:
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a mapping with a _target_, got {node!r}")
+    accepted = parameters(locate(str(node["_target_"]), f"{key}._target_", allowed))
+    given = {k: v for k, v in runtime.items() if v is not None and k in accepted and node.get(k) is None}
+    node = {k: v for k, v in node.items() if k not in given}
+    check(node, key, allowed, frozenset(given))
+    try:
+        return instantiate(node, key, allowed, **given)
+    except Exception as error:
+        raise ConfigError(f"{key}: {node['_target_']} can't be built: {error.__cause__ or error}") from error
+
+
+def apply(operation: Any, row: Row) -> Row:
+    """Do one operation: v2 operations and ours map rows; v1 operations (and plain functions) map the image alone."""
+    module = type(operation).__module__
+    if module.startswith("torchvision.transforms.transforms") or not isinstance(operation, torch.nn.Module):
+        return {**row, "image": operation(row["image"])}
+    return operation(row)
+
+
+class _RandomChoice:
+    """One of several batch operations, drawn anew for each batch."""
+
+    def __init__(self, operations: list[Any]) -> None:
+        self.operations = operations
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        return self.operations[int(torch.randint(len(self.operations), ()))](images, labels)
