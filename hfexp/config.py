@@ -266,6 +266,8 @@ def config_hash(config: Config) -> str:
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
     plain["transform"].pop("cache")
+    if not plain["model"]["channels_last"]:
+        del plain["model"]["channels_last"]
     if not plain["dataset"]["streaming"]:
         del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
