@@ -64,3 +64,5 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
+        if process.stdout is not None:
+            process.stdout.close()
