@@ -180,9 +180,8 @@ def build_arguments(
     if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)
-    elif not loads_little:
-        for name, value in loader_defaults(cpus(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))).items():
-            fields.setdefault(name, value)
+    elif not (loads_little or fields.get("use_cpu") or "dataloader_num_workers" in fields):
+        fields = loader_defaults(cpus(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) | fields
     try:
         arguments = transformers.TrainingArguments(
             output_dir=str(output_dir),

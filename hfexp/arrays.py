@@ -69,7 +69,10 @@ class ArrayWriter:
             uniform = len(set(shapes)) == 1
             fields[name] = {"dtype": self.kinds[name][0], "shape": list(shapes[0]) if uniform else None}
             if not uniform:
-                np.save(self.directory / f"{name}.shapes.npy", np.asarray(shapes, dtype=np.int64))
+                with (self.directory / f"{name}.shapes.npy").open("wb") as file:
+                    np.save(file, np.asarray(shapes, dtype=np.int64))
+                    file.flush()
+                    os.fsync(file.fileno())
             self.files[name].flush()
             os.fsync(self.files[name].fileno())
         rows = len(next(iter(self.shapes.values()), []))

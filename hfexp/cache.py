@@ -97,12 +97,12 @@ class Cache:
             return None
         try:
             fcntl.flock(lease, fcntl.LOCK_SH)
-            with contextlib.suppress(PermissionError):  # somebody else's cache, which we may only read
+            with contextlib.suppress(OSError):  # somebody else's cache, which we may only read
                 os.utime(path / USED)
             if os.fstat(lease).st_ino != (path / USED).stat().st_ino:
                 raise FileNotFoundError  # removed meanwhile, and built again
             reader = ArrayReader(path)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             os.close(lease)
             if not isinstance(error, FileNotFoundError):
                 note(f"{path} is damaged ({error}) and is prepared again")
@@ -148,7 +148,7 @@ class Cache:
         """All whole entries, the longest unused first."""
         found = []
         for path in self.directory.glob("*/meta.json"):
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError):
                 meta = ArrayReader(path.parent).meta
                 used = (path.parent / USED).stat().st_mtime
                 found.append(Entry(path.parent, meta["bytes"], meta["rows"], str(meta.get("about", "")), used))
@@ -157,6 +157,8 @@ class Cache:
     def remove(self, path: Path) -> bool:
         """Remove an entry, unless somebody uses it."""
         # For writing: file systems over a network lend exclusive locks on nothing else.
+        if not os.access(path / USED, os.W_OK):  # somebody else's, or gone
+            return not path.exists()
         with contextlib.suppress(FileNotFoundError), (path / USED).open("r+b") as lease:
             try:
                 fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,7 +218,9 @@ class Cache:
     def _build(self, key: str, build: Callable[[ArrayWriter], Mapping[str, Any]]) -> None:
         temporary, path = self.directory / f".building-{key}", self.directory / key
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one
+        if (path / USED).exists() and not self.remove(path):  # a damaged one
+            raise NoRoomError(f"{path} is damaged, and another job uses it")
+        shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
         try:
             with ArrayWriter(temporary) as writer:

@@ -40,13 +40,22 @@ def identity(rows: Dataset) -> str:
     if not is_sample:
         return known
     state = hashlib.sha256(known.encode())
+    binary = [name for name in rows.column_names if _is_binary(rows, name)]
+    chunks = [chunk for name in binary for chunk in rows.data.column(name).chunks]
     files = [file["filename"] for file in rows.cache_files]
-    for name in rows.column_names:
-        if _is_binary(rows, name):
-            files += [path for chunk in rows.data.column(name).chunks for path in chunk.field("path").to_pylist()]
-    for path in files:
+    for path in files + [path for chunk in chunks for path in _outside(chunk)]:
         state.update(_stamp(path))
+    if not files:  # made by code: only the content itself shows a change
+        for chunk in chunks:
+            for data in chunk.field("bytes"):
+                state.update(data.as_py() or b"")
     return state.hexdigest()[:32]
+
+
+def _outside(chunk: pa.StructArray) -> list[str]:
+    """Paths of files whose content is not in the table."""
+    embedded, paths = chunk.field("bytes").is_valid().to_pylist(), chunk.field("path").to_pylist()
+    return [path for path, inside in zip(paths, embedded, strict=True) if path and not inside]
 
 
 def _digest(rows: Dataset) -> tuple[str, bool]:
@@ -66,9 +75,9 @@ def _digest(rows: Dataset) -> tuple[str, bool]:
     return _known[rows]
 
 
-def _stamp(path: str | None) -> bytes:
+def _stamp(path: str) -> bytes:
     try:
-        found = Path(path or "").stat()
+        found = Path(path).stat()
     except OSError:
         return f"{path};".encode()
     return f"{path} {found.st_size} {found.st_mtime_ns};".encode()

@@ -29,7 +29,7 @@ from hfexp.digest import identity
 from hfexp.errors import ConfigError
 from hfexp.origin import mask_secrets
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
-from hfexp.sampling import preserved_rng, seed_cpu
+from hfexp.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.screen import note, say
 from hfexp.targets import targets_in
 from hfexp.tasks.base import Task
@@ -95,8 +95,8 @@ class Preparation:
         Raises:
             DataError: a row can't be read.
         """
-        if not self.config.transform.cache.enabled or not len(rows):
-            return None
+        if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
+            return None  # a format may be any function, of which the digest knows nothing
         kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
             return None
@@ -183,12 +183,15 @@ def require_deterministic(row: Row, operations: list[Any]) -> None:
         ConfigError: it does.
     """
     for operation in operations:
+        results, drew = [], False
         with preserved_rng():
-            results = []
             for seed in (1, 2):
                 seed_cpu(seed)
+                before = rng_state()
                 results.append(apply(operation, row))
-        if not _same(*results):
+                # An operation that is done with some probability may do nothing in both tries.
+                drew = drew or rng_state() != before
+        if drew or not _same(*results):
             raise ConfigError(
                 f"transform.prepare and transform.evaluate are for what is the same in every epoch, and "
                 f"{type(operation).__name__} draws random numbers: put it under transform.augment"
@@ -220,8 +223,9 @@ def _code(nodes: Any) -> dict[str, str]:
     """Versions of the libraries, and hashes of the modules of the user and of hfexp, that make a prepared row."""
     found = {name: _version(name) for name in LIBRARIES}
     for target in targets_in(nodes):
-        for module in (target.rpartition(".")[0], target.rpartition(".")[0].rpartition(".")[0]):
-            found |= _source(module)
+        module, _, name = target.rpartition(".")
+        home = getattr(getattr(sys.modules.get(module), name, None), "__module__", module)
+        found |= _source(module) | _source(str(home)) | {target: _version(target.partition(".")[0])}
     for module in CODE:
         found |= _source(module)
     return found

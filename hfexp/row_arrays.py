@@ -10,6 +10,8 @@ from torchvision import tv_tensors
 Row = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
+TENSORS = {torch.Tensor: "tensor", tv_tensors.Image: "image"}
+
 
 class NotWholeNumbersError(Exception):
     """A row holds something that is not kept."""
@@ -24,11 +26,16 @@ def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:
 def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
     if isinstance(value, PIL.Image.Image) and value.mode in ("L", "RGB"):
         return np.asarray(value), f"PIL {value.mode}"
-    if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex()):
-        return value.numpy(), "image" if isinstance(value, tv_tensors.Image) else "tensor"
-    if isinstance(value, np.ndarray) and value.dtype.kind in "iub":
-        return value, "array"
-    if isinstance(value, int | np.integer):
+    # Exactly these classes: others (boxes, masks, truth values) would come back as something else.
+    if (
+        isinstance(value, torch.Tensor)
+        and type(value) in TENSORS
+        and not (value.is_floating_point() or value.is_complex())
+    ):
+        return value.numpy(), f"{TENSORS[type(value)]} {value.dtype} {value.ndim}"
+    if type(value) is np.ndarray and value.dtype.kind in "iub":
+        return value, f"array {value.dtype} {value.ndim}"
+    if type(value) is int and abs(value) < 2**63:
         return np.asarray(value, dtype=np.int64), "number"
     if isinstance(value, list) and all(type(item) is int and abs(item) < 2**31 for item in value):
         return np.asarray(value, dtype=np.int32), "numbers"
@@ -39,9 +46,9 @@ def from_array(array: Any, kind: str) -> Any:
     """What `to_arrays` was given."""
     if kind.startswith("PIL"):
         return PIL.Image.fromarray(array)
-    if kind in ("image", "tensor"):
-        tensor = torch.from_numpy(array)
-        return tv_tensors.Image(tensor) if kind == "image" else tensor
+    if kind.startswith(("image", "tensor")):
+        tensor = torch.from_numpy(np.asarray(array))
+        return tv_tensors.Image(tensor) if kind.startswith("image") else tensor
     if kind == "number":
         return int(array)
     return array.tolist() if kind == "numbers" else array

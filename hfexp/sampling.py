@@ -69,6 +69,11 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(states[2])
 
 
+def rng_state() -> tuple[bytes, str, str]:
+    """The states of the global CPU generators, to be compared."""
+    return torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(list(np.random.get_state())[1:3])
+
+
 def seed_cpu(seed: int) -> None:
     """Seed the global CPU generators of torch, Python and numpy; devices are left alone."""
     torch.default_generator.manual_seed(seed)

@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
+from torchvision import tv_tensors
 
 from hfexp import api, cli
 from hfexp.arrays import ArrayReader, ArrayWriter
@@ -21,6 +22,7 @@ from hfexp.errors import ConfigError
 from hfexp.preflight import prepare
 from hfexp.preparing import Preparation
 from hfexp.processing import Collator, process
+from hfexp.row_arrays import NotWholeNumbersError, from_array, to_arrays
 
 
 @pytest.fixture
@@ -159,13 +161,14 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
     assert "can't be written" in capsys.readouterr().err
 
 
-def test_what_draws_random_numbers_is_no_preparation(place: Path) -> None:
-    with pytest.raises(ConfigError, match=r"RandomCrop draws random numbers: put it under transform\.augment"):
+@pytest.mark.parametrize(("operation", "more"), [("RandomCrop", ", size: 8, padding: 4"), ("RandomVerticalFlip", "")])
+def test_what_draws_random_numbers_is_no_preparation(operation: str, more: str, place: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{operation} draws random numbers: put it under transform\.augment"):
         prepare(
             api.compose(*SMALL_MODEL, "transform=eval",
                         "transform.prepare=[{_target_: hfexp.images.ToRGB}, "
                         "{_target_: torchvision.transforms.v2.ToImage},"
-                        "{_target_: torchvision.transforms.v2.RandomCrop, size: 8, padding: 4}]")
+                        f"{{_target_: torchvision.transforms.v2.{operation}{more}}}]")
         )  # fmt: skip
 
 
@@ -285,3 +288,37 @@ def test_sizes_as_people_read_them() -> None:
     assert [show_size(n) for n in (12, 1500, 250_000, 3.2e9, 5e12)] == ["12 B", "1.5 kB", "250 kB", "3.2 GB", "5.0 TB"]
     with pytest.raises(ConfigError, match=r"transform\.cache\.max_size=much"):
         parse_size("much")
+
+
+def test_a_row_comes_back_as_it_was() -> None:
+    row = {
+        "scalar": torch.tensor(3),
+        "image": tv_tensors.Image(torch.zeros(3, 2, 2, dtype=torch.uint8)),
+        "picture": PIL.Image.new("RGB", (2, 3), "red"),
+        "label": 4,
+        "tokens": [1, 2, 3],
+    }
+    arrays, kinds = to_arrays(row)
+    back = {name: from_array(arrays[name][()], kind) for name, kind in kinds.items()}
+    assert {name: type(value) for name, value in back.items()} == {
+        name: PIL.Image.Image if name == "picture" else type(value) for name, value in row.items()
+    }
+    assert np.array_equal(np.asarray(back["picture"]), np.asarray(row["picture"]))
+    assert (back["scalar"], back["label"], back["tokens"]) == (3, 4, [1, 2, 3])
+    for other in (True, tv_tensors.Mask(torch.zeros(2, 2, dtype=torch.uint8)), torch.zeros(2), "word", None):
+        with pytest.raises(NotWholeNumbersError):
+            to_arrays({"x": other})
+
+
+def test_an_unreadable_list_of_shapes_is_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ragged(writer: ArrayWriter) -> dict[str, Any]:
+        for size in (1, 2):
+            writer.append({"x": np.zeros(size, np.uint8)})
+        return {}
+
+    small = Cache(tmp_path, 10**6)
+    small.find_or_build("a", 300, ragged)
+    (tmp_path / "a" / "x.shapes.npy").write_bytes(b"")
+    assert small.entries() == []
+    assert small.find_or_build("a", 300, ragged)[1]
+    assert "is damaged" in capsys.readouterr().err
