@@ -166,7 +166,7 @@ def build_arguments(
         output_dir: where checkpoints go.
         metric: the task's metric, used unless the user names one.
         greater_is_better: whether that metric is to be maximised.
-        loads_little: a batch takes well below a millisecond to load, so that data loader workers would only cost time.
+        loads_little: a batch takes a millisecond or two to load, so that data loader workers would only cost time.
     """
     import torch
     import transformers
