@@ -14,6 +14,7 @@ NAMES = (
     "loading",
     "startup",
     "memory",
+    "ddp",
     "tracking_cost",
     "compare_runs",
     "digits_accuracy",

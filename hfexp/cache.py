@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from hfexp.arrays import ArrayReader, ArrayWriter
 from hfexp.errors import ConfigError
+from hfexp.launch import world
 from hfexp.screen import note, say
 
 VARIABLE = "HFEXP_CACHE"
@@ -188,7 +189,8 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            note("waiting for another process, which prepares the same data")
+            if not world.is_together():  # whose processes all begin with this
+                note("waiting for another process, which prepares the same data")
             lock.acquire(timeout=-1)
         try:
             yield

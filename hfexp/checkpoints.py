@@ -95,6 +95,11 @@ def find_problem(checkpoint: Path) -> str | None:
     return None
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes a whole checkpoint was written by."""
+    return int(json.loads((checkpoint / MANIFEST).read_text()).get("world_size", 1))
+
+
 def write_manifest(checkpoint: Path, **facts: Any) -> None:
     """Record every file of a checkpoint with size and SHA-256, and flush it all to the disk."""
     files = {}

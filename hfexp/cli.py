@@ -55,6 +55,7 @@ def train(words: list[str]) -> int:
     compose.register_schema()
     compose.importable_cwd()
     sys.argv[1:] = _hydra_words(words)
+    _refuse_sweep_among_processes()
     job = _Job(words)
     app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
     try:
@@ -113,6 +114,7 @@ class _Job:
 
         from hfexp import screen
         from hfexp.config import to_config
+        from hfexp.launch import world
         from hfexp.origin import Origin, command_line
 
         hydra_cfg = HydraConfig.get()
@@ -122,7 +124,8 @@ class _Job:
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
         origin = Origin(choices, overrides, command_line(self.words), config_sources=sources)
         config = to_config(cfg)
-        screen.show_choices(config, origin)
+        if world.rank() == 0:
+            screen.show_choices(config, origin)
 
         from hfexp import experiment
 
@@ -160,6 +163,17 @@ def _hydra_words(words: list[str]) -> list[str]:
         else:
             flags.append(word)
     return flags + prepare_overrides(args.overrides)
+
+
+def _refuse_sweep_among_processes() -> None:
+    """torchrun around `-m` would run the whole sweep in every process, out of step."""
+    from hfexp.launch import world
+
+    if world.is_together() and {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise ConfigError(
+            "torchrun and `accelerate launch` start one run; a sweep of such runs is `hfexp -m ... launch=ddp "
+            f"launch.num_processes={world.size()}`, which starts the processes of each run itself"
+        )
 
 
 def _strip_command_from_completion() -> None:
@@ -212,6 +226,8 @@ def _fail(error: Exception, code: int, full_traceback: bool) -> int:
     """Print one message; the traceback only for who asked for it."""
     from hfexp.origin import mask_secrets
 
+    if code == EXIT_WRONG_INPUT and os.environ.get("RANK", "0") != "0":
+        return code  # torchrun starts several processes with the same wrong input; the first one says it
     if full_traceback:
         import traceback
 

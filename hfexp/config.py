@@ -1,10 +1,9 @@
-"""The typed configuration: schema of hfexp's own keys and the identity of an experiment.
+"""The typed configuration: the schema of hfexp's own keys.
 
 Free-form sections (`task`, `metrics`, `dataset.source`, the lists of `transform`, `trainer.args`, ...) are
 dictionaries: their schema is the signature of what they build, checked where they are built.
 """
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -167,6 +166,35 @@ class TrackingConfig:
     """Seconds between records of the load of this job's devices; null: none."""
 
 
+class Strategy(Enum):
+    """How a run is spread over processes."""
+
+    single = "single"
+    """One process, one device."""
+    ddp = "ddp"
+    """A copy of the model in each process, gradients averaged (torch's `DistributedDataParallel`)."""
+
+
+@dataclass
+class LaunchConfig:
+    """How a run is started; of it, only the number of processes matters to the result (by the size of a batch)."""
+
+    strategy: Strategy = Strategy.single
+    num_processes: int | str = 1
+    """Training processes on this machine; `auto`: one per visible accelerator."""
+    num_threads: int | None = None
+    """Threads with which torch computes on the CPU, per process; null: the processors there are for it.
+
+    The last bits of a result depend on it.
+    """
+    max_restarts: int = 0
+    """Of `ddp`: how often all processes start again from the newest checkpoint after one has died."""
+    timeout: int = 1800
+    """Of `ddp`: seconds that a process waits for the others in one exchange before it gives up."""
+    grace_seconds: int = 60
+    """Of `ddp`: for the processes to write a checkpoint and end, when the run is stopped."""
+
+
 @dataclass
 class SecurityConfig:
     allowed_targets: list[str] = field(default_factory=list)
@@ -183,26 +211,12 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     metrics: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     seed: int = 42
     name: str | None = None
     output_dir: str = "outputs"
     on_existing: OnExisting = OnExisting.resume
-
-
-SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
-"""Sections that decide the result of an experiment, and so its identity."""
-
-IRRELEVANT_ARGS = frozenset(
-    {
-        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
-        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout", "disable_tqdm",
-        "eval_accumulation_steps", "log_level", "log_level_replica", "logging_first_step", "logging_steps",
-        "logging_strategy", "per_device_eval_batch_size", "restore_callback_states_from_checkpoint",
-        "save_total_limit", "skip_memory_metrics",
-    }
-)  # fmt: skip
-"""`trainer.args` that cannot change the result."""
 
 
 def to_config(cfg: Any) -> Config:
@@ -256,22 +270,6 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types."""
     return json.loads(json.dumps(asdict(config), default=lambda value: value.value))
-
-
-def config_hash(config: Config) -> str:
-    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments."""
-    plain = {key: value for key, value in to_dict(config).items() if key in SCIENTIFIC}
-    args = plain["trainer"]["args"]
-    # Without eval_steps, Transformers evaluates every logging_steps.
-    relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
-    plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
-    plain["transform"].pop("cache")
-    if not plain["model"]["channels_last"]:
-        del plain["model"]["channels_last"]
-    if not plain["dataset"]["streaming"]:
-        del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
-    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

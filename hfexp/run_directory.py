@@ -13,8 +13,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from hfexp.checkpoints import newest_whole, set_aside_newer
-from hfexp.config import Config, OnExisting, config_hash
+from hfexp.config import Config, OnExisting
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.origin import Origin, file_name
 from hfexp.process import ProcessId
 from hfexp.screen import note

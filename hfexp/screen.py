@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hfexp import __version__
@@ -16,14 +17,29 @@ if TYPE_CHECKING:
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
 
 
+_elsewhere: Callable[[str, str], None] | None = None
+
+
+def speak_through(speaker: Callable[[str, str], None] | None) -> None:
+    """Hand on what is to be said, as ("say" or "note", text): for a process that has no screen of its own."""
+    global _elsewhere
+    _elsewhere = speaker
+
+
 def say(text: str = "") -> None:
     """One line for the person, at once."""
+    if _elsewhere is not None:
+        _elsewhere("say", text)
+        return
     with contextlib.suppress(OSError):  # the reader went away, or the disk of a log file is full: the run goes on
         print(text, flush=True)
 
 
 def note(text: str) -> None:
     """A line worth noticing, on the error stream; without secrets, and without an error of its own."""
+    if _elsewhere is not None:
+        _elsewhere("note", text)
+        return
     with contextlib.suppress(OSError):
         print(f"hfexp: {mask_secrets(text)}", file=sys.stderr, flush=True)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import get_worker_info
 
+from hfexp.config import LaunchConfig
 from hfexp.machine import cpus
 
 Given = TypeVar("Given")
@@ -54,10 +55,19 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return _pools[os.getpid()]
 
 
-def limit_torch() -> None:
-    """Torch counts the processors of the machine, not those that a container may use; more threads only wait."""
-    if cpus() < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cpus())
+def use_threads(launch: LaunchConfig) -> None:
+    """Let torch compute with `launch.num_threads` threads in this process, or with its share of the processors.
+
+    Torch by itself counts the processors of the machine, not those that a container may use; and it reads
+    `OMP_NUM_THREADS` only when it is imported, which for a job forked from a warm server was before its time.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_processes))
+    shared = max(1, cpus() // here)
+    wanted = launch.num_threads or int(os.environ.get("OMP_NUM_THREADS") or min(shared, torch.get_num_threads()))
+    if wanted != torch.get_num_threads():
+        torch.set_num_threads(wanted)
+    if here > 1:
+        os.environ["OMP_NUM_THREADS"] = str(wanted)  # Accelerate would choose for itself
 
 
 def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:

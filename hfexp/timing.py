@@ -19,9 +19,9 @@ else:
 class Timed(_Base):
     """Mixin for a Transformers `Trainer`: adds rates to what it logs, and totals to what it logs last.
 
-    With each training loss: `samples_per_second` and, for text, `tokens_per_second` (padding included), both of this
-    process and without the time of evaluations; `data_time_share`, the share of that time in which the model waited
-    for data. At the end `train_data_seconds`, `train_compute_seconds`, `train_evaluate_and_save_seconds`,
+    With each training loss: `samples_per_second` and, for text, `tokens_per_second` (padding included), both of all
+    processes together and without the time of evaluations; `data_time_share`, the share of that time in which the
+    model waited for data. At the end `train_data_seconds`, `train_compute_seconds`, `train_evaluate_and_save_seconds`,
     `peak_memory_mb` of the process and, per accelerator, `peak_gpu_<i>_memory_mb` of torch's allocator.
     """
 
@@ -68,8 +68,9 @@ class Timed(_Base):
         wall, data, aside, samples, tokens = (b - a for a, b in zip(self._mark, now, strict=True))
         self._mark = now
         busy = max(wall - aside, 1e-9)
-        rates = {"samples_per_second": samples / busy, "data_time_share": min(data / busy, 1.0)}
-        return rates | ({"tokens_per_second": tokens / busy} if tokens else {})
+        processes = self.args.world_size  # each gets as much as this one
+        rates = {"samples_per_second": processes * samples / busy, "data_time_share": min(data / busy, 1.0)}
+        return rates | ({"tokens_per_second": processes * tokens / busy} if tokens else {})
 
     def _totals(self, began: float) -> dict[str, float]:
         total = time.perf_counter() - began

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfexp.checkpoints import TrueCheckpoints
 from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
+from hfexp.evaluating import TrueEvaluation
 from hfexp.metrics import MetricSet
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
@@ -21,7 +22,7 @@ from hfexp.tasks.base import Task
 from hfexp.timing import Timed
 
 
-class Trainer(TrueCheckpoints, Timed, StreamTraining, transformers.Trainer):
+class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transformers.Trainer):
     """The Transformers `Trainer` with true checkpoints, timing, sampling by (seed, epoch) and soft labels."""
 
     soft_labels: bool = False
@@ -104,6 +105,11 @@ class StopOnSignal(TrainerCallback):
         if self._previous is not None:
             signal.signal(signal.SIGTERM, self._previous)
 
+    @property
+    def due(self) -> bool:
+        """Whether the step that ends now is the last one."""
+        return self.requested
+
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested or not self._training:
             raise Terminated(EXIT_TERMINATED)
@@ -125,17 +131,17 @@ class StopOnSignal(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         last_of_epoch = control.should_training_stop or float(state.epoch or 0).is_integer()
-        if self.requested and not last_of_epoch:
+        if self.due and not last_of_epoch:
             control.should_save = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.requested:
+        if self.due:
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.requested:
+        if self.due:
             raise Terminated(EXIT_TERMINATED)
 
 

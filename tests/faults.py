@@ -13,13 +13,19 @@ from transformers import TrainerCallback
 
 
 class Fault(TrainerCallback):
-    """At step `at`, if the file `fault` is there: do what it says, the name of a signal or of a function here."""
+    """At step `at`, if the file `fault` is there: do what it says, the name of a signal or of a function here.
 
-    def __init__(self, at: int) -> None:
+    Of several training processes, in the one with this rank.
+    """
+
+    def __init__(self, at: int, rank: int = 0) -> None:
         self.at = at
+        self.rank = rank
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step != self.at or not Path("fault").exists():
+        if state.global_step != self.at or os.environ.get("RANK", "0") != str(self.rank):
+            return
+        if not Path("fault").exists():
             return
         what, _, argument = Path("fault").read_text().partition(" ")
         Path("fault").unlink()
@@ -65,9 +71,9 @@ def kill_group(pid: str) -> None:
     time.sleep(2)
 
 
-def fault_at(step: int) -> list[str]:
+def fault_at(step: int, rank: int = 0) -> list[str]:
     """Overrides that add the callback."""
     return [
         "security.allowed_targets=[faults]",
-        f"trainer.callbacks.fault={{_target_: faults.Fault, at: {step}}}",
+        f"trainer.callbacks.fault={{_target_: faults.Fault, at: {step}, rank: {rank}}}",
     ]

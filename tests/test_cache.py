@@ -17,8 +17,9 @@ from torchvision import tv_tensors
 from hfexp import api, cli
 from hfexp.arrays import ArrayReader, ArrayWriter
 from hfexp.cache import Cache, NoRoomError, parse_size, show_size
-from hfexp.config import Config, config_hash
+from hfexp.config import Config
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.preflight import prepare
 from hfexp.preparing import Preparation
 from hfexp.processing import Collator, process

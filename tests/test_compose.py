@@ -6,8 +6,9 @@ import pytest
 
 from hfexp import api
 from hfexp.compose import compose, conf_dir, prepare_overrides
-from hfexp.config import config_hash, flatten, to_config
+from hfexp.config import flatten, to_config
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.targets import check, locate, parameters
 
 OPTIONS = sorted(

@@ -18,8 +18,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, T
 from test_tracking import CREATE, begin, history, left_behind
 
 from hfexp import api, cli, process, quiet, run_directory, screen
-from hfexp.config import config_hash
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.origin import Origin, mask_secrets
 from hfexp.process import ProcessId
 from hfexp.run_directory import RunState, save_state

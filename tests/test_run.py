@@ -13,8 +13,8 @@ from faults import fault_at
 from filelock import FileLock
 
 from hfexp import api, cli
-from hfexp.config import config_hash
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 
 
 def client() -> mlflow.MlflowClient:

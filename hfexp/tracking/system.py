@@ -19,11 +19,17 @@ class SystemMonitor:
     (`mlflow/system_metrics`) would record the whole machine, with every accelerator in it.
     """
 
-    def __init__(self, tracker: Tracker, interval: float | None, started: float) -> None:
-        """`interval`: seconds, None for no metrics; `started`: when the run began, seconds since 1970."""
+    def __init__(self, tracker: Tracker, interval: float | None, started: float, processes: int = 1) -> None:
+        """Args:
+        tracker: where to.
+        interval: seconds, None for no metrics.
+        started: when the run began, seconds since 1970; 0: now.
+        processes: more than one use the accelerators that this one sees, without using any itself.
+        """
         self._tracker = tracker
         self._interval = interval
-        self._started = started
+        self._started = started or time.time()
+        self._others = processes > 1
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._processes: dict[int, Any] = {}
@@ -49,7 +55,7 @@ class SystemMonitor:
         """Load since the last sample."""
         cpu, memory = self._process_tree()
         load = {"system/process_cpu_percentage": cpu, "system/process_memory_megabytes": memory / MB}
-        return load | _accelerators()
+        return load | _accelerators(self._others)
 
     def _process_tree(self) -> tuple[float, float]:
         import psutil
@@ -66,11 +72,11 @@ class SystemMonitor:
         return cpu, memory
 
 
-def _accelerators() -> dict[str, float]:
+def _accelerators(used_by_others: bool) -> dict[str, float]:
     import torch
 
     load = {}
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+    if not (torch.cuda.is_available() and (used_by_others or torch.cuda.is_initialized())):
         return load
     for index in range(torch.cuda.device_count()):
         name = f"system/gpu_{index}"

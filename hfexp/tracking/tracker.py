@@ -86,9 +86,7 @@ class MlflowTracker:
         self.delivery.save_state()
         self.journal.reserve_space()
         self.writer: Writer | None = None
-        # A resumed run repeats what it did after its last checkpoint; nothing is recorded twice.
-        self._recorded_params, self._recorded_until = self.journal.recorded()
-        self._last: dict[str, tuple[int, float]] = {}
+        self.continue_journal()
 
     @property
     def run_id(self) -> str | None:
@@ -122,6 +120,11 @@ class MlflowTracker:
         self.journal.release_space()
         append_closing(self.directory.path, self.journal)
         self.journal.append("end", status=status, reason=masked({"": reason})[""], time=now())
+
+    def continue_journal(self) -> None:
+        """A resumed run repeats what it did after its last checkpoint; nothing is recorded twice."""
+        self._recorded_params, self._recorded_until = self.journal.recorded()
+        self._last: dict[str, tuple[int, float]] = {}
 
     def begin_journal(self) -> None:
         """Leave behind what an earlier process may have begun and not even named."""

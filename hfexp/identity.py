@@ -1,0 +1,41 @@
+"""The identity of an experiment: equal for equal experiments, whatever does not change their result."""
+
+import hashlib
+import json
+
+from hfexp.config import Config, Strategy, to_dict
+
+SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
+"""Sections that decide the result of an experiment, and so its identity."""
+
+IRRELEVANT_ARGS = frozenset(
+    {
+        "dataloader_num_workers", "dataloader_persistent_workers", "dataloader_pin_memory",
+        "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "ddp_bucket_cap_mb",
+        "ddp_find_unused_parameters", "ddp_static_graph", "ddp_timeout", "disable_tqdm",
+        "eval_accumulation_steps", "log_level", "log_level_replica", "logging_first_step", "logging_steps",
+        "logging_strategy", "per_device_eval_batch_size", "restore_callback_states_from_checkpoint",
+        "save_total_limit", "skip_memory_metrics",
+    }
+)  # fmt: skip
+"""`trainer.args` that cannot change the result."""
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments."""
+    plain = {key: value for key, value in to_dict(config).items() if key in SCIENTIFIC}
+    args = plain["trainer"]["args"]
+    # Without eval_steps, Transformers evaluates every logging_steps.
+    relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
+    plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
+    if config.launch.strategy is not Strategy.single:
+        # Two processes with 8 samples each do what one does with 16, and can go on where it stopped.
+        size = args.get("per_device_train_batch_size", 8)  # the default of TrainingArguments
+        plain["trainer"]["args"]["per_device_train_batch_size"] = size * int(config.launch.num_processes)
+    plain["transform"].pop("cache")
+    if not plain["model"]["channels_last"]:
+        del plain["model"]["channels_last"]
+    if not plain["dataset"]["streaming"]:
+        del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
+    canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

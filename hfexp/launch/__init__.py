@@ -1,0 +1,1 @@
+"""Starting runs: several processes for one run, several runs on one machine."""

@@ -1,0 +1,211 @@
+"""Several processes for one run, started and watched by torch's elastic agent in the process that composed the run."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from hfexp import errors, screen
+from hfexp.config import LaunchConfig
+from hfexp.errors import RunError, Terminated
+from hfexp.launch import forkserver
+from hfexp.launch.watch import stop_when_orphaned
+
+LOGS = "logs"
+
+
+class WorkerError(RunError):
+    """One of the processes of a run ended it; the cause shows the traceback of that process."""
+
+
+class _Remote(Exception):
+    """The traceback of another process, to be shown as the cause of an error here."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
+
+def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args: Any) -> Any:
+    """Call `entry(*args)` in `launch.num_processes` processes that find each other; wait for them.
+
+    Args:
+        launch: settled (`hfexp.launch.world.settle`).
+        run_dir: output of the processes goes to `logs/rank<i>.log` in it.
+        entry: a function of a module.
+        args: picklable.
+
+    Returns:
+        What the first process returned.
+
+    Raises:
+        KeyboardInterrupt, Terminated: this process was asked to stop; the others have written a checkpoint and ended.
+        WorkerError: a process failed, and `max_restarts` is used up. An error of hfexp's own comes as its own kind.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig as Elastic
+    from torch.distributed.launcher.api import elastic_launch
+
+    forkserver.context()
+    (run_dir / LOGS).mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="hfexp-") as errors_dir,
+        _watched() as interrupted,
+        forkserver.hidden_main(),
+    ):
+        elastic = Elastic(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=int(launch.num_processes),
+            run_id=uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="127.0.0.1:0",  # a free port, held by this process from the beginning
+            local_addr="127.0.0.1",
+            max_restarts=launch.max_restarts,
+            monitor_interval=0.1,
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(log_dir=errors_dir),
+            signals_to_handle="SIGTERM",
+            shutdown_timeout=launch.grace_seconds,
+        )
+        try:
+            results = elastic_launch(elastic, _worker)(_surroundings(), run_dir, Path(errors_dir), entry, args)
+        except SignalException:
+            raise (KeyboardInterrupt if interrupted else Terminated) from None
+        except ChildFailedError as error:
+            cause = _explain(error, Path(errors_dir), int(launch.num_processes))
+            raise cause from cause.__cause__
+    return results[0]
+
+
+def restarts() -> int:
+    """How often the processes of this run have been started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _surroundings() -> dict[str, Any]:
+    """What the processes do not inherit from this one, as they are forked from a server."""
+    return {"environ": dict(os.environ), "cwd": str(Path.cwd()), "path": list(sys.path), "argv": list(sys.argv)}
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[list[bool]]:
+    """Ctrl-C ends the processes as SIGTERM does; afterwards no process is left, and the handlers are as they were.
+
+    Yields:
+        A list that is not empty once Ctrl-C was pressed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    interrupted: list[bool] = []
+
+    def on_interrupt(number: int, frame: Any) -> None:
+        interrupted.append(True)
+        raise SignalException("Ctrl-C", sigval=signal.SIGTERM)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    children = set(multiprocessing.active_children())
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing")]
+    levels = [logger.level for logger in loggers]
+    if os.environ.get("HFEXP_VERBOSE") != "1":
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)  # they print tracebacks of their own
+    if in_main:
+        signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield interrupted
+    finally:
+        for child in set(multiprocessing.active_children()) - children:  # a second signal cuts the waiting short
+            child.kill()
+            child.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _worker(
+    surroundings: dict[str, Any], run_dir: Path, errors_dir: Path, entry: Callable[..., Any], args: tuple
+) -> Any:
+    """One process: make it as if it had been started by hand, and call the function."""
+    rank = int(os.environ["RANK"])
+    own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
+    own |= {k: os.environ[k] for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")}
+    os.environ.clear()
+    os.environ.update(surroundings["environ"] | own)
+    os.chdir(surroundings["cwd"])
+    sys.path[:], sys.argv[:] = surroundings["path"], surroundings["argv"]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the starting process passes it on
+    log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
+    screen.speak_through(lambda kind, text: None)
+    stop_when_orphaned()
+    (errors_dir / f"rank{rank}.json").unlink(missing_ok=True)  # of the attempt before this one
+    try:
+        return entry(*args)
+    except Exception as error:
+        _note_failure(errors_dir, rank, error)
+        raise
+
+
+def _note_failure(errors_dir: Path, rank: int, error: Exception) -> None:
+    """Leave what happened for the starting process; the agent tells of one process only, and not in order."""
+    import json
+    import time
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    facts = {"time": time.time(), "type": type(error).__name__, "message": str(error), "traceback": text}
+    (errors_dir / f"rank{rank}.json").write_text(json.dumps(facts))
+
+
+def _explain(failed: Any, errors_dir: Path, processes: int) -> BaseException:
+    """The error that ended the run: the first one, unless it only says that another process was gone."""
+    import json
+
+    silent, code = _silent_failure(failed, errors_dir)
+    if code == errors.EXIT_TERMINATED:
+        return Terminated()
+    if silent is not None:
+        return WorkerError(f"process {silent} of {processes} {how_it_ended(code)}")
+    found = {int(p.stem.removeprefix("rank")): json.loads(p.read_text()) for p in errors_dir.glob("rank*.json")}
+    first = min(found, key=lambda rank: found[rank]["time"])
+    facts = found[first]
+    cause = _Remote(facts["traceback"])
+    kind = getattr(errors, facts["type"], None)
+    if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
+        error: Exception = kind(facts["message"])
+    else:
+        error = WorkerError(f"process {first} of {processes}: {facts['type']}: {facts['message']}")
+    error.__cause__ = cause
+    return error
+
+
+def _silent_failure(failed: Any, errors_dir: Path) -> tuple[int | None, int]:
+    """A process that ended without an exception, and its exit code: killed, crashed, or asked to stop."""
+    for rank, failure in failed.failures.items():
+        if not (errors_dir / f"rank{rank}.json").exists():
+            return rank, failure.exitcode
+    return None, 1
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

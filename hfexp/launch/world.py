@@ -1,0 +1,126 @@
+"""The processes that train one model together, and this one's place among them."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from hfexp.config import LaunchConfig, Strategy
+from hfexp.errors import ConfigError
+from hfexp.machine import visible_devices
+
+
+def rank() -> int:
+    """Of this process among those of its run; 0 is the one that logs and writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def size() -> int:
+    """Number of processes of this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_together() -> bool:
+    """Whether this process is one of several: a worker of ours, or started by torchrun or `accelerate launch`."""
+    return "RANK" in os.environ and size() > 1
+
+
+def settle(launch: LaunchConfig, use_cpu: bool) -> None:
+    """Replace `auto`, and what torchrun or `accelerate launch` decided, by what it comes to.
+
+    Raises:
+        ConfigError: there can't be as many processes as asked for.
+    """
+    wanted = launch.num_processes
+    if is_together():
+        if wanted not in (1, "auto", size()):
+            raise ConfigError(
+                f"launch.num_processes={wanted}, but this was started as one of {size()} processes; leave it out"
+            )
+        launch.strategy, launch.num_processes = Strategy.ddp, size()
+        return
+    if launch.strategy is Strategy.single:
+        if wanted not in (1, "auto"):
+            raise ConfigError(f"launch.num_processes={wanted} needs launch=ddp")
+        launch.num_processes = 1
+        return
+    launch.num_processes = _processes_here(wanted, 0 if use_cpu else len(visible_devices()))
+
+
+def _processes_here(wanted: int | str, devices: int) -> int:
+    """The number of processes to start for `launch=ddp`, with so many accelerators."""
+    if wanted == "auto" and not devices:
+        raise ConfigError(
+            "launch.num_processes=auto is the number of accelerators, and there is none: "
+            "give a number of processes, which will share the CPU, or use launch=single"
+        )
+    count = devices if wanted == "auto" else wanted
+    if not isinstance(count, int) or count < 1:
+        raise ConfigError(f"launch.num_processes={wanted} must be `auto` or a number from 1 on")
+    if devices and count > devices:
+        raise ConfigError(
+            f"launch.num_processes={wanted} is more than the {devices} visible accelerators; "
+            "trainer.args.use_cpu=true trains on the CPU"
+        )
+    return count
+
+
+def connect(launch: LaunchConfig, use_cpu: bool) -> None:
+    """Join the other processes of this run; returns when all are there.
+
+    Accelerate, which would do it later, gives collectives on the CPU no time limit of the user's.
+
+    Raises:
+        RuntimeError: there are more or fewer processes than were started: each would train a model of its own.
+    """
+    import torch
+
+    backend = "gloo" if use_cpu or not torch.accelerator.is_available() else _device_backend()
+    timeout = timedelta(seconds=launch.timeout)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
+    found = torch.distributed.get_world_size()
+    if found != launch.num_processes:
+        raise RuntimeError(f"{launch.num_processes} processes were started, but {found} found each other")
+
+
+def _meeting_point(timeout: timedelta) -> dict[str, Any]:
+    """Where the processes look for each other, if it is not the default.
+
+    The store of torch's elastic agent stays the same when it starts the processes again (torch 2.14,
+    `DynamicRendezvousHandler.next_rendezvous`): they would look for those of the attempt before.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    from torch.distributed import PrefixStore, TCPStore
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, world_size=size(), is_master=False, timeout=timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return {"store": PrefixStore(f"hfexp/{attempt}", store), "rank": rank(), "world_size": size()}
+
+
+def _device_backend() -> str:
+    """The backend of the accelerator, with its device chosen: NCCL needs to know it from the start."""
+    import torch
+
+    torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    return torch.distributed.get_default_backend_for_device(device)
+
+
+def disconnect() -> None:
+    """Leave the other processes."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def share(value: Any) -> Any:
+    """The value that the first process gives, in every process; it must be picklable."""
+    import torch
+
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]

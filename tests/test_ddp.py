@@ -1,0 +1,355 @@
+"""Several processes for one run: one directory, one record, the numbers of one process, and one ending for all."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+import torch
+from conftest import SMALL_DIGITS
+from faults import fault_at
+from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hfexp import api, cli
+from hfexp.config import LaunchConfig, Strategy
+from hfexp.errors import ConfigError, Terminated
+from hfexp.identity import config_hash
+from hfexp.launch import workers, world
+from hfexp.launch.relay import Relay, relayed
+from hfexp.launch.stop import StopTogether, forget
+
+TESTS = Path(__file__).parent
+TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
+"""The same batches of 32 as `SMALL_DIGITS`."""
+
+
+def settled(launch: LaunchConfig, use_cpu: bool = False) -> LaunchConfig:
+    world.settle(launch, use_cpu)
+    return launch
+
+
+def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "visible_devices", lambda: ("0", "1", "2"))
+    ddp = Strategy.ddp
+    assert settled(LaunchConfig(ddp, "auto")).num_processes == 3
+    assert settled(LaunchConfig(ddp, 2)).num_processes == 2
+    assert settled(LaunchConfig(ddp, 5), use_cpu=True).num_processes == 5
+    assert settled(LaunchConfig(Strategy.single, "auto")).num_processes == 1
+    for launch, use_cpu, message in (
+        (LaunchConfig(ddp, 4), False, "more than the 3 visible accelerators"),
+        (LaunchConfig(ddp, "auto"), True, "there is none"),
+        (LaunchConfig(ddp, 0), False, "from 1 on"),
+        (LaunchConfig(ddp, "many"), False, "from 1 on"),
+        (LaunchConfig(Strategy.single, 2), False, "needs launch=ddp"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            world.settle(launch, use_cpu)
+
+
+def test_a_process_among_others_takes_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    launch = settled(LaunchConfig())
+    assert (launch.strategy, launch.num_processes) == (Strategy.ddp, 4)
+    with pytest.raises(ConfigError, match="started as one of 4"):
+        world.settle(LaunchConfig(Strategy.ddp, 2), use_cpu=False)
+
+
+def test_a_sweep_is_not_for_torchrun(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["-m", "seed=1,2"]) == 2
+    assert "hfexp -m ... launch=ddp launch.num_processes=2" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["-m", "seed=1,2"]) == 2
+    assert capsys.readouterr().err == ""
+    assert not list(place.iterdir())
+
+
+def test_the_identity_is_that_of_the_whole_batch() -> None:
+    one = config_hash(api.compose(*SMALL_DIGITS))
+    assert config_hash(api.compose(*SMALL_DIGITS, *TWO)) == one
+    assert config_hash(api.compose(*SMALL_DIGITS, *TWO, "launch.num_processes=4")) != one
+
+
+def step_ends(stop: StopTogether, step: int) -> bool:
+    """Whether the callback asks for a checkpoint after this step."""
+    control = TrainerControl()
+    state = TrainerState(global_step=step, epoch=step / 10)
+    stop.on_step_end(TrainingArguments(use_cpu=True, report_to="none"), state, control)
+    return control.should_save
+
+
+def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
+    first, second = StopTogether(tmp_path, is_first=True), StopTogether(tmp_path, is_first=False)
+    for stop in (first, second):
+        stop.on_train_begin(TrainingArguments(use_cpu=True, report_to="none"), TrainerState(), TrainerControl())
+    assert not step_ends(first, 3)
+    second._request(signal.SIGTERM, None)
+    second._request(signal.SIGTERM, None)  # it may come twice: from the terminal and from the starting process
+    assert not step_ends(second, 3)
+    assert not step_ends(first, 4)
+    assert not step_ends(second, 4)
+    assert step_ends(second, 5)
+    assert step_ends(first, 5)
+    with pytest.raises(Terminated):
+        first.on_save(TrainingArguments(use_cpu=True, report_to="none"), TrainerState(), TrainerControl())
+    forget(tmp_path)
+    assert not step_ends(StopTogether(tmp_path, is_first=True), 6)
+
+
+class Heard:
+    """A tracker that remembers."""
+
+    uri = run_id = None
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+def test_what_a_process_told_before_it_was_killed_arrives() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    heard = Heard()
+
+    def fail() -> None:
+        raise OSError("no space")
+
+    with relayed(receiver, sender, heard, fail=fail):  # pyright: ignore
+        relay = Relay(sender, None, None)
+        relay.tell("fail")  # must not end the passing on
+        for step in range(200):
+            relay.log_metrics({"loss": torch.tensor(step)}, step)  # pyright: ignore
+    assert [args for name, args, _ in heard.calls if name == "log_metrics"] == [
+        ({"loss": float(step)}, step) for step in range(200)
+    ]
+    relay.log_metrics({"loss": 1.0}, 1)  # nobody is there any more
+
+
+def test_exit_codes_in_words() -> None:
+    assert workers.how_it_ended(3) == "ended with exit code 3"
+    assert workers.how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (out of memory?)"
+    assert workers.how_it_ended(-signal.SIGSEGV) == "was killed by SIGSEGV"
+
+
+def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:
+    client = mlflow.MlflowClient(f"sqlite:///{run_dir.parents[1] / 'mlflow.db'}")
+    return [point.value for point in client.get_metric_history(str(run_id), key)]
+
+
+def test_two_processes_do_what_one_does(
+    place: Path, all_runs: Callable[[], list[Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SMALL_DIGITS, "dataset.max_validation_samples=41", "trainer.args.logging_steps=1"]
+    two = api.train(*words, *TWO)
+    shown = capfd.readouterr()
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["launch.num_processes"] == "2"
+    assert [path.name for path in (place / "outputs" / "digits").iterdir() if path.name != ".locks"] == [
+        two.run_dir.name
+    ]
+    assert {path.name for path in (two.run_dir / "logs").iterdir()} == {"rank0.log", "rank1.log"}
+    assert shown.out.count("model: ViTForImageClassification") == shown.out.count("validation accuracy") == 1
+    assert "epoch 2/2" in shown.out
+    assert "Traceback" not in shown.err
+    one = api.train(*words, "output_dir=one", "launch.num_threads=1")
+    for key in ("loss", "eval_loss"):
+        values = [history(r.run_dir, r.run_id, key) for r in (one, two)]
+        assert len(values[0]) >= 2
+        assert values[0] == pytest.approx(values[1], rel=2e-4)
+    for name, weight in load_file(one.run_dir / "model" / "model.safetensors").items():
+        other = load_file(two.run_dir / "model" / "model.safetensors")[name]
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+    # 41 samples on two processes: none twice, none left out.
+    assert two.metrics["final_eval_accuracy"] * 41 == pytest.approx(round(two.metrics["final_eval_accuracy"] * 41))
+    assert two.report is not None
+    assert two.report.support.sum() == one.report.support.sum()  # pyright: ignore
+    assert torch.equal(two.model.classifier.weight, load_file(two.run_dir / "model" / "model.safetensors")[
+        "classifier.weight"
+    ])  # fmt: skip
+    assert multiprocessing.active_children() == []
+
+
+def start(words: list[str], cwd: Path, *, by: tuple[str, ...] = ("-m", "hfexp")) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, *by, *words],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def left_behind(session: int) -> list[psutil.Process]:
+    """Processes of a session that live; those that are ending have a few seconds."""
+
+    def living() -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["pid", "status"]):
+            try:
+                if os.getsid(process.pid) == session and process.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except ProcessLookupError:
+                continue
+        return found
+
+    deadline = time.monotonic() + 5
+    while (found := living()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0")
+LONG = [*SMALL_DIGITS, *TWO, "trainer.args.num_train_epochs=3", "trainer.args.logging_steps=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_asked_to_stop_all_write_one_checkpoint_and_go_on_later(
+    name: str, code: int, place: Path, all_runs: Callable[[], list[Any]]
+) -> None:
+    endless = [*LONG, "trainer.args.num_train_epochs=300", "trainer.args.logging_steps=1"]
+    process = start(endless, place)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 3/" in line:
+            break
+    process.send_signal(signal.Signals[name])
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    assert left_behind(process.pid) == []
+    (run,) = all_runs()
+    assert run.info.status == "KILLED"
+    (directory,) = (place / "outputs" / "digits").glob("vit*")
+    newest = max(int(p.name.partition("-")[2]) for p in (directory / "checkpoints").glob("checkpoint-*"))
+    assert newest > 9
+    process = start(endless, place)
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("  epoch"):
+            break
+    assert f"continuing {directory.name} from checkpoint-{newest}" in "".join(lines)
+    process.kill()
+    process.communicate(timeout=60)
+    assert left_behind(process.pid) == [], "SIGKILL of the starting process leaves none of the others"
+
+
+@pytest.mark.slow
+def test_asked_to_stop_the_run_continues_to_the_same_numbers(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    words = [*LONG, *fault_at(5, rank=1)]
+    (place / "fault").write_text("SIGTERM")  # to one process alone
+    with pytest.raises(Terminated):
+        api.train(*words)
+    (killed,) = all_runs()
+    assert killed.info.status == "KILLED"
+    resumed = api.train(*words)
+    assert "continuing from checkpoint-6" in (resumed.run_dir / "hfexp.log").read_text()
+    (run,) = all_runs()
+    assert (run.info.run_id, run.info.status) == (killed.info.run_id, "FINISHED")
+    whole = api.train(*words, "output_dir=whole")
+    for name, weight in load_file(whole.run_dir / "model" / "model.safetensors").items():
+        assert torch.equal(weight, load_file(resumed.run_dir / "model" / "model.safetensors")[name])
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_continues_at_the_right_sample(place: Path) -> None:
+    words = [*LONG, *fault_at(4)]
+    (place / "fault").write_text("SIGTERM")
+    with pytest.raises(Terminated):
+        api.train(*words)
+    one = [word for word in words if word not in TWO]
+    resumed = api.train(*one, "launch.num_threads=1")
+    assert "continuing from checkpoint-5" in (resumed.run_dir / "hfexp.log").read_text()
+    whole = api.train(*one, "launch.num_threads=1", "output_dir=whole")
+    values = [history(r.run_dir, r.run_id, "loss") for r in (resumed, whole)]
+    assert len(values[0]) == 9
+    assert values[0] == pytest.approx(values[1], rel=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "rank", "message"),
+    [
+        ("error", 1, "process 1 of 2: RuntimeError: the disk caught fire"),
+        ("error", 0, "process 0 of 2: RuntimeError: the disk caught fire"),
+        ("SIGKILL", 1, "process 1 of 2 was killed by SIGKILL"),
+        ("SIGSEGV", 0, "process 0 of 2 was killed by SIGSEGV"),
+        ("leave 7", 1, "process 1 of 2 ended with exit code 7"),
+    ],
+)
+def test_a_process_that_dies_ends_the_run_with_its_own_error(
+    fault: str, rank: int, message: str, place: Path, all_runs: Callable[[], list[Any]]
+) -> None:
+    (place / "fault").write_text(fault)
+    process = start([*LONG, *fault_at(5, rank)], place)
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - began < 100
+    assert process.returncode == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert left_behind(process.pid) == []
+    (run,) = all_runs()
+    assert run.info.status == "FAILED"
+    assert message in run.data.tags["hfexp.status_reason"]
+    (directory,) = (place / "outputs" / "digits").glob("vit*")
+    if fault == "error":
+        assert "faults.py" in (directory / "artifacts" / "traceback.txt").read_text()
+
+
+@pytest.mark.slow
+def test_processes_start_again_where_they_were(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    (place / "fault").write_text("SIGKILL")
+    words = [*LONG, *fault_at(5, rank=1), "launch.max_restarts=1"]
+    result = api.train(*words)
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    whole = api.train(*words, "output_dir=whole")
+    losses = history(result.run_dir, result.run_id, "loss")
+    assert losses == history(whole.run_dir, whole.run_id, "loss")
+    assert len(losses) == 9
+    assert result.metrics["test_accuracy"] == whole.metrics["test_accuracy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["torchrun", "accelerate"])
+def test_started_by_others_all_join_one_run(by: str, place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    words = [word for word in (*SMALL_DIGITS, *TWO) if not word.startswith("launch")]
+    process = start(["-m", "hfexp", *words], place, by=TORCHRUN if by == "torchrun" else ACCELERATE)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert output.count("model: ViTForImageClassification") == output.count("validation accuracy") == 1
+    assert left_behind(process.pid) == []
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.params["launch.num_processes"] == "2"
+    assert len(list((place / "outputs" / "digits").glob("vit*"))) == 1
+
+
+@pytest.mark.slow
+def test_wrong_input_among_several_processes_is_said_once(place: Path) -> None:
+    process = start(["-m", "hfexp", "sed=1"], place, by=TORCHRUN)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("hfexp: error: unknown key") == 1
+    assert not (place / "outputs").exists()
