@@ -209,6 +209,23 @@ def _check_fit(
     return problems
 
 
+def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, Any]) -> bool | None:
+    """Whether a training step leaves trained parameters without a gradient, which is tried without any weights.
+
+    `DistributedDataParallel` must look for them in every step then. None: it can't be told.
+    """
+    if inputs.model_config is None or inputs.model_config.model_type == "timm_wrapper":
+        return None
+    skeleton = _skeleton(config, inputs.task, inputs.model_config).train()
+    for parameter in frozen_parameters(skeleton, config.model.freeze):
+        parameter.requires_grad_(False)
+    try:
+        skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
+        return None  # e.g. an operation that needs real numbers
+    return any(p.requires_grad and p.grad is None for p in skeleton.parameters())
+
+
 def _first(split: Any, name: str) -> dict[str, Any]:
     try:
         return split[0]

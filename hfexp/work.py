@@ -21,7 +21,7 @@ from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether
 from hfexp.model import build_model
 from hfexp.origin import Origin
-from hfexp.preflight import Inputs, prepare
+from hfexp.preflight import Inputs, leaves_parameters_unused, prepare
 from hfexp.preparing import Preparation
 from hfexp.progress import RecordTraining, ShowProgress
 from hfexp.recording import Recorder
@@ -194,6 +194,9 @@ def build_trainer(
     )
     progress = ShowProgress(task.metric)
     collator = processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)
+    if args.world_size > 1 and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
+        batch = collator.finish(collator([splits["train"][0]] * 2))
+        args.ddp_find_unused_parameters = leaves_parameters_unused(config, inputs, batch)
     trainer = trainer_class(config.trainer._target_, allowed)(
         model=model,
         args=args,

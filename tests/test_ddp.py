@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL_DIGITS
 from faults import fault_at
 from safetensors.torch import load_file
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import Dinov2Config, TrainerControl, TrainerState, TrainingArguments
 
 from hfexp import api, cli
 from hfexp.config import LaunchConfig, Strategy
@@ -26,6 +26,7 @@ from hfexp.identity import config_hash
 from hfexp.launch import workers, world
 from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether, forget
+from hfexp.preflight import leaves_parameters_unused, prepare
 
 TESTS = Path(__file__).parent
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
@@ -109,6 +110,19 @@ def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
     assert not step_ends(StopTogether(tmp_path, is_first=True), 6)
 
 
+def test_parameters_without_a_gradient_are_found_beforehand() -> None:
+    config = api.compose(*SMALL_DIGITS)
+    inputs = prepare(config)
+    batch = {"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([1, 2])}
+    assert leaves_parameters_unused(config, inputs, batch) is False
+    inputs.model_config = Dinov2Config(  # it has a mask token for another task
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4, num_labels=10
+    )
+    assert leaves_parameters_unused(config, inputs, batch) is True
+    config.model.freeze = ["dinov2.embeddings.mask_token"]
+    assert leaves_parameters_unused(config, inputs, batch) is False
+
+
 class Heard:
     """A tracker that remembers."""
 
@@ -166,6 +180,8 @@ def test_two_processes_do_what_one_does(
     assert shown.out.count("model: ViTForImageClassification") == shown.out.count("validation accuracy") == 1
     assert "epoch 2/2" in shown.out
     assert "Traceback" not in shown.err
+    # Every parameter gets a gradient, so DDP need not look for those that do not.
+    assert "find_unused_parameters" not in (two.run_dir / "logs" / "rank0.log").read_text()
     one = api.train(*words, "output_dir=one", "launch.num_threads=1")
     for key in ("loss", "eval_loss"):
         values = [history(r.run_dir, r.run_id, key) for r in (one, two)]
