@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.launch import reports
 from hfexp.recording import Recorder
 from hfexp.screen import say
 
@@ -80,6 +81,8 @@ class ShowProgress(TrainerCallback):
             self.bar.update(
                 self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state)
             )
+        if state.is_world_process_zero:
+            reports.report(args.run_name, state.global_step, state.max_steps, self.values)
 
     def on_log(
         self,

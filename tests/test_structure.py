@@ -10,6 +10,9 @@ PACKAGE = Path(hfexp.__file__).parent
 LAYERS = [
     ["hfexp.__main__"],
     ["hfexp.cli", "hfexp.api"],
+    ["hfexp.launch.plugin"],
+    ["hfexp.launch.local", "hfexp.launch.sweeper", "hfexp.launch.pool", "hfexp.launch.warm"],
+    ["hfexp.launch.board"],
     ["hfexp.ui", "hfexp.sync", "hfexp.compare"],
     ["hfexp.experiment"],
     ["hfexp.progress"],
@@ -62,11 +65,13 @@ LAYERS = [
         "hfexp.digest",
         "hfexp.row_arrays",
         "hfexp.threads",
+        "hfexp.launch.jobs",
     ],
     ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking"],
     ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config", "hfexp.signals"],
     ["hfexp.arguments"],
-    ["hfexp.errors", "hfexp.machine", "hfexp"],
+    ["hfexp.launch.slots", "hfexp.launch.watch"],
+    ["hfexp.errors", "hfexp.machine", "hfexp", "hfexp.launch", "hfexp.launch.forkserver", "hfexp.launch.reports"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 
