@@ -17,6 +17,7 @@ NAMES = (
     "tracking_cost",
     "compare_runs",
     "digits_accuracy",
+    "launchers",
 )
 
 
