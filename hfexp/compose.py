@@ -59,7 +59,7 @@ def _register_plugins() -> None:
     except ImportError:  # no plugin is installed
         package = sys.modules[namespace] = ModuleType(namespace)
         package.__path__ = []
-    package.hfexp = sys.modules[name] = module
+    vars(package)["hfexp"] = sys.modules[name] = module
     spec.loader.exec_module(module)
     plugins.register(module.LocalLauncher)
     plugins.register(module.ExperimentSweeper)

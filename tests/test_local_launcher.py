@@ -1,5 +1,6 @@
 """The local launcher and the sweeper: slots, isolation, order, signals, and nothing left behind."""
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -225,6 +226,7 @@ def test_a_job_has_the_launchers_surroundings_and_nothing_of_other_jobs(
             "cuda": torch.cuda.is_initialized(),
             "torch_seed": torch.initial_seed(),
             "warm": "hfexp.launch.warm" in sys.modules,
+            "start": multiprocessing.get_start_method(),
         }
         seen["random"] = float(np.random.random())
         big = np.ones((700, 700), dtype=np.float32)
@@ -246,6 +248,7 @@ def test_a_job_has_the_launchers_surroundings_and_nothing_of_other_jobs(
         "changed": None, "set": "later", "gone": None, "attribute": None, "cwd": str(tmp_path),
         "argv": ["program", "word"], "path": True, "sigint": True, "sigterm": True, "group": True,
         "threads": ("1", "1", 1), "cuda": False, "torch_seed": first["torch_seed"], "warm": True,
+        "start": multiprocessing.get_context().get_start_method(),
         "product": 700.0**3,
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import select
 import signal
@@ -26,10 +27,13 @@ class Place:
     directory: str
     path: tuple[str, ...]
     argv: tuple[str, ...]
+    start_method: str | None
+    """How multiprocessing starts processes (data loader workers); None: as is usual here."""
 
     @classmethod
     def here(cls) -> "Place":
-        return cls(dict(os.environ), os.getcwd(), tuple(sys.path), tuple(sys.argv))
+        method = multiprocessing.get_start_method(allow_none=True)
+        return cls(dict(os.environ), os.getcwd(), tuple(sys.path), tuple(sys.argv), method)
 
     def enter(self) -> None:
         os.environ.clear()
@@ -37,6 +41,8 @@ class Place:
         os.chdir(self.directory)
         sys.path[:] = [path or self.directory for path in self.path]
         sys.argv[:] = self.argv
+        # Python would have a process that a fork server made use fork servers for everything.
+        multiprocessing.set_start_method(self.start_method, force=True)  # pyright: ignore
 
 
 @dataclass(frozen=True)
