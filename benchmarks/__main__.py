@@ -18,6 +18,7 @@ NAMES = (
     "tracking_cost",
     "compare_runs",
     "digits_accuracy",
+    "launchers",
 )
 
 

@@ -13,6 +13,7 @@ from hfexp.errors import (
     EXIT_WRONG_INPUT,
     ConfigError,
     RunError,
+    SweepError,
     did_you_mean,
     one_of,
 )
@@ -33,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nhfexp: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except SweepError as error:
+        return _fail_sweep(error, full_traceback)
     except Exception as error:
         return _fail(error, EXIT_FAILED, full_traceback)
 
@@ -61,16 +64,11 @@ def train(words: list[str]) -> int:
     try:
         with _hydra_raises():
             app(job.run)()
-    except Exception as error:
-        if job.failed == 0 and isinstance(error, HydraException | OmegaConfBaseException | ConfigCompositionException):
-            raise ConfigError(compose.explain(error)) from error
-        if job.failed == 0:
-            raise
-    if job.reraise is not None:
-        raise job.reraise
-    if job.failed:
-        print(f"hfexp: {job.failed} of {job.started} jobs failed", file=sys.stderr)
-    return EXIT_FAILED if job.failed else 0
+    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
+        raise ConfigError(compose.explain(error)) from error
+    if job.error is not None:
+        raise job.error
+    return 0
 
 
 @contextlib.contextmanager
@@ -87,25 +85,21 @@ def _hydra_raises() -> Iterator[None]:
 
 
 class _Job:
-    """The function that Hydra calls for each job, and what became of the jobs."""
+    """The function that Hydra calls for each job, maybe in another process."""
 
     def __init__(self, words: list[str]) -> None:
         self.words = words
-        self.started = 0
-        self.failed = 0
-        self.reraise: Exception | None = None
+        self.error: Exception | None = None
+        """Of a single run: kept for main(), as Hydra would print lines of its own."""
 
     def run(self, cfg: Any) -> float | None:
-        """Run one job. A single run's error is kept for main(), as Hydra would print lines of its own."""
-        self.started += 1
+        """Run one job; in a sweep, launcher and sweeper see its error."""
         try:
             return self._run(cfg)
         except Exception as error:
-            self.failed += 1
-            if _is_multirun():  # sweepers and launchers need to see that the job failed
-                _fail(error, EXIT_FAILED, full_traceback=False)
+            if _is_multirun():
                 raise
-            self.reraise = error
+            self.error = error
             return None
 
     def _run(self, cfg: Any) -> float | None:
@@ -222,7 +216,15 @@ def version(words: list[str]) -> int:
 COMMANDS = {"train": train, "compare": compare, "cache": cache, "sync": sync, "ui": ui, "version": version}
 
 
-def _fail(error: Exception, code: int, full_traceback: bool) -> int:
+def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
+    """Print one message for each job that failed, and how many those were."""
+    for job, cause in error.failures:
+        _fail(cause, EXIT_FAILED, full_traceback, f"{job}: ")
+    print(f"hfexp: {error}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
     """Print one message; the traceback only for who asked for it."""
     from hfexp.origin import mask_secrets
 
@@ -235,7 +237,7 @@ def _fail(error: Exception, code: int, full_traceback: bool) -> int:
         return code
     expected = isinstance(error, ConfigError | RunError)
     name = "" if expected else f"{type(error).__name__}: "
-    print(mask_secrets(f"hfexp: error: {name}{error}"), file=sys.stderr)
+    print(mask_secrets(f"hfexp: error: {where}{name}{error}"), file=sys.stderr)
     if not expected:
         print("(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
     return code

@@ -1,13 +1,16 @@
 """From the words of a command line to a composed configuration, through Hydra."""
 
-import functools
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.launcher import Launcher
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.config import Config, explain_key_error
@@ -35,10 +38,31 @@ def hydra_kwargs() -> dict[str, Any]:
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
-@functools.cache
 def register_schema() -> None:
-    """Make the schema known to Hydra under the name that `config.yaml` lists; once per process."""
+    """Make the schema known to Hydra under the name that `config.yaml` lists, and our launcher and sweeper."""
     ConfigStore.instance().store(name="hfexp_schema", node=Config, provider="hfexp")
+    _register_plugins()
+
+
+def _register_plugins() -> None:
+    """Where the installed `hydra_plugins/hfexp.py` is missing (a checkout on the path), do what Hydra does with it."""
+    plugins, namespace = Plugins.instance(), "hydra_plugins"
+    name = f"{namespace}.hfexp"
+    if any(found.__module__ == name for found in plugins.discover(Launcher)):
+        return
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "launch" / "plugin.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        package = importlib.import_module(namespace)
+    except ImportError:  # no plugin is installed
+        package = sys.modules[namespace] = ModuleType(namespace)
+        package.__path__ = []
+    vars(package)["hfexp"] = sys.modules[name] = module
+    spec.loader.exec_module(module)
+    plugins.register(module.LocalLauncher)
+    plugins.register(module.ExperimentSweeper)
 
 
 def prepare_overrides(words: list[str]) -> list[str]:

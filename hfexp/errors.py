@@ -1,7 +1,7 @@
 """Errors that a user can cause, and the exit codes of the command line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -15,6 +15,15 @@ class ConfigError(ValueError):
 
 class RunError(RuntimeError):
     """What went wrong while running, in words that need no traceback."""
+
+
+class SweepError(RunError):
+    """Some jobs of a sweep failed; the others were done."""
+
+    def __init__(self, failures: Sequence[tuple[str, Exception]], total: int) -> None:
+        """`failures`: name of each job that failed, and why; `total`: of jobs."""
+        super().__init__(f"{len(failures)} of {total} jobs failed")
+        self.failures = list(failures)
 
 
 class DataError(RunError):

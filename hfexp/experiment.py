@@ -99,7 +99,8 @@ def run(config: Config, origin: Origin) -> Result:
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),
         ):
             announce(directory, inputs, environment.git, processes)
-            job = work.Job(config, origin, environment, directory, started, tracker.uri, tracker.run_id)
+            opened = (tracker.uri, tracker.run_id, screen.is_terminal())
+            job = work.Job(config, origin, environment, directory, started, *opened)
             outcome = train(job, inputs, tracker, stop_on_signal)
             result = summarise(job, inputs, outcome)
         result.run_id = tracker.run_id  # which a server that was away may have given at last

@@ -1,11 +1,24 @@
 """Which process this is, in a way that another process can check later: pids are used again, hosts restart."""
 
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 UNKNOWN = "?"
+
+
+def how_it_ended(exitcode: int | None) -> str:
+    """The exit code of a process in words, as `multiprocessing` gives it."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with exit code {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-exitcode}"
+    hint = " (by the system if memory ran out, or by someone)" if name == "SIGKILL" else ""
+    return f"was killed by {name}{hint}"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.launch import reports
 from hfexp.recording import Recorder
-from hfexp.screen import say
+from hfexp.screen import end_bar, is_terminal, move_bar, say
 
 SESSION_METRICS = frozenset(
     {
@@ -46,40 +47,41 @@ class RecordTraining(TrainerCallback):
         self.recorder.tracker.log_metrics(numbers, state.global_step)
 
 
+BAR_INTERVAL = 0.1
+"""Seconds between two movements of the bar."""
+
+
 class ShowProgress(TrainerCallback):
     """Epoch, loss, validation metric, samples per second and time to go."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
         self.values: dict[str, float] = {}
-        self.bar: Any = None
-        self.task_id: Any = None
         self.started = 0.0
         self.first_step = 0
         self.train_seconds = 0.0
+        self._next = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.started, self.first_step = time.perf_counter(), state.global_step
-        if not state.is_world_process_zero or not sys.stdout.isatty():
-            return
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        self.bar = Progress(*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn(), refresh_per_second=4)
-        self.bar.start()
-        self.task_id = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, values="")
+        self._move_bar(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.bar is not None:
+        if time.perf_counter() > self._next or state.global_step >= state.max_steps:
+            self._move_bar(args, state)
+        if state.is_world_process_zero:
+            reports.report(args.run_name, state.global_step, state.max_steps, self.values)
+
+    def _move_bar(self, args: TrainingArguments, state: TrainerState) -> None:
+        if state.is_world_process_zero and is_terminal():
             epoch = f"epoch {min(int(state.epoch or 0) + 1, int(state.num_train_epochs))}/{state.num_train_epochs}"
             epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch
-            self.bar.update(
-                self.task_id, completed=state.global_step, description=epoch, values=self._text(args, state)
-            )
+            move_bar(state.global_step, state.max_steps, epoch, self._text(args, state))
+            self._next = time.perf_counter() + BAR_INTERVAL
 
     def on_log(
         self,
@@ -96,7 +98,7 @@ class ShowProgress(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.bar is None and state.is_world_process_zero and state.global_step:
+        if not is_terminal() and state.is_world_process_zero and state.global_step:
             rate = (state.global_step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
             left = (state.max_steps - state.global_step) / max(rate, 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
@@ -112,9 +114,7 @@ class ShowProgress(TrainerCallback):
         """Give the terminal back, also after an error."""
         if self.started:
             self.train_seconds = time.perf_counter() - self.started
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        end_bar()
 
     def _text(self, args: TrainingArguments, state: TrainerState) -> str:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size

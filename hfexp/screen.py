@@ -3,8 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hfexp import __version__
 from hfexp.config import Config
@@ -17,13 +16,27 @@ if TYPE_CHECKING:
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
 
 
-_elsewhere: Callable[[str, str], None] | None = None
+class _Elsewhere(Protocol):
+    def __call__(self, name: str, /, *args: Any) -> None: ...
 
 
-def speak_through(speaker: Callable[[str, str], None] | None) -> None:
-    """Hand on what is to be said, as ("say" or "note", text): for a process that has no screen of its own."""
-    global _elsewhere
-    _elsewhere = speaker
+_elsewhere: _Elsewhere | None = None
+_terminal_elsewhere = False
+_bar: Any = None
+
+
+def speak_through(speaker: _Elsewhere | None, terminal: bool = False) -> None:
+    """Hand on what is to be shown, as names of functions of this module and their arguments.
+
+    For a process that has no screen of its own; `terminal`: whether there is one at the other end.
+    """
+    global _elsewhere, _terminal_elsewhere
+    _elsewhere, _terminal_elsewhere = speaker, terminal
+
+
+def is_terminal() -> bool:
+    """Whether a person looks at a terminal, where lines can change."""
+    return _terminal_elsewhere if _elsewhere is not None else sys.stdout.isatty()
 
 
 def say(text: str = "") -> None:
@@ -42,6 +55,32 @@ def note(text: str) -> None:
         return
     with contextlib.suppress(OSError):
         print(f"hfexp: {mask_secrets(text)}", file=sys.stderr, flush=True)
+
+
+def move_bar(completed: int, total: int, description: str, values: str) -> None:
+    """Show the progress of training as a bar (in a terminal only); the first call draws it."""
+    global _bar
+    if _elsewhere is not None:
+        _elsewhere("move_bar", completed, total, description, values)
+        return
+    if _bar is None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        _bar = Progress(*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn(), refresh_per_second=4)
+        _bar.start()
+        _bar.add_task("training", total=total, completed=completed, values="")
+    _bar.update(_bar.task_ids[0], completed=completed, description=description, values=values)
+
+
+def end_bar() -> None:
+    """Give the terminal back, if there is a bar."""
+    global _bar
+    if _elsewhere is not None:
+        _elsewhere("end_bar")
+    elif _bar is not None:
+        _bar.stop()
+        _bar = None
 
 
 def show_choices(config: Config, origin: Origin) -> None:

@@ -15,7 +15,7 @@ from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import RunError, Terminated
-from hfexp.launch import forkserver, workers, world
+from hfexp.launch import forkserver, reports, workers, world
 from hfexp.launch import stop as stop_together
 from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether
@@ -48,6 +48,8 @@ class Job:
     """Seconds since 1970, of this start."""
     uri: str | None
     run_id: str | None
+    terminal: bool
+    """Whether a person watches."""
 
 
 @dataclass
@@ -121,7 +123,7 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
         if isinstance(tracker, MlflowTracker):
             tracker.continue_journal()
 
-    with relayed(receiver, sender, tracker, restarted=restarted):
+    with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
         return workers.start(job.config.launch, job.directory.path, _started_process, job, sender)
 
 
@@ -132,7 +134,7 @@ def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
 
 def follow() -> tuple[Job, Inputs, Outcome]:
     """`work` as another one of them, on what the first one has opened."""
-    screen.speak_through(lambda kind, text: None)
+    screen.speak_through(lambda name, *args: None)
     job = world.share(None)
     inputs = prepare(job.config)
     return job, inputs, _work_together(job, inputs, NullTracker())
@@ -147,7 +149,8 @@ def _started_process(job: Job, sender: Connection) -> Outcome | None:
     inputs = prepare(job.config)
     relay = Relay(sender, job.uri, job.run_id)
     if rank == 0:
-        screen.speak_through(relay.tell)
+        screen.speak_through(relay.tell, job.terminal)
+        reports.listen(lambda progress: relay.tell("pass_on", progress))
         if workers.restarts():
             relay.tell("restarted")
             stop_together.forget(directory.path)

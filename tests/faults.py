@@ -35,6 +35,19 @@ class Fault(TrainerCallback):
             os.kill(os.getpid(), signal.Signals[what])
 
 
+class Hold(TrainerCallback):
+    """At step `at`: write the file `held-<seed>` into the current directory and wait there for the file `go`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            Path(f"held-{args.seed}").write_text(str(os.getpid()))
+            while not Path("go").exists():
+                time.sleep(0.05)
+
+
 def error(_: str) -> None:
     raise RuntimeError("the disk caught fire")
 
@@ -76,4 +89,12 @@ def fault_at(step: int, rank: int = 0) -> list[str]:
     return [
         "security.allowed_targets=[faults]",
         f"trainer.callbacks.fault={{_target_: faults.Fault, at: {step}, rank: {rank}}}",
+    ]
+
+
+def hold_at(step: int) -> list[str]:
+    """Overrides that add the callback."""
+    return [
+        "security.allowed_targets=[faults]",
+        f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}}}",
     ]

@@ -23,10 +23,11 @@ from hfexp import api, cli
 from hfexp.config import LaunchConfig, Strategy
 from hfexp.errors import ConfigError, Terminated
 from hfexp.identity import config_hash
-from hfexp.launch import workers, world
+from hfexp.launch import world
 from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether, forget
 from hfexp.preflight import leaves_parameters_unused, prepare
+from hfexp.process import how_it_ended
 
 TESTS = Path(__file__).parent
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
@@ -154,9 +155,9 @@ def test_what_a_process_told_before_it_was_killed_arrives() -> None:
 
 
 def test_exit_codes_in_words() -> None:
-    assert workers.how_it_ended(3) == "ended with exit code 3"
-    assert workers.how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (out of memory?)"
-    assert workers.how_it_ended(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert how_it_ended(3) == "ended with exit code 3"
+    assert how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (by the system if memory ran out, or by someone)"
+    assert how_it_ended(-signal.SIGSEGV) == "was killed by SIGSEGV"
 
 
 def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:

@@ -10,6 +10,9 @@ PACKAGE = Path(hfexp.__file__).parent
 LAYERS = [
     ["hfexp.__main__"],
     ["hfexp.cli", "hfexp.api"],
+    ["hfexp.launch.plugin"],
+    ["hfexp.launch.local", "hfexp.launch.sweeper", "hfexp.launch.pool", "hfexp.launch.warm"],
+    ["hfexp.launch.board"],
     ["hfexp.ui", "hfexp.sync", "hfexp.compare"],
     ["hfexp.experiment"],
     ["hfexp.work"],
@@ -46,7 +49,7 @@ LAYERS = [
         "hfexp.tasks.image_classification",
         "hfexp.run_directory",
     ],
-    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms"],
+    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.launch.workers"],
     [
         "hfexp.images",
         "hfexp.tasks.base",
@@ -66,13 +69,14 @@ LAYERS = [
         "hfexp.digest",
         "hfexp.row_arrays",
         "hfexp.threads",
+        "hfexp.launch.jobs",
+        "hfexp.identity",
     ],
-    ["hfexp.launch.workers", "hfexp.identity"],
-    ["hfexp.launch.forkserver", "hfexp.launch.watch", "hfexp.launch.warm"],
     ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking", "hfexp.launch.world"],
     ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config", "hfexp.signals"],
     ["hfexp.arguments"],
-    ["hfexp.errors", "hfexp.machine", "hfexp", "hfexp.launch"],
+    ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
+    ["hfexp.errors", "hfexp.machine", "hfexp", "hfexp.launch", "hfexp.launch.forkserver", "hfexp.launch.reports"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 

@@ -1,1 +1,1 @@
-"""Starting runs: several processes for one run, several runs on one machine."""
+"""Processes: several jobs at once over the slots of a machine, and several processes for one job."""

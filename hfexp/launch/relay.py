@@ -21,6 +21,10 @@ TOLD = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
 """Methods of a `Tracker`."""
 
 
+SHOWN = ("say", "note", "move_bar", "end_bar")
+"""Functions of `hfexp.screen`."""
+
+
 class Relay:
     """The end of the training process: a `Tracker` whose calls arrive in the starting process, in their order."""
 
@@ -61,7 +65,7 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         tracker: what the calls of the `Relay` go to.
         more: further functions that may be called, by name.
     """
-    known = {name: getattr(tracker, name) for name in TOLD} | {"say": screen.say, "note": screen.note} | more
+    known = {name: getattr(tracker, name) for name in TOLD} | {name: getattr(screen, name) for name in SHOWN} | more
     thread = threading.Thread(target=_pass_on, args=(receiver, known), name="hfexp-relay", daemon=True)
     thread.start()
     try:
@@ -70,6 +74,7 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         sender.close()  # the last one: what is in the pipe is read, then it ends, also in the middle of a message
         thread.join()
         receiver.close()
+        screen.end_bar()  # the process may have ended without a word
 
 
 def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> None:

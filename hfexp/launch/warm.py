@@ -4,6 +4,7 @@ Only the server imports this module.
 """
 
 import contextlib
+import gc
 import importlib
 import os
 import signal
@@ -74,7 +75,10 @@ for module in MODULES:
     with contextlib.suppress(Exception):
         importlib.import_module(module)
 with contextlib.suppress(Exception):
-    sys.modules["hydra.core.plugins"].Plugins.instance()  # looks for plugins once, not in each job
+    # Hydra looks for its plugins and its parsers learn the grammar: once here, not in each job.
+    importlib.import_module("hfexp.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
+gc.collect()
+gc.freeze()  # what is shared with jobs stays shared: their garbage collection leaves it alone
 problem = _find_problem()
 # From here on multiprocessing ignores it; in what it forks it restores what was before.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from hfexp import errors, screen
 from hfexp.config import LaunchConfig
 from hfexp.errors import RunError, Terminated
 from hfexp.launch import forkserver
+from hfexp.launch.place import Place
 from hfexp.launch.watch import stop_when_orphaned
+from hfexp.process import how_it_ended
 
 LOGS = "logs"
 
@@ -80,7 +81,9 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
             shutdown_timeout=launch.grace_seconds,
         )
         try:
-            results = elastic_launch(elastic, _worker)(_surroundings(), run_dir, Path(errors_dir), entry, args)
+            results = elastic_launch(elastic, _worker)(
+                Place.here(), os.getpgrp(), run_dir, Path(errors_dir), entry, args
+            )
         except SignalException:
             raise (KeyboardInterrupt if interrupted else Terminated) from None
         except ChildFailedError as error:
@@ -92,11 +95,6 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
 def restarts() -> int:
     """How often the processes of this run have been started again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def _surroundings() -> dict[str, Any]:
-    """What the processes do not inherit from this one, as they are forked from a server."""
-    return {"environ": dict(os.environ), "cwd": str(Path.cwd()), "path": list(sys.path), "argv": list(sys.argv)}
 
 
 @contextlib.contextmanager
@@ -136,23 +134,21 @@ def _watched() -> Iterator[list[bool]]:
             logger.setLevel(level)
 
 
-def _worker(
-    surroundings: dict[str, Any], run_dir: Path, errors_dir: Path, entry: Callable[..., Any], args: tuple
-) -> Any:
+def _worker(place: Place, group: int, run_dir: Path, errors_dir: Path, entry: Callable[..., Any], args: tuple) -> Any:
     """One process: make it as if it had been started by hand, and call the function."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
-    own |= {k: os.environ[k] for k in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")}
-    os.environ.clear()
-    os.environ.update(surroundings["environ"] | own)
-    os.chdir(surroundings["cwd"])
-    sys.path[:], sys.argv[:] = surroundings["path"], surroundings["argv"]
+    own |= {k: v for k, v in os.environ.items() if k.endswith("WORLD_SIZE")}
+    place.enter()
+    os.environ.update(own)
+    with contextlib.suppress(OSError):
+        os.setpgid(0, group)  # so that who ends the starting process with all that it started ends this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the starting process passes it on
     log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    screen.speak_through(lambda kind, text: None)
+    screen.speak_through(lambda name, *args: None)
     stop_when_orphaned()
     (errors_dir / f"rank{rank}.json").unlink(missing_ok=True)  # of the attempt before this one
     try:
@@ -201,11 +197,3 @@ def _silent_failure(failed: Any, errors_dir: Path) -> tuple[int | None, int]:
         if not (errors_dir / f"rank{rank}.json").exists():
             return rank, failure.exitcode
     return None, 1
-
-
-def how_it_ended(code: int) -> str:
-    """An exit code in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")

@@ -1,0 +1,122 @@
+"""What a person sees of jobs that run side by side: a live table in a terminal, lines elsewhere."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from hfexp.errors import first_line
+from hfexp.launch.jobs import Order, error_of
+from hfexp.launch.reports import Progress
+from hfexp.screen import note, say
+
+
+class Board:
+    """Says only what failed: one job at a time speaks for itself."""
+
+    interval: float | None = None
+    """Seconds after which it wants to be refreshed; None: only when something happens."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def started(self, order: Order) -> None:
+        """A job was started."""
+
+    def progressed(self, order: Order, progress: Progress) -> None:
+        """A job has come further."""
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        """A job has ended, somehow."""
+        error = error_of(result)
+        if error is not None:
+            where = f" (log: {os.path.relpath(order.log)})" if order.log else ""
+            note(f"job {order.number} failed after {seconds:.1f} s: {first_line(error)}{where}")
+
+    def refresh(self) -> None:
+        """Time has passed."""
+
+    def close(self) -> None:
+        """No job runs any more."""
+
+
+class Lines(Board):
+    """A line for each start and each end."""
+
+    def started(self, order: Order) -> None:
+        say(f"job {order.number} started: {order.words}")
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        super().ended(order, result, seconds)
+        if error_of(result) is None:
+            say(f"job {order.number} done in {seconds:.1f} s: {show_objective(result.return_value)}  {order.words}")
+
+
+class Live(Lines):
+    """A table of the running jobs at the bottom of the terminal; ends are lines above it."""
+
+    interval: float = 0.5  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, total: int) -> None:
+        from rich.live import Live as RichLive
+
+        super().__init__(total)
+        self._rows: dict[int, tuple[Order, float, Progress | None, Progress | None, float]] = {}
+        self._done = 0
+        self._shown = 0.0
+        self._live = RichLive(auto_refresh=False, transient=True)
+        self._live.start()
+
+    def started(self, order: Order) -> None:
+        self._rows[order.number] = (order, time.monotonic(), None, None, 0.0)
+
+    def progressed(self, order: Order, progress: Progress) -> None:
+        _, began, first, _, since = self._rows[order.number]
+        if first is None:
+            first, since = progress, time.monotonic()
+        self._rows[order.number] = (order, began, first, progress, since)
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        del self._rows[order.number]
+        self._done += 1
+        super().ended(order, result, seconds)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._shown >= self.interval / 2:
+            self._shown = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        title = f"{self._done} of {self.total} jobs done"
+        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        for name in ("job", "overrides", "run", "step", "last metric", "to go"):
+            table.add_column(name, no_wrap=name != "overrides", overflow="ellipsis")
+        now = time.monotonic()
+        for number, (order, began, first, last, since) in self._rows.items():
+            if first is None or last is None:
+                table.add_row(str(number), Text(order.words), "", f"starting, {now - began:.0f} s", "", "")
+                continue
+            metric = "  ".join(f"{name} {value:.4f}" for name, value in list(last.metrics.items())[-1:])
+            done, left = last.step - first.step, last.max_steps - last.step
+            to_go = f"{left * (now - since) / done:.0f} s" if done else ""
+            step = f"{last.step}/{last.max_steps}"
+            table.add_row(str(number), Text(order.words), Text(last.name), step, Text(metric), to_go)
+        return table
+
+
+def board_for(total: int, side_by_side: bool) -> Board:
+    """What suits the terminal, or its absence."""
+    if not side_by_side:
+        return Board(total)
+    return Live(total) if sys.stdout.isatty() else Lines(total)
+
+
+def show_objective(value: Any) -> str:
+    """What a job returned, in few characters."""
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)[:40]

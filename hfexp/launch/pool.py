@@ -1,0 +1,215 @@
+"""Jobs in processes, as many at once as there are slots, and none left behind."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from types import FrameType
+from typing import Any
+
+from hfexp.errors import RunError, Terminated
+from hfexp.launch import forkserver, jobs
+from hfexp.launch.board import Board
+from hfexp.launch.jobs import Order
+from hfexp.launch.reports import Progress
+from hfexp.launch.slots import Slot
+from hfexp.process import how_it_ended
+from hfexp.screen import note
+
+
+@dataclass
+class Running:
+    """A job that has been started, or is about to be."""
+
+    order: Order
+    slot: Slot
+    process: ForkServerProcess
+    reader: Connection
+    began: float = field(default_factory=time.monotonic)
+    result: Any = None
+
+    def receive(self) -> Progress | None:
+        """The next message if it is a report; a result is kept."""
+        import cloudpickle
+
+        try:
+            message = cloudpickle.loads(self.reader.recv_bytes())
+        except (EOFError, OSError):  # nothing more will come
+            self.reader.close()
+            return None
+        except Exception as error:
+            message = jobs.failure(self.order.overrides, RunError(f"the job's result can't be read: {error}"))
+        if isinstance(message, Progress):
+            return message
+        self.result = message
+        return None
+
+    def kill(self) -> None:
+        """End the job at once."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.kill_group()
+
+    def kill_group(self) -> None:
+        """End what the job has started and left running."""
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give back what the process has taken; waits for its end."""
+        self.kill_group()
+        self.reader.close()
+        if self.process.pid is not None:
+            self.process.join()
+        self.process.close()
+
+
+class Pool:
+    """Runs jobs over slots."""
+
+    def __init__(self, slots: Sequence[Slot], board: Board, grace: float) -> None:
+        self.board = board
+        self.grace = grace
+        self._free = deque(slots)
+        self._running: list[Running] = []
+        self._results: dict[int, Any] = {}
+
+    def run(self, orders: Sequence[Callable[[Slot], Order]]) -> list[Any]:
+        """Hydra's `JobReturn` of each job, in order. A failed job does not stop the others.
+
+        Ctrl-C and SIGTERM do: every job gets SIGTERM and `grace` seconds, then they are raised.
+        """
+        waiting = deque(orders)
+        with _sigterm_raises():
+            try:
+                while waiting or self._running:
+                    while waiting and self._free:
+                        slot = self._free.popleft()
+                        self._start(waiting.popleft()(slot), slot)
+                    self._wait()
+            except BaseException as error:
+                # Of a start that was cut short: the job, if there is one, notices that nobody holds on to it.
+                traceback.clear_frames(error.__traceback__)
+                self._stop()
+                raise
+            finally:
+                self.board.close()
+        return [self._results[number] for number in sorted(self._results)]
+
+    def _start(self, order: Order, slot: Slot) -> None:
+        context = forkserver.context()
+        reader, writer = context.Pipe(duplex=False)
+        with writer:
+            process = context.Process(target=jobs.main, args=(order, writer), name=f"job {order.number}")
+            # Known before it starts: a signal may come in between.
+            self._running.append(Running(order, slot, process, reader))
+            try:
+                with forkserver.hidden_main():
+                    process.start()
+            except (EOFError, ConnectionError) as error:
+                raise RunError(
+                    "the process that jobs are forked from has ended; what it said is above "
+                    "(hydra/launcher=basic runs jobs without it)"
+                ) from error
+        self.board.started(order)
+
+    def _wait(self) -> None:
+        """Handle what happens next."""
+        readers = {running.reader: running for running in self._running if not running.reader.closed}
+        ends = {running.process.sentinel: running for running in self._running}
+        ready = connection.wait([*readers, *ends], self.board.interval)
+        for found in ready:
+            if isinstance(found, Connection):
+                self._receive(readers[found])
+        for found in ready:
+            if isinstance(found, int):
+                self._end(ends[found])
+        self.board.refresh()
+
+    def _receive(self, running: Running) -> None:
+        progress = running.receive()
+        if progress is not None:
+            self.board.progressed(running.order, progress)
+
+    def _end(self, running: Running) -> None:
+        running.kill_group()
+        while not running.reader.closed and running.reader.poll():
+            self._receive(running)
+        running.process.join()
+        result = running.result
+        if result is None:
+            result = jobs.failure(
+                running.order.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
+            )
+        running.close()
+        self._running.remove(running)
+        self._free.append(running.slot)
+        self._results[running.order.number] = result
+        self.board.ended(running.order, result, time.monotonic() - running.began)
+
+    def _stop(self) -> None:
+        """End all jobs in the order in which they were started; a further signal does not wait for them."""
+        with _noted_signals() as signals:
+            alive = [running for running in self._running if running.process.is_alive()]
+            if alive:
+                note(f"stopping, in at most {self.grace:g} s (again: at once); jobs that run: {len(alive)}")
+            for running in alive:
+                running.process.terminate()
+            deadline = time.monotonic() + self.grace
+            while alive := [running for running in alive if running.process.is_alive()]:
+                if signals or time.monotonic() > deadline:
+                    for running in alive:
+                        running.kill()
+                readers = [running.reader for running in alive if not running.reader.closed]
+                for found in connection.wait([*readers, *(running.process.sentinel for running in alive)], 0.1):
+                    self._discard(found)
+            for running in self._running:
+                running.close()
+            self._running.clear()
+
+    def _discard(self, found: Any) -> None:
+        """Read what a job still sends, which would otherwise wait for that."""
+        if isinstance(found, Connection) and not os.read(found.fileno(), 1 << 16):
+            found.close()
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises `Terminated` meanwhile, as Ctrl-C raises `KeyboardInterrupt`."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM are only written down meanwhile."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield arrived
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in numbers}
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
