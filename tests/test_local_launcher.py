@@ -566,8 +566,9 @@ def test_all_launchers_give_the_same(place: Path) -> None:
 def record(run: Any) -> tuple[Any, ...]:
     """What must be equal of two runs of one experiment."""
     timed = ("_runtime", "_per_second", "_seconds", "_time")
-    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("system/") and not k.endswith(timed)}
+    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith(("system/", "peak_memory"))}
+    metrics = {k: v for k, v in metrics.items() if not k.endswith(timed)}
     own = ("mlflow.user", "mlflow.source.name", "mlflow.log-model.history", "mlflow.loggedModels")
-    differing = ("hfexp.pid", "hfexp.process", "hfexp.command", "hfexp.run_dir", *own)
+    differing = ("hfexp.pid", "hfexp.process", "hfexp.command", "hfexp.run_dir", "hfexp.run_key", *own)
     tags = {k: v for k, v in run.data.tags.items() if k not in differing}
     return metrics, dict(run.data.params), tags, run.info.status

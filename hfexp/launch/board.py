@@ -96,7 +96,8 @@ class Live(Lines):
         title = f"{self._done} of {self.total} jobs done"
         table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
         for name in ("job", "overrides", "run", "step", "last metric", "to go"):
-            table.add_column(name, no_wrap=name != "overrides", overflow="ellipsis")
+            widest = 24 if name == "run" else None
+            table.add_column(name, no_wrap=name != "overrides", overflow="ellipsis", max_width=widest)
         now = time.monotonic()
         for number, (order, began, first, last, since) in self._rows.items():
             if first is None or last is None:

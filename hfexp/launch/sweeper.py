@@ -87,7 +87,7 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     for number, (words, result) in enumerate(jobs):
         error: Any = error_of(result)
         if error is not None:
-            failures.append((f"job {number} ({words})" if words else f"job {number}", error))
+            failures.append((f"job {number} ({words})" if len(jobs) > 1 else f"job {number}", error))
         shown = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
         table.add_row(str(number), Text(words), Text(mask_secrets(shown)))
     if len(jobs) > 1:

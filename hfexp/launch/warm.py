@@ -66,6 +66,19 @@ def _find_problem() -> str | None:
     return f"an import started threads ({', '.join(threads)}), which forking does not take along" if threads else None
 
 
+def _do_what_is_done_once() -> None:
+    """What libraries keep for the life of a process, and would find out anew in each job."""
+    with contextlib.suppress(Exception):
+        # Hydra looks for its plugins, and its parsers learn the grammar.
+        importlib.import_module("hfexp.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
+    with contextlib.suppress(Exception):
+        importlib.import_module("hfexp.environment")._packages()
+    with contextlib.suppress(Exception):  # which package a module is of: MLflow asks for it with each model
+        importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
+    gc.collect()
+    gc.freeze()  # what is shared with jobs stays shared: their garbage collection leaves it alone
+
+
 _prepare_signals()
 _parent = os.getppid()
 for module in MODULES:
@@ -74,11 +87,7 @@ for module in MODULES:
     # The job that needs it meets the same error, and its message reaches the user; here it would not.
     with contextlib.suppress(Exception):
         importlib.import_module(module)
-with contextlib.suppress(Exception):
-    # Hydra looks for its plugins and its parsers learn the grammar: once here, not in each job.
-    importlib.import_module("hfexp.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
-gc.collect()
-gc.freeze()  # what is shared with jobs stays shared: their garbage collection leaves it alone
+_do_what_is_done_once()
 problem = _find_problem()
 # From here on multiprocessing ignores it; in what it forks it restores what was before.
 signal.signal(signal.SIGINT, signal.default_int_handler)
