@@ -21,9 +21,9 @@ from transformers import Dinov2Config, TrainerControl, TrainerState, TrainingArg
 
 from hfexp import api, cli
 from hfexp.config import LaunchConfig, Strategy
-from hfexp.errors import ConfigError, Terminated
+from hfexp.errors import ConfigError, RunError, Terminated
 from hfexp.identity import config_hash
-from hfexp.launch import world
+from hfexp.launch import failures, world
 from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether, forget
 from hfexp.preflight import leaves_parameters_unused, prepare
@@ -158,6 +158,30 @@ def test_exit_codes_in_words() -> None:
     assert how_it_ended(3) == "ended with exit code 3"
     assert how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (by the system if memory ran out, or by someone)"
     assert how_it_ended(-signal.SIGSEGV) == "was killed by SIGSEGV"
+
+
+def test_the_process_that_began_it_is_named(tmp_path: Path) -> None:
+    def noted(rank: int, error: BaseException) -> None:
+        try:
+            raise error
+        except BaseException as raised:
+            failures.note(tmp_path, rank, raised)
+
+    def why(reported: dict[int, int]) -> str:
+        return str(failures.Witness(tmp_path, 3).explain(reported))
+
+    noted(0, RuntimeError("Connection closed by peer"))
+    assert "process 1 of 3 was killed by SIGSEGV" in why({1: -signal.SIGSEGV})
+    assert "process 0 of 3: RuntimeError: Connection closed" in why({0: 1})
+    noted(2, RunError("training diverged"))
+    assert why({0: 1}) == "training diverged"
+    failures.begin(tmp_path, 2)
+    noted(1, Terminated())
+    noted(2, SystemExit(7))
+    assert "process 2 of 3 ended with exit code 7" in why({0: 1})
+    for rank in (0, 2):
+        failures.begin(tmp_path, rank)
+    assert isinstance(failures.Witness(tmp_path, 3).explain({1: 143}), Terminated)
 
 
 def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:

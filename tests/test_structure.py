@@ -49,7 +49,8 @@ LAYERS = [
         "hfexp.tasks.image_classification",
         "hfexp.run_directory",
     ],
-    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.launch.workers"],
+    ["hfexp.launch.workers"],
+    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.launch.failures"],
     [
         "hfexp.images",
         "hfexp.tasks.base",

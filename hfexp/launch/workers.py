@@ -12,29 +12,15 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hfexp import errors, screen
+from hfexp import screen
 from hfexp.config import LaunchConfig
-from hfexp.errors import RunError, Terminated
-from hfexp.launch import forkserver
+from hfexp.errors import Terminated
+from hfexp.launch import failures, forkserver
+from hfexp.launch.failures import Witness
 from hfexp.launch.place import Place
 from hfexp.launch.watch import stop_when_orphaned
-from hfexp.process import how_it_ended
 
 LOGS = "logs"
-
-
-class WorkerError(RunError):
-    """One of the processes of a run ended it; the cause shows the traceback of that process."""
-
-
-class _Remote(Exception):
-    """The traceback of another process, to be shown as the cause of an error here."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-
-    def __str__(self) -> str:
-        return f"\n\n{self.args[0]}"
 
 
 def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args: Any) -> Any:
@@ -61,10 +47,12 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     forkserver.context()
     (run_dir / LOGS).mkdir(exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(prefix="hfexp-") as errors_dir,
+        tempfile.TemporaryDirectory(prefix="hfexp-") as temporary,
         _watched() as interrupted,
         forkserver.hidden_main(),
     ):
+        notes = Path(temporary)
+        witness = Witness(notes, int(launch.num_processes))
         elastic = Elastic(
             min_nodes=1,
             max_nodes=1,
@@ -76,18 +64,18 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
             max_restarts=launch.max_restarts,
             monitor_interval=0.1,
             start_method="forkserver",
-            logs_specs=DefaultLogsSpecs(log_dir=errors_dir),
+            logs_specs=DefaultLogsSpecs(log_dir=str(notes / "agent")),
             signals_to_handle="SIGTERM",
             shutdown_timeout=launch.grace_seconds,
         )
         try:
-            results = elastic_launch(elastic, _worker)(
-                Place.here(), os.getpgrp(), run_dir, Path(errors_dir), entry, args
-            )
+            with witness.watching():
+                surroundings = (Place.here(), os.getpgrp(), run_dir, notes)
+                results = elastic_launch(elastic, _worker)(*surroundings, entry, args)
         except SignalException:
             raise (KeyboardInterrupt if interrupted else Terminated) from None
         except ChildFailedError as error:
-            cause = _explain(error, Path(errors_dir), int(launch.num_processes))
+            cause = witness.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
     return results[0]
 
@@ -134,7 +122,7 @@ def _watched() -> Iterator[list[bool]]:
             logger.setLevel(level)
 
 
-def _worker(place: Place, group: int, run_dir: Path, errors_dir: Path, entry: Callable[..., Any], args: tuple) -> Any:
+def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callable[..., Any], args: tuple) -> Any:
     """One process: make it as if it had been started by hand, and call the function."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
@@ -150,50 +138,9 @@ def _worker(place: Place, group: int, run_dir: Path, errors_dir: Path, entry: Ca
     os.close(log)
     screen.speak_through(lambda name, *args: None)
     stop_when_orphaned()
-    (errors_dir / f"rank{rank}.json").unlink(missing_ok=True)  # of the attempt before this one
+    failures.begin(notes, rank)
     try:
         return entry(*args)
-    except Exception as error:
-        _note_failure(errors_dir, rank, error)
+    except BaseException as error:
+        failures.note(notes, rank, error)
         raise
-
-
-def _note_failure(errors_dir: Path, rank: int, error: Exception) -> None:
-    """Leave what happened for the starting process; the agent tells of one process only, and not in order."""
-    import json
-    import time
-    import traceback
-
-    text = "".join(traceback.format_exception(error))
-    facts = {"time": time.time(), "type": type(error).__name__, "message": str(error), "traceback": text}
-    (errors_dir / f"rank{rank}.json").write_text(json.dumps(facts))
-
-
-def _explain(failed: Any, errors_dir: Path, processes: int) -> BaseException:
-    """The error that ended the run: the first one, unless it only says that another process was gone."""
-    import json
-
-    silent, code = _silent_failure(failed, errors_dir)
-    if code == errors.EXIT_TERMINATED:
-        return Terminated()
-    if silent is not None:
-        return WorkerError(f"process {silent} of {processes} {how_it_ended(code)}")
-    found = {int(p.stem.removeprefix("rank")): json.loads(p.read_text()) for p in errors_dir.glob("rank*.json")}
-    first = min(found, key=lambda rank: found[rank]["time"])
-    facts = found[first]
-    cause = _Remote(facts["traceback"])
-    kind = getattr(errors, facts["type"], None)
-    if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
-        error: Exception = kind(facts["message"])
-    else:
-        error = WorkerError(f"process {first} of {processes}: {facts['type']}: {facts['message']}")
-    error.__cause__ = cause
-    return error
-
-
-def _silent_failure(failed: Any, errors_dir: Path) -> tuple[int | None, int]:
-    """A process that ended without an exception, and its exit code: killed, crashed, or asked to stop."""
-    for rank, failure in failed.failures.items():
-        if not (errors_dir / f"rank{rank}.json").exists():
-            return rank, failure.exitcode
-    return None, 1

@@ -1,0 +1,148 @@
+"""Which of several processes ended the run, and why: the others only notice that it is gone, sometimes earlier.
+
+Torch's elastic agent tells of one process, the first whose end it saw. So each process leaves a note of its own.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfexp import errors
+from hfexp.errors import EXIT_TERMINATED, RunError, Terminated
+from hfexp.process import how_it_ended
+
+INTERVAL = 0.2
+NEIGHBOUR_GONE = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited")
+"""In messages of torch's backends that come of another process's end."""
+
+
+class WorkerError(RunError):
+    """One of the processes of a run ended it; the cause shows the traceback of that process."""
+
+
+class _Remote(Exception):
+    """The traceback of another process, to be shown as the cause of an error here."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a process left when an exception ended it."""
+
+    rank: int
+    time: float
+    type: str
+    message: str
+    code: int | None
+    """Of `sys.exit`."""
+    traceback: str
+
+    @property
+    def is_consequence(self) -> bool:
+        """Whether it may only say that another process was gone, or that this one was asked to stop."""
+        return self.code == EXIT_TERMINATED or any(text in self.message for text in NEIGHBOUR_GONE)
+
+
+def begin(place: Path, rank: int) -> None:
+    """Say that this process is the one with this rank; what was noted in an attempt before does not count any more."""
+    _path(place, rank).unlink(missing_ok=True)
+    _write(place / f"{rank}.pid", str(os.getpid()))
+
+
+def note(place: Path, rank: int, error: BaseException) -> None:
+    """Leave what happened to this process."""
+    code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
+    text = "".join(traceback.format_exception(error))
+    facts = (time.time(), type(error).__name__, str(error), code, text)
+    _write(_path(place, rank), json.dumps(facts))
+
+
+class Witness:
+    """Remembers the processes of a run, to know how each has ended."""
+
+    def __init__(self, place: Path, processes: int) -> None:
+        self.place = place
+        self.processes = processes
+        self._known: dict[int, Any] = {}
+        self._stop = threading.Event()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Look for processes meanwhile."""
+        thread = threading.Thread(target=self._watch, name="hfexp-witness", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(INTERVAL):
+            if set(self._pids().values()) - self._known.keys():
+                self._known.update({process.pid or 0: process for process in multiprocessing.active_children()})
+
+    def _pids(self) -> dict[int, int]:
+        return {int(path.stem): int(path.read_text()) for path in self.place.glob("*.pid")}
+
+    def explain(self, reported: dict[int, int]) -> BaseException:
+        """The error that ended the run.
+
+        Args:
+            reported: exit codes by rank, as far as the agent tells.
+        """
+        notes = sorted(self._notes(), key=lambda found: found.time)
+        silent = self._silent({found.rank for found in notes}, reported)
+        if silent is not None and (not notes or notes[0].is_consequence):
+            rank, code = silent
+            return WorkerError(f"process {rank} of {self.processes} {how_it_ended(code)}")
+        if not notes:
+            return WorkerError(f"one of {self.processes} processes ended without a word")
+        first = next((found for found in notes if not found.is_consequence), notes[0])
+        return self._error(first)
+
+    def _notes(self) -> list[Note]:
+        paths = self.place.glob("*.json")
+        return [Note(int(path.stem), *json.loads(path.read_text())) for path in paths]
+
+    def _silent(self, spoken: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
+        """A process that ended badly and left no note, with its exit code; the agent itself ends the rest by SIGTERM."""
+        codes = {rank: self._known[pid].exitcode for rank, pid in self._pids().items() if pid in self._known}
+        ends = {**codes, **reported}
+        bad = [(rank, code) for rank, code in sorted(ends.items()) if code not in (0, None, -signal.SIGTERM)]
+        return next(((rank, code) for rank, code in bad if rank not in spoken), None)
+
+    def _error(self, found: Note) -> BaseException:
+        if found.code == EXIT_TERMINATED:
+            return Terminated()
+        kind = getattr(errors, found.type, None)
+        if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
+            error: Exception = kind(found.message)
+        elif found.code is not None:
+            error = WorkerError(f"process {found.rank} of {self.processes} {how_it_ended(found.code)}")
+        else:
+            error = WorkerError(f"process {found.rank} of {self.processes}: {found.type}: {found.message}")
+        error.__cause__ = _Remote(found.traceback)
+        return error
+
+
+def _path(place: Path, rank: int) -> Path:
+    return place / f"{rank}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.rename(path)
