@@ -117,7 +117,7 @@ class Witness:
         return [Note(int(path.stem), *json.loads(path.read_text())) for path in paths]
 
     def _silent(self, spoken: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
-        """A process that ended badly and left no note, with its exit code; the agent itself ends the rest by SIGTERM."""
+        """A process that ended badly without a note, with its exit code; the agent itself ends the rest by SIGTERM."""
         codes = {rank: self._known[pid].exitcode for rank, pid in self._pids().items() if pid in self._known}
         ends = {**codes, **reported}
         bad = [(rank, code) for rank, code in sorted(ends.items()) if code not in (0, None, -signal.SIGTERM)]
