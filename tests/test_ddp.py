@@ -394,3 +394,39 @@ def test_wrong_input_among_several_processes_is_said_once(place: Path) -> None:
     assert process.returncode != 0
     assert output.count("hfexp: error: unknown key") == 1
     assert not (place / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_runs_of_two_processes_each(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    shared_memory = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+    words = [*SMALL_DIGITS, *TWO, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
+    process = start(["-m", *words], place)
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    assert left_behind(process.pid) == []
+    runs = all_runs()
+    assert [run.info.status for run in runs] == ["FINISHED"] * 3
+    assert {run.data.params["seed"] for run in runs} == {"1", "2", "3"}
+    directories = sorted((place / "outputs" / "digits").glob("vit*"))
+    assert len(directories) == 3
+    for directory in directories:
+        assert {path.name for path in (directory / "logs").iterdir()} == {"rank0.log", "rank1.log"}
+    (logs,) = (place / "outputs" / "sweeps").iterdir()
+    shown = {path.name: path.read_text() for path in logs.iterdir()}
+    assert set(shown) == {"0.log", "1.log", "2.log"}
+    assert all("model: ViTForImageClassification" in text and "epoch 2/2" in text for text in shown.values())
+    if shared_memory:
+        assert set(os.listdir("/dev/shm")) == shared_memory
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_takes_the_processes_of_its_runs_along(place: Path) -> None:
+    words = [*SMALL_DIGITS, *TWO, "seed=1,2", "hydra.launcher.n_jobs=2", "trainer.args.num_train_epochs=500"]
+    process = start(["-m", *words], place)
+    deadline = time.monotonic() + 150
+    while len(list(place.glob("outputs/digits/vit*/checkpoints/checkpoint-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.kill()
+    process.communicate(timeout=60)
+    assert left_behind(process.pid) == []
+    assert len(list(place.glob("outputs/digits/vit*/checkpoints/checkpoint-*"))) >= 2
