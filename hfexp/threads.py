@@ -63,7 +63,9 @@ def use_threads(launch: LaunchConfig) -> None:
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_processes))
     shared = max(1, cpus() // here)
-    wanted = launch.num_threads or int(os.environ.get("OMP_NUM_THREADS") or min(shared, torch.get_num_threads()))
+    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: of nested regions
+    given = int(named) if named.isdigit() else 0
+    wanted = launch.num_threads or (given if given and here == 1 else min(shared, given or torch.get_num_threads()))
     if wanted != torch.get_num_threads():
         torch.set_num_threads(wanted)
     if here > 1:
