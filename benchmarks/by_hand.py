@@ -52,13 +52,14 @@ def digits_model() -> Any:
 
 
 def digits() -> Any:
-    """The training images as hfexp's digits are split, ready: (N, 3, 8, 8) and (N,)."""
+    """As many images as hfexp trains on, ready: (N, 3, 8, 8) in [-1, 1] and class ids (N,)."""
     import torch
+    from sklearn.datasets import load_digits
 
     from hfexp import api
     from hfexp.preflight import prepare
 
-    config = api.compose("experiment=digits_vit", "transform=eval", "metrics=accuracy")
-    rows = prepare(config).dataset["train"]
-    pixels = torch.stack([torch.tensor(list(image.convert("L").getdata())).view(1, 8, 8) for image in rows["image"]])
-    return torch.utils.data.TensorDataset((pixels / 127.5 - 1).repeat(1, 3, 1, 1), torch.tensor(rows["label"]))
+    rows = prepare(api.compose("experiment=digits_vit", "transform=eval", "metrics=accuracy")).dataset["train"]
+    found: Any = load_digits()
+    pixels = torch.tensor(found.images[: len(rows)], dtype=torch.float32)[:, None].repeat(1, 3, 1, 1) / 8 - 1
+    return torch.utils.data.TensorDataset(pixels, torch.tensor(found.target[: len(rows)]))
