@@ -24,7 +24,7 @@ from hfexp.signals import uninterrupted
 def crash_after_training(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until training has ended, and fail in the evaluation that follows."""
     with monkeypatch.context() as patched:
-        patched.setattr("hfexp.experiment.evaluate", lambda *args: 1 / 0)
+        patched.setattr("hfexp.work.evaluate", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             api.train(*words)
 

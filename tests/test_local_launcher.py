@@ -28,6 +28,8 @@ from hydra.test_utils.launcher_common_tests import (
     LauncherTestSuite,
 )
 from hydra.types import HydraContext, RunMode
+from hydra.version import VersionBase
+from packaging.version import Version
 
 from hfexp import cli, compose, machine
 from hfexp.errors import ConfigError, RunError, SweepError
@@ -41,9 +43,13 @@ own_warning = pytest.mark.filterwarnings("ignore:.*version_base.*", "ignore:.*co
 
 
 @pytest.fixture
-def plugins() -> None:
-    """Our plugins are known, whether they are installed or only on the path."""
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our plugins are known, whether they are installed or only on the path; and Hydra's defaults are its tests' own.
+
+    Other tests of this process may have chosen another `version_base`.
+    """
     compose.register_schema()
+    monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ def test_accelerators_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) ->
 
     from hfexp.tracking.system import _accelerators
 
-    assert _accelerators() == {}
+    assert _accelerators(used_by_others=True) == _accelerators(used_by_others=False) == {}
     fakes: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 2,
         "device_memory_used": lambda i: (i + 1) * 2**20, "utilization": lambda i: 50 + i,
@@ -378,8 +378,11 @@ def test_accelerators_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) ->
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "power_draw", lambda i: 1 / 0 if i else 250_000)
-    load = _accelerators()
+    load = _accelerators(used_by_others=False)
     assert load["system/gpu_0_power_usage_watts"] == 250
     assert load["system/gpu_1_memory_usage_megabytes"] == 2
     assert load["system/gpu_1_utilization_percentage"] == 51
     assert "system/gpu_1_power_usage_watts" not in load
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert _accelerators(used_by_others=False) == {}
+    assert _accelerators(used_by_others=True) == load
