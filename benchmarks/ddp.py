@@ -47,12 +47,15 @@ def own(epochs: int) -> float:
 def by_hand(epochs: int) -> float:
     """Seconds per step of the loop in `benchmarks.by_hand`, in processes that are started in the same way."""
     from benchmarks.by_hand import train
+    from hfexp import api
     from hfexp.config import LaunchConfig, Strategy
     from hfexp.launch import workers
+    from hfexp.preflight import prepare
 
+    rows = len(prepare(api.compose("experiment=digits_vit", "metrics=accuracy")).dataset["train"])
     launch = LaunchConfig(Strategy.ddp, PROCESSES, num_threads=1)
     with tempfile.TemporaryDirectory(dir=".") as place:
-        return workers.start(launch, Path(place).absolute(), train, BATCH, epochs, LOGGING_STEPS)
+        return workers.start(launch, Path(place).absolute(), train, rows, BATCH, epochs, LOGGING_STEPS)
 
 
 def main(argv: list[str] | None = None) -> None:

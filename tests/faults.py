@@ -36,15 +36,16 @@ class Fault(TrainerCallback):
 
 
 class Hold(TrainerCallback):
-    """At step `at`: write the file `held-<seed>` into the current directory and wait there for the file `go`."""
+    """At step `at`: write the file `held-<seed>` into the current directory and wait for SIGTERM, or even longer."""
 
-    def __init__(self, at: int) -> None:
-        self.at = at
+    def __init__(self, at: int, stubborn: bool = False) -> None:
+        self.at, self.stubborn = at, stubborn
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.at:
             Path(f"held-{args.seed}").write_text(str(os.getpid()))
-            while not Path("go").exists():
+            stop: Any = signal.getsignal(signal.SIGTERM)  # a method of StopOnSignal
+            while self.stubborn or not stop.__self__.requested:
                 time.sleep(0.05)
 
 
@@ -92,9 +93,9 @@ def fault_at(step: int, rank: int = 0) -> list[str]:
     ]
 
 
-def hold_at(step: int) -> list[str]:
+def hold_at(step: int, stubborn: bool = False) -> list[str]:
     """Overrides that add the callback."""
     return [
         "security.allowed_targets=[faults]",
-        f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}}}",
+        f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}, stubborn: {stubborn}}}",
     ]

@@ -448,9 +448,8 @@ def alive(pids: Sequence[int]) -> list[int]:
     return [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
 
 
-SWEEP = [
-    *SMALL_DIGITS, *hold_at(4), "-m", "seed=1,2", "hydra.launcher.n_jobs=2", "trainer.args.dataloader_num_workers=1",
-]  # fmt: skip
+TWO_AT_ONCE = [*SMALL_DIGITS, "-m", "seed=1,2", "hydra.launcher.n_jobs=2", "trainer.args.dataloader_num_workers=1"]
+SWEEP = [*TWO_AT_ONCE, *hold_at(4)]
 
 
 @pytest.mark.slow
@@ -462,8 +461,6 @@ def test_a_signal_to_all_writes_checkpoints_and_the_same_command_continues(
     wait_until(lambda: len(held(place)) == 2, process)
     below = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, number)  # as a terminal, `timeout` or a batch system does
-    time.sleep(0.3)
-    (place / "go").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert "stopping" in output
@@ -481,7 +478,7 @@ def test_a_signal_to_all_writes_checkpoints_and_the_same_command_continues(
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait(place: Path) -> None:
-    process = start(SWEEP, place)
+    process = start([*TWO_AT_ONCE, *hold_at(4, stubborn=True)], place)
     wait_until(lambda: len(held(place)) == 2, process)
     pids = held(place)
     os.killpg(process.pid, signal.SIGINT)
@@ -499,7 +496,6 @@ def test_jobs_notice_that_the_launcher_was_killed(place: Path, all_runs: Callabl
     wait_until(lambda: len(held(place)) == 2, process)
     below = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    (place / "go").touch()
     psutil.wait_procs(below, timeout=5)
     assert alive([p.pid for p in below]) == []
     process.communicate(timeout=10)
