@@ -130,7 +130,8 @@ def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
         assert all(torch.equal(state[k], second["state"][index][k]) for k in ("exp_avg", "exp_avg_sq"))
 
 
-@pytest.mark.parametrize("transform", ["jitter", pytest.param("augment_mix", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("transform", ["jitter", "augment_mix"])
 def test_neither_workers_nor_a_resumption_in_mid_epoch_change_the_result(
     transform: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
