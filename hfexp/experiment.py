@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-from hfexp import quiet, screen, work
+from hfexp import quiet, screen, together, work
 from hfexp.checkpoints import processes_of
 from hfexp.config import Config
 from hfexp.environment import Environment
@@ -114,8 +114,8 @@ def train(job: work.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopO
         return work.work(job, inputs, tracker, stop_on_signal)
     stop.forget(job.directory.path)
     if world.is_together():
-        return work.lead(job, inputs, tracker)
-    return work.start_processes(job, tracker)
+        return together.lead(job, inputs, tracker)
+    return together.start_processes(job, tracker)
 
 
 @contextlib.contextmanager
@@ -135,7 +135,7 @@ def joined_processes(config: Config) -> Iterator[bool]:
 
 def follow() -> Result:
     """Take part in the run that the first process opens."""
-    job, inputs, outcome = work.follow()
+    job, inputs, outcome = together.follow()
     return summarise(job, inputs, outcome)
 
 

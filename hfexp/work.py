@@ -4,32 +4,26 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import transformers
 
-from hfexp import processing, quiet, screen, streaming
+from hfexp import processing, screen, streaming
 from hfexp.arguments import build_arguments
-from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import RunError, Terminated
-from hfexp.launch import forkserver, reports, workers, world
-from hfexp.launch import stop as stop_together
-from hfexp.launch.relay import Relay, relayed
-from hfexp.launch.stop import StopTogether
+from hfexp.launch import world
 from hfexp.model import build_model
 from hfexp.origin import Origin
-from hfexp.preflight import Inputs, leaves_parameters_unused, prepare
+from hfexp.preflight import Inputs, leaves_parameters_unused
 from hfexp.preparing import Preparation
 from hfexp.progress import RecordTraining, ShowProgress
 from hfexp.recording import Recorder
 from hfexp.reporting.classes import ClassReport
 from hfexp.reporting.facts import SplitScores
 from hfexp.run_directory import RunDirectory
-from hfexp.threads import use_threads
-from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
+from hfexp.tracking.tracker import Tracker
 from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -105,65 +99,6 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
         train_seconds=progress.train_seconds,
         model=trainer.model,
     )
-
-
-def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """`work` as one of several connected processes."""
-    is_first = world.rank() == 0
-    with StopTogether(job.directory.path, is_first) as stop:
-        return work(job, inputs, tracker if is_first else NullTracker(), stop)
-
-
-def start_processes(job: Job, tracker: Tracker) -> Outcome:
-    """`work` in processes of its own, of which the first tells this one what to record and to show."""
-    receiver, sender = forkserver.context().Pipe(duplex=False)
-
-    def restarted() -> None:
-        screen.note("a process died; all start again from the newest checkpoint")
-        if isinstance(tracker, MlflowTracker):
-            tracker.continue_journal()
-
-    with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
-        return workers.start(job.config.launch, job.directory.path, _started_process, job, sender)
-
-
-def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """`work` as the first of several processes that torchrun or `accelerate launch` started."""
-    return _work_together(world.share(job), inputs, tracker)
-
-
-def follow() -> tuple[Job, Inputs, Outcome]:
-    """`work` as another one of them, on what the first one has opened."""
-    screen.speak_through(lambda name, *args: None)
-    job = world.share(None)
-    inputs = prepare(job.config)
-    return job, inputs, _work_together(job, inputs, NullTracker())
-
-
-def _started_process(job: Job, sender: Connection) -> Outcome | None:
-    """A process that was started for the run by the one that composed it; `sender`: to that one."""
-    rank, directory = world.rank(), job.directory
-    quiet.quiet_libraries()
-    use_threads(job.config.launch)
-    world.connect(job.config.launch, bool(job.config.trainer.args.get("use_cpu")))
-    inputs = prepare(job.config)
-    relay = Relay(sender, job.uri, job.run_id)
-    if rank == 0:
-        screen.speak_through(relay.tell, job.terminal)
-        reports.listen(lambda progress: relay.tell("pass_on", progress))
-        if workers.restarts():
-            relay.tell("restarted")
-            stop_together.forget(directory.path)
-            directory.checkpoint = newest_whole(directory.checkpoints)
-            directory.resumed = True
-            set_aside_newer(directory.checkpoints, directory.checkpoint)
-    directory.checkpoint, directory.resumed = world.share((directory.checkpoint, directory.resumed))
-    log = directory.path / ("hfexp.log" if rank == 0 else f"{workers.LOGS}/rank{rank}.log")
-    with quiet.log_to(log):
-        outcome = _work_together(job, inputs, relay)
-    world.disconnect()
-    outcome.model = None
-    return outcome if rank == 0 else None
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:

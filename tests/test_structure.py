@@ -15,6 +15,7 @@ LAYERS = [
     ["hfexp.launch.board"],
     ["hfexp.ui", "hfexp.sync", "hfexp.compare"],
     ["hfexp.experiment"],
+    ["hfexp.together"],
     ["hfexp.work"],
     ["hfexp.progress"],
     ["hfexp.recording"],

@@ -80,11 +80,6 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     return results[0]
 
 
-def restarts() -> int:
-    """How often the processes of this run have been started again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
 @contextlib.contextmanager
 def _watched() -> Iterator[list[bool]]:
     """Ctrl-C ends the processes as SIGTERM does; afterwards no process is left, and the handlers are as they were.

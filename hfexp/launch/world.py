@@ -24,6 +24,11 @@ def is_together() -> bool:
     return "RANK" in os.environ and size() > 1
 
 
+def restarts() -> int:
+    """How often the processes of this run have been started again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def settle(launch: LaunchConfig, use_cpu: bool) -> None:
     """Replace `auto`, and what torchrun or `accelerate launch` decided, by what it comes to.
 

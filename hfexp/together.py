@@ -1,0 +1,72 @@
+"""One run in several processes: started for it by the one that composes, or all by torchrun or `accelerate launch`."""
+
+from multiprocessing.connection import Connection
+
+from hfexp import quiet, screen
+from hfexp.checkpoints import newest_whole, set_aside_newer
+from hfexp.launch import forkserver, reports, stop, workers, world
+from hfexp.launch.relay import Relay, relayed
+from hfexp.launch.stop import StopTogether
+from hfexp.preflight import Inputs, prepare
+from hfexp.threads import use_threads
+from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
+from hfexp.work import Job, Outcome, work
+
+
+def start_processes(job: Job, tracker: Tracker) -> Outcome:
+    """`work` in processes of its own, of which the first tells this one what to record and to show."""
+    receiver, sender = forkserver.context().Pipe(duplex=False)
+
+    def restarted() -> None:
+        screen.note("a process died; all start again from the newest checkpoint")
+        if isinstance(tracker, MlflowTracker):
+            tracker.continue_journal()
+
+    with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
+        return workers.start(job.config.launch, job.directory.path, _started_process, job, sender)
+
+
+def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
+    """`work` as the first of several processes that torchrun or `accelerate launch` started."""
+    return _work_together(world.share(job), inputs, tracker)
+
+
+def follow() -> tuple[Job, Inputs, Outcome]:
+    """`work` as another one of them, on what the first one has opened."""
+    screen.speak_through(lambda name, *args: None)
+    job = world.share(None)
+    inputs = prepare(job.config)
+    return job, inputs, _work_together(job, inputs, NullTracker())
+
+
+def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
+    """`work` as one of several connected processes."""
+    is_first = world.rank() == 0
+    with StopTogether(job.directory.path, is_first) as signals:
+        return work(job, inputs, tracker if is_first else NullTracker(), signals)
+
+
+def _started_process(job: Job, sender: Connection) -> Outcome | None:
+    """A process that was started for the run by the one that composed it; `sender`: to that one."""
+    rank, directory = world.rank(), job.directory
+    quiet.quiet_libraries()
+    use_threads(job.config.launch)
+    world.connect(job.config.launch, bool(job.config.trainer.args.get("use_cpu")))
+    inputs = prepare(job.config)
+    relay = Relay(sender, job.uri, job.run_id)
+    if rank == 0:
+        screen.speak_through(relay.tell, job.terminal)
+        reports.listen(lambda progress: relay.tell("pass_on", progress))
+        if world.restarts():
+            relay.tell("restarted")
+            stop.forget(directory.path)
+            directory.checkpoint = newest_whole(directory.checkpoints)
+            directory.resumed = True
+            set_aside_newer(directory.checkpoints, directory.checkpoint)
+    directory.checkpoint, directory.resumed = world.share((directory.checkpoint, directory.resumed))
+    log = directory.path / ("hfexp.log" if rank == 0 else f"{workers.LOGS}/rank{rank}.log")
+    with quiet.log_to(log):
+        outcome = _work_together(job, inputs, relay)
+    world.disconnect()
+    outcome.model = None
+    return outcome if rank == 0 else None
