@@ -39,8 +39,8 @@ class Case:
 
 
 CASES = (
-    Case(Shape(64), 2000, 3, 1.4),
-    Case(Shape(224), 240, 3, 1.15),
+    Case(Shape(64), 960, 5, 1.4),
+    Case(Shape(224), 128, 5, 1.15),
 )
 QUICK = (Case(Shape(32, width=16, layers=1, heads=2, intermediate=16), 64, 1, 1.4),)
 
