@@ -158,6 +158,7 @@ def build_arguments(
     greater_is_better: bool,
     deterministic: bool,
     loads_little: bool = True,
+    loss_per_token: bool = False,
 ) -> Any:
     """Construct `TrainingArguments`: the user's fields, and those that hfexp owns.
 
@@ -167,6 +168,8 @@ def build_arguments(
         metric: the task's metric, used unless the user names one.
         greater_is_better: whether that metric is to be maximised.
         loads_little: a batch takes a millisecond or two to load, so that data loader workers would only cost time.
+        loss_per_token: the loss is a mean over tokens, of which several processes may have unequally many. Of samples
+            they have equally many, so that nothing need be counted over all of them at each step.
     """
     import torch
     import transformers
@@ -177,6 +180,7 @@ def build_arguments(
     elif fields.get("greater_is_better") is None:
         name = str(fields["metric_for_best_model"]).removeprefix("eval_")
         fields["greater_is_better"] = name not in LOWER_IS_BETTER
+    fields.setdefault("average_tokens_across_devices", loss_per_token)
     if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)

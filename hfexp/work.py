@@ -129,6 +129,7 @@ def build_trainer(
         greater_is_better=task.greater_is_better,
         deterministic=config.trainer.deterministic,
         loads_little=splits["train"].reads_columns,
+        loss_per_token=task.loss_per_token,
     )
     progress = ShowProgress(task.metric)
     collator = processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)

@@ -49,6 +49,20 @@ def test_values_reach_training_arguments_untouched(tmp_path: Path) -> None:
     assert (args.report_to, args.remove_unused_columns, args.n_gpu <= 1) == ([], False, True)
 
 
+@pytest.mark.parametrize(
+    ("per_token", "given", "expected"),
+    [(False, {}, False), (True, {}, True), (False, {"average_tokens_across_devices": True}, True)],
+)
+def test_only_a_loss_per_token_is_counted_over_all_processes(
+    tmp_path: Path, per_token: bool, given: dict[str, bool], expected: bool
+) -> None:
+    args = build_arguments(
+        given, output_dir=tmp_path, seed=7, run_name="r", metric="accuracy", greater_is_better=True,
+        deterministic=False, loss_per_token=per_token,
+    )  # fmt: skip
+    assert args.average_tokens_across_devices is expected
+
+
 @pytest.mark.parametrize(("processors", "processes", "workers"), [(1, 1, None), (8, 1, 7), (64, 4, 8), (8, 8, None)])
 def test_data_loader_workers_leave_room_for_the_training(processors: int, processes: int, workers: int | None) -> None:
     assert loader_defaults(processors, processes).get("dataloader_num_workers") == workers

@@ -29,6 +29,9 @@ class Task(ABC):
     """Chooses the best model unless the user says otherwise."""
     greater_is_better: ClassVar[bool] = True
 
+    loss_per_token: ClassVar[bool] = False
+    """The model's loss is a mean over the labelled tokens of a batch, not over its samples."""
+
     takes_columns: ClassVar[bool] = False
     """`preprocess` and the collator take whole batches too: each field of the rows, stacked to (B, ...)."""
 
