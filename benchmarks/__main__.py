@@ -14,6 +14,7 @@ NAMES = (
     "loading",
     "startup",
     "memory",
+    "memory_reuse",
     "ddp",
     "tracking_cost",
     "compare_runs",

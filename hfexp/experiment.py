@@ -17,6 +17,7 @@ from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import RunError
 from hfexp.launch import stop, world
+from hfexp.memory import keep_freed_memory
 from hfexp.origin import Origin
 from hfexp.preflight import Inputs, prepare
 from hfexp.reporting.classes import ClassReport
@@ -85,6 +86,7 @@ def run(config: Config, origin: Origin) -> Result:
     quiet.quiet_libraries()
     world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
     use_threads(config.launch)
+    keep_freed_memory()
     processes = int(config.launch.num_processes)
     with joined_processes(config) as is_first:
         if not is_first:

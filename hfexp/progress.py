@@ -47,6 +47,17 @@ class RecordTraining(TrainerCallback):
         self.recorder.tracker.log_metrics(numbers, state.global_step)
 
 
+class DrawSamples(TrainerCallback):
+    """Draws the training samples when something is logged first: time that no rate of the training counts."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.recorder.draw_samples()
+
+
 BAR_INTERVAL = 0.1
 """Seconds between two movements of the bar."""
 

@@ -45,9 +45,11 @@ class Recorder:
     model: dict[str, str] = field(default_factory=dict)
     """What is known of the model before training."""
     summary: ModelSummary | None = None
+    _not_drawn: Any = None
+    """The training split, until `draw_samples`."""
 
     def begin(self, model: Any, summary: ModelSummary, train_dataset: Any) -> None:
-        """Data and model that the run begins with, and the training samples as a picture."""
+        """Data and model that the run begins with."""
         self.summary = summary
         params: dict[str, Any] = {
             "model.num_parameters": summary.num_parameters,
@@ -66,8 +68,15 @@ class Recorder:
         goal = {"hfexp.metric": f"final_eval_{task.metric}"}
         goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
         self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal})
-        draw_samples(train_dataset, task, self.inputs.processor, self.directory.artifacts)
         self.tracker.log_artifacts(self.directory.artifacts)
+        self._not_drawn = train_dataset
+
+    def draw_samples(self) -> None:
+        """The training samples as a picture, once; after the first steps, which need not wait for it."""
+        if self._not_drawn is not None:
+            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self.directory.artifacts)
+            self.tracker.log_artifacts(self.directory.artifacts)
+            self._not_drawn = None
 
     def checkpoint(self, path: Path, step: int, model: Any) -> None:
         """A checkpoint that has just been written."""

@@ -7,6 +7,7 @@ from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.launch import forkserver, reports, stop, workers, world
 from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether
+from hfexp.memory import keep_freed_memory
 from hfexp.preflight import Inputs, prepare
 from hfexp.threads import use_threads
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
@@ -51,6 +52,7 @@ def _started_process(job: Job, sender: Connection) -> Outcome | None:
     rank, directory = world.rank(), job.directory
     quiet.quiet_libraries()
     use_threads(job.config.launch)
+    keep_freed_memory()
     world.connect(job.config.launch, bool(job.config.trainer.args.get("use_cpu")))
     inputs = prepare(job.config)
     relay = Relay(sender, job.uri, job.run_id)

@@ -18,7 +18,7 @@ from hfexp.model import build_model
 from hfexp.origin import Origin
 from hfexp.preflight import Inputs, leaves_parameters_unused
 from hfexp.preparing import Preparation
-from hfexp.progress import RecordTraining, ShowProgress
+from hfexp.progress import DrawSamples, RecordTraining, ShowProgress
 from hfexp.recording import Recorder
 from hfexp.reporting.classes import ClassReport
 from hfexp.reporting.facts import SplitScores
@@ -150,6 +150,7 @@ def build_trainer(
             *inputs.callbacks,
             progress,
             RecordTraining(recorder),
+            DrawSamples(recorder),
             stop,
         ],
     )

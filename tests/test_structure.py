@@ -78,7 +78,15 @@ LAYERS = [
     ["hfexp.targets", "hfexp.hub", "hfexp.origin", "hfexp.config", "hfexp.signals"],
     ["hfexp.arguments"],
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
-    ["hfexp.errors", "hfexp.machine", "hfexp", "hfexp.launch", "hfexp.launch.forkserver", "hfexp.launch.reports"],
+    [
+        "hfexp.errors",
+        "hfexp.machine",
+        "hfexp.memory",
+        "hfexp",
+        "hfexp.launch",
+        "hfexp.launch.forkserver",
+        "hfexp.launch.reports",
+    ],
 ]
 """From the shell down; a module imports only from layers below its own."""
 
