@@ -61,6 +61,15 @@ def test_missing_splits_are_cut_stratified_and_seeded(monkeypatch: pytest.Monkey
     assert load(rows, monkeypatch, test_size=0.1, split_seed=1)["test"]["image"][:] != first["test"]["image"][:]
 
 
+@pytest.mark.parametrize("size", [0.2, 33])
+def test_stratified_splits_are_those_of_datasets(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    rows = table([0] * 61 + [1] * 30 + [2] * 10, ClassLabel(names=["a", "b", "c"]))
+    own = load(rows, monkeypatch, validation_size=size, split_seed=5)
+    upstream = rows.train_test_split(test_size=size, seed=5, stratify_by_column="label")
+    assert own["train"]["image"][:] == upstream["train"]["image"][:]
+    assert own["validation"]["image"][:] == upstream["test"]["image"][:]
+
+
 def test_given_splits_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     source = DatasetDict({"train": table(["a", "b"] * 10), "valid": table(["b", "a"]), "extra": table(["a"])})
     assert len(load(source, monkeypatch)["validation"]) == 2
