@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.arguments import check_args
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.sweep.settings import SearchConfig
 
 
 class OnExisting(Enum):
@@ -212,11 +213,14 @@ class Config:
     metrics: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     seed: int = 42
     name: str | None = None
     output_dir: str = "outputs"
     on_existing: OnExisting = OnExisting.resume
+    point: str | None = None
+    """Set by a sweep for each of its jobs (`hfexp.sweep.membership`)."""
 
 
 def to_config(cfg: Any) -> Config:

@@ -78,6 +78,7 @@ LAYERS = [
     ["hfexp.arguments"],
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
     ["hfexp.errors", "hfexp.machine", "hfexp", "hfexp.launch", "hfexp.launch.forkserver", "hfexp.launch.reports"],
+    ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.trials", "hfexp.sweep.membership"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 
