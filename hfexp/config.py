@@ -223,6 +223,10 @@ class Config:
     """Set by a sweep for each of its jobs (`hfexp.sweep.membership`)."""
 
 
+SWEEP_KEYS = ("search", "point")
+"""What says something of a sweep, and nothing of the run itself."""
+
+
 def to_config(cfg: Any) -> Config:
     """Turn the composed `DictConfig` into the typed object: resolved, complete, with the model section checked."""
     try:
@@ -274,6 +278,11 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types."""
     return json.loads(json.dumps(asdict(config), default=lambda value: value.value))
+
+
+def recorded_values(config: Config) -> dict[str, Any]:
+    """The configuration of a run by itself, without what is a sweep's."""
+    return {key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
