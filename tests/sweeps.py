@@ -25,8 +25,8 @@ def make_sweep(name: str, **settings: Any) -> Path:
     return directory
 
 
-def make_study(directory: Path, steps: tuple[int, ...], finished: int = 2) -> None:
-    """Some finished trials that were good at each step, and one that is running."""
+def make_study(directory: Path, steps: tuple[int, ...], finished: int = 2, running: int = 1) -> None:
+    """Some finished trials that were good at each step, and some that are running."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = open_storage(f"sqlite:///{directory / 'study.db'}")
     study = optuna.create_study(storage=storage, study_name=directory.name, direction="minimize")
@@ -35,7 +35,15 @@ def make_study(directory: Path, steps: tuple[int, ...], finished: int = 2) -> No
         for step in steps:
             trial.report(OTHERS_LOSS, step)
         study.tell(trial, OTHERS_LOSS)
-    study.ask()
+    for _ in range(running):
+        study.ask()
+    close_storage(storage)
+
+
+def tell(directory: Path, number: int, value: float) -> None:
+    """End a trial."""
+    storage = open_storage(f"sqlite:///{directory / 'study.db'}")
+    optuna.load_study(study_name=directory.name, storage=storage).tell(number, value)
     close_storage(storage)
 
 

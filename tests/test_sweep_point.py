@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
 from faults import fault_at
-from sweeps import intermediate_values, make_study, make_sweep, run_point
+from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run_point, tell
 
 from hfexp import api, cli
 from hfexp.errors import ConfigError
@@ -47,13 +47,12 @@ def test_a_finished_point_is_not_run_again(
     assert not [key for key in run.data.params if key.startswith(("search", "point"))]
     told = [tags["hfexp.command"], tags["hfexp.overrides"], (path / "config.yaml").read_text()]
     assert tags["hfexp.command"].endswith("++trainer.args.learning_rate=0.002")
-    assert not [text for text in told if "point" in text or "search" in text]
+    assert not [text for text in told if " point=" in text or "\npoint:" in text or "search" in text]
 
     assert run_point(*words) == state.values[0]
     assert f"finished before, in {path}" in capsys.readouterr().out
     assert len(all_runs()) == 1
-    (run_again,) = (run_point(*words, "on_existing=rerun"),)
-    assert run_again == state.values[0]
+    assert run_point(*words, "on_existing=rerun") == state.values[0]
     assert run_directory(sweep, 3, 1).name == f"{path.name}-2"
 
 
@@ -227,20 +226,25 @@ def test_pruning_by_what_is_not_measured_meanwhile(place: Path) -> None:
         run_point(*NO_RECORD, f"point={sweep}:0:0")
 
 
-@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband"])
-def test_every_pruner_knows_a_trial_by_its_number(place: Path, pruner: str) -> None:
+@pytest.mark.parametrize(
+    ("pruner", "args"),
+    [
+        ("median", {"n_startup_trials": 1}),
+        ("asha", {"min_resource": 1, "reduction_factor": 2}),
+        ("hyperband", {"min_resource": 1, "max_resource": 8, "reduction_factor": 2}),
+    ],
+)
+def test_every_pruner_knows_a_trial_by_its_number(place: Path, pruner: str, args: dict[str, Any]) -> None:
     sweep = make_sweep("found")
-    make_study(sweep, steps=(1, 2, 4, 8), finished=12)
-    args = {"median": {"n_startup_trials": 1}, "asha": {"min_resource": 1, "reduction_factor": 2}}
-    given = args.get(pruner, {"min_resource": 1, "max_resource": 8, "reduction_factor": 2})
-    membership = Membership(
-        "found", "found", f"sqlite:///{sweep / 'study.db'}", None, pruner=pruner, pruner_args=given
-    )
-    judge = Judge(12, membership)
-    answers = [judge.asks_to_stop(step, 1.0) for step in (1, 2, 4)]
-    judge.close()
+    make_study(sweep, steps=(), finished=0, running=13)
+    membership = Membership("found", "found", f"sqlite:///{sweep / 'study.db'}", None, pruner=pruner, pruner_args=args)
+    for number, loss in ((n, OTHERS_LOSS if n < 12 else 1.0) for n in range(13)):
+        judge = Judge(number, membership)
+        answers = [judge.asks_to_stop(step, loss) for step in (1, 2, 4, 8)]
+        judge.close()
+        tell(sweep, number, loss)
     assert any(answers)
-    assert intermediate_values(sweep, 12) == {1: 1.0, 2: 1.0, 4: 1.0}
+    assert intermediate_values(sweep, 12) == dict.fromkeys((1, 2, 4, 8), 1.0)
 
 
 def test_a_pruner_says_what_it_takes() -> None:

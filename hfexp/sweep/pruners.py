@@ -17,7 +17,7 @@ CLASSES = {
 }
 BETWEEN_EVALUATIONS = (Pruner.median, Pruner.asha, Pruner.hyperband)
 """Those that look at the evaluations of a run; their steps are training steps."""
-WAIT_SECONDS = 30
+WAIT_SECONDS = 60
 """For another process that writes to a SQLite file."""
 CONNECT_SECONDS = 10
 """For a database server to answer."""
