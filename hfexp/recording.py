@@ -24,20 +24,13 @@ from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model, verify_m
 from hfexp.streams import first_rows, num_rows
 from hfexp.tracking import lineage
 from hfexp.tracking.models import FINAL
+from hfexp.tracking.nesting import register_of_run
 from hfexp.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
 VERIFIED_EXAMPLES = 4
 RESULTS = "results.json"
-ONLY_BEST = "@best"
-
-
-def register_now(config: Config) -> str | None:
-    """Name under which this run's model is registered; `NAME@best` in a sweep is for the best of its runs alone."""
-    asked = config.tracking.register or ""
-    name = asked.removesuffix(ONLY_BEST)
-    return None if not name or (name != asked and config.point is not None) else name
 
 
 @dataclass
@@ -149,7 +142,7 @@ class Recorder:
             self._verify(saved, model)
         shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
         content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": FINAL}
-        register = register_now(self.config)
+        register = register_of_run(self.config)
         self.tracker.record("model", **content, step=step, metrics=shown, register=register)
 
     def _verify(self, saved: SavedModel, model: Any) -> None:

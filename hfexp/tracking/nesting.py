@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfexp.config import Config
 from hfexp.errors import ConfigError
 from hfexp.sweep.membership import DEFINITION, Membership, Point, read_membership
 from hfexp.tracking.delivered import recorded_state
@@ -21,6 +22,20 @@ SWEEP_KEY = "hfexp.sweep_key"
 KIND, SWEEP = "hfexp.kind", "sweep"
 """Tag of a sweep's own run."""
 PAGE = 1000
+ONLY_BEST = "@best"
+
+
+def register_of_run(config: Config) -> str | None:
+    """Name under which a run's model is registered; in a sweep `NAME@best` is for the best of its runs alone."""
+    asked = config.tracking.register or ""
+    name = asked.removesuffix(ONLY_BEST)
+    return None if not name or (name != asked and config.point is not None) else name
+
+
+def register_of_sweep(config: Config) -> str | None:
+    """Name under which the best model of a sweep is registered."""
+    asked = config.tracking.register or ""
+    return asked.removesuffix(ONLY_BEST) if asked.endswith(ONLY_BEST) else None
 
 
 def membership_of(point: str) -> Membership:
