@@ -92,7 +92,7 @@ class _Job:
         self.error: Exception | None = None
         """Of a single run: kept for main(), as Hydra would print lines of its own."""
 
-    def run(self, cfg: Any) -> float | None:
+    def run(self, cfg: Any) -> float | tuple[float, ...] | None:
         """Run one job; in a sweep, launcher and sweeper see its error."""
         try:
             return self._run(cfg)
@@ -102,28 +102,46 @@ class _Job:
             self.error = error
             return None
 
-    def _run(self, cfg: Any) -> float | None:
+    def _run(self, cfg: Any) -> float | tuple[float, ...] | None:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
         from hfexp import screen
         from hfexp.config import to_config
         from hfexp.launch import world
-        from hfexp.origin import Origin, command_line
+        from hfexp.origin import Origin, command_line, without_sweep
 
         hydra_cfg = HydraConfig.get()
         choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
         # The words may hold interpolations, which belong to the configuration.
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
-        origin = Origin(choices, overrides, command_line(self.words), config_sources=sources)
         config = to_config(cfg)
+        words = self.words
+        if config.point is not None:  # what runs this one alone
+            overrides = without_sweep(overrides)
+            words = [*_config_flags(self.words), *overrides]
+        origin = Origin(choices, overrides, command_line(words), config_sources=sources)
         if world.rank() == 0:
             screen.show_choices(config, origin)
+
+        if config.point is not None:
+            from hfexp.sweep import point
+
+            return point.run(config, origin)
 
         from hfexp import experiment
 
         return experiment.run(config, origin).objective
+
+
+def _config_flags(words: list[str]) -> list[str]:
+    """Those of Hydra's flags that say where the configuration is."""
+    from hydra._internal.utils import get_args_parser
+
+    args = vars(get_args_parser().parse_intermixed_args(words))
+    flags = ("config_path", "config_name", "config_dir")
+    return [word for flag in flags if args[flag] for word in (f"--{flag.replace('_', '-')}", args[flag])]
 
 
 def _is_multirun() -> bool:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.arguments import check_args
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.sweep.settings import SearchConfig
 
 
 class OnExisting(Enum):
@@ -212,11 +213,18 @@ class Config:
     metrics: dict[str, Any] = field(default_factory=dict)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     seed: int = 42
     name: str | None = None
     output_dir: str = "outputs"
     on_existing: OnExisting = OnExisting.resume
+    point: str | None = None
+    """Set by a sweep for each of its jobs (`hfexp.sweep.membership`)."""
+
+
+SWEEP_KEYS = ("search", "point")
+"""What says something of a sweep, and nothing of the run itself."""
 
 
 def to_config(cfg: Any) -> Config:
@@ -270,6 +278,11 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
 def to_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain JSON types."""
     return json.loads(json.dumps(asdict(config), default=lambda value: value.value))
+
+
+def recorded_values(config: Config) -> dict[str, Any]:
+    """The configuration of a run by itself, without what is a sweep's."""
+    return {key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Environment:
     devices: list[str]
     """Accelerators that this process sees."""
     cuda: str | None
-    threads: int
+    threads: int | None
     """Of torch on the CPU; the last bits of a result depend on it."""
     variables: dict[str, str]
     """Environment variables that change how the libraries compute or where they look, secrets masked."""
@@ -42,9 +42,9 @@ class Environment:
     """`sha`, `branch`, `remote`, `diff`, `untracked` of the current directory; empty outside a repository."""
 
     @classmethod
-    def gather(cls, origin: Origin) -> "Environment":
+    def gather(cls, origin: Origin, computes: bool = True) -> "Environment":
+        """Of this process; `computes`: it is one that computes, and not one that only directs others."""
         import psutil
-        import torch
 
         return cls(
             python=platform.python_version(),
@@ -54,9 +54,7 @@ class Environment:
             cpu=_cpu_name(),
             cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-            devices=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            cuda=torch.version.cuda if torch.cuda.is_available() else None,
-            threads=torch.get_num_threads(),
+            **(_computing() if computes else {"devices": [], "cuda": None, "threads": None}),
             variables=_variables(),
             config_sources=list(origin.config_sources),
             packages=_packages(),
@@ -72,7 +70,7 @@ class Environment:
             "hfexp.python": self.python,
             "hfexp.platform": self.platform,
             "hfexp.device": ", ".join(self.devices) or self.cpu,
-            "hfexp.threads": str(self.threads),
+            "hfexp.threads": str(self.threads or ""),
             "hfexp.packages_hash": hashlib.sha256(json.dumps(self.packages).encode()).hexdigest()[:16],
         }
         if self.git:
@@ -107,6 +105,17 @@ class Environment:
         if diff or untracked:
             listed = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
             (directory / "git.diff").write_text(listed + diff)
+
+
+def _computing() -> dict[str, Any]:
+    """What a process computes with."""
+    import torch
+
+    return {
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def git_state() -> dict[str, str]:

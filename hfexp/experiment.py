@@ -23,6 +23,8 @@ from hfexp.preflight import Inputs, prepare
 from hfexp.reporting.classes import ClassReport
 from hfexp.run_directory import RunDirectory, open_run_directory
 from hfexp.streams import show_rows
+from hfexp.sweep.membership import Point, read_membership
+from hfexp.sweep.values import TRAIN_SECONDS, values_of
 from hfexp.threads import use_threads
 from hfexp.tracking.run import open_run
 from hfexp.tracking.system import SystemMonitor
@@ -50,6 +52,10 @@ class Result:
     report: ClassReport | None
     seconds: float
     train_seconds: float
+    values: list[float] | None
+    """Of a point of a sweep: what the sweep optimises."""
+    pruned_step: int | None
+    """The evaluation after which a sweep gave the run up."""
     processor: Any = field(repr=False)
     _model: Any = field(repr=False)
     _model_class: str = field(repr=False)
@@ -105,6 +111,7 @@ def run(config: Config, origin: Origin) -> Result:
             job = work.Job(config, origin, environment, directory, started, *opened)
             outcome = train(job, inputs, tracker, stop_on_signal)
             result = summarise(job, inputs, outcome)
+            directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
         result.run_id = tracker.run_id  # which a server that was away may have given at last
     screen.show_result(result)
     return result
@@ -143,7 +150,7 @@ def follow() -> Result:
 
 def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
     """The result for the caller."""
-    return Result(
+    result = Result(
         metrics=outcome.metrics,
         metric_name=outcome.metric_name,
         best_metric=outcome.best_metric,
@@ -155,10 +162,17 @@ def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
         report=outcome.report,
         seconds=time.time() - job.started,
         train_seconds=outcome.train_seconds,
+        values=None,
+        pruned_step=outcome.pruned_step,
         processor=inputs.processor,
         _model=outcome.model,
         _model_class=inputs.task.model_class,
     )
+    if job.config.point is not None:
+        names = read_membership(Point.parse(job.config.point).directory).metrics
+        metrics = {**result.metrics, TRAIN_SECONDS: result.train_seconds}
+        result.values = values_of(names, metrics, result.objective)
+    return result
 
 
 def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str], processes: int) -> None:

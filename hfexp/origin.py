@@ -34,6 +34,12 @@ def command_line(words: list[str]) -> str:
     return mask_secrets(shlex.join([program, *words]))
 
 
+def without_sweep(words: list[str]) -> list[str]:
+    """Overrides that say something of a run itself, and not of the sweep that it is a part of."""
+    keys = (word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words)
+    return [word for word, key in zip(words, keys, strict=True) if key.partition(".")[0] not in ("point", "search")]
+
+
 MASK = "***"
 _TOKEN_SHAPES = re.compile(
     r"\b(hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|sk-[A-Za-z0-9_-]{16,}|AKIA[A-Z0-9]{12,})"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp import screen
-from hfexp.config import Checkpoints, Config, flatten, to_dict
+from hfexp.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.environment import Environment
 from hfexp.errors import RunError
 from hfexp.inference import Predictor, Recipe, recipe_of
@@ -23,11 +23,14 @@ from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model, verify_model
 from hfexp.streams import first_rows, num_rows
 from hfexp.tracking import lineage
+from hfexp.tracking.models import FINAL
+from hfexp.tracking.nesting import register_of_run
 from hfexp.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
 VERIFIED_EXAMPLES = 4
+RESULTS = "results.json"
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Recorder:
             The class report of the last split.
         """
         step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
-        (self.directory.artifacts / "results.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
         self.tracker.log_metrics(metrics, step)
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
@@ -122,6 +125,16 @@ class Recorder:
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
             self._record_model(model, card, step, metrics)
         return report
+
+    def give_up(self, metrics: dict[str, float], step: int, pruned_step: int) -> None:
+        """A sweep ended the run early: what it has measured, and no model.
+
+        Args:
+            metrics: the best that it came to, at `step`.
+        """
+        (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
+        self.tracker.log_metrics(metrics, step)
+        self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
         """The final model as an MLflow model, checked before anybody relies on it."""
@@ -137,8 +150,8 @@ class Recorder:
         else:
             self._verify(saved, model)
         shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
-        content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": "final"}
-        register = self.config.tracking.register
+        content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": FINAL}
+        register = register_of_run(self.config)
         self.tracker.record("model", **content, step=step, metrics=shown, register=register)
 
     def _verify(self, saved: SavedModel, model: Any) -> None:
@@ -190,7 +203,7 @@ class Recorder:
             command=self.origin.command,
             metrics=metrics,
             history=history,
-            params={k: mask_secrets(str(v)) for k, v in flatten(to_dict(self.config)).items()},
+            params={k: mask_secrets(str(v)) for k, v in flatten(recorded_values(self.config)).items()},
             environment=self.environment.summary(),
             data={str(s): self._split_facts(d) for s, d in zip(self.inputs.dataset, self.data, strict=True)},
             model={"architecture": self.summary.name if self.summary else "", **model},
@@ -227,7 +240,7 @@ class Recorder:
             rows={str(split): num_rows(rows) for split, rows in inputs.dataset.items()},
             labels=list((inputs.id2label or {}).values()),
             metrics=metrics,
-            params=flatten(to_dict(config)),
+            params=flatten(recorded_values(config)),
             versions=self.environment.summary(),
             digests={str(s): d["dataset"]["digest"] for s, d in zip(inputs.dataset, self.data, strict=True)},
             run_id=self.tracker.run_id,

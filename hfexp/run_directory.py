@@ -1,12 +1,13 @@
 """The directory of one run: named by identity, held by a lock while the run lives, continued or numbered anew."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from hfexp.identity import config_hash
 from hfexp.origin import Origin, file_name
 from hfexp.process import ProcessId
 from hfexp.screen import note
+from hfexp.stamp import data_stamp
+from hfexp.sweep.membership import Point, write_private
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,19 @@ class RunState:
     git_sha: str = ""
     git_sha_before: str = ""
     """Commit of the code when the run was last started."""
+    last_started: float = 0.0
+    seconds: float = 0.0
+    """For which it has been running, over all its starts; of a start that was killed, up to its last sign of life."""
+    kind: str = "run"
+    """run or sweep."""
+    point: str | None = None
+    """Of which sweep it is a part (`hfexp.sweep.membership.Point`)."""
+    data: str | None = None
+    """Of a part of a sweep: stamp of its local data (`hfexp.stamp`)."""
+    values: list[float] | None = None
+    """Of a finished part of a sweep: what the sweep optimises."""
+    pruned_step: int | None = None
+    """The evaluation after which a sweep gave it up."""
 
 
 @dataclass
@@ -77,6 +93,21 @@ class RunDirectory:
     def save_state(self) -> None:
         save_state(self.path, self.state)
 
+    def begin(self, git_sha: str = "") -> None:
+        """Write down that this process is working in it."""
+        state, process = self.state, ProcessId.own()
+        if state.status == "running" and state.last_started:
+            state.seconds += max(0.0, _last_sign(self.path) - state.last_started)
+        state.host, state.pid, state.process = process.host, process.pid, process.started
+        state.status, state.last_started = "running", time.time()
+        state.git_sha_before, state.git_sha = state.git_sha, git_sha
+        self.save_state()
+
+    def end(self, status: str) -> None:
+        """Set how it ended, to be saved."""
+        self.state.status = status
+        self.state.seconds += time.time() - self.state.last_started
+
 
 def run_name(config: Config, origin: Origin) -> str:
     """Name of a run without its identity: `name`, or the model and dataset options."""
@@ -92,36 +123,69 @@ def experiment_name(config: Config, origin: Origin) -> str:
 def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Iterator[RunDirectory]:
     """Continue the unfinished run of this identity, or begin a new one; hold its lock meanwhile.
 
+    A point of a sweep has its own run, whatever else is of the same identity; other runs leave that one alone.
+
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
     identity = config_hash(config)
     parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
     stem = f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
-    lock = _lock(parent, identity)
+    with _held(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
+        directory = _choose(parent, stem, identity, config)
+        if config.point is not None:
+            directory.state.data = data_stamp(config.dataset.source)
+        directory.begin(git_sha)
+        if config.point is not None:
+            write_private(Point.parse(config.point).file, json.dumps({"run_dir": str(directory.path)}))
+        yield directory
+
+
+@contextlib.contextmanager
+def open_sweep_directory(path: Path, git_sha: str = "") -> Iterator[RunDirectory]:
+    """The directory of a sweep as that of a run: with its lock, its state and its record.
+
+    Raises:
+        ConfigError: the sweep is running now.
+    """
+    identity = hashlib.sha256(f"sweep {path.name}".encode()).hexdigest()
+
+    def holder() -> tuple[Path, RunState] | None:
+        state = read_state(path)
+        return (path, state) if state else None
+
+    with _held(path.parent, RunState(identity, kind="sweep"), holder):
+        known = read_state(path)
+        state = known or RunState(identity, kind="sweep", first_started=time.time())
+        path.mkdir(parents=True, exist_ok=True)
+        directory = RunDirectory(path, state, resumed=known is not None, checkpoint=None)
+        directory.artifacts.mkdir(exist_ok=True)
+        directory.begin(git_sha)
+        yield directory
+
+
+@contextlib.contextmanager
+def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunState] | None]) -> Iterator[None]:
+    """Hold the lock of a run; `holder`: the directory of who may have it."""
+    lock = _lock(parent, state)
     try:
         lock.acquire()
     except Timeout:
-        _refuse_or_wait(lock, _latest(parent, stem))
+        _refuse_or_wait(lock, state.kind, holder())
     try:
-        directory = _choose(parent, stem, identity, config.on_existing)
-        process = ProcessId.own()
-        directory.state.host, directory.state.pid, directory.state.process = process.host, process.pid, process.started
-        directory.state.status = "running"
-        directory.state.git_sha_before, directory.state.git_sha = directory.state.git_sha, git_sha
-        directory.save_state()
-        yield directory
+        yield
     finally:
         lock.release()
 
 
-def _refuse_or_wait(lock: FileLock, holder: tuple[Path, RunState] | None) -> None:
+def _refuse_or_wait(lock: FileLock, kind: str, holder: tuple[Path, RunState] | None) -> None:
     """The lock is held: by the experiment itself, or by somebody who delivers what its dead process left."""
     state = holder[1] if holder else RunState("")
+    what, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
     if not ProcessId(state.host, state.pid, state.process).is_gone():
         where = f" by process {state.pid} on {state.host}, in {holder[0]}" if holder else ""
-        raise ConfigError(f"this very experiment is running now{where}; wait for it, or change something (e.g. seed)")
-    note("waiting for another process, which delivers the record of this experiment's last start")
+        raise ConfigError(f"this very {what} is running now{where}; wait for it, or {change}")
+    note(f"waiting for another process, which delivers the record of this {what}'s last start")
     lock.acquire(timeout=-1)
 
 
@@ -135,7 +199,7 @@ def held_run(path: Path) -> Iterator[RunState | None]:
     if state is None:
         yield None
         return
-    lock = _lock(path.parent, state.config_hash)
+    lock = _lock(path.parent, state)
     try:
         lock.acquire()
     except Timeout:
@@ -165,33 +229,49 @@ def save_state(path: Path, state: RunState) -> None:
     temporary.rename(path / STATE)
 
 
-def _lock(parent: Path, identity: str) -> FileLock:
-    locks = parent / ".locks"
+def _last_sign(path: Path) -> float:
+    """When a run that is gone last wrote anything, in seconds since 1970."""
+    signs = [path / STATE, path / "hfexp.log", path / "checkpoints", path / "tracking" / "journal.jsonl"]
+    return max(sign.stat().st_mtime for sign in signs if sign.exists())
+
+
+def _lock(parent: Path, state: RunState) -> FileLock:
+    """Of an identity; points of sweeps have each their own, as several may be of one identity."""
+    name, locks = state.config_hash[:16], parent / ".locks"
+    if state.point is not None:
+        name += f"-{hashlib.sha256(state.point.encode()).hexdigest()[:8]}"
     try:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
-    return FileLock(locks / f"{identity[:16]}.lock", timeout=0)
+    return FileLock(locks / f"{name}.lock", timeout=0)
 
 
-def _choose(parent: Path, stem: str, identity: str, on_existing: OnExisting) -> RunDirectory:
-    latest = _latest(parent, stem)
+def _choose(parent: Path, stem: str, identity: str, config: Config) -> RunDirectory:
+    latest = _latest(parent, stem, config.point)
     if latest is None:
-        return _create(parent / _next_name(parent, stem), identity)
+        return _create(parent, stem, identity, config.point)
     path, state = latest
-    if on_existing is OnExisting.error:
+    if config.on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
-    if on_existing is OnExisting.resume and state.status != "finished":
+    if config.on_existing is OnExisting.resume and state.status != "finished":
         checkpoint = newest_whole(path / "checkpoints")
         if checkpoint is not None or state.status != "failed":
             set_aside_newer(path / "checkpoints", checkpoint)
             return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
-    return _create(parent / _next_name(parent, stem), identity)
+    return _create(parent, stem, identity, config.point)
 
 
-def _create(path: Path, identity: str) -> RunDirectory:
-    path.mkdir(parents=True)
-    directory = RunDirectory(path, RunState(identity, first_started=time.time()), resumed=False, checkpoint=None)
+def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDirectory:
+    path = parent / _next_name(parent, stem)
+    while True:
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:  # a point of the same identity was faster: its lock is another one
+            path = parent / _next_name(parent, stem)
+    state = RunState(identity, first_started=time.time(), point=point)
+    directory = RunDirectory(path, state, resumed=False, checkpoint=None)
     directory.artifacts.mkdir()
     return directory
 
@@ -208,10 +288,11 @@ def _next_name(parent: Path, stem: str) -> str:
     return f"{stem}-{max(taken) + 1}" if taken else stem
 
 
-def _latest(parent: Path, stem: str) -> tuple[Path, RunState] | None:
+def _latest(parent: Path, stem: str, point: str | None) -> tuple[Path, RunState] | None:
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         state = read_state(path)
-        if state is not None:
+        if state is None:
+            logger.warning("%s has no readable %s and is left alone", path, STATE)
+        elif state.point == point:
             return path, state
-        logger.warning("%s has no readable %s and is left alone", path, STATE)
     return None

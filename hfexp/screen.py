@@ -125,6 +125,8 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
         value = result.metrics.get(f"{prefix}_{name}")
         if value is not None:
             rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
+    if result.pruned_step is not None:
+        rows.append(("pruned", f"at step {result.pruned_step}, by the sweep that it is a part of"))
     if result.report is not None:
         rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
         worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())

@@ -1,7 +1,5 @@
 """What every process of a run does: from data and weights to a trained, evaluated, saved and recorded model."""
 
-import logging
-import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +8,10 @@ import transformers
 
 from hfexp import processing, screen, streaming
 from hfexp.arguments import build_arguments
+from hfexp.concluding import evaluate, note_skipped, recorded_best, require_finite, save_model
 from hfexp.config import Config
 from hfexp.environment import Environment
-from hfexp.errors import RunError, Terminated
+from hfexp.errors import Terminated
 from hfexp.launch import world
 from hfexp.model import build_model
 from hfexp.origin import Origin
@@ -21,12 +20,10 @@ from hfexp.preparing import Preparation
 from hfexp.progress import DrawSamples, RecordTraining, ShowProgress
 from hfexp.recording import Recorder
 from hfexp.reporting.classes import ClassReport
-from hfexp.reporting.facts import SplitScores
 from hfexp.run_directory import RunDirectory
+from hfexp.sweep.watch import WatchPoint, watch_point
 from hfexp.tracking.tracker import Tracker
 from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,6 +53,8 @@ class Outcome:
     best_step: int | None
     report: ClassReport | None
     train_seconds: float
+    pruned_step: int | None = None
+    """The evaluation after which a sweep gave the run up."""
     model: Any = None
     """Stays in the process that trained it."""
 
@@ -74,7 +73,8 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     if is_first:
         screen.show_model(summary)
         recorder.begin(model, summary, splits["train"])
-    trainer, progress = build_trainer(config, inputs, splits, model, recorder, stop)
+    watch = watch_point(config.point, directory.path, "test" in splits)
+    trainer, progress = build_trainer(config, inputs, splits, model, recorder, [*([watch] if watch else []), stop])
     try:
         trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
     except Exception as error:
@@ -84,12 +84,8 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     finally:
         progress.close()
     require_finite(trainer)
-    metrics, scores = evaluate(trainer, inputs, splits)
-    report = None
-    if is_first:
-        save_model(trainer, inputs, directory)
-        note_skipped(splits)
-        report = recorder.finish(trainer, metrics, scores, splits, time.time() - job.started)
+    pruned_step = watch.pruned_step if watch else None
+    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, job.started)
     return Outcome(
         metrics=metrics,
         metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
@@ -97,8 +93,36 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
         best_step=trainer.state.best_global_step or None,
         report=report,
         train_seconds=progress.train_seconds,
+        pruned_step=pruned_step,
         model=trainer.model,
     )
+
+
+def conclude(
+    trainer: Trainer,
+    inputs: Inputs,
+    splits: dict[str, Any],
+    recorder: Recorder,
+    pruned_step: int | None,
+    started: float,
+) -> tuple[dict[str, float], ClassReport | None]:
+    """Evaluate, save and record the model; of a run that was given up, only what it has measured.
+
+    Returns:
+        The final metrics, and in the first process the report on the last split's classes.
+    """
+    is_first = world.rank() == 0
+    if pruned_step is not None:
+        metrics = recorded_best(trainer)
+        if is_first:
+            recorder.give_up(metrics, trainer.state.best_global_step or pruned_step, pruned_step)
+        return metrics, None
+    metrics, scores = evaluate(trainer, inputs, splits)
+    if not is_first:
+        return metrics, None
+    save_model(trainer, inputs, recorder.directory)
+    note_skipped(splits)
+    return metrics, recorder.finish(trainer, metrics, scores, splits, time.time() - started)
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
@@ -116,7 +140,7 @@ def build_trainer(
     splits: dict[str, Any],
     model: Any,
     recorder: Recorder,
-    stop: StopOnSignal,
+    watches: list[StopOnSignal | WatchPoint],
 ) -> tuple[Trainer, ShowProgress]:
     """The Trainer with its arguments and callbacks."""
     task, allowed, directory = inputs.task, config.security.allowed_targets, recorder.directory
@@ -151,7 +175,7 @@ def build_trainer(
             progress,
             RecordTraining(recorder),
             DrawSamples(recorder),
-            stop,
+            *watches,
         ],
     )
     trainer.remove_callback(transformers.PrinterCallback)
@@ -160,69 +184,3 @@ def build_trainer(
     if inputs.transforms.batch is not None:
         trainer.soft_labels, trainer.loss_is_scaled_for_ga = True, False
     return trainer, progress
-
-
-def require_finite(trainer: Trainer) -> None:
-    """A model that was never better than nothing is no result.
-
-    Raises:
-        RunError: the metric that chooses the best model was NaN at every evaluation.
-    """
-    best = trainer.state.best_metric
-    if best is not None and not math.isfinite(best):
-        raise RunError(
-            f"training diverged: {trainer.args.metric_for_best_model} was never a finite number; "
-            "lower trainer.args.learning_rate, or look at the data with debug=overfit"
-        )
-
-
-def evaluate(
-    trainer: Trainer, inputs: Inputs, splits: dict[str, Any]
-) -> tuple[dict[str, float], dict[str, SplitScores]]:
-    """The final model on the validation split and, once, on the untouched test split.
-
-    Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and for classes what it says about each sample, by split.
-    """
-    metrics = recorded_best(trainer)
-    scores = {}
-    for split, prefix in (("validation", "final_eval"), ("test", "test")):
-        if split not in splits:
-            continue
-        output = trainer.predict(splits[split], metric_key_prefix=prefix)
-        metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
-        if inputs.id2label:
-            offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
-            probabilities = offered.get("prediction_scores")
-            scores[split] = SplitScores(probabilities, offered["predictions"], offered["references"])
-    name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
-    best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
-    if trainer.args.load_best_model_at_end and best is not None and best != final:
-        logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
-    return metrics, scores
-
-
-def recorded_best(trainer: Trainer) -> dict[str, float]:
-    """All scores of the evaluation that gave the best model, as `best_eval_*`."""
-    timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
-    for entry in trainer.state.log_history:
-        if entry.get("step") == trainer.state.best_global_step and "eval_loss" in entry:
-            return {f"best_{k}": v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(timing)}
-    return {}
-
-
-def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:
-    """The final model and its processor, as `from_pretrained` reads them."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory.model)
-    else:
-        trainer.save_model(str(directory.model))
-    inputs.processor.save_pretrained(directory.model)
-
-
-def note_skipped(splits: dict[str, Any]) -> None:
-    """Say what `on_bad_sample=skip` left out of streams, which is known only at the end."""
-    for split, rows in splits.items():
-        if getattr(rows, "num_skipped", 0):
-            screen.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import logging
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,12 +35,16 @@ FALLBACK_FONTS = (
 MISSING = "\u25a1"
 
 
+_ONE_AT_A_TIME = threading.RLock()
+"""Matplotlib's settings are those of the whole process."""
+
+
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """Matplotlib's defaults and our few settings, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with _ONE_AT_A_TIME, matplotlib.rc_context():
         matplotlib.rcdefaults()
         settings: dict[Any, Any] = {**STYLE, "font.family": list(_families())}
         matplotlib.rcParams.update(settings)

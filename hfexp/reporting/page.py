@@ -33,6 +33,7 @@ table.small { font-size: 13px; }
 table.small td:first-child { white-space: nowrap; color: var(--soft); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --box: #fff; }
   body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
@@ -65,7 +66,7 @@ class Code:
 
 @dataclass
 class Picture:
-    """A PNG that lies beside the page."""
+    """A PNG that lies beside the page; in the page itself it may be an SVG."""
 
     name: str
     alt: str
@@ -83,6 +84,8 @@ class Table:
     """Rows that matter most."""
     small: bool = False
     title: str = ""
+    names: Sequence[str] = ()
+    """Of the rows, for the page's script: `data-name` of each."""
 
     def is_number(self, column: int) -> bool:
         """The column stands to the right."""
@@ -107,14 +110,18 @@ class Report:
     title: str
     lead: str
     sections: list[Section]
+    script: str = ""
+    """Of the HTML page; well-formed as XML. Without it, the page runs nothing."""
 
     def filled(self) -> list[Section]:
         """Sections that hold something."""
         return [section for section in self.sections if section.blocks]
 
     def html(self, images: dict[str, bytes]) -> str:
-        """One file that needs no other: `images`, PNG by file name, are inside. It is well-formed XML too."""
+        """One file that needs no other: `images`, PNG or SVG by file name, are inside. It is well-formed XML too."""
         sections = self.filled()
+        policy = POLICY + ("; script-src 'unsafe-inline'" if self.script else "")
+        script = f"<script>{self.script}</script>\n" if self.script else ""
         links = "".join(f'<a href="#s{n}">{_html(s.title)}</a>' for n, s in enumerate(sections))
         body = "\n".join(
             f'<section id="s{n}">\n<h2>{_html(s.title)}</h2>\n'
@@ -124,11 +131,11 @@ class Report:
         )
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
             f"<title>{_html(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f'<h1>{_html(self.title)}</h1>\n<p class="lead">{_html(self.lead)}</p>\n<nav>{links}</nav>\n'
-            f"{body}\n</body>\n</html>\n"
+            f"{body}\n{script}</body>\n</html>\n"
         )
 
     def markdown(self) -> str:
@@ -147,6 +154,8 @@ def _html_block(block: Block, images: dict[str, bytes]) -> str:
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Picture):
+        if images[block.name].startswith(b"<svg"):
+            return f"<figure>{images[block.name].decode()}</figure>"
         data = base64.b64encode(images[block.name]).decode()
         return f'<figure><img src="data:image/png;base64,{data}" alt="{_html(block.alt)}"/></figure>'
     tag = {Text: "p", Heading: "h3", Code: "pre"}[type(block)]
@@ -160,6 +169,8 @@ def _html_table(table: Table) -> str:
 
     head = f"<thead><tr>{row(table.header, 'th')}</tr></thead>" if any(table.header) else ""
     strong = (' class="strong"' if n in table.strong else "" for n in range(len(table.rows)))
+    names = (f' data-name="{_html(name)}"' for name in table.names or [""] * len(table.rows))
+    strong = (kind + (name if table.names else "") for kind, name in zip(strong, names, strict=True))
     body = "\n".join(f"<tr{kind}>{row(cells, 'td')}</tr>" for cells, kind in zip(table.rows, strong, strict=True))
     kind = ' class="small"' if table.small else ""
     title = f"<caption>{_html(table.title)}</caption>" if table.title else ""

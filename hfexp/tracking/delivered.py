@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hfexp.tracking.journal import FOLDER
 
@@ -46,3 +47,11 @@ class DeliveryState:
         temporary = run_dir / FOLDER / f".{STATE}"
         temporary.write_text(json.dumps(asdict(self)))
         os.replace(temporary, run_dir / FOLDER / STATE)
+
+
+def recorded_state(run_dir: Path) -> dict[str, Any]:
+    """What is noted of the delivery of a run; empty if nothing is."""
+    try:
+        return json.loads((run_dir / FOLDER / STATE).read_text())
+    except (OSError, ValueError):
+        return {}

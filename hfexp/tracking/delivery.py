@@ -7,10 +7,11 @@ from typing import Any
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
+from hfexp.tracking import nesting
 from hfexp.tracking.delivered import DeliveryState
 from hfexp.tracking.journal import Entry, Journal
 from hfexp.tracking.linked import LinkedCheckpoints
-from hfexp.tracking.models import CheckpointLinks, deliver_model
+from hfexp.tracking.models import CheckpointLinks, deliver_model, register_final
 from hfexp.tracking.store import open_store
 
 logger = logging.getLogger(__name__)
@@ -183,16 +184,16 @@ class Delivery:
     def create(self, entry: Entry) -> None:
         """Create the run, or find it: an earlier attempt may have ended between its creation and its being noted."""
         client = self.client()
-        tag = "hfexp.run_key"
         if self.state.creating:
-            found = client.search_runs([self.state.experiment_id], f"tags.`{tag}` = '{entry['key']}'")
+            found = client.search_runs([self.state.experiment_id], f"tags.`{nesting.KEY}` = '{entry['key']}'")
             self.state.run_id = found[0].info.run_id if found else None
         if self.state.run_id is None:
             self.state.creating = True
             self.save_state()
-            tags = {tag: entry["key"], **entry["tags"]}
+            tags = {nesting.KEY: entry["key"], **entry["tags"]}
             run = client.create_run(self.state.experiment_id, entry["time"], tags, entry["name"])
             self.state.run_id = run.info.run_id
+        nesting.connect(client, self.state.experiment_id, self.state.run_id, entry)
         self.state.creating = False
         self.save_state()
 
@@ -233,6 +234,11 @@ class Delivery:
         if entry.get("temporary"):
             shutil.rmtree(self.run_dir / entry["directory"], ignore_errors=True)
 
+    def register_best(self, entry: Entry) -> None:
+        """Register the final model of another run; raises until that one is recorded."""
+        run_id = nesting.recorded_run(Path(entry["run_dir"]))
+        register_final(self.client(), run_id, entry["name"])
+
     def link_checkpoints(self, entry: Entry) -> None:
         if self._links is None:
             links = CheckpointLinks(self.client(), str(self.state.run_id), str(self.state.experiment_id))
@@ -244,6 +250,8 @@ class Delivery:
             self.client().set_tag(self.state.run_id, REASON, entry["reason"])
         else:
             self._forget_reason()
+        create = next(self.journal.read())[0]
+        nesting.join_parent(self.client(), self.state.experiment_id, self.state.run_id, create)
         self.client().set_terminated(self.state.run_id, entry["status"].upper(), entry["time"])
 
     def _say_once(self, message: str) -> None:
@@ -270,6 +278,7 @@ ACTIONS = {
     "artifacts": Delivery.log_artifacts,
     "inputs": Delivery.log_inputs,
     "model": Delivery.log_model,
+    "register": Delivery.register_best,
     "checkpoints": Delivery.link_checkpoints,
     "end": Delivery.end,
 }

@@ -16,6 +16,8 @@ KEY_TAG = "hfexp.model_key"
 EXTERNAL_TAG = "mlflow.model.isExternal"
 VERSIONS_TAG = "mlflow.modelVersions"
 DIRECTORY_TAG = "hfexp.checkpoint_dir"
+FINAL = "final"
+"""Key of a run's final model."""
 BEST_TAG = "hfexp.best"
 BEST_ALIAS = "best"
 METRICS_PER_BATCH = 1000
@@ -63,6 +65,18 @@ def deliver_model(
     if register is not None:
         _register(client, model, run_id, register)
     return model.model_id
+
+
+def register_final(client: Any, run_id: str, name: str) -> None:
+    """Register the final model of a run, with the alias `best`.
+
+    Raises:
+        LookupError: the run has none in the store (yet).
+    """
+    model = _find(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
+    if model is None or not _is_ready(model):
+        raise LookupError(f"the run {run_id} has no model in the store yet")
+    _register(client, model, run_id, name)
 
 
 def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:

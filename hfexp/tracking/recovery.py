@@ -1,6 +1,5 @@
 """Runs whose process is gone: what they left undelivered is delivered, and they are closed as what they were."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -10,9 +9,9 @@ from hfexp.errors import ConfigError, first_line
 from hfexp.origin import MASK, mask_secrets
 from hfexp.process import ProcessId
 from hfexp.run_directory import RunState, held_run, save_state
-from hfexp.tracking.delivered import STATE
+from hfexp.tracking.delivered import recorded_state
 from hfexp.tracking.delivery import REASON, Delivery
-from hfexp.tracking.journal import FOLDER, Entry, Journal, exists
+from hfexp.tracking.journal import Entry, Journal, exists
 from hfexp.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)
@@ -120,14 +119,6 @@ def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
     last = [entry["kind"] for entry, _ in journal.read() if entry["kind"] in ("create", "resume", "end")]
     ended = state.status != "running" and last[-1:] in ([], ["end"])
     return ended and not Delivery(run_dir, journal, uri, run_dir).pending
-
-
-def recorded_state(run_dir: Path) -> dict[str, Any]:
-    """What is noted of the delivery of a run; empty if nothing is."""
-    try:
-        return json.loads((run_dir / FOLDER / STATE).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def recorded_uri(run_dir: Path, output_dir: Path) -> str:

@@ -2,20 +2,21 @@
 
 import contextlib
 import logging
-import shutil
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
-from hfexp.config import Config, flatten, to_dict
+from hfexp.config import Config, TrackingConfig, flatten, recorded_values
 from hfexp.environment import Environment
-from hfexp.errors import ConfigError, RunError, Terminated, first_line
+from hfexp.errors import ConfigError, RunError, SweepError, Terminated, first_line
 from hfexp.origin import Origin, mask_secrets
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.screen import note
 from hfexp.signals import uninterrupted
+from hfexp.tracking.nesting import child_tags
 from hfexp.tracking.store import is_temporary, tracking_uri, why_unreachable
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker, masked, now
 
@@ -26,12 +27,48 @@ SERVER_PATIENCE = 15.0
 """Seconds that a server has to make the run; after them training begins without its id."""
 
 
-@contextlib.contextmanager
-def open_run(config: Config, directory: RunDirectory, origin: Origin, environment: Environment) -> Iterator[Tracker]:
+@dataclass(frozen=True)
+class Opening:
+    """What a record begins with."""
+
+    experiment: str
+    """Of MLflow."""
+    files: dict[str, str]
+    """What was asked for, by name of the file."""
+    params: dict[str, Any]
+    tags: dict[str, str]
+
+
+def open_run(
+    config: Config, directory: RunDirectory, origin: Origin, environment: Environment
+) -> contextlib.AbstractContextManager[Tracker]:
     """Open the run of this directory; close it FINISHED, FAILED or KILLED as the block ends."""
-    _write_description(config, directory, origin, environment)
+    from omegaconf import OmegaConf
+
+    values = recorded_values(config)
+    contents = {"config.yaml": values, "overrides.yaml": list(origin.overrides)}
+    files = {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in contents.items()}
+    tags = common_tags(directory, origin, environment) | child_tags(config.point) | config.tracking.tags
+    opening = Opening(experiment_name(config, origin), files, flatten(values), tags)
+    return open_record(config.tracking, Path(config.output_dir), directory, origin, environment, opening)
+
+
+@contextlib.contextmanager
+def open_record(
+    tracking: TrackingConfig,
+    output_dir: Path,
+    directory: RunDirectory,
+    origin: Origin,
+    environment: Environment,
+    opening: Opening,
+) -> Iterator[Tracker]:
+    """Open the record of a run or of a sweep; close it FINISHED, FAILED or KILLED as the block ends."""
+    _write_description(directory, origin, environment, opening.files)
     with _status(directory) as ending:
-        _start(ending, config, directory, origin, environment)
+        if tracking.backend != "none":
+            uri = tracking_uri(tracking.uri, str(output_dir))
+            ending.tracker = tracker = MlflowTracker(directory, uri, output_dir)
+            _start(tracker, opening)
         ending.tracker.log_artifacts(directory.artifacts)
         yield ending.tracker
 
@@ -58,14 +95,19 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
             ending.tracker.journal.release_space()
-        with contextlib.suppress(Exception):  # e.g. the disk is full, which is what the error says
-            text = mask_secrets("".join(traceback.format_exception(error)))
-            (directory.artifacts / TRACEBACK).write_text(text, encoding="utf-8", errors="backslashreplace")
+        if not isinstance(error, SweepError):  # whose jobs have each their own
+            _write_traceback(directory, error)
         _close(directory, ending.tracker, "failed", _reason(error))
         if isinstance(error, SystemExit) and not error.code:
             raise RunError(f"{_reason(error)} before the run had finished") from error
         raise
     _close(directory, ending.tracker, "finished", "")
+
+
+def _write_traceback(directory: RunDirectory, error: BaseException) -> None:
+    with contextlib.suppress(Exception):  # e.g. the disk is full, which is what the error says
+        text = mask_secrets("".join(traceback.format_exception(error)))
+        (directory.artifacts / TRACEBACK).write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _reason(error: BaseException) -> str:
@@ -79,7 +121,7 @@ def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) 
     with uninterrupted():
         if isinstance(tracker, MlflowTracker):
             tracker.finish(status, reason)
-        directory.state.status = status
+        directory.end(status)
         _save_state(directory)
     if isinstance(tracker, MlflowTracker):
         tracker.flush()
@@ -95,25 +137,20 @@ def _save_state(directory: RunDirectory) -> None:
         note(f"{directory.path} can't be written: {error.strerror}")
 
 
-def _start(ending: _Ending, config: Config, directory: RunDirectory, origin: Origin, environment: Environment) -> None:
+def _start(tracker: MlflowTracker, opening: Opening) -> None:
     """Create the MLflow run, or open the one to continue; without an answer from the store, later."""
-    if config.tracking.backend == "none":
-        return
-    uri, output_dir = tracking_uri(config.tracking.uri, config.output_dir), Path(config.output_dir)
-    tracker = ending.tracker = MlflowTracker(directory, uri, output_dir)
-    tags = masked(_tags(config, directory, origin, environment))
+    directory, tags = tracker.directory, masked(opening.tags)
     if tracker.journal.begun():
         tracker.journal.append("tags", tags={**tags, "hfexp.resumed": "true"})
         tracker.journal.append("resume", time=now())
     else:
         tracker.begin_journal()
-        experiment = experiment_name(config, origin)
-        identity = {"experiment": experiment, "name": directory.name, "key": uuid4().hex}
+        identity = {"experiment": opening.experiment, "name": directory.name, "key": uuid4().hex}
         tracker.journal.append("create", tags=tags, time=now(), **identity)
-    _wait_for_store(tracker, uri)
+    _wait_for_store(tracker, str(tracker.uri))
     directory.state.run_id = tracker.run_id
     directory.save_state()
-    tracker.log_params(flatten(to_dict(config)))
+    tracker.log_params(opening.params)
 
 
 def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
@@ -136,7 +173,8 @@ def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
         note(f"{problem}; the record waits in {tracker.directory.path}")
 
 
-def _tags(config: Config, directory: RunDirectory, origin: Origin, environment: Environment) -> dict[str, str]:
+def common_tags(directory: RunDirectory, origin: Origin, environment: Environment) -> dict[str, str]:
+    """What runs and sweeps are found by."""
     tags = {
         "hfexp.config_hash": directory.state.config_hash,
         "hfexp.command": origin.command,
@@ -147,17 +185,17 @@ def _tags(config: Config, directory: RunDirectory, origin: Origin, environment: 
         "mlflow.user": environment.user,
     }
     tags |= {f"hfexp.{name}": option for name, option in origin.choices.items() if option}
-    return tags | environment.tags() | config.tracking.tags
+    return tags | environment.tags()
 
 
-def _write_description(config: Config, directory: RunDirectory, origin: Origin, environment: Environment) -> None:
+def _write_description(
+    directory: RunDirectory, origin: Origin, environment: Environment, files: dict[str, str]
+) -> None:
     """What was asked for, and in which surroundings, as files of the run directory and of the record."""
-    from omegaconf import OmegaConf
-
     directory.artifacts.mkdir(exist_ok=True)
     (directory.artifacts / TRACEBACK).unlink(missing_ok=True)
-    for name, content in (("config.yaml", to_dict(config)), ("overrides.yaml", list(origin.overrides))):
-        (directory.path / name).write_text(mask_secrets(OmegaConf.to_yaml(OmegaConf.create(content))))
-        shutil.copy(directory.path / name, directory.artifacts / name)
+    for name, content in files.items():
+        for place in (directory.path, directory.artifacts):
+            (place / name).write_text(mask_secrets(content))
     (directory.artifacts / "command.txt").write_text(origin.command + "\n")
     environment.save(directory.artifacts)

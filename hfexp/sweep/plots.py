@@ -1,0 +1,245 @@
+"""The trials of a sweep as pictures, in which every trial can be found by its number."""
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hfexp.reporting.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
+from hfexp.sweep.curves import Curve
+from hfexp.sweep.ranking import best
+from hfexp.sweep.scales import Scale, is_wide, scale_of
+from hfexp.sweep.table import swept_keys
+from hfexp.sweep.trials import State, Sweep, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_KEYS = 12
+WIDTH, HEIGHT = 6.4, 3.4
+"""Of one picture, in inches."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What there is to draw."""
+
+    sweep: Sweep
+    trials: Sequence[Trial]
+    """Those that are drawn, best first."""
+    curves: Mapping[int, Sequence[Curve]]
+    """Of each trial, one for each of its runs."""
+    curve_metric: str
+    importances: Mapping[str, float]
+
+    @property
+    def best(self) -> set[int]:
+        return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
+
+    def value(self, trial: Trial, metric: int = 0) -> float | None:
+        """Of a finished trial its value, of a pruned one what it had come to; None if there is no finite one."""
+        known = trial.values or next((run.values for run in trial.runs if run.values), None)
+        return known[metric] if known and math.isfinite(known[metric]) else None
+
+    def measured(self) -> list[tuple[Trial, float]]:
+        """Trials with a value, the best ones last, so that they are drawn over the others."""
+        pairs = [(trial, self.value(trial)) for trial in reversed(self.trials)]
+        return [(trial, value) for trial, value in pairs if value is not None]
+
+    def colour(self, trial: Trial) -> str:
+        if trial.number in self.best:
+            return ORANGE
+        return BLUE if trial.state is State.finished else GREY
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture in both forms."""
+
+    png: bytes
+    svg: bytes
+    """Elements of a trial have an id that ends with `-t<number>`."""
+
+
+def draw(shown: Shown) -> dict[str, Drawing]:
+    """All pictures that there is something for, by name; one that can't be made is left out with a warning."""
+    made = {}
+    with style():
+        for name, function in PICTURES.items():
+            with guarded(name):
+                figure = function(shown)
+                if figure is not None:
+                    made[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
+    return made
+
+
+def _saved(figure: "Figure", form: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    content = buffer.getvalue()
+    return content[content.index(b"<svg") :] if form == "svg" else content
+
+
+def history(shown: Shown) -> "Figure | None":
+    """Values in the order of the trials, and the best so far."""
+    measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
+    if not measured or len(shown.sweep.directions) > 1:
+        return None
+    figure, axes = _axes("value by trial", "trial", shown.sweep.metrics[0])
+    better = max if shown.sweep.directions[0] == "maximize" else min
+    numbers, so_far = [], []
+    for trial, value in measured:
+        _point(axes, "history", shown, trial, trial.number, value)
+        if trial.state is State.finished:
+            numbers.append(trial.number)
+            so_far.append(better(so_far[-1], value) if so_far else value)
+    axes.step(numbers, so_far, where="post", color=GREEN, linewidth=1.2, label="best so far", zorder=1)
+    _value_scale(axes, [value for _, value in measured])
+    axes.legend(loc="best")
+    return figure
+
+
+def front(shown: Shown) -> "Figure | None":
+    """Of several metrics the first two against each other."""
+    if len(shown.sweep.metrics) < 2:
+        return None
+    figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.metrics[:2])
+    for trial, value in shown.measured():
+        other = shown.value(trial, 1)
+        if other is not None:
+            axes.plot([value], [other], "o", markersize=5, color=shown.colour(trial), gid=_id("front", trial))
+    return figure
+
+
+def parallel(shown: Shown) -> "Figure | None":
+    """Each trial as a line through its parameters to its value."""
+    measured = shown.measured()
+    scales = _scales(shown, [trial for trial, _ in measured])
+    if len(measured) < 2 or not scales:
+        return None
+    values = scale_of(shown.sweep.metrics[0], [value for _, value in measured])
+    columns = [*scales.values(), values]
+    figure, axes = _axes("parameters and value", width=max(WIDTH, 1.2 + 1.3 * len(columns)), left=0.9)
+    for row, (trial, _) in enumerate(measured):
+        heights = [math.nan if scale.places[row] is None else scale.places[row] for scale in columns]
+        wide = 2.0 if trial.number in shown.best else 1.0
+        axes.plot(
+            range(len(columns)), heights, color=shown.colour(trial), linewidth=wide, alpha=0.8, marker=".",
+            gid=_id("parallel", trial),
+        )  # fmt: skip
+    for x, scale in enumerate(columns):
+        axes.axvline(x, color=GREY, linewidth=0.7, zorder=0)
+        for place, label in scale.ticks:
+            axes.text(x - 0.04, place, drawable(label, 14), ha="right", va="center", fontsize=7)
+    names = [drawable(scale.name.rpartition(".")[2], 20) for scale in columns]
+    axes.set_xticks(range(len(columns)), names)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def slices(shown: Shown) -> "Figure | None":
+    """The value against each parameter by itself."""
+    from matplotlib.figure import Figure
+
+    measured = shown.measured()
+    scales = _scales(shown, [trial for trial, _ in measured])
+    if len(measured) < 2 or not scales:
+        return None
+    rows, columns = -(-len(scales) // 3), min(3, len(scales))
+    figure = Figure(figsize=(0.9 + 2.6 * columns, 0.4 + 2.5 * rows))
+    for number, scale in enumerate(scales.values()):
+        row, column = divmod(number, 3)
+        axes = panel(figure, 0.8 + 2.6 * column, 0.6 + 2.5 * (rows - 1 - row), 2.1, 1.7)
+        for (trial, value), place in zip(measured, scale.places, strict=True):
+            if place is not None:
+                _point(axes, f"slice{number}", shown, trial, place, value)
+        axes.set_xticks([place for place, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_title(drawable(scale.name, 30))
+        axes.set_ylabel(drawable(shown.sweep.metrics[0], 20) if column == 0 else "")
+        _value_scale(axes, [value for _, value in measured])
+    return figure
+
+
+def importances(shown: Shown) -> "Figure | None":
+    """How much of the variance each parameter accounts for (fANOVA; Hutter et al. 2014)."""
+    if not shown.importances:
+        return None
+    pairs = sorted(shown.importances.items(), key=lambda pair: pair[1])
+    left = 0.3 + text_width([drawable(name, 40) for name, _ in pairs])
+    figure, axes = _axes("importance of parameters", "share of the variance", "", left=left, width=left + 4.5)
+    axes.barh([drawable(name, 40) for name, _ in pairs], [share for _, share in pairs], color=BLUE)
+    return figure
+
+
+def learning_curves(shown: Shown) -> "Figure | None":
+    """The metric in each run while it was trained."""
+    known = [trial for trial in reversed(shown.trials) if any(shown.curves.get(trial.number, ()))]
+    if not known:
+        return None
+    figure, axes = _axes("learning curves", "step", shown.curve_metric)
+    for trial in known:
+        wide = 2.0 if trial.number in shown.best else 0.9
+        for run, curve in enumerate(shown.curves[trial.number]):
+            steps = sorted(curve)
+            axes.plot(
+                steps, [curve[step] for step in steps], color=shown.colour(trial), linewidth=wide, marker=".",
+                markersize=3, alpha=0.8, gid=f"curves{run}-t{trial.number}",
+            )  # fmt: skip
+    values = [v for t in known for c in shown.curves[t.number] for v in c.values() if math.isfinite(v)]
+    _value_scale(axes, values)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Shown], "Figure | None"]] = {
+    "history": history,
+    "front": front,
+    "learning_curves": learning_curves,
+    "parallel_coordinates": parallel,
+    "slices": slices,
+    "importances": importances,
+}
+
+
+def _axes(
+    title: str, x_label: str = "", y_label: str = "", *, left: float = 0.8, width: float = WIDTH
+) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, HEIGHT))
+    axes = panel(figure, left, 0.6, width - left - 0.2, HEIGHT - 1.0)
+    axes.set_title(title)
+    axes.set_xlabel(drawable(x_label, 60))
+    axes.set_ylabel(drawable(y_label, 40))
+    return figure, axes
+
+
+def _point(axes: Any, plot: str, shown: Shown, trial: Trial, x: float, y: float) -> None:
+    """A point, with the interval of the mean; a cross for a trial that was given up."""
+    kind = "o" if trial.state is State.finished else "x"
+    colour, name = shown.colour(trial), _id(plot, trial)
+    axes.plot([x], [y], kind, markersize=5, color=colour, gid=name)
+    if trial.intervals:
+        low, high = trial.intervals[0]
+        axes.plot([x, x], [low, high], color=colour, linewidth=0.9, gid=f"interval-{name}")
+
+
+def _scales(shown: Shown, trials: Sequence[Trial]) -> dict[str, Scale]:
+    """Of the parameters that differ, with the places of these trials."""
+    columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(shown.sweep)}
+    varied = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
+    return {key: scale_of(key, varied[key]) for key in list(varied)[:MOST_KEYS]}
+
+
+def _value_scale(axes: Any, values: Sequence[float]) -> None:
+    if is_wide(values):
+        axes.set_yscale("log")
+
+
+def _id(plot: str, trial: Trial) -> str:
+    return f"{plot}-t{trial.number}"

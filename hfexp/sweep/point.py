@@ -1,0 +1,64 @@
+"""One point of a sweep, as a job: done once, and afterwards remembered."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from hfexp.config import Config, OnExisting
+from hfexp.origin import Origin
+from hfexp.run_directory import RunState, experiment_name, read_state
+from hfexp.screen import note, say
+from hfexp.stamp import data_stamp
+from hfexp.sweep.membership import Point
+from hfexp.tracking.nesting import membership_of, opening_of
+
+Values = float | tuple[float, ...]
+
+
+def run(config: Config, origin: Origin) -> Values:
+    """Run a point, continue it, or say what came out of it when it was run before.
+
+    Returns:
+        What the sweep optimises: a number, or one for each of its metrics.
+
+    Raises:
+        ConfigError: it can't be run as asked.
+    """
+    point = Point.parse(str(config.point))
+    membership_of(str(config.point))
+    found = finished_run(point)
+    if found and config.on_existing is not OnExisting.rerun:
+        path, state = found
+        if state.data == data_stamp(config.dataset.source):
+            say(f"  finished before, in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
+            return _as_returned(state.values or [])
+        note(f"the data of {path.name} has changed since it was run: running it again")
+
+    from hfexp import experiment
+
+    result = experiment.run(_in_experiment_of_sweep(config, origin, point), origin)
+    return _as_returned(result.values or [])
+
+
+def finished_run(point: Point) -> tuple[Path, RunState] | None:
+    """The run directory of a point that is finished, also one that was pruned; None if it has still to be run."""
+    try:
+        path = Path(json.loads(point.file.read_text())["run_dir"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    state = read_state(path)
+    if state is None or state.status != "finished" or state.values is None or state.point != str(point):
+        return None
+    return path, state
+
+
+def _in_experiment_of_sweep(config: Config, origin: Origin, point: Point) -> Config:
+    """All runs of a sweep are in its MLflow experiment, also if it goes over datasets, which have each their own."""
+    opened = opening_of(point.directory)
+    if opened is None or experiment_name(config, origin) == opened["experiment"]:
+        return config
+    return replace(config, tracking=replace(config.tracking, experiment=opened["experiment"]))
+
+
+def _as_returned(values: list[float]) -> Values:
+    return values[0] if len(values) == 1 else tuple(values)

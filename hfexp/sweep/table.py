@@ -1,0 +1,121 @@
+"""The trials of a sweep as one table, best first: for people, for spreadsheets, and for MLflow's pages."""
+
+import csv
+import io
+import json
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hfexp.origin import mask_secrets, without_sweep
+from hfexp.sweep.ranking import ranked, ties
+from hfexp.sweep.trials import State, Sweep, Trial
+
+OPENED = "++"
+"""Put by hfexp before keys that the configuration does not list; nobody has to type it."""
+LONGEST_CELL = 300
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class TrialTable:
+    """One row for each trial."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    trials: tuple[Trial, ...]
+    """In the order of the rows."""
+    ties: frozenset[int]
+    """Numbers of those that are as good as the best, as far as one can tell."""
+
+    def csv(self) -> str:
+        """With a header."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([self.columns, *(["" if cell is None else cell for cell in row] for row in self.rows)])
+        return buffer.getvalue()
+
+    def json(self) -> str:
+        """As `mlflow.log_table` writes it, which MLflow's pages show as a table."""
+        return json.dumps({"columns": self.columns, "data": self.rows}, default=str)
+
+
+def make_table(sweep: Sweep) -> TrialTable:
+    """Finished trials, best first, then the others in their order."""
+    order = ranked(sweep.trials, sweep.directions)
+    same = ties(sweep.trials, sweep.directions)
+    placed = {trial.number for trial in order}
+    trials = [*order, *(trial for trial in sweep.trials if trial.number not in placed)]
+    keys = swept_keys(sweep)
+    with_interval = any(trial.intervals for trial in trials)
+    measured = [column for metric in sweep.metrics for column in _columns(metric, with_interval)]
+    columns = ("rank", "trial", "state", *measured, *keys, "tie", "runs", "seconds", "run_id", "error")
+    rows = []
+    for place, trial in enumerate(trials):
+        rows.append(
+            (
+                place + 1 if trial.number in placed else None, trial.number, trial.state.value,
+                *_measured(trial, len(sweep.metrics), with_interval), *(_plain(trial.params.get(k)) for k in keys),
+                "tie" if trial.number in same else None, len(trial.runs), seconds_of(trial),
+                ", ".join(run.run_id for run in trial.runs if run.run_id), _plain(error_of(trial)),
+            )
+        )  # fmt: skip
+    return TrialTable(columns, tuple(rows), tuple(trials), frozenset(same))
+
+
+def swept_keys(sweep: Sweep) -> list[str]:
+    """Keys that tell trials apart, in the order in which they were asked for; then those that only some have."""
+    found = [key for trial in sweep.trials for key in trial.params]
+    return list(dict.fromkeys([*(key for key in sweep.space if key in set(found)), *found]))
+
+
+def command_of(sweep: Sweep, trial: Trial) -> str:
+    """The command of a single run of this point, quoted for a shell."""
+    words = without_sweep([*sweep.fixed, *trial.overrides])
+    return mask_secrets(shlex.join(["hfexp", *(word.removeprefix(OPENED) for word in words)]))
+
+
+def states(sweep: Sweep) -> dict[str, int]:
+    """How many trials there are in each state."""
+    counts = Counter(trial.state for trial in sweep.trials)
+    return {state.value: counts[state] for state in State}
+
+
+def seconds_of(trial: Trial) -> float | None:
+    """Of all its runs together."""
+    known = [run.seconds for run in trial.runs if run.seconds is not None]
+    return round(sum(known), 1) if known else None
+
+
+def error_of(trial: Trial) -> str | None:
+    """Why it failed, or where it was given up."""
+    steps = [run.pruned_step for run in trial.runs if run.pruned_step is not None]
+    if trial.state is State.pruned and steps:
+        return f"pruned at step {steps[0]}"
+    return trial.error or next((run.error for run in trial.runs if run.error), None)
+
+
+def _columns(metric: str, with_interval: bool) -> Sequence[str]:
+    return (metric, f"{metric} sd", f"{metric} low", f"{metric} high") if with_interval else (metric,)
+
+
+def _measured(trial: Trial, count: int, with_interval: bool) -> list[float | None]:
+    """Values, and with replicates how sure they are, in the order of `_columns`."""
+    cells: list[float | None] = []
+    for index in range(count):
+        cells.append(trial.values[index] if trial.values else None)
+        if with_interval:
+            cells.append(trial.deviations[index] if trial.deviations else None)
+            cells += trial.intervals[index] if trial.intervals else (None, None)
+    return cells
+
+
+def _plain(value: Any) -> Cell:
+    """As a cell; no secrets, nothing endless."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = mask_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 3]}..."

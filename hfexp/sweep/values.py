@@ -1,0 +1,65 @@
+"""What a sweep optimises, by the names that a run's metrics have."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from hfexp.errors import ConfigError, did_you_mean, one_of
+
+TRAIN_SECONDS = "train_seconds"
+
+
+def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: float | None) -> list[float]:
+    """The values that a run has for a sweep.
+
+    Args:
+        names: `search.metrics`. Without a prefix, or with `eval_`: of the best model on the validation split.
+        metrics: of the run (`hfexp.experiment.Result.metrics`), and `train_seconds`.
+        objective: the value for a sweep that names none.
+
+    Raises:
+        ConfigError: the run has no such metric.
+    """
+    if names:
+        return [float(metrics[_find(name, metrics)]) for name in names]
+    if objective is None:
+        raise ConfigError("search.metrics: this run has no metric that chooses the best model; name one")
+    return [float(objective)]
+
+
+def check_names(names: Sequence[str], evaluated: Iterable[str], has_test: bool) -> None:
+    """Tell after the first evaluation whether the run will have these metrics at its end.
+
+    Args:
+        evaluated: names of what was measured on the validation split, with `eval_`.
+        has_test: there is a test split.
+
+    Raises:
+        ConfigError: it will not.
+    """
+    bases = [name.removeprefix("eval_") for name in evaluated if name.startswith("eval_")]
+    prefixes = ["best_eval_", "final_eval_", *(["test_"] if has_test else [])]
+    expected = {prefix + base for prefix in prefixes for base in bases} | {TRAIN_SECONDS}
+    for name in names:
+        _find(name, expected)
+
+
+def validation_name(name: str) -> str | None:
+    """Under which name an evaluation while training gives this metric; None if it does not."""
+    if name.startswith("test_") or name == TRAIN_SECONDS:
+        return None
+    return f"eval_{_base(name)}"
+
+
+def _base(name: str) -> str:
+    return name.removeprefix("best_").removeprefix("final_").removeprefix("eval_")
+
+
+def _find(name: str, metrics: Iterable[str]) -> str:
+    known = set(metrics)
+    candidates = [name] if validation_name(name) is None else [name, f"best_eval_{_base(name)}", f"final_eval_{name}"]
+    for candidate in candidates:
+        if candidate in known:
+            return candidate
+    allowed = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
+    raise ConfigError(
+        f"search.metrics: no metric {name!r}.{did_you_mean(name, allowed)} This run has: {one_of(allowed)}"
+    )

@@ -1,0 +1,181 @@
+"""What a sweep does within the training of one of its points: look at each evaluation, and maybe end it there."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfexp.errors import ConfigError, first_line
+from hfexp.launch import world
+from hfexp.origin import mask_secrets
+from hfexp.sweep.membership import Membership, Point, read_membership
+from hfexp.sweep.pruners import BETWEEN_EVALUATIONS, close_storage, make_pruner, open_storage
+from hfexp.sweep.settings import Pruner
+from hfexp.sweep.values import check_names, validation_name
+
+logger = logging.getLogger(__name__)
+
+DECISION = "pruned.json"
+LARGEST_SHARE = 0.02
+"""Of the time that may be spent on a study that can't be reached."""
+
+
+class WatchPoint(TrainerCallback):
+    """Reports each evaluation to the study, and stops the training when the pruner says so.
+
+    The first process asks, all follow. What was decided stays decided when the run is continued.
+    """
+
+    def __init__(self, point: Point, membership: Membership, run_dir: Path, has_test: bool) -> None:
+        self.membership = membership
+        self.has_test = has_test
+        self._decision = run_dir / DECISION
+        self._decided = _read_step(self._decision)
+        prunes = Pruner(membership.pruner) in BETWEEN_EVALUATIONS
+        # An intermediate value belongs to a trial, which has one for each step: that of its first run.
+        self._judge = Judge(point.trial, membership) if prunes and point.replicate == 0 else None
+        self._reached = 0
+        self._checked = False
+        if self._judge and self._metric is None:
+            named = membership.metrics[0]
+            raise ConfigError(f"search.pruner={membership.pruner} needs a metric of the validation split, not {named}")
+
+    @property
+    def pruned_step(self) -> int | None:
+        """The evaluation after which the training ended early, if it did."""
+        return self._decided if self._decided is not None and self._reached >= self._decided else None
+
+    @property
+    def _metric(self) -> str | None:
+        """Name in an evaluation of what the study optimises; empty: the metric that chooses the best model."""
+        return validation_name(self.membership.metrics[0]) if self.membership.metrics else ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if world.is_together():
+            self._decided = world.share(self._decided)
+        self._reached = state.global_step
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        metrics, step = metrics or {}, state.global_step
+        if not self._checked:
+            check_names(self.membership.metrics, metrics, self.has_test)
+            self._checked = True
+        self._reached = step
+        if self._judge is None or not step:
+            return
+        value = float(metrics[self._metric or _prefixed(str(args.metric_for_best_model))])
+        ends_anyway = control.should_training_stop or step >= state.max_steps
+        if self._is_hopeless(step, value) and not ends_anyway:
+            if world.rank() == 0:
+                _write_step(self._decision, step)
+            self._decided = step
+            control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._judge is not None:
+            self._judge.close()
+
+    def _is_hopeless(self, step: int, value: float) -> bool:
+        """What the first process finds, in all of them; what was decided before it was interrupted is not asked."""
+        if self._decided is not None:
+            return step >= self._decided
+        assert self._judge is not None
+        answer = self._judge.asks_to_stop(step, value) if world.rank() == 0 else False
+        return world.share(answer) if world.is_together() else answer
+
+
+class Judge:
+    """One trial of a study, through Optuna's storage; without it nothing is pruned."""
+
+    def __init__(self, trial: int, membership: Membership) -> None:
+        self.trial = trial
+        self.membership = membership
+        self.pruner = make_pruner(membership.pruner, membership.pruner_args)
+        self._storage: Any = None
+        self._study: Any = None
+        self._not_before = 0.0
+        self._clock: Callable[[], float] = time.monotonic
+        self._warned = False
+
+    def asks_to_stop(self, step: int, value: float) -> bool:
+        """Report a value of the trial and ask the pruner."""
+        started = self._clock()
+        if started < self._not_before:
+            return False
+        try:
+            return self._ask(step, value)
+        except Exception as error:  # whatever a database says: the training is worth more
+            self.close()
+            self._not_before = self._clock() + (self._clock() - started) / LARGEST_SHARE
+            if not self._warned:
+                reason = mask_secrets(first_line(error))
+                logger.warning("the study of the sweep can't be reached, nothing is pruned meanwhile: %s", reason)
+            self._warned = True
+            return False
+
+    def close(self) -> None:
+        """Let go of the storage; it is opened again when it is needed."""
+        if self._storage is not None:
+            close_storage(self._storage)
+        self._storage = self._study = None
+
+    def _ask(self, step: int, value: float) -> bool:
+        """As `optuna.Trial.report` and `should_prune` do; making an `optuna.Trial` would bother the sampler."""
+        if self._study is None:
+            import optuna
+
+            self._storage = open_storage(self.membership.storage)
+            self._study = optuna.load_study(
+                study_name=self.membership.study,
+                storage=self._storage,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=self.pruner,
+            )
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, self.trial)
+        storage.set_trial_intermediate_value(trial_id, step, value)
+        return bool(self.pruner.prune(self._study, storage.get_trial(trial_id)))
+
+
+def watch_point(point: str | None, run_dir: Path, has_test: bool) -> WatchPoint | None:
+    """The callback for a point of a sweep; None for a run by itself."""
+    if point is None:
+        return None
+    parsed = Point.parse(point)
+    return WatchPoint(parsed, read_membership(parsed.directory), run_dir, has_test)
+
+
+def _prefixed(metric: str) -> str:
+    return metric if metric.startswith("eval_") else f"eval_{metric}"
+
+
+def _read_step(path: Path) -> int | None:
+    try:
+        return int(json.loads(path.read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_step(path: Path, step: int) -> None:
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w") as file:
+        json.dump({"step": step}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)

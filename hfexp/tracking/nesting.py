@@ -1,0 +1,107 @@
+"""Runs within a sweep: how a child is found under its parent, whichever of the two the store learns of first.
+
+MLflow nests by the tag `mlflow.parentRunId`. While the store is away, no run has an id; both sides then know the key
+with which the parent's journal begins, and the one that is delivered last sets the tag.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hfexp.config import Config
+from hfexp.errors import ConfigError
+from hfexp.sweep.membership import DEFINITION, Membership, Point, read_membership
+from hfexp.tracking.delivered import recorded_state
+from hfexp.tracking.journal import FOLDER, JOURNAL, Entry
+
+PARENT = "mlflow.parentRunId"
+KEY = "hfexp.run_key"
+"""Tag of every run."""
+SWEEP_KEY = "hfexp.sweep_key"
+"""Tag of a child: the parent's `hfexp.run_key`."""
+KIND, SWEEP = "hfexp.kind", "sweep"
+"""Tag of a sweep's own run."""
+PAGE = 1000
+ONLY_BEST = "@best"
+
+
+def register_of_run(config: Config) -> str | None:
+    """Name under which a run's model is registered; in a sweep `NAME@best` is for the best of its runs alone."""
+    asked = config.tracking.register or ""
+    name = asked.removesuffix(ONLY_BEST)
+    return None if not name or (name != asked and config.point is not None) else name
+
+
+def register_of_sweep(config: Config) -> str | None:
+    """Name under which the best model of a sweep is registered."""
+    asked = config.tracking.register or ""
+    return asked.removesuffix(ONLY_BEST) if asked.endswith(ONLY_BEST) else None
+
+
+def membership_of(point: str) -> Membership:
+    """What a point of a sweep knows of it.
+
+    Raises:
+        ConfigError: the sweep's directory does not say it.
+    """
+    directory = Point.parse(point).directory
+    try:
+        return read_membership(directory)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"point={point}: {directory / DEFINITION} can't be read ({error}); `hfexp -m` sets this key"
+        ) from error
+
+
+def child_tags(point: str | None) -> dict[str, str]:
+    """What ties a run to its sweep; nothing for a run by itself."""
+    if point is None:
+        return {}
+    parsed, membership = Point.parse(point), membership_of(point)
+    tags = {"hfexp.sweep": membership.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
+    opened = opening_of(parsed.directory)
+    if opened:
+        tags[SWEEP_KEY] = opened["key"]
+    parent = membership.parent_run_id or recorded_state(parsed.directory).get("run_id")
+    return tags | ({PARENT: parent} if parent else {})
+
+
+def opening_of(directory: Path) -> Entry | None:
+    """The first entry of a journal that another process may be writing; None if there is none."""
+    try:
+        with (directory / FOLDER / JOURNAL).open("rb") as file:
+            entry = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+    return entry if entry.get("kind") == "create" else None
+
+
+def recorded_run(run_dir: Path) -> str:
+    """Id of the run that was recorded from a directory.
+
+    Raises:
+        LookupError: it is not recorded yet.
+    """
+    run_id = recorded_state(run_dir).get("run_id")
+    if run_id is None:
+        raise LookupError(f"the run of {run_dir} is not recorded yet")
+    return run_id
+
+
+def connect(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
+    """Tie a run that was just created to its parent, or a sweep to the children that were delivered before it."""
+    join_parent(client, experiment_id, run_id, create)
+    if create["tags"].get(KIND) != SWEEP:
+        return
+    for child in client.search_runs([experiment_id], f"tags.`{SWEEP_KEY}` = '{create['key']}'", max_results=PAGE):
+        client.set_tag(child.info.run_id, PARENT, run_id)
+
+
+def join_parent(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
+    """Tag a run with its parent, if that was not known when the run began."""
+    key = create["tags"].get(SWEEP_KEY)
+    if key is None or PARENT in create["tags"]:
+        return
+    found = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
+    if found:
+        client.set_tag(run_id, PARENT, found[0].info.run_id)
