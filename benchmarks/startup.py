@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.harness import ROOT, Report, interleave, parser, publish, ratio, scratch, table, turns
 
 ROUNDS, FIRST_STEP_ROUNDS = 9, 7
-OWN, BARE = "hfexp, one step", "script, one step"
+OWN, BARE, RECORDED = "hfexp, one step", "script, one step", "script with an MLflow run, one step"
 HYDRA = "python -c 'import hydra'"
 SHOWN = 15
 WATCHED = (
@@ -96,12 +96,17 @@ def seconds(words: list[str]) -> float:
 
 def measure_first_step(report: Report, rounds: int, warm: bool) -> None:
     """From the start of the process to the end of the first optimizer step."""
-    ways = {OWN: lambda: first_step(command(*RUN))[0], BARE: lambda: first_step(bare())[0]}
+    store = f"sqlite:///{Path('outputs/mlflow.db').absolute()}"
+    ways = {
+        OWN: lambda: first_step(command(*RUN))[0],
+        BARE: lambda: first_step(bare())[0],
+        RECORDED: lambda: first_step([*bare(), store])[0],
+    }
     for way in ways.values() if warm else ():
         way()
     found = interleave(ways, rounds)
     title = f"Start to the end of the first step, {turns(rounds)}"
-    report.section(title, "s", found, [ratio(found, OWN, BARE, limit=1.15)])
+    report.section(title, "s", found, [ratio(found, OWN, BARE, limit=1.15), ratio(found, OWN, RECORDED)])
 
 
 def bare(*flags: str) -> list[str]:
