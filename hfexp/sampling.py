@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[int]):
     """Yields keys `epoch * num_rows + index`, shuffled by (seed, epoch).
 
-    The Trainer calls `set_epoch` at the beginning of each epoch, through Accelerate's data loader.
+    `hfexp.training.TellEpoch` calls `set_epoch` at the beginning of each epoch.
     """
 
     def __init__(self, num_rows: int, seed: int, shuffle: bool = True) -> None:

@@ -67,7 +67,10 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transforme
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
         if isinstance(dataset, ProcessedDataset) and strategy in ("random", "sequential"):
-            return EpochSampler(len(dataset), self.args.seed, shuffle=strategy == "random")
+            sampler = EpochSampler(len(dataset), self.args.seed, shuffle=strategy == "random")
+            self.remove_callback(TellEpoch)
+            self.add_callback(TellEpoch(sampler))
+            return sampler
         return super()._get_train_sampler(train_dataset)
 
     def compute_loss(
@@ -82,6 +85,23 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transforme
         smoothing = float(self.args.label_smoothing_factor)
         loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the sampler its epoch, from which the order of the samples follows.
+
+    The Trainer does so through the data loader, which does not reach the sampler when several processes resume in
+    mid-epoch (`accelerate` 1.15, `skip_first_batches` around a `BatchSamplerShard`): they would take the samples of
+    another epoch.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class StopOnSignal(TrainerCallback):

@@ -5,10 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from accelerate import Accelerator, skip_first_batches
+from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.images import RandomAffine
 from hfexp.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
+from hfexp.training import TellEpoch
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:
@@ -26,11 +30,20 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
 
 
 def test_the_data_loader_tells_the_sampler_its_epoch() -> None:
-    from accelerate import Accelerator
-
     loader = Accelerator(cpu=True).prepare(DataLoader(range(8), sampler=EpochSampler(4, 0), batch_size=2))
     loader.set_epoch(1)
     assert sorted(int(x) for batch in loader for x in batch) == [4, 5, 6, 7]
+
+
+def test_processes_that_resume_in_mid_epoch_take_the_samples_of_that_epoch() -> None:
+    sampler = EpochSampler(8, seed=0)
+    second_of_two = BatchSamplerShard(BatchSampler(sampler, 2, drop_last=False), num_processes=2, process_index=1)
+    loader: Any = skip_first_batches(DataLoaderShard(range(16), batch_sampler=second_of_two), 1)  # pyright: ignore
+    TellEpoch(sampler).on_epoch_begin(TrainingArguments(), TrainerState(epoch=1.5), TrainerControl())
+    loader.set_epoch(1)
+    whole = EpochSampler(8, seed=0)
+    whole.set_epoch(1)
+    assert [batch.tolist() for batch in loader] == [list(whole)[6:]]
 
 
 def test_generators_are_given_back_as_found() -> None:
