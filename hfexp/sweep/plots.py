@@ -87,7 +87,7 @@ def _saved(figure: "Figure", form: str) -> bytes:
 def history(shown: Shown) -> "Figure | None":
     """Values in the order of the trials, and the best so far."""
     measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
-    if not measured or len(shown.sweep.directions) > 1:
+    if not measured or len(shown.sweep.directions) != 1:
         return None
     figure, axes = _axes("value by trial", "trial", shown.sweep.metrics[0])
     better = max if shown.sweep.directions[0] == "maximize" else min
