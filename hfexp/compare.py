@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfexp.chosen import choose_runs, is_sweep
 from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.records import RunRecord, choose_runs, metric_history
+from hfexp.records import RunRecord, metric_history
 from hfexp.tracking.store import tracking_uri
 
 TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30
@@ -25,7 +26,7 @@ LOWER_IS_BETTER = re.compile(r"(loss|brier|ece|perplexity|error|mae|mse)$")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NO_NUMBER = ("-", "nan", "inf", "-inf")
 NO_ENVIRONMENT = re.compile(
-    "hfexp.(config_hash|command|overrides|run_dir|run_key|pid|process|status.*|resumed|metric.*|pruned)$"
+    "hfexp.(config_hash|command|overrides|run_dir|run_key|pid|process|status.*|resumed|metric.*|pruned|sweep.*|trial|replicate)$"
 )
 """Tags that say how a run was asked for and how it went; our other tags are its environment."""
 
@@ -65,7 +66,7 @@ def main(words: list[str]) -> int:
 
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
-    parser.add_argument("what", nargs="*", help="experiments, run names or run ids (default: the newest experiment)")
+    parser.add_argument("what", nargs="*", help="experiments, runs, or sweep=NAME (default: the newest experiment)")
     parser.add_argument("--metric", help="rank by this one (default: the one by which the best checkpoint is chosen)")
     parser.add_argument("--order", choices=("min", "max"), help="which end of the metric is best")
     parser.add_argument("--where", metavar="FILTER", help='as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
@@ -88,7 +89,7 @@ def _parents(runs: list[RunRecord]) -> set[str]:
     children = [run for run in runs if "mlflow.parentRunId" in run.tags]
     keys = set().union(*(run.params for run in children))
     parents = {run.tags["mlflow.parentRunId"] for run in children}
-    return {run.run_id for run in runs if run.run_id in parents and keys.isdisjoint(run.params)}
+    return {r.run_id for r in runs if is_sweep(r) or (r.run_id in parents and keys.isdisjoint(r.params))}
 
 
 def rank(runs: list[RunRecord], metric: str | None = None, order: str | None = None, full: bool = False) -> Ranking:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hfexp.errors import ConfigError, RunError, did_you_mean, one_of
+from hfexp.errors import ConfigError, RunError
 from hfexp.tracking.store import find_problem, why_unreachable
 
 SQLITE = "sqlite:///"
 PAGE = 1000
 BUSY_SECONDS = 20
-MIN_PREFIX = 6
 EXAMPLE = "\"metrics.test_accuracy > 0.9 and params.seed = '1'\""
 
 T = TypeVar("T")
@@ -78,44 +77,10 @@ def newest_run(uri: str) -> RunRecord | None:
     return found[0] if found else None
 
 
-def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
-    """Runs in the order in which they are named, and the ids among them that were named one by one.
-
-    Args:
-        words: experiments, run names, run ids or beginnings of ids; none: the experiment of the newest run.
-        where: filter as in `read_runs`.
-    """
-    if not words:
-        newest = newest_run(uri)
-        if newest is None:
-            raise ConfigError(f"no runs are recorded in {uri} yet: run `hfexp` first, or give --uri")
-        return read_runs(uri, experiment=newest.experiment, where=where), []
+def list_runs(uri: str) -> list[RunRecord]:
+    """All runs of a store, newest first; quickly, and maybe without params, metrics and tags."""
     known = _in_database(uri, lambda connection: _sql_runs(connection, details=False))
-    known = read_runs(uri) if known is None else known
-    experiments = {run.experiment for run in known}
-    named = [_find_run(word, known) for word in words if word not in experiments]
-    ids = named + [run.run_id for run in known if run.experiment in words]
-    by_id = {run.run_id: run for run in read_runs(uri, run_ids=ids, where=where)}
-    return [by_id[run_id] for run_id in dict.fromkeys(ids) if run_id in by_id], named
-
-
-def _find_run(word: str, known: list[RunRecord]) -> str:
-    """The id of the run that a word means."""
-    for candidates in (
-        [run.run_id for run in known if run.run_id == word],
-        [run.run_id for run in known if run.name == word],
-        [run.run_id for run in known if len(word) >= MIN_PREFIX and run.run_id.startswith(word)],
-    ):
-        if len(candidates) == 1:
-            return candidates[0]
-        if candidates:
-            raise ConfigError(f"{word!r} means {len(candidates)} runs: {one_of(candidates, 10)}")
-    experiments, names = {run.experiment for run in known}, {run.name for run in known}
-    raise ConfigError(
-        f"{word!r} is no experiment, run name, run id or beginning of one ({MIN_PREFIX} characters or more)."
-        f"{did_you_mean(word, [*experiments, *names])} "
-        f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
-    )
+    return read_runs(uri) if known is None else known
 
 
 def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -11,6 +11,7 @@ from hfexp.origin import Origin, without_sweep
 from hfexp.sweep import point
 from hfexp.sweep.membership import Membership, write_membership
 from hfexp.sweep.pruners import close_storage, open_storage
+from hfexp.sweep.trials import State, Sweep, Trial, TrialRun
 
 OTHERS_LOSS = 0.01
 """Of the trials that are finished: no short training comes near it."""
@@ -60,3 +61,35 @@ def run_point(*words: str) -> point.Values:
     cfg, choices = compose(*words)
     overrides = without_sweep(list(words))
     return point.run(to_config(cfg), Origin(choices, overrides, f"hfexp {' '.join(overrides)}"))
+
+
+def a_sweep(directory: Path, *trials: Trial, **changes: Any) -> Sweep:
+    """As the sweeper sees it; `changes`: fields of `Sweep`."""
+    settings: dict[str, Any] = {
+        "name": directory.name,
+        "directory": directory,
+        "command": "hfexp -m 'trainer.args.learning_rate=0.001,0.1' model=vit_digits",
+        "method": "grid",
+        "metrics": ("loss",),
+        "directions": ("minimize",),
+        "fixed": ("model=vit_digits", "search=tpe"),
+        "space": {"trainer.args.learning_rate": "0.001,0.1", "model": "vit_digits,resnet"},
+        "seconds": 7200.0,
+        **changes,
+    }
+    return Sweep(trials=trials, **settings)
+
+
+def a_trial(number: int, value: float | None, state: State = State.finished, **changes: Any) -> Trial:
+    """A trial of one run; `changes`: fields of `Trial`."""
+    rate = 10.0 ** -(number % 4)
+    params = {"trainer.args.learning_rate": rate, "model": "resnet" if number % 2 else "vit_digits"}
+    values = None if value is None else (value,)
+    settings: dict[str, Any] = {
+        "params": params,
+        "overrides": (f"++trainer.args.learning_rate={rate}",),
+        "values": values,
+        "runs": (TrialRun(0, state, values=values, seconds=2.0),),
+        **changes,
+    }
+    return Trial(number, state=state, **settings)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hfexp import records
+from hfexp import chosen, records
 from hfexp.compare import main, rank
 from hfexp.errors import ConfigError, RunError
 from hfexp.records import RunRecord, metric_history, newest_run, read_runs
@@ -428,7 +428,7 @@ def test_unknown_words(compare: Any, word: str, message: str) -> None:
 
 
 def test_prefix_of_several_runs(store: Store, compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "MIN_PREFIX", 0)
+    monkeypatch.setattr(chosen, "MIN_PREFIX", 0)
     with pytest.raises(ConfigError, match="'' means 10 runs"):
         compare("")
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["hfexp.progress"],
     ["hfexp.recording"],
     ["hfexp.preflight", "hfexp.serving"],
-    ["hfexp.launch.stop"],
+    ["hfexp.launch.stop", "hfexp.chosen"],
     ["hfexp.training", "hfexp.profiling", "hfexp.checks", "hfexp.inference", "hfexp.reporting.report"],
     ["hfexp.reporting.sections"],
     ["hfexp.reporting.page"],

@@ -141,6 +141,9 @@ class Parent:
             logger.warning("the record of the sweep could not be brought up to date: %s", first_line(error))
 
     def _write(self, sweep: Sweep, study: Any) -> None:
+        finished = [trial for trial in sweep.trials if trial.state is State.finished]
+        self.tracker.set_tags(_tags(sweep))
+        self.tracker.log_metrics(_best_values(sweep), len(finished))
         table, artifacts = make_table(sweep), self.directory.artifacts
         _write_whole(artifacts / SHEET, table.csv().encode("utf-8", "replace"))
         _write_whole(artifacts / TRIALS, table.json().encode("utf-8", "replace"))
@@ -150,9 +153,6 @@ class Parent:
             _write_whole(artifacts / f"{name}.png", drawing.png)
         with guarded("report"):
             _write_pages(artifacts, SweepPage(sweep, table, drawings, len(shown.trials)))
-        self.tracker.set_tags(_tags(sweep))
-        finished = [trial for trial in sweep.trials if trial.state is State.finished]
-        self.tracker.log_metrics(_best_values(sweep), len(finished))
         self.tracker.log_artifacts(artifacts)
 
     def _shown(self, sweep: Sweep, table: TrialTable, study: Any) -> Shown:
@@ -235,9 +235,9 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
         params = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
         if len(complete) < FEWEST_FOR_IMPORTANCE or len(params) < 2:
             return {}
-        found = optuna.importance.get_param_importances(
-            study, params=sorted(params), target=lambda trial: trial.values[0]
-        )
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        target = {"params": sorted(params), "target": lambda trial: trial.values[0]}
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
         return {mask_secrets(str(name)): float(share) for name, share in found.items()}
     return {}
 

@@ -87,16 +87,17 @@ def _saved(figure: "Figure", form: str) -> bytes:
 def history(shown: Shown) -> "Figure | None":
     """Values in the order of the trials, and the best so far."""
     measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
-    if not measured or len(shown.sweep.directions) > 1:
+    if not measured or len(shown.sweep.directions) != 1:
         return None
     figure, axes = _axes("value by trial", "trial", shown.sweep.metrics[0])
     better = max if shown.sweep.directions[0] == "maximize" else min
-    numbers, so_far = [], []
+    numbers: list[int] = []
+    so_far: list[float] = []
     for trial, value in measured:
         _point(axes, "history", shown, trial, trial.number, value)
         if trial.state is State.finished:
             numbers.append(trial.number)
-            so_far.append(better(so_far[-1], value) if so_far else value)
+            so_far.append(better([value, *so_far[-1:]]))
     axes.step(numbers, so_far, where="post", color=GREEN, linewidth=1.2, label="best so far", zorder=1)
     _value_scale(axes, [value for _, value in measured])
     axes.legend(loc="best")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hfexp.origin import mask_secrets
-from hfexp.reporting.page import Code, Picture, Report, Section, Table, Text
+from hfexp.reporting.page import Block, Code, Picture, Report, Section, Table, Text
 from hfexp.sweep.plots import Drawing
 from hfexp.sweep.ranking import best
 from hfexp.sweep.table import TrialTable, command_of, error_of, states
@@ -129,10 +129,10 @@ class SweepPage:
         names = [str(trial.number) for trial in table.trials] if interactive else []
         numbers = frozenset(n for n, _ in enumerate(table.columns) if any(_is_number(row[n]) for row in table.rows))
         strong = frozenset({0} if table.rows and table.rows[0][0] == 1 else ())
-        blocks = [Table(table.columns, rows, numbers=numbers, strong=strong, names=names)] if rows else []
+        blocks: list[Block] = [Table(table.columns, rows, numbers=numbers, strong=strong, names=names)] if rows else []
         if rows and self.drawn != len(rows):
             blocks.append(Text(f"The pictures show the first {self.drawn} of these {len(rows)} trials."))
-        return Section("Trials", list(blocks))
+        return Section("Trials", blocks)
 
     def _failures(self) -> Section:
         failed = [trial for trial in self.sweep.trials if trial.state is State.failed]

@@ -1,0 +1,74 @@
+"""Which runs a person means: by experiment, name, id, or as those of a sweep."""
+
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.records import RunRecord, list_runs, newest_run, read_runs
+
+MIN_PREFIX = 6
+SWEEP = "sweep="
+
+
+def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
+    """Runs in the order in which they are named, and the ids among them that were named one by one.
+
+    Args:
+        words: experiments, run names, run ids or beginnings of ids, `sweep=NAME`; none: the experiment of the newest
+            run. A sweep, also by the name or id of its own run, means the runs of its jobs.
+        where: filter as in `read_runs`.
+    """
+    if not words:
+        newest = newest_run(uri)
+        if newest is None:
+            raise ConfigError(f"no runs are recorded in {uri} yet: run `hfexp` first, or give --uri")
+        return read_runs(uri, experiment=newest.experiment, where=where), []
+    known = list_runs(uri)
+    experiments = {run.experiment for run in known}
+    single = [word for word in words if word not in experiments and not word.startswith(SWEEP)]
+    named = [_find_run(word, known) for word in single]
+    ids = named + [run.run_id for run in known if run.experiment in words]
+    by_id = {run.run_id: run for run in read_runs(uri, run_ids=ids, where=where)}
+    chosen = [by_id[run_id] for run_id in dict.fromkeys(ids) if run_id in by_id]
+    sweeps = {run_id for run_id in named if is_sweep(by_id.get(run_id))}
+    names = [word.removeprefix(SWEEP) for word in words if word.startswith(SWEEP)]
+    jobs = _jobs(uri, names, sweeps, where) if names or sweeps else []
+    runs = {run.run_id: run for run in chosen + jobs if run.run_id not in sweeps}
+    return list(runs.values()), [run_id for run_id in named if run_id not in sweeps]
+
+
+def is_sweep(run: RunRecord | None) -> bool:
+    """Whether it is the run of a whole sweep."""
+    return run is not None and run.tags.get("hfexp.kind") == "sweep"
+
+
+def _jobs(uri: str, names: list[str], parents: set[str], where: str | None) -> list[RunRecord]:
+    """Runs of the jobs of sweeps."""
+    everything = read_runs(uri)
+    known = {run.tags["hfexp.sweep"] for run in everything if "hfexp.sweep" in run.tags}
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"{SWEEP}{name}: there is no such sweep.{hint} Sweeps: {one_of(known, 20) or 'none'}")
+    ids = [
+        run.run_id
+        for run in everything
+        if run.tags.get("hfexp.sweep") in names or run.tags.get("mlflow.parentRunId") in parents
+    ]
+    return read_runs(uri, run_ids=ids, where=where)
+
+
+def _find_run(word: str, known: list[RunRecord]) -> str:
+    """The id of the run that a word means."""
+    for candidates in (
+        [run.run_id for run in known if run.run_id == word],
+        [run.run_id for run in known if run.name == word],
+        [run.run_id for run in known if len(word) >= MIN_PREFIX and run.run_id.startswith(word)],
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise ConfigError(f"{word!r} means {len(candidates)} runs: {one_of(candidates, 10)}")
+    experiments, names = {run.experiment for run in known}, {run.name for run in known}
+    raise ConfigError(
+        f"{word!r} is no experiment, run name, run id or beginning of one ({MIN_PREFIX} characters or more)."
+        f"{did_you_mean(word, [*experiments, *names])} "
+        f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
+    )
