@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
 
 
 def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
-    """Make the SQLite file whole or not at all: killed in the middle, Optuna would leave tables that it then trusts."""
+    """Make the SQLite file whole or not at all: killed meanwhile, Optuna would leave tables that it then trusts."""
     if path.exists():
         return
     unfinished = path.with_name(f".{path.name}.new")
