@@ -118,6 +118,7 @@ class _Job:
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
         origin = Origin(choices, overrides, command_line(self.words), config_sources=sources)
         config = to_config(cfg)
+        _refuse_search_of_one(overrides)
         if world.rank() == 0:
             screen.show_choices(config, origin)
 
@@ -131,6 +132,13 @@ def _is_multirun() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _refuse_search_of_one(overrides: list[str]) -> None:
+    """Without `-m` there is one run, and nothing to search."""
+    asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
+    if asked is not None and not _is_multirun():
+        raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
 
 
 def _hydra_words(words: list[str]) -> list[str]:

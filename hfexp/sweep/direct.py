@@ -139,7 +139,8 @@ class _Started:
                 changed()
                 view = self._view(schedule)
                 summary.show(view)
-                error = summary.failure_of(view, schedule.errors, schedule.total, schedule.ended_early)
+                retries, early = self.search.retries, schedule.ended_early
+                error = summary.failure_of(view, schedule.errors, schedule.total, retries, early)
                 if error is not None:
                     raise error
         finally:

@@ -154,7 +154,8 @@ def read_space(
         if key.lstrip("+") not in given:
             dimension = _from_node(key, node, parser, seed, opened)
             dimensions[dimension.element] = dimension
-    ordered = _ordered(list(dimensions.values()))
+    written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
+    ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
     return Space(tuple(layout.items()), ordered, function)
 
 
@@ -181,7 +182,7 @@ def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: 
 
 def _listed(values: Any) -> str:
     items = values if isinstance(values, list) else [values]
-    return f"choice({','.join(spelling(item) for item in items)})" if len(items) > 1 else spelling(items[0])
+    return ",".join(spelling(item) for item in items)  # within `choice(...)` Hydra would lose quotes, and take no null
 
 
 def _comparable(allowed: Any) -> tuple[str, ...]:

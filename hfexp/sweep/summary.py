@@ -51,14 +51,16 @@ def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, E
     return found
 
 
-def failure_of(sweep: Sweep, errors: Mapping[str, Exception], total: int, ended_early: bool) -> SweepError | None:
+def failure_of(
+    sweep: Sweep, errors: Mapping[str, Exception], total: int, retries: int, ended_early: bool
+) -> SweepError | None:
     """The error that the sweep ends with, if any of its jobs (`total` in all) failed."""
     found = failures(sweep, errors)
     if not found:
         return None
     more = "; search.max_failures ended the sweep early" if ended_early else ""
-    if any(trial.attempts for trial in sweep.trials if trial.state is State.failed):
-        more += "; the same command tries again those that have retries left (search.retries)"
+    if any(trial.attempts <= retries for trial in sweep.trials if trial.state is State.failed):
+        more += "; the same command tries them again, as often as search.retries says"
     return SweepError(found, total, more)
 
 
