@@ -21,7 +21,7 @@ DEFAULT_EXPERIMENT = "experiment=digits_vit"
 
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
-    "metrics.", "task.",
+    "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
 )  # fmt: skip
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
 

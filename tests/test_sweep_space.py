@@ -191,8 +191,11 @@ def test_comparisons_of_values() -> None:
 
 
 def test_each_value_is_tried_before_a_sweep() -> None:
-    space = read(["a=1,2", "b=x,y", "c=interval(0,1)"])
-    assert space.samples(9) == [("a=1", "b=x", "c=0.0"), ("a=2", "b=x", "c=0.0"), ("a=1", "b=y", "c=0.0")]
+    space = read(["a=1,2", "b=x,y", "c=interval(0,1)", "d=1,2"])
+    first = ("a=1", "b=x", "c=0.0", "d=1")
+    found = space.samples({"a", "b", "c"}, 9)
+    assert found == [first, ("a=2", *first[1:]), ("a=1", "b=y", *first[2:])]
+    assert space.samples() == [first]
 
 
 def test_an_interval_of_a_mean() -> None:

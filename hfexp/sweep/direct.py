@@ -69,7 +69,7 @@ class Direction:
 
     def example_config(self, space: Space) -> Config | None:
         """The typed configuration of a first point; None in another application."""
-        composed = self._compose(space.job(space.samples(1)[0]))
+        composed = self._compose(space.job(space.samples()[0]))
         return to_config(without_hydra(composed)) if OmegaConf.get_type(composed) is Config else None
 
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
@@ -80,8 +80,12 @@ class Direction:
         return search, plain
 
     def _check(self, space: Space) -> dict[str, Any]:
-        """Compose points that show each value once, and return the first as plain containers."""
-        composed = [self._compose(space.job(words)) for words in space.samples(MOST_CHECKED)]
+        """Compose a first point, and points with each option of a group; return the first as plain containers.
+
+        A wrong key or option ends the sweep before it begins; a value that turns out to be wrong is its job's failure.
+        """
+        groups = self.config.hydra.runtime.choices
+        composed = [self._compose(space.job(words)) for words in space.samples(groups, MOST_CHECKED)]
         found: Any = OmegaConf.to_container(without_hydra(composed[0]), resolve=False)
         return found
 

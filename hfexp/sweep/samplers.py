@@ -38,6 +38,10 @@ PRUNERS = {
 }
 
 
+ANSWER = "hfexp:answer"
+"""Attribute of a trial: the parameters that were chosen together, before the first of them is set."""
+
+
 class Reproducible(BaseSampler):
     """Makes a sampler anew for each question."""
 
@@ -55,9 +59,17 @@ class Reproducible(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
+        storage = study._storage
+        answered = storage.get_trial_system_attrs(trial._trial_id).get(ANSWER)
+        if answered is not None:  # GP looks at running trials too, and so at what this one has been given
+            return answered
         sampler = self._sampler(trial, "")
         sampler.infer_relative_search_space(study, trial)  # which some keep for the next call
-        return sampler.sample_relative(study, trial, search_space)
+        params = sampler.sample_relative(study, trial, search_space)
+        if params:
+            params = {name: value.item() if hasattr(value, "item") else value for name, value in params.items()}
+            storage.set_trial_system_attr(trial._trial_id, ANSWER, params)
+        return params
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

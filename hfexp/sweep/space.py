@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,12 +106,12 @@ class Space:
                 chosen.setdefault(key.lstrip("+"), f"{key}={spelling(value)}")
         return Point(params, tuple(chosen.values()))
 
-    def samples(self, limit: int) -> list[tuple[str, ...]]:
-        """Words of points that show each value of each key once, to be tried before the sweep begins."""
+    def samples(self, keys: Container[str] = (), limit: int = 1) -> list[tuple[str, ...]]:
+        """Words of a first point, and of others that show each value of certain keys once."""
         first = {d.key: d.word(_first(d)) for d in self.dimensions if not d.when}
         found = [tuple(first.values())]
         for dimension in self.dimensions:
-            if not dimension.when:
+            if dimension.key in keys and not dimension.when:
                 words = (dimension.word(value) for value in dimension.values[1:])
                 found += [tuple({**first, dimension.key: word}.values()) for word in words]
         return list(itertools.islice(found, limit))
