@@ -19,6 +19,7 @@ NAMES = (
     "compare_runs",
     "digits_accuracy",
     "launchers",
+    "sweeps",
 )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp import cli
+from hfexp.launch import forkserver
 
 RATE, DECAY = "trainer.args.learning_rate", "trainer.args.weight_decay"
 
@@ -51,5 +52,6 @@ def work(cfg: Any) -> float:
 
 
 if __name__ == "__main__":
+    forkserver.WARM = "hfexp.launch.jobs"  # the jobs need none of the slow imports
     cli._Job = job_class(work)
     sys.exit(cli.main(sys.argv[1:]))
