@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Test files are spread over processes; beyond four they would wait for each other's disk.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install run test test-all lint format type ui wheel bench clean
+.PHONY: help install run test test-all chaos lint format type ui wheel bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +23,9 @@ run: install ## run the main job: train a small ViT on handwritten digits
 
 test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
+
+chaos: install ## kill a sweep a hundred times (ten rounds): it must end as if undisturbed
+	HFEXP_CHAOS=10 $(BIN)/python -m pytest tests/test_sweep.py -k killed_again
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)

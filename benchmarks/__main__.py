@@ -20,6 +20,7 @@ NAMES = (
     "compare_runs",
     "digits_accuracy",
     "launchers",
+    "sweeps",
 )
 
 

@@ -122,6 +122,7 @@ class _Job:
             overrides = without_sweep(overrides)
             words = [*_config_flags(self.words), *overrides]
         origin = Origin(choices, overrides, command_line(words), config_sources=sources)
+        _refuse_search_of_one(overrides)
         if world.rank() == 0:
             screen.show_choices(config, origin)
 
@@ -149,6 +150,13 @@ def _is_multirun() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _refuse_search_of_one(overrides: list[str]) -> None:
+    """Without `-m` there is one run, and nothing to search."""
+    asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
+    if asked is not None and not _is_multirun():
+        raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
 
 
 def _hydra_words(words: list[str]) -> list[str]:

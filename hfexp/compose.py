@@ -21,7 +21,7 @@ DEFAULT_EXPERIMENT = "experiment=digits_vit"
 
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
-    "metrics.", "task.",
+    "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
 )  # fmt: skip
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
 
@@ -68,13 +68,14 @@ def _register_plugins() -> None:
 def prepare_overrides(words: list[str]) -> list[str]:
     """Add the default experiment where nothing was chosen, and open the free-form sections."""
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
-    words = [_open(word) for word in words]
+    words = [opened(word) for word in words]
     if not chosen & {"experiment", "task", "model", "dataset"}:
         words.append(DEFAULT_EXPERIMENT)
     return words
 
 
-def _open(word: str) -> str:
+def opened(word: str) -> str:
+    """With the `++` that Hydra needs for a key of the free-form sections."""
     return f"++{word}" if word.startswith(OPEN_SECTIONS) and "=" in word else word
 
 

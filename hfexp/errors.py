@@ -17,12 +17,16 @@ class RunError(RuntimeError):
     """What went wrong while running, in words that need no traceback."""
 
 
+class Interrupted(RunError):
+    """A job was asked to stop; the same command continues it."""
+
+
 class SweepError(RunError):
     """Some jobs of a sweep failed; the others were done."""
 
-    def __init__(self, failures: Sequence[tuple[str, Exception]], total: int) -> None:
-        """`failures`: name of each job that failed, and why; `total`: of jobs."""
-        super().__init__(f"{len(failures)} of {total} jobs failed")
+    def __init__(self, failures: Sequence[tuple[str, Exception]], total: int, more: str = "") -> None:
+        """`failures`: name of each job that failed, and why; `total`: of jobs; `more`: what is to be said as well."""
+        super().__init__(f"{len(failures)} of {total} jobs failed{more}")
         self.failures = list(failures)
 
 

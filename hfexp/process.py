@@ -45,6 +45,13 @@ class ProcessId:
             return bool(here[0])  # this machine, if it is known by more than its name, was started anew since
         return here[2] == there[2] and _start_of(self.pid) not in (there[3], UNKNOWN)
 
+    def may_live_here(self) -> bool:
+        """Whether it is a process of this machine that is not gone."""
+        own = ProcessId.own()
+        return (
+            self.host == own.host and self.started.split("/")[:3] == own.started.split("/")[:3] and not self.is_gone()
+        )
+
     def is_of_this_boot(self) -> bool:
         """Whether it ran since this machine was started."""
         return self.started.split("/")[:2] == list(_machine()[:2])

@@ -414,7 +414,7 @@ def test_a_sweep_says_what_came_out_of_each_job(place: Path, capsys: pytest.Capt
 
 def test_a_failed_job_does_not_stop_later_batches() -> None:
     from hfexp.launch.jobs import failure
-    from hfexp.launch.sweeper import show_jobs
+    from hfexp.sweep.sweeper import show_jobs
 
     done = JobReturn(status=JobStatus.COMPLETED)
     done.return_value = None

@@ -31,7 +31,7 @@ class Board:
         error = error_of(result)
         if error is not None:
             where = f" (log: {os.path.relpath(order.log)})" if order.log else ""
-            note(f"job {order.number} failed after {seconds:.1f} s: {first_line(error)}{where}")
+            note(f"job {order.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
 
     def refresh(self) -> None:
         """Time has passed."""
@@ -44,12 +44,12 @@ class Lines(Board):
     """A line for each start and each end."""
 
     def started(self, order: Order) -> None:
-        say(f"job {order.number} started: {order.words}")
+        say(f"job {order.name} started: {order.words}")
 
     def ended(self, order: Order, result: Any, seconds: float) -> None:
         super().ended(order, result, seconds)
         if error_of(result) is None:
-            say(f"job {order.number} done in {seconds:.1f} s: {show_objective(result.return_value)}  {order.words}")
+            say(f"job {order.name} done in {seconds:.1f} s: {show_objective(result.return_value)}  {order.words}")
 
 
 class Live(Lines):
@@ -61,23 +61,23 @@ class Live(Lines):
         from rich.live import Live as RichLive
 
         super().__init__(total)
-        self._rows: dict[int, tuple[Order, float, Progress | None, Progress | None, float]] = {}
+        self._rows: dict[str, tuple[Order, float, Progress | None, Progress | None, float]] = {}
         self._done = 0
         self._shown = 0.0
         self._live = RichLive(auto_refresh=False, transient=True)
         self._live.start()
 
     def started(self, order: Order) -> None:
-        self._rows[order.number] = (order, time.monotonic(), None, None, 0.0)
+        self._rows[order.name] = (order, time.monotonic(), None, None, 0.0)
 
     def progressed(self, order: Order, progress: Progress) -> None:
-        _, began, first, _, since = self._rows[order.number]
+        _, began, first, _, since = self._rows[order.name]
         if first is None:
             first, since = progress, time.monotonic()
-        self._rows[order.number] = (order, began, first, progress, since)
+        self._rows[order.name] = (order, began, first, progress, since)
 
     def ended(self, order: Order, result: Any, seconds: float) -> None:
-        del self._rows[order.number]
+        del self._rows[order.name]
         self._done += 1
         super().ended(order, result, seconds)
 
@@ -95,19 +95,19 @@ class Live(Lines):
 
         title = f"{self._done} of {self.total} jobs done"
         table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
-        for name in ("job", "overrides", "run", "step", "last metric", "to go"):
-            widest = 24 if name == "run" else None
-            table.add_column(name, no_wrap=name != "overrides", overflow="ellipsis", max_width=widest)
+        for head in ("job", "overrides", "run", "step", "last metric", "to go"):
+            widest = 24 if head == "run" else None
+            table.add_column(head, no_wrap=head != "overrides", overflow="ellipsis", max_width=widest)
         now = time.monotonic()
-        for number, (order, began, first, last, since) in self._rows.items():
+        for name, (order, began, first, last, since) in self._rows.items():
             if first is None or last is None:
-                table.add_row(str(number), Text(order.words), "", f"starting, {now - began:.0f} s", "", "")
+                table.add_row(name, Text(order.words), "", f"starting, {now - began:.0f} s", "", "")
                 continue
             metric = "  ".join(f"{name} {value:.4f}" for name, value in list(last.metrics.items())[-1:])
             done, left = last.step - first.step, last.max_steps - last.step
             to_go = f"{left * (now - since) / done:.0f} s" if done else ""
             step = f"{last.step}/{last.max_steps}"
-            table.add_row(str(number), Text(order.words), Text(last.name), step, Text(metric), to_go)
+            table.add_row(name, Text(order.words), Text(last.name), step, Text(metric), to_go)
         return table
 
 

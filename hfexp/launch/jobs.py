@@ -13,10 +13,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import EXIT_FAILED, EXIT_TERMINATED, RunError, Terminated
+from hfexp.errors import EXIT_FAILED, EXIT_TERMINATED, Interrupted, RunError, Terminated
 from hfexp.launch import reports, watch
 from hfexp.launch.place import Place
 from hfexp.launch.reports import Progress
+
+HIDDEN = ("hydra.", "point=")
+"""Words that tell a person nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,13 @@ class Order:
     """What tells the job from the others, for a person."""
     log: Path | None = None
     """Where its output goes; None: where the launcher's goes."""
+    label: str | None = None
+    """What the job is called where its number does not tell it from the others."""
+
+    @property
+    def name(self) -> str:
+        """What the job is called."""
+        return self.label or str(self.number)
 
 
 def main(order: Order, connection: Connection) -> None:
@@ -71,7 +81,7 @@ def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
     from hfexp.origin import mask_secrets
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    own = ([word for word in job if word not in common and not word.startswith("hydra.")] for job in jobs)
+    own = ([word for word in job if word not in common and not word.startswith(HIDDEN)] for job in jobs)
     return [mask_secrets(" ".join(words)) for words in own]
 
 
@@ -151,7 +161,7 @@ def _require_clean_server() -> None:
 def _explain(error: BaseException) -> Exception:
     """What ended a job otherwise than by an error: that is no end of the sweep."""
     if isinstance(error, Terminated):
-        explained: Exception = RunError("stopped by SIGTERM; the same command continues it")
+        explained: Exception = Interrupted("stopped by SIGTERM; the same command continues it")
     elif isinstance(error, SystemExit):
         explained = RunError(f"the job ended itself by sys.exit({error.code!r})")
     elif isinstance(error, Exception):
@@ -170,7 +180,7 @@ def _pickle(order: Order, result: Any) -> bytes:
         text = "".join(traceback.format_exception(error))
         if order.log is not None:
             _write_masked(text)
-        error.add_note(f"In job {order.number}:\n{text}")
+        error.add_note(f"In job {order.name}:\n{text}")
         result.return_value = _portable(error)
     try:
         return cloudpickle.dumps(result)

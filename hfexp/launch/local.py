@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydra.core.utils import JobReturn, configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
@@ -19,7 +19,10 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     from hfexp.launch.jobs import Order
+    from hfexp.launch.pool import Pool
     from hfexp.launch.slots import Slot
+
+    Complete = Callable[[int, str, Sequence[str], str, Path | None], Callable[[Slot], Order]]
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,30 @@ class LocalLauncherConf:
     """Processors of each job (its threads, and what it takes as the number of processors); null: an equal share."""
     grace_seconds: float = 30.0
     """That a job has to write a checkpoint and end when the launcher is stopped, or gone."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a sweep that goes on asking."""
+
+    number: int
+    name: str
+    """What tells it from the others."""
+    overrides: tuple[str, ...]
+    shown: str
+    """What a person sees of the overrides."""
+
+
+class Source(Protocol):
+    """Where jobs come from, one after the other."""
+
+    total: int
+
+    def next(self) -> Job | None:
+        """The next job; None if there is none, or none before another one ends."""
+
+    def ended(self, name: str, result: JobReturn) -> None:
+        """What became of a job."""
 
 
 class LocalLauncher(Launcher):
@@ -67,54 +94,88 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs; what became of each is returned in order, failures included."""
+        from hfexp.launch.jobs import differing_words
+
+        sweep_dir = self._begin()
+        log.info(f"Launching {len(job_overrides)} jobs over {len(self.slots)} slots")
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
+        complete, logs = self._completer(), self._log_dir(sweep_dir)
+        jobs = enumerate(zip(job_overrides, differing_words(job_overrides), strict=True), initial_job_idx)
+        orders = [complete(number, str(number), overrides, words, logs) for number, (overrides, words) in jobs]
+        results = self._pool(len(orders)).run(orders)
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return results
+
+    def serve(self, source: "Source", logs: Path) -> None:
+        """Run jobs until the source has no more, asking for the next as soon as a slot is free.
+
+        Args:
+            source: of jobs, which gets what became of each at once.
+            logs: where the output of jobs goes, if they can't write where this process does.
+        """
+        self._begin()
+        complete = self._completer()
+        where = logs if self._needs_logs() else None
+        if where:
+            where.mkdir(parents=True, exist_ok=True)
+
+        def next_order() -> "Callable[[Slot], Order] | None":
+            job = source.next()
+            return complete(job.number, job.name, job.overrides, job.shown, where) if job else None
+
+        self._pool(source.total).serve(next_order, lambda order, result: source.ended(order.name, result))
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+
+    def _begin(self) -> Path:
+        """Start the server and Hydra's logging; the directory of the sweep."""
         from hfexp.launch import forkserver
-        from hfexp.launch.board import board_for
-        from hfexp.launch.pool import Pool
 
         forkserver.start()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        log.info(f"Launching {len(job_overrides)} jobs over {len(self.slots)} slots")
-        for number, overrides in enumerate(job_overrides, initial_job_idx):
-            log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
-        orders = self._orders(job_overrides, initial_job_idx, self._log_dir(sweep_dir))
-        board = board_for(len(job_overrides), side_by_side=len(self.slots) > 1)
-        results = Pool(self.slots, board, self.grace_seconds).run(orders)
-        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        return results
+        return sweep_dir
+
+    def _pool(self, total: int) -> "Pool":
+        from hfexp.launch.board import board_for
+        from hfexp.launch.pool import Pool
+
+        return Pool(self.slots, board_for(total, side_by_side=len(self.slots) > 1), self.grace_seconds)
+
+    def _needs_logs(self) -> bool:
+        """One job at a time writes where this process does, if that is possible."""
+        return len(self.slots) > 1 or not _writes_to_the_same()
 
     def _log_dir(self, sweep_dir: Path) -> Path | None:
         """Where the output of jobs goes, one file each; None: one job at a time writes where this process does."""
-        if len(self.slots) == 1 and _writes_to_the_same():
+        if not self._needs_logs():
             return None
         if self.logs is None:
             self.logs = (sweep_dir / "sweeps" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}").absolute()
             self.logs.mkdir(parents=True, exist_ok=True)  # a second sweep of this process, in the same second
         return self.logs
 
-    def _orders(
-        self, job_overrides: Sequence[Sequence[str]], first: int, logs: Path | None
-    ) -> "list[Callable[[Slot], Order]]":
-        """Each job, to be completed by the slot that it gets."""
+    def _completer(self) -> "Complete":
+        """What makes an order of a job, once it has a slot."""
         import cloudpickle
         from hydra.core.singleton import Singleton
 
-        from hfexp.launch.jobs import Order, differing_words
+        from hfexp.launch.jobs import Order
         from hfexp.launch.place import Place
 
         content: Any = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-        payload, place = cloudpickle.dumps(content), Place.here()
+        payload, place, grace = cloudpickle.dumps(content), Place.here(), self.grace_seconds
 
-        def order(number: int, overrides: Sequence[str], words: str) -> "Callable[[Slot], Order]":
-            path = logs / f"{number}.log" if logs else None
-            return lambda slot: Order(
-                number, tuple(overrides), place, slot.environment(), payload, self.grace_seconds, words, path
-            )
+        def complete(
+            number: int, name: str, overrides: Sequence[str], words: str, logs: Path | None
+        ) -> "Callable[[Slot], Order]":
+            path = logs / f"{name}.log" if logs else None
+            given = number, tuple(overrides), place
+            return lambda slot: Order(*given, slot.environment(), payload, grace, words, path, name)
 
-        jobs = zip(job_overrides, differing_words(job_overrides), strict=True)
-        return [order(number, *job) for number, job in enumerate(jobs, first)]
+        return complete
 
 
 def _writes_to_the_same() -> bool:

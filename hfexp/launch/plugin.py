@@ -6,7 +6,8 @@ subclasses because Hydra knows a plugin by the module of its class.
 
 from hydra.core.config_store import ConfigStore
 
-from hfexp.launch import local, sweeper
+from hfexp.launch import local
+from hfexp.sweep import sweeper
 
 
 class LocalLauncher(local.LocalLauncher):

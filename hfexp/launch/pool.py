@@ -81,20 +81,38 @@ class Pool:
         self.grace = grace
         self._free = deque(slots)
         self._running: list[Running] = []
-        self._results: dict[int, Any] = {}
+        self._ended: Callable[[Order, Any], None] = lambda order, result: None
 
     def run(self, orders: Sequence[Callable[[Slot], Order]]) -> list[Any]:
         """Hydra's `JobReturn` of each job, in order. A failed job does not stop the others.
 
         Ctrl-C and SIGTERM do: every job gets SIGTERM and `grace` seconds, then they are raised.
         """
-        waiting = deque(orders)
-        with _sigterm_raises():
+        waiting, results = deque(orders), {}
+        self.serve(
+            lambda: waiting.popleft() if waiting else None,
+            lambda order, result: results.update({order.number: result}),
+        )
+        return [results[number] for number in sorted(results)]
+
+    def serve(
+        self, next_order: Callable[[], Callable[[Slot], Order] | None], ended: Callable[[Order, Any], None]
+    ) -> None:
+        """Run jobs until there is no further one, asking for the next as soon as a slot is free.
+
+        Args:
+            next_order: the next job; None if there is none before another one ends.
+            ended: gets each job with Hydra's `JobReturn` of it, at once.
+        """
+        self._ended = ended
+        with sigterm_raises():
             try:
-                while waiting or self._running:
-                    while waiting and self._free:
+                while True:
+                    while self._free and (order := next_order()) is not None:
                         slot = self._free.popleft()
-                        self._start(waiting.popleft()(slot), slot)
+                        self._start(order(slot), slot)
+                    if not self._running:
+                        break
                     self._wait()
             except BaseException as error:
                 # Of a start that was cut short: the job, if there is one, notices that nobody holds on to it.
@@ -103,13 +121,12 @@ class Pool:
                 raise
             finally:
                 self.board.close()
-        return [self._results[number] for number in sorted(self._results)]
 
     def _start(self, order: Order, slot: Slot) -> None:
         context = forkserver.context()
         reader, writer = context.Pipe(duplex=False)
         with writer:
-            process = context.Process(target=jobs.main, args=(order, writer), name=f"job {order.number}")
+            process = context.Process(target=jobs.main, args=(order, writer), name=f"job {order.name}")
             # Known before it starts: a signal may come in between.
             self._running.append(Running(order, slot, process, reader))
             try:
@@ -153,8 +170,8 @@ class Pool:
         running.close()
         self._running.remove(running)
         self._free.append(running.slot)
-        self._results[running.order.number] = result
         self.board.ended(running.order, result, time.monotonic() - running.began)
+        self._ended(running.order, result)
 
     def _stop(self) -> None:
         """End all jobs in the order in which they were started; a further signal does not wait for them."""
@@ -183,7 +200,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """SIGTERM raises `Terminated` meanwhile, as Ctrl-C raises `KeyboardInterrupt`."""
 
     def stop(number: int, frame: FrameType | None) -> None:

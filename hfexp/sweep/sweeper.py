@@ -1,4 +1,4 @@
-"""Hydra's sweeper for experiments: the syntax of Hydra's own, but a failed job does not hide the others.
+"""Hydra's sweeper for experiments: the syntax of Hydra's own, samplers beside the grid, and nothing done is lost.
 
 Imported by Hydra with every start of the command line: nothing heavy here.
 """
@@ -25,7 +25,11 @@ class ExperimentSweeperConf:
 
 
 class ExperimentSweeper(BasicSweeper):
-    """All combinations of the values, with any launcher; a table of what came out, and an error if any job failed."""
+    """Sweeps by the section `search` of the configuration.
+
+    In an application that has none: all combinations of the values, with any launcher; a table of what came out, and
+    an error if any job failed.
+    """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         # Not by super(): Hydra executes the module of the basic sweeper again whenever it looks for plugins again, and
@@ -33,15 +37,27 @@ class ExperimentSweeper(BasicSweeper):
         self.max_batch_size, self.params = max_batch_size, params or {}
         self.hydra_context = self.config = self.launcher = None
 
-    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]] | None:
         """Run all jobs.
 
         Returns:
-            What became of the jobs, by batch.
+            What became of the jobs, by batch; nothing if the sweep has a directory, which says all.
 
         Raises:
             SweepError: some jobs failed; all were tried.
         """
+        assert self.config is not None
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        words = [*self._parse_config(), *arguments]
+        if "search" not in self.config:
+            return self._all_combinations(words)
+        from hfexp.sweep.direct import Direction
+
+        Direction(self.hydra_context, self.config, self.launcher, self.max_batch_size).sweep(words)
+        return None
+
+    def _all_combinations(self, words: list[str]) -> list[Sequence[JobReturn]]:
         from hfexp.errors import SweepError
         from hfexp.launch.jobs import differing_words
 
@@ -49,8 +65,7 @@ class ExperimentSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        batches = self.split_arguments(overrides, self.max_batch_size)
+        batches = self.split_arguments(parser.parse_overrides(words), self.max_batch_size)
         directory = Path(str(self.config.hydra.sweep.dir))
         directory.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, directory / "multirun.yaml")
@@ -59,8 +74,8 @@ class ExperimentSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         for batch in batches:
             returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
-        words = differing_words([job for batch in batches for job in batch])
-        jobs = list(zip(words, (job for batch in returns for job in batch), strict=True))
+        told_apart = differing_words([job for batch in batches for job in batch])
+        jobs = list(zip(told_apart, (job for batch in returns for job in batch), strict=True))
         failures = show_jobs(jobs)
         if failures:
             raise SweepError(failures, len(jobs))

@@ -1,0 +1,50 @@
+"""Jobs of a sweep that goes on asking, for launchers that take them in batches."""
+
+from typing import Any
+
+from hfexp import machine
+from hfexp.errors import first_line
+from hfexp.launch.jobs import failure
+from hfexp.launch.local import Job, Source
+from hfexp.screen import note
+
+
+def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None, together: bool) -> None:
+    """Run jobs until the source has no more; a batch is asked for when the one before has ended.
+
+    Args:
+        launcher: of Hydra.
+        config: with the section `hydra`.
+        source: of jobs.
+        size: of a batch; None: what suits the launcher.
+        together: no job needs the results of others, so that a batch may hold all.
+    """
+    size = size or _size(config, together)
+    while batch := _batch(source, size):
+        words = [list(job.overrides) for job in batch]
+        try:
+            results = list(launcher.launch(words, initial_job_idx=batch[0].number))
+        except Exception as error:  # a launcher that raises the error of one of its jobs, and tells of no other
+            if len(batch) > 1:
+                note(f"the launcher ended {len(batch)} jobs at once: {first_line(error)}")
+            results = [failure(job, error) for job in words]
+        for job, result in zip(batch, results, strict=True):
+            source.ended(job.name, result)
+
+
+def _batch(source: Source, size: int | None) -> list[Job]:
+    batch: list[Job] = []
+    while (size is None or len(batch) < size) and (job := source.next()) is not None:
+        batch.append(job)
+    return batch
+
+
+def _size(config: Any, together: bool) -> int | None:
+    """Jobs at once: of the basic launcher one, of joblib as many as it has workers."""
+    section = config.hydra.launcher
+    if str(section.get("_target_", "")).endswith("BasicLauncher"):
+        return 1
+    n_jobs = section.get("n_jobs")
+    if n_jobs is not None:
+        return int(n_jobs) if int(n_jobs) > 0 else machine.cpus()
+    return None if together else 1

@@ -1,0 +1,166 @@
+"""What makes two sweeps the same, and the directory that belongs to one."""
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from hfexp.config import OnExisting
+from hfexp.errors import ConfigError
+from hfexp.origin import file_name, mask_secrets
+from hfexp.process import ProcessId
+from hfexp.sweep.membership import write_private
+from hfexp.sweep.settings import SearchConfig
+from hfexp.sweep.space import Space
+
+FILE = "definition.json"
+DIRECTOR = "director.json"
+SWEEPS = "sweeps"
+LEFT_OUT = ("search", "hydra", "output_dir", "tracking", "on_existing", "point", "security")
+"""Words that change no result, or are in the definition by their value."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Two sweeps with the same definition are one."""
+
+    fixed: list[str]
+    space: dict[str, str]
+    method: str
+    seed: int
+    sampler: dict[str, Any]
+    pruner: str
+    pruner_args: dict[str, Any]
+    replicates: int
+    optimise: str
+    metrics: list[str]
+    directions: list[str]
+
+    @property
+    def digest(self) -> str:
+        canonical = json.dumps(asdict(self), separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def define(search: SearchConfig, space: Space, directions: list[str]) -> Definition:
+    """The definition of a sweep, without secrets."""
+    fixed = sorted(mask_secrets(word) for word in space.fixed if _counts(word))
+    texts = dict(space.texts)
+    if space.function:
+        texts["search.space"] = json.dumps(space.function, sort_keys=True)
+    return Definition(
+        fixed, texts, search.method.value, search.seed, search.sampler, search.pruner.value, search.pruner_args,
+        search.replicates, search.optimise.value, search.metrics, directions,
+    )  # fmt: skip
+
+
+def _counts(word: str) -> bool:
+    key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+    return re.split(r"[./]", key)[0] not in LEFT_OUT
+
+
+@dataclass
+class SweepDirectory:
+    """An open directory, which this process directs."""
+
+    path: Path
+    continued: bool
+    seconds_before: float
+    """For which the sweep was directed in earlier starts."""
+    began: float
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def note_time(self) -> None:
+        """Write down who directs the sweep, and for how long it has been directed."""
+        process = ProcessId.own()
+        content = {"host": process.host, "pid": process.pid, "process": process.started, "seconds": self.seconds}
+        write_private(self.path / DIRECTOR, json.dumps(content))
+
+
+@contextlib.contextmanager
+def hold_sweep(
+    output_dir: Path, name: str | None, definition: Definition, on_existing: OnExisting
+) -> Iterator[SweepDirectory]:
+    """Continue the sweep of this definition, or begin it; hold its lock meanwhile.
+
+    Raises:
+        ConfigError: it is directed now, or exists under `on_existing=error`, or `name` is another one's.
+    """
+    parent = output_dir.absolute() / SWEEPS
+    stem = file_name(name) if name else f"{definition.method}-{definition.digest[:8]}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
+    with FileLock(parent / ".lock"):
+        path = _choose(parent, stem, definition, on_existing)
+        path.mkdir(exist_ok=True)
+        lock = FileLock(path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            _refuse(path)
+    try:
+        continued = (path / FILE).exists()
+        if not continued:
+            write_private(path / FILE, json.dumps(asdict(definition), indent=1))
+        directory = SweepDirectory(path, continued, _read(path / DIRECTOR).get("seconds", 0.0), time.monotonic())
+        directory.note_time()
+        yield directory
+        directory.note_time()
+    finally:
+        lock.release()
+
+
+def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:
+    pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
+    found = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
+    begun = {number: path for number, path in found.items() if (path / FILE).exists()}
+    if not begun:
+        return parent / stem
+    latest = begun[max(begun)]
+    if on_existing is OnExisting.error:
+        raise ConfigError(f"on_existing=error: this sweep exists already, in {latest}")
+    if on_existing is OnExisting.rerun:
+        return parent / f"{stem}-{max(found) + 1}"
+    stored, now = _read(latest / FILE), json.loads(json.dumps(asdict(definition)))
+    differing = [key for key in now if json.dumps(stored.get(key)) != json.dumps(now[key])]  # with the order of keys
+    if differing:
+        lines = [f"\n  {key}: {_short(stored.get(key))} there, {_short(now[key])} now" for key in differing]
+        raise ConfigError(
+            f"search.name={stem} is another sweep, in {latest}:{''.join(lines)}\n"
+            "Give this one another name, or start over with on_existing=rerun"
+        )
+    return latest
+
+
+def _refuse(path: Path) -> None:
+    holder = _read(path / DIRECTOR)
+    who = f" by process {holder['pid']} on {holder['host']}" if holder else ""
+    raise ConfigError(f"this very sweep is directed now{who}, in {path}; wait for it, or change something (e.g. seed)")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,196 @@
+"""One swept key: the values that Hydra's grammar gives it, and how Optuna is asked for one of them."""
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.types import (
+    IntervalSweep,
+    Override,
+    Quote,
+    QuotedString,
+    RangeSweep,
+    Sweep,
+    Transformer,
+)
+
+from hfexp.errors import ConfigError
+
+PLAIN = re.compile(r"[A-Za-z_][\w./:-]*")
+"""Words that Hydra's grammar takes for strings without quotes, but for those in `RESERVED`."""
+RESERVED = ("null", "true", "false", "nan", "inf")
+LARGEST_RANGE = 1_000_000
+Value = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of a number that a sampler chooses; both ends belong to it."""
+
+    low: float
+    high: float
+    step: float | None = None
+    """None: any float."""
+    log: bool = False
+    integer: bool = False
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One key of the search space."""
+
+    element: str
+    """The key as Hydra is told it, e.g. `++trainer.args.learning_rate`."""
+    text: str
+    """What was written for it."""
+    spellings: tuple[str, ...] = ()
+    """The finite values in Hydra's spelling, in their order; empty for an interval."""
+    values: tuple[Value, ...] = ()
+    """The same as Optuna is told them."""
+    bounds: Bounds | None = None
+    """Of a number: how a sampler chooses it."""
+    when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Other keys and the values of them under which this one exists."""
+
+    @property
+    def key(self) -> str:
+        return self.element.lstrip("+")
+
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.spellings)
+
+    def word(self, value: Any) -> str:
+        """What Hydra is told for a value as Optuna knows it."""
+        if not self.is_finite:
+            return f"{self.element}={value}"
+        if value in self.values:
+            return f"{self.element}={self.spellings[self.values.index(value)]}"
+        # A float of a range, which Optuna computes as low + n * step.
+        numbers = [float(known) for known in self.values]
+        nearest = min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))
+        return f"{self.element}={self.spellings[nearest]}"
+
+    def suggest(self, trial: Any) -> Any:
+        """The value that a sampler chooses, asked for through an Optuna trial."""
+        bounds = self.bounds
+        if bounds is None:
+            return trial.suggest_categorical(self.key, list(self.values))
+        if bounds.integer:
+            step = {} if bounds.log else {"step": int(bounds.step or 1)}
+            return trial.suggest_int(self.key, int(bounds.low), int(bounds.high), log=bounds.log, **step)
+        return trial.suggest_float(self.key, bounds.low, bounds.high, step=bounds.step, log=bounds.log)
+
+    def exists(self, chosen: Mapping[str, str]) -> bool:
+        """Whether it does, under the words chosen so far (by key)."""
+        return all(key in chosen and unquoted(chosen[key]) in allowed for key, allowed in self.when.items())
+
+
+def dimension_of(
+    override: Override, text: str, seed: int, when: Mapping[str, tuple[str, ...]] | None = None
+) -> Dimension:
+    """What an override says, as parsed by Hydra.
+
+    Args:
+        override: a sweep, or a single value.
+        text: what was written.
+        seed: of `shuffle(...)`.
+        when: see `Dimension`.
+
+    Raises:
+        ConfigError: no value, or an interval that can't be searched.
+    """
+    element, value = override.get_key_element(), override.value()
+    where = {"element": element, "text": text, "when": dict(when or {})}
+    if isinstance(value, IntervalSweep):
+        return Dimension(**where, bounds=_interval_bounds(element, value))
+    if not isinstance(value, Sweep) and not override.is_sweep_override():
+        spellings, plain = [override.get_value_element_as_str()], [value]
+    else:
+        with _seeded(seed):
+            spellings = list(override.sweep_string_iterator())
+        with _seeded(seed):
+            plain = [_without_quotes(item) for item in override.sweep_iterator(Transformer.identity)]
+    if not spellings:
+        raise ConfigError(f"{element.lstrip('+')}={text} gives no value")
+    known = dict(zip(spellings, plain, strict=True))
+    bounds = _range_bounds(value, list(known.values())) if isinstance(value, RangeSweep) else None
+    return Dimension(**where, spellings=tuple(known), values=_as_told(known), bounds=bounds)
+
+
+def spelling(value: Any) -> str:
+    """A plain value in Hydra's grammar."""
+    if isinstance(value, str):
+        if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
+            return value
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(spelling(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{spelling(key)}:{spelling(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)
+
+
+def unquoted(word: str) -> str:
+    """The value of a word (`key=value`), for comparisons: without quotes, and numbers in one spelling."""
+    text = word.partition("=")[2]
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    try:
+        number = float(text)
+    except ValueError:
+        return text.lower() if text.lower() in RESERVED else text
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _as_told(known: Mapping[str, Any]) -> tuple[Value, ...]:
+    """Numbers stay numbers and strings strings if there is one kind; else Optuna is told the spelling."""
+    values = list(known.values())
+    is_number: Callable[[Any], bool] = lambda v: type(v) in (int, float) and math.isfinite(v)  # noqa: E731
+    same_kind = all(map(is_number, values)) or all(isinstance(value, str) for value in values)
+    return tuple(values) if same_kind and len(set(values)) == len(values) else tuple(known)
+
+
+def _interval_bounds(element: str, value: IntervalSweep) -> Bounds:
+    assert value.start is not None
+    assert value.end is not None
+    key, log = element.lstrip("+"), "log" in value.tags
+    integer = isinstance(value.start, int) and isinstance(value.end, int)
+    if value.start > value.end:
+        raise ConfigError(f"{key}: interval({value.start}, {value.end}) is empty; the lower end comes first")
+    if log and value.start <= 0:
+        raise ConfigError(f"{key}: a log scale begins above 0, not at {value.start}")
+    return Bounds(value.start, value.end, 1 if integer else None, log, integer)
+
+
+def _range_bounds(value: RangeSweep, numbers: list[Any]) -> Bounds | None:
+    """Of the numbers themselves, so that the upper end is left out as it is in a grid."""
+    integer = all(isinstance(number, int) for number in numbers)
+    step, log = abs(value.step), "log" in value.tags
+    low, high = min(numbers), max(numbers)
+    if log and (not integer or step != 1 or low <= 0):
+        raise ConfigError(
+            "tag(log, range(...)) is for whole numbers from 1 on, one by one; use tag(log, interval(...))"
+        )
+    return Bounds(low, high, step, log, integer)
+
+
+def _without_quotes(item: Any) -> Any:
+    return item.text if isinstance(item, QuotedString) else item
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Hydra shuffles with Python's own generator: the same order at every start of a sweep."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)

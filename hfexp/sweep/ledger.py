@@ -1,0 +1,175 @@
+"""The trials of a sweep as its sweeper knows them; all of it is in the study too, and read from there at a start."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from hfexp.sweep import study as storage
+from hfexp.sweep.owner import Owner
+from hfexp.sweep.space import Point
+from hfexp.sweep.statistics import Estimate, estimate
+from hfexp.sweep.trials import State, Trial, TrialRun
+
+CLOSED = {TrialState.COMPLETE: State.finished, TrialState.PRUNED: State.pruned, TrialState.FAIL: State.failed}
+GOOD = (State.finished, State.pruned)
+
+
+@dataclass
+class Entry:
+    """One trial."""
+
+    number: int
+    trial_id: int
+    point: Point
+    state: State = State.running
+    runs: dict[int, TrialRun] = field(default_factory=dict)
+    attempts: int = 0
+    error: str | None = None
+    closed: bool = False
+    """Optuna was told its end."""
+    foreign: bool = False
+    """Another sweeper that shares the storage works on it."""
+    under_way: set[int] = field(default_factory=set)
+    """Replicates that run now."""
+
+    def done(self) -> list[TrialRun]:
+        """Runs that gave values."""
+        return [run for run in self.runs.values() if run.state in GOOD and run.values is not None]
+
+    def estimates(self) -> list[Estimate]:
+        """Of each metric, over the runs so far; empty without any."""
+        columns = zip(*(run.values for run in self.done() if run.values is not None), strict=True)
+        return [estimate(column) for column in columns]
+
+    def view(self) -> Trial:
+        """As the record and the table show it."""
+        found = self.estimates() if self.state in GOOD else []
+        deviations = tuple(e.deviation for e in found if e.deviation is not None)
+        intervals = tuple(e.interval for e in found if e.interval is not None)
+        return Trial(
+            self.number, self.point.params, self.point.words, self.state,
+            values=tuple(e.mean for e in found) or None, deviations=deviations or None, intervals=intervals or None,
+            runs=tuple(run for _, run in sorted(self.runs.items())), attempts=self.attempts, error=self.error,
+        )  # fmt: skip
+
+
+class Ledger:
+    """All trials, by number."""
+
+    def __init__(self, study: Study, choose: Callable[[optuna.Trial], Point], owner: Owner | None) -> None:
+        """
+        Args:
+            study: of the sweep.
+            choose: asks for the parameters of a trial.
+            owner: this process, if others may share the storage.
+        """
+        self.study, self._choose, self._owner = study, choose, owner
+        self.entries: dict[int, Entry] = {}
+        self._first: dict[frozenset[str], Entry] = {}
+        """Of each point."""
+
+    def load(self, total: int) -> list[Entry]:
+        """Read what others, or earlier starts, have left.
+
+        Questions that were cut short are completed first: what has become of other trials since must not matter.
+
+        Args:
+            total: trials from this number on are left alone.
+
+        Returns:
+            Trials that are now this process's to run or to continue.
+        """
+        trials = [trial for trial in storage.trials_of(self.study) if trial.number < total]
+        news = [trial for trial in trials if self._is_news(trial)]
+        taken = []
+        for trial in news:
+            is_open = not trial.state.is_finished()
+            foreign = is_open and self._is_foreign(trial)
+            if is_open and not foreign and storage.WORDS not in trial.user_attrs:
+                taken.append(self._complete(storage.reopen(self.study, trial._trial_id)))
+                continue
+            entry = self.entries[trial.number] = _read(trial)
+            entry.foreign = foreign
+            self.same_as(entry)
+            if is_open and not foreign:
+                self._own(entry.trial_id)
+                taken.append(entry)
+        return sorted(taken, key=lambda entry: entry.number)
+
+    def ask(self, total: int) -> Entry | None:
+        """A new trial; None if there are enough (another sweeper may have been faster)."""
+        trial = storage.ask(self.study)
+        # One too many stays open and without words: the next start with a higher total takes it.
+        return self._complete(trial) if trial.number < total else None
+
+    def same_as(self, entry: Entry) -> Entry | None:
+        """The trial that was the first of the same point, if it is another one."""
+        if entry.foreign:
+            return None
+        first = self._first.setdefault(frozenset(entry.point.words), entry)
+        return first if first is not entry else None
+
+    def keep_run(self, entry: Entry, run: TrialRun) -> None:
+        entry.runs[run.replicate] = run
+        storage.write_run(self.study, entry.trial_id, run)
+
+    def keep_failure(self, entry: Entry, error: str) -> None:
+        """One more attempt has failed."""
+        entry.attempts, entry.error, entry.state = entry.attempts + 1, error, State.failed
+        storage.set_attribute(self.study, entry.trial_id, storage.ERROR, error)
+        storage.set_attribute(self.study, entry.trial_id, storage.ATTEMPTS, entry.attempts)
+
+    def close(self, entry: Entry, state: State, values: Sequence[float] | None = None) -> None:
+        """Tell Optuna the end."""
+        told = {ours: theirs for theirs, ours in CLOSED.items()}[state]
+        storage.tell(self.study, entry.number, told, values if state is State.finished else None)
+        entry.state, entry.closed = state, True
+        if state is not State.failed:
+            entry.error = None
+
+    def _is_news(self, trial: FrozenTrial) -> bool:
+        known = self.entries.get(trial.number)
+        if known is None or not known.foreign:
+            return known is None
+        return trial.state.is_finished() or not self._is_foreign(trial)
+
+    def _is_foreign(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(storage.OWNER)
+        if self._owner is None or owner in (None, self._owner.text):
+            return False
+        return self._owner.is_alive(owner)
+
+    def _own(self, trial_id: int) -> None:
+        if self._owner is not None:
+            storage.set_attribute(self.study, trial_id, storage.OWNER, self._owner.text)
+
+    def _complete(self, trial: optuna.Trial) -> Entry:
+        self._own(trial._trial_id)
+        with storage.quiet():
+            point = self._choose(trial)
+        params = {key: value if _is_plain(value) else str(value) for key, value in point.params.items()}
+        storage.set_attribute(self.study, trial._trial_id, storage.PARAMS, json.dumps(params))
+        storage.set_attribute(self.study, trial._trial_id, storage.WORDS, list(point.words))
+        entry = self.entries[trial.number] = Entry(trial.number, trial._trial_id, point)
+        return entry
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _read(trial: FrozenTrial) -> Entry:
+    """A trial as it is in the study."""
+    known = trial.user_attrs
+    point = Point(json.loads(known.get(storage.PARAMS, "{}")), tuple(known.get(storage.WORDS, ())))
+    state = CLOSED.get(trial.state, State.running)
+    error = known.get(storage.ERROR) if state not in GOOD else None
+    return Entry(
+        trial.number, trial._trial_id, point, state, storage.runs_of(known), known.get(storage.ATTEMPTS, 0), error,
+        closed=trial.state.is_finished(),
+    )  # fmt: skip

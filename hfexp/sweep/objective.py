@@ -1,0 +1,98 @@
+"""What a sweep optimises, and in which direction."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hfexp import targets
+from hfexp.arguments import LOWER_IS_BETTER
+from hfexp.errors import ConfigError, one_of
+from hfexp.sweep.settings import Method, Pruner, SearchConfig
+
+DIRECTIONS = ("minimize", "maximize")
+
+
+def metrics_and_directions(search: SearchConfig, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of what is optimised, and `minimize` or `maximize` for each.
+
+    Args:
+        search: what the user asks for.
+        config: the whole configuration of a point, as plain containers.
+
+    Raises:
+        ConfigError: the direction is not known, or does not fit.
+    """
+    default = _of_the_best_model(config)
+    metrics = search.metrics or [default[0] if default else "objective"]
+    check_directions(search)
+    if search.directions:
+        return metrics, search.directions
+    if len(metrics) > 1:
+        raise ConfigError(f"search.directions: give one of {one_of(DIRECTIONS)} for each of search.metrics")
+    name = metrics[0]
+    if default and _plain(name) == _plain(default[0]):
+        return metrics, [default[1]]
+    if _plain(name) in LOWER_IS_BETTER:
+        return metrics, ["minimize"]
+    raise ConfigError(f"search.directions: is {name} to be minimized or maximized? e.g. search.directions=[maximize]")
+
+
+def check_directions(search: SearchConfig) -> None:
+    """Refuse directions and pruners that do not go with the metrics."""
+    wrong = [direction for direction in search.directions if direction not in DIRECTIONS]
+    if wrong:
+        raise ConfigError(f"search.directions={wrong[0]}: allowed are {one_of(DIRECTIONS)}")
+    if search.directions and len(search.directions) != max(1, len(search.metrics)):
+        raise ConfigError(
+            f"search.directions has {len(search.directions)} entries, search.metrics {max(1, len(search.metrics))}"
+        )
+    several = len(search.metrics) > 1
+    if several and search.pruner is not Pruner.none:
+        raise ConfigError(f"search.pruner={search.pruner.value} compares one metric, but search.metrics has several")
+    if several and search.method is Method.cmaes:
+        raise ConfigError("search=cmaes optimises one metric; for several use search=nsga2, tpe, gp or random")
+
+
+def check_counts(search: SearchConfig) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        ConfigError: naming the key and what is allowed.
+    """
+    if search.method is not Method.grid and search.trials is None:
+        raise ConfigError(
+            f"search={search.method.value} needs search.trials: how many points to try, e.g. search.trials=50"
+        )
+    least = {"trials": 1, "replicates": 1, "retries": 0, "max_failures": 1}
+    for name, lowest in least.items():
+        value = getattr(search, name)
+        if value is not None and value < lowest:
+            raise ConfigError(f"search.{name}={value} must be at least {lowest}")
+    if search.replicates > 1 and search.pruner not in (Pruner.none, Pruner.wilcoxon):
+        raise ConfigError(
+            f"search.pruner={search.pruner.value} compares evaluations of one run, and search.replicates="
+            f"{search.replicates} makes several of each point; use search.pruner=wilcoxon, which leaves out the other "
+            "replicates of a hopeless point"
+        )
+    if search.pruner is Pruner.wilcoxon and search.replicates == 1:
+        raise ConfigError("search.pruner=wilcoxon compares replicates: give search.replicates, at least 3")
+
+
+def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The metric that chooses the best model; None in an application that trains none."""
+    if not isinstance(config.get("trainer"), Mapping) or not isinstance(config.get("task"), Mapping):
+        return None
+    args = config["trainer"].get("args") or {}
+    name, greater = args.get("metric_for_best_model"), args.get("greater_is_better")
+    if name is None:
+        allowed = (config.get("security") or {}).get("allowed_targets")
+        task = targets.locate(str(config["task"].get("_target_")), "task._target_", allowed)
+        name, greater = task.metric, task.greater_is_better
+    elif greater is None:
+        greater = _plain(name) not in LOWER_IS_BETTER
+    return f"eval_{_plain(name)}", DIRECTIONS[bool(greater)]
+
+
+def _plain(name: str) -> str:
+    for prefix in ("best_", "final_", "eval_"):
+        name = name.removeprefix(prefix)
+    return name

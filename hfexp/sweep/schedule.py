@@ -1,0 +1,234 @@
+"""Which job is next, and what its end means: for the trial, for the study, and for the rest of the sweep."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hfexp.errors import RunError
+from hfexp.launch.jobs import error_of
+from hfexp.launch.local import Job
+from hfexp.origin import mask_secrets
+from hfexp.screen import note
+from hfexp.sweep import outcome, study
+from hfexp.sweep.dimension import spelling
+from hfexp.sweep.ledger import GOOD, Entry, Ledger
+from hfexp.sweep.membership import Point
+from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
+from hfexp.sweep.space import Space
+from hfexp.sweep.trials import State, Trial, TrialRun
+
+PATIENCE = 120.0
+"""Seconds that jobs of a killed start may take to write their checkpoint and end."""
+
+
+@dataclass
+class Plan:
+    """What a schedule goes by."""
+
+    search: SearchConfig
+    space: Space
+    directory: Path
+    total: int
+    """Trials of the whole sweep."""
+    directions: tuple[str, ...]
+    seed: int
+    """Of the first replicate."""
+    tells_point: bool
+    """The application has the key `point`."""
+    waiting: list[Trial] = field(default_factory=list)
+    """How trials look that have not been asked for yet, as far as that is known."""
+
+    @property
+    def replicates(self) -> int:
+        return self.search.replicates
+
+
+class Schedule:
+    """A source of jobs for a launcher (`hfexp.launch.local.Source`)."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, changed: Callable[[], None]) -> None:
+        """`changed` is called after each end of a trial."""
+        self.plan, self.ledger, self._changed = plan, ledger, changed
+        self.total = plan.total * plan.replicates
+        self.errors: dict[str, Exception] = {}
+        """Of jobs that have failed in this start, by name."""
+        self._queue: deque[tuple[Entry, int]] = deque()
+        self._jobs: dict[str, tuple[Entry, int]] = {}
+        self._twins: dict[int, list[Entry]] = {}
+        self._views = {trial.number: trial for trial in plan.waiting}
+
+    def begin(self) -> None:
+        """Take up what earlier starts have left."""
+        taken = self.ledger.load(self.plan.total)
+        for entry in self.ledger.entries.values():
+            self._show(entry)
+        self._wait_for_leftovers(taken)
+        for entry in taken:
+            self._take_up(entry)
+
+    def next(self) -> Job | None:
+        """The next job, asking for a new trial if none is left of the known ones."""
+        while True:
+            if self.ended_early:
+                return None
+            while self._queue:
+                entry, replicate = self._queue.popleft()
+                if not entry.closed and not self._has_failed(entry):
+                    return self._job(entry, replicate)
+            entry = self._new_trial()
+            if entry is None:
+                return None
+            self._take_up(entry)
+
+    def ended(self, name: str, result: Any) -> None:
+        """What became of a job is kept at once."""
+        entry, replicate = self._jobs.pop(name)
+        entry.under_way.discard(replicate)
+        run = outcome.outcome(self._point(entry, replicate), result, len(self.plan.directions))
+        if run.state is State.failed:
+            self.errors[name] = error_of(result) or RunError(run.error or "")
+        self.ledger.keep_run(entry, run)
+        self._race(entry)
+        self._settle(entry)
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All of them, as they are now."""
+        return tuple(self._views[number] for number in sorted(self._views))
+
+    @property
+    def failed(self) -> int:
+        return sum(trial.state is State.failed for trial in self._views.values())
+
+    @property
+    def ended_early(self) -> bool:
+        """So many trials have failed that no further one is started."""
+        limit = self.plan.search.max_failures
+        return limit is not None and self.failed >= limit
+
+    def _new_trial(self) -> Entry | None:
+        if self.plan.search.storage:  # others ask as well
+            for entry in self.ledger.load(self.plan.total):
+                self._take_up(entry)
+            for entry in self.ledger.entries.values():
+                self._show(entry)
+            if self._queue:
+                return self._queue[0][0]
+        if len(self.ledger.entries) >= self.plan.total:
+            return None
+        return self.ledger.ask(self.plan.total)
+
+    def _take_up(self, entry: Entry) -> None:
+        """Queue what is still to be run of a trial, or close it if nothing is."""
+        entry.runs = {replicate: run for replicate, run in entry.runs.items() if run.state in GOOD}
+        entry.state = State.running
+        queued = {replicate for other, replicate in self._queue if other is entry}
+        if queued or entry.under_way:
+            return
+        earlier = self.ledger.same_as(entry)
+        if earlier is not None:
+            self._copy(earlier, entry)
+            return
+        missing = [replicate for replicate in range(self.plan.replicates) if replicate not in entry.runs]
+        for replicate in missing:
+            run = outcome.finished_before(self._point(entry, replicate), len(self.plan.directions))
+            if run is None:
+                self._queue.append((entry, replicate))
+            else:
+                self.ledger.keep_run(entry, run)
+        self._race(entry)
+        self._settle(entry)
+
+    def _copy(self, earlier: Entry, entry: Entry) -> None:
+        """The same point again gives the same: it is not run twice, but waits if the first is not done."""
+        if earlier.state not in GOOD + (State.failed,):
+            self._twins.setdefault(earlier.number, []).append(entry)
+            self._show(entry)
+            return
+        for run in earlier.runs.values():
+            self.ledger.keep_run(entry, run)
+        self._settle(entry)
+
+    def _job(self, entry: Entry, replicate: int) -> Job:
+        several = self.plan.replicates > 1
+        name = f"{entry.number}.{replicate}" if several else str(entry.number)
+        more = (f"seed={self.plan.seed + replicate}",) if several else ()
+        shown = " ".join((*entry.point.words, *more))
+        if self.plan.tells_point:
+            more += (f"point={spelling(str(self._point(entry, replicate)))}",)
+        self._jobs[name] = entry, replicate
+        entry.under_way.add(replicate)
+        self._show(entry)
+        return Job(entry.number, name, (*self.plan.space.job(entry.point.words), *more), mask_secrets(shown))
+
+    def _race(self, entry: Entry) -> None:
+        """Leave out the other replicates of a point that the pruner holds for hopeless after those that are done."""
+        if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry):
+            return
+        with study.quiet():
+            trial = study.reopen(self.ledger.study, entry.trial_id)
+            for run in entry.done():
+                assert run.values is not None
+                trial.report(run.values[0], run.replicate)
+            hopeless = len(entry.done()) < self.plan.replicates and entry.done() and trial.should_prune()
+        if hopeless:
+            left = [replicate for other, replicate in self._queue if other is entry]
+            self._queue = deque(item for item in self._queue if item[0] is not entry)
+            for replicate in left:
+                self.ledger.keep_run(entry, TrialRun(replicate, State.pruned))
+
+    def _settle(self, entry: Entry) -> None:
+        """Close a trial, or note its failure, when nothing of it runs any more."""
+        if not entry.closed and not entry.under_way:
+            states = [run.state for run in entry.runs.values()]
+            if State.failed in states:
+                self._fail(entry)
+            elif len(states) == self.plan.replicates and all(state in GOOD for state in states):
+                self._finish(entry)
+        self._show(entry)
+        if entry.closed or self._has_failed(entry):
+            for twin in self._twins.pop(entry.number, []):
+                self._copy(entry, twin)
+            self._changed()
+
+    def _finish(self, entry: Entry) -> None:
+        if any(run.state is State.pruned for run in entry.runs.values()):
+            self.ledger.close(entry, State.pruned)
+            return
+        found = entry.estimates()
+        bound = self.plan.search.optimise is Optimise.bound
+        pairs = zip(found, self.plan.directions, strict=True)
+        self.ledger.close(entry, State.finished, [e.worse_end(d) if bound else e.mean for e, d in pairs])
+
+    def _fail(self, entry: Entry) -> None:
+        error = next(run.error for run in entry.runs.values() if run.state is State.failed)
+        several = self.plan.replicates > 1
+        which = ", ".join(str(r) for r, run in sorted(entry.runs.items()) if run.state is State.failed)
+        self.ledger.keep_failure(entry, f"replicate {which}: {error}" if several else error or "failed")
+        if entry.attempts > self.plan.search.retries:
+            self.ledger.close(entry, State.failed)
+
+    def _has_failed(self, entry: Entry) -> bool:
+        return any(run.state is State.failed for run in entry.runs.values())
+
+    def _show(self, entry: Entry) -> None:
+        self._views[entry.number] = entry.view()
+
+    def _point(self, entry: Entry, replicate: int) -> Point:
+        return Point(self.plan.directory, entry.number, replicate)
+
+    def _wait_for_leftovers(self, taken: list[Entry]) -> None:
+        """Jobs outlive a sweeper that is killed, by the time that their checkpoint takes."""
+        points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
+        deadline, said = time.monotonic() + PATIENCE, False
+        while time.monotonic() < deadline:
+            processes = (outcome.process_of(point) for point in points)
+            if not any(process is not None and process.may_live_here() for process in processes):
+                return
+            if not said:
+                note("waiting for jobs of the last start, which are writing their checkpoints")
+                said = True
+            time.sleep(0.1)

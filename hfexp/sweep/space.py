@@ -1,0 +1,230 @@
+"""The points of a sweep: what the command line and `search.space` say, as words for Hydra."""
+
+import itertools
+import math
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.sweep.dimension import Dimension, dimension_of, spelling, unquoted
+
+MOST_POINTS = 1_000_000
+"""Of a grid."""
+PARTS = ("values", "when")
+TARGET = "_target_"
+NEVER_SWEPT = ("search", "hydra", "point")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point: the values of its keys, as Optuna knows them, and the words for Hydra."""
+
+    params: dict[str, Any]
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that is swept, and what is not."""
+
+    layout: tuple[tuple[str, str | None], ...]
+    """Keys of the command line in Hydra's order, each with its word if it is the same for all points."""
+    dimensions: tuple[Dimension, ...]
+    """A key that depends on others comes after them."""
+    function: dict[str, Any] | None = field(default=None)
+    """`_target_` node of the user's own."""
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Words that all points have in common."""
+        return tuple(word for _, word in self.layout if word is not None)
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What was written, by key."""
+        texts = {dimension.key: _described(dimension) for dimension in self.dimensions}
+        return texts | ({"search.space": str(self.function[TARGET])} if self.function else {})
+
+    def job(self, words: Sequence[str]) -> tuple[str, ...]:
+        """All words of a job, in the order in which Hydra's own sweeper gives them."""
+        own = {word.partition("=")[0]: word for word in words}
+        placed = [word if word is not None else own.pop(key, None) for key, word in self.layout]
+        return (*(word for word in placed if word is not None), *own.values())
+
+    def grid(self) -> list[Point]:
+        """Every combination once, the last key varying fastest.
+
+        Raises:
+            ConfigError: it isn't finite, or too large.
+        """
+        for dimension in self.dimensions:
+            if not dimension.is_finite:
+                raise ConfigError(
+                    f"{dimension.key}={dimension.text}: a grid needs single values; write "
+                    f"{dimension.key}=choice(...) or range(...), or choose a sampler (search=tpe)"
+                )
+        if self.function:
+            raise ConfigError("search.space._target_ is asked by a sampler: choose one (search=tpe, search=random)")
+        if math.prod(len(dimension.spellings) for dimension in self.dimensions) > MOST_POINTS:
+            raise ConfigError(
+                f"the grid has more than {MOST_POINTS:,} points; search=random search.trials=N draws some"
+            )
+        return list(self._points(0, {}, {}))
+
+    def _points(self, depth: int, params: Mapping[str, Any], chosen: Mapping[str, str]) -> Iterator[Point]:
+        if depth == len(self.dimensions):
+            yield Point(dict(params), tuple(chosen.values()))
+            return
+        dimension = self.dimensions[depth]
+        if not dimension.exists(chosen):
+            yield from self._points(depth + 1, params, chosen)
+            return
+        for value in dimension.values:
+            more = {dimension.key: dimension.word(value)}
+            yield from self._points(depth + 1, {**params, dimension.key: value}, {**chosen, **more})
+
+    def suggest(self, trial: Any, call: Callable[[dict[str, Any], Any], Mapping[str, Any]]) -> Point:
+        """The point that a sampler chooses.
+
+        Args:
+            trial: of Optuna.
+            call: calls the user's function, given its node and the trial.
+        """
+        params: dict[str, Any] = {}
+        chosen: dict[str, str] = {}
+        for dimension in self.dimensions:
+            if dimension.exists(chosen):
+                value = params[dimension.key] = dimension.suggest(trial)
+                chosen[dimension.key] = dimension.word(value)
+        if self.function:
+            for key, value in call(self.function, trial).items():
+                params.setdefault(key.lstrip("+"), value)
+                chosen.setdefault(key.lstrip("+"), f"{key}={spelling(value)}")
+        return Point(params, tuple(chosen.values()))
+
+    def samples(self, keys: Container[str] = (), limit: int = 1) -> list[tuple[str, ...]]:
+        """Words of a first point, and of others that show each value of certain keys once."""
+        first = {d.key: d.word(_first(d)) for d in self.dimensions if not d.when}
+        found = [tuple(first.values())]
+        for dimension in self.dimensions:
+            if dimension.key in keys and not dimension.when:
+                words = (dimension.word(value) for value in dimension.values[1:])
+                found += [tuple({**first, dimension.key: word}.values()) for word in words]
+        return list(itertools.islice(found, limit))
+
+
+def read_space(
+    words: Sequence[str],
+    nodes: Mapping[str, Any],
+    parser: OverridesParser,
+    seed: int,
+    opened: Callable[[str], str] = str,
+) -> Space:
+    """The space of a command line and of `search.space`; the command line wins.
+
+    Args:
+        words: overrides of the command line.
+        nodes: `search.space`.
+        parser: of Hydra.
+        seed: of `shuffle(...)`.
+        opened: gives a word the `++` that Hydra needs for keys which the configuration does not list.
+
+    Raises:
+        ConfigError: what was written means no values.
+        HydraException: it does not parse.
+    """
+    layout: dict[str, str | None] = {}
+    dimensions: dict[str, Dimension] = {}
+    for override in parser.parse_overrides(list(words)):
+        element = override.get_key_element()
+        if override.is_sweep_override():
+            _refuse_what_is_never_swept(override)
+            layout[element] = None
+            dimensions[element] = dimension_of(override, override.get_value_string(), seed)
+        else:
+            layout[element] = f"{element}={override.get_value_element_as_str()}"
+            dimensions.pop(element, None)
+    function = dict(nodes) if TARGET in nodes else None
+    given = {element.lstrip("+~") for element in layout}
+    for key, node in ({} if function else nodes).items():
+        if key.lstrip("+") not in given:
+            dimension = _from_node(key, node, parser, seed, opened)
+            dimensions[dimension.element] = dimension
+    written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
+    ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
+    return Space(tuple(layout.items()), ordered, function)
+
+
+def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: Callable[[str], str]) -> Dimension:
+    """A key of `search.space`."""
+    where = f"search.space.{key}"
+    values, when = node, {}
+    if isinstance(node, dict):
+        unknown = sorted(set(node) - set(PARTS))
+        if unknown or "values" not in node:
+            hint = did_you_mean(unknown[0], PARTS) if unknown else ""
+            raise ConfigError(f"{where}: a mapping has `values` and, maybe, `when`.{hint}")
+        values, when = node["values"], node.get("when") or {}
+    if not isinstance(when, dict):
+        raise ConfigError(f"{where}.when must be a mapping of another key to its values, e.g. {{optimizer: sgd}}")
+    if values is None or values == []:
+        raise ConfigError(f"{where} has no value")
+    text = values if isinstance(values, str) else _listed(values)
+    (override,) = parser.parse_overrides([opened(f"{key}={text}")])
+    _refuse_what_is_never_swept(override)
+    conditions = {name: _comparable(allowed) for name, allowed in when.items()}
+    return dimension_of(override, str(text), seed, conditions)
+
+
+def _listed(values: Any) -> str:
+    items = values if isinstance(values, list) else [values]
+    return ",".join(spelling(item) for item in items)  # within `choice(...)` Hydra would lose quotes, and take no null
+
+
+def _comparable(allowed: Any) -> tuple[str, ...]:
+    items = allowed if isinstance(allowed, list) else [allowed]
+    return tuple(unquoted(f"={spelling(item)}") for item in items)
+
+
+def _refuse_what_is_never_swept(override: Override) -> None:
+    head = override.key_or_group.partition(".")[0].partition("/")[0]
+    if head in NEVER_SWEPT:
+        key = override.key_or_group
+        raise ConfigError(f"{key} has one value for the whole sweep; start a sweep for each value of {key} instead")
+
+
+def _ordered(dimensions: list[Dimension]) -> tuple[Dimension, ...]:
+    """Each after the keys it depends on, otherwise as written."""
+    keys = [dimension.key for dimension in dimensions]
+    for dimension in dimensions:
+        for other in dimension.when:
+            if other not in keys:
+                hint = did_you_mean(other, keys)
+                raise ConfigError(
+                    f"search.space.{dimension.key}.when names {other}, which is not swept.{hint} Swept: {one_of(keys)}"
+                )
+    ordered: list[Dimension] = []
+    while len(ordered) < len(dimensions):
+        done = {dimension.key for dimension in ordered}
+        ready = [d for d in dimensions if d.key not in done and done.issuperset(d.when)]
+        if not ready:
+            rest = one_of(set(keys) - done)
+            raise ConfigError(f"search.space: the `when` of these keys depend on each other: {rest}")
+        ordered.append(ready[0])
+    return tuple(ordered)
+
+
+def _first(dimension: Dimension) -> Any:
+    if dimension.is_finite:
+        return dimension.values[0]
+    assert dimension.bounds is not None
+    return dimension.bounds.low
+
+
+def _described(dimension: Dimension) -> str:
+    conditions = ", ".join(f"{key}={'|'.join(allowed)}" for key, allowed in dimension.when.items())
+    return f"{dimension.text} when {conditions}" if conditions else dimension.text

@@ -1,0 +1,142 @@
+"""The study of a sweep in Optuna's storage: made whole or not at all, asked and told by the sweeper alone."""
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from hfexp.errors import ConfigError, first_line
+from hfexp.origin import mask_secrets
+from hfexp.sweep.trials import State, TrialRun
+
+DATABASE = "study.db"
+BUSY_SECONDS = 60
+"""That a process waits for another one's write to SQLite."""
+WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."
+ATTEMPTS, ERROR, OWNER = "hfexp.attempts", "hfexp.error", "hfexp.owner"
+"""Attributes of a trial."""
+
+
+def storage_url(directory: Path, storage: str | None) -> str:
+    """`search.storage`, or a SQLite file in the sweep's directory; every process that opens it waits for others."""
+    return storage or f"sqlite:///{directory / DATABASE}?timeout={BUSY_SECONDS}"
+
+
+def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pruner: Any) -> Study:
+    """Open the study of a sweep; it is created if it is not there.
+
+    Raises:
+        ConfigError: the storage can't be used.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    if url.startswith("sqlite:///"):
+        _create_file(Path(url.removeprefix("sqlite:///").partition("?")[0]), name, directions)
+    with quiet():
+        try:
+            return optuna.create_study(
+                storage=RDBStorage(url), study_name=name, directions=list(directions), load_if_exists=True,
+                sampler=sampler, pruner=pruner,
+            )  # fmt: skip
+        except ImportError as error:
+            hint = " (pip install 'hfexp[postgres]')" if "psycopg" in str(error) else ""
+            raise ConfigError(
+                f"search.storage={mask_secrets(url)} needs a driver: {first_line(error)}{hint}"
+            ) from error
+        except Exception as error:  # SQLAlchemy's and the driver's own
+            raise ConfigError(
+                f"search.storage={mask_secrets(url)} can't be used: {mask_secrets(first_line(error))}"
+            ) from error
+
+
+def close_study(study: Study) -> None:
+    """Give back connections to the storage."""
+    backend: Any = getattr(study._storage, "_backend", study._storage)
+    backend.remove_session()
+    backend.engine.dispose()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna warns of what is young in it, and of what the sweeper does on purpose."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.filterwarnings("ignore", module="optuna")
+        yield
+
+
+def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
+    """Make the SQLite file whole or not at all: killed meanwhile, Optuna would leave tables that it then trusts."""
+    if path.exists():
+        return
+    unfinished = path.with_name(f".{path.name}.new")
+    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        left.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    goals: list[Any] = list(directions)
+    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=goals)
+    close_study(study)
+    with contextlib.closing(sqlite3.connect(unfinished)) as connection:
+        # Jobs that report and the sweeper don't wait for each other's reading; kept in the file.
+        connection.execute("PRAGMA journal_mode=WAL")
+    os.chmod(unfinished, 0o644)
+    unfinished.rename(path)
+
+
+def trials_of(study: Study) -> list[FrozenTrial]:
+    """All trials, by number."""
+    return sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
+
+
+def set_attribute(study: Study, trial_id: int, name: str, value: Any) -> None:
+    study._storage.set_trial_user_attr(trial_id, name, value)
+
+
+def ask(study: Study) -> optuna.Trial:
+    """A new trial; its parameters are still to be chosen."""
+    return study.ask()
+
+
+def reopen(study: Study, trial_id: int) -> optuna.Trial:
+    """A trial that was asked for: parameters it has stay, others can be chosen, and values can be reported."""
+    study._thread_local.cached_all_trials = None  # kept for one trial only, as `Study.ask` does
+    return optuna.Trial(study, trial_id)
+
+
+def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+    """The end of a trial, if it was not told before (two sweepers may share a storage)."""
+    with quiet():
+        study.tell(number, values, state=state, skip_if_finished=True)
+
+
+def write_run(study: Study, trial_id: int, run: TrialRun) -> None:
+    """What became of one run of a trial."""
+    content = asdict(run) | {"state": run.state.value, "run_dir": str(run.run_dir) if run.run_dir else None}
+    set_attribute(study, trial_id, f"{RUN}{run.replicate}", json.dumps(content))
+
+
+def runs_of(attributes: Mapping[str, Any]) -> dict[int, TrialRun]:
+    """By replicate."""
+    found = {}
+    for name, text in attributes.items():
+        if name.startswith(RUN):
+            content = json.loads(text)
+            values = content["values"]
+            content["state"] = State(content["state"])
+            content["run_dir"] = Path(content["run_dir"]) if content["run_dir"] else None
+            content["values"] = tuple(values) if values is not None else None
+            run = TrialRun(**content)
+            found[run.replicate] = run
+    return dict(sorted(found.items()))

@@ -1,0 +1,120 @@
+"""What a person sees when a sweep ends: the table, the best point and how to run it again, what failed."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+
+from hfexp.errors import RunError, SweepError
+from hfexp.origin import mask_secrets
+from hfexp.screen import say
+from hfexp.sweep.definition import LEFT_OUT
+from hfexp.sweep.ranking import best, ranked, ties
+from hfexp.sweep.trials import State, Sweep, Trial
+
+MOST_ROWS = 20
+OPENED = "++"
+"""Put by hfexp before keys that the configuration does not list; nobody has to type it."""
+
+
+def show(sweep: Sweep) -> None:
+    """Print the table, the best point, and where everything is."""
+    _show_table(sweep)
+    for trial in best(sweep.trials, sweep.directions)[:3]:
+        values = ", ".join(f"{n} {v:.6g}" for n, v in zip(sweep.metrics, trial.values or (), strict=False))
+        say(f"best: {trial.number}, {values}; to run it again:")
+        say(f"  {command(sweep, trial)}")
+    say(f"sweep: {os.path.relpath(sweep.directory)}")
+
+
+def command(sweep: Sweep, trial: Trial) -> str:
+    """The command of a single run of this point, quoted for a shell."""
+    fixed = [word for word in sweep.fixed if not _is_of_the_sweep(word)]
+    return mask_secrets(shlex.join(["hfexp", *(word.removeprefix(OPENED) for word in (*fixed, *trial.overrides))]))
+
+
+def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, Exception]]:
+    """What went wrong, by name of the point.
+
+    Args:
+        errors: of jobs that failed in this start, by name (`<trial>` or `<trial>.<replicate>`).
+    """
+    found = []
+    for trial in sweep.trials:
+        is_interrupted = trial.state is State.running and any(run.error for run in trial.runs)
+        if trial.state is not State.failed and not is_interrupted:
+            continue
+        names = [name for name in errors if name.partition(".")[0] == str(trial.number)]
+        reason = trial.error or next((run.error for run in trial.runs if run.error), "failed")
+        causes = [(name, errors[name]) for name in names] or [(str(trial.number), RunError(reason))]
+        found += [(f"job {name} ({words(trial)})", error) for name, error in causes]
+    return found
+
+
+def failure_of(
+    sweep: Sweep, errors: Mapping[str, Exception], total: int, retries: int, ended_early: bool
+) -> SweepError | None:
+    """The error that the sweep ends with, if any of its jobs (`total` in all) failed."""
+    found = failures(sweep, errors)
+    if not found:
+        return None
+    more = "; search.max_failures ended the sweep early" if ended_early else ""
+    if any(trial.attempts <= retries for trial in sweep.trials if trial.state is State.failed):
+        more += "; the same command tries them again, as often as search.retries says"
+    return SweepError(found, total, more)
+
+
+def progress(trials: Sequence[Trial]) -> str:
+    """`3 of 20 points finished`, for a sweep that is stopped."""
+    done = sum(trial.state in (State.finished, State.pruned) for trial in trials)
+    return f"{done} points are finished"
+
+
+def words(trial: Trial) -> str:
+    """What tells a point from the others."""
+    return mask_secrets(" ".join(word.removeprefix(OPENED) for word in trial.overrides))
+
+
+def _is_of_the_sweep(word: str) -> bool:
+    key = word.lstrip("+~").partition("=")[0]
+    return key.split(".")[0].split("/")[0] in {*LEFT_OUT} - {"output_dir", "tracking", "security"}
+
+
+def _show_table(sweep: Sweep) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    order, same = ranked(sweep.trials, sweep.directions), ties(sweep.trials, sweep.directions)
+    placed = {trial.number for trial in order}
+    others = [trial for trial in sweep.trials if trial.number not in placed]
+    rows = [*order, *others]
+    table = Table("job", "overrides", *sweep.metrics, "", box=None, padding=(0, 2, 0, 0))
+    for trial in rows[:MOST_ROWS]:
+        shown = _values(trial, len(sweep.metrics))
+        table.add_row(str(trial.number), Text(words(trial)), *shown, Text(_remark(trial, same)))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print()
+    console.print(table)
+    if len(rows) > MOST_ROWS:
+        console.print(f"... {len(rows) - MOST_ROWS} more of {len(rows)} points")
+
+
+def _values(trial: Trial, count: int) -> list[str]:
+    if trial.values is None:
+        return ["-"] * count
+    if trial.intervals is None:
+        return [f"{value:.6g}" for value in trial.values]
+    pairs = zip(trial.values, trial.intervals, strict=True)
+    return [f"{value:.6g} ± {(high - low) / 2:.2g}" for value, (low, high) in pairs]
+
+
+def _remark(trial: Trial, same: set[int]) -> str:
+    if trial.state is State.finished:
+        return "as good as the best, within the intervals" if trial.number in same else ""
+    if trial.state is State.failed:
+        return f"failed: {mask_secrets(trial.error or '')}"
+    if trial.state is State.pruned:
+        steps = [run.pruned_step for run in trial.runs if run.pruned_step is not None]
+        return f"pruned at step {steps[0]}" if steps else "pruned"
+    return trial.state.value

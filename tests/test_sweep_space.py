@@ -1,0 +1,228 @@
+"""Search spaces: Hydra's grammar, `search.space`, the points of a grid and the questions of a sampler."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from hfexp.compose import opened
+from hfexp.errors import ConfigError
+from hfexp.sweep.dimension import spelling, unquoted
+from hfexp.sweep.ranking import best, ranked, ties
+from hfexp.sweep.space import Space, read_space
+from hfexp.sweep.statistics import estimate
+from hfexp.sweep.trials import State, Trial
+
+
+class Recorder:
+    """An Optuna trial that answers with the lowest value, and remembers what it was asked."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.asked: dict[str, Any] = {}
+        self.answers = answers
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self.asked[name] = list(choices)
+        return self.answers.get(name, choices[0])
+
+    def suggest_int(self, name: str, low: int, high: int, **more: Any) -> int:
+        self.asked[name] = ("int", low, high, more)
+        return self.answers.get(name, low)
+
+    def suggest_float(self, name: str, low: float, high: float, **more: Any) -> float:
+        self.asked[name] = ("float", low, high, more)
+        return self.answers.get(name, low)
+
+
+def read(words: Sequence[str], nodes: Mapping[str, Any] | None = None) -> Space:
+    return read_space(words, nodes or {}, OverridesParser.create(), seed=0)
+
+
+def suggest(space: Space, **answers: Any) -> tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]:
+    """Words and parameters that come of the answers, and what was asked."""
+    trial = Recorder(**answers)
+    point = space.suggest(trial, lambda node, trial: {"lr": 0.1, "name": "a, b"})
+    return point.words, point.params, trial.asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a=1,2", "b=x,y,z", "c=3"],
+        ["a=range(1,5)", "b=range(0,1,0.25)", "++c.d=choice(1e-3,'x y',\"q\",true)"],
+        ["a=[1,2],[3]", "b={x:1},{y:2}", "~c=1,2", "+d=\\,,2"],
+        ["a='1,2'", "b=1,2", "a=3,4", "c@d=x,y", "e=sort(3,1,2)", "f=1"],
+    ],
+)
+def test_a_grid_is_hydras_own(words: list[str]) -> None:
+    ((*jobs,),) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
+    space = read(words)
+    assert [list(space.job(point.words)) for point in space.grid()] == jobs
+
+
+def test_values_that_are_the_same_are_one_point() -> None:
+    assert [point.words for point in read(["a=1,1,2"]).grid()] == [("a=1",), ("a=2",)]
+
+
+def test_a_shuffled_grid_has_one_order() -> None:
+    orders = [[p.words for p in read(["a=shuffle(range(20))"]).grid()] for _ in range(2)]
+    assert orders[0] == orders[1] != sorted(orders[0])
+
+
+def test_what_optuna_is_told() -> None:
+    space = read(["a=1,2.5", "b=x,1", "c=1,true", "d=range(3)", "e='q r',s"])
+    assert [dimension.values for dimension in space.dimensions] == [
+        (1, 2.5), ("x", "1"), ("1", "True"), (0, 1, 2), ("q r", "s"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "asked", "answer", "expected"),
+    [
+        ("a=interval(0,1)", ("float", 0.0, 1.0, {"step": None, "log": False}), 0.25, "a=0.25"),
+        ("a=tag(log,interval(1e-5,1e-1))", ("float", 1e-5, 0.1, {"step": None, "log": True}), 1e-4, "a=0.0001"),
+        ("a=int(interval(1,10))", ("int", 1, 10, {"step": 1, "log": False}), 10, "a=10"),
+        ("a=tag(log,int(interval(1,64)))", ("int", 1, 64, {"log": True}), 8, "a=8"),
+        ("a=range(1,5)", ("int", 1, 4, {"step": 1, "log": False}), 4, "a=4"),
+        ("a=range(10,0,-2)", ("int", 2, 10, {"step": 2, "log": False}), 4, "a=4"),
+        ("a=range(0,1,0.1)", ("float", 0.0, 0.9, {"step": 0.1, "log": False}), 0.30000000000000004, "a=0.3"),
+        ("a=choice(x,y)", ["x", "y"], "y", "a=y"),
+        ("a=sgd,adamw", ["sgd", "adamw"], "adamw", "a=adamw"),
+    ],
+)
+def test_what_a_sampler_is_asked(word: str, asked: Any, answer: Any, expected: str) -> None:
+    words, params, question = suggest(read([word]), a=answer)
+    assert question == {"a": asked}
+    assert params == {"a": answer}
+    assert words == (expected,)
+
+
+def test_a_space_in_yaml_and_the_command_line_wins() -> None:
+    nodes = {"a": "tag(log, interval(1, 2))", "b": [1, "x y", True, "001", None], "c": 3, "d": "p,q"}
+    space = read(["d=r", "e=1,2"], nodes)
+    words, _, asked = suggest(space)
+    assert set(asked) == {"a", "b", "c", "e"}
+    assert asked["b"] == ["1", "'x y'", "True", "'001'", "null"]
+    assert space.job(words) == ("d=r", "e=1", "a=1.0", "b=1", "c=3")
+
+
+def test_keys_of_free_sections_are_opened() -> None:
+    space = read_space([], {"trainer.args.learning_rate": [1, 2]}, OverridesParser.create(), 0, opened)
+    assert space.grid()[0].words == ("++trainer.args.learning_rate=1",)
+    assert space.grid()[0].params == {"trainer.args.learning_rate": 1}
+
+
+CONDITIONAL = {
+    "momentum": {"values": [0.9, 0.99], "when": {"optim": "sgd"}},
+    "optim": ["adamw", "sgd", "lion"],
+    "nesterov": {"values": [True, False], "when": {"momentum": 0.90}},
+}
+
+
+def test_a_conditional_grid_has_each_point_once() -> None:
+    points = [" ".join(point.words) for point in read([], CONDITIONAL).grid()]
+    assert points == [
+        "optim=adamw", "optim=sgd momentum=0.9 nesterov=True", "optim=sgd momentum=0.9 nesterov=False",
+        "optim=sgd momentum=0.99", "optim=lion",
+    ]  # fmt: skip
+
+
+def test_a_sampler_is_asked_only_for_keys_that_exist() -> None:
+    assert suggest(read([], CONDITIONAL))[0] == ("optim=adamw",)
+    assert suggest(read([], CONDITIONAL), optim="sgd")[0] == ("optim=sgd", "momentum=0.9", "nesterov=True")
+
+
+def test_a_function_of_the_users() -> None:
+    words, params, _ = suggest(read(["a=1,2"], {"_target_": "mine.space", "most": 3}))
+    assert words == ("a=1", "lr=0.1", "name='a, b'")
+    assert params == {"a": 1, "lr": 0.1, "name": "a, b"}
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes", "message"),
+    [
+        (["a=interval(0,1)"], {}, "a=interval(0,1): a grid needs single values; write a=choice(...) or range(...)"),
+        (["a=interval(1,0)"], {}, "a: interval(1.0, 0.0) is empty"),
+        (["a=tag(log,interval(0,1))"], {}, "a: a log scale begins above 0, not at 0.0"),
+        (["a=range(5,5)"], {}, "a=range(5,5) gives no value"),
+        (["search=tpe,gp"], {}, "search has one value for the whole sweep"),
+        (["search.seed=1,2"], {}, "search.seed has one value"),
+        (["a=range(2000)", "b=range(2000)"], {}, "more than 1,000,000 points"),
+        (
+            [],
+            {"a": {"value": [1]}},
+            "search.space.a: a mapping has `values` and, maybe, `when`. Did you mean 'values'?",
+        ),
+        ([], {"a": None}, "search.space.a has no value"),
+        ([], {"a": {"values": [1], "when": 3}}, "search.space.a.when must be a mapping"),
+        (
+            [],
+            {"a": {"values": [1], "when": {"optin": 1}}, "optim": [1]},
+            "names optin, which is not swept. Did you mean 'optim'?",
+        ),
+        (
+            [],
+            {"a": {"values": [1], "when": {"b": 1}}, "b": {"values": [1], "when": {"a": 1}}},
+            "depend on each other: a, b",
+        ),
+        ([], {"_target_": "mine.space"}, "search.space._target_ is asked by a sampler"),
+    ],
+)
+def test_what_is_refused(words: list[str], nodes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        read(words, nodes).grid()
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "value", [1, 1.5, "a b", "null", "x", "1e3", None, True, [1, "b c"], {"k": "v w"}, "it's", ""]
+)
+def test_spelling_is_read_back(value: Any) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={spelling(value)}"])
+    assert override.value() == value
+
+
+def test_comparisons_of_values() -> None:
+    assert unquoted("a='x y'") == "x y"
+    assert unquoted("a=1.0") == unquoted("a=1") == unquoted("a=1e0")
+    assert unquoted("a=True") == unquoted("a=true")
+
+
+def test_each_value_is_tried_before_a_sweep() -> None:
+    space = read(["a=1,2", "b=x,y", "c=interval(0,1)", "d=1,2"])
+    first = ("a=1", "b=x", "c=0.0", "d=1")
+    found = space.samples({"a", "b", "c"}, 9)
+    assert found == [first, ("a=2", *first[1:]), ("a=1", "b=y", *first[2:])]
+    assert space.samples() == [first]
+
+
+def test_an_interval_of_a_mean() -> None:
+    """Student's t with 4 degrees of freedom: 2.776 (any table)."""
+    found = estimate([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3
+    assert found.deviation == pytest.approx(1.5811388)
+    assert found.interval == pytest.approx((3 - 2.7764451 * 0.70710678, 3 + 2.7764451 * 0.70710678))
+    assert found.worse_end("maximize") == pytest.approx(found.interval[0] if found.interval else None)
+    assert estimate([7.0]).interval is None
+    assert estimate([7.0]).worse_end("minimize") == 7
+
+
+def trial(number: int, *values: float, half: float | None = None) -> Trial:
+    intervals = tuple((v - half, v + half) for v in values) if half is not None else None
+    return Trial(number, {}, (), State.finished, values=values, intervals=intervals)
+
+
+def test_ranks_and_ties() -> None:
+    trials = [trial(0, 1.0, half=0.1), trial(1, 3.0, half=0.5), trial(2, 2.6, half=0.1), trial(3, 2.3, half=0.1)]
+    trials.append(Trial(4, {}, (), State.failed))
+    assert [t.number for t in ranked(trials, ["maximize"])] == [1, 2, 3, 0]
+    assert [t.number for t in best(trials, ["minimize"])] == [0]
+    assert ties(trials, ["maximize"]) == {2}
+
+
+def test_points_that_no_other_is_better_than() -> None:
+    trials = [trial(0, 1, 1), trial(1, 2, 3), trial(2, 3, 2), trial(3, 3, 3)]
+    assert [t.number for t in best(trials, ["maximize", "minimize"])] == [2, 0]
+    assert [t.number for t in ranked(trials, ["maximize", "minimize"])] == [2, 0, 3, 1]
