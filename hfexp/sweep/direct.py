@@ -69,8 +69,8 @@ class Direction:
 
     def example_config(self, space: Space) -> Config | None:
         """The typed configuration of a first point; None in another application."""
-        composed = self._compose(space.job(space.samples()[0]))
-        return to_config(without_hydra(composed)) if OmegaConf.get_type(composed) is Config else None
+        composed = without_hydra(self._compose(space.job(space.samples()[0])))
+        return to_config(composed) if OmegaConf.get_type(composed) is Config else None
 
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
         plain = {name: OmegaConf.to_container(OmegaConf.create({"_": self.config.get(name)}), resolve=True)["_"]  # pyright: ignore

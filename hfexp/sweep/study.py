@@ -47,7 +47,7 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     with quiet():
         try:
             return optuna.create_study(
-                storage=RDBStorage(url), study_name=name, directions=list(directions), load_if_exists=True,
+                storage=RDBStorage(url), study_name=name, directions=_directions(directions), load_if_exists=True,
                 sampler=sampler, pruner=pruner,
             )  # fmt: skip
         except ImportError as error:
@@ -61,9 +61,13 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
             ) from error
 
 
+def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:
+    return [optuna.study.StudyDirection[name.upper()] for name in names]
+
+
 def close_study(study: Study) -> None:
     """Give back connections to the storage."""
-    backend = getattr(study._storage, "_backend", study._storage)
+    backend: Any = getattr(study._storage, "_backend", study._storage)
     backend.remove_session()
     backend.engine.dispose()
 
@@ -85,7 +89,7 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         left.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=list(directions))
+    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
         # Jobs that report and the sweeper don't wait for each other's reading; kept in the file.
