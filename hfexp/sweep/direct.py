@@ -15,7 +15,7 @@ from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError
 from hfexp.launch.batches import run_in_batches
 from hfexp.launch.pool import sigterm_raises
-from hfexp.origin import Origin, command_line
+from hfexp.origin import Origin, command_line, mask_secrets
 from hfexp.screen import note, say
 from hfexp.sweep import summary
 from hfexp.sweep.definition import SweepDirectory, define, hold_sweep
@@ -71,12 +71,15 @@ class Direction:
 
     def example_config(self, space: Space) -> Config | None:
         """The typed configuration of a first point; None in another application."""
-        composed = self._compose(space.job(space.samples()[0]))
-        return to_config(without_hydra(composed)) if OmegaConf.get_type(composed) is Config else None
+        composed = without_hydra(self._compose(space.job(space.samples()[0])))
+        return to_config(composed) if OmegaConf.get_type(composed) is Config else None
 
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
-        plain = {name: OmegaConf.to_container(OmegaConf.create({"_": self.config.get(name)}), resolve=True)["_"]  # pyright: ignore
-                 for name in SECTIONS}  # fmt: skip
+        found = {name: self.config.get(name) for name in SECTIONS}
+        plain: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in found.items()
+        }
         search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), plain["search"] or {}))
         assert isinstance(search, SearchConfig)
         return search, plain
@@ -194,7 +197,7 @@ class _Started:
         found = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
         if not isinstance(found, dict):
             raise ConfigError(f"search.space: {node['_target_']} returned {found!r} instead of a dict of key to value")
-        return found
+        return {opened(f"{key}=").removesuffix("="): value for key, value in found.items()}
 
     def _membership(self, url: str, parent_run_id: str | None) -> Membership:
         search = self.search
@@ -204,9 +207,10 @@ class _Started:
         )  # fmt: skip
 
     def _view(self, schedule: "Schedule") -> Sweep:
+        fixed = tuple(map(mask_secrets, self.space.fixed))
         return Sweep(
             self.directory.name, self.directory.path, _command(), self.search.method.value, tuple(self.metrics),
-            tuple(self.directions), self.space.fixed, self.space.texts, self.directory.seconds, schedule.trials,
+            tuple(self.directions), fixed, self.space.texts, self.directory.seconds, schedule.trials,
         )  # fmt: skip
 
     def _announce(self, plan: "Plan") -> None:

@@ -20,6 +20,8 @@ from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
 from hfexp.sweep.space import Space
 from hfexp.sweep.trials import State, Trial, TrialRun
 
+SECRET = "search.storage="
+"""A word that may hold a password; jobs find the storage in `sweep.json`, and nowhere else."""
 PATIENCE = 120.0
 """Seconds that jobs of a killed start may take to write their checkpoint and end."""
 
@@ -162,7 +164,8 @@ class Schedule:
         self._jobs[name] = entry, replicate
         entry.under_way.add(replicate)
         self._show(entry)
-        return Job(entry.number, name, (*self.plan.space.job(entry.point.words), *more), mask_secrets(shown))
+        words = [word for word in self.plan.space.job(entry.point.words) if not word.lstrip("+").startswith(SECRET)]
+        return Job(entry.number, name, (*words, *more), mask_secrets(shown))
 
     def _race(self, entry: Entry) -> None:
         """Leave out the other replicates of a point that the pruner holds for hopeless after those that are done."""

@@ -47,7 +47,7 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     with quiet():
         try:
             return optuna.create_study(
-                storage=RDBStorage(url), study_name=name, directions=list(directions), load_if_exists=True,
+                storage=RDBStorage(url), study_name=name, directions=_directions(directions), load_if_exists=True,
                 sampler=sampler, pruner=pruner,
             )  # fmt: skip
         except ImportError as error:
@@ -59,6 +59,10 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
             raise ConfigError(
                 f"search.storage={mask_secrets(url)} can't be used: {mask_secrets(first_line(error))}"
             ) from error
+
+
+def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:
+    return [optuna.study.StudyDirection[name.upper()] for name in names]
 
 
 def close_study(study: Study) -> None:
@@ -85,8 +89,7 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         left.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    goals: list[Any] = list(directions)
-    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=goals)
+    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
         # Jobs that report and the sweeper don't wait for each other's reading; kept in the file.
