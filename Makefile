@@ -24,8 +24,8 @@ run: install ## run the main job: train a small ViT on handwritten digits
 test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
-chaos: install ## kill a sweep a hundred times (ten rounds): it must end as if undisturbed
-	HFEXP_CHAOS=10 $(BIN)/python -m pytest tests/test_sweep.py -k killed_again
+chaos: install ## kill sweeps two hundred times (ten rounds each): they must end as if undisturbed
+	HFEXP_CHAOS=10 $(BIN)/python -m pytest tests/test_sweep.py tests/test_chaos.py -k killed_again
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)
