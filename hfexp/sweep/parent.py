@@ -232,7 +232,7 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
         return {}
     import optuna
 
-    with guarded("importances"):
+    with guarded("importances"), contextlib.closing(_Session(study)):
         complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         params = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
         if len(complete) < FEWEST_FOR_IMPORTANCE or len(params) < 2:
@@ -242,6 +242,16 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
         return {mask_secrets(str(name)): float(share) for name, share in found.items()}
     return {}
+
+
+@dataclass
+class _Session:
+    """The connection to a study's storage that this thread was given."""
+
+    study: Any
+
+    def close(self) -> None:
+        self.study._storage.remove_session()
 
 
 def _write_pages(artifacts: Path, page: SweepPage) -> None:
