@@ -162,7 +162,7 @@ class TrackingConfig:
     tags: dict[str, str] = field(default_factory=dict)
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
-    """Name in MLflow's model registry under which the final model is registered, with the alias `best`."""
+    """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only that of a sweep's best."""
     system_metrics_interval: float | None = 10.0
     """Seconds between records of the load of this job's devices; null: none."""
 

@@ -47,6 +47,7 @@ class RunState:
     git_sha_before: str = ""
     """Commit of the code when the run was last started."""
     last_started: float = 0.0
+    """Of a start whose end was not noted by its own process; else 0."""
     seconds: float = 0.0
     """For which it has been running, over all its starts; of a start that was killed, up to its last sign of life."""
     kind: str = "run"
@@ -96,7 +97,7 @@ class RunDirectory:
     def begin(self, git_sha: str = "") -> None:
         """Write down that this process is working in it."""
         state, process = self.state, ProcessId.own()
-        if state.status == "running" and state.last_started:
+        if state.last_started:
             state.seconds += max(0.0, _last_sign(self.path) - state.last_started)
         state.host, state.pid, state.process = process.host, process.pid, process.started
         state.status, state.last_started = "running", time.time()
@@ -107,6 +108,7 @@ class RunDirectory:
         """Set how it ended, to be saved."""
         self.state.status = status
         self.state.seconds += time.time() - self.state.last_started
+        self.state.last_started = 0.0
 
 
 def run_name(config: Config, origin: Origin) -> str:
@@ -230,9 +232,9 @@ def save_state(path: Path, state: RunState) -> None:
 
 
 def _last_sign(path: Path) -> float:
-    """When a run that is gone last wrote anything, in seconds since 1970."""
-    signs = [path / STATE, path / "hfexp.log", path / "checkpoints", path / "tracking" / "journal.jsonl"]
-    return max(sign.stat().st_mtime for sign in signs if sign.exists())
+    """When a run that is gone last logged or saved anything, in seconds since 1970; 0 if it never did."""
+    signs = (path / "hfexp.log", path / "checkpoints")
+    return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
 
 
 def _lock(parent: Path, state: RunState) -> FileLock:

@@ -31,6 +31,7 @@ def _files(node: Any) -> Iterator[Path]:
         return
     if not isinstance(node, str) or "://" in node or len(node) > 4096:
         return
-    for name in glob.glob(os.path.expanduser(node), recursive=True):
+    named = os.path.expanduser(node)
+    for name in [named] if os.path.exists(named) else glob.glob(named, recursive=True):
         path = Path(name).absolute()
         yield from (found for found in path.rglob("*") if found.is_file()) if path.is_dir() else (path,)

@@ -142,6 +142,14 @@ def test_the_table_keeps_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hf_abc" not in make_table(sweep).csv() + command_of(sweep, trial)
 
 
+def test_the_table_is_json_whatever_was_measured() -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    table = make_table(a_sweep(Path("x"), a_trial(0, float("nan"), State.pruned)))
+    assert json.loads(table.json(), parse_constant=refuse)["data"][0][3] == "nan"
+
+
 def test_scales() -> None:
     assert scale_of("lr", [1e-4, 1e-2, None]).places == [0, 1, None]
     assert scale_of("lr", [1e-4, 1e-3, 1e-2]).places[1] == pytest.approx(0.5)

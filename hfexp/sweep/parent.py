@@ -79,6 +79,7 @@ class Parent:
     """Name under which the best model of all is registered at the end."""
     _latest: tuple[Sweep, Any]
     """The sweep and its study."""
+    _published: tuple[Sweep, Any] | None = None
     _wake: threading.Event = field(default_factory=threading.Event)
     _closing: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -111,7 +112,8 @@ class Parent:
         self._wake.set()
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(0.2)
-        self._publish()
+        if self._published is not self._latest:
+            self._publish()
         sweep = self._latest[0]
         totals = {f"trials_{state}": float(count) for state, count in states(sweep).items()}
         self.tracker.log_metrics({**totals, "hours": sweep.seconds / 3600}, round(sweep.seconds))
@@ -134,7 +136,7 @@ class Parent:
 
     def _publish(self) -> None:
         """Write everything anew; the sweep is worth more than its record."""
-        sweep, study = self._latest
+        sweep, study = self._published = self._latest
         try:
             self._write(sweep, study)
         except Exception as error:
@@ -230,7 +232,7 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
         return {}
     import optuna
 
-    with guarded("importances"):
+    with guarded("importances"), contextlib.closing(_Session(study)):
         complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
         params = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
         if len(complete) < FEWEST_FOR_IMPORTANCE or len(params) < 2:
@@ -240,6 +242,16 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
         found = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
         return {mask_secrets(str(name)): float(share) for name, share in found.items()}
     return {}
+
+
+@dataclass
+class _Session:
+    """The connection to a study's storage that this thread was given."""
+
+    study: Any
+
+    def close(self) -> None:
+        self.study._storage.remove_session()
 
 
 def _write_pages(artifacts: Path, page: SweepPage) -> None:

@@ -47,9 +47,9 @@ def finished_run(point: Point) -> tuple[Path, RunState] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     state = read_state(path)
-    if state is None or state.status != "finished" or state.values is None or state.point != str(point):
+    if state is None or state.status != "finished" or state.values is None or state.point is None:
         return None
-    return path, state
+    return (path, state) if Point.parse(state.point) == point else None
 
 
 def _in_experiment_of_sweep(config: Config, origin: Origin, point: Point) -> Config:

@@ -1,6 +1,6 @@
 """The page of a sweep: the table of its trials and pictures of them, in which one trial can be followed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hfexp.origin import mask_secrets
@@ -19,11 +19,15 @@ TITLES = {
     "importances": "Importance of parameters",
 }
 
+NOT_SHOWN = ("run_id",)
+"""Columns of the table that a person has no use for."""
+
 SCRIPT = """
 (function () {
   var style = document.createElement('style');
   style.textContent = '.dim { opacity: 0.1 !important } tr.on td { background: var(--box) } ' +
-    'tr[data-name], th { cursor: pointer }';
+    'tr[data-name], th { cursor: pointer } tr[data-name] td { white-space: nowrap } ' +
+    '.scroll:has(tr[data-name]) { max-height: 70vh; overflow: auto }';
   document.head.appendChild(style);
   var rows = Array.from(document.querySelectorAll('tr[data-name]'));
   var marks = Array.from(document.querySelectorAll('svg g[id]')).map(function (mark) {
@@ -124,12 +128,13 @@ class SweepPage:
         return Section("Best", blocks)
 
     def _trials(self, interactive: bool) -> Section:
-        table = self.table
-        rows = [[_shown(cell) for cell in row] for row in table.rows]
+        table, kept = self.table, [n for n, column in enumerate(self.table.columns) if column not in NOT_SHOWN]
+        header = short_names([table.columns[n] for n in kept])
+        rows = [[_shown(row[n]) for n in kept] for row in table.rows]
         names = [str(trial.number) for trial in table.trials] if interactive else []
-        numbers = frozenset(n for n, _ in enumerate(table.columns) if any(_is_number(row[n]) for row in table.rows))
+        numbers = frozenset(n for n, c in enumerate(kept) if any(_is_number(row[c]) for row in table.rows))
         strong = frozenset({0} if table.rows and table.rows[0][0] == 1 else ())
-        blocks: list[Block] = [Table(table.columns, rows, numbers=numbers, strong=strong, names=names)] if rows else []
+        blocks: list[Block] = [Table(header, rows, numbers=numbers, strong=strong, names=names)] if rows else []
         if rows and self.drawn != len(rows):
             blocks.append(Text(f"The pictures show the first {self.drawn} of these {len(rows)} trials."))
         return Section("Trials", blocks)
@@ -143,6 +148,12 @@ class SweepPage:
         rows = [[key, mask_secrets(text)] for key, text in self.sweep.space.items()]
         space = [Table(("key", "values"), rows, numbers=frozenset())] if rows else []
         return Section("Definition", [*space, Code(mask_secrets(self.sweep.command))])
+
+
+def short_names(columns: Sequence[str]) -> list[str]:
+    """Keys by their last part, where that means one of them only."""
+    last = [column.rpartition(".")[2] for column in columns]
+    return [short if last.count(short) == 1 else column for short, column in zip(last, columns, strict=True)]
 
 
 def _is_number(cell: object) -> bool:

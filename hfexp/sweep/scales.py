@@ -26,7 +26,10 @@ def scale_of(name: str, values: Sequence[Any]) -> Scale:
     known = [value for value in values if value is not None]
     if known and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in known):
         return _numeric(name, values, [float(value) for value in known])
-    words = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
+    words = [
+        None if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+        for value in values
+    ]
     distinct = sorted({word for word in words if word is not None})
     places = {word: (index + 0.5) / len(distinct) for index, word in enumerate(distinct)}
     every = max(1, -(-len(distinct) // MOST_TICKS))

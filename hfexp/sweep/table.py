@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -40,7 +41,8 @@ class TrialTable:
 
     def json(self) -> str:
         """As `mlflow.log_table` writes it, which MLflow's pages show as a table."""
-        return json.dumps({"columns": self.columns, "data": self.rows}, default=str)
+        rows = [[_in_json(cell) for cell in row] for row in self.rows]
+        return json.dumps({"columns": self.columns, "data": rows})
 
 
 def make_table(sweep: Sweep) -> TrialTable:
@@ -111,6 +113,11 @@ def _measured(trial: Trial, count: int, with_interval: bool) -> list[float | Non
             cells.append(trial.deviations[index] if trial.deviations else None)
             cells += trial.intervals[index] if trial.intervals else (None, None)
     return cells
+
+
+def _in_json(cell: Cell) -> Cell:
+    """JSON knows neither NaN nor infinity."""
+    return str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def _plain(value: Any) -> Cell:

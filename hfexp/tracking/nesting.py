@@ -93,8 +93,15 @@ def connect(client: Any, experiment_id: str | None, run_id: str | None, create: 
     join_parent(client, experiment_id, run_id, create)
     if create["tags"].get(KIND) != SWEEP:
         return
-    for child in client.search_runs([experiment_id], f"tags.`{SWEEP_KEY}` = '{create['key']}'", max_results=PAGE):
-        client.set_tag(child.info.run_id, PARENT, run_id)
+    token = None
+    while True:
+        condition = f"tags.`{SWEEP_KEY}` = '{create['key']}'"
+        children = client.search_runs([experiment_id], condition, max_results=PAGE, page_token=token)
+        for child in children:
+            client.set_tag(child.info.run_id, PARENT, run_id)
+        token = children.token
+        if not token:
+            return
 
 
 def join_parent(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
