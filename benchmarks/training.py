@@ -3,18 +3,20 @@
 All train the same ViT on the same JPEG files with batches of 16; the bare loop gets batches that are ready in memory.
 Compared is the time per step after the first epoch (from the end of the second epoch's first step to the end of the
 last one, waiting for data included), and the time from the call to the end of the last step, which for hfexp includes
-the building of its prepared data: every round starts without any.
+the building of its prepared data: every round starts without any. Each training has a process of its own, with its
+imports and a small training beforehand that are not counted, as hfexp sets how its process uses memory.
 """
 
+import json
 import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Report, interleave, parser, publish, ratio, scratch, silence, turns
+from benchmarks.harness import Report, child, interleave, parser, publish, ratio, scratch, silence, turns
 from benchmarks.pictures import NUM_CLASSES, write_pictures
 from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
 
@@ -76,15 +78,13 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 
 def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
     """One size of image: all variants in turns."""
-    counts = {"train": case.images, "validation": 40}
-    job = Job(case.shape, write_pictures(place / "data", counts, (250, 250)), EPOCHS)
-    batches = ready_batches(job)
-    # Imports, a store of runs and the first calls of everything belong to no variant.
-    small = replace(case.shape, width=16, layers=1, heads=2, intermediate=16)
-    few = replace(job, shape=small, data=write_pictures(place / "few", {"train": 32, "validation": 40}, (250, 250)))
-    for way in ways(few, batches[:2]).values():
-        way()
-    times = interleave(ways(job, batches), rounds)
+    place = place.absolute()
+    write_pictures(place / "data", {"train": case.images, "validation": 40}, (250, 250))
+    write_pictures(place / "few", {"train": 32, "validation": 40}, (250, 250))
+    with silence():
+        script(Job(case.shape, place / "data"))  # `datasets` lists the files, for all variants
+    names = (BARE, OWN, NOTEBOOK, SCRIPT)
+    times = interleave({name: lambda name=name: in_process(name, case.shape, place) for name in names}, rounds)
     title = f"{case.title}, {turns(rounds)}"
     steps = {name: [t.step * 1e3 for t in found] for name, found in times.items()}
     report.section(
@@ -103,6 +103,21 @@ def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
         word = "measured" if epochs == EPOCHS else "computed"
         ratios = [ratio(totals, NOTEBOOK, OWN), ratio(totals, SCRIPT, OWN)]
         report.section(f"Whole training of {epochs} epochs ({word}), {title}", "s", totals, ratios)
+
+
+def in_process(name: str, shape: Shape, place: Path) -> Times:
+    """One training in a process of its own."""
+    words = ["-m", "benchmarks.training", "--way", name, "--shape", json.dumps(asdict(shape)), "--place", str(place)]
+    return Times(**json.loads(child(["-W", "ignore", *words]).splitlines()[-1]))
+
+
+def train(name: str, shape: Shape, place: Path) -> Times:
+    """A small training, for imports, a store of runs and the first calls of everything; then the one that counts."""
+    small = replace(shape, width=16, layers=1, heads=2, intermediate=16)
+    for job in (Job(small, place / "few", EPOCHS), Job(shape, place / "data", EPOCHS)):
+        batches = ready_batches(job) if name == BARE else []
+        times = ways(job, batches)[name]()
+    return times
 
 
 def ways(job: Job, batches: list[Any]) -> dict[str, Callable[[], Times]]:
@@ -180,7 +195,13 @@ def summary(times: Any, start: float) -> Times:
 
 def main(argv: list[str] | None = None) -> None:
     """Run as a program."""
-    args = parser(__doc__).parse_args(argv)
+    options = parser(__doc__)
+    for name in ("way", "shape", "place"):
+        options.add_argument(f"--{name}", help="of one training, whose times are printed")
+    args = options.parse_args(argv)
+    if args.way:
+        print(json.dumps(asdict(train(args.way, Shape(**json.loads(args.shape)), Path(args.place)))))
+        return
     publish(run(args.rounds, args.quick), keep=not args.quick)
 
 
