@@ -47,7 +47,7 @@ def test_a_finished_point_is_not_run_again(
     assert (tags["hfexp.trial"], tags["hfexp.replicate"], run.info.status) == ("3", "1", "FINISHED")
     assert not [key for key in run.data.params if key.startswith(("search", "point"))]
     told = [tags["hfexp.command"], tags["hfexp.overrides"], (path / "config.yaml").read_text()]
-    assert tags["hfexp.command"].endswith("++trainer.args.learning_rate=0.002")
+    assert tags["hfexp.command"].endswith(" trainer.args.learning_rate=0.002")
     assert not [text for text in told if " point=" in text or "\npoint:" in text or "search" in text]
 
     assert run_point(*words) == state.values[0]
