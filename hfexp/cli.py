@@ -120,7 +120,7 @@ class _Job:
         words = self.words
         if config.point is not None:  # what runs this one alone
             overrides = without_sweep(overrides)
-            words = [*_config_flags(self.words), *overrides]
+            words = [*_config_flags(self.words), *map(_as_typed, overrides)]
         origin = Origin(choices, overrides, command_line(words), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
@@ -134,6 +134,14 @@ class _Job:
         from hfexp import experiment
 
         return experiment.run(config, origin).objective
+
+
+def _as_typed(word: str) -> str:
+    """An override without what `prepare_overrides` puts before it."""
+    from hfexp.compose import OPEN_SECTIONS
+
+    bare = word.removeprefix("++")
+    return bare if bare.startswith(OPEN_SECTIONS) else word
 
 
 def _config_flags(words: list[str]) -> list[str]:

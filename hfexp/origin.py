@@ -36,8 +36,8 @@ def command_line(words: list[str]) -> str:
 
 def without_sweep(words: list[str]) -> list[str]:
     """Overrides that say something of a run itself, and not of the sweep that it is a part of."""
-    keys = (word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words)
-    return [word for word, key in zip(words, keys, strict=True) if key.partition(".")[0] not in ("point", "search")]
+    keys = (re.split(r"[=@./]", word.lstrip("+~"), maxsplit=1)[0] for word in words)
+    return [word for word, key in zip(words, keys, strict=True) if key not in ("point", "search")]
 
 
 MASK = "***"

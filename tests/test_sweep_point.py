@@ -13,6 +13,7 @@ from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run
 
 from hfexp import api, cli
 from hfexp.errors import ConfigError
+from hfexp.origin import without_sweep
 from hfexp.recording import Recorder
 from hfexp.run_directory import RunDirectory, read_state
 from hfexp.stamp import data_stamp
@@ -33,7 +34,7 @@ def test_a_finished_point_is_not_run_again(
     place: Path, all_runs: Runs, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = make_sweep("found", parent_run_id="0" * 32)
-    words = [*SMALL_DIGITS, f"point={sweep}:3:1", "search.replicates=2", "trainer.args.learning_rate=0.002"]
+    words = [*SMALL_DIGITS, f"point={sweep}:3:1", "trainer.args.learning_rate=0.002"]
     monkeypatch.setattr("sys.argv", ["hfexp", *words])
     assert cli.main() == 0
     (run,) = all_runs()
@@ -46,7 +47,7 @@ def test_a_finished_point_is_not_run_again(
     assert (tags["hfexp.trial"], tags["hfexp.replicate"], run.info.status) == ("3", "1", "FINISHED")
     assert not [key for key in run.data.params if key.startswith(("search", "point"))]
     told = [tags["hfexp.command"], tags["hfexp.overrides"], (path / "config.yaml").read_text()]
-    assert tags["hfexp.command"].endswith("++trainer.args.learning_rate=0.002")
+    assert tags["hfexp.command"].endswith(" trainer.args.learning_rate=0.002")
     assert not [text for text in told if " point=" in text or "\npoint:" in text or "search" in text]
 
     assert run_point(*words) == state.values[0]
@@ -54,6 +55,11 @@ def test_a_finished_point_is_not_run_again(
     assert len(all_runs()) == 1
     assert run_point(*words, "on_existing=rerun") == state.values[0]
     assert run_directory(sweep, 3, 1).name == f"{path.name}-2"
+
+
+def test_words_of_a_sweep_are_not_those_of_its_runs() -> None:
+    words = ["search=tpe", "+search.replicates=2", "search/x=y", "point=/x:0:0", "seed=1", "model.search=1"]
+    assert without_sweep(words) == ["seed=1", "model.search=1"]
 
 
 def test_a_point_whose_data_has_changed_is_run_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
