@@ -251,7 +251,7 @@ def test_replicates_of_hopeless_points_are_left_out(place: Path, capsys: pytest.
     calls = Calls(lambda rate, cfg: rate + 0.001 * cfg.seed)
     words = [f"{RATE}=0.1,0.9", "seed=1", "search.replicates=12", "search.pruner=wilcoxon"]
     assert sweep(calls, *words) == 0
-    assert calls.rates.count(0.1) == 8
+    assert calls.rates.count(0.1) == 12
     assert 2 <= calls.rates.count(0.9) < 12
     assert [state for _, state, _, _ in asked()] == ["COMPLETE", "PRUNED"]
     assert "pruned" in capsys.readouterr().out
