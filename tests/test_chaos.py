@@ -29,8 +29,9 @@ WORDS = ["-m", *SMALL_DIGITS, f"trainer.args.learning_rate={RATES}", "search.nam
 def start(place: Path) -> subprocess.Popen[str]:
     place.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-m", "hfexp", *WORDS], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}, start_new_session=True,
+        [sys.executable, "-m", "hfexp", *WORDS], cwd=place, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
     )  # fmt: skip
 
 
@@ -75,9 +76,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chaos", range(ROUNDS))
-def test_killed_again_and_again_all_trials_are_done_once(
-    chaos: int, undisturbed: list[Any], tmp_path: Path
-) -> None:
+def test_killed_again_and_again_all_trials_are_done_once(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
     moments = random.Random(chaos)
     for _ in range(KILLS):
         process, before = start(tmp_path), points_begun(tmp_path)

@@ -1,20 +1,17 @@
 """What a person sees when a sweep ends: the table, the best point and how to run it again, what failed."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
 from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
 from hfexp.screen import say
-from hfexp.sweep.definition import LEFT_OUT
 from hfexp.sweep.ranking import best, ranked, ties
+from hfexp.sweep.table import OPENED, command_of
 from hfexp.sweep.trials import State, Sweep, Trial
 
 MOST_ROWS = 20
-OPENED = "++"
-"""Put by hfexp before keys that the configuration does not list; nobody has to type it."""
 
 
 def show(sweep: Sweep) -> None:
@@ -23,14 +20,8 @@ def show(sweep: Sweep) -> None:
     for trial in best(sweep.trials, sweep.directions)[:3]:
         values = ", ".join(f"{n} {v:.6g}" for n, v in zip(sweep.metrics, trial.values or (), strict=False))
         say(f"best: {trial.number}, {values}; to run it again:")
-        say(f"  {command(sweep, trial)}")
+        say(f"  {command_of(sweep, trial)}")
     say(f"sweep: {os.path.relpath(sweep.directory)}")
-
-
-def command(sweep: Sweep, trial: Trial) -> str:
-    """The command of a single run of this point, quoted for a shell."""
-    fixed = [word for word in sweep.fixed if not _is_of_the_sweep(word)]
-    return mask_secrets(shlex.join(["hfexp", *(word.removeprefix(OPENED) for word in (*fixed, *trial.overrides))]))
 
 
 def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, Exception]]:
@@ -73,11 +64,6 @@ def progress(trials: Sequence[Trial]) -> str:
 def words(trial: Trial) -> str:
     """What tells a point from the others."""
     return mask_secrets(" ".join(word.removeprefix(OPENED) for word in trial.overrides))
-
-
-def _is_of_the_sweep(word: str) -> bool:
-    key = word.lstrip("+~").partition("=")[0]
-    return key.split(".")[0].split("/")[0] in {*LEFT_OUT} - {"output_dir", "tracking", "security"}
 
 
 def _show_table(sweep: Sweep) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from hfexp.sweep.trials import State, Sweep, Trial
 OPENED = "++"
 """Put by hfexp before keys that the configuration does not list; nobody has to type it."""
 LONGEST_CELL = 300
+_OF_A_SWEEP = re.compile(r"[+~]*(hydra[./@]|on_existing=)")
 
 Cell = str | int | float | None
 
@@ -76,7 +78,7 @@ def swept_keys(sweep: Sweep) -> list[str]:
 
 def command_of(sweep: Sweep, trial: Trial) -> str:
     """The command of a single run of this point, quoted for a shell."""
-    words = without_sweep([*sweep.fixed, *trial.overrides])
+    words = [word for word in without_sweep([*sweep.fixed, *trial.overrides]) if not _OF_A_SWEEP.match(word)]
     return mask_secrets(shlex.join(["hfexp", *(word.removeprefix(OPENED) for word in words)]))
 
 
