@@ -32,7 +32,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
             measure(report, size, images, place, 1 if quick else rounds or ROUNDS, 0.0 if quick else LEAST_SECONDS)
     report.blocks.append(
         "Files are JPEGs of 250x250 pixels that the system has in memory. A turn is one epoch, or as many as take "
-        f"{LEAST_SECONDS:g} s."
+        f"{LEAST_SECONDS:g} s. All variants share a process, and so hfexp's setting of memory (`hfexp.memory`)."
     )
     return report
 
