@@ -18,6 +18,7 @@ from hfexp.sweep.ledger import GOOD, Entry, Ledger
 from hfexp.sweep.membership import Point
 from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
 from hfexp.sweep.space import Space
+from hfexp.sweep.table import OPENED
 from hfexp.sweep.trials import State, Trial, TrialRun
 
 SECRET = "search.storage="
@@ -158,7 +159,7 @@ class Schedule:
         several = self.plan.replicates > 1
         name = f"{entry.number}.{replicate}" if several else str(entry.number)
         more = (f"seed={self.plan.seed + replicate}",) if several else ()
-        shown = " ".join((*entry.point.words, *more))
+        shown = " ".join((*(word.removeprefix(OPENED) for word in entry.point.words), *more))
         if self.plan.tells_point:
             more += (f"point={spelling(str(self._point(entry, replicate)))}",)
         self._jobs[name] = entry, replicate
