@@ -154,6 +154,7 @@ def test_neither_workers_nor_a_resumption_in_mid_epoch_change_the_result(
         assert whole.metrics["test_loss"] == resumed.metrics["test_loss"]
 
 
+@pytest.mark.slow
 def test_convolutions_in_channels_last_are_restored_and_saved(place: Path) -> None:
     words = [*overrides("resnet", place), *fault_at(5), "tracking=none", "model.channels_last=true"]
     whole = api.train(*words, "output_dir=whole")

@@ -190,6 +190,7 @@ def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:
     return [point.value for point in client.get_metric_history(str(run_id), key)]
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(
     place: Path, all_runs: Callable[[], list[Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:

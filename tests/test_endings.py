@@ -29,6 +29,7 @@ def crash_after_training(words: list[str], monkeypatch: pytest.MonkeyPatch) -> N
             api.train(*words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -63,6 +64,7 @@ def test_the_metric_that_is_asked_for_is_sought_in_its_own_direction(place: Path
         assert result.best_metric == best(entry[name] for entry in history if name in entry)
 
 
+@pytest.mark.slow
 def test_what_a_broken_artifact_store_does_not_take_is_delivered_later(
     place: Path, all_runs: Callable[[], list[Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:

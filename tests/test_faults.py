@@ -52,7 +52,7 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
         # At the end of an epoch: after its evaluation.
         pytest.param("SIGTERM", 6, 143, "KILLED", "checkpoint-6", marks=pytest.mark.slow),
         ("SIGKILL", 5, -9, "RUNNING", "checkpoint-3"),
-        ("SIGINT", 5, 130, "KILLED", "checkpoint-3"),
+        pytest.param("SIGINT", 5, 130, "KILLED", "checkpoint-3", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on(

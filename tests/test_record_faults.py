@@ -109,6 +109,7 @@ def test_after_a_power_cut_more_is_noted_than_there_is(run_dir: Path, uri: str) 
     assert history(uri, delivery.state.run_id, "loss") == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [b"", b'{"kind": "tags", "tags": {}}\n'])
 def test_a_journal_without_its_beginning_begins_anew(left: bytes, place: Path, all_runs: Any) -> None:
     identity = config_hash(api.compose(*SMALL_DIGITS))
@@ -230,6 +231,7 @@ def test_a_full_disk_under_the_error_stream_is_no_error(monkeypatch: pytest.Monk
             full.close()
 
 
+@pytest.mark.slow
 def test_a_refused_run_is_an_error_of_its_start(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise MlflowException("no such name", error_code=INVALID_PARAMETER_VALUE)

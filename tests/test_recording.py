@@ -26,6 +26,7 @@ def location(model: Any) -> Path:
     return Path(model.artifact_location.removeprefix("file://"))
 
 
+@pytest.mark.slow
 def test_every_checkpoint_as_a_model(place: Path) -> None:
     words = ["tracking.checkpoints=all", "trainer.args.num_train_epochs=4", "trainer.args.learning_rate=0.05"]
     result = api.train(*SMALL_DIGITS, *words)

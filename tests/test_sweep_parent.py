@@ -177,6 +177,7 @@ def direct(sweep: Sweep, ending: BaseException) -> None:
         raise ending
 
 
+@pytest.mark.slow
 def test_a_sweep_is_continued_in_its_run(place: Path, all_runs: Runs) -> None:
     directory = sweep_directory(place)
     sweeps = [a_sweep(directory, *six_trials()[:count], seconds=60.0 * count) for count in (2, 6)]
@@ -214,6 +215,7 @@ with open_parent(*base(), a_sweep(directory, *six_trials()), directory) as paren
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_closed_by_sync(place: Path, all_runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     script = KILLED.format(tests=str(Path(__file__).parent))
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
@@ -274,6 +276,7 @@ def test_jobs_are_children_and_the_best_model_is_registered(
     assert "Did you mean 'found'?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_jobs_are_in_the_experiment_of_their_sweep(place: Path, all_runs: Runs) -> None:
     directory = sweep_directory(place)
     sweep = a_sweep(directory)
@@ -283,6 +286,7 @@ def test_all_jobs_are_in_the_experiment_of_their_sweep(place: Path, all_runs: Ru
     assert len({run.info.experiment_id for run in all_runs()}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["child", "parent"])
 def test_while_the_server_is_away_nobody_has_an_id(
     place: Path, all_runs: Runs, first: str, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,7 @@ def test_words_of_a_sweep_are_not_those_of_its_runs() -> None:
     assert without_sweep(words) == ["seed=1", "model.search=1"]
 
 
+@pytest.mark.slow
 def test_a_point_whose_data_has_changed_is_run_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, sweep = write_images(place / "photos"), make_sweep("found")
     words = ("dataset=imagefolder", f"dataset.source.data_dir={images}", *SMALL_MODEL, "metrics=accuracy",
@@ -94,6 +95,7 @@ def test_a_point_has_a_run_of_its_own(place: Path) -> None:
     assert [run_directory(sweep).name for sweep in sweeps] == [f"{alone.name}-2", f"{alone.name}-3"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_continued_by_who_began_it(place: Path, all_runs: Runs) -> None:
     sweep = make_sweep("found")
     words, mine = [*SMALL_DIGITS, *fault_at(5)], f"point={sweep}:0:0"
@@ -121,6 +123,7 @@ def test_killed_before_it_is_noted_where_it_is(place: Path, monkeypatch: pytest.
     assert len(list(place.glob("outputs/digits/*/run.json"))) == 1
 
 
+@pytest.mark.slow
 def test_killed_before_its_values_are_written(place: Path, monkeypatch: pytest.MonkeyPatch, all_runs: Runs) -> None:
     sweep = make_sweep("found")
     words = (*SMALL_DIGITS, f"point={sweep}:0:0")
@@ -232,6 +235,7 @@ def test_pruning_by_what_is_not_measured_meanwhile(place: Path) -> None:
         run_point(*NO_RECORD, f"point={sweep}:0:0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pruner", "args"),
     [

@@ -35,7 +35,8 @@ def sweep(task: Callable[[Any], Any], *words: str) -> int:
     """Exit code of a sweep whose jobs are calls of a function, one after the other in this process."""
     before, cli._Job = cli._Job, job_class(task)
     try:
-        return cli.main(["-m", "hydra/launcher=basic", *words])
+        untracked = [] if any(word.startswith("tracking") for word in words) else ["tracking=none"]
+        return cli.main(["-m", "hydra/launcher=basic", *untracked, *words])
     finally:
         cli._Job = before
 

@@ -184,7 +184,7 @@ def common_tags(directory: RunDirectory, origin: Origin, environment: Environmen
         "mlflow.source.type": "LOCAL",
         "mlflow.user": environment.user,
     }
-    tags |= {f"hfexp.{name}": option for name, option in origin.choices.items() if option}
+    tags |= {f"hfexp.{name}": option for name, option in origin.choices.items() if option and name != "search"}
     return tags | environment.tags()
 
 
