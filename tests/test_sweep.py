@@ -86,7 +86,7 @@ def test_a_grid_from_start_to_end(place: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     rows = [line.split() for line in shown.splitlines() if f"{RATE}=0." in line and "hfexp" not in line]
     assert [row[0] for row in rows] == ["2", "3", "4", "5", "0", "1"]
-    assert f"hfexp experiment=digits_vit {RATE}=0.2 seed=1" in shown
+    assert f"hfexp tracking=none experiment=digits_vit {RATE}=0.2 seed=1" in shown
     assert "sweep: outputs/sweeps/grid-" in shown
     assert (directory / "sweep.json").stat().st_mode & 0o077 == 0
 
