@@ -53,6 +53,7 @@ def test_training_that_had_ended_is_not_continued(
     assert resumed.metrics["test_loss"] == whole.metrics["test_loss"]
 
 
+@pytest.mark.slow
 def test_the_metric_that_is_asked_for_is_sought_in_its_own_direction(place: Path) -> None:
     words = [w for w in SMALL_DIGITS if w != "metrics=accuracy"] + ["tracking=none", "trainer.args.learning_rate=0.01"]
     words += ["trainer.args.num_train_epochs=4"]

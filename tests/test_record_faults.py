@@ -123,6 +123,7 @@ def test_a_journal_without_its_beginning_begins_anew(left: bytes, place: Path, a
     assert (run.info.status, run.info.run_id) == ("FINISHED", result.run_id)
 
 
+@pytest.mark.slow
 def test_an_experiment_whose_rest_is_being_delivered_waits(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.train(*SMALL_DIGITS, "tracking=none")
     own, identity = ProcessId.own(), config_hash(api.compose(*SMALL_DIGITS))
@@ -267,6 +268,7 @@ def test_a_store_that_is_locked_at_the_start_is_waited_for(
     assert (run.info.status, run.info.run_id) == ("FINISHED", result.run_id)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_not_waited_for(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,9 +139,8 @@ METHODS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "method", [method if method == "tpe" else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_a_sampler_goes_on_as_if_undisturbed(method: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped in a job, in the middle of a question, and at its end by a smaller total."""
 
@@ -337,6 +336,7 @@ def test_a_space_in_an_experiment_file(place: Path) -> None:
     assert all((0.1 <= decay <= 0.2) == (optim == "sgd") for optim, decay in seen)
 
 
+@pytest.mark.slow
 def test_a_function_of_the_users_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "own_space.py").write_text(
         "def space(trial, top):\n"

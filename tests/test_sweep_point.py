@@ -86,6 +86,7 @@ def test_the_stamp_of_local_data(place: Path) -> None:
     assert data_stamp({"_target_": "x", "name": "photos", "path": "hf://photos"}) == data_stamp({})
 
 
+@pytest.mark.slow
 def test_a_point_has_a_run_of_its_own(place: Path) -> None:
     alone = api.train(*NO_RECORD).run_dir
     sweeps = [make_sweep("one"), make_sweep("two")]
