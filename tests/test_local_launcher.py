@@ -467,12 +467,12 @@ def test_a_signal_to_all_writes_checkpoints_and_the_same_command_continues(
     assert "Traceback" not in output
     psutil.wait_procs(below, timeout=5)
     assert alive([p.pid for p in below]) == []
-    assert [run.info.status for run in all_runs()] == ["KILLED", "KILLED"]
+    assert [run.info.status for run in all_runs()] == ["KILLED"] * 3  # the sweep's own among them
     assert len(list(place.glob("outputs/digits/*/checkpoints/checkpoint-4"))) == 2
     process = start(SWEEP, place)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert [run.info.status for run in all_runs()] == ["FINISHED", "FINISHED"]
+    assert [run.info.status for run in all_runs()] == ["FINISHED"] * 3
     assert all("continuing from checkpoint-4" in p.read_text() for p in place.glob("outputs/digits/*/hfexp.log"))
 
 
@@ -503,7 +503,7 @@ def test_jobs_notice_that_the_launcher_was_killed(place: Path, all_runs: Callabl
     process = start(SWEEP, place)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert [run.info.status for run in all_runs()] == ["FINISHED", "FINISHED"]
+    assert [run.info.status for run in all_runs()] == ["FINISHED"] * 3
 
 
 @pytest.mark.slow
@@ -559,7 +559,10 @@ def test_all_launchers_give_the_same(place: Path) -> None:
         assert "2 of 4 jobs failed" in done.stderr
         client = mlflow.MlflowClient(f"sqlite:///{where / 'outputs' / 'mlflow.db'}")
         runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        found[name] = {run.info.run_name: record(run) for run in runs}
+        (parent,) = (run for run in runs if run.data.tags.get("hfexp.kind") == "sweep")
+        jobs = [run for run in runs if run is not parent]
+        assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {parent.info.run_id}
+        found[name] = {run.info.run_name: record(run) for run in jobs}
     assert len(found["basic"]) == 2
     assert found["local"] == found["basic"]
     assert found["joblib"] == found["basic"]
@@ -571,6 +574,7 @@ def record(run: Any) -> tuple[Any, ...]:
     metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith(("system/", "peak_memory"))}
     metrics = {k: v for k, v in metrics.items() if not k.endswith(timed)}
     own = ("mlflow.user", "mlflow.source.name", "mlflow.log-model.history", "mlflow.loggedModels")
+    own += ("mlflow.parentRunId", "hfexp.sweep_key")
     differing = ("hfexp.pid", "hfexp.process", "hfexp.command", "hfexp.run_dir", "hfexp.run_key", *own)
     tags = {k: v for k, v in run.data.tags.items() if k not in differing}
     return metrics, dict(run.data.params), tags, run.info.status
