@@ -414,7 +414,7 @@ def test_a_sweep_of_runs_of_two_processes_each(place: Path, all_runs: Callable[[
     assert len(directories) == 3
     for directory in directories:
         assert {path.name for path in (directory / "logs").iterdir()} == {"rank0.log", "rank1.log"}
-    (logs,) = (place / "outputs" / "sweeps").iterdir()
+    (logs,) = (place / "outputs" / "sweeps").glob("*/logs")
     shown = {path.name: path.read_text() for path in logs.iterdir()}
     assert set(shown) == {"0.log", "1.log", "2.log"}
     assert all("model: ViTForImageClassification" in text and "epoch 2/2" in text for text in shown.values())
