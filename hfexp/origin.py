@@ -46,7 +46,7 @@ _TOKEN_SHAPES = re.compile(
 )
 # Up to the last `@`, as a password may hold one; but the port of an address without a password is none.
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)(?!\d+/)[^\s'\"]+@")
-_SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature)=)[^&\s]+")
+_SIGNATURE = re.compile(r"([?&](?:sig|X-Amz-Signature|password|passwd|pwd|sslpassword)=)[^&\s'\"]+", re.IGNORECASE)
 _SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", re.IGNORECASE)
 
 

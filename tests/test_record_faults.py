@@ -304,7 +304,7 @@ def test_secrets_are_masked_wherever_they_may_come_out(
 ) -> None:
     secrets = [
         "http://me:p@ss/w0rd@host:5000/x", "postgresql://me:hush@host/db", "https://github_pat_0123456789abcdefghijKL@x",
-        "glpat-0123456789abcdef0123", "wasbs://c@a?sv=1&sig=abcDEF%3D",
+        "glpat-0123456789abcdef0123", "postgresql://host/db?user=me&password=hush", "wasbs://c@a?sv=1&sig=abcDEF%3D",
     ]  # fmt: skip
     for secret in secrets:
         masked = mask_secrets(f"see {secret} there")

@@ -1,5 +1,6 @@
 """Search spaces: Hydra's grammar, `search.space`, the points of a grid and the questions of a sampler."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -212,6 +213,10 @@ def test_an_interval_of_a_mean() -> None:
 def trial(number: int, *values: float, half: float | None = None) -> Trial:
     intervals = tuple((v - half, v + half) for v in values) if half is not None else None
     return Trial(number, {}, (), State.finished, values=values, intervals=intervals)
+
+
+def test_the_bound_of_values_of_which_one_is_infinite() -> None:
+    assert estimate([1.0, math.inf]).worse_end("minimize") == math.inf
 
 
 def test_ranks_and_ties() -> None:

@@ -173,6 +173,8 @@ class _Started:
             numbered = enumerate(self.points[:total])
             waiting = [Trial(number, point.params, point.words, State.waiting) for number, point in numbered]
         seed = self.example.get("seed")
+        if self.search.replicates > 1 and any(dimension.key == "seed" for dimension in self.space.dimensions):
+            raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")
         if self.search.replicates > 1 and not isinstance(seed, int):
             raise ConfigError("search.replicates counts on from the key seed, which is not there")
         return Plan(

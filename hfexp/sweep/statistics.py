@@ -19,7 +19,7 @@ class Estimate:
 
     def worse_end(self, direction: str) -> float:
         """Of the interval: what the search may count on."""
-        if self.interval is None:
+        if self.interval is None or math.isnan(self.interval[0]):  # one value is infinite
             return self.mean
         return self.interval[0] if direction == "maximize" else self.interval[1]
 
