@@ -336,6 +336,31 @@ def test_a_space_in_an_experiment_file(place: Path) -> None:
     assert all((0.1 <= decay <= 0.2) == (optim == "sgd") for optim, decay in seen)
 
 
+def test_the_same_words_over_an_edited_file_are_another_sweep(place: Path) -> None:
+    (place / "conf" / "experiment").mkdir(parents=True)
+    file = place / "conf" / "experiment" / "mine.yaml"
+    calls, words = Calls(), ["--config-dir", "conf", "experiment=mine", f"{RATE}=0.1,0.2"]
+    for decay in (0.1, 0.1, 0.2):
+        file.write_text(
+            f"# @package _global_\ndefaults: [/experiment/digits_vit]\ntrainer: {{args: {{weight_decay: {decay}}}}}\n"
+        )
+        assert sweep(calls, *words) == 0
+    assert calls.rates == [0.1, 0.2] * 2
+
+
+def test_a_mistyped_key_takes_no_name(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = Calls()
+    assert sweep(calls, "trainer.args.lerning_rate=0.1,0.2", "search.name=lr") == 2
+    assert "Did you mean 'learning_rate'?" in capsys.readouterr().err
+    assert sweep(calls, f"{RATE}=0.1,0.2", "search.name=lr") == 0
+    assert calls.rates == [0.1, 0.2]
+
+
+def test_replicates_of_a_swept_seed_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(Calls(), "search.replicates=2", "seed=1,2") == 2
+    assert "seed, which is swept itself" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_function_of_the_users_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "own_space.py").write_text(

@@ -42,6 +42,8 @@ class Definition:
     optimise: str
     metrics: list[str]
     directions: list[str]
+    configuration: str
+    """Hash of what the words of a first point come to."""
 
     @property
     def digest(self) -> str:
@@ -49,7 +51,7 @@ class Definition:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def define(search: SearchConfig, space: Space, directions: list[str]) -> Definition:
+def define(search: SearchConfig, space: Space, directions: list[str], configuration: str) -> Definition:
     """The definition of a sweep, without secrets."""
     fixed = sorted(mask_secrets(word) for word in space.fixed if _counts(word))
     texts = dict(space.texts)
@@ -57,7 +59,7 @@ def define(search: SearchConfig, space: Space, directions: list[str]) -> Definit
         texts["search.space"] = json.dumps(space.function, sort_keys=True)
     return Definition(
         fixed, texts, search.method.value, search.seed, search.sampler, search.pruner.value, search.pruner_args,
-        search.replicates, search.optimise.value, search.metrics, directions,
+        search.replicates, search.optimise.value, search.metrics, directions, configuration,
     )  # fmt: skip
 
 

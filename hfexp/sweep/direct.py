@@ -1,9 +1,11 @@
 """One start of a sweep, from the words of the command line to its table."""
 
 import contextlib
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from hfexp.compose import OPEN_SECTIONS, opened, without_hydra
-from hfexp.config import Config, OnExisting, to_config
+from hfexp.config import Config, LaunchConfig, OnExisting, to_config
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.launch.batches import run_in_batches
 from hfexp.launch.pool import sigterm_raises
 from hfexp.origin import Origin, command_line, mask_secrets
 from hfexp.screen import note, say
 from hfexp.sweep import summary
-from hfexp.sweep.definition import SweepDirectory, define, hold_sweep
+from hfexp.sweep.definition import LEFT_OUT, SweepDirectory, define, hold_sweep
 from hfexp.sweep.membership import Membership, write_membership
 from hfexp.sweep.objective import check_counts, check_directions, metrics_and_directions
 from hfexp.sweep.pruners import make_pruner
@@ -59,14 +62,15 @@ class Direction:
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         space = read_space(words, search.space, parser, search.seed, opened)
         points = space.grid() if search.method is Method.grid else None
-        example = self._check(space)
+        example, config = self._check(space), self.example_config(space)
+        seed = _first_seed(search, space, example)
         metrics, directions = metrics_and_directions(search, example)
         sampler, pruner = self._sampler(search, points)
-        definition = define(search, space, directions)
+        definition = define(search, space, directions, _configuration(config, example))
         output_dir, on_existing = Path(str(settings.get("output_dir") or ".")), settings.get("on_existing")
         existing = on_existing if isinstance(on_existing, OnExisting) else OnExisting(on_existing or "resume")
         with hold_sweep(output_dir, search.name, definition, existing) as directory:
-            started = _Started(self, search, space, points, metrics, directions, directory, example)
+            started = _Started(self, search, space, points, metrics, directions, directory, example, config, seed)
             started.run(sampler, pruner)
 
     def example_config(self, space: Space) -> Config | None:
@@ -118,6 +122,10 @@ class _Started:
     directions: list[str]
     directory: SweepDirectory
     example: dict[str, Any]
+    config: Config | None
+    """Of a first point; None in another application."""
+    seed: int
+    """Of the first replicate."""
 
     def run(self, sampler: Any, pruner: Any) -> None:
         from hfexp.sweep.ledger import Ledger
@@ -172,13 +180,8 @@ class _Started:
             total = min(self.search.trials or len(self.points), len(self.points))
             numbered = enumerate(self.points[:total])
             waiting = [Trial(number, point.params, point.words, State.waiting) for number, point in numbered]
-        seed = self.example.get("seed")
-        if self.search.replicates > 1 and any(dimension.key == "seed" for dimension in self.space.dimensions):
-            raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")
-        if self.search.replicates > 1 and not isinstance(seed, int):
-            raise ConfigError("search.replicates counts on from the key seed, which is not there")
         return Plan(
-            self.search, self.space, self.directory.path, total, tuple(self.directions), seed=int(seed or 0),
+            self.search, self.space, self.directory.path, total, tuple(self.directions), seed=self.seed,
             tells_point="point" in self.example, waiting=waiting,
         )  # fmt: skip
 
@@ -232,12 +235,11 @@ class _Started:
 
     def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:
         """The record of the whole sweep; another application's jobs have none to stand above."""
-        config = self.by.example_config(self.space)
-        if config is None:
+        if self.config is None:
             return contextlib.nullcontext(_NoParent())
         from hfexp.sweep.parent import open_parent
 
-        return open_parent(config, _origin(self.by.config, self.space.fixed), sweep, self.directory.path)
+        return open_parent(self.config, _origin(self.by.config, self.space.fixed), sweep, self.directory.path)
 
 
 class _NoParent:
@@ -247,6 +249,24 @@ class _NoParent:
 
     def update(self, sweep: Sweep, study: Any) -> None:
         pass
+
+
+def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> int:
+    """The seed that replicates count on from."""
+    seed = example.get("seed")
+    if search.replicates > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
+        raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")
+    if search.replicates > 1 and not isinstance(seed, int):
+        raise ConfigError("search.replicates counts on from the key seed, which is not there")
+    return seed if isinstance(seed, int) else 0
+
+
+def _configuration(config: Config | None, example: dict[str, Any]) -> str:
+    """What the words of a first point come to: a file that was edited makes another sweep of the same words."""
+    if config is not None:
+        return config_hash(replace(config, launch=LaunchConfig()))  # what is launched how is in the words
+    plain = {key: value for key, value in example.items() if key not in LEFT_OUT}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _origin(config: Any, fixed: tuple[str, ...]) -> Origin:
