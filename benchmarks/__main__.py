@@ -21,6 +21,7 @@ NAMES = (
     "digits_accuracy",
     "launchers",
     "sweeps",
+    "search",
 )
 
 

@@ -107,6 +107,7 @@ class _Job:
         from omegaconf import OmegaConf
 
         from hfexp import screen
+        from hfexp.compose import as_typed, config_flags
         from hfexp.config import to_config
         from hfexp.launch import world
         from hfexp.origin import Origin, command_line, without_sweep
@@ -120,7 +121,7 @@ class _Job:
         words = self.words
         if config.point is not None:  # what runs this one alone
             overrides = without_sweep(overrides)
-            words = [*_config_flags(self.words), *map(_as_typed, overrides)]
+            words = [*config_flags(self.words), *map(as_typed, overrides)]
         origin = Origin(choices, overrides, command_line(words), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
@@ -134,23 +135,6 @@ class _Job:
         from hfexp import experiment
 
         return experiment.run(config, origin).objective
-
-
-def _as_typed(word: str) -> str:
-    """An override without what `prepare_overrides` puts before it."""
-    from hfexp.compose import OPEN_SECTIONS
-
-    bare = word.removeprefix("++")
-    return bare if bare.startswith(OPEN_SECTIONS) else word
-
-
-def _config_flags(words: list[str]) -> list[str]:
-    """Those of Hydra's flags that say where the configuration is."""
-    from hydra._internal.utils import get_args_parser
-
-    args = vars(get_args_parser().parse_intermixed_args(words))
-    flags = ("config_path", "config_name", "config_dir")
-    return [word for flag in flags if args[flag] for word in (f"--{flag.replace('_', '-')}", args[flag])]
 
 
 def _is_multirun() -> bool:

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -77,6 +78,19 @@ def prepare_overrides(words: list[str]) -> list[str]:
 def opened(word: str) -> str:
     """With the `++` that Hydra needs for a key of the free-form sections."""
     return f"++{word}" if word.startswith(OPEN_SECTIONS) and "=" in word else word
+
+
+def as_typed(word: str) -> str:
+    """An override without what `opened` puts before it."""
+    bare = word.removeprefix("++")
+    return bare if bare.startswith(OPEN_SECTIONS) else word
+
+
+def config_flags(words: list[str]) -> list[str]:
+    """Those of Hydra's flags that say where the configuration is."""
+    args = vars(get_args_parser().parse_known_intermixed_args(words)[0])
+    flags = ("config_path", "config_name", "config_dir")
+    return [word for flag in flags if args[flag] for word in (f"--{flag.replace('_', '-')}", args[flag])]
 
 
 def importable_cwd() -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 
@@ -99,3 +100,20 @@ def hold_at(step: int, stubborn: bool = False) -> list[str]:
         "security.allowed_targets=[faults]",
         f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}, stubborn: {stubborn}}}",
     ]
+
+
+class Break(TrainerCallback):
+    """At step `at`, break the run as `how` says; `fine` and `invalid` do nothing."""
+
+    def __init__(self, at: int, how: str) -> None:
+        self.at, self.how = at, how
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step != self.at:
+            return
+        if self.how == "memory":
+            torch.empty(1 << 50)
+        elif self.how == "nan":
+            next(model.parameters()).data.fill_(float("nan"))
+        elif self.how.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.how])

@@ -10,7 +10,7 @@ from hfexp.config import to_config
 from hfexp.origin import Origin, without_sweep
 from hfexp.sweep import point
 from hfexp.sweep.membership import Membership, write_membership
-from hfexp.sweep.pruners import close_storage, open_storage
+from hfexp.sweep.storage import close_storage, open_storage
 from hfexp.sweep.trials import State, Sweep, Trial, TrialRun
 
 OTHERS_LOSS = 0.01

@@ -89,6 +89,7 @@ LAYERS = [
         "hfexp.sweep.watch",
         "hfexp.sweep.table",
     ],
+    ["hfexp.sweep.storage"],
     ["hfexp.screen", "hfexp.compose", "hfexp.tasks", "hfexp.tracking", "hfexp.launch.world"],
     ["hfexp.targets", "hfexp.hub", "hfexp.config", "hfexp.signals", "hfexp.sweep.pruners"],
     ["hfexp.origin"],

@@ -1,5 +1,6 @@
 """Jobs of a sweep that goes on asking, for launchers that take them in batches."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from hfexp import machine
@@ -20,7 +21,7 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
         together: no job needs the results of others, so that a batch may hold all.
     """
     size = size or _size(config, together)
-    while batch := _batch(source, size):
+    for batch in _batches(source, size):
         words = [list(job.overrides) for job in batch]
         try:
             results = list(launcher.launch(words, initial_job_idx=batch[0].number))
@@ -32,11 +33,19 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
             source.ended(job.name, result)
 
 
-def _batch(source: Source, size: int | None) -> list[Job]:
+def _batches(source: Source, size: int | None) -> Iterator[list[Job]]:
+    """Jobs that follow each other by number, as a launcher is told that of the first one only."""
     batch: list[Job] = []
-    while (size is None or len(batch) < size) and (job := source.next()) is not None:
-        batch.append(job)
-    return batch
+    while True:
+        while (job := source.next() if size is None or len(batch) < size else None) is not None:
+            if batch and job.number != batch[-1].number + 1:
+                yield batch
+                batch = []
+            batch.append(job)
+        if not batch:
+            return
+        yield batch
+        batch = []
 
 
 def _size(config: Any, together: bool) -> int | None:

@@ -5,24 +5,30 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hfexp.config import OnExisting
+from hfexp.config import Config, LaunchConfig, OnExisting
 from hfexp.errors import ConfigError
+from hfexp.identity import config_hash
 from hfexp.origin import file_name, mask_secrets
 from hfexp.process import ProcessId
+from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import write_private
 from hfexp.sweep.settings import SearchConfig
 from hfexp.sweep.space import Space
 
 FILE = "definition.json"
+STEM = "name"
+"""In that file: the name that the sweep was started under."""
 DIRECTOR = "director.json"
 SWEEPS = "sweeps"
+HASHED = {"configuration": "files of it were edited since", "data": "files that it is read from have changed since"}
+"""Parts of a definition whose values say nothing to people."""
 LEFT_OUT = ("search", "hydra", "output_dir", "tracking", "on_existing", "point", "security")
 """Words that change no result, or are in the definition by their value."""
 
@@ -43,24 +49,61 @@ class Definition:
     metrics: list[str]
     directions: list[str]
     configuration: str
-    """Hash of what the words of a first point come to."""
+    """Hash of what the words of a first point come to, and those of each option of a group that is swept."""
+    data: str
+    """Hash over names, sizes and times of local files; empty where machines share the sweep, each with its files."""
 
     @property
     def digest(self) -> str:
         canonical = json.dumps(asdict(self), separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    def differences(self, there: dict[str, Any], ignored: Collection[str] = ()) -> str:
+        """A line for each part in which a stored definition differs."""
+        now = json.loads(json.dumps(asdict(self)))
+        differing = [
+            key for key in now if json.dumps(there.get(key)) != json.dumps(now[key])
+        ]  # with the order of keys
+        pairs = {key: f"{_short(there.get(key))} there, {_short(now[key])} now" for key in differing}
+        pairs |= {key: text for key, text in HASHED.items() if key in pairs}
+        return "".join(f"\n  {key}: {text}" for key, text in pairs.items() if key not in ignored)
 
-def define(search: SearchConfig, space: Space, directions: list[str], configuration: str) -> Definition:
+
+def define(
+    search: SearchConfig, space: Space, metrics: list[str], directions: list[str], configuration: str, data: str
+) -> Definition:
     """The definition of a sweep, without secrets."""
     fixed = sorted(mask_secrets(word) for word in space.fixed if _counts(word))
-    texts = dict(space.texts)
+    texts = space.texts
+    for dimension in space.dimensions:
+        if "glob(" in dimension.text:  # which gives another list when a file is added
+            texts[dimension.key] += f" = {','.join(dimension.spellings)}"
     if space.function:
         texts["search.space"] = json.dumps(space.function, sort_keys=True)
     return Definition(
         fixed, texts, search.method.value, search.seed, search.sampler, search.pruner.value, search.pruner_args,
-        search.replicates, search.optimise.value, search.metrics, directions, configuration,
+        search.replicates, search.optimise.value, metrics, directions, configuration,
+        "" if search.storage else data,
     )  # fmt: skip
+
+
+def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
+    """What the words of points come to: a file that was edited makes another sweep of the same words."""
+    first = [config_hash(replace(config, launch=LaunchConfig()))] if config else []  # what runs how is in the words
+    plain = [{key: value for key, value in example.items() if key not in LEFT_OUT} for example in examples]
+    others = plain[len(first) :]
+    if not others:
+        return first[0]
+    return hashlib.sha256(json.dumps([*first, *others], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def data_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
+    """The local files that points read: with others in their place, what is finished is not what would come out."""
+    if config is None:
+        return ""
+    sources = [config.dataset.source, *(example["dataset"].get("source") or {} for example in examples[1:])]
+    stamps = {data_stamp(source) for source in sources}
+    return hashlib.sha256("".join(sorted(stamps)).encode()).hexdigest()[:32]
 
 
 def _counts(word: str) -> bool:
@@ -119,7 +162,7 @@ def hold_sweep(
     try:
         continued = (path / FILE).exists()
         if not continued:
-            write_private(path / FILE, json.dumps(asdict(definition), indent=1))
+            write_private(path / FILE, json.dumps({STEM: stem, **asdict(definition)}, indent=1))
         directory = SweepDirectory(path, continued, _read(path / DIRECTOR).get("seconds", 0.0), time.monotonic())
         directory.note_time()
         yield directory
@@ -131,20 +174,19 @@ def hold_sweep(
 def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:
     pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
     found = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
-    begun = {number: path for number, path in found.items() if (path / FILE).exists()}
-    if not begun:
-        return parent / stem
+    stored = {number: _read(path / FILE) for number, path in found.items() if (path / FILE).exists()}
+    begun = {number: found[number] for number, content in stored.items() if content.get(STEM) == stem}
+    if not begun:  # a directory of that name may be the second start of another sweep: exp-2, of exp
+        return parent / (f"{stem}-{max(found) + 1}" if stored else stem)
     latest = begun[max(begun)]
     if on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this sweep exists already, in {latest}")
     if on_existing is OnExisting.rerun:
         return parent / f"{stem}-{max(found) + 1}"
-    stored, now = _read(latest / FILE), json.loads(json.dumps(asdict(definition)))
-    differing = [key for key in now if json.dumps(stored.get(key)) != json.dumps(now[key])]  # with the order of keys
+    differing = definition.differences(stored[max(begun)])
     if differing:
-        lines = [f"\n  {key}: {_short(stored.get(key))} there, {_short(now[key])} now" for key in differing]
         raise ConfigError(
-            f"search.name={stem} is another sweep, in {latest}:{''.join(lines)}\n"
+            f"search.name={stem} is another sweep, in {latest}:{differing}\n"
             "Give this one another name, or start over with on_existing=rerun"
         )
     return latest

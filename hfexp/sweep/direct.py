@@ -1,29 +1,26 @@
 """One start of a sweep, from the words of the command line to its table."""
 
 import contextlib
-import hashlib
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from hfexp.compose import OPEN_SECTIONS, opened, without_hydra
-from hfexp.config import Config, LaunchConfig, OnExisting, to_config
+from hfexp.compose import as_typed, config_flags, opened, without_hydra
+from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
 from hfexp.launch.batches import run_in_batches
 from hfexp.launch.pool import sigterm_raises
 from hfexp.origin import Origin, command_line, mask_secrets
 from hfexp.screen import note, say
 from hfexp.sweep import summary
-from hfexp.sweep.definition import LEFT_OUT, SweepDirectory, define, hold_sweep
+from hfexp.sweep.definition import Definition, SweepDirectory, configuration_hash, data_hash, define, hold_sweep
 from hfexp.sweep.membership import Membership, write_membership
-from hfexp.sweep.objective import check_counts, check_directions, metrics_and_directions
+from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
 from hfexp.sweep.pruners import make_pruner
 from hfexp.sweep.settings import Method, SearchConfig
 from hfexp.sweep.space import Point, Space, read_space
@@ -60,17 +57,22 @@ class Direction:
         check_counts(search)
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        space = read_space(words, search.space, parser, search.seed, opened)
+        space = read_space(words, search.space, parser, search.seed, opened, self._present)
         points = space.grid() if search.method is Method.grid else None
-        example, config = self._check(space), self.example_config(space)
+        examples, config = self._check(space), self.example_config(space)
+        example = examples[0]
         seed = _first_seed(search, space, example)
-        metrics, directions = metrics_and_directions(search, example)
+        metrics, directions = metrics_and_directions(search, examples)
         sampler, pruner = self._sampler(search, points)
-        definition = define(search, space, directions, _configuration(config, example))
+        definition = define(
+            search, space, metrics, directions, configuration_hash(config, examples), data_hash(config, examples)
+        )
         output_dir, on_existing = Path(str(settings.get("output_dir") or ".")), settings.get("on_existing")
         existing = on_existing if isinstance(on_existing, OnExisting) else OnExisting(on_existing or "resume")
         with hold_sweep(output_dir, search.name, definition, existing) as directory:
-            started = _Started(self, search, space, points, metrics, directions, directory, example, config, seed)
+            started = _Started(
+                self, search, space, points, metrics, directions, definition, directory, example, config, seed
+            )
             started.run(sampler, pruner)
 
     def example_config(self, space: Space) -> Config | None:
@@ -88,15 +90,20 @@ class Direction:
         assert isinstance(search, SearchConfig)
         return search, plain
 
-    def _check(self, space: Space) -> dict[str, Any]:
-        """Compose a first point, and points with each option of a group; return the first as plain containers.
+    def _check(self, space: Space) -> list[dict[str, Any]]:
+        """Compose a first point, and points with each option of a group; return them as plain containers.
 
         A wrong key or option ends the sweep before it begins; a value that turns out to be wrong is its job's failure.
         """
-        groups = self.config.hydra.runtime.choices
-        composed = [self._compose(space.job(words)) for words in space.samples(groups, MOST_CHECKED)]
-        found: Any = OmegaConf.to_container(without_hydra(composed[0]), resolve=False)
+        telling = (*self.config.hydra.runtime.choices, *CHOICE_OF_BEST)
+        composed = [self._compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
+        found: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
         return found
+
+    def _present(self, key: str) -> Any:
+        """The value of a key, or the option of a group, that is not swept; None if there is none."""
+        chosen = self.config.hydra.runtime.choices.get(key)
+        return OmegaConf.select(self.config, key) if chosen is None else chosen
 
     def _compose(self, words: tuple[str, ...]) -> Any:
         return self.context.config_loader.load_sweep_config(self.config, list(words))
@@ -120,6 +127,7 @@ class _Started:
     points: list[Point] | None
     metrics: list[str]
     directions: list[str]
+    definition: Definition
     directory: SweepDirectory
     example: dict[str, Any]
     config: Config | None
@@ -131,7 +139,8 @@ class _Started:
         from hfexp.sweep.ledger import Ledger
         from hfexp.sweep.owner import Owner
         from hfexp.sweep.schedule import Schedule
-        from hfexp.sweep.study import close_study, open_study, storage_url
+        from hfexp.sweep.storage import storage_url
+        from hfexp.sweep.study import agree, close_study, open_study
 
         url, plan = storage_url(self.directory.path, self.search.storage), self._plan()
         study = open_study(url, self.directory.name, self.directions, sampler, pruner)
@@ -143,6 +152,8 @@ class _Started:
             parent.update(self._view(schedule), study)
 
         try:
+            if owner:
+                agree(study, self.definition)
             with (
                 owner.signing() if owner else contextlib.nullcontext(),
                 self._parent(self._view(schedule)) as parent,
@@ -183,6 +194,7 @@ class _Started:
         return Plan(
             self.search, self.space, self.directory.path, total, tuple(self.directions), seed=self.seed,
             tells_point="point" in self.example, waiting=waiting,
+            grace_seconds=float(getattr(self.by.launcher, "grace_seconds", Plan.grace_seconds)),
         )  # fmt: skip
 
     def _choose(self, trial: Any) -> Point:
@@ -215,7 +227,8 @@ class _Started:
         fixed = tuple(map(mask_secrets, self.space.fixed))
         return Sweep(
             self.directory.name, self.directory.path, _command(), self.search.method.value, tuple(self.metrics),
-            tuple(self.directions), fixed, self.space.texts, self.directory.seconds, schedule.trials,
+            tuple(self.directions), fixed, self.space.texts, self.directory.seconds,
+            flags=tuple(config_flags(sys.argv[1:])), trials=schedule.trials,
         )  # fmt: skip
 
     def _announce(self, plan: "Plan") -> None:
@@ -261,14 +274,6 @@ def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> 
     return seed if isinstance(seed, int) else 0
 
 
-def _configuration(config: Config | None, example: dict[str, Any]) -> str:
-    """What the words of a first point come to: a file that was edited makes another sweep of the same words."""
-    if config is not None:
-        return config_hash(replace(config, launch=LaunchConfig()))  # what is launched how is in the words
-    plain = {key: value for key, value in example.items() if key not in LEFT_OUT}
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def _origin(config: Any, fixed: tuple[str, ...]) -> Origin:
     """Where the sweep comes from."""
     choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k}
@@ -278,5 +283,4 @@ def _origin(config: Any, fixed: tuple[str, ...]) -> Origin:
 
 def _command() -> str:
     """The command as it can be typed again."""
-    return command_line([w.removeprefix("++") if w.startswith("++") and w[2:].startswith(OPEN_SECTIONS) else w
-                         for w in sys.argv[1:]])  # fmt: skip
+    return command_line([as_typed(word) for word in sys.argv[1:]])

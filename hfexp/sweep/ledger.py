@@ -89,7 +89,7 @@ class Ledger:
         taken = []
         for trial in news:
             is_open = not trial.state.is_finished()
-            foreign = is_open and self._is_foreign(trial)
+            foreign = is_open and not self._is_mine(trial)
             if is_open and not foreign and storage.WORDS not in trial.user_attrs:
                 taken.append(self._complete(storage.reopen(self.study, trial._trial_id)))
                 continue
@@ -97,13 +97,12 @@ class Ledger:
             entry.foreign = foreign
             self.same_as(entry)
             if is_open and not foreign:
-                self._own(entry.trial_id)
                 taken.append(entry)
         return sorted(taken, key=lambda entry: entry.number)
 
     def ask(self, total: int) -> Entry | None:
         """A new trial; None if there are enough (another sweeper may have been faster)."""
-        trial = storage.ask(self.study)
+        trial = storage.ask(self.study, self._owner.text if self._owner else None)
         # One too many stays open and without words: the next start with a higher total takes it.
         return self._complete(trial) if trial.number < total else None
 
@@ -140,16 +139,17 @@ class Ledger:
 
     def _is_foreign(self, trial: FrozenTrial) -> bool:
         owner = trial.user_attrs.get(storage.OWNER)
-        if self._owner is None or owner in (None, self._owner.text):
+        if self._owner is None or owner == self._owner.text:
             return False
-        return self._owner.is_alive(owner)
+        return owner is None or self._owner.is_alive(owner)
 
-    def _own(self, trial_id: int) -> None:
-        if self._owner is not None:
-            storage.set_attribute(self.study, trial_id, storage.OWNER, self._owner.text)
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        """Whether an open trial is this process's, now at the latest."""
+        if self._owner is None:
+            return True
+        return not self._is_foreign(trial) and storage.take_over(self.study, trial, self._owner.text)
 
     def _complete(self, trial: optuna.Trial) -> Entry:
-        self._own(trial._trial_id)
         with storage.quiet():
             point = self._choose(trial)
         params = {key: value if _is_plain(value) else str(value) for key, value in point.params.items()}

@@ -1,6 +1,6 @@
 """What a sweep optimises, and in which direction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfexp import targets
@@ -11,17 +11,28 @@ from hfexp.sweep.settings import Method, Pruner, SearchConfig
 DIRECTIONS = ("minimize", "maximize")
 
 
-def metrics_and_directions(search: SearchConfig, config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+CHOICE_OF_BEST = ("trainer.args.metric_for_best_model", "trainer.args.greater_is_better")
+"""Keys that say what the best model is."""
+
+
+def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
     """Names of what is optimised, and `minimize` or `maximize` for each.
 
     Args:
         search: what the user asks for.
-        config: the whole configuration of a point, as plain containers.
+        configs: whole configurations of points that differ in what chooses the best model, as plain containers.
 
     Raises:
-        ConfigError: the direction is not known, or does not fit.
+        ConfigError: the direction is not known, or does not fit, or points would be measured differently.
     """
-    default = _of_the_best_model(config)
+    defaults = list(dict.fromkeys(map(_of_the_best_model, configs)))
+    default = defaults[0]
+    if len(defaults) > 1 and not search.metrics:
+        named = ", ".join(" ".join(reversed(found)) for found in defaults if found)
+        raise ConfigError(
+            f"the points of this sweep choose their best models differently ({named}), so nothing says what is best "
+            "of all: give search.metrics and search.directions"
+        )
     metrics = search.metrics or [default[0] if default else "objective"]
     check_directions(search)
     if search.directions:

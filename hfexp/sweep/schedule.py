@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.compose import as_typed
 from hfexp.errors import RunError
 from hfexp.launch.jobs import error_of
 from hfexp.launch.local import Job
@@ -18,13 +19,12 @@ from hfexp.sweep.ledger import GOOD, Entry, Ledger
 from hfexp.sweep.membership import Point
 from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
 from hfexp.sweep.space import Space
-from hfexp.sweep.table import OPENED
 from hfexp.sweep.trials import State, Trial, TrialRun
 
 SECRET = "search.storage="
 """A word that may hold a password; jobs find the storage in `sweep.json`, and nowhere else."""
-PATIENCE = 120.0
-"""Seconds that jobs of a killed start may take to write their checkpoint and end."""
+PATIENCE = 60.0
+"""Seconds beyond their grace that jobs of a killed start may take to end."""
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Plan:
     """Of the first replicate."""
     tells_point: bool
     """The application has the key `point`."""
+    grace_seconds: float = 60.0
+    """That a job without its launcher takes at most to write a checkpoint."""
     waiting: list[Trial] = field(default_factory=list)
     """How trials look that have not been asked for yet, as far as that is known."""
 
@@ -159,14 +161,15 @@ class Schedule:
         several = self.plan.replicates > 1
         name = f"{entry.number}.{replicate}" if several else str(entry.number)
         more = (f"seed={self.plan.seed + replicate}",) if several else ()
-        shown = " ".join((*(word.removeprefix(OPENED) for word in entry.point.words), *more))
+        shown = " ".join((*map(as_typed, entry.point.words), *more))
         if self.plan.tells_point:
             more += (f"point={spelling(str(self._point(entry, replicate)))}",)
         self._jobs[name] = entry, replicate
         entry.under_way.add(replicate)
         self._show(entry)
         words = [word for word in self.plan.space.job(entry.point.words) if not word.lstrip("+").startswith(SECRET)]
-        return Job(entry.number, name, (*words, *more), mask_secrets(shown))
+        number = entry.number * self.plan.replicates + replicate
+        return Job(number, name, (*words, *more), mask_secrets(shown))
 
     def _race(self, entry: Entry) -> None:
         """Leave out the other replicates of a point that the pruner holds for hopeless after those that are done."""
@@ -227,7 +230,7 @@ class Schedule:
     def _wait_for_leftovers(self, taken: list[Entry]) -> None:
         """Jobs outlive a sweeper that is killed, by the time that their checkpoint takes."""
         points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
-        deadline, said = time.monotonic() + PATIENCE, False
+        deadline, said = time.monotonic() + self.plan.grace_seconds + PATIENCE, False
         while time.monotonic() < deadline:
             processes = (outcome.process_of(point) for point in points)
             if not any(process is not None and process.may_live_here() for process in processes):

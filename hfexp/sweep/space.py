@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -123,6 +123,7 @@ def read_space(
     parser: OverridesParser,
     seed: int,
     opened: Callable[[str], str] = str,
+    present: Callable[[str], Any] = lambda key: None,
 ) -> Space:
     """The space of a command line and of `search.space`; the command line wins.
 
@@ -132,6 +133,7 @@ def read_space(
         parser: of Hydra.
         seed: of `shuffle(...)`.
         opened: gives a word the `++` that Hydra needs for keys which the configuration does not list.
+        present: gives the value of a key that is not swept, or None.
 
     Raises:
         ConfigError: what was written means no values.
@@ -154,6 +156,7 @@ def read_space(
         if key.lstrip("+") not in given:
             dimension = _from_node(key, node, parser, seed, opened)
             dimensions[dimension.element] = dimension
+    dimensions = _under_what_is_fixed(dimensions, present)
     written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
     ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
     return Space(tuple(layout.items()), ordered, function)
@@ -195,6 +198,23 @@ def _refuse_what_is_never_swept(override: Override) -> None:
     if head in NEVER_SWEPT:
         key = override.key_or_group
         raise ConfigError(f"{key} has one value for the whole sweep; start a sweep for each value of {key} instead")
+
+
+def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[str], Any]) -> dict[str, Dimension]:
+    """Conditions on keys that are not swept hold or do not: they go, or their dimension does."""
+    kept = dict(dimensions)
+    while True:
+        swept = {dimension.key for dimension in kept.values()}
+        for element, dimension in list(kept.items()):
+            fixed = {key: present(key) for key in dimension.when if key not in swept}
+            known = {key: unquoted(f"={spelling(value)}") for key, value in fixed.items() if value is not None}
+            if any(value not in dimension.when[key] for key, value in known.items()):
+                del kept[element]  # and with it maybe what others depend on
+            else:
+                left = {key: allowed for key, allowed in dimension.when.items() if key not in known}
+                kept[element] = replace(dimension, when=left)
+        if {dimension.key for dimension in kept.values()} == swept:
+            return kept
 
 
 def _ordered(dimensions: list[Dimension]) -> tuple[Dimension, ...]:

@@ -12,26 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages import RDBStorage
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
+from hfexp.sweep.definition import HASHED, Definition
+from hfexp.sweep.storage import claim, close_storage, open_storage
 from hfexp.sweep.trials import State, TrialRun
 
-DATABASE = "study.db"
-BUSY_SECONDS = 60
-"""That a process waits for another one's write to SQLite."""
 WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."
+DEFINITION = "hfexp.definition"
+"""Attribute of the study."""
 ATTEMPTS, ERROR, OWNER = "hfexp.attempts", "hfexp.error", "hfexp.owner"
 """Attributes of a trial."""
-
-
-def storage_url(directory: Path, storage: str | None) -> str:
-    """`search.storage`, or a SQLite file in the sweep's directory; every process that opens it waits for others."""
-    return storage or f"sqlite:///{directory / DATABASE}?timeout={BUSY_SECONDS}"
 
 
 def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pruner: Any) -> Study:
@@ -40,25 +35,36 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     Raises:
         ConfigError: the storage can't be used.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     if url.startswith("sqlite:///"):
         _create_file(Path(url.removeprefix("sqlite:///").partition("?")[0]), name, directions)
     with quiet():
         try:
             return optuna.create_study(
-                storage=RDBStorage(url), study_name=name, directions=_directions(directions), load_if_exists=True,
-                sampler=sampler, pruner=pruner,
+                storage=open_storage(url, patient=True), study_name=name, directions=_directions(directions),
+                load_if_exists=True, sampler=sampler, pruner=pruner,
             )  # fmt: skip
-        except ImportError as error:
-            hint = " (pip install 'hfexp[postgres]')" if "psycopg" in str(error) else ""
-            raise ConfigError(
-                f"search.storage={mask_secrets(url)} needs a driver: {first_line(error)}{hint}"
-            ) from error
+        except ConfigError:
+            raise
         except Exception as error:  # SQLAlchemy's and the driver's own
             raise ConfigError(
                 f"search.storage={mask_secrets(url)} can't be used: {mask_secrets(first_line(error))}"
             ) from error
+
+
+def agree(study: Study, definition: Definition) -> None:
+    """Refuse to direct, together with another machine, what is another sweep; their files may differ.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    known = study.user_attrs.get(DEFINITION)
+    if known is None:
+        study.set_user_attr(DEFINITION, asdict(definition))
+        return
+    differing = definition.differences(known, ignored=HASHED)
+    if differing:
+        raise ConfigError(f"search.storage has another sweep under the name {study.study_name}:{differing}")
 
 
 def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:
@@ -67,9 +73,7 @@ def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:
 
 def close_study(study: Study) -> None:
     """Give back connections to the storage."""
-    backend: Any = getattr(study._storage, "_backend", study._storage)
-    backend.remove_session()
-    backend.engine.dispose()
+    close_storage(study._storage)
 
 
 @contextlib.contextmanager
@@ -104,12 +108,23 @@ def trials_of(study: Study) -> list[FrozenTrial]:
 
 
 def set_attribute(study: Study, trial_id: int, name: str, value: Any) -> None:
-    study._storage.set_trial_user_attr(trial_id, name, value)
+    """Keep something with a trial; if another sweeper has ended it meanwhile, what it kept is as good."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        study._storage.set_trial_user_attr(trial_id, name, value)
 
 
-def ask(study: Study) -> optuna.Trial:
-    """A new trial; its parameters are still to be chosen."""
-    return study.ask()
+def ask(study: Study, owner: str | None) -> optuna.Trial:
+    """A new trial; its parameters are still to be chosen. It has its owner from the first moment on."""
+    if owner is None:
+        return study.ask()
+    template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner})
+    return reopen(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
+def take_over(study: Study, trial: FrozenTrial, owner: str) -> bool:
+    """Make a trial that its sweeper has left this one's; False: another one was faster."""
+    before = trial.user_attrs.get(OWNER)
+    return before == owner or (before is not None and claim(study, trial._trial_id, OWNER, before, owner))
 
 
 def reopen(study: Study, trial_id: int) -> optuna.Trial:
@@ -120,7 +135,7 @@ def reopen(study: Study, trial_id: int) -> optuna.Trial:
 
 def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
     """The end of a trial, if it was not told before (two sweepers may share a storage)."""
-    with quiet():
+    with quiet(), contextlib.suppress(UpdateFinishedTrialError):
         study.tell(number, values, state=state, skip_if_finished=True)
 
 

@@ -4,11 +4,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from hfexp.compose import as_typed
 from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
 from hfexp.screen import say
 from hfexp.sweep.ranking import best, ranked, ties
-from hfexp.sweep.table import OPENED, command_of
+from hfexp.sweep.table import command_of
 from hfexp.sweep.trials import State, Sweep, Trial
 
 MOST_ROWS = 20
@@ -63,7 +64,7 @@ def progress(trials: Sequence[Trial]) -> str:
 
 def words(trial: Trial) -> str:
     """What tells a point from the others."""
-    return mask_secrets(" ".join(word.removeprefix(OPENED) for word in trial.overrides))
+    return mask_secrets(" ".join(map(as_typed, trial.overrides)))
 
 
 def _show_table(sweep: Sweep) -> None:

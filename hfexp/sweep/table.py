@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfexp.compose import as_typed
 from hfexp.origin import mask_secrets, without_sweep
 from hfexp.sweep.ranking import ranked, ties
 from hfexp.sweep.trials import State, Sweep, Trial
 
-OPENED = "++"
-"""Put by hfexp before keys that the configuration does not list; nobody has to type it."""
 LONGEST_CELL = 300
 _OF_A_SWEEP = re.compile(r"[+~]*(hydra[./@]|on_existing=)")
 
@@ -79,7 +78,7 @@ def swept_keys(sweep: Sweep) -> list[str]:
 def command_of(sweep: Sweep, trial: Trial) -> str:
     """The command of a single run of this point, quoted for a shell."""
     words = [word for word in without_sweep([*sweep.fixed, *trial.overrides]) if not _OF_A_SWEEP.match(word)]
-    return mask_secrets(shlex.join(["hfexp", *(word.removeprefix(OPENED) for word in words)]))
+    return mask_secrets(shlex.join(["hfexp", *sweep.flags, *map(as_typed, words)]))
 
 
 def states(sweep: Sweep) -> dict[str, int]:

@@ -76,4 +76,6 @@ class Sweep:
     """Swept key to what was written for it."""
     seconds: float
     """For which it has been directed, over all its starts."""
+    flags: tuple[str, ...] = ()
+    """Hydra's, that say where the configuration is."""
     trials: tuple[Trial, ...] = field(default=())

@@ -14,7 +14,7 @@ from hfexp.errors import ConfigError, first_line
 from hfexp.launch import world
 from hfexp.origin import mask_secrets
 from hfexp.sweep.membership import Membership, Point, read_membership
-from hfexp.sweep.pruners import BETWEEN_EVALUATIONS, close_storage, make_pruner, open_storage
+from hfexp.sweep.pruners import BETWEEN_EVALUATIONS, make_pruner
 from hfexp.sweep.settings import Pruner
 from hfexp.sweep.values import check_names, validation_name
 
@@ -132,6 +132,8 @@ class Judge:
     def close(self) -> None:
         """Let go of the storage; it is opened again when it is needed."""
         if self._storage is not None:
+            from hfexp.sweep.storage import close_storage
+
             close_storage(self._storage)
         self._storage = self._study = None
 
@@ -139,6 +141,8 @@ class Judge:
         """As `optuna.Trial.report` and `should_prune` do; making an `optuna.Trial` would bother the sampler."""
         if self._study is None:
             import optuna
+
+            from hfexp.sweep.storage import open_storage
 
             self._storage = open_storage(self.membership.storage)
             self._study = optuna.load_study(
@@ -149,6 +153,9 @@ class Judge:
             )
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, self.trial)
+        trial = storage.get_trial(trial_id)
+        if trial.state.is_finished():  # another sweeper took it over, when this one seemed dead
+            return False
         storage.set_trial_intermediate_value(trial_id, step, value)
         return bool(self.pruner.prune(self._study, storage.get_trial(trial_id)))
 

@@ -1,0 +1,116 @@
+"""Which sweep a command continues, and which it begins."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import DECAY, RATE, sweep
+
+METRIC = "trainer.args.metric_for_best_model"
+ONE_FILE = "# @package _global_\ndefaults: [/experiment/digits_vit]\nseed: {seed}\n"
+
+
+class Seen:
+    """A job that notes what it was given."""
+
+    def __init__(self, what: Callable[[Any], Any]) -> None:
+        self.what = what
+        self.values: list[Any] = []
+
+    def __call__(self, cfg: Any) -> float:
+        self.values.append(self.what(cfg))
+        return float(len(self.values))
+
+
+def write_experiment(name: str, seed: int) -> None:
+    file = Path("conf/experiment") / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(ONE_FILE.format(seed=seed))
+
+
+def test_a_name_that_ends_in_a_number(place: Path) -> None:
+    seen = Seen(lambda cfg: cfg.seed)
+    for seed, words in (
+        (1, ["search.name=lr"]),
+        (1, ["search.name=lr", "on_existing=rerun"]),
+        (2, ["search.name=lr-2"]),
+    ):
+        assert sweep(seen, f"seed={seed}", f"{RATE}=0.1", *words) == 0
+    assert sorted(path.name for path in Path("outputs/sweeps").glob("[!.]*")) == ["lr", "lr-2", "lr-2-2"]
+    assert sweep(seen, "seed=2", f"{RATE}=0.1", "search.name=lr-2") == 0
+    assert sweep(seen, "seed=1", f"{RATE}=0.1", "search.name=lr") == 0
+    assert seen.values == [1, 1, 2]
+
+
+def test_another_option_for_a_glob_is_another_sweep(place: Path) -> None:
+    seen = Seen(lambda cfg: cfg.seed)
+    words = ["--config-dir", "conf", "experiment=glob(mine*)"]
+    for name, seed in (("mine_b", 2), ("mine_a", 1)):
+        write_experiment(name, seed)
+        assert sweep(seen, *words) == 0
+    assert seen.values == [2, 1, 2]
+
+
+def test_an_edited_option_that_is_not_the_first_one(place: Path) -> None:
+    seen = Seen(lambda cfg: cfg.seed)
+    for seed in (2, 2, 3):
+        write_experiment("mine_a", 1)
+        write_experiment("mine_b", seed)
+        assert sweep(seen, "--config-dir", "conf", "experiment=mine_a,mine_b") == 0
+    assert seen.values == [1, 2, 1, 3]
+
+
+def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen, words = Seen(lambda cfg: cfg.seed), ["dataset.source.data_dir=pictures", f"{RATE}=0.1"]
+    Path("pictures").mkdir()
+    Path("pictures/a.txt").write_text("one")
+    assert sweep(seen, *words) == 0
+    assert sweep(seen, *words, "search.name=mine") == 0
+    Path("pictures/b.txt").write_text("two")
+    assert sweep(seen, *words) == 0
+    assert len(seen.values) == 3
+    assert sweep(seen, *words, "search.name=mine") == 2
+    assert "data: files that it is read from have changed since" in capsys.readouterr().err
+
+
+def test_a_condition_on_what_is_not_swept(place: Path) -> None:
+    seen = Seen(lambda cfg: (cfg.trainer.args.get("optim"), cfg.trainer.args.get("weight_decay")))
+    decay = f"search.space={{{DECAY}: {{values: 'choice(0.1,0.2)', when: {{trainer.args.optim: sgd}}}}}}"
+    assert sweep(seen, decay, "trainer.args.optim=sgd", "seed=1") == 0
+    assert seen.values == [("sgd", 0.1), ("sgd", 0.2)]
+    assert sweep(seen, decay, "trainer.args.optim=adamw_torch", "seed=1,2") == 0
+    assert [optim for optim, _ in seen.values[2:]] == ["adamw_torch"] * 2
+    assert not {0.1, 0.2} & {decay for _, decay in seen.values[2:]}
+
+
+def test_points_that_choose_their_best_models_differently(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Seen(lambda cfg: 0)
+    assert sweep(seen, f"{METRIC}=accuracy,loss") == 2
+    error = capsys.readouterr().err
+    assert "(maximize eval_accuracy, minimize eval_loss)" in error
+    assert "give search.metrics" in error
+    words = ["search.metrics=[accuracy]", "search.directions=[maximize]"]
+    assert sweep(seen, f"{METRIC}=accuracy,loss", *words) == 0
+
+
+def test_jobs_have_numbers_of_their_own(place: Path) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    seen = Seen(lambda cfg: HydraConfig.get().job.num)
+    assert sweep(seen, f"{RATE}=0.1,0.2", "seed=1", "search.replicates=2") == 0
+    assert seen.values == [0, 1, 2, 3]
+
+
+def test_the_command_to_run_a_point_again_names_its_configuration(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_experiment("mine", 3)
+    assert sweep(Seen(lambda cfg: 0), "--config-dir", "conf", "experiment=mine", f"{RATE}=0.1", "++seed=4") == 0
+    assert f"hfexp --config-dir conf tracking=none experiment=mine {RATE}=0.1 ++seed=4" in capsys.readouterr().out
+
+
+def test_a_definition_keeps_its_name(place: Path) -> None:
+    assert sweep(Seen(lambda cfg: 0), f"{RATE}=0.1", "search.name=a b") == 0
+    assert json.loads(Path("outputs/sweeps/a_b/definition.json").read_text())["name"] == "a_b"
