@@ -113,7 +113,7 @@ class Break(TrainerCallback):
             return
         if self.how == "memory":
             torch.empty(1 << 50)
-        elif self.how == "nan":
+        elif self.how == "diverging":
             next(model.parameters()).data.fill_(float("nan"))
         elif self.how.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[self.how])

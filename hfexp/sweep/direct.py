@@ -145,7 +145,9 @@ class _Started:
         url, plan = storage_url(self.directory.path, self.search.storage), self._plan()
         study = open_study(url, self.directory.name, self.directions, sampler, pruner)
         owner = Owner(study) if self.search.storage else None
-        schedule = Schedule(plan, Ledger(study, self._choose, owner), lambda: changed())
+        schedule = Schedule(
+            plan, Ledger(study, self._choose, owner), lambda: changed(), lambda *died: parent.close_failed(*died)
+        )
 
         def changed() -> None:
             self.directory.note_time()
@@ -261,6 +263,9 @@ class _NoParent:
     run_id: str | None = None
 
     def update(self, sweep: Sweep, study: Any) -> None:
+        pass
+
+    def close_failed(self, run_dir: Path, reason: str) -> None:
         pass
 
 

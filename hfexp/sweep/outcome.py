@@ -41,6 +41,11 @@ def finished_before(point: Point, metrics: int) -> TrialRun | None:
     return _finished(point, None, metrics)
 
 
+def is_open(point: Point) -> bool:
+    """Whether the run of a job was not closed by the job itself; `killed`: somebody else found it like that."""
+    return _look(point)[1].get("status") in ("running", "killed")
+
+
 def process_of(point: Point) -> ProcessId | None:
     """The process that works, or has worked, on an unfinished job."""
     _, record = _look(point)

@@ -24,6 +24,7 @@ from hfexp.sweep.table import TrialTable, command_of, make_table, states, swept_
 from hfexp.sweep.trials import State, Sweep, Trial
 from hfexp.sweep.values import validation_name
 from hfexp.tracking.nesting import KIND, SWEEP, register_of_sweep
+from hfexp.tracking.recovery import close_failed
 from hfexp.tracking.run import Opening, common_tags, open_record
 from hfexp.tracking.tracker import Tracker
 
@@ -57,7 +58,7 @@ def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -
         opening = Opening(experiment_name(config, origin), files, _params(config, sweep), tags)
         output_dir = Path(config.output_dir)
         with open_record(config.tracking, output_dir, opened, origin, environment, opening) as tracker:
-            parent = Parent(opened, tracker, register_of_sweep(config), (sweep, None))
+            parent = Parent(opened, tracker, output_dir, register_of_sweep(config), (sweep, None))
             is_over = False
             try:
                 yield parent
@@ -75,6 +76,7 @@ class Parent:
 
     directory: RunDirectory
     tracker: Tracker
+    output_dir: Path
     register: str | None
     """Name under which the best model of all is registered at the end."""
     _latest: tuple[Sweep, Any]
@@ -101,6 +103,13 @@ class Parent:
             self._thread = threading.Thread(target=self._keep_up, name="hfexp-sweep", daemon=True)
             self._thread.start()
         self._wake.set()
+
+    def close_failed(self, run_dir: Path, reason: str) -> None:
+        """Close the run of a job whose process has died."""
+        try:
+            close_failed(run_dir, self.output_dir, reason)
+        except Exception as error:  # a store that is away: it is told by `hfexp sync`, or the next run
+            logger.warning("the end of %s could not be recorded yet: %s", run_dir.name, first_line(error))
 
     def close(self, is_over: bool) -> None:
         """Record the sweep as it is at last.

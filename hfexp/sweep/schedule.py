@@ -54,9 +54,15 @@ class Plan:
 class Schedule:
     """A source of jobs for a launcher (`hfexp.launch.local.Source`)."""
 
-    def __init__(self, plan: Plan, ledger: Ledger, changed: Callable[[], None]) -> None:
-        """`changed` is called after each end of a trial."""
-        self.plan, self.ledger, self._changed = plan, ledger, changed
+    def __init__(
+        self, plan: Plan, ledger: Ledger, changed: Callable[[], None], died: Callable[[Path, str], None]
+    ) -> None:
+        """
+        Args:
+            changed: called after each end of a trial.
+            died: called with the run directory of a job whose process ended without closing it, and why.
+        """
+        self.plan, self.ledger, self._changed, self._died = plan, ledger, changed, died
         self.total = plan.total * plan.replicates
         self.errors: dict[str, Exception] = {}
         """Of jobs that have failed in this start, by name."""
@@ -95,6 +101,8 @@ class Schedule:
         run = outcome.outcome(self._point(entry, replicate), result, len(self.plan.directions))
         if run.state is State.failed:
             self.errors[name] = error_of(result) or RunError(run.error or "")
+            if run.run_dir and outcome.is_open(self._point(entry, replicate)):
+                self._died(run.run_dir, run.error or "")
         self.ledger.keep_run(entry, run)
         self._race(entry)
         self._settle(entry)

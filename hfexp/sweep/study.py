@@ -35,6 +35,7 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     Raises:
         ConfigError: the storage can't be used.
     """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     if url.startswith("sqlite:///"):
         _create_file(Path(url.removeprefix("sqlite:///").partition("?")[0]), name, directions)

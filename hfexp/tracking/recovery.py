@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
     client.set_tag(run_id, REASON, GONE)
     client.set_terminated(run_id, "KILLED")
     return True
+
+
+def close_failed(run_dir: Path, output_dir: Path, reason: str) -> None:
+    """Close the run of a process that has died, for who saw how: as failed, by its own fault.
+
+    Args:
+        output_dir: of runs, where the record may be kept.
+    """
+    with held_run(run_dir) as state:
+        if state is None or state.status not in ("running", "killed"):  # killed: what others could tell
+            return
+        journal = Journal(run_dir)
+        recorded = journal.begun()
+        if recorded:
+            append_closing(run_dir, journal)
+            journal.append("end", status="failed", reason=reason, time=time.time())
+        state.status = "failed"
+        save_state(run_dir, state)
+        if recorded:
+            deliver_rest(run_dir, state, recorded_uri(run_dir, output_dir), output_dir)
 
 
 def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> Delivery:
