@@ -42,9 +42,9 @@ AT_ONCE = 16
 """Rows that one thread prepares before it takes the next."""
 TRIED_ROWS = 16
 """From which the size of an entry is estimated."""
-CODE = ("hfexp.images", "hfexp.preparing")
+CODE = ("hfexp.images", "hfexp.decoding", "hfexp.preparing")
 """Own modules whose source every entry depends on, beside those of the task and the operations."""
-LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "transformers", "tokenizers")
+LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,10 @@ class _Work:
     operations: list[Any]
     kinds: dict[str, str]
 
+    def __post_init__(self) -> None:
+        self.decode, done = self.task.decoder(self.operations)
+        self.rest = self.operations[done:]
+
     def estimate(self) -> int:
         """Bytes that all rows will take, from some of them."""
         tried = np.unique(np.linspace(0, len(self.rows) - 1, min(TRIED_ROWS, len(self.rows)), dtype=int))
@@ -167,8 +171,8 @@ class _Work:
         return [self._one(row) for row in rows_of(self.rows[start : start + AT_ONCE])]
 
     def _one(self, row: Row) -> Arrays:
-        row = self.task.decode(row)
-        for operation in self.operations:
+        row = self.decode(row)
+        for operation in self.rest:
             row = apply(operation, row)
         arrays, kinds = to_arrays(row)
         if kinds != self.kinds:
@@ -241,6 +245,8 @@ def _version(package: str) -> str:
 def _source(module: str) -> dict[str, str]:
     """Hash of a module's source; nothing for libraries, whose versions count."""
     path = getattr(sys.modules.get(module), "__file__", None)
+    if module in CODE:  # whether it was imported yet must not matter
+        path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
     if not path or module.partition(".")[0] in LIBRARIES:
         return {}
     return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}

@@ -88,7 +88,8 @@ class ProcessedDataset(TorchDataset):
         self.steps = steps
         self.seed = seed
         self.prepared = prepared
-        self.rest = steps.fixed if prepared is None else prepared.rest
+        self.decode, done = task.decoder(steps.fixed)
+        self.rest = steps.fixed[done:] if prepared is None else prepared.rest
         self.reads_columns = (
             task.takes_columns and prepared is not None and prepared.is_whole and not steps.random
         )  # fmt: skip
@@ -112,7 +113,7 @@ class ProcessedDataset(TorchDataset):
             return inputs if self.seed is None else {**inputs, "sample_key": keys}
         if self.prepared is not None:
             return self.inputs(self.prepared.rows(indices), keys)
-        rows = list(map_in_threads(lambda row: self._fixed(self.task.decode(row)), rows_of(self.rows[indices])))
+        rows = list(map_in_threads(lambda row: self._fixed(self.decode(row)), rows_of(self.rows[indices])))
         return self._finished(rows, keys)
 
     def inputs(self, rows: list[Row], keys: list[int]) -> list[Row]:
@@ -120,7 +121,7 @@ class ProcessedDataset(TorchDataset):
         return self._finished(list(map_in_threads(self._fixed, rows)) if self.rest else rows, keys)
 
     def _fixed(self, row: Row) -> Row:
-        """A decoded (or prepared) row after the deterministic operations."""
+        """A row that `decode` gave (or a prepared one) after the deterministic operations."""
         for operation in self.rest:
             row = apply(operation, row)
         return row

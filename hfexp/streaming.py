@@ -70,7 +70,7 @@ class ProcessedStream(IterableDataset):
         def decoded(item: Item) -> tuple[int, Row]:
             row, ready = item
             key = 0 if self.seed is None else mix(epoch, content_key(row))
-            return key, self.processed.task.decode(row) if ready is None else ready
+            return key, self.processed.decode(row) if ready is None else ready
 
         pairs = list(map_in_threads(decoded, items))
         return self.processed.inputs([row for _, row in pairs], [key for key, _ in pairs])
@@ -83,7 +83,7 @@ class ProcessedStream(IterableDataset):
         worker = get_worker_info()
         for row in rows:
             try:
-                yield row, self.processed.task.decode(row)
+                yield row, self.processed.decode(row)
             except DataError as error:
                 logger.warning("skipped: %s", error)
                 self._skipped[worker.id + 1 if worker else 0] += 1

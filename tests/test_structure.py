@@ -64,10 +64,10 @@ LAYERS = [
         "hfexp.run_directory",
     ],
     ["hfexp.launch.workers"],
-    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.launch.failures"],
+    ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.decoding", "hfexp.launch.failures"],
     [
-        "hfexp.images",
         "hfexp.tasks.base",
+        "hfexp.images",
         "hfexp.checkpoints",
         "hfexp.sampling",
         "hfexp.reporting.classes",

@@ -49,6 +49,10 @@ class Task(ABC):
         """
         return row
 
+    def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
+        """What decodes a row that goes through these operations, and how many of the first ones it does as well."""
+        return self.decode, 0
+
     @abstractmethod
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """One decoded and transformed row to the model's inputs, including `labels`."""

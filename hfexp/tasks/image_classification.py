@@ -1,5 +1,6 @@
 """Image classification: an image in, one class out."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,14 @@ class ImageClassification(Task):
         from hfexp.images import open_image
 
         return {**row, "image": open_image(row["image"])}
+
+    def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
+        """Straight to tensors where nothing is to be done with PIL's image but that."""
+        from hfexp.decoding import begins_with_tensor, decode_to_tensor
+
+        if type(self).decode is not ImageClassification.decode or not begins_with_tensor(operations):
+            return self.decode, 0
+        return functools.partial(decode_to_tensor, first=operations[0]), 2
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """`image` (C, H, W; uint8, or float that is already normalised) becomes `pixel_values`."""
