@@ -186,6 +186,8 @@ class RandomAffine(torch.nn.Module):
 def _center_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """As Transformers' image processors: an odd margin is rounded down (torchvision rounds to even)."""
     top, left = image.shape[-2] - height, image.shape[-1] - width
+    if top == left == 0:
+        return image
     if top < 0 or left < 0:
         return functional.center_crop(image, [height, width])
     return functional.crop(image, top // 2, left // 2, height, width)
@@ -222,4 +224,4 @@ class ImageCollator:
         if images.dtype != torch.uint8:
             return batch
         factor, offset = self.factor.to(images.device), self.offset.to(images.device)
-        return {**batch, "pixel_values": images.float().mul_(factor).add_(offset)}
+        return {**batch, "pixel_values": torch.mul(images, factor).add_(offset)}
