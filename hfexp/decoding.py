@@ -5,10 +5,12 @@ simplejpeg brings libjpeg-turbo, as Pillow does, but without Pillow's way over i
 """
 
 import contextlib
+import functools
 import io
 from typing import Any
 
 import numpy as np
+import PIL.features
 import PIL.Image
 import simplejpeg
 import torch
@@ -28,7 +30,14 @@ ORIENTATION = 0x0112
 
 def begins_with_tensor(operations: list[Any]) -> bool:
     """Whether the first operations bring an image to RGB and make it a tensor, no more and no less."""
-    return [type(operation) for operation in operations[:2]] in ([ToRGB, v2.ToImage], [ConvertRGB, v2.ToImage])
+    first = [type(operation) for operation in operations[:2]]
+    return first in ([ToRGB, v2.ToImage], [ConvertRGB, v2.ToImage]) and _decodes_alike()
+
+
+@functools.cache
+def _decodes_alike() -> bool:
+    """Whether Pillow has libjpeg-turbo too, as its own builds do; other libraries round differently."""
+    return bool(PIL.features.check_feature("libjpeg_turbo"))
 
 
 def decode_to_tensor(row: dict[str, Any], first: Any) -> dict[str, Any]:
@@ -45,8 +54,8 @@ def decode_to_tensor(row: dict[str, Any], first: Any) -> dict[str, Any]:
 
 def _plain_jpeg(stored: Any) -> np.ndarray | None:
     """Levels (H, W, 3), uint8; None if it is another kind of file, or not in order."""
-    data = _data(stored)
-    if data is None or not data.startswith(JPEG):
+    data = _jpeg_data(stored)
+    if data is None:
         return None
     with contextlib.suppress(ValueError, OSError, SyntaxError):  # PIL may know better, or says what is wrong
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -56,15 +65,17 @@ def _plain_jpeg(stored: Any) -> np.ndarray | None:
     return None
 
 
-def _data(stored: Any) -> bytes | None:
-    """The encoded image, if it is in memory or in a file of this machine."""
+def _jpeg_data(stored: Any) -> bytes | None:
+    """The encoded image, if it is a JPEG in memory or in a file of this machine."""
     if not isinstance(stored, dict):
         return None
     data, path = stored.get("bytes"), stored.get("path")
-    if data is not None or not path or "://" in path:
-        return data
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read()
+    if data is not None:
+        return data if data.startswith(JPEG) else None
+    if path and "://" not in path:
+        with contextlib.suppress(OSError), open(path, "rb") as file:  # PIL says what is wrong with it
+            start = file.read(len(JPEG))
+            return start + file.read() if start == JPEG else None
     return None
 
 

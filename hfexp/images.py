@@ -27,17 +27,14 @@ def open_image(stored: Any) -> PIL.Image.Image:
         return PIL.ImageOps.exif_transpose(stored)
     path, data = stored.get("path"), stored.get("bytes")
     try:
-        if data is not None:
-            image = PIL.Image.open(io.BytesIO(data))
-        elif "://" in str(path):
+        if data is None and "://" in str(path):
             import fsspec
 
             with fsspec.open(path, "rb") as file:
-                image = PIL.Image.open(io.BytesIO(file.read()))  # pyright: ignore
-        else:
-            image = PIL.Image.open(path)
-        image.load()
-        return PIL.ImageOps.exif_transpose(image)
+                data = file.read()  # pyright: ignore
+        with PIL.Image.open(path if data is None else io.BytesIO(data)) as image:
+            image.load()
+            return PIL.ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
 

@@ -1,5 +1,6 @@
 """JPEG files straight to tensors: what PIL and `v2.ToImage` give, bit for bit."""
 
+import gc
 import io
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def test_other_files_go_through_pil(name: str, data: bytes) -> None:
         found = decoding.decode_to_tensor({"image": stored}, ToRGB())["image"]
         assert torch.equal(found, by_pil(stored, ToRGB()))
     assert decoding._plain_jpeg(stored) is None
+
+
+def test_a_damaged_file_is_closed_again(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encoded(size=(300, 300))[:-2000])
+    with pytest.raises(DataError, match=r"cut\.jpg"):
+        decoding.decode_to_tensor({"image": {"bytes": None, "path": str(path)}}, ToRGB())
+    gc.collect()
+    assert [warning for warning in recwarn if warning.category is ResourceWarning] == []
+
+
+def test_another_jpeg_library_in_pillow_keeps_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_decodes_alike", lambda: False)
+    task = ImageClassification()
+    assert task.decoder([ToRGB(), v2.ToImage()]) == (task.decode, 0)
 
 
 def test_upright_photos_are_plain() -> None:

@@ -40,7 +40,10 @@ def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monk
     dead, _ = open_one(tmp_path / "study.db", "gone", monkeypatch)  # it never signs
     entry = dead.ask(1)
     assert entry is not None
-    ledgers = [open_one(tmp_path / "study.db", f"host{number}", monkeypatch)[0] for number in range(4)]
+    pairs = [open_one(tmp_path / "study.db", f"host{number}", monkeypatch) for number in range(4)]
+    for _, me in pairs:
+        me.sign()  # as a sweeper does before it looks for trials: else it seems dead to the others
+    ledgers = [ledger for ledger, _ in pairs]
     barrier, taken = threading.Barrier(len(ledgers)), []
 
     def take(ledger: Ledger) -> None:

@@ -61,9 +61,8 @@ class Definition:
     def differences(self, there: dict[str, Any], ignored: Collection[str] = ()) -> str:
         """A line for each part in which a stored definition differs."""
         now = json.loads(json.dumps(asdict(self)))
-        differing = [
-            key for key in now if json.dumps(there.get(key)) != json.dumps(now[key])
-        ]  # with the order of keys
+        # As text, for the order of keys counts.
+        differing = [key for key in now if json.dumps(there.get(key)) != json.dumps(now[key])]
         pairs = {key: f"{_short(there.get(key))} there, {_short(now[key])} now" for key in differing}
         pairs |= {key: text for key, text in HASHED.items() if key in pairs}
         return "".join(f"\n  {key}: {text}" for key, text in pairs.items() if key not in ignored)

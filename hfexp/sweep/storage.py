@@ -11,7 +11,6 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb.models import TrialUserAttributeModel
-from optuna.study import Study
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -62,16 +61,6 @@ def close_storage(storage: Any) -> None:
     backend.engine.dispose()
 
 
-def claim(study: Study, trial_id: int, name: str, before: str, now: str) -> bool:
-    """Change an attribute of a trial if it still is what it was: of several that try, one does it."""
-    column = TrialUserAttributeModel
-    same = (column.trial_id == trial_id, column.key == name, column.value_json == json.dumps(before))
-    backend: Any = getattr(study._storage, "_backend", study._storage)
-    with backend.engine.begin() as connection:
-        changed = connection.execute(update(column).where(*same).values(value_json=json.dumps(now)))
-    return changed.rowcount == 1
-
-
 def is_away(error: BaseException) -> bool:
     """Whether the database can't be reached, or is too busy, which may pass."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
@@ -111,6 +100,15 @@ class PatientStorage(RDBStorage):
     """Waits for a database that is away, instead of ending the sweep above it."""
 
     away_seconds = AWAY_SECONDS
+
+    @_patiently
+    def claim(self, trial_id: int, name: str, before: str, now: str) -> bool:
+        """Change an attribute of a trial if it still is what it was: of several that try, one does it."""
+        column = TrialUserAttributeModel
+        same = (column.trial_id == trial_id, column.key == name, column.value_json == json.dumps(before))
+        with self.engine.begin() as connection:
+            changed = connection.execute(update(column).where(*same).values(value_json=json.dumps(now)))
+        return changed.rowcount == 1
 
 
 for _name in (

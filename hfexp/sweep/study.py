@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
 from hfexp.sweep.definition import HASHED, Definition
-from hfexp.sweep.storage import claim, close_storage, open_storage
+from hfexp.sweep.storage import close_storage, open_storage
 from hfexp.sweep.trials import State, TrialRun
 
 WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."
@@ -125,7 +125,8 @@ def ask(study: Study, owner: str | None) -> optuna.Trial:
 def take_over(study: Study, trial: FrozenTrial, owner: str) -> bool:
     """Make a trial that its sweeper has left this one's; False: another one was faster."""
     before = trial.user_attrs.get(OWNER)
-    return before == owner or (before is not None and claim(study, trial._trial_id, OWNER, before, owner))
+    backend: Any = getattr(study._storage, "_backend", study._storage)
+    return before == owner or (before is not None and backend.claim(trial._trial_id, OWNER, before, owner))
 
 
 def reopen(study: Study, trial_id: int) -> optuna.Trial:
