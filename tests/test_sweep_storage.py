@@ -44,6 +44,7 @@ def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monk
     for _, me in pairs:
         me.sign()  # as a sweeper does before it looks for trials: else it seems dead to the others
     ledgers = [ledger for ledger, _ in pairs]
+    monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
     barrier, taken = threading.Barrier(len(ledgers)), []
 
     def take(ledger: Ledger) -> None:
