@@ -17,6 +17,7 @@ LAYERS = [
     ["hfexp.launch.local", "hfexp.launch.pool", "hfexp.launch.warm"],
     ["hfexp.sweep.ledger"],
     ["hfexp.sweep.owner", "hfexp.sweep.outcome", "hfexp.sweep.study", "hfexp.sweep.samplers", "hfexp.sweep.summary"],
+    ["hfexp.sweep.request"],
     ["hfexp.sweep.definition"],
     ["hfexp.sweep.objective", "hfexp.sweep.space", "hfexp.sweep.statistics"],
     ["hfexp.sweep.dimension"],

@@ -1,0 +1,124 @@
+"""What a sweep is asked for: from the words of the command line to its points. Nothing is created."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from hfexp.compose import opened, without_hydra
+from hfexp.config import Config, OnExisting, to_config
+from hfexp.errors import ConfigError
+from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define
+from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
+from hfexp.sweep.settings import Method, SearchConfig
+from hfexp.sweep.space import Point, Space, read_space
+
+MOST_CHECKED = 50
+"""Points that are composed before anything starts."""
+SECTIONS = ("search", "output_dir", "on_existing")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A sweep that could be begun or continued."""
+
+    search: SearchConfig
+    space: Space
+    points: list[Point] | None
+    """Of a grid; samplers choose theirs as results come in."""
+    metrics: list[str]
+    directions: list[str]
+    definition: Definition
+    example: dict[str, Any]
+    """A first point, unresolved."""
+    config: Config | None
+    """Of a first point; None in another application."""
+    seed: int
+    """Of the first replicate."""
+    output_dir: Path
+    on_existing: OnExisting
+
+    @property
+    def total(self) -> int:
+        """Points of the whole sweep."""
+        if self.points is None:
+            return self.search.trials or 0
+        return min(self.search.trials or len(self.points), len(self.points))
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Composes points as Hydra does."""
+
+    context: Any
+    config: Any
+    """Composed without what is swept."""
+
+    def request(self, words: list[str]) -> Request:
+        """Read what these words ask for.
+
+        Raises:
+            ConfigError: it can't be run as asked.
+        """
+        search, settings = self._settings()
+        check_counts(search)
+        check_directions(search)
+        parser = OverridesParser.create(config_loader=self.context.config_loader)
+        space = read_space(words, search.space, parser, search.seed, opened, self._present)
+        points = space.grid() if search.method is Method.grid else None
+        examples, config = self._check(space), self._example_config(space)
+        seed = _first_seed(search, space, examples[0])
+        metrics, directions = metrics_and_directions(search, examples)
+        definition = define(
+            search, space, metrics, directions, configuration_hash(config, examples), data_hash(config, examples)
+        )
+        on_existing = settings.get("on_existing") or OnExisting.resume
+        return Request(
+            search, space, points, metrics, directions, definition, examples[0], config, seed,
+            Path(str(settings.get("output_dir") or ".")), OnExisting(on_existing),
+        )  # fmt: skip
+
+    def compose(self, words: tuple[str, ...]) -> Any:
+        """A whole configuration, Hydra's part included."""
+        return self.context.config_loader.load_sweep_config(self.config, list(words))
+
+    def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
+        found = {name: self.config.get(name) for name in SECTIONS}
+        plain: dict[str, Any] = {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in found.items()
+        }
+        search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), plain["search"] or {}))
+        assert isinstance(search, SearchConfig)
+        return search, plain
+
+    def _check(self, space: Space) -> list[dict[str, Any]]:
+        """Compose a first point, and points with each option of a group; return them as plain containers.
+
+        A wrong key or option ends the sweep before it begins; a value that turns out to be wrong is its job's failure.
+        """
+        telling = (*self.config.hydra.runtime.choices, *CHOICE_OF_BEST)
+        composed = [self.compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
+        found: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
+        return found
+
+    def _example_config(self, space: Space) -> Config | None:
+        composed = without_hydra(self.compose(space.job(space.samples()[0])))
+        return to_config(composed) if OmegaConf.get_type(composed) is Config else None
+
+    def _present(self, key: str) -> Any:
+        """The value of a key, or the option of a group, that is not swept; None if there is none."""
+        chosen = self.config.hydra.runtime.choices.get(key)
+        return OmegaConf.select(self.config, key) if chosen is None else chosen
+
+
+def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> int:
+    """The seed that replicates count on from."""
+    seed = example.get("seed")
+    if search.replicates > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
+        raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")
+    if search.replicates > 1 and not isinstance(seed, int):
+        raise ConfigError("search.replicates counts on from the key seed, which is not there")
+    return seed if isinstance(seed, int) else 0
