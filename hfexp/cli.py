@@ -1,22 +1,10 @@
 """The command line: command names to functions. Nothing heavy is imported before a run begins."""
 
-import contextlib
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
-from hfexp.errors import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_WRONG_INPUT,
-    ConfigError,
-    RunError,
-    SweepError,
-    did_you_mean,
-    one_of,
-)
+from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,39 +37,14 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 
 def train(words: list[str]) -> int:
     """Compose with Hydra and run one experiment, or several with `-m`."""
-    import hydra
-    from hydra.errors import ConfigCompositionException, HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from hfexp import hydra_app
 
-    from hfexp import compose
-
-    compose.register_schema()
-    compose.importable_cwd()
-    sys.argv[1:] = _hydra_words(words)
-    _refuse_sweep_among_processes()
+    _refuse_sweep_among_processes(words)
     job = _Job(words)
-    app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
-    try:
-        with _hydra_raises():
-            app(job.run)()
-    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise ConfigError(compose.explain(error)) from error
+    hydra_app.run(words, job.run, COMMANDS)
     if job.error is not None:
         raise job.error
     return 0
-
-
-@contextlib.contextmanager
-def _hydra_raises() -> Iterator[None]:
-    """Hydra prints errors and exits on its own unless asked for the exceptions; main() explains them."""
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR")
-        if before is not None:
-            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 class _Job:
@@ -151,48 +114,22 @@ def _refuse_search_of_one(overrides: list[str]) -> None:
         raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
 
 
-def _hydra_words(words: list[str]) -> list[str]:
-    """Flags as they are, overrides prepared; flags may stand anywhere."""
-    from hydra._internal.utils import get_args_parser
-
-    from hfexp.compose import prepare_overrides
-
-    args = get_args_parser().parse_intermixed_args(words)
-    if args.shell_completion:
-        _strip_command_from_completion()
-        return words
-    for word in args.overrides:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError(
-                f"{word!r} is neither a command nor key=value.{did_you_mean(word, COMMANDS)} "
-                f"Commands: {one_of(COMMANDS)}; `hfexp --help` lists the keys"
-            )
-    overrides = Counter(args.overrides)
-    flags = []
-    for word in words:
-        if overrides[word] > 0:
-            overrides[word] -= 1
-        else:
-            flags.append(word)
-    return flags + prepare_overrides(args.overrides)
-
-
-def _refuse_sweep_among_processes() -> None:
+def _refuse_sweep_among_processes(words: list[str]) -> None:
     """torchrun around `-m` would run the whole sweep in every process, out of step."""
     from hfexp.launch import world
 
-    if world.is_together() and {"-m", "--multirun"} & set(sys.argv[1:]):
+    if world.is_together() and {"-m", "--multirun"} & set(words):
         raise ConfigError(
             "torchrun and `accelerate launch` start one run; a sweep of such runs is `hfexp -m ... launch=ddp "
             f"launch.num_processes={world.size()}`, which starts the processes of each run itself"
         )
 
 
-def _strip_command_from_completion() -> None:
-    """Hydra completes keys and values; our command word before them is not its business."""
-    line = os.environ.get("COMP_LINE", "").split(" ")
-    if len(line) > 2 and line[1] in COMMANDS:
-        os.environ["COMP_LINE"] = " ".join([line[0], *line[2:]])
+def plan(words: list[str]) -> int:
+    """List the jobs of a command, and measure what they will take."""
+    from hfexp.planning import command
+
+    return command.main(words, COMMANDS)
 
 
 def ui(words: list[str]) -> int:
@@ -231,7 +168,9 @@ def version(words: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "compare": compare, "cache": cache, "sync": sync, "ui": ui, "version": version}
+COMMANDS = {
+    "train": train, "plan": plan, "compare": compare, "cache": cache, "sync": sync, "ui": ui, "version": version,
+}  # fmt: skip
 
 
 def _fail_sweep(error: SweepError, full_traceback: bool) -> int:

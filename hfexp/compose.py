@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.config import Config, explain_key_error
@@ -25,6 +26,10 @@ OPEN_SECTIONS = (
     "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
 )  # fmt: skip
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
+
+
+PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
+"""Classes of `hydra_plugins.hfexp`."""
 
 
 def conf_dir() -> Path:
@@ -46,10 +51,12 @@ def register_schema() -> None:
 
 
 def _register_plugins() -> None:
-    """Where the installed `hydra_plugins/hfexp.py` is missing (a checkout on the path), do what Hydra does with it."""
+    """Where the installed `hydra_plugins/hfexp.py` is missing or older (a checkout), do what Hydra does with it."""
     plugins, namespace = Plugins.instance(), "hydra_plugins"
     name = f"{namespace}.hfexp"
-    if any(found.__module__ == name for found in plugins.discover(Launcher)):
+    found = [*plugins.discover(Launcher), *plugins.discover(Sweeper)]
+    known = {plugin.__name__ for plugin in found if plugin.__module__ == name}
+    if known.issuperset(PLUGINS):
         return
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "launch" / "plugin.py")
     assert spec is not None
@@ -62,8 +69,8 @@ def _register_plugins() -> None:
         package.__path__ = []
     vars(package)["hfexp"] = sys.modules[name] = module
     spec.loader.exec_module(module)
-    plugins.register(module.LocalLauncher)
-    plugins.register(module.ExperimentSweeper)
+    for plugin in PLUGINS:
+        plugins.register(vars(module)[plugin])
 
 
 def prepare_overrides(words: list[str]) -> list[str]:

@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -19,47 +18,12 @@ from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.origin import Origin, file_name
 from hfexp.process import ProcessId
+from hfexp.run_state import STATE, RunState, read_state, save_state
 from hfexp.screen import note
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import Point, write_private
 
 logger = logging.getLogger(__name__)
-
-STATE = "run.json"
-
-
-@dataclass
-class RunState:
-    """What is known of a run from outside (`run.json`)."""
-
-    config_hash: str
-    status: str = "running"
-    """running, finished, failed or killed; `running` under a free lock means that the process is gone."""
-    run_id: str | None = None
-    """Of the tracking backend."""
-    host: str = ""
-    pid: int = 0
-    process: str = ""
-    """Start of the process, as in `hfexp.process.ProcessId.started`."""
-    first_started: float = 0.0
-    """When the run began, also if it was continued since; seconds since 1970."""
-    git_sha: str = ""
-    git_sha_before: str = ""
-    """Commit of the code when the run was last started."""
-    last_started: float = 0.0
-    """Of a start whose end was not noted by its own process; else 0."""
-    seconds: float = 0.0
-    """For which it has been running, over all its starts; of a start that was killed, up to its last sign of life."""
-    kind: str = "run"
-    """run or sweep."""
-    point: str | None = None
-    """Of which sweep it is a part (`hfexp.sweep.membership.Point`)."""
-    data: str | None = None
-    """Of a part of a sweep: stamp of its local data (`hfexp.stamp`)."""
-    values: list[float] | None = None
-    """Of a finished part of a sweep: what the sweep optimises."""
-    pruned_step: int | None = None
-    """The evaluation after which a sweep gave it up."""
 
 
 @dataclass
@@ -130,9 +94,7 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
-    identity = config_hash(config)
-    parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
-    stem = f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}"
+    parent, stem, identity = _place(config, origin)
     with _held(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
         directory = _choose(parent, stem, identity, config)
         if config.point is not None:
@@ -141,6 +103,19 @@ def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Ite
         if config.point is not None:
             write_private(Point.parse(config.point).file, json.dumps({"run_dir": str(directory.path)}))
         yield directory
+
+
+def find_run(config: Config, origin: Origin) -> tuple[Path, RunState] | None:
+    """The latest run of this identity, if there is one; nothing is created."""
+    parent, stem, _ = _place(config, origin)
+    return _latest(parent, stem, config.point) if parent.is_dir() else None
+
+
+def _place(config: Config, origin: Origin) -> tuple[Path, str, str]:
+    """Where runs of this experiment are, how their names begin, and its identity."""
+    identity = config_hash(config)
+    parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
+    return parent, f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}", identity
 
 
 @contextlib.contextmanager
@@ -211,24 +186,6 @@ def held_run(path: Path) -> Iterator[RunState | None]:
         yield read_state(path)
     finally:
         lock.release()
-
-
-def read_state(path: Path) -> RunState | None:
-    """What is known of a run directory; None if it has no readable state (it was being made when its process died)."""
-    try:
-        return RunState(**json.loads((path / STATE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def save_state(path: Path, state: RunState) -> None:
-    """Write the state of a run directory, whole or not at all."""
-    temporary = path / f".{STATE}"
-    with temporary.open("w") as file:
-        json.dump(asdict(state), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path / STATE)
 
 
 def _last_sign(path: Path) -> float:

@@ -1,5 +1,6 @@
 """Fixtures: a clean place to run in, small images and small checkpoints made on the spot."""
 
+import logging
 import os
 import signal
 import sys
@@ -52,6 +53,16 @@ def own_import_path() -> Iterator[None]:
     before = list(sys.path)
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Hydra's own test suites set up the root logger, and leave it so."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture

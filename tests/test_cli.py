@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hfexp import cli
+from hfexp.hydra_app import hydra_words
 
 HEAVY = ("torch", "transformers", "datasets", "mlflow", "evaluate", "accelerate", "numpy")
 
@@ -54,7 +55,7 @@ def test_the_first_word_is_a_command_or_an_override(capsys: pytest.CaptureFixtur
 
 
 def test_flags_may_stand_after_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cli._hydra_words(["seed=1", "--cfg", "job", "name=x"]) == [
+    assert hydra_words(["seed=1", "--cfg", "job", "name=x"], cli.COMMANDS) == [
         "--cfg", "job", "seed=1", "name=x", "experiment=digits_vit",
     ]  # fmt: skip
 

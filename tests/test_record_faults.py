@@ -22,7 +22,7 @@ from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.origin import Origin, mask_secrets
 from hfexp.process import ProcessId
-from hfexp.run_directory import RunState, save_state
+from hfexp.run_state import RunState, save_state
 from hfexp.tracking import recovery, store
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal

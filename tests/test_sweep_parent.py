@@ -22,7 +22,7 @@ from hfexp.compose import compose
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, SweepError
 from hfexp.origin import Origin
-from hfexp.run_directory import read_state
+from hfexp.run_state import read_state
 from hfexp.sweep import parent as parents
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.membership import Membership, Point, write_membership

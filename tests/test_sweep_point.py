@@ -15,7 +15,8 @@ from hfexp import api, cli
 from hfexp.errors import ConfigError
 from hfexp.origin import without_sweep
 from hfexp.recording import Recorder
-from hfexp.run_directory import RunDirectory, read_state
+from hfexp.run_directory import RunDirectory
+from hfexp.run_state import read_state
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import Membership, Point
 from hfexp.sweep.pruners import make_pruner

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from hfexp import cli
 from hfexp.process import ProcessId
-from hfexp.run_directory import RunState, save_state
+from hfexp.run_state import RunState, save_state
 from hfexp.tracking import delivery as delivery_module
 from hfexp.tracking import recovery, store
 from hfexp.tracking.delivery import Delivery

@@ -44,12 +44,13 @@ class Lines(Board):
     """A line for each start and each end."""
 
     def started(self, order: Order) -> None:
-        say(f"job {order.name} started: {order.words}")
+        say(f"job {order.name} started" + (f": {order.words}" if order.words else ""))
 
     def ended(self, order: Order, result: Any, seconds: float) -> None:
         super().ended(order, result, seconds)
         if error_of(result) is None:
-            say(f"job {order.name} done in {seconds:.1f} s: {show_objective(result.return_value)}  {order.words}")
+            value = show_objective(result.return_value)
+            say(f"job {order.name} done in {seconds:.1f} s: {value}  {order.words}".rstrip())
 
 
 class Live(Lines):

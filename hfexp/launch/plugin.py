@@ -7,6 +7,7 @@ subclasses because Hydra knows a plugin by the module of its class.
 from hydra.core.config_store import ConfigStore
 
 from hfexp.launch import local
+from hfexp.planning import planner
 from hfexp.sweep import sweeper
 
 
@@ -16,6 +17,10 @@ class LocalLauncher(local.LocalLauncher):
 
 class ExperimentSweeper(sweeper.ExperimentSweeper):
     """`hydra/sweeper=hfexp`."""
+
+
+class Planner(planner.Planner):
+    """`hfexp plan`."""
 
 
 store = ConfigStore.instance().store

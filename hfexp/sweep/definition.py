@@ -144,8 +144,7 @@ def hold_sweep(
     Raises:
         ConfigError: it is directed now, or exists under `on_existing=error`, or `name` is another one's.
     """
-    parent = output_dir.absolute() / SWEEPS
-    stem = file_name(name) if name else f"{definition.method}-{definition.digest[:8]}"
+    parent, stem = _place(output_dir, name, definition)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -168,6 +167,23 @@ def hold_sweep(
         directory.note_time()
     finally:
         lock.release()
+
+
+def find_sweep(output_dir: Path, name: str | None, definition: Definition, on_existing: OnExisting) -> Path | None:
+    """The directory that `hold_sweep` would continue, if there is one; nothing is created.
+
+    Raises:
+        ConfigError: as it would, except that the sweep may be directed now.
+    """
+    parent, stem = _place(output_dir, name, definition)
+    path = _choose(parent, stem, definition, on_existing) if parent.is_dir() else None
+    return path if path and (path / FILE).exists() else None
+
+
+def _place(output_dir: Path, name: str | None, definition: Definition) -> tuple[Path, str]:
+    """Where sweeps are, and how the directory of this one begins."""
+    stem = file_name(name) if name else f"{definition.method}-{definition.digest[:8]}"
+    return output_dir.absolute() / SWEEPS, stem
 
 
 def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:

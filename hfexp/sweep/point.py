@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hfexp.config import Config, OnExisting
 from hfexp.origin import Origin
-from hfexp.run_directory import RunState, experiment_name, read_state
+from hfexp.run_directory import experiment_name
+from hfexp.run_state import RunState, read_state
 from hfexp.screen import note, say
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import Point

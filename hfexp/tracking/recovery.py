@@ -9,7 +9,8 @@ from typing import Any
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import MASK, mask_secrets
 from hfexp.process import ProcessId
-from hfexp.run_directory import RunState, held_run, save_state
+from hfexp.run_directory import held_run
+from hfexp.run_state import RunState, save_state
 from hfexp.tracking.delivered import recorded_state
 from hfexp.tracking.delivery import REASON, Delivery
 from hfexp.tracking.journal import Entry, Journal, exists

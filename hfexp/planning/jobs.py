@@ -1,0 +1,200 @@
+"""The jobs of a command, and how far each of them is already."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from hfexp import compose
+from hfexp.config import Config, OnExisting, to_config
+from hfexp.errors import ConfigError, first_line
+from hfexp.identity import config_hash
+from hfexp.launch import world
+from hfexp.origin import Origin, mask_secrets
+from hfexp.run_directory import find_run
+from hfexp.sweep.membership import Point
+from hfexp.sweep.request import Composer, Request
+
+
+class Standing(Enum):
+    """How far a job is."""
+
+    new = "new"
+    begun = "continues"
+    finished = "finished"
+    pruned = "pruned"
+    failed = "failed"
+    """As often as it may be tried."""
+    same = "same"
+    """The same words as another job: it gets what that one gives."""
+    invalid = "invalid"
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One point of a sweep, or the one run of a command without `-m`."""
+
+    name: str
+    words: tuple[str, ...]
+    """All overrides, for Hydra."""
+    shown: str
+    """What tells it from the others."""
+    standing: Standing
+    remark: str = ""
+    config: Config | None = None
+    identity: str = ""
+    runs: int = 1
+    """Still to be made: one, or as many as there are replicates."""
+    steps_done: int = 0
+    """Of a run that continues."""
+
+    @property
+    def is_to_run(self) -> bool:
+        return self.standing in (Standing.new, Standing.begun)
+
+    def invalid(self, problem: str) -> "PlannedJob":
+        """This job, as one that can't be run."""
+        return replace(self, standing=Standing.invalid, remark=problem, runs=0)
+
+
+def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJob:
+    """The one run of a command without `-m`."""
+    if request.space.dimensions or request.points is None:
+        swept = ", ".join(request.space.texts) or f"search={request.search.method.value}"
+        raise ConfigError(f"{swept}: several values, or a search, are for sweeps: hfexp plan -m ...")
+    job = _composed(composer, PlannedJob("0", tuple(words), "", Standing.new))
+    if job.config is None:
+        return job
+    found = find_run(job.config, _origin(composer, job.words))
+    if found is None:
+        return job
+    path, state = found
+    if job.config.on_existing is OnExisting.error:
+        return job.invalid(f"on_existing=error: it exists already ({state.status}) in {path}")
+    if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
+        return replace(job, remark=f"runs again; {path.name} is {state.status}")
+    return _continued(job, path)
+
+
+def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:
+    """All points of a grid; of a search those that were tried, and examples of what it may try.
+
+    Args:
+        directory: of the sweep, if it was begun.
+    """
+    closed = dict(_closed(request, directory)) if directory else {}
+    if request.points is None:
+        tried = list(closed.values())
+        left = request.total - len(tried)
+        return [*tried, *(_examples(composer, request) if left else [])]
+    jobs: list[PlannedJob] = []
+    first: dict[frozenset[str], str] = {}
+    by_identity: dict[str, str] = {}
+    for number, point in enumerate(request.points[: request.total]):
+        name = str(number)
+        job = PlannedJob(name, request.space.job(point.words), show(point.words), Standing.new)
+        earlier = first.setdefault(frozenset(point.words), name)
+        if number in closed:
+            jobs.append(closed[number])
+            continue
+        if earlier != name:
+            jobs.append(replace(job, standing=Standing.same, remark=f"as job {earlier}", runs=0))
+            continue
+        job = _composed(composer, replace(job, runs=request.search.replicates))
+        twin = by_identity.setdefault(job.identity or name, name)
+        if twin != name:
+            job = replace(job, remark=f"the same experiment as job {twin}, which nothing here changes")
+        jobs.append(_as_far_as_it_is(job, request, directory, number) if directory else job)
+    return jobs
+
+
+def show(words: tuple[str, ...]) -> str:
+    """Overrides as they are typed, without secrets."""
+    return mask_secrets(" ".join(map(compose.as_typed, words)))
+
+
+def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
+    telling = tuple(composer.config.hydra.runtime.choices)
+    found = enumerate(request.space.samples(telling, limit=8))
+    runs = request.search.replicates
+    jobs = (PlannedJob(f"e.g. {n}", request.space.job(w), show(w), Standing.new, runs=runs) for n, w in found)
+    return [_composed(composer, job) for job in jobs]
+
+
+def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
+    """With its configuration and identity, or with what is wrong."""
+    try:
+        config = to_config(compose.without_hydra(composer.compose(job.words)))
+        world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+        return replace(job, config=config, identity=config_hash(config))
+    except ConfigError as error:
+        return job.invalid(str(error))
+    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
+        return job.invalid(compose.explain(error))
+
+
+def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
+    choices = composer.compose(words).hydra.runtime.choices
+    return Origin({k: v for k, v in choices.items() if "/" not in k}, list(words), "hfexp plan")
+
+
+def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
+    """What is left of an unfinished run."""
+    from hfexp.checkpoints import newest_whole
+
+    checkpoint = newest_whole(run_dir / "checkpoints")
+    if checkpoint is None:
+        return replace(job, standing=Standing.begun, remark="from its start")
+    step = int(checkpoint.name.rpartition("-")[2])
+    return replace(job, standing=Standing.begun, remark=f"from step {step}", steps_done=job.steps_done + step)
+
+
+def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number: int) -> PlannedJob:
+    """What is left of an open trial of a sweep that was begun."""
+    from hfexp.sweep.outcome import finished_before
+
+    left = []
+    for replicate in range(request.search.replicates):
+        point = Point(directory, number, replicate)
+        if finished_before(point, len(request.metrics)) is None:
+            left.append(point)
+    if not left and job.standing is not Standing.invalid:
+        return replace(job, standing=Standing.finished, runs=0)
+    for point in left:
+        try:
+            run_dir = Path(json.loads(point.file.read_text())["run_dir"])
+        except (OSError, ValueError, KeyError):
+            continue
+        job = _continued(job, run_dir) if job.is_to_run else job
+    return replace(job, runs=len(left)) if job.is_to_run else job
+
+
+def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob]]:
+    """Trials that have ended, by number."""
+    import optuna
+
+    from hfexp.sweep import study
+    from hfexp.sweep.storage import close_storage, open_storage, storage_url
+
+    standings = {"COMPLETE": Standing.finished, "PRUNED": Standing.pruned, "FAIL": Standing.failed}
+    url = storage_url(directory, request.search.storage)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return
+    storage = open_storage(url)
+    try:
+        trials = optuna.load_study(study_name=directory.name, storage=storage).get_trials(deepcopy=False)
+    except KeyError:  # it was killed before it had made its study
+        return
+    finally:
+        close_storage(storage)
+    for trial in trials:
+        standing = standings.get(trial.state.name)
+        if standing is not None:
+            words = tuple(trial.user_attrs.get(study.WORDS, ()))
+            error = first_line(Exception(trial.user_attrs.get(study.ERROR, ""))) if standing is Standing.failed else ""
+            values = ", ".join(f"{value:.6g}" for value in trial.values or []) if standing is Standing.finished else ""
+            yield trial.number, PlannedJob(str(trial.number), words, show(words), standing, values or error, runs=0)

@@ -1,0 +1,147 @@
+"""A job made short and measured, in the process that a launcher gives it."""
+
+import contextlib
+import io
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hfexp.config import Config, OnExisting, to_config
+from hfexp.errors import ConfigError, RunError
+from hfexp.origin import Origin
+from hfexp.planning.measurement import Measurement
+
+BATCHES = 32
+"""Of a split that is only evaluated: as many are enough to know how long they all take."""
+SPLITS = {"validation": ("max_validation_samples", ("eval", "final_eval")), "test": ("max_test_samples", ("test",))}
+"""The key that shortens a split, and the names of its evaluations."""
+
+
+def measure(cfg: Any) -> Measurement:
+    """Hydra's task function: some steps, an evaluation and a checkpoint of the job, in a temporary directory.
+
+    Data are prepared and kept as the job would do it.
+
+    Raises:
+        ConfigError: the job can't be run as asked.
+        RunError: it ended before anything could be measured.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = {k: v for k, v in HydraConfig.get().runtime.choices.items() if "/" not in k}
+    origin = Origin(choices, [], "hfexp plan")
+    with tempfile.TemporaryDirectory(prefix="hfexp-plan-") as place, _silence():
+        return _measure(to_config(cfg), origin, Path(place))
+
+
+def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
+    from hfexp import experiment
+    from hfexp.quiet import quiet_libraries
+    from hfexp.tracking.store import open_store
+
+    quiet_libraries()
+    config, shares = _shortened(config, place)
+    if config.tracking.uri:
+        open_store(config.tracking.uri, place, "plan")  # later jobs find one too
+    began = time.time()
+    experiment.run(config, origin)
+    ended = time.time()
+    try:
+        found = json.loads((place / "times.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError("the training ended before a step could be measured") from error
+    taken = found["evaluations"]
+    full = {name: seconds / shares.get(name, 1.0) for name, seconds in taken.items()}
+    final = sum(full[name] - taken[name] for name in taken if name != "eval")
+    checkpoints = [path for path in (place / "runs").rglob("checkpoint-*") if path.is_dir()]
+    return Measurement(
+        step=found["step"],
+        steps_per_epoch=found["steps_per_epoch"],
+        evaluation=full.get("eval", 0.0),
+        checkpoint=found["checkpoint"],
+        start=found["begun"] - began,
+        end=ended - found["ended"] + final,
+        checkpoint_bytes=max(map(_bytes_below, checkpoints), default=0),
+        other_bytes=_bytes_below(place) - sum(map(_bytes_below, checkpoints)),
+        memory_bytes=_memory(found["memory"], int(config.launch.num_processes)),
+        device_bytes=found["device_memory"],
+    )
+
+
+def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
+    """The job with its own record in a temporary directory; and which share of a split each evaluation sees."""
+    from hfexp.launch import world
+    from hfexp.preflight import prepare
+    from hfexp.streams import num_rows
+    from hfexp.work import build_splits
+
+    world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+    inputs = prepare(config)
+    build_splits(config, inputs)  # prepared and kept, for the jobs too
+    most = BATCHES * int(config.trainer.args.get("per_device_eval_batch_size") or 8) * int(config.launch.num_processes)
+    dataset, shares = config.dataset, {}
+    for split, (key, names) in SPLITS.items():
+        rows = num_rows(inputs.dataset[split]) if split in inputs.dataset else None
+        if rows is not None and rows > most:
+            dataset = replace(dataset, **{key: most})
+            shares |= dict.fromkeys(names, most / rows)
+    stopwatch = {"_target_": "hfexp.planning.stopwatch.Stopwatch", "path": str(place / "times.json")}
+    allowed = [*config.security.allowed_targets, "hfexp.planning"]
+    tracks = config.tracking.backend == "mlflow"
+    uri = f"sqlite:///{place / 'mlflow.db'}" if tracks else None
+    shortened = replace(
+        config,
+        dataset=dataset,
+        trainer=replace(config.trainer, callbacks={**config.trainer.callbacks, "stopwatch": stopwatch}),
+        tracking=replace(config.tracking, uri=uri, register=None),
+        security=replace(config.security, allowed_targets=allowed),
+        output_dir=str(place / "runs"),
+        on_existing=OnExisting.rerun,
+        point=None,
+    )
+    return shortened, shares
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """What a run says, nobody has asked for."""
+    from hfexp import screen
+
+    screen.speak_through(lambda *arguments: None)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        screen.speak_through(None)
+
+
+def _bytes_below(directory: Path) -> int:
+    """Each file once, however many names it has."""
+    found = [path.lstat() for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum({stat.st_ino: stat.st_size for stat in found}.values())
+
+
+def _memory(trained: int, processes: int) -> int:
+    """Of this process, and of those that train for it."""
+    from hfexp.planning.stopwatch import peak_memory
+
+    return peak_memory() + processes * trained if processes > 1 else max(peak_memory(), trained)
+
+
+def find_problem(config: Config) -> str | None:
+    """What a run would refuse before it loads any weights."""
+    from hfexp.preflight import prepare
+    from hfexp.quiet import quiet_libraries
+
+    quiet_libraries()
+    with _silence():
+        try:
+            prepare(config)
+        except ConfigError as error:
+            return str(error)
+        except Exception as error:  # of the user's own code; here one job of several
+            return f"{type(error).__name__}: {error}"
+    return None

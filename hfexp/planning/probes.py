@@ -1,0 +1,69 @@
+"""Which jobs are tried before anything starts, and what that shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hfexp.errors import first_line
+from hfexp.planning.estimate import shape_of, worst
+from hfexp.planning.jobs import PlannedJob
+from hfexp.planning.measure import find_problem
+from hfexp.planning.measurement import Measurement
+from hfexp.planning.planner import Planner
+
+
+@dataclass
+class Findings:
+    """What came out of the trials, by shape."""
+
+    measured: dict[str, Measurement] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """The jobs, those that are to run as they are after all checks that a run makes before it loads weights."""
+    known: dict[str, str | None] = {}
+    found = []
+    for job in jobs:
+        problem = None
+        if job.is_to_run and job.config is not None:
+            if job.identity not in known:
+                known[job.identity] = find_problem(job.config)
+            problem = known[job.identity]
+        found.append(job.invalid(problem) if problem else job)
+    return found
+
+
+def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: str) -> Findings:
+    """Measure one job of each shape, side by side as the jobs will be.
+
+    Args:
+        slots: jobs at once.
+        directory: for what the launcher leaves.
+    """
+    by_shape: dict[str, PlannedJob] = {}
+    for job in jobs:
+        if job.is_to_run and job.config is not None:
+            by_shape.setdefault(shape_of(job.config), job)
+    if not by_shape:
+        return Findings()
+    shapes = list(by_shape)
+    runs = sum(job.runs for job in jobs if job.is_to_run)
+    while len(shapes) < min(slots, runs):  # neighbours slow each other down
+        shapes.append(shapes[len(shapes) % len(by_shape)])
+    results = planner.measure([[*by_shape[shape].words] for shape in shapes], directory)
+    return _sorted_out(shapes, results)
+
+
+def _sorted_out(shapes: Sequence[str], results: Sequence[object]) -> Findings:
+    from hfexp.launch.jobs import error_of
+
+    findings = Findings()
+    several: dict[str, list[Measurement]] = {}
+    for shape, result in zip(shapes, results, strict=True):
+        error = error_of(result)
+        if error is not None:
+            findings.problems[shape] = first_line(error)
+        else:
+            several.setdefault(shape, []).append(result.return_value)  # pyright: ignore
+    findings.measured = {shape: worst(found) for shape, found in several.items() if shape not in findings.problems}
+    return findings

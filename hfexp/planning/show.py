@@ -1,0 +1,118 @@
+"""A plan on the screen."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfexp.cache import show_size
+from hfexp.errors import first_line
+from hfexp.origin import mask_secrets
+from hfexp.planning.estimate import JobCost, Total
+from hfexp.planning.jobs import PlannedJob, Standing
+from hfexp.planning.measurement import Measurement
+from hfexp.screen import note, say
+
+MOST_ROWS = 100
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: Sequence[JobCost | None]) -> None:
+    """The table of the jobs.
+
+    Args:
+        shapes: of each job, as a letter; None: it was not measured.
+        costs: of one run of each job; None: not known.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    measured = any(cost is not None for cost in costs)
+    table = Table(
+        "job", "overrides", *(("kind", "steps", "time") if measured else ()), "", box=None, padding=(0, 2, 0, 0)
+    )
+    for job, shape, cost in list(zip(jobs, shapes, costs, strict=True))[:MOST_ROWS]:
+        cells = (shape or "", str(cost.steps), show_seconds(cost.seconds)) if cost else ("", "", "")
+        runs = f" x {job.runs}" if job.runs > 1 and cost else ""
+        cells = (*cells[:2], cells[2] + runs) if measured else ()
+        table.add_row(job.name, Text(job.shown or "(as composed)"), *cells, Text(mask_secrets(_standing(job))))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    if len(jobs) > MOST_ROWS:
+        say(f"... {len(jobs) - MOST_ROWS} more of {len(jobs)} jobs")
+
+
+def show_problems(jobs: Sequence[PlannedJob]) -> None:
+    """Everything that is wrong with jobs that can't be run, each thing once."""
+    by_problem: dict[str, list[PlannedJob]] = {}
+    for job in jobs:
+        if job.standing is Standing.invalid:
+            by_problem.setdefault(job.remark, []).append(job)
+    for problem, found in by_problem.items():
+        names = ", ".join(job.name for job in found)
+        note(f"job{'s' if len(found) > 1 else ''} {names}: {problem}")
+
+
+def count(jobs: Sequence[PlannedJob]) -> str:
+    """`12 points: 8 new, 4 finished`."""
+    counts = Counter(job.standing for job in jobs)
+    parts = ", ".join(f"{counts[standing]} {standing.value}" for standing in Standing if counts[standing])
+    return f"{len(jobs)} point{'s' if len(jobs) != 1 else ''}: {parts}"
+
+
+def show_measured(letter: str, one: Measurement) -> None:
+    """A line for jobs of one shape."""
+    gpu = f" and {show_size(one.device_bytes)} on the GPU" if one.device_bytes else ""
+    besides = one.start + one.end
+    say(
+        f"  {letter}: {_short(one.step)} a step, {_short(one.evaluation)} an evaluation, {_short(one.checkpoint)} a "
+        f"checkpoint of {show_size(one.checkpoint_bytes)}, {_short(besides)} besides; "
+        f"{show_size(one.memory_bytes)} of memory{gpu}"
+    )
+
+
+def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at_most: bool) -> None:
+    """What all of it will take, beside what there is.
+
+    Args:
+        slots: jobs at once.
+        memory: bytes of this machine.
+        free: bytes of the disk.
+        place: the directory that everything goes to.
+        at_most: jobs may end before their time.
+    """
+    at_once = f"{slots} at once" if slots > 1 else "one after the other"
+    most = "at most " if at_most else "about "
+    say(
+        f"{total.runs} run{'s' if total.runs != 1 else ''} to make, {at_once}: {most}{show_seconds(total.seconds)}; "
+        f"{show_seconds(total.computing_seconds)} of computing"
+    )
+    gpu = f", {show_size(total.device_bytes)} of each GPU" if total.device_bytes else ""
+    say(f"  memory: up to {show_size(total.memory_bytes)} of {show_size(memory)}{gpu}")
+    say(f"  disk:   {show_size(total.disk_bytes)} in {place}, where {show_size(free)} are free")
+    if total.memory_bytes > memory:
+        note("that is more memory than there is: lower hydra.launcher.n_jobs, or the batches")
+    if total.disk_bytes > free:
+        note("that is more than is free: lower trainer.args.save_total_limit, or choose another output_dir")
+
+
+def show_seconds(seconds: float) -> str:
+    """`12 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return _short(seconds) if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _standing(job: PlannedJob) -> str:
+    remark = first_line(Exception(job.remark)) if job.remark else ""
+    separator = ": " if job.standing in (Standing.failed, Standing.invalid) else " "
+    return f"{job.standing.value}{separator}{remark}" if remark else job.standing.value
