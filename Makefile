@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Test files are spread over processes; beyond four they would wait for each other's disk.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help install run test test-all chaos lint format type ui wheel bench clean
+.PHONY: help install run demos test test-all chaos lint format type ui wheel bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 run: install ## run the main job: train a small ViT on handwritten digits
 	$(BIN)/hfexp
+
+demos: install ## train the demonstrations that need no download
+	$(BIN)/hfexp experiment=text_classification_demo
 
 test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)

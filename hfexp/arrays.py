@@ -105,6 +105,13 @@ class ArrayReader:
         """All rows of this field have one shape."""
         return self.fields[name].shape is not None
 
+    def lengths(self, name: str) -> list[int]:
+        """First dimension of each row of a field."""
+        field = self.fields[name]
+        if field.shapes is not None:
+            return field.shapes[:, 0].tolist()
+        return [field.shape[0] if field.shape else 1] * len(self)
+
     def read(self, indices: Sequence[int] | np.ndarray) -> Columns:
         """Each field of these rows: one array (B, ...) if all rows have one shape, else a list of B arrays."""
         indices = np.asarray(indices, dtype=np.int64)

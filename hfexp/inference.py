@@ -7,6 +7,8 @@ There is one documented input and output per task:
   read files of its server. Output: `label` (str, the most probable class), `score` (float, its probability) and
   `probabilities` (list of floats, in the order of `id2label`).
 
+* Text classification. Input: a text (`str`). Output: as above.
+
 A task says what its raw inputs are: `Task.inference_row` makes a row of one, as its dataset stores it.
 """
 
@@ -32,7 +34,7 @@ from hfexp.tasks.base import Task
 from hfexp.transforms import Transforms, build_transforms
 
 RECIPE_FILE = "hfexp.json"
-TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "torchvision.transforms")
+TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "torchvision.transforms")
 """What a recipe may build by itself: it comes with a model, and so from outside."""
 ALLOWED_VARIABLE = "HFEXP_ALLOWED_TARGETS"
 """Environment variable with further modules, separated by commas."""

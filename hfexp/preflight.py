@@ -25,6 +25,7 @@ from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.metrics import MetricSet, build_metrics
 from hfexp.model import frozen_parameters, load_model_config
 from hfexp.preparing import require_deterministic
+from hfexp.processor import load_processor
 from hfexp.stream_splits import check_streaming
 from hfexp.streams import num_rows
 from hfexp.targets import instantiate
@@ -112,7 +113,7 @@ def prepare(config: Config) -> Inputs:
     with problems:
         model_config = load_model_config(config.model, _need(task), allowed)
     with problems:
-        processor = processing.load_processor(config.model, _need(task), allowed)
+        processor = load_processor(config.model, _need(task), allowed)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
@@ -197,9 +198,13 @@ def _check_fit(
     for split in ("train", "validation"):
         require_deterministic(task.decode(dataset[split][0]), splits[split].steps.fixed)
     shapes = {split: {k: tuple(v.shape) for k, v in batch.items()} for split, batch in first.items()}
-    if shapes["train"] != shapes["validation"]:
+    if shapes["train"] != shapes["validation"] and not task.varying_shapes:
         problems.append(
             f"transform: training inputs {shapes['train']} differ from validation inputs {shapes['validation']}"
+        )
+    if config.trainer.args.get("train_sampling_strategy") == "group_by_length" and not task.varying_shapes:
+        problems.append(
+            "trainer.args.train_sampling_strategy=group_by_length: all rows of this task are of one length"
         )
     if model_config is not None and model_config.model_type != "timm_wrapper":
         skeleton = _skeleton(config, task, model_config)

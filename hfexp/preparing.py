@@ -28,6 +28,7 @@ from hfexp.config import Config
 from hfexp.digest import identity
 from hfexp.errors import ConfigError
 from hfexp.origin import mask_secrets
+from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.screen import note, say
@@ -42,7 +43,7 @@ AT_ONCE = 16
 """Rows that one thread prepares before it takes the next."""
 TRIED_ROWS = 16
 """From which the size of an entry is estimated."""
-CODE = ("hfexp.images", "hfexp.decoding", "hfexp.preparing")
+CODE = ("hfexp.images", "hfexp.decoding", "hfexp.text", "hfexp.preparing")
 """Own modules whose source every entry depends on, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 
@@ -84,7 +85,7 @@ class Preparation:
         settings = config.transform.cache
         directory = Path(settings.dir).expanduser() if settings.dir else default_directory()
         self.cache = Cache(directory.absolute(), parse_size(settings.max_size))
-        self.processor = {"class": type(processor).__name__, **processor.to_dict()} if processor is not None else {}
+        self.processor = settings_of(processor)
 
     def prepare(self, split: str, rows: Dataset, operations: list[Any]) -> Prepared | None:
         """The rows of a split after its deterministic operations, or None if they can't be kept.

@@ -1,68 +1,18 @@
-"""The processor, and datasets whose rows are model inputs."""
+"""Datasets whose rows are model inputs, and their batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import transformers
 from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
-from transformers.processing_utils import ImagesKwargs
 
-from hfexp.config import ModelConfig
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.hub import explain_hub_errors
-from hfexp.model import check_path
 from hfexp.preparing import Preparation, Prepared
 from hfexp.row_arrays import Row
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
-from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads, rows_of
 from hfexp.transforms import Steps, Transforms, apply
-
-
-def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
-    """The processor named by `model.processor._target_`, or else the pretrained model's own, with the given settings.
-
-    Raises:
-        ConfigError: the checkpoint has none, or a setting does not exist.
-    """
-    if config.processor.get("_target_"):
-        try:
-            return instantiate(config.processor, "model.processor", allowed)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"model.processor can't be built: {error}") from error
-    if config.path is None:
-        raise ConfigError(
-            "model.processor._target_ is missing: a model without model.path needs to be told its processor"
-        )
-    check_path(config.path)
-    with explain_hub_errors("processor", config.path):
-        try:
-            processor = getattr(transformers, task.processor_class).from_pretrained(
-                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.processor
-            )
-        except (OSError, ValueError) as error:
-            if "preprocessor_config" in str(error) or "image processor" in str(error):
-                raise ConfigError(
-                    f"model.path={config.path} has no processor of its own; set model.processor._target_, "
-                    "e.g. transformers.ViTImageProcessor"
-                ) from error
-            raise
-    _require_settings(processor, config.processor)
-    return processor
-
-
-def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
-    """Processors ignore settings they don't know."""
-    allowed = set(processor.to_dict()) | set(ImagesKwargs.__annotations__)
-    for name in settings:
-        if name not in allowed:
-            raise ConfigError(
-                f"unknown key 'model.processor.{name}'.{did_you_mean(name, allowed)} "
-                f"{type(processor).__name__} takes: {one_of(allowed)}"
-            )
 
 
 class ProcessedDataset(TorchDataset):
@@ -115,6 +65,16 @@ class ProcessedDataset(TorchDataset):
             return self.inputs(self.prepared.rows(indices), keys)
         rows = list(map_in_threads(lambda row: self._fixed(self.decode(row)), rows_of(self.rows[indices])))
         return self._finished(rows, keys)
+
+    def __iter__(self) -> Iterator[Row]:
+        """Once over the rows; Python would go on through all epochs, for there is a row to every key."""
+        return (self[index] for index in range(len(self)))
+
+    def lengths(self, name: str) -> list[int]:
+        """How long an input of each row is, e.g. `input_ids` in tokens; rows that are not kept are made for it."""
+        if self.prepared is not None and name in self.prepared.reader.fields:
+            return self.prepared.reader.lengths(name)
+        return [len(row[name]) for row in self]
 
     def inputs(self, rows: list[Row], keys: list[int]) -> list[Row]:
         """Rows that are decoded (or prepared) as model inputs; each draws its random numbers by its key."""

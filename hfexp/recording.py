@@ -187,7 +187,7 @@ class Recorder:
         inputs = self.inputs
         return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
 
-    def _examples(self) -> list[bytes]:
+    def _examples(self) -> list[bytes | str]:
         rows = self.inputs.dataset["validation"]
         found = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
         return [example for example in found if example is not None]

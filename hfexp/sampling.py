@@ -10,18 +10,26 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class EpochSampler(Sampler[int]):
-    """Yields keys `epoch * num_rows + index`, shuffled by (seed, epoch).
+    """Yields keys `epoch * num_rows + index`, shuffled by (seed, epoch), in the order of the rows, or by length.
 
     `hfexp.training.TellEpoch` calls `set_epoch` at the beginning of each epoch.
     """
 
-    def __init__(self, num_rows: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, num_rows: int, seed: int, shuffle: bool = True, lengths: Sequence[int] = (), group: int = 1
+    ) -> None:
+        """
+        Args:
+            lengths: of the rows, to have groups of `group` rows that are about as long; random within that.
+        """
         self.num_rows = num_rows
         self.seed = seed
         self.shuffle = shuffle
+        self.lengths, self.group = lengths, group
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -29,8 +37,10 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = torch.arange(self.num_rows)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        if self.lengths:
+            order = torch.tensor(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        elif self.shuffle:
             order = torch.randperm(self.num_rows, generator=generator)
         return iter((order + self.epoch * self.num_rows).tolist())
 

@@ -109,7 +109,7 @@ def save_mlflow_model(
     recipe: Recipe,
     directory: Path,
     *,
-    example: bytes,
+    example: bytes | str,
     weights: Path | None = None,
     card: str | None = None,
     metadata: dict[str, Any] | None = None,
@@ -159,7 +159,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _write_flavors(
-    model: Any, processor: Any, task: Task, directory: Path, example: bytes, metadata: dict[str, Any] | None
+    model: Any, processor: Any, task: Task, directory: Path, example: bytes | str, metadata: dict[str, Any] | None
 ) -> tuple[str, ...]:
     """MLmodel and what goes with it, around the weights that are there."""
     staging = directory / ".envelope"
@@ -217,7 +217,7 @@ def signature(task: Task) -> Any:
         ColSpec("double", "score"),
         ColSpec(Array(DataType.double), "probabilities"),
     ]
-    return ModelSignature(Schema([ColSpec("binary", input_column(task))]), Schema(outputs))  # pyright: ignore
+    return ModelSignature(Schema([ColSpec(task.raw_type, input_column(task))]), Schema(outputs))  # pyright: ignore
 
 
 def requirements(model: Any) -> list[str]:
@@ -270,7 +270,7 @@ def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, An
     }
 
 
-def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes]) -> None:
+def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes | str]) -> None:
     """Load the directory as MLflow does and compare its probabilities with those of the model in memory.
 
     Raises:

@@ -10,7 +10,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
 
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, one_of
+
+FORMATS = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+"""Readers of `datasets` by the ending of a file's name."""
 
 
 def digits() -> Dataset:
@@ -77,18 +83,50 @@ def image_table(
         image_column: the column with the paths.
         image_dir: what relative paths are relative to; null: the directory of the (first) table.
     """
+    files, first = _files(data_files)
+    root = Path(image_dir).expanduser() if image_dir else first.parent
+    dataset: Any = datasets.load_dataset(format, data_files=files, streaming=streaming)
+    return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
+
+
+def table(
+    data_files: str | list[str] | Mapping[str, Any], format: str | None = None, streaming: bool = False, **kwargs: Any
+) -> Any:
+    """Rows of CSV, TSV, JSON (an object a line), Parquet or plain text files, with the columns that they have.
+
+    Args:
+        data_files: one path, a list of them, or a mapping from split to paths.
+        format: `csv`, `json`, `parquet` or `text` (each line a row, column `text`); null: by the first file's name.
+        kwargs: for the reader of `datasets`, e.g. `sep`.
+    """
+    files, first = _files(data_files)
+    suffix = first.suffix.lower()
+    if format is None and suffix not in FORMATS:
+        raise ConfigError(
+            f"dataset.source.data_files={first}: of its name nothing follows; set dataset.source.format to one of "
+            f"{one_of(sorted(set(FORMATS.values())))}"
+        )
+    if suffix == ".tsv":
+        kwargs = {"sep": "\t", **kwargs}
+    return datasets.load_dataset(format or FORMATS[suffix], data_files=files, streaming=streaming, **kwargs)
+
+
+def _files(data_files: str | list[str] | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
+    """Paths by split, and the first of them.
+
+    Raises:
+        ConfigError: there is none, or one does not exist.
+    """
     files = dict(data_files) if isinstance(data_files, Mapping) else {"train": data_files}
     first = None
     for split, names in files.items():
         for name in [names] if isinstance(names, str) else names:
-            first = first or Path(name)
+            first = first or Path(name).expanduser()
             if not Path(name).expanduser().is_file():
                 raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
     if first is None:
         raise ConfigError("dataset.source.data_files is empty")
-    root = Path(image_dir).expanduser() if image_dir else first.expanduser().parent
-    dataset: Any = datasets.load_dataset(format, data_files=files, streaming=streaming)
-    return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
+    return files, first
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:

@@ -66,8 +66,10 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transforme
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
-        if isinstance(dataset, ProcessedDataset) and strategy in ("random", "sequential"):
-            sampler = EpochSampler(len(dataset), self.args.seed, shuffle=strategy == "random")
+        if isinstance(dataset, ProcessedDataset) and strategy in ("random", "sequential", "group_by_length"):
+            lengths = dataset.lengths(self.model.main_input_name) if strategy == "group_by_length" else []  # pyright: ignore
+            group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group)
             self.remove_callback(TellEpoch)
             self.add_callback(TellEpoch(sampler))
             return sampler

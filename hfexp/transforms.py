@@ -45,12 +45,9 @@ def build_transforms(
     config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
 ) -> Transforms:
     """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
-    from hfexp.images import Geometry
-
-    runtime = {"geometry": None, "size": None, "num_classes": len(id2label or {}) or None}
+    runtime = {"num_classes": len(id2label or {}) or None, "processor": processor}
     if any((config.prepare, config.augment, config.evaluate)):
-        geometry = Geometry.of(processor)
-        runtime |= {"geometry": geometry, "size": list(geometry.size), "mean": geometry.mean, "std": geometry.std}
+        runtime |= _geometry(processor)
 
     def build(name: str) -> list[Any]:
         nodes = getattr(config, name)
@@ -67,6 +64,16 @@ def build_transforms(
         batch=_RandomChoice(batch) if batch else None,
         is_random=bool(augment or batch),
     )
+
+
+def _geometry(processor: Any) -> dict[str, Any]:
+    """What operations on images take of their processor."""
+    from hfexp.images import Geometry
+
+    if not (hasattr(processor, "size") or hasattr(processor, "data_config")):
+        return {}
+    geometry = Geometry.of(processor)
+    return {"geometry": geometry, "size": list(geometry.size), "mean": geometry.mean, "std": geometry.std}
 
 
 def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list[str]) -> Any:

@@ -35,6 +35,12 @@ class Task(ABC):
     takes_columns: ClassVar[bool] = False
     """`preprocess` and the collator take whole batches too: each field of the rows, stacked to (B, ...)."""
 
+    varying_shapes: ClassVar[bool] = False
+    """Rows differ in their shapes, e.g. texts in their lengths, and the collator makes them alike."""
+
+    raw_type: ClassVar[str] = "binary"
+    """MLflow's type of a raw input: `binary` or `string`."""
+
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Names of the classes by id, from the label column's `ClassLabel`."""
         if self.label_column is None:
@@ -69,7 +75,7 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
 
-    def inference_example(self, row: dict[str, Any]) -> bytes | None:
+    def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
         """A row as a small raw input, to be kept with the model; None if the task can't predict on raw inputs."""
         return None
 

@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hfexp.tasks.base import Task
+from hfexp.tasks.classification import Classification
 
 if TYPE_CHECKING:
     import PIL.Image
 
 
-class ImageClassification(Task):
-    """Columns `image` and `label`; scores of all classes are kept, so that ranking metrics can be computed."""
+class ImageClassification(Classification):
+    """Columns `image` and `label`."""
 
     model_class: ClassVar[str] = "AutoModelForImageClassification"
     processor_class: ClassVar[str] = "AutoImageProcessor"
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
-    label_column: ClassVar[str | None] = "label"
-    metric: ClassVar[str] = "accuracy"
     takes_columns: ClassVar[bool] = True
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -76,17 +74,3 @@ class ImageClassification(Task):
         from hfexp.images import ImageCollator
 
         return ImageCollator.for_processor(processor)
-
-    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Class scores (B, num_labels) in float32; models with several heads give the main one first."""
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        return logits.float().softmax(-1)
-
-    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """Class ids and scores: `predictions` (N,), `prediction_scores` (N, num_labels), `references` (N,)."""
-        return {"predictions": predictions.argmax(-1), "prediction_scores": predictions, "references": references}
-
-    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Two uniform predictions for each class."""
-        count = len(id2label or {0: "", 1: ""})
-        return np.full((2 * count, count), 1 / count, dtype=np.float32), np.arange(2 * count) % count

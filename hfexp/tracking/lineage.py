@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset
 from hfexp.config import Config, to_dict
 from hfexp.digest import digest
 from hfexp.origin import mask_secrets
+from hfexp.processor import settings_of
 from hfexp.streams import Stream
 from hfexp.tasks.base import Task
 
@@ -56,10 +57,9 @@ def class_counts(rows: Dataset, task: Task) -> dict[str, int] | None:
 
 def transform_hash(config: Config, processor: Any) -> str:
     """Hash of everything that is done to a row before the model sees it (16 hex digits)."""
-    settings = {**processor.to_dict(), "processor": type(processor).__name__} if processor is not None else {}
     transform = to_dict(config)["transform"]
     transform.pop("cache")
-    facts = [transform, settings]
+    facts = [transform, settings_of(processor)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

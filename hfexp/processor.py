@@ -1,0 +1,81 @@
+"""The processor: what brings inputs into the form that a model was trained on."""
+
+import hashlib
+import json
+from typing import Any
+
+import transformers
+from transformers.processing_utils import ImagesKwargs
+
+from hfexp.config import ModelConfig
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.hub import explain_hub_errors
+from hfexp.model import check_path
+from hfexp.targets import instantiate
+from hfexp.tasks.base import Task
+
+TOKENIZER_SETTINGS = (
+    "bos_token", "cls_token", "eos_token", "mask_token", "model_max_length", "pad_token", "padding_side", "sep_token",
+    "truncation_side", "unk_token", "use_fast",
+)  # fmt: skip
+"""What any tokenizer takes."""
+PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
+"""Of a tokenizer's settings: where it comes from, and what its content holds anyway."""
+
+
+def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
+    """The processor named by `model.processor._target_`, or else the pretrained model's own, with the given settings.
+
+    Raises:
+        ConfigError: the checkpoint has none, or a setting does not exist.
+    """
+    if config.processor.get("_target_"):
+        try:
+            return instantiate(config.processor, "model.processor", allowed)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model.processor can't be built: {error}") from error
+    if config.path is None:
+        raise ConfigError(
+            "model.processor._target_ is missing: a model without model.path needs to be told its processor"
+        )
+    check_path(config.path)
+    with explain_hub_errors("processor", config.path):
+        try:
+            processor = getattr(transformers, task.processor_class).from_pretrained(
+                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.processor
+            )
+        except (OSError, ValueError) as error:
+            if "preprocessor_config" in str(error) or "image processor" in str(error) or "tokenizer" in str(error):
+                raise ConfigError(
+                    f"model.path={config.path} has no processor of its own; set model.processor._target_, "
+                    "e.g. transformers.ViTImageProcessor"
+                ) from error
+            raise
+    _require_settings(processor, config.processor)
+    return processor
+
+
+def settings_of(processor: Any) -> dict[str, Any]:
+    """All that decides what a processor does, as plain values; of a tokenizer its vocabulary too."""
+    if processor is None:
+        return {}
+    if not isinstance(processor, transformers.PreTrainedTokenizerBase):
+        return {"class": type(processor).__name__, **processor.to_dict()}
+    backend = getattr(processor, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(processor.get_vocab(), sort_keys=True)
+    named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in PLACES}
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return {"class": type(processor).__name__, **named, "content": digest}
+
+
+def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
+    """Processors ignore settings they don't know."""
+    is_tokenizer = isinstance(processor, transformers.PreTrainedTokenizerBase)
+    extra = TOKENIZER_SETTINGS if is_tokenizer else ImagesKwargs.__annotations__
+    allowed = {*settings_of(processor), *extra}
+    for name in settings:
+        if name not in allowed:
+            raise ConfigError(
+                f"unknown key 'model.processor.{name}'.{did_you_mean(name, allowed)} "
+                f"{type(processor).__name__} takes: {one_of(allowed)}"
+            )

@@ -1,0 +1,106 @@
+"""Texts: to tokens, once for all epochs, and to batches that are as long as their longest row."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+
+from hfexp.errors import ConfigError
+
+TEXT, PAIR = "text", "text_pair"
+"""Columns."""
+UNLIMITED = 10**6
+"""Tokens from which on a tokenizer's length is no limit (Transformers writes 10**30 where none is known)."""
+MULTIPLE = 8
+"""Of tokens, that batches are padded to on an accelerator: tensor cores compute whole tiles (NVIDIA, "Matrix
+Multiplication Background User's Guide")."""
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Tokenize(torch.nn.Module):
+    """Operation of `transform.prepare`: a row's `text` (and `text_pair`) to `input_ids` and what belongs to them."""
+
+    def __init__(self, processor: Any, max_length: int | None = None) -> None:
+        """
+        Args:
+            processor: a tokenizer.
+            max_length: tokens that are kept of a row, special ones included; None: as many as the model takes.
+
+        Raises:
+            ConfigError: nothing says how many those are.
+        """
+        super().__init__()
+        limit = min(int(processor.model_max_length), UNLIMITED)
+        if max_length is None and limit == UNLIMITED:
+            raise ConfigError("the tokenizer knows no longest text: give max_length")
+        if max_length is not None and not 1 <= max_length <= limit:
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the tokenizer")
+        self.max_length = max_length or limit
+        # A copy whose truncation is set here: setting it later, from several threads, would be an error.
+        self.tokenizer = copy.deepcopy(processor)
+        self.forward({TEXT: "a"})
+
+    def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of texts become lists of token ids; the attention mask is left to the collator."""
+        given = (row[TEXT], row[PAIR]) if PAIR in row else (row[TEXT],)
+        tokens = self.tokenizer(*given, truncation=True, max_length=self.max_length)
+        kept = {name: list(tokens[name]) for name in self.tokenizer.model_input_names if name in tokens}
+        kept.pop("attention_mask", None)
+        return {**{name: value for name, value in row.items() if name not in (TEXT, PAIR)}, **kept}
+
+
+class TextCollator:
+    """Pads rows of token ids to the longest of them: (B, T) int64, with `attention_mask`."""
+
+    def __init__(self, tokenizer: Any, multiple: int | None = None) -> None:
+        """`multiple`: of tokens, that T is a multiple of; None: 8 on an accelerator, else 1."""
+        if tokenizer.pad_token_id is None:
+            raise ConfigError("the tokenizer has no token to pad with: set model.processor.pad_token")
+        self.padding = {"token_type_ids": tokenizer.pad_token_type_id}
+        self.pad_id, self.left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
+        self.multiple = multiple or (MULTIPLE if torch.accelerator.is_available() else 1)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        length = -(-longest // self.multiple) * self.multiple
+        batch = {}
+        for name, value in rows[0].items():
+            if isinstance(value, list):
+                batch[name] = self._padded([row[name] for row in rows], length, self.padding.get(name, self.pad_id))
+            else:
+                batch[name] = torch.tensor([row[name] for row in rows])
+        batch["attention_mask"] = self._padded([[1] * len(row["input_ids"]) for row in rows], length, 0)
+        return batch
+
+    def _padded(self, rows: list[list[int]], length: int, filler: int) -> torch.Tensor:
+        padded = torch.full((len(rows), length), filler, dtype=torch.int64)
+        for place, row in enumerate(rows):
+            start = length - len(row) if self.left else 0
+            padded[place, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
+        return padded
+
+
+def byte_tokenizer(model_max_length: int = 512) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the 256 bytes and the special tokens of BERT: 261, without any file.
+
+    Saved with a model it loads as `AutoTokenizer`.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, processors
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, *letters))}
+    made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, model_max_length=model_max_length, pad_token="[PAD]", unk_token="[UNK]",
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip

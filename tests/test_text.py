@@ -1,0 +1,166 @@
+"""Texts: tables of them, tokens, batches, and a classifier trained, saved and asked again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from hfexp import train
+from hfexp.docstrings import MASK, docstrings
+from hfexp.errors import ConfigError, DataError
+from hfexp.sampling import EpochSampler
+from hfexp.sources import table
+from hfexp.tasks.text_classification import TextClassification, TextPairClassification
+from hfexp.text import TextCollator, Tokenize, byte_tokenizer
+
+SMALL = (
+    "model=tiny_bert", "transform=tokenize", "trainer=scratch", "dataset=table", "metrics=accuracy",
+    "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
+    "model.config.num_hidden_layers=1", "model.config.max_position_embeddings=40",
+    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=16", "dataset.test_size=0.2",
+)  # fmt: skip
+WORDS = {"warm": ("sun", "fire", "summer"), "cold": ("ice", "snow", "winter")}
+
+
+@pytest.fixture
+def rows(place: Path) -> str:
+    """A table with two classes of texts, of many lengths."""
+    lines = [
+        {"text": " ".join([words[n % 3]] * (1 + n % 7)), "text_pair": words[(n + 1) % 3], "label": label}
+        for n in range(50)
+        for label, words in WORDS.items()
+    ]
+    path = place / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return f"dataset.source.data_files={path.name}"
+
+
+def test_bytes_are_tokens_and_come_back(tmp_path: Path) -> None:
+    made = byte_tokenizer(64)
+    made.save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("Grüße, 世界\n\t!", "", "a" * 10):
+        tokens = loaded(text)["input_ids"]
+        assert len(tokens) == len(text.encode()) + 2
+        assert loaded.decode(tokens, skip_special_tokens=True) == text
+    assert max(loaded.get_vocab().values()) == 260
+    assert loaded("ab", "c")["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert loaded.model_max_length == 64
+
+
+def test_texts_are_cut_to_the_longest_that_the_model_takes() -> None:
+    row = {"text": "abcdef", "label": 1}
+    assert len(Tokenize(byte_tokenizer(5))(row)["input_ids"]) == 5
+    assert Tokenize(byte_tokenizer(64), max_length=4)(row)["label"] == 1
+    pair = Tokenize(byte_tokenizer(64))({"text": "a", "text_pair": "b", "label": 0})
+    assert sorted(pair) == ["input_ids", "label", "token_type_ids"]
+    with pytest.raises(ConfigError, match="give max_length"):
+        Tokenize(byte_tokenizer(10**30))
+    with pytest.raises(ConfigError, match="from 1 to 64"):
+        Tokenize(byte_tokenizer(64), max_length=65)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batches_are_as_long_as_their_longest_row(side: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.padding_side = side
+    rows = [{"input_ids": [7, 8, 9], "labels": 0}, {"input_ids": [5], "labels": 1}]
+    theirs = transformers.DataCollatorWithPadding(tokenizer)([{"input_ids": row["input_ids"]} for row in rows])
+    ours = TextCollator(tokenizer, multiple=1)(rows)
+    assert torch.equal(ours["input_ids"], theirs["input_ids"])
+    assert torch.equal(ours["attention_mask"], theirs["attention_mask"])
+    assert ours["labels"].tolist() == [0, 1]
+    assert TextCollator(tokenizer, multiple=8)(rows)["input_ids"].shape == (2, 8)
+
+
+def test_what_is_no_text_is_named() -> None:
+    with pytest.raises(DataError, match="column 'text' holds None"):
+        TextClassification().decode({"text": None, "label": 0})
+    with pytest.raises(DataError, match="`text_pair`"):
+        TextPairClassification().inference_row("alone")
+
+
+def test_tables_are_read_by_the_ending_of_their_name(place: Path) -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"text": ["a, b", "c"], "label": ["x", "y"]})
+    frame.to_csv("t.csv", index=False)
+    frame.to_csv("t.tsv", index=False, sep="\t")
+    frame.to_json("t.jsonl", orient="records", lines=True)
+    frame.to_parquet("t.parquet")
+    for name in ("t.csv", "t.tsv", "t.jsonl", "t.parquet"):
+        assert list(table(name)["train"]["text"]) == ["a, b", "c"], name
+    Path("t.txt").write_text("one\ntwo\n")
+    assert list(table({"test": "t.txt"})["test"]["text"]) == ["one", "two"]
+    with pytest.raises(ConfigError, match="dataset.source.format"):
+        table(str(Path("t.csv").rename("t.dat")))
+    with pytest.raises(ConfigError, match="does not exist"):
+        table("nothing.csv")
+
+
+def test_docstrings_are_the_same_each_time_and_do_not_name_their_class() -> None:
+    first, second = docstrings(num_classes=3, most=20), docstrings(num_classes=3, most=20)
+    assert first[:] == second[:]
+    names = first.features["label"].names
+    assert len(first) == 60
+    assert all(names[row["label"]].lower() not in row["text"].lower() for row in map(dict, first))
+    assert any(MASK in row["text"] for row in map(dict, first))
+
+
+def test_a_classifier_of_texts_is_trained_and_asked_as_a_pipeline_does(rows: str, place: Path) -> None:
+    result = train("task=text_classification", *SMALL, rows)
+    assert result.report is not None
+    texts = ["sun sun", "snow", "x" * 100]
+    pipeline: Any = transformers.pipeline("text-classification", str(result.run_dir / "model"), top_k=None)
+    theirs = pipeline(texts, truncation=True)
+    import mlflow.pyfunc
+    import pandas
+    from mlflow.models import Model
+
+    path = next(place.glob("outputs/**/MLmodel")).parent
+    assert set(Model.load(path).flavors) == {"python_function", "transformers"}
+    ours = mlflow.pyfunc.load_model(str(path)).predict(pandas.DataFrame({"text": texts}))
+    for row, answers in zip(ours.to_dict("records"), theirs, strict=True):
+        assert row["label"] == max(answers, key=lambda answer: answer["score"])["label"]
+        assert row["score"] == pytest.approx(max(answer["score"] for answer in answers), abs=1e-5)
+    assert "[" in (next(place.glob("outputs/**/samples.txt"))).read_text()
+
+
+def test_kept_tokens_give_what_fresh_ones_give(rows: str, place: Path) -> None:
+    kept = train("task=text_classification", *SMALL, rows, "tracking=none")
+    fresh = train("task=text_classification", *SMALL, rows, "tracking=none", "transform.cache.enabled=false")
+    assert kept.metrics["final_eval_loss"] == fresh.metrics["final_eval_loss"]
+
+
+def test_batches_of_rows_that_are_about_as_long_follow_from_seed_and_epoch() -> None:
+    lengths = [index % 50 + 1 for index in range(400)]
+    sampler = EpochSampler(400, 3, lengths=lengths, group=8)
+    first = list(sampler)
+    assert first == list(EpochSampler(400, 3, lengths=lengths, group=8))
+    assert sorted(first) == list(range(400))
+    batches = [[lengths[index] for index in first[start : start + 8]] for start in range(8, 400, 8)]
+    spread = [max(batch) - min(batch) for batch in batches]
+    assert sum(spread) / len(spread) < 8  # about 44 at random
+    sampler.set_epoch(1)
+    assert [key - 400 for key in sampler] != first
+
+
+def test_rows_that_have_no_lengths_are_not_grouped_by_them(place: Path) -> None:
+    with pytest.raises(ConfigError, match="train_sampling_strategy=group_by_length"):
+        train("experiment=digits_vit", "trainer.args.train_sampling_strategy=group_by_length")
+
+
+def test_pairs_are_classified(rows: str, place: Path) -> None:
+    words = ("trainer.args.train_sampling_strategy=group_by_length", "tracking=none")
+    result = train("task=text_pair_classification", *SMALL, rows, *words)
+    assert 0 <= result.metrics["test_accuracy"] <= 1
+
+
+def test_a_row_without_text_is_named_before_anything_starts(place: Path) -> None:
+    Path("rows.csv").write_text("text,label\n" + "good,a\n" * 9 + ",b\n" * 9)
+    words = ("dataset.source.data_files=rows.csv", "trainer.args.per_device_train_batch_size=2")
+    with pytest.raises((ConfigError, DataError), match="holds None, which is no text"):
+        train("task=text_classification", *SMALL, *words)
