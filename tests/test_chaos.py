@@ -86,6 +86,8 @@ def test_killed_again_and_again_all_trials_are_done_once(chaos: int, undisturbed
             process.wait(moments.uniform(0, LONGEST))
         if process.poll() is None:
             kill_all(process)
+        else:
+            process.communicate()
     finish(tmp_path)
     assert len(undisturbed) == POINTS
     assert trials(tmp_path) == undisturbed

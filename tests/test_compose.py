@@ -15,6 +15,7 @@ OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/*.yaml") if path.parent.name not in ("hydra",)
 )
 NEEDED = {
+    "dataset=table": ["dataset.source.data_files=rows.csv"],
     "dataset=imagefolder": ["dataset.source.data_dir=x"],
     "dataset=hub": ["dataset.source.path=x"],
     "dataset=disk": ["dataset.source.path=x"],
@@ -39,7 +40,7 @@ def test_every_option_composes_and_its_targets_bind(option: str) -> None:
     transform = config.transform
     for node in (*transform.prepare, *transform.augment, *transform.evaluate, *transform.batch_augment):
         takes = parameters(locate(node["_target_"], "transform"))
-        given = {"geometry", "size", "num_classes", "mean", "std"} & takes.keys() - node.keys()
+        given = {"geometry", "size", "num_classes", "mean", "std", "processor"} & takes.keys() - node.keys()
         check(node, "transform", runtime=frozenset(given))
 
 
