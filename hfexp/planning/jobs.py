@@ -75,9 +75,11 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
     path, state = found
     if job.config.on_existing is OnExisting.error:
         return job.invalid(f"on_existing=error: it exists already ({state.status}) in {path}")
+    again = replace(job, remark=f"runs again; {path.name} is {state.status}")
     if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
-        return replace(job, remark=f"runs again; {path.name} is {state.status}")
-    return _continued(job, path)
+        return again
+    continued = _continued(job, path)
+    return again if state.status == "failed" and not continued.steps_done else continued
 
 
 def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:

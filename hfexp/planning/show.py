@@ -1,5 +1,6 @@
 """A plan on the screen."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at
     )
     gpu = f", {show_size(total.device_bytes)} of each GPU" if total.device_bytes else ""
     say(f"  memory: up to {show_size(total.memory_bytes)} of {show_size(memory)}{gpu}")
-    say(f"  disk:   {show_size(total.disk_bytes)} in {place}, where {show_size(free)} are free")
+    say(f"  disk:   {show_size(total.disk_bytes)} in {os.path.relpath(place)}, where {show_size(free)} are free")
     if total.memory_bytes > memory:
         note("that is more memory than there is: lower hydra.launcher.n_jobs, or the batches")
     if total.disk_bytes > free:
