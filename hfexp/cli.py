@@ -20,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(error, EXIT_WRONG_INPUT, full_traceback)
     except KeyboardInterrupt:
-        print("\nhfexp: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        more = "; the same command continues from the last checkpoint" if command == "train" else ""
+        print(f"\nhfexp: interrupted{more}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SweepError as error:
         return _fail_sweep(error, full_traceback)

@@ -10,17 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-LEFT_OUT = (
-    "test",
-    "tests",
-    "idlelib",
-    "lib2to3",
-    "site-packages",
-    "pydoc_data",
-    "turtledemo",
-    "ensurepip",
-    "__phello__",
-)
+LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "turtledemo", "ensurepip")
 """Directories of the standard library that hold no documentation of their own."""
 SHORTEST = 40
 """Characters of a docstring that says something."""

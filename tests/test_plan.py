@@ -109,6 +109,7 @@ def test_shapes_are_those_whose_steps_cost_the_same() -> None:
         "trainer.args.per_device_train_batch_size=4",
         "model.config.num_hidden_layers=2",
         "transform=augment",
+        "trainer.args.eval_strategy=steps",
     ):
         assert shape_of(config_of(word)) != shape_of(base), word
 
@@ -178,3 +179,4 @@ def test_costs_are_added_up_over_slots() -> None:
     total = add_up([whole, short, short, short], [MEASURED], slots=2)
     assert (total.runs, total.seconds, total.computing_seconds) == (4, 39.0, 66.0)
     assert (total.memory_bytes, total.disk_bytes) == (2000, 1000)
+    assert add_up([whole, whole], [MEASURED], slots=2, jobs_per_device=2).device_bytes == 20

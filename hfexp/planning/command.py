@@ -5,6 +5,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
                 say("measuring some steps of each kind of job ...")
             findings = probe(planner, jobs, slots, directory)
         jobs = [_with_problem(job, findings) for job in jobs]
-        _show_measured(request, jobs, findings, slots)
+        _show_measured(request, jobs, findings, slots, _sharing(planner) if is_sweep else 1)
     show.show_problems(jobs)
     return [job for job in jobs if job.standing is Standing.invalid]
 
@@ -103,7 +104,7 @@ def _with_problem(job: PlannedJob, findings: Findings) -> PlannedJob:
     return job.invalid(problem) if problem else job
 
 
-def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findings, slots: int) -> None:
+def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findings, slots: int, sharing: int) -> None:
     letters = dict(zip(findings.measured, show.LETTERS, strict=False))
     shapes = [shape_of(job.config) if job.is_to_run and job.config else None for job in jobs]
     known = [findings.measured.get(shape) if shape else None for shape in shapes]
@@ -119,7 +120,7 @@ def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findi
         show.show_measured(letters.get(shape, "+"), one)
     say()
     place = request.output_dir.absolute()
-    total = _total(request, jobs, costs, [one for one in known if one], slots)
+    total = _total(request, jobs, costs, [one for one in known if one], slots, sharing)
     at_most = request.search.pruner is not Pruner.none or any(
         job.config and job.config.trainer.early_stopping_patience for job in jobs
     )
@@ -132,6 +133,7 @@ def _total(
     costs: Sequence[JobCost | None],
     measured: Sequence[Measurement],
     slots: int,
+    sharing: int,
 ) -> Total:
     """Of a search, every example stands for as many of the points that are left."""
     runs = [cost for job, cost in zip(jobs, costs, strict=True) if cost for _ in range(job.runs)]
@@ -139,7 +141,7 @@ def _total(
         done = sum(not job.name.startswith("e.g.") for job in jobs)
         left = (request.total - done) * request.search.replicates
         runs = [runs[index % len(runs)] for index in range(left)]
-    return add_up(runs, measured, slots)
+    return add_up(runs, measured, slots, sharing)
 
 
 def _slots(planner: Planner) -> int:
@@ -149,6 +151,12 @@ def _slots(planner: Planner) -> int:
         return len(found)
     asked: Any = planner.config.hydra.launcher.get("n_jobs") if planner.config else None
     return asked if isinstance(asked, int) and asked > 0 else 1
+
+
+def _sharing(planner: Planner) -> int:
+    """Jobs that use the same device at once."""
+    slots = getattr(planner.launcher, "slots", [])
+    return max(Counter(device for slot in slots for device in slot.devices).values(), default=1)
 
 
 @contextlib.contextmanager

@@ -12,12 +12,12 @@ from hfexp.planning.measurement import Measurement
 
 FREE_ARGS = frozenset(
     {
-        "eval_delay", "eval_steps", "eval_strategy", "greater_is_better", "load_best_model_at_end", "logging_steps",
-        "logging_strategy", "lr_scheduler_kwargs", "lr_scheduler_type", "max_steps", "metric_for_best_model",
-        "num_train_epochs", "save_steps", "save_strategy", "save_total_limit", "warmup_steps",
+        "eval_delay", "eval_steps", "greater_is_better", "logging_steps", "logging_strategy", "lr_scheduler_kwargs",
+        "lr_scheduler_type", "max_steps", "metric_for_best_model", "num_train_epochs", "save_steps",
+        "save_total_limit", "warmup_steps",
     }
 )  # fmt: skip
-"""Of `trainer.args`: they do not change what a step costs (how many steps there are is counted)."""
+"""Of `trainer.args`: they change neither what a step, evaluation or checkpoint costs, nor whether there is one."""
 COSTLY = ("task", "model", "dataset", "transform", "metrics", "launch")
 """Sections that do."""
 DEFAULT_EVERY = 500

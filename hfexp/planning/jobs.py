@@ -50,7 +50,7 @@ class PlannedJob:
     runs: int = 1
     """Still to be made: one, or as many as there are replicates."""
     steps_done: int = 0
-    """Of a run that continues."""
+    """Of each run that is still to be made, on average."""
 
     @property
     def is_to_run(self) -> bool:
@@ -172,7 +172,9 @@ def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number:
         except (OSError, ValueError, KeyError):
             continue
         job = _continued(job, run_dir) if job.is_to_run else job
-    return replace(job, runs=len(left)) if job.is_to_run else job
+    if not job.is_to_run:
+        return job
+    return replace(job, runs=len(left), steps_done=job.steps_done // len(left))
 
 
 def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob]]:
