@@ -21,9 +21,9 @@ import time
 
 import hydra
 
-from hfexp import compose
+from hfexp import composition
 
-compose.register_schema()
+composition.register_schema()
 
 
 @hydra.main(version_base=None, config_path=None)

@@ -7,6 +7,7 @@ best is then run with seeds that no search has seen, and measured on the test sp
 are the settings of the experiment, which were chosen for it by hand, and those of `trainer=default`, which were not.
 """
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def measure(
     rows = [_row(name, seconds.get(name), found.get(name), values) for name, values in tested.items()]
     head = ["", "trials (pruned)", "s", "best validation loss", "test loss", "test accuracy", "point"]
     report.blocks += [f"## Search with seed {number}; tested with {replicates} fresh seeds", table(head, rows)]
+    margins = [_margin(tested, name, other) for name in (WHOLE, PRUNED) for other in (CHOSEN, DEFAULT)]
+    report.blocks += ["Test loss, seed by seed:", table(["", "difference, mean and 95 % interval"], margins)]
     report.data[f"seed {number}"] = {"seconds": seconds, "found": found, "test": tested}
     return seconds[PRUNED] / seconds[WHOLE]
 
@@ -88,11 +91,17 @@ def _row(name: str, seconds: float | None, found: dict[str, Any] | None, tested:
     return [name, f"{found['trials']} ({found['pruned']})", f"{seconds:.0f}", f"{found['best']:.4f}", *measured, point]
 
 
+def _margin(tested: dict[str, list[list[float]]], name: str, other: str) -> list[str]:
+    """How much lower the test loss of one is than that of another, with the same seeds."""
+    differences = [ours - theirs for ours, theirs in zip(tested[name][0], tested[other][0], strict=True)]
+    return [f"{name} - {other}", f"{sum(differences) / len(differences):+.4f} ± {interval(differences):.4f}"]
+
+
 def sweep(place: Path, name: str, words: list[str]) -> list[Any]:
     """The trials of a sweep through the command line."""
     import optuna
 
-    directory = name.replace(" ", "_").replace(",", "")
+    directory = re.sub(r"\W+", "_", name)
     child(["-m", "hfexp", "-m", *words, f"search.name={directory}", f"output_dir={place / 'outputs'}"])
     with silence():
         url = f"sqlite:///{place / 'outputs' / 'sweeps' / directory / 'study.db'}"

@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hfexp import compose as composition
+from hfexp import composition
 from hfexp.config import Config, to_config
 
 if TYPE_CHECKING:
+    import pandas
+
     from hfexp.experiment import Result
 
 
@@ -19,6 +21,13 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
     """
     cfg, _ = composition.compose(*overrides, config_dir=config_dir)
     return to_config(cfg)
+
+
+def predict(*words: str, **settings: Any) -> "pandas.DataFrame":
+    """Ask a trained model; see `hfexp.predicting.command.predict`."""
+    from hfexp.predicting import command
+
+    return command.predict(*words, **settings)
 
 
 def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":

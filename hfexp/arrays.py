@@ -112,6 +112,14 @@ class ArrayReader:
             return field.shapes[:, 0].tolist()
         return [field.shape[0] if field.shape else 1] * len(self)
 
+    def total(self, name: str) -> int:
+        """Values of a field in all rows."""
+        return self.fields[name].total
+
+    def stretch(self, name: str, start: int, count: int) -> np.ndarray:
+        """So many values of a field from place `start` on, as all rows' values stand one after the other."""
+        return self.fields[name].stretch(start, count)
+
     def read(self, indices: Sequence[int] | np.ndarray) -> Columns:
         """Each field of these rows: one array (B, ...) if all rows have one shape, else a list of B arrays."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -126,6 +134,7 @@ class _Field:
         self.shape = None if shape is None else tuple(shape)
         self.values: np.ndarray | None = None
         self.shapes = self.offsets = None
+        self.rows = rows
         if self.shape is None:
             self.shapes = np.load(path.with_name(f"{path.stem}.shapes.npy"))
             sizes = self.shapes.prod(1) * self.dtype.itemsize
@@ -155,6 +164,22 @@ class _Field:
         for place, index in enumerate(indices.tolist()):
             self._fill(flat[place * self.row_bytes : (place + 1) * self.row_bytes], index * self.row_bytes)
         return rows
+
+    @property
+    def total(self) -> int:
+        """Values in all rows."""
+        if self.offsets is not None:
+            return int(self.offsets[-1]) // self.dtype.itemsize
+        return self.rows * int(np.prod(self.shape or (), dtype=np.int64))
+
+    def stretch(self, start: int, count: int) -> np.ndarray:
+        """Values from a place on, of one row after the other; (count,)."""
+        if self.values is not None:
+            return self.values.reshape(-1)[start : start + count]
+        found = np.empty(count, self.dtype)
+        if count:
+            self._fill(_bytes_of(found), start * self.dtype.itemsize)
+        return found
 
     def _read_one(self, index: int) -> np.ndarray:
         assert self.shapes is not None

@@ -1,5 +1,7 @@
 """Which runs a person means: by experiment, name, id, or as those of a sweep."""
 
+from collections.abc import Collection
+
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.records import RunRecord, list_runs, newest_run, read_runs
 
@@ -45,14 +47,48 @@ def _jobs(uri: str, names: list[str], parents: set[str], where: str | None) -> l
     known = {run.tags["hfexp.sweep"] for run in everything if "hfexp.sweep" in run.tags}
     for name in names:
         if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(f"{SWEEP}{name}: there is no such sweep.{hint} Sweeps: {one_of(known, 20) or 'none'}")
+            raise _no_such_sweep(name, known)
     ids = [
         run.run_id
         for run in everything
         if run.tags.get("hfexp.sweep") in names or run.tags.get("mlflow.parentRunId") in parents
     ]
     return read_runs(uri, run_ids=ids, where=where)
+
+
+def _no_such_sweep(name: str, known: Collection[str]) -> ConfigError:
+    hint = did_you_mean(name, known)
+    return ConfigError(f"{SWEEP}{name}: there is no such sweep.{hint} Sweeps: {one_of(known, 20) or 'none'}")
+
+
+def find_one(uri: str, word: str) -> RunRecord:
+    """The run with this name, id or beginning of an id; of a sweep's own run, the best of its runs.
+
+    Raises:
+        ConfigError: there is none, or several.
+    """
+    (run,) = read_runs(uri, run_ids=[_find_run(word, list_runs(uri))])
+    return _best_of(uri, run) if is_sweep(run) else run
+
+
+def best_run_of_sweep(uri: str, name: str) -> RunRecord:
+    """The run that a sweep found best; of its replicates, the first.
+
+    Raises:
+        ConfigError: there is no such sweep, or it has no best run yet.
+    """
+    sweeps = {run.name: run for run in reversed(read_runs(uri)) if is_sweep(run)}  # the newest of a name
+    if name not in sweeps:
+        raise _no_such_sweep(name, sweeps)
+    return _best_of(uri, sweeps[name])
+
+
+def _best_of(uri: str, parent: RunRecord) -> RunRecord:
+    ids = [run_id for run_id in parent.tags.get("hfexp.best_run_id", "").split(", ") if run_id]
+    found = read_runs(uri, run_ids=ids[:1]) if ids else []
+    if not found:
+        raise ConfigError(f"the sweep {parent.name} has no best run yet")
+    return found[0]
 
 
 def _find_run(word: str, known: list[RunRecord]) -> str:

@@ -71,7 +71,7 @@ class _Job:
         from omegaconf import OmegaConf
 
         from hfexp import screen
-        from hfexp.compose import as_typed, config_flags
+        from hfexp.composition import as_typed, config_flags
         from hfexp.config import to_config
         from hfexp.launch import world
         from hfexp.origin import Origin, command_line, without_sweep
@@ -133,6 +133,13 @@ def plan(words: list[str]) -> int:
     return command.main(words, COMMANDS)
 
 
+def predict(words: list[str]) -> int:
+    """Ask a trained model."""
+    from hfexp.predicting import command
+
+    return command.main(words)
+
+
 def ui(words: list[str]) -> int:
     """Open MLflow on the store that runs are recorded in."""
     from hfexp import ui as mlflow_ui
@@ -170,7 +177,8 @@ def version(words: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": train, "plan": plan, "compare": compare, "cache": cache, "sync": sync, "ui": ui, "version": version,
+    "train": train, "plan": plan, "predict": predict, "compare": compare, "cache": cache, "sync": sync, "ui": ui,
+    "version": version,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp import compose
+from hfexp import composition
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
 
@@ -27,15 +27,17 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     Raises:
         ConfigError: a key, an option or a value is not what the configuration takes.
     """
-    compose.register_schema()
-    compose.importable_cwd()
+    composition.register_schema()
+    composition.importable_cwd()
     sys.argv[1:] = hydra_words(words, commands)
-    app = hydra.main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
+    app = hydra.main(
+        config_path=str(composition.conf_dir()), config_name=composition.CONFIG_NAME, **composition.hydra_kwargs()
+    )
     try:
         with _hydra_raises():
             app(function)()
     except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise ConfigError(compose.explain(error)) from error
+        raise ConfigError(composition.explain(error)) from error
 
 
 def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
@@ -57,7 +59,7 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
             overrides[word] -= 1
         else:
             flags.append(word)
-    return flags + compose.prepare_overrides(args.overrides)
+    return flags + composition.prepare_overrides(args.overrides)
 
 
 @contextlib.contextmanager

@@ -9,13 +9,17 @@ There is one documented input and output per task:
 
 * Text classification. Input: a text (`str`). Output: as above.
 
+* Text generation. Input: a text to be continued; for conversations, what the user says, or a list of messages (`role`,
+  `content`). Output: `text` (str), only what is new.
+
 A task says what its raw inputs are: `Task.inference_row` makes a row of one, as its dataset stores it.
 """
 
 import contextlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +35,14 @@ from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
 from hfexp.tasks.base import Task
-from hfexp.transforms import Transforms, build_transforms
+from hfexp.threads import map_in_threads
+from hfexp.transforms import Transforms, apply, build_transforms
 
 RECIPE_FILE = "hfexp.json"
-TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "torchvision.transforms")
+TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "hfexp.language", "torchvision.transforms")
 """What a recipe may build by itself: it comes with a model, and so from outside."""
+AHEAD = 16
+"""Batches whose rows are sorted by their length."""
 ALLOWED_VARIABLE = "HFEXP_ALLOWED_TARGETS"
 """Environment variable with further modules, separated by commas."""
 _given: ContextVar[tuple[str, ...]] = ContextVar("allowed_targets", default=())
@@ -136,7 +143,7 @@ def _is_below(path: str, names: Iterable[str]) -> bool:
 
 
 class Predictor:
-    """A model with everything between a raw input and a named class."""
+    """A model with everything between a raw input and an answer."""
 
     def __init__(
         self,
@@ -146,77 +153,109 @@ class Predictor:
         transforms: Transforms,
         id2label: dict[int, str] | None = None,
         batch_size: int = 32,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`id2label`: names of the classes; None: their numbers. `batch_size`: inputs that are in memory at once."""
+        """
+        Args:
+            id2label: names of the classes; None: their numbers.
+            batch_size: rows that the model gets at once.
+            options: of `Task.respond`.
+        """
         self.model = model
         self.processor = processor
         self.task = task
-        self.transforms = transforms
         self.id2label = id2label
         self.batch_size = batch_size
+        self.options = dict(options or {})
         self.collate = Collator(task, processor, None, 0)
-        self.to_row: Callable[[Any], Row] = task.inference_row
+        operations = transforms.evaluation.fixed
+        self.decode, done = task.decoder(operations)
+        self.operations = operations[done:]
 
     def predict(self, inputs: Iterable[Any]) -> pandas.DataFrame:
-        """One row per input: `label`, `score` and `probabilities`.
+        """One row per raw input, with the columns of `Task.answer_types`.
 
         Raises:
             DataError: an input can't be read; the message names its row.
         """
-        scores = self.probabilities(inputs)
-        best = scores.argmax(-1) if len(scores) else np.zeros(0, int)
         names = self.id2label or {}
-        return pandas.DataFrame(
-            {
-                "label": [names.get(int(index), str(index)) for index in best],
-                "score": [float(row[index]) for row, index in zip(scores, best, strict=True)],
-                "probabilities": [[float(value) for value in row] for row in scores],
-            }
-        )
+        answers = [self.task.answer(output, names) for output in self._sound(inputs)]
+        return pandas.DataFrame(answers, columns=None if answers else list(self.task.answer_types))
 
     def probabilities(self, inputs: Iterable[Any]) -> np.ndarray:
-        """Probabilities of the classes, (N, num_labels) float32."""
-        values = list(inputs)
-        starts = range(0, len(values), self.batch_size)
+        """Probabilities of the classes, (N, num_labels) float32.
+
+        Raises:
+            DataError: an input can't be read; the message names its row.
+        """
+        outputs = list(self._sound(inputs))
+        return np.stack(outputs) if outputs else np.zeros((0, len(self.id2label or {})), np.float32)
+
+    def _sound(self, inputs: Iterable[Any]) -> Iterator[Any]:
+        for number, output in enumerate(self.outputs(self.task.inference_row, inputs)):
+            if isinstance(output, DataError):
+                raise DataError(f"row {number}: {output}") from output
+            yield output
+
+    def outputs(self, to_row: Callable[[Any], Row], values: Iterable[Any]) -> Iterator[Any]:
+        """What the model says to each value, in their order, or the DataError that tells why it was not asked.
+
+        Rows are decoded by several threads, ahead of the model.
+
+        Args:
+            to_row: makes a row as a dataset stores it.
+        """
         was_training = self.model.training
         self.model.eval()
+        at_once = self.batch_size * (AHEAD if self.task.varying_shapes else 1)
+        rows = map_in_threads(lambda value: self._inputs(to_row, value), values)
         try:
-            batches = [self._predict_batch(values[start : start + self.batch_size], start) for start in starts]
+            while window := list(itertools.islice(rows, at_once)):
+                yield from self._window(window)
         finally:
             self.model.train(was_training)
-        return np.concatenate(batches) if batches else np.zeros((0, len(self.id2label or {})), np.float32)
 
-    def _predict_batch(self, values: list[Any], start: int) -> np.ndarray:
-        rows = [self._process(value, start + offset) for offset, value in enumerate(values)]
+    def _window(self, window: list[Row | DataError]) -> list[Any]:
+        """The model's outputs in place of the rows; those of about one length go together."""
+        found: list[Any] = list(window)
+        order = [place for place, row in enumerate(window) if not isinstance(row, DataError)]
+        if self.task.varying_shapes:
+            order.sort(key=lambda place: _length(window[place]))
+        for start in range(0, len(order), self.batch_size):
+            places = order[start : start + self.batch_size]
+            for place, output in zip(places, self._respond([found[place] for place in places]), strict=True):
+                found[place] = output
+        return found
+
+    def _respond(self, rows: list[Row]) -> Sequence[Any]:
         batch = self.collate(rows)
         batch.pop("labels", None)
         weights = next(self.model.parameters())
         with torch.inference_mode():
-            output = self.model(**{name: _like(tensor, weights) for name, tensor in batch.items()})
-            return np.asarray(self.task.preprocess_logits(_logits(output), None).cpu())
+            batch = {name: _like(tensor, weights) for name, tensor in batch.items()}
+            return self.task.respond(self.model, batch, self.processor, self.options)
 
-    def _process(self, value: Any, number: int) -> Row:
-        """One raw input as model inputs, as `ProcessedDataset` does it for a split without randomness."""
+    def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
+        """One value as model inputs, as `ProcessedDataset` does it for a split without randomness."""
         try:
-            row = self.to_row(value)
+            row = to_row(value)
             if self.task.label_column is not None:
                 # Tasks make `labels` of every row; these are taken out of the batch again.
                 row = {self.task.label_column: 0, **row}
-            return self.task.preprocess(self.transforms.evaluation(self.task.decode(row)), self.processor)
-        except (DataError, TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"row {number}: {error}") from error
+            row = self.decode(row)
+            for operation in self.operations:
+                row = apply(operation, row)
+            return self.task.preprocess(row, self.processor)
+        except DataError as error:
+            return error
+        except (TypeError, ValueError, RuntimeError) as error:
+            return DataError(str(error) or type(error).__name__)
+
+
+def _length(row: Any) -> int:
+    return max((len(value) for value in row.values() if isinstance(value, list)), default=0)
 
 
 def _like(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """On the device of the weights; floats in their precision too."""
     return tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
-
-
-def _logits(output: Any) -> Any:
-    """What `Trainer.prediction_step` hands to `preprocess_logits`: one tensor, or a tuple of several."""
-    if isinstance(output, torch.Tensor):
-        return output
-    if isinstance(output, dict):
-        output = tuple(value for name, value in output.items() if name != "loss")
-    values = tuple(value for value in output if value is not None)
-    return values[0] if len(values) == 1 else values

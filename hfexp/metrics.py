@@ -155,6 +155,30 @@ class ConfusionMatrix(_ArrayMetric):
         return {"confusion_matrix": matrix}
 
 
+class Perplexity(_ArrayMetric):
+    """Exponential of the mean negative log-likelihood of a token: `perplexity`; over all tokens, not over rows.
+
+    F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks", JASA 62, 1977.
+    """
+
+    inputs = {"nll": datasets.Value("float32"), "tokens": IDS}
+    summary = "Exponential of the mean negative log-likelihood of a token."
+
+    def _compute(self, nll: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+        mean = nll.astype(np.float64).sum() / max(int(tokens.sum()), 1)
+        return {"perplexity": float(np.exp(min(mean, np.log(np.finfo(np.float64).max))))}
+
+
+class TokenAccuracy(_ArrayMetric):
+    """Share of tokens that were the most probable ones, given those before them: `token_accuracy`."""
+
+    inputs = {"correct": IDS, "tokens": IDS}
+    summary = "Share of tokens that were the most probable ones."
+
+    def _compute(self, correct: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+        return {"token_accuracy": float(correct.sum() / max(int(tokens.sum()), 1))}
+
+
 class MetricSet:
     """Several metrics at once, from what a task offers."""
 

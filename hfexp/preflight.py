@@ -176,7 +176,7 @@ def _check_metrics(
             f"There are: {one_of(names)}; more with the metrics section"
         )
     size, rows = config.trainer.args.get("per_device_train_batch_size", 8), num_rows(dataset["train"])
-    if rows is not None and size > rows:
+    if rows is not None and size > rows and task.block_size is None:
         problems.append(f"trainer.args.per_device_train_batch_size={size} is more than the {rows} training samples")
     return problems
 
@@ -234,6 +234,8 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
 def _first(split: Any, name: str) -> dict[str, Any]:
     try:
         return split[0]
+    except ConfigError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"transform: the first {name} sample can't be transformed: {error}") from error
 

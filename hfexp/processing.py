@@ -160,16 +160,18 @@ def process(
     transforms: Transforms,
     seed: int,
     preparation: Preparation | None = None,
+    kind: type[ProcessedDataset] = ProcessedDataset,
 ) -> dict[str, ProcessedDataset]:
     """Each split as a dataset of model inputs; only the training split is augmented.
 
     Args:
         preparation: keeps what is the same in every epoch; None: rows are processed from the start when they are read.
+        kind: what a split becomes.
     """
     splits = {}
     for split, rows in dataset.items():
         steps = transforms.train if split == "train" else transforms.evaluation
         draws = split == "train" and transforms.is_random
         prepared = preparation.prepare(str(split), rows, steps.fixed) if preparation else None
-        splits[str(split)] = ProcessedDataset(rows, task, processor, steps, seed if draws else None, prepared)
+        splits[str(split)] = kind(rows, task, processor, steps, seed if draws else None, prepared)
     return splits

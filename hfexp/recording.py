@@ -10,7 +10,7 @@ from hfexp import screen
 from hfexp.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.environment import Environment
 from hfexp.errors import RunError
-from hfexp.inference import Predictor, Recipe, recipe_of
+from hfexp.inference import Predictor, Recipe, recipe_of, save_recipe
 from hfexp.model import ModelSummary
 from hfexp.model_card import CardFacts, hub_id, model_card
 from hfexp.origin import Origin, mask_secrets
@@ -20,12 +20,13 @@ from hfexp.reporting.facts import ReportFacts, SplitScores
 from hfexp.reporting.report import draw_report
 from hfexp.reporting.samples import draw_samples
 from hfexp.run_directory import RunDirectory, experiment_name
-from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model, verify_model
+from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model
 from hfexp.streams import first_rows, num_rows
 from hfexp.tracking import lineage
 from hfexp.tracking.models import FINAL
 from hfexp.tracking.nesting import register_of_run
 from hfexp.tracking.tracker import Tracker
+from hfexp.verifying import verify_model
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ class Recorder:
         model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)
+        save_recipe(self.directory.model, self._recipe())
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
             self._record_model(model, card, step, metrics)
         return report
@@ -185,7 +187,8 @@ class Recorder:
 
     def _predictor(self, model: Any) -> Predictor:
         inputs = self.inputs
-        return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
+        quick = inputs.task.quick_options
+        return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label, options=quick)
 
     def _examples(self) -> list[bytes | str]:
         rows = self.inputs.dataset["validation"]

@@ -1,5 +1,5 @@
-"""A trained model as an MLflow model: the directory that is saved, the check that it gives the same predictions, and
-the loader that MLflow calls (`mlflow.pyfunc.load_model`, `mlflow models serve`).
+"""A trained model as an MLflow model: the directory that is saved, and the loader that MLflow calls
+(`mlflow.pyfunc.load_model`, `mlflow models serve`).
 
     MLmodel             flavors python_function (this module) and, where the task has a pipeline, transformers
     model/              weights, processor, recipe and model card: `from_pretrained` reads this directory
@@ -12,9 +12,8 @@ import contextlib
 import importlib.metadata
 import os
 import shutil
-import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from hfexp.errors import DataError, RunError
-from hfexp.inference import Predictor, Recipe, allow_targets, load_predictor, load_recipe, save_recipe
+from hfexp.errors import ConfigError, DataError
+from hfexp.inference import Predictor, Recipe, load_predictor, save_recipe
 from hfexp.tasks.base import Task
 
 WEIGHTS = "model"
@@ -32,12 +31,6 @@ PACKAGES = (
     "torchvision", "transformers",
 )  # fmt: skip
 """Distributions that loading and predicting import."""
-
-TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Largest difference of a probability between the model in memory and the saved one, by the precision of the weights.
-
-Both compute the same, but not always by the same kernels: a model is loaded with the fastest attention there is.
-"""
 
 
 class ServedModel:
@@ -55,9 +48,11 @@ class ServedModel:
         """
         from mlflow.exceptions import MlflowException
 
+        self.predictor.options = dict(params or {})
         try:
+            self.predictor.task.check_options(self.predictor.options)
             return self.predictor.predict(_values(model_input, self.column))
-        except DataError as error:
+        except (DataError, ConfigError) as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def get_raw_model(self) -> Any:
@@ -163,7 +158,7 @@ def _write_flavors(
 ) -> tuple[str, ...]:
     """MLmodel and what goes with it, around the weights that are there."""
     staging = directory / ".envelope"
-    with _quiet_mlflow():
+    with quiet_mlflow():
         import mlflow.pyfunc
         from mlflow.models import Model
 
@@ -199,7 +194,7 @@ def _write_flavors(
 
 
 @contextlib.contextmanager
-def _quiet_mlflow() -> Iterator[None]:
+def quiet_mlflow() -> Iterator[None]:
     """Without MLflow's warnings about itself: deprecated calls of pandas (models/utils.py), hints for agents."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="mlflow")
@@ -209,15 +204,22 @@ def _quiet_mlflow() -> Iterator[None]:
 def signature(task: Task) -> Any:
     """Types of the documented input and output."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    outputs = [
-        ColSpec("string", "label"),
-        ColSpec("double", "score"),
-        ColSpec(Array(DataType.double), "probabilities"),
-    ]
-    return ModelSignature(Schema([ColSpec(task.raw_type, input_column(task))]), Schema(outputs))  # pyright: ignore
+    kinds = {"doubles": Array(DataType.double)}
+    outputs = [ColSpec(kinds.get(kind, kind), name) for name, kind in task.answer_types.items()]
+    options = [ParamSpec(name, _kind(value), value) for name, value in task.serving_options().items()]
+    inputs = [ColSpec(task.raw_type, input_column(task))]  # pyright: ignore
+    return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options) if options else None)  # pyright: ignore
+
+
+def _kind(value: Any) -> Any:
+    """MLflow's type of a plain value."""
+    from mlflow.types import DataType
+
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
+    return kinds[type(value)]
 
 
 def requirements(model: Any) -> list[str]:
@@ -268,31 +270,3 @@ def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, An
         "components": [component],
         f"{component}_type": type(processor).__name__,
     }
-
-
-def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes | str]) -> None:
-    """Load the directory as MLflow does and compare its probabilities with those of the model in memory.
-
-    Raises:
-        RunError: they differ, or it can't be loaded.
-    """
-    inputs = list(examples)
-    expected = predictor.probabilities(inputs)
-    trusted = load_recipe(saved.weights).foreign_targets()  # this process wrote it
-    paths = list(sys.path)  # MLflow puts code/ in front and leaves it there
-    try:
-        with allow_targets(trusted), _quiet_mlflow():
-            import mlflow.pyfunc
-
-            loaded = mlflow.pyfunc.load_model(str(saved.path))
-            loaded.get_raw_model().to(next(predictor.model.parameters()).device)
-            table = loaded.predict(pandas.DataFrame({input_column(predictor.task): inputs}))
-    except Exception as error:
-        raise RunError(f"the saved model {saved.path} can't be used: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path[:] = paths
-    found = np.asarray(table["probabilities"].tolist())
-    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
-    tolerance = TOLERANCE.get(str(next(predictor.model.parameters()).dtype).removeprefix("torch."), 1e-4)
-    if not difference <= tolerance:
-        raise RunError(f"the saved model {saved.path} differs by {difference:.2g} from the probabilities in memory")

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hfexp import processing
 from hfexp.config import DatasetConfig, OnBadSample
-from hfexp.errors import DataError
+from hfexp.errors import ConfigError, DataError
+from hfexp.packing import PackedDataset
 from hfexp.preparing import Preparation
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import mix
@@ -240,7 +241,10 @@ def process(
     """As `hfexp.processing.process`, for streamed splits too; nothing is prepared of these."""
     streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
-    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation))
+    if streamed and task.block_size is not None:
+        raise ConfigError("dataset.streaming=true: streamed texts are not cut into blocks; set task.block_size=null")
+    kind = ProcessedDataset if task.block_size is None else PackedDataset
+    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation, kind))
     skips_bad = config.on_bad_sample is OnBadSample.skip
     for split, rows in processing.process(DatasetDict(streamed), task, processor, transforms, seed).items():
         splits[split] = (

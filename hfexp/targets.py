@@ -13,8 +13,8 @@ from typing import Any
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
 ALLOWED = (
-    "hfexp.docstrings", "hfexp.sources", "hfexp.tasks", "hfexp.metrics", "hfexp.images", "hfexp.text",
-    "hfexp.training", "hfexp.profiling",
+    "hfexp.docstrings", "hfexp.sources", "hfexp.tasks", "hfexp.metrics", "hfexp.images", "hfexp.language",
+    "hfexp.text", "hfexp.training", "hfexp.profiling",
     "accelerate", "datasets", "evaluate", "optuna", "peft", "sklearn", "timm", "torch.nn", "torch.optim",
     "torch.utils.data", "torchvision", "transformers",
 )  # fmt: skip

@@ -54,12 +54,25 @@ class Tokenize(torch.nn.Module):
 class TextCollator:
     """Pads rows of token ids to the longest of them: (B, T) int64, with `attention_mask`."""
 
-    def __init__(self, tokenizer: Any, multiple: int | None = None) -> None:
-        """`multiple`: of tokens, that T is a multiple of; None: 8 on an accelerator, else 1."""
-        if tokenizer.pad_token_id is None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        multiple: int | None = None,
+        padding: Mapping[str, int] | None = None,
+        pad_id: int | None = None,
+        side: str | None = None,
+    ) -> None:
+        """
+        Args:
+            multiple: of tokens, that T is a multiple of; None: 8 on an accelerator, else 1.
+            padding: what other fields than `input_ids` are padded with.
+            pad_id: what `input_ids` are padded with; `side`: `left` or `right`. None: as the tokenizer says.
+        """
+        pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
+        if pad_id is None:
             raise ConfigError("the tokenizer has no token to pad with: set model.processor.pad_token")
-        self.padding = {"token_type_ids": tokenizer.pad_token_type_id}
-        self.pad_id, self.left = tokenizer.pad_token_id, tokenizer.padding_side == "left"
+        self.padding = {"token_type_ids": tokenizer.pad_token_type_id, **(padding or {})}
+        self.pad_id, self.left = pad_id, (side or tokenizer.padding_side) == "left"
         self.multiple = multiple or (MULTIPLE if torch.accelerator.is_available() else 1)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -82,10 +95,13 @@ class TextCollator:
         return padded
 
 
-def byte_tokenizer(model_max_length: int = 512) -> transformers.PreTrainedTokenizerFast:
+def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer whose tokens are the 256 bytes and the special tokens of BERT: 261, without any file.
 
     Saved with a model it loads as `AutoTokenizer`.
+
+    Args:
+        generates: for a causal language model: texts begin with [CLS], and [SEP] is what ends them.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, processors
@@ -97,10 +113,11 @@ def byte_tokenizer(model_max_length: int = 512) -> transformers.PreTrainedTokeni
     made.decoder = decoders.ByteLevel()
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        single="[CLS] $A" if generates else "[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
+    inputs = ["input_ids", "attention_mask"] if generates else ["input_ids", "token_type_ids", "attention_mask"]
+    roles = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if generates else {}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, model_max_length=model_max_length, pad_token="[PAD]", unk_token="[UNK]",
-        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=inputs, **roles,
     )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Any
 
 import optuna
 
-from hfexp.compose import compose
+from hfexp.composition import compose
 from hfexp.config import to_config
 from hfexp.origin import Origin, without_sweep
 from hfexp.sweep import point

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hfexp import api
-from hfexp.compose import compose, conf_dir, prepare_overrides
+from hfexp.composition import compose, conf_dir, prepare_overrides
 from hfexp.config import flatten, to_config
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash

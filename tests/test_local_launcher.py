@@ -31,7 +31,7 @@ from hydra.types import HydraContext, RunMode
 from hydra.version import VersionBase
 from packaging.version import Version
 
-from hfexp import cli, compose, machine
+from hfexp import cli, composition, machine
 from hfexp.errors import ConfigError, RunError, SweepError
 from hfexp.launch.jobs import differing_words, error_of
 from hfexp.launch.slots import Slot, slots
@@ -48,7 +48,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Other tests of this process may have chosen another `version_base`.
     """
-    compose.register_schema()
+    composition.register_schema()
     monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
 
 
@@ -129,7 +129,7 @@ def launch(
     task: Callable[[Any], Any], jobs: Sequence[Sequence[str]], tmp_path: Path, *overrides: str
 ) -> Sequence[JobReturn]:
     """Launch jobs as a sweeper does, and return all that came back."""
-    compose.register_schema()
+    composition.register_schema()
     hydra = Hydra.create_main_hydra_file_or_module(None, "hydra.test_utils.a_module", "configs", "test")
     try:
         words = ["hydra/launcher=local", f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.job.chdir=false", *overrides]

@@ -10,7 +10,7 @@ import transformers
 from conftest import SMALL_DIGITS
 
 from hfexp.cli import main
-from hfexp.compose import compose
+from hfexp.composition import compose
 from hfexp.config import Config, to_config
 from hfexp.planning.estimate import JobCost, add_up, cost_of, shape_of, times, total_steps
 from hfexp.planning.measurement import Measurement

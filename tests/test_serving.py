@@ -27,7 +27,7 @@ from conftest import SMALL_DIGITS, write_images
 from servers import free_port
 from test_models import Made, make
 
-from hfexp import api, inference, preflight, raw_images, serving
+from hfexp import api, inference, preflight, raw_images, serving, verifying
 from hfexp.errors import ConfigError, RunError
 from hfexp.model import build_model
 from hfexp.tasks.image_classification import ImageClassification
@@ -42,7 +42,7 @@ def test_the_saved_directory_is_read_by_everything(made: Made) -> None:
     root, weights = made.saved.path, made.saved.weights
     assert made.saved.flavors == ("python_function", "transformers")
     expected = made.predictor.probabilities(made.images)
-    serving.verify_model(made.saved, made.predictor, made.images)
+    verifying.verify_model(made.saved, made.predictor, made.images)
 
     model = transformers.AutoModelForImageClassification.from_pretrained(weights)
     assert model.config.id2label == made.inputs.id2label
@@ -99,10 +99,10 @@ def test_a_model_that_was_saved_wrong_is_noticed(made: Made, tmp_path: Path) -> 
     parts = (made.inputs.processor, made.inputs.task, made.inputs.transforms, made.inputs.id2label)
     before = list(sys.path)
     with pytest.raises(RunError, match="differs by 0"):
-        serving.verify_model(saved, inference.Predictor(other, *parts), made.images)
+        verifying.verify_model(saved, inference.Predictor(other, *parts), made.images)
     (saved.weights / "model.safetensors").unlink()
     with pytest.raises(RunError, match="can't be used: OSError"):
-        serving.verify_model(saved, made.predictor, made.images)
+        verifying.verify_model(saved, made.predictor, made.images)
     assert sys.path == before
 
 
@@ -117,7 +117,7 @@ def test_a_recipe_builds_only_what_is_trusted(made: Made, place: Path, monkeypat
     with pytest.raises(ConfigError, match="builds my_ops.make: if you trust .* set HFEXP_ALLOWED_TARGETS=my_ops"):
         inference.load_predictor(saved.weights)
     assert len(inference.load_predictor(saved.weights, allowed=["my_ops"]).predict(made.images)) == 8
-    serving.verify_model(saved, made.predictor, made.images)
+    verifying.verify_model(saved, made.predictor, made.images)
     monkeypatch.setenv("HFEXP_ALLOWED_TARGETS", "other,my_ops")
     assert len(inference.load_predictor(saved.weights).predict(made.images)) == 8
 
@@ -146,7 +146,7 @@ class NoPipeline(ImageClassification):
 def test_models_without_a_pipeline_or_without_transformers(made: Made, tmp_path: Path) -> None:
     saved = made.save(tmp_path / "saved", task=NoPipeline())
     assert saved.flavors == ("python_function",)
-    serving.verify_model(saved, made.predictor, made.images)
+    verifying.verify_model(saved, made.predictor, made.images)
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -180,7 +180,7 @@ def test_the_sizes_of_a_timm_model_survive(place: Path) -> None:
     image = raw_images.image_bytes(inputs.dataset["validation"][0])
     recipe = inference.recipe_of(config, inputs.id2label)
     saved = serving.save_mlflow_model(model, inputs.processor, inputs.task, recipe, place / "saved", example=image)
-    serving.verify_model(saved, predictor, [image])
+    verifying.verify_model(saved, predictor, [image])
     assert "timm==" in (saved.path / "requirements.txt").read_text()
     pipeline = mlflow.transformers.load_model(str(saved.path))
     assert len(pipeline(PIL.Image.open(io.BytesIO(image)).convert("RGB"))) == 5

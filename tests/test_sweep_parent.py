@@ -18,7 +18,7 @@ from conftest import SMALL_DIGITS
 from sweeps import a_sweep, a_trial, run_point
 
 from hfexp import cli
-from hfexp.compose import compose
+from hfexp.composition import compose
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, SweepError
 from hfexp.origin import Origin

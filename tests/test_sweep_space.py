@@ -8,7 +8,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from hfexp.compose import opened
+from hfexp.composition import opened
 from hfexp.errors import ConfigError
 from hfexp.sweep.dimension import spelling, unquoted
 from hfexp.sweep.ranking import best, ranked, ties

@@ -70,7 +70,7 @@ def _do_what_is_done_once() -> None:
     """What libraries keep for the life of a process, and would find out anew in each job."""
     with contextlib.suppress(Exception):
         # Hydra looks for its plugins, and its parsers learn the grammar.
-        importlib.import_module("hfexp.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
+        importlib.import_module("hfexp.composition").compose("seed=1", "trainer.args.learning_rate=1e-3")
     with contextlib.suppress(Exception):
         importlib.import_module("hfexp.environment")._packages()
     with contextlib.suppress(Exception):  # which package a module is of: MLflow asks for it with each model

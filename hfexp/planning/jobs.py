@@ -9,7 +9,7 @@ from pathlib import Path
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp import compose
+from hfexp import composition
 from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError, first_line
 from hfexp.identity import config_hash
@@ -116,7 +116,7 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
 
 def show(words: tuple[str, ...]) -> str:
     """Overrides as they are typed, without secrets."""
-    return mask_secrets(" ".join(map(compose.as_typed, words)))
+    return mask_secrets(" ".join(map(composition.as_typed, words)))
 
 
 def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
@@ -130,13 +130,13 @@ def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
 def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
     """With its configuration and identity, or with what is wrong."""
     try:
-        config = to_config(compose.without_hydra(composer.compose(job.words)))
+        config = to_config(composition.without_hydra(composer.compose(job.words)))
         world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
         return replace(job, config=config, identity=config_hash(config))
     except ConfigError as error:
         return job.invalid(str(error))
     except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        return job.invalid(compose.explain(error))
+        return job.invalid(composition.explain(error))
 
 
 def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.compose import as_typed, config_flags, opened
+from hfexp.composition import as_typed, config_flags, opened
 from hfexp.errors import ConfigError
 from hfexp.launch.batches import run_in_batches
 from hfexp.launch.pool import sigterm_raises

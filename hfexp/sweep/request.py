@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from hfexp.compose import opened, without_hydra
+from hfexp.composition import opened, without_hydra
 from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError
 from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define

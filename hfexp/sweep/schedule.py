@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.compose import as_typed
+from hfexp.composition import as_typed
 from hfexp.errors import RunError
 from hfexp.launch.jobs import error_of
 from hfexp.launch.local import Job

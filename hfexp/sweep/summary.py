@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from hfexp.compose import as_typed
+from hfexp.composition import as_typed
 from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
 from hfexp.screen import say

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfexp.compose import as_typed
+from hfexp.composition import as_typed
 from hfexp.origin import mask_secrets, without_sweep
 from hfexp.sweep.ranking import ranked, ties
 from hfexp.sweep.trials import State, Sweep, Trial

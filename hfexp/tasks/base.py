@@ -1,8 +1,10 @@
 """What the pipeline asks of a task."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from hfexp.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,21 @@ class Task(ABC):
     raw_type: ClassVar[str] = "binary"
     """MLflow's type of a raw input: `binary` or `string`."""
 
+    transform: ClassVar[str | None] = None
+    """The option of `transform` that its models take as they are, e.g. one from the Hub that is only asked."""
+
+    streams: ClassVar[bool] = False
+    """`respond` calls `on_text` of its options with each new piece of a text."""
+
+    quick_options: ClassVar[dict[str, Any]] = {}
+    """Options of `respond` with which it takes little time and always says the same."""
+
+    block_size: int | None = None
+    """The tokens of all rows are laid end to end and cut into rows of so many; None: rows stay rows."""
+
+    answer_types: ClassVar[dict[str, str]] = {}
+    """What `answer` gives: `string`, `double` or `doubles` (a list of them) by name."""
+
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Names of the classes by id, from the label column's `ClassLabel`."""
         if self.label_column is None:
@@ -75,6 +92,39 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
 
+    def suits(self, processor: Any) -> bool:
+        """Whether a pretrained model that came with this processor can be asked as this task asks."""
+        return True
+
+    def respond(self, model: Any, batch: dict[str, Any], processor: Any, options: Mapping[str, Any]) -> Sequence[Any]:
+        """What a trained model says to a batch of model inputs that are on its device: an output for each row.
+
+        Args:
+            options: of this request, e.g. of generation; a task that knows none gets none.
+        """
+        return self.preprocess_logits(main_output(model(**batch)), None).cpu().numpy()
+
+    def serving_options(self) -> dict[str, bool | int | float | str]:
+        """Options of `respond` that a served model takes with a request, and their values without one."""
+        return {}
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises ConfigError for options that `respond` does not know."""
+        if options:
+            raise ConfigError(f"generation.{next(iter(options))}: {type(self).__name__} generates nothing")
+
+    def with_system(self, system: str, prompt: Any) -> Any:
+        """A raw input with what a chat model is told before it."""
+        raise ConfigError(f"system=...: {type(self).__name__} is told nothing but its input")
+
+    def answer(self, output: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
+        """One output of `respond` as a person wants it, by the names of `answer_types`.
+
+        Args:
+            id2label: names of the classes; empty: their numbers.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no answer: it can't predict on raw inputs")
+
     def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
         """A row as a small raw input, to be kept with the model; None if the task can't predict on raw inputs."""
         return None
@@ -97,3 +147,13 @@ class Task(ABC):
     @abstractmethod
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
         """Small made-up predictions and references, with which the metrics are tried before training."""
+
+
+def main_output(output: Any) -> Any:
+    """What `Trainer.prediction_step` hands to `preprocess_logits`: one tensor, or a tuple of several."""
+    if hasattr(output, "device"):  # a tensor
+        return output
+    if isinstance(output, dict):
+        output = tuple(value for name, value in output.items() if name != "loss")
+    values = tuple(value for value in output if value is not None)
+    return values[0] if len(values) == 1 else values

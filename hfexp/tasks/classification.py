@@ -1,5 +1,6 @@
 """Classification of anything: one class out, the scores of all of them kept."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,11 +13,21 @@ class Classification(Task):
 
     label_column: ClassVar[str | None] = "label"
     metric: ClassVar[str] = "accuracy"
+    answer_types: ClassVar[dict[str, str]] = {"label": "string", "score": "double", "probabilities": "doubles"}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Class scores (B, num_labels) in float32; models with several heads give the main one first."""
         logits = logits[0] if isinstance(logits, tuple) else logits
         return logits.float().softmax(-1)
+
+    def answer(self, output: np.ndarray, id2label: Mapping[int, str]) -> dict[str, Any]:
+        """The most probable class, its probability, and those of all, in the order of `id2label`."""
+        best = int(output.argmax())
+        return {
+            "label": id2label.get(best, str(best)),
+            "score": float(output[best]),
+            "probabilities": [float(value) for value in output],
+        }
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         """Class ids and scores: `predictions` (N,), `prediction_scores` (N, num_labels), `references` (N,)."""

@@ -79,6 +79,22 @@ def register_final(client: Any, run_id: str, name: str) -> None:
     _register(client, model, run_id, name)
 
 
+def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
+    """Download the final model of a run.
+
+    Args:
+        uri: of the store; `place`: directory to download to.
+
+    Raises:
+        MlflowException: it has none, or it can't be had.
+    """
+    from mlflow.artifacts import download_artifacts
+
+    model = _find(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
+    address = f"runs:/{run_id}/model" if model is None else model.artifact_location
+    return Path(download_artifacts(address, dst_path=place, tracking_uri=uri))
+
+
 def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
     """The oldest model of this run with the key."""
     found = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]

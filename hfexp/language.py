@@ -1,0 +1,162 @@
+"""Texts for causal language models: tokens with their labels, blocks of equal length, batches, generation settings."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hfexp.errors import ConfigError, DataError, did_you_mean
+from hfexp.text import TextCollator
+
+IGNORED = -100
+"""Label of a token that the loss leaves out (`torch.nn.CrossEntropyLoss`)."""
+ROLES = ("system", "user", "assistant", "tool")
+UNLIMITED = 10**6
+Messages = list[dict[str, Any]]
+
+
+class Encode(torch.nn.Module):
+    """Operation of `transform.prepare` that makes `input_ids` of a row, and `labels` where not all tokens count.
+
+    A row has one of these columns: `text` (all of it is learnt, and that it ends), `messages` (a conversation in the
+    form of the tokenizer's chat template: what the assistant says is learnt), or `prompt` (a text to be continued, or
+    messages to be answered: nothing is learnt).
+    """
+
+    def __init__(self, processor: Any, max_length: int | None = None) -> None:
+        """
+        Args:
+            processor: a tokenizer.
+            max_length: tokens that are kept of a row; None: of a text all, of messages as many as the model takes.
+        """
+        super().__init__()
+        if processor.eos_token_id is None:
+            raise ConfigError("the tokenizer has no token that ends a text: set model.processor.eos_token")
+        limit = int(processor.model_max_length)
+        if max_length is not None and not 1 <= max_length <= limit:
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the tokenizer")
+        self.max_length = max_length
+        self.longest = max_length or limit
+        self.tokenizer = copy.deepcopy(processor)
+        self.tokenizer.model_max_length = 10**30  # it would warn of texts that are cut into blocks anyway
+
+    def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Columns of texts become lists of token ids."""
+        if "prompt" in row:
+            return {"input_ids": self._prompt(row["prompt"]), "prompt": True}
+        if "messages" in row:
+            return self._conversation(row["messages"])
+        tokens = self._tokens(row["text"])
+        if not tokens or tokens[-1] != self.tokenizer.eos_token_id:
+            tokens.append(self.tokenizer.eos_token_id)
+        return {"input_ids": tokens[: self.max_length]}
+
+    def _tokens(self, text: str, special: bool = True) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _prompt(self, prompt: str | Messages) -> list[int]:
+        """The newest tokens that fit."""
+        if isinstance(prompt, str):
+            return self._tokens(prompt)[-self.longest :]
+        return self._tokens(self._text(prompt, add_generation_prompt=True), special=False)[-self.longest :]
+
+    def _text(self, messages: Messages, **options: Any) -> str:
+        if not self.tokenizer.chat_template:
+            raise ConfigError("the tokenizer has no chat template: conversations need the model of a chat")
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except Exception as error:  # raised by the template itself, e.g. for roles that do not alternate
+            raise DataError(f"the chat template refuses the messages: {error}") from error
+
+    def _conversation(self, messages: Messages) -> dict[str, Any]:
+        """Tokens of a conversation; labels are those of the assistant's turns, with the mark that ends each."""
+        whole = self._text(messages)
+        spans = [
+            self._span(messages, place, whole) for place, one in enumerate(messages) if one["role"] == "assistant"
+        ]
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        tokens = list(encoded["input_ids"])[: self.longest]
+        places = encoded["offset_mapping"][: self.longest]
+        labels = [
+            token if any(start <= begin and end <= stop and begin < end for start, stop in spans) else IGNORED
+            for token, (begin, end) in zip(tokens, places, strict=True)
+        ]
+        if all(label == IGNORED for label in labels):
+            raise DataError(
+                f"a conversation of {len(encoded['input_ids'])} tokens has nothing of the assistant's among the first "
+                f"{self.longest}: raise max_length, or leave it out"
+            )
+        return {"input_ids": tokens, "labels": labels}
+
+    def _span(self, messages: Messages, place: int, whole: str) -> tuple[int, int]:
+        """Where in the text a turn of the assistant stands: after what asks for it, to the end of its mark."""
+        before = self._text(messages[:place], add_generation_prompt=True)
+        after = self._text(messages[: place + 1])
+        if not (whole.startswith(before) and whole.startswith(after)):
+            raise DataError(
+                f"the chat template writes message {place + 1} in another way when others follow it, so that it can't "
+                "be told which tokens are the assistant's; make a row of each reply, with what was said before it"
+            )
+        return len(before), len(after)
+
+
+class LanguageCollator:
+    """Rows with labels are padded on the right; prompts on the left, so that the model goes on at their end."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.learning = TextCollator(tokenizer, padding={"labels": IGNORED}, pad_id=filler, side="right")
+        self.asking = TextCollator(tokenizer, pad_id=filler, side="left")
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return (self.learning if "labels" in rows[0] else self.asking)(rows)
+
+
+def check_messages(value: Any) -> Messages:
+    """Messages of a conversation, each a mapping with `role` and `content`.
+
+    Raises:
+        DataError: they are none.
+    """
+    messages = value.get("messages") if isinstance(value, Mapping) else value
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise DataError(f"a list of messages is needed, not {messages!r:.80}")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise DataError(f"a message is a mapping with `role` and `content`, not {message!r:.80}")
+        if message["role"] not in ROLES:
+            raise DataError(f"a message has the role {message['role']!r}; there are: {', '.join(ROLES)}")
+    return [{name: part for name, part in message.items() if part is not None} for message in messages]
+
+
+def check_generation(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless these are fields of `transformers.GenerationConfig`, with values that it takes."""
+    import transformers
+
+    known = transformers.GenerationConfig().to_dict()
+    for name in options:
+        if name not in known:
+            raise ConfigError(
+                f"unknown key 'generation.{name}'.{did_you_mean(name, known)} (transformers.GenerationConfig)"
+            )
+    try:
+        transformers.GenerationConfig(**options).validate(strict=True)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"generation: {' '.join(str(error).split())}") from error
+
+
+def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of each row: negative log-likelihood in nats, tokens that count, tokens that were foreseen: (B, 3) float32.
+
+    Args:
+        logits: (B, T, V); `labels`: (B, T), IGNORED where nothing counts. Token t is foreseen from those before it.
+    """
+    scores = []
+    for row, truth in zip(logits[:, :-1], labels[:, 1:], strict=True):  # one row at a time: V can be 262,144
+        counted = truth != IGNORED
+        row, truth = row[counted].float(), truth[counted]
+        loss = torch.nn.functional.cross_entropy(row, truth, reduction="sum") if len(truth) else row.new_zeros(())
+        right = (row.argmax(-1) == truth).sum()
+        scores.append(torch.stack([loss, loss.new_tensor(len(truth)), right.to(loss.dtype)]))
+    return torch.stack(scores)

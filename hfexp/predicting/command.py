@@ -1,0 +1,249 @@
+"""`hfexp predict`: ask a trained model."""
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfexp.errors import EXIT_FAILED, ConfigError, DataError
+from hfexp.predicting.settings import ALL, PredictSettings, check_paths, parse
+from hfexp.screen import end_bar, is_terminal, move_bar, note, say
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hfexp.predicting.answers import Answer, AnswerFile, Screen
+    from hfexp.predicting.inputs import Input
+    from hfexp.predicting.models import Asked
+
+HELP = """hfexp predict: ask a trained model.
+
+  hfexp predict run=RUN photos/ more/*.jpg            a run's id or name, or a directory
+  hfexp predict sweep=NAME photos/                    the best run of a sweep
+  hfexp predict run=google/vit-base-patch16-224 cat.jpg https://example.org/dog.jpg
+  hfexp predict run=RUN rows.csv columns.text=review output=answers.csv
+  hfexp predict run=RUN text="It's great" text="Not at all"
+  hfexp predict model=gemma_3_1b system="You are brief." prompt="What is a pipeline?"
+  cat lines.txt | hfexp predict run=RUN -
+
+which model
+  run=       id (or its beginning) or name of a run, a directory, OWNER/NAME of the Hub
+  sweep=     the best run of this sweep
+  task= model= transform= security=    as in training, for a model that no run of yours has trained
+  output_dir=outputs  uri=             where the runs are
+what is asked
+  files, folders, patterns, addresses, - (standard input: a line each), tables (.csv .tsv .jsonl .parquet)
+  text= or prompt=    a text as it is; may be given several times
+  system=             what a chat model is told before the prompt; conversations: a .json file of messages
+  columns.NAME=       what a column of the task is called in the tables
+how
+  batch_size=32  device=  top_k=1 (or all)  generation.max_new_tokens=, ...do_sample=, ... (GenerationConfig)
+  stream=true         write a text while it is generated (the default in a terminal, for one prompt)
+what becomes of the answers
+  output=FILE         all of them: .csv, .jsonl or .parquet, with the probability of every class
+  show=20             so many on the screen
+  record=true         kept with the run in MLflow
+
+Exit code: 0; 1 if inputs could not be read (they are named, the others are answered); 2 wrong input."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Answer on the screen, and where else it is asked for."""
+    if not words or {"--help", "-h"} & set(words):
+        print(HELP)
+        return 0
+    words, config_dir = _config_dir(list(words))
+    settings = parse(words)
+    check_paths(settings.inputs)
+    asked = load(settings, config_dir)
+    inputs = read(settings, asked)
+    return EXIT_FAILED if _answer(settings, asked, inputs) else 0
+
+
+def _config_dir(words: list[str]) -> tuple[list[str], str | None]:
+    """The words without `--config-dir DIR`, and DIR."""
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            if not equals and place + 1 == len(words):
+                raise ConfigError("--config-dir: which one?")
+            rest = words[:place] + words[place + (1 if equals else 2) :]
+            return rest, value if equals else words[place + 1]
+    return words, None
+
+
+def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "Asked":
+    """The model that is asked, with the options of this request."""
+    from hfexp import quiet
+    from hfexp.composition import importable_cwd
+    from hfexp.predicting import models
+    from hfexp.predicting.answers import check_classes
+
+    quiet.quiet_libraries()
+    importable_cwd()
+    asked = models.load(
+        settings.run,
+        settings.sweep,
+        settings.composed,
+        output_dir=settings.output_dir,
+        uri=settings.uri,
+        device=settings.device,
+        options=settings.generation,
+        config_dir=config_dir,
+    )
+    predictor = asked.predictor
+    predictor.batch_size = settings.batch_size
+    predictor.task.check_options(settings.generation)
+    check_classes(None if settings.top_k == ALL else int(settings.top_k), predictor.id2label or {})
+    if settings.record and asked.run_id is None:
+        raise ConfigError("record=true: answers are kept with a run that MLflow knows; give run=RUN or sweep=NAME")
+    return asked
+
+
+def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) -> "list[Input]":
+    """All that is asked.
+
+    Args:
+        values: inputs from Python; for a task on texts, a `str` is a text and a `Path` a file.
+    """
+    from hfexp.predicting.inputs import read_inputs, takes_texts
+
+    task = asked.predictor.task
+    is_text = takes_texts(task)
+    texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
+    others = [value for value in values if not (is_text and isinstance(value, str))]
+    if settings.system is not None:
+        texts = [task.with_system(settings.system, text) for text in texts]
+    return read_inputs([*settings.inputs, *others], texts, task, settings.columns)
+
+
+def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
+    """Each input with its answer, or with why there is none."""
+    from hfexp.predicting.answers import Answer
+    from hfexp.predicting.inputs import row_of
+
+    predictor = asked.predictor
+    names: Mapping[int, str] = predictor.id2label or {}
+    for one, output in zip(inputs, predictor.outputs(row_of, inputs), strict=True):
+        if isinstance(output, DataError):
+            yield one, output
+        else:
+            yield one, Answer(one.name, predictor.task.answer(output, names))
+
+
+def _answer(settings: PredictSettings, asked: "Asked", inputs: "list[Input]") -> int:
+    """Answer everything; the number of inputs that could not be read."""
+    from hfexp.predicting.answers import Screen, answer_files
+
+    names: Mapping[int, str] = asked.predictor.id2label or {}
+    count = None if settings.top_k == ALL else int(settings.top_k)
+    streams = _stream(settings, asked, len(inputs))
+    screen = Screen(names, count, settings.show)
+    with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
+        paths = [Path(settings.output)] if settings.output else []
+        paths += [Path(place) / "predictions.csv"] if settings.record else []
+        with answer_files(paths, names, count) as files:
+            skipped = _ask_all(asked, inputs, [screen, *files])
+        if not streams:
+            screen.show()
+        if settings.record:
+            _record(asked, paths[-1])
+    if settings.output:
+        say(f"{screen.total} answers in {settings.output}")
+    if skipped:
+        note(f"{skipped} of {len(inputs)} inputs could not be read")
+    return skipped
+
+
+def _ask_all(asked: "Asked", inputs: "list[Input]", sinks: "list[Screen | AnswerFile]") -> int:
+    """Give each answer to all sinks; the number of inputs that could not be read."""
+    skipped, shows_bar = 0, is_terminal() and len(inputs) > asked.predictor.batch_size
+    try:
+        for number, (one, answer) in enumerate(answers_of(asked, inputs), 1):
+            if isinstance(answer, DataError):
+                skipped += 1
+                end_bar()
+                note(_why_skipped(one.name, answer))
+                continue
+            for sink in sinks:
+                sink.add(answer)
+            if shows_bar:
+                move_bar(number, len(inputs), "predicting", "")
+    finally:
+        end_bar()
+    return skipped
+
+
+def _why_skipped(name: str, error: DataError) -> str:
+    shown = name if len(name) < 80 else f"{name[:80]}..."
+    return f"skipped: {error}" if name in str(error) else f"skipped {shown!r}: {error}"
+
+
+def _stream(settings: PredictSettings, asked: "Asked", count: int) -> bool:
+    """Let a text appear while it is generated, if that is wanted and can be."""
+    task = asked.predictor.task
+    if settings.stream and not (task.streams and count == 1):
+        raise ConfigError("stream=true is for one prompt to a model that generates text")
+    streams = task.streams and count == 1 and (is_terminal() if settings.stream is None else settings.stream)
+    if streams:
+        asked.predictor.options["on_text"] = _write_now
+    return streams
+
+
+def _write_now(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _record(asked: "Asked", path: Path) -> None:
+    """Keep the answers with the run, under a name that tells when."""
+    import datetime
+
+    from mlflow import MlflowClient
+
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+    dated = path.rename(path.with_name(f"{now}.csv"))
+    MlflowClient(asked.uri).log_artifact(str(asked.run_id), str(dated), "predictions")
+    say(f"recorded as predictions/{dated.name} of {asked.name}")
+
+
+def predict(
+    *words: str, inputs: Any = (), config_dir: str | Path | None = None, skip_unreadable: bool = False, **settings: Any
+) -> "pandas.DataFrame":
+    """Ask a trained model in Python.
+
+    Args:
+        words: as after `hfexp predict`.
+        inputs: one input or a list: paths, addresses, texts, images (PIL, uint8 arrays, bytes), messages of a chat.
+        config_dir: a directory of your own options.
+        skip_unreadable: leave out what can't be read, with a note.
+        settings: the same settings by name, e.g. `run=...`, `sweep=...`, `batch_size=64`.
+
+    Returns:
+        A row per input: `input` and what the task answers, e.g. `label`, `score`, `probabilities`.
+
+    Raises:
+        ConfigError: the model or an input does not exist.
+        DataError: an input can't be read.
+    """
+    import pandas
+
+    asked_for = parse([*words, *(f"{name}={value}" for name, value in settings.items() if value is not None)])
+    asked = load(asked_for, config_dir)
+    rows = []
+    for one, answer in answers_of(asked, read(asked_for, asked, _values(inputs))):
+        if not isinstance(answer, DataError):
+            rows.append({"input": one.name, **answer.values})
+        elif skip_unreadable:
+            note(_why_skipped(one.name, answer))
+        else:
+            raise answer
+    return pandas.DataFrame(rows, columns=None if rows else ["input", *asked.predictor.task.answer_types])
+
+
+def _values(inputs: Any) -> list[Any]:
+    """One input, or several of them, as a list; the messages of one conversation are one input."""
+    is_chat = isinstance(inputs, list) and bool(inputs) and all(isinstance(one, Mapping) for one in inputs)
+    several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes) and not is_chat
+    return list(inputs) if several else [inputs]

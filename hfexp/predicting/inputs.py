@@ -1,0 +1,175 @@
+"""What a model is asked: files, folders, patterns, addresses, tables, standard input, or values in Python."""
+
+import glob
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.predicting.settings import STANDARD_INPUT
+from hfexp.sources import FORMATS, table
+from hfexp.tasks.base import Task
+
+TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
+LARGEST_CHAT = 10_000_000
+"""Bytes of a file of messages."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One thing that a model is asked about."""
+
+    name: str
+    """As a person calls it: a path, an address, the text itself."""
+    row: Callable[[], dict[str, Any]]
+    """Makes the row, as a dataset stores it; may raise DataError."""
+
+
+def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
+    """All that is asked, in its order.
+
+    Args:
+        words: paths, patterns, addresses, `-`; in Python also what `task.inference_row` takes.
+        texts: raw inputs themselves.
+        columns: what the task's columns are called in tables.
+
+    Raises:
+        ConfigError: there is nothing, a path does not exist, or a table has not the columns.
+    """
+    unknown = sorted(set(columns) - set(input_columns(task)))
+    if unknown:
+        raise ConfigError(f"columns.{unknown[0]}: the task reads only: {one_of(input_columns(task))}")
+    found = [one for word in words for one in _of_word(word, task, columns)]
+    found += [_raw(text, task) for text in texts]
+    if not found:
+        what = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or addresses"
+        raise ConfigError(f"nothing is asked: give {what}, or - for standard input")
+    return found
+
+
+def takes_texts(task: Task) -> bool:
+    """Raw inputs are texts (or messages), and not the content of files."""
+    return task.raw_type == "string"
+
+
+def input_columns(task: Task) -> list[str]:
+    """The columns that a task predicts from."""
+    return [name for name in task.columns if name != task.label_column]
+
+
+def _raw(value: Any, task: Task) -> Input:
+    return Input(value if isinstance(value, str) else f"<{type(value).__name__}>", lambda: task.inference_row(value))
+
+
+def _of_word(word: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+    """What a word of the command line means; another value than a path is an input itself."""
+    if not isinstance(word, str | Path):
+        yield _raw(word, task)
+    elif str(word) == STANDARD_INPUT:
+        for line in sys.stdin:
+            yield from _of_line(line.rstrip("\r\n"), task, columns)
+    elif "://" in str(word):
+        yield _file(str(word), task)
+    else:
+        for path in _paths(Path(word).expanduser(), task):
+            yield from _of_path(path, task, columns)
+
+
+def _of_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+    if takes_texts(task):
+        yield _raw(line, task)
+    elif line:
+        yield from _of_word(line, task, columns)
+
+
+def _paths(path: Path, task: Task) -> list[Path]:
+    """The file, those below the folder, or those that the pattern means; in the order of their names."""
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(one for one in path.rglob("*") if one.is_file() and not _is_hidden(one.relative_to(path)))
+        wanted = found if takes_texts(task) else [one for one in found if one.suffix.lower() in _image_endings()]
+        if not wanted:
+            raise ConfigError(f"{path}: no {'files' if takes_texts(task) else 'image files'} are below it")
+        return wanted
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not found:
+        kind = "no file fits this pattern" if glob.has_magic(str(path)) else "there is no such file or folder"
+        raise ConfigError(f"{path}: {kind}")
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _image_endings() -> set[str]:
+    import PIL.Image
+
+    PIL.Image.init()
+    return set(PIL.Image.EXTENSION)
+
+
+def _of_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+    suffix = path.suffix.lower()
+    if takes_texts(task) and suffix == ".json":
+        yield _chat(path, task)
+    elif suffix in TABLES:
+        yield from _of_table(path, task, columns)
+    elif takes_texts(task):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            yield _raw(line, task)
+    else:
+        yield _file(str(path), task)
+
+
+def _file(address: str, task: Task) -> Input:
+    """A file as a row refers to it; it is opened when it is its turn."""
+    if takes_texts(task):
+        raise ConfigError(f"{address}: texts are read from local files; give the text itself with text=...")
+    return Input(address, lambda: {input_columns(task)[0]: {"bytes": None, "path": address}})
+
+
+def _chat(path: Path, task: Task) -> Input:
+    """Messages, or any other value that the task takes, as JSON."""
+    if path.stat().st_size > LARGEST_CHAT:
+        raise ConfigError(f"{path} is too large for messages; tables are .jsonl")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    return Input(str(path), lambda: task.inference_row(value))
+
+
+def _of_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+    """A row of a table each; a task of one column gets its value, another one a mapping."""
+    rows = table(str(path))["train"]
+    own = {standard: columns.get(standard, standard) for standard in input_columns(task)}
+    for standard, name in own.items():
+        if name not in rows.column_names:
+            raise ConfigError(
+                f"{path} has no column {name!r}.{did_you_mean(name, rows.column_names)} It has: "
+                f"{one_of(rows.column_names)}; name one with columns.{standard}=NAME"
+            )
+    for row in rows.select_columns(list(own.values())):
+        values = {standard: row[name] for standard, name in own.items()}
+        value = values if len(own) > 1 else next(iter(values.values()))
+        if takes_texts(task) or not isinstance(value, str):
+            yield _raw(value, task)
+        else:
+            yield _file(value if "://" in value else str(path.parent / value), task)
+
+
+def row_of(one: Input) -> dict[str, Any]:
+    """The row of an input, for `Predictor.outputs`.
+
+    Raises:
+        DataError: it can't be read; the message does not repeat its name.
+    """
+    try:
+        return one.row()
+    except OSError as error:
+        raise DataError(str(error)) from error

@@ -1,0 +1,189 @@
+"""The model that is asked: of a run, of a sweep's best run, of a directory, or of the Hub."""
+
+import contextlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfexp.chosen import best_run_of_sweep, find_one
+from hfexp.composition import compose, conf_dir
+from hfexp.config import Config, to_config
+from hfexp.errors import ConfigError, RunError, one_of
+from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor
+from hfexp.model import build_model, load_model_config
+from hfexp.processor import load_processor
+from hfexp.records import RunRecord
+from hfexp.targets import instantiate
+from hfexp.tasks.base import Task
+from hfexp.tracking.store import tracking_uri
+from hfexp.transforms import build_transforms
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+BELOW = ("mlflow_model/model", "model", "")
+"""Where in the directory of a run, of an MLflow model or of a model the weights are."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model that is ready, and whose it is."""
+
+    predictor: Predictor
+    name: str
+    run_id: str | None = None
+    uri: str | None = None
+
+
+def load(
+    run: str | None,
+    sweep: str | None,
+    composed: Sequence[str],
+    *,
+    output_dir: str,
+    uri: str | None,
+    device: str | None,
+    options: dict[str, Any],
+    config_dir: str | Path | None = None,
+) -> Asked:
+    """Load what is to be asked.
+
+    Args:
+        run: id or name of a run, directory, or id on the Hub; `sweep`: in its place, a sweep's best.
+        composed: words for Hydra (`task=`, `model=`, ...), for a model that no run of ours has trained.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    directory = Path(run).expanduser() if run else None
+    if directory is not None and directory.is_dir():
+        found = _recipe_below(directory)
+        if found is not None:
+            return Asked(_load(found, device, options), str(run))
+    elif sweep or (run and not HUB_ID.fullmatch(run)):
+        store = tracking_uri(uri, output_dir)
+        record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
+        with _weights_of(record, store) as weights:
+            return Asked(_load(weights, device, options), record.name, record.run_id, store)
+    if run:
+        composed = ["model=local", f"model.path={run}", *composed]
+    if not any(word.startswith("model=") for word in composed):
+        raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
+    return Asked(_plain(list(composed), device, options, config_dir), run or " ".join(composed))
+
+
+def _load(directory: Path, device: str | None, options: dict[str, Any]) -> Predictor:
+    predictor = load_predictor(directory, device=device)
+    predictor.options = options
+    return predictor
+
+
+def _recipe_below(directory: Path) -> Path | None:
+    return next((directory / place for place in BELOW if (directory / place / RECIPE_FILE).is_file()), None)
+
+
+@contextlib.contextmanager
+def _weights_of(record: RunRecord, uri: str) -> Any:
+    """Directory with the weights of a run: where it was trained, or else as MLflow gives them."""
+    found = recipe_of_run(record)
+    if found is not None:
+        # The run was started here, by who asks now: what it builds of its own is trusted as then.
+        with allow_targets(_own_targets(found)):
+            yield found
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="hfexp-model-") as place:
+        found = _recipe_below(_download(record, uri, place))
+        if found is None:
+            raise ConfigError(f"the run {record.name} has no model that can be asked (tracking.checkpoints=none?)")
+        yield found
+
+
+def recipe_of_run(record: RunRecord) -> Path | None:
+    """Directory of the weights where the run was trained, if that is on this machine and still there."""
+    place = record.tags.get("hfexp.run_dir")
+    return _recipe_below(Path(place)) if place and Path(place).is_absolute() else None
+
+
+def _own_targets(directory: Path) -> list[str]:
+    from hfexp.inference import load_recipe
+
+    return load_recipe(directory).foreign_targets()
+
+
+def _download(record: RunRecord, uri: str, place: str) -> Path:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from hfexp.tracking.models import fetch_final
+
+    try:
+        return fetch_final(MlflowClient(uri), record.run_id, uri, place)
+    except (MlflowException, OSError) as error:
+        raise RunError(f"the model of {record.name} can't be fetched from {uri}: {error}") from error
+
+
+def _plain(words: list[str], device: str | None, options: dict[str, Any], config_dir: str | Path | None) -> Predictor:
+    """A pretrained model as it is, with the transform that its task names."""
+    import torch
+
+    named = {word.partition("=")[0] for word in words}
+    words = [*words, *(["trainer=default"] if "trainer" not in named else [])]
+    config = to_config(compose(*words, config_dir=config_dir)[0])
+    if "task" not in named:
+        name = _infer_task(config)
+        config = to_config(compose(*words, f"task={name}", config_dir=config_dir)[0])
+    allowed = config.security.allowed_targets
+    task: Task = instantiate(config.task, "task", allowed)
+    if "transform" not in named:
+        if task.transform is None:
+            raise ConfigError(f"{type(task).__name__} names no transform of its models: give transform=...")
+        words = [*words, f"transform={task.transform}"]
+        config.transform = to_config(compose(*words, config_dir=config_dir)[0]).transform
+    processor = load_processor(config.model, task, allowed)
+    model, summary = build_model(config.model, task, None, allowed)
+    if summary.new_tensors or config.model.path is None:
+        what = one_of(summary.new_tensors, 3) or "all weights"
+        raise ConfigError(f"{_name(config)} was not trained for {type(task).__name__}: {what} would be random")
+    names = getattr(model.config, "id2label", None) if task.label_column else None
+    id2label = {int(key): str(name) for key, name in names.items()} if names else None
+    transforms = build_transforms(config.transform, processor, id2label, allowed)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Predictor(model, processor, task, transforms, id2label, options=options)
+
+
+def _name(config: Config) -> str:
+    return f"model.path={config.model.path}" if config.model.path else f"model.model_type={config.model.model_type}"
+
+
+def _infer_task(config: Config) -> str:
+    """The option of `task` whose models are of the class that the checkpoint was saved from.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import transformers
+
+    kinds: dict[str, Task] = {}
+    for path in sorted((conf_dir() / "task").glob("*.yaml")):
+        other = to_config(compose(f"task={path.stem}")[0])
+        kinds[path.stem] = instantiate(other.task, "task", other.security.allowed_targets)
+    first = next(iter(kinds.values()))
+    stored = load_model_config(config.model, first, config.security.allowed_targets)
+    saved_from = set(getattr(stored, "architectures", None) or [])
+    processors: dict[str, Any] = {}
+    for name, task in kinds.items():
+        mapping = getattr(transformers, task.model_class)._model_mapping
+        known = mapping.get(type(stored), None)
+        classes = known if isinstance(known, tuple) else (known,)
+        if {kind.__name__ for kind in classes if kind is not None} & saved_from:
+            if task.processor_class not in processors:
+                allowed = config.security.allowed_targets
+                processors[task.processor_class] = load_processor(config.model, task, allowed)
+            if task.suits(processors[task.processor_class]):
+                return name
+    raise ConfigError(
+        f"{_name(config)} is a {one_of(saved_from) or type(stored).__name__}: say what it is for with task=... "
+        f"({one_of(kinds)})"
+    )

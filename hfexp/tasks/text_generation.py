@@ -1,0 +1,164 @@
+"""Text generation by causal language models: texts in blocks, or conversations of which the replies are learnt."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hfexp.errors import ConfigError, DataError
+from hfexp.tasks.base import Task
+
+SHOWN_EXAMPLE = 200
+"""Characters of an input example."""
+
+
+class TextGeneration(Task):
+    """Column `text`; `transform` must encode it (`hfexp.language.Encode`)."""
+
+    model_class: ClassVar[str] = "AutoModelForCausalLM"
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    metric: ClassVar[str] = "perplexity"
+    greater_is_better: ClassVar[bool] = False
+    loss_per_token: ClassVar[bool] = True
+    varying_shapes: ClassVar[bool] = True
+    raw_type: ClassVar[str] = "string"
+    transform: ClassVar[str | None] = "language"
+    streams: ClassVar[bool] = True
+    answer_types: ClassVar[dict[str, str]] = {"text": "string"}
+    quick_options: ClassVar[dict[str, Any]] = {"max_new_tokens": 8, "do_sample": False}
+
+    def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            block_size: texts are laid end to end and cut into rows of so many tokens; None: each text is a row.
+            generation: fields of `transformers.GenerationConfig`, in place of the model's own.
+        """
+        from hfexp.language import check_generation
+
+        if block_size is not None and block_size < 2:
+            raise ConfigError(f"task.block_size={block_size}: at least 2 tokens are needed")
+        self.block_size = block_size
+        self.generation = dict(generation or {})
+        check_generation(self.generation)
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row whose text is one; DataError else."""
+        if "prompt" not in row and not isinstance(row["text"], str):
+            raise DataError(f"column 'text' holds {row['text']!r:.80}, which is no text")
+        return row
+
+    def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """`labels` are the tokens themselves, unless the transform has said which count; a prompt has none."""
+        if "prompt" in row:
+            return {"input_ids": row["input_ids"]}
+        return row if "labels" in row else {**row, "labels": list(row["input_ids"])}
+
+    def picture(self, inputs: dict[str, Any], processor: Any) -> str:
+        """The tokens as text, special ones included."""
+        return processor.decode(inputs["input_ids"])
+
+    def inference_row(self, value: Any) -> dict[str, Any]:
+        """A text to be continued, or messages of a conversation."""
+        from hfexp.language import check_messages
+
+        return {"prompt": value if isinstance(value, str) else check_messages(value)}
+
+    def inference_example(self, row: dict[str, Any]) -> str:
+        """The beginning of the text."""
+        return row["text"][:SHOWN_EXAMPLE]
+
+    def with_system(self, system: str, prompt: Any) -> Any:
+        """Messages: what the model is told, then the prompt."""
+        return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
+
+    def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
+        """Pads to the longest row of a batch."""
+        from hfexp.language import LanguageCollator
+
+        return LanguageCollator(processor)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Fields of `transformers.GenerationConfig`."""
+        from hfexp.language import check_generation
+
+        check_generation({**self.generation, **options})
+
+    def serving_options(self) -> dict[str, bool | int | float | str]:
+        """Those of its own settings that are plain, and the greedy choice of one token after the other."""
+        plain = {name: value for name, value in self.generation.items() if isinstance(value, bool | int | float | str)}
+        return {"max_new_tokens": 256, "do_sample": False, **plain}
+
+    def respond(self, model: Any, batch: dict[str, Any], processor: Any, options: Mapping[str, Any]) -> Sequence[str]:
+        """Only what is new, without special tokens.
+
+        Args:
+            options: fields of `transformers.GenerationConfig`, and `on_text`, called with each piece of a reply.
+        """
+        import transformers
+
+        settings = {**self.generation, **options}
+        on_text = settings.pop("on_text", None)
+        streamer = None
+        if on_text is not None:
+            streamer = transformers.TextStreamer(processor, skip_prompt=True, skip_special_tokens=True)
+            streamer.on_finalized_text = lambda text, stream_end=False: on_text(text + "\n" * stream_end)
+        fillers = {
+            "pad_token_id": processor.eos_token_id if processor.pad_token_id is None else processor.pad_token_id
+        }
+        if model.generation_config.eos_token_id is None:
+            fillers["eos_token_id"] = processor.eos_token_id
+        tokens = model.generate(**batch, **fillers, **settings, streamer=streamer)
+        return processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def answer(self, output: str, id2label: Mapping[int, str]) -> dict[str, Any]:
+        """The reply."""
+        return {"text": output}
+
+    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
+        """`hfexp.language.token_scores`: (B, 3)."""
+        from hfexp.language import token_scores
+
+        return token_scores(logits[0] if isinstance(logits, tuple) else logits, labels)
+
+    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        """Of each row: `nll` in nats, `tokens` that count, and `correct` ones of them."""
+        return {
+            "nll": predictions[:, 0],
+            "tokens": predictions[:, 1].astype(np.int64),
+            "correct": predictions[:, 2].astype(np.int64),
+        }
+
+    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Two rows of ten tokens, half of them right."""
+        return np.array([[10.0, 10, 5]] * 2, dtype=np.float32), np.zeros((2, 11), np.int64)
+
+
+class ChatGeneration(TextGeneration):
+    """Column `messages`: lists of `role` and `content`; the loss is on what the assistant says."""
+
+    columns: ClassVar[tuple[str, ...]] = ("messages",)
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row whose messages are a conversation with a reply; DataError else."""
+        from hfexp.language import check_messages
+
+        if "prompt" in row:
+            return row
+        messages = check_messages(row["messages"])
+        if all(message["role"] != "assistant" for message in messages):
+            raise DataError(f"a conversation without a message of the assistant: {messages!r:.80}")
+        return {"messages": messages}
+
+    def suits(self, processor: Any) -> bool:
+        """The tokenizer writes conversations."""
+        return bool(getattr(processor, "chat_template", None))
+
+    def inference_row(self, value: Any) -> dict[str, Any]:
+        """What a user says, or messages of a conversation."""
+        return super().inference_row([{"role": "user", "content": value}] if isinstance(value, str) else value)
+
+    def inference_example(self, row: dict[str, Any]) -> str | None:
+        """The first thing that a user says."""
+        said = [message["content"] for message in row["messages"] if message["role"] == "user"]
+        return said[0] if said and isinstance(said[0], str) else None

@@ -1,0 +1,60 @@
+"""Whether a saved MLflow model answers as the model in memory does."""
+
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import pandas
+
+from hfexp.errors import RunError
+from hfexp.inference import Predictor, allow_targets, load_recipe
+from hfexp.serving import SavedModel, input_column, quiet_mlflow
+
+TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
+"""Largest difference of a probability between the model in memory and the saved one, by the precision of the weights.
+
+Both compute the same, but not always by the same kernels: a model is loaded with the fastest attention there is.
+"""
+
+
+def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes | str]) -> None:
+    """Load the directory as MLflow does and compare its answers with those of the model in memory.
+
+    Raises:
+        RunError: they differ, or it can't be loaded.
+    """
+    inputs = list(examples)
+    expected = predictor.predict(inputs)
+    trusted = load_recipe(saved.weights).foreign_targets()  # this process wrote it
+    paths = list(sys.path)  # MLflow puts code/ in front and leaves it there
+    try:
+        with allow_targets(trusted), quiet_mlflow():
+            import mlflow.pyfunc
+
+            loaded = mlflow.pyfunc.load_model(str(saved.path))
+            loaded.get_raw_model().to(next(predictor.model.parameters()).device)
+            frame = pandas.DataFrame({input_column(predictor.task): inputs})
+            table = loaded.predict(frame, predictor.options or None)
+    except Exception as error:
+        raise RunError(f"the saved model {saved.path} can't be used: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = paths
+    difference = _difference(expected, table)
+    tolerance = TOLERANCE.get(str(next(predictor.model.parameters()).dtype).removeprefix("torch."), 1e-4)
+    if not difference <= tolerance:
+        raise RunError(f"the saved model {saved.path} differs by {difference:.2g} from the answers in memory")
+
+
+def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
+    """The largest one of their numbers; where answers are words alone, infinite unless they are the same."""
+    largest, numbers = 0.0, False
+    for name, column in expected.items():
+        if name not in found:
+            return float("inf")
+        ours, theirs = (np.asarray(values.tolist()) for values in (column, found[name]))
+        if ours.dtype.kind == "f":
+            numbers = True
+            same_shape = ours.shape == theirs.shape
+            largest = max(largest, float(np.abs(ours - theirs).max(initial=0)) if same_shape else float("inf"))
+    same = expected.equals(found[list(expected.columns)])
+    return largest if numbers or same else float("inf")

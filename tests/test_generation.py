@@ -1,0 +1,231 @@
+"""Causal language models: tokens and their labels, blocks, perplexity, replies, conversations."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+import transformers
+
+from hfexp import cli, predict, train
+from hfexp.errors import ConfigError, DataError
+from hfexp.language import IGNORED, Encode, LanguageCollator, check_messages, token_scores
+from hfexp.metrics import Perplexity, TokenAccuracy
+from hfexp.tasks.text_generation import ChatGeneration, TextGeneration
+from hfexp.text import byte_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""Of a chat: `<role>content</>`, a line each."""
+SMALL = (
+    "model=tiny_gpt", "transform=language", "trainer=scratch", "dataset=table", "metrics=language",
+    "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2",
+    "model.config.intermediate_size=16", "model.config.num_hidden_layers=1", "dataset.test_size=0.2",
+    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4",
+)  # fmt: skip
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi!"},
+    {"role": "user", "content": "More"},
+    {"role": "assistant", "content": "No."},
+]
+
+
+def chat_tokenizer(length: int = 512) -> Any:
+    tokenizer = byte_tokenizer(length, generates=True)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def test_a_text_is_learnt_with_its_end_and_a_prompt_is_not() -> None:
+    encode = Encode(byte_tokenizer(64, generates=True))
+    begin, end = encode.tokenizer.bos_token_id, encode.tokenizer.eos_token_id
+    tokens = encode({"text": "ab"})["input_ids"]
+    assert [tokens[0], tokens[-1], len(tokens)] == [begin, end, 4]
+    assert encode({"prompt": "ab"})["input_ids"] == tokens[:-1]
+    assert len(encode({"text": "x" * 500})["input_ids"]) == 502
+    assert len(Encode(byte_tokenizer(64, generates=True), max_length=9)({"text": "x" * 500})["input_ids"]) == 9
+    assert len(encode({"prompt": "x" * 500})["input_ids"]) == 64
+
+
+def test_of_a_conversation_the_replies_are_learnt_and_nothing_else() -> None:
+    encode = Encode(chat_tokenizer())
+    row = encode({"messages": CHAT})
+    learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert encode.tokenizer.decode(learnt) == "Hi!</>\nNo.</>\n"
+    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+    whole = encode.tokenizer.apply_chat_template(CHAT, tokenize=True)
+    assert row["input_ids"] == list(whole["input_ids"] if hasattr(whole, "keys") else whole)
+    with pytest.raises(DataError, match="nothing of the assistant's among the first 10"):
+        Encode(chat_tokenizer(), max_length=10)({"messages": CHAT})
+
+
+def test_a_template_that_rewrites_earlier_replies_is_noticed() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] if loop.last else '-' }}{% endfor %}"
+    with pytest.raises(DataError, match="in another way when others follow"):
+        Encode(tokenizer)({"messages": CHAT})
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        Encode(tokenizer)({"messages": CHAT})
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError, match="roles must alternate"):
+        Encode(tokenizer)({"prompt": CHAT})
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], "Hello", [{"role": "user"}], [{"role": "boss", "content": "a"}], [["user", "a"]]]
+)
+def test_what_are_no_messages_is_named(value: Any) -> None:
+    with pytest.raises(DataError):
+        check_messages(value)
+    with pytest.raises(DataError):
+        ChatGeneration().decode({"messages": CHAT[:2]})
+    assert check_messages({"messages": CHAT}) == CHAT
+
+
+def test_rows_are_padded_behind_and_prompts_in_front() -> None:
+    collate = LanguageCollator(byte_tokenizer(generates=True))
+    rows = [{"input_ids": [7, 8], "labels": [7, 8]}, {"input_ids": [5], "labels": [5]}]
+    batch = collate(rows)
+    assert batch["labels"].tolist() == [[7, 8], [5, IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    asked = collate([{"input_ids": row["input_ids"]} for row in rows])
+    assert asked["attention_mask"].tolist() == [[1, 1], [0, 1]]
+    assert "labels" not in asked
+
+
+def test_perplexity_is_that_of_all_tokens() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(3, 7, 11, generator=generator), torch.randint(0, 11, (3, 7), generator=generator)
+    labels[0, 4:], labels[2] = IGNORED, IGNORED
+    scores = TextGeneration().preprocess_logits((logits, "cache"), labels).numpy()
+    offered = TextGeneration().metric_inputs(scores, labels.numpy())
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1)).item()
+    found = Perplexity().compute(**offered)
+    assert found == {"perplexity": pytest.approx(math.exp(loss), rel=1e-6)}
+    right = (logits[:, :-1].argmax(-1) == labels[:, 1:]).sum().item()
+    assert TokenAccuracy().compute(**offered) == {"token_accuracy": pytest.approx(right / 9)}
+    assert token_scores(logits, labels)[2].tolist() == [0, 0, 0]
+
+
+@pytest.fixture
+def texts(place: Path) -> str:
+    """A table of texts of many lengths."""
+    lines = [
+        json.dumps({"text": f"{number} is followed by {number + 1}. " * (1 + number % 5)}) for number in range(60)
+    ]
+    (place / "rows.jsonl").write_text("\n".join(lines))
+    return "dataset.source.data_files=rows.jsonl"
+
+
+def test_blocks_hold_all_texts_one_after_the_other(texts: str) -> None:
+    from hfexp import compose
+    from hfexp.preflight import prepare
+    from hfexp.work import build_splits
+
+    found = {}
+    for kept in ("true", "false"):
+        words = ("task=text_generation", "task.block_size=32", texts, *SMALL, f"transform.cache.enabled={kept}")
+        config = compose(*words)
+        inputs = prepare(config)
+        blocks = build_splits(config, inputs)["train"]
+        encode = inputs.transforms.train.fixed[0]
+        stream = [token for row in inputs.dataset["train"] for token in encode(row)["input_ids"]]
+        assert len(blocks) == len(stream) // 32
+        rows = blocks.__getitems__([3, len(blocks) + 1])
+        assert rows[0]["input_ids"] == stream[96:128]
+        assert rows[1] == {"input_ids": stream[32:64], "labels": stream[32:64]}
+        found[kept] = [row["input_ids"] for row in blocks]
+    assert found["true"] == found["false"]
+
+
+def test_a_generator_is_trained_kept_and_asked_as_a_pipeline_does(
+    texts: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = train("task=text_generation", "task.block_size=32", "task.generation.max_new_tokens=12", texts, *SMALL)
+    assert result.task_metric == "perplexity"
+    assert result.metrics["test_perplexity"] == pytest.approx(math.exp(result.metrics["test_loss"]), rel=1e-3)
+    assert result.metrics["final_eval_perplexity"] == result.metrics["best_eval_perplexity"]
+    model = str(result.run_dir / "model")
+    prompts = ["1 is", "12 is followed by"]
+    pipeline: Any = transformers.pipeline("text-generation", model)
+    # One by one: in a batch the pipeline cuts nothing, but fillers stand in front.
+    theirs = [pipeline(text, max_new_tokens=12, do_sample=False, return_full_text=False) for text in prompts]
+    expected = [answers[0]["generated_text"] for answers in theirs]
+    assert list(predict(run=result.run_dir.name, inputs=prompts)["text"]) == expected
+    assert list(predict(run=model, inputs=prompts, batch_size=1)["text"]) == expected
+    capsys.readouterr()
+    assert cli.main(["predict", f"run={model}", "prompt=1 is", "stream=true", "generation.max_new_tokens=5"]) == 0
+    streamed = capsys.readouterr().out
+    assert cli.main(["predict", f"run={model}", "prompt=1 is", "stream=false", "generation.max_new_tokens=5"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == streamed.rstrip("\n") == predict(
+        "generation.max_new_tokens=5", run=model, inputs="1 is"
+    )["text"][0]  # fmt: skip
+
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    path = next(place.glob("outputs/**/MLmodel")).parent
+    assert set(Model.load(path).flavors) == {"python_function", "transformers"}
+    loaded = mlflow.pyfunc.load_model(str(path))
+    assert list(loaded.predict(pandas.DataFrame({"text": prompts}))["text"]) == expected
+    assert list(loaded.predict(pandas.DataFrame({"text": prompts[:1]}), params={"max_new_tokens": 5})["text"]) == [
+        expected[0][:5]
+    ]
+
+
+def test_conversations_are_learnt_and_a_model_of_them_replies(place: Path) -> None:
+    Path("chats.jsonl").write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(40)))
+    Path("chat_parts.py").write_text(
+        "from test_generation import chat_tokenizer\n\n\ndef make(length=512):\n    return chat_tokenizer(length)\n"
+    )
+    words = ("task=chat", "dataset.source.data_files=chats.jsonl", "task.generation.max_new_tokens=4", *SMALL)
+    processor = ("model.processor._target_=chat_parts.make", "~model.processor.model_max_length")
+    result = train(*words, *processor, "~model.processor.generates", "tracking=none")
+    assert result.metrics["test_perplexity"] < 262
+    model = str(result.run_dir / "model")
+    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    pipeline: Any = transformers.pipeline("text-generation", model)
+    reply = pipeline(asked, max_new_tokens=4, do_sample=False)[0]["generated_text"][-1]["content"]
+    assert predict(run=model, inputs=asked)["text"][0] == reply
+    assert predict("prompt=Hello", "system=Be brief.", run=model)["text"][0] == reply
+    Path("asked.json").write_text(json.dumps(asked))
+    assert predict("asked.json", run=model)["text"][0] == reply
+    plain = predict("generation.max_new_tokens=4", "generation.do_sample=false", run=plain_copy(model), inputs=asked)
+    assert plain["text"][0] == reply
+
+
+def plain_copy(model: str) -> str:
+    """The directory without what hfexp adds: the task has to be found."""
+    (Path(model) / "hfexp.json").unlink()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.generation.max_new_token=3"], "Did you mean 'max_new_tokens'"),
+        (["task.block_size=1"], "at least 2 tokens"),
+        (["task.block_size=100000"], "have [0-9]+ tokens, less than"),
+        (["metrics=accuracy"], "the task offers correct, nll, tokens"),
+        (["transform.augment=[{_target_: hfexp.images.ToRGB}]"], "task.block_size"),
+    ],
+)
+def test_what_can_not_be_is_said_before_training(texts: str, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train("task=text_generation", texts, *SMALL, *words)
+
+
+def test_block_sums_do_not_depend_on_how_rows_are_batched() -> None:
+    scores = np.array([[2.0, 4, 1], [6.0, 2, 0]], dtype=np.float32)
+    task = TextGeneration()
+    together = Perplexity().compute(**task.metric_inputs(scores, np.zeros((2, 1))))
+    assert together == {"perplexity": pytest.approx(math.exp(8 / 6))}

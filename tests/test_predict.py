@@ -1,0 +1,283 @@
+"""`hfexp predict`: runs, sweeps, directories and plain models, asked about files, tables, texts and images."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import mlflow
+import numpy as np
+import pandas
+import PIL.Image
+import pytest
+import transformers
+from conftest import SMALL_DIGITS
+
+from hfexp import cli, predict, train
+from hfexp.errors import ConfigError, DataError
+from hfexp.predicting.settings import parse
+from hfexp.sources import digits
+from hfexp.tasks.image_classification import ImageClassification
+from hfexp.text import byte_tokenizer
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which a small model was trained, with images in `photos`."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        train(*SMALL_DIGITS, "name=small")
+    (home / "photos").mkdir()
+    encoded = digits().cast_column("image", datasets.Image(decode=False)).select(range(IMAGES))
+    for number, row in enumerate(map(dict, encoded)):
+        (home / "photos" / f"{number}.png").write_bytes(row["image"]["bytes"])
+    return home
+
+
+@pytest.fixture
+def here(home: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it as the current directory, so that tests can leave files."""
+    shutil.copytree(home / "photos", place / "photos")
+    (place / "outputs").symlink_to(home / "outputs")
+    return place
+
+
+@pytest.fixture
+def run(here: Path) -> str:
+    """The name of its run."""
+    return run_directory(here).name
+
+
+def run_directory(here: Path) -> Path:
+    return next(path.parent for path in here.glob("outputs/digits/*/run.json"))
+
+
+def test_what_is_typed_is_what_the_model_gets() -> None:
+    typed = ["Hello, world", "It's", "x=1 (two)", "?a=1", ">", "${a}", "[1, {b: 2}]", "", " a ", '"quoted"']
+    assert parse([f"prompt={text}" for text in typed]).text == typed
+    assert parse(["text=a", "prompt=b", "run=x", "top_k=3"]).text == ["a", "b"]
+    settings = parse(["generation.max_new_tokens=5", "columns.text=my text", "model.dtype=bfloat16", "stream=true"])
+    assert settings.generation == {"max_new_tokens": 5}
+    assert settings.columns == {"text": "my text"}
+    assert settings.composed == ["model.dtype=bfloat16"]
+    assert settings.stream is True
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("promt=Hello", "Did you mean 'prompt'?"),
+        ("top_k=0", "a number from 1 on"),
+        ("top_k=some", "a whole number is needed"),
+        ("record=perhaps", "true or false is needed"),
+        ("output=answers.xlsx", r"has to end in \.csv, \.jsonl, \.parquet"),
+        ("batch_size=0", "at least 1"),
+    ],
+)
+def test_wrong_words_are_refused_with_what_is_allowed(word: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(["run=x", word])
+
+
+def test_a_run_is_asked_as_a_pipeline_is(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = sorted(map(str, Path("photos").glob("*.png")))
+    pipeline: Any = transformers.pipeline("image-classification", str(run_directory(here) / "model"), top_k=None)
+    expected = [max(answers, key=lambda one: one["score"]) for answers in pipeline(paths)]
+    assert cli.main(["predict", f"run={run}", "photos", "output=answers.csv"]) == 0
+    found = pandas.read_csv("answers.csv", dtype={"label": str})
+    assert list(found["input"]) == paths
+    assert list(found["label"]) == [one["label"] for one in expected]
+    assert np.allclose(found["score"], [one["score"] for one in expected], atol=1e-5)
+    assert np.allclose(found.filter(like="probability_").sum(axis=1), 1, atol=1e-5)
+    shown = capsys.readouterr().out
+    assert "photos/0.png" in shown
+    assert "5 answers in answers.csv" in shown
+
+
+def test_all_forms_of_answers_say_the_same(here: Path) -> None:
+    for ending in ("csv", "jsonl", "parquet"):
+        assert cli.main(["predict", f"run={run_directory(here)}", "photos", "top_k=2", f"output=a/b.{ending}"]) == 0
+    table, parquet = (
+        pandas.read_csv("a/b.csv", dtype={"label": str, "label_2": str}),
+        pandas.read_parquet("a/b.parquet"),
+    )
+    lines = [json.loads(line) for line in Path("a/b.jsonl").read_text().splitlines()]
+    assert table["label"].tolist() == parquet["label"].tolist() == [line["label"] for line in lines]
+    assert table["label_2"].tolist() == [line["top"][1]["label"] for line in lines]
+    assert np.allclose(table["probability_3"], [line["probabilities"]["3"] for line in lines])
+    assert sorted(path.name for path in Path("a").iterdir()) == ["b.csv", "b.jsonl", "b.parquet"]
+
+
+def test_what_can_not_be_read_is_named_and_the_rest_is_answered(
+    here: Path, run: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos/broken.png").write_bytes(b"\x89PNG nothing")
+    assert cli.main(["predict", f"run={run}", "photos/*.png", "output=a.csv"]) == 1
+    assert len(pandas.read_csv("a.csv")) == IMAGES
+    errors = capsys.readouterr().err
+    assert "skipped: photos/broken.png can't be read as an image" in errors
+    assert "1 of 6 inputs could not be read" in errors
+    with pytest.raises(DataError, match=r"broken\.png"):
+        predict(run=run, inputs="photos/broken.png")
+    assert len(predict(run=run, inputs=["photos/broken.png", "photos/1.png"], skip_unreadable=True)) == 1
+
+
+def test_images_come_from_tables_standard_input_and_python(
+    here: Path, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(predict(run=run, inputs="photos")["label"])
+    Path("photos/rows.csv").write_text("file,x\n" + "".join(f"{n}.png,1\n" for n in range(IMAGES)))
+    assert list(predict("columns.image=file", run=run, inputs="photos/rows.csv")["label"]) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("photos/0.png\nphotos/1.png\n"))
+    assert list(predict(run=run, inputs="-")["label"]) == expected[:2]
+    image = PIL.Image.open("photos/2.png")
+    raw = [image, np.asarray(image), Path("photos/2.png").read_bytes(), Path("photos/2.png")]
+    assert list(predict(run=run, inputs=raw, batch_size=3)["label"]) == [expected[2]] * 4
+    assert list(predict(run=run, inputs=np.asarray(image))["label"]) == [expected[2]]
+
+
+def test_a_model_that_is_only_in_the_store_is_fetched(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = predict(run=run, inputs="photos")
+    monkeypatch.setattr("hfexp.predicting.models.recipe_of_run", lambda record: None)
+    assert list(predict(run=run, inputs="photos")["label"]) == list(expected["label"])
+
+
+def test_answers_are_kept_with_the_run(here: Path, run: str) -> None:
+    assert cli.main(["predict", f"run={run}", "photos", "record=true"]) == 0
+    client = mlflow.MlflowClient("sqlite:///outputs/mlflow.db")
+    (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
+    (kept,) = client.list_artifacts(recorded.info.run_id, "predictions")
+    assert kept.path.endswith(".csv")
+
+
+def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfexp import records
+    from hfexp.chosen import best_run_of_sweep
+
+    parent = records.RunRecord("p" * 32, "search", "1", "digits", "FINISHED", 1, 2)
+    parent.tags = {"hfexp.kind": "sweep", "hfexp.best_run_id": f"{'b' * 32}, {'c' * 32}"}
+    best = records.RunRecord("b" * 32, "best", "1", "digits", "FINISHED", 1, 2)
+    known = {run.run_id: run for run in (parent, best)}
+
+    def read_runs(uri: str, run_ids: Any = None, **_: Any) -> list[Any]:
+        return [known[run_id] for run_id in (run_ids if run_ids is not None else known)]
+
+    monkeypatch.setattr("hfexp.chosen.read_runs", read_runs)
+    assert best_run_of_sweep("", "search").name == "best"
+    with pytest.raises(ConfigError, match="Did you mean 'search'"):
+        best_run_of_sweep("", "serch")
+    parent.tags.pop("hfexp.best_run_id")
+    with pytest.raises(ConfigError, match="no best run yet"):
+        best_run_of_sweep("", "search")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run=RUN"], "nothing is asked"),
+        (["run=RUN", "nowhere.png"], "nowhere.png: there is no such file or folder"),
+        (["run=RUN", "photos/*.gif"], "no file fits this pattern"),
+        (["run=smal", "photos"], "is no experiment, run name, run id"),
+        (["photos"], "which model"),
+        (["run=RUN", "sweep=x", "photos"], "give one of them"),
+        (["run=RUN", "photos", "top_k=11"], "the model has 10 classes"),
+        (["run=RUN", "photos", "generation.max_new_tokens=3"], "ImageClassification generates nothing"),
+        (["run=RUN", "photos", "system=Be brief", "text=a"], "is told nothing but its input"),
+        (["run=RUN", "photos", "stream=true"], "for one prompt"),
+        (["model=vit_digits", "task=image_classification", "photos"], "was not trained for ImageClassification"),
+        (["run=RUN", "photos", "columns.text=a"], r"columns\.text: the task reads only: image"),
+    ],
+)
+def test_wrong_questions_are_answered_by_what_is_right(
+    here: Path, run: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert cli.main(["predict", *(word.replace("RUN", run) for word in words)]) == 2
+    assert message.replace("\\", "") in capsys.readouterr().err
+
+
+def plain_model(place: Path, kind: str) -> Path:
+    """A directory as anybody's `save_pretrained` leaves it."""
+    directory = place / kind
+    labels = {"id2label": {0: "cat", 1: "dog", 2: "eel"}, "label2id": {"cat": 0, "dog": 1, "eel": 2}}
+    transformers.set_seed(0)
+    if kind == "image":
+        config = transformers.ViTConfig(
+            image_size=32, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=16, initializer_range=1.0, **labels,
+        )  # fmt: skip
+        transformers.ViTForImageClassification(config).save_pretrained(directory)
+        transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(directory)
+    else:
+        config = transformers.BertConfig(
+            vocab_size=261, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+            initializer_range=1.0, **labels,
+        )  # fmt: skip
+        transformers.BertForSequenceClassification(config).save_pretrained(directory)
+        byte_tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_plain_model_answers_as_its_pipeline_and_its_task_is_found(here: Path, kind: str) -> None:
+    directory = plain_model(here, kind)
+    generator = np.random.default_rng(0)
+    inputs: list[Any] = ["a", "b" * 40, "Grüße, Welt"]
+    if kind == "image":
+        inputs = [PIL.Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+    pipeline: Any = transformers.pipeline(f"{kind}-classification", str(directory), top_k=None)  # pyright: ignore
+    expected = [{one["label"]: one["score"] for one in answers} for answers in pipeline(inputs)]
+    found = predict(run=str(directory), inputs=inputs)
+    for ours, theirs in zip(found["probabilities"], expected, strict=True):
+        assert ours == pytest.approx(
+            [theirs[name] for name in ("cat", "dog", "eel")], abs=2e-3 if kind == "image" else 1e-5
+        )
+
+
+def test_texts_are_read_from_tables_lines_and_words(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = plain_model(here, "text")
+    expected = predict(run=str(directory), inputs=["one", "two, three"])
+    Path("rows.jsonl").write_text('{"review": "one"}\n{"review": "two, three"}\n{"review": null}\n')
+    Path("lines.txt").write_text("one\ntwo, three\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo, three\n"))
+    for words in (["columns.text=review", "rows.jsonl"], ["lines.txt"], ["-"], ["text=one", "text=two, three"]):
+        output = f"output={words[0].replace('=', '_')}.jsonl"
+        code = cli.main(["predict", f"run={directory}", *words, output])
+        assert code == (1 if "rows.jsonl" in words else 0)
+        lines = [json.loads(line) for line in Path(output.removeprefix("output=")).read_text().splitlines()]
+        assert [line["label"] for line in lines] == list(expected["label"])
+    assert "which is no text" in capsys.readouterr().err
+
+
+def test_a_task_of_the_users_own_is_asked_too(here: Path) -> None:
+    Path("own_task.py").write_text(
+        "from hfexp.tasks.image_classification import ImageClassification\n\n\n"
+        "class Shouting(ImageClassification):\n"
+        "    answer_types = {'text': 'string'}\n\n"
+        "    def answer(self, output, id2label):\n"
+        "        return {'text': id2label[int(output.argmax())].upper() + '!'}\n"
+    )
+    Path("conf/task").mkdir(parents=True)
+    Path("conf/task/shouting.yaml").write_text("_target_: own_task.Shouting\n")
+    directory = plain_model(here, "image")
+    found = predict("task=shouting", run=str(directory), inputs="photos", config_dir="conf")
+    assert set(found["text"]) <= {"CAT!", "DOG!", "EEL!"}
+    assert len(found) == IMAGES
+
+
+def test_an_address_that_gives_nothing_is_named(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", f"run={run}", "photos/0.png", "http://127.0.0.1:9/cat.jpg"]) == 1
+    assert "http://127.0.0.1:9/cat.jpg" in capsys.readouterr().err
+
+
+def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "--help"]) == 0
+    assert "hfexp predict run=RUN" in capsys.readouterr().out
+    assert ImageClassification.transform == "eval"
