@@ -12,6 +12,7 @@ from benchmarks.harness import ROOT, parser
 NAMES = (
     "training",
     "loading",
+    "predicting",
     "startup",
     "memory",
     "memory_reuse",
@@ -19,6 +20,7 @@ NAMES = (
     "tracking_cost",
     "compare_runs",
     "digits_accuracy",
+    "demos",
     "launchers",
     "sweeps",
     "search",

@@ -1,0 +1,134 @@
+"""The demonstrations that need no download, through the real command, beside simple baselines on the same rows.
+
+Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
+regression; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem",
+IEEE Transactions on Information Theory 37, 1991).
+"""
+
+import contextlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Report, child, parser, publish, scratch, table
+
+CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
+QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
+VOCABULARY = 261
+"""Of `hfexp.text.byte_tokenizer`."""
+LONGEST = 3
+"""Bytes of the longest n-gram."""
+
+
+def run(rounds: int | None = None, quick: bool = False) -> Report:
+    """Train each once."""
+    report = Report("demos", (__doc__ or "").splitlines()[0].rstrip("."))
+    words = QUICK if quick else []
+    rows = []
+    with scratch() as place:
+        for name, score, baselines in ((CLASSIFIER, "accuracy", classes), (GENERATOR, "perplexity", n_grams)):
+            seconds, found = train(name, words, place / name)
+            compared = baselines([f"experiment={name}", *words])
+            shown = ", ".join(f"{what} {value:.3f}" for what, value in compared.items())
+            rows.append([name, f"{score} {found[f'test_{score}']:.3f}", shown, f"{seconds:.0f}"])
+            report.data[name] = {"seconds": seconds, "metrics": found, "baselines": compared}
+    report.blocks.append(table(["experiment", "test split", "baselines on it", "s in all"], rows))
+    return report
+
+
+def train(name: str, words: list[str], place: Path) -> tuple[float, dict[str, float]]:
+    """Seconds of the whole command, and what it has measured."""
+    place.mkdir()
+    start = time.perf_counter()
+    child(["-m", "hfexp", f"experiment={name}", *words, f"output_dir={place / 'outputs'}"], HFEXP_CACHE=str(place))
+    seconds = time.perf_counter() - start
+    (results,) = place.glob("outputs/*/*/artifacts/results.json")
+    return seconds, json.loads(results.read_text())
+
+
+def prepare(words: list[str]) -> Any:
+    """The experiment's task, rows and transforms."""
+    from hfexp import preflight
+    from hfexp.api import compose
+
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        return compose(*words, "transform.cache.enabled=false"), preflight.prepare(compose(*words))
+
+
+def classes(words: list[str]) -> dict[str, float]:
+    """Accuracy on the test split."""
+    from collections import Counter
+
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    dataset = prepare(words)[1].dataset
+    (train_texts, train_labels), (texts, labels) = (
+        (dataset[split]["text"][:], dataset[split]["label"][:]) for split in ("train", "test")
+    )
+    most = Counter(train_labels).most_common(1)[0][0]
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000)).fit(train_texts, train_labels)
+    return {
+        "most frequent class": sum(label == most for label in labels) / len(labels),
+        "TF-IDF + logistic regression": float(model.score(texts, labels)),
+    }
+
+
+def n_grams(words: list[str]) -> dict[str, float]:
+    """Perplexity of the blocks of the test split, whose first bytes are given as they are to the model."""
+    import numpy as np
+
+    from hfexp.work import build_splits
+
+    config, inputs = prepare(words)
+    splits = build_splits(config, inputs)
+    learnt, asked = (np.array([row["input_ids"] for row in splits[split]]) for split in ("train", "test"))
+    found = np.full((len(asked), asked.shape[1] - 1), 1 / VOCABULARY)
+    perplexities = {}
+    for length in range(LONGEST):
+        found = interpolated(learnt.reshape(-1), asked, length, found)
+        perplexities[f"{length + 1}-grams"] = float(np.exp(-np.log(found).mean()))
+    return perplexities
+
+
+def interpolated(learnt: Any, asked: Any, length: int, shorter: Any) -> Any:
+    """Probability of each byte of blocks but the first, given the `length` bytes before it.
+
+    Args:
+        learnt: (N,) bytes; `asked`: (B, T).
+        shorter: the same, (B, T - 1), of one byte less before it; kept where a block has too few bytes.
+    """
+    import numpy as np
+
+    def context(bytes_: Any) -> Any:
+        """Number of the context of each byte from place `length` on."""
+        size = bytes_.shape[-1]
+        number = np.zeros((*bytes_.shape[:-1], size - length), np.int64)
+        for offset in range(length):
+            number = number * VOCABULARY + bytes_[..., offset : size - length + offset]
+        return number
+
+    counts = np.zeros((VOCABULARY**length, VOCABULARY), np.int32)
+    np.add.at(counts, (context(learnt), learnt[length:]), 1)
+    totals, kinds = counts.sum(1), (counts > 0).sum(1)
+    first = max(length, 1)
+    where, what = context(asked)[..., first - length :], asked[..., first:]
+    total, kind = totals[where], kinds[where]
+    known = shorter[:, first - 1 :]
+    mixed = (counts[where, what] + kind * known) / np.maximum(total + kind, 1)
+    found = shorter.copy()
+    found[:, first - 1 :] = np.where(total > 0, mixed, known)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run as a program."""
+    args = parser(__doc__).parse_args(argv)
+    publish(run(args.rounds, args.quick), keep=not args.quick)
+
+
+if __name__ == "__main__":
+    main()
