@@ -30,6 +30,13 @@ def predict(*words: str, **settings: Any) -> "pandas.DataFrame":
     return command.predict(*words, **settings)
 
 
+def evaluate(*words: str, **settings: Any) -> "pandas.DataFrame":
+    """Score a trained model; see `hfexp.predicting.evaluation.evaluate_table`."""
+    from hfexp.predicting import evaluation
+
+    return evaluation.evaluate_table(*words, **settings)
+
+
 def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     """Run one experiment and return its metrics, run id, model and processor.
 

@@ -140,6 +140,13 @@ def predict(words: list[str]) -> int:
     return command.main(words)
 
 
+def evaluate(words: list[str]) -> int:
+    """Score a trained model on another dataset or split."""
+    from hfexp.predicting import evaluation
+
+    return evaluation.main(words)
+
+
 def ui(words: list[str]) -> int:
     """Open MLflow on the store that runs are recorded in."""
     from hfexp import ui as mlflow_ui
@@ -177,8 +184,8 @@ def version(words: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": train, "plan": plan, "predict": predict, "compare": compare, "cache": cache, "sync": sync, "ui": ui,
-    "version": version,
+    "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "compare": compare, "cache": cache,
+    "sync": sync, "ui": ui, "version": version,
 }  # fmt: skip
 
 

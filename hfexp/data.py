@@ -25,8 +25,13 @@ READ_AHEAD = 256
 STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def load_dataset(config: DatasetConfig, task: Task, allowed_targets: list[str] | None = None) -> DatasetDict:
+def load_dataset(
+    config: DatasetConfig, task: Task, allowed_targets: list[str] | None = None, keep: tuple[str, ...] = ()
+) -> DatasetDict:
     """Load the source and bring it into the shape that the task reads.
+
+    Args:
+        keep: further columns of the source, under their own names.
 
     Returns:
         Splits `train`, `validation` and, where there is one, `test`; columns by their standard names.
@@ -36,7 +41,7 @@ def load_dataset(config: DatasetConfig, task: Task, allowed_targets: list[str] |
     """
     source = _load_source(config, allowed_targets)
     dataset = _select_splits(source, config)
-    dataset = _rename_columns(dataset, config, task)
+    dataset = _rename_columns(dataset, config, task, keep)
     if config.streaming:
         return make_splits(dataset, config, task)
     dataset = _cast_labels(dataset, config, task)
@@ -119,7 +124,9 @@ def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
     return DatasetDict(selected)
 
 
-def _rename_columns(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+def _rename_columns(
+    dataset: DatasetDict, config: DatasetConfig, task: Task, keep: tuple[str, ...] = ()
+) -> DatasetDict:
     """Bring the task's columns to their standard names and drop the rest."""
     result = {}
     for split, rows in dataset.items():
@@ -137,7 +144,13 @@ def _rename_columns(dataset: DatasetDict, config: DatasetConfig, task: Task) -> 
             problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
         if problems:
             raise ConfigError("; ".join(problems))
-        rows = rows.select_columns(list(own_names.values()))
+        missing = [name for name in keep if name not in rows.column_names]
+        if missing:
+            raise ConfigError(
+                f"the {split} split has no column {missing[0]!r}.{did_you_mean(missing[0], rows.column_names)} "
+                f"It has: {one_of(rows.column_names)}"
+            )
+        rows = rows.select_columns([*own_names.values(), *(name for name in keep if name not in own_names.values())])
         result[split] = rows.rename_columns({own: std for std, own in own_names.items() if own != std})
     return DatasetDict(result)
 

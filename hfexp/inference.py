@@ -28,13 +28,15 @@ from typing import Any
 import numpy as np
 import pandas
 import torch
+from datasets import Dataset, DatasetDict
 
-from hfexp.config import Config, TransformConfig
+from hfexp import streaming
+from hfexp.config import Config, DatasetConfig, TransformConfig
 from hfexp.errors import ConfigError, DataError
 from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import Task, main_output
 from hfexp.threads import map_in_threads
 from hfexp.transforms import Transforms, apply, build_transforms
 
@@ -167,6 +169,7 @@ class Predictor:
         self.id2label = id2label
         self.batch_size = batch_size
         self.options = dict(options or {})
+        self.transforms = transforms
         self.collate = Collator(task, processor, None, 0)
         operations = transforms.evaluation.fixed
         self.decode, done = task.decoder(operations)
@@ -212,6 +215,33 @@ class Predictor:
         try:
             while window := list(itertools.islice(rows, at_once)):
                 yield from self._window(window)
+        finally:
+            self.model.train(was_training)
+
+    def evaluated(
+        self, rows: Dataset, config: DatasetConfig, batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What the Trainer's evaluation hands to `Task.metric_inputs`, a batch at a time.
+
+        Returns:
+            The model's reduced outputs, (B, ...), and its labels, (B,); zeros where a row has several labels.
+        """
+        splits = streaming.process(DatasetDict({"test": rows}), self.task, self.processor, self.transforms, 0, config)
+        processed, was_training = splits["test"], self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(processed), batch_size):
+                batch = self.collate(
+                    processed.__getitems__(list(range(start, min(start + batch_size, len(processed)))))
+                )
+                labels = batch["labels"]
+                weights = next(self.model.parameters())
+                with torch.inference_mode():
+                    inputs = {name: _like(tensor, weights) for name, tensor in batch.items() if name != "labels"}
+                    outputs = main_output(self.model(**inputs))
+                    scores = self.task.preprocess_logits(outputs, labels.to(weights.device))
+                plain = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
+                yield scores.cpu().numpy(), plain
         finally:
             self.model.train(was_training)
 

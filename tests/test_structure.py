@@ -10,8 +10,15 @@ PACKAGE = Path(hfexp.__file__).parent
 LAYERS = [
     ["hfexp.__main__"],
     ["hfexp.cli", "hfexp.api"],
-    ["hfexp.planning.command", "hfexp.predicting.command"],
-    ["hfexp.predicting.models", "hfexp.predicting.inputs", "hfexp.predicting.answers"],
+    ["hfexp.planning.command", "hfexp.predicting.evaluation"],
+    ["hfexp.predicting.command"],
+    [
+        "hfexp.predicting.models",
+        "hfexp.predicting.inputs",
+        "hfexp.predicting.answers",
+        "hfexp.predicting.scores",
+        "hfexp.predicting.evaluation_settings",
+    ],
     ["hfexp.hydra_app", "hfexp.planning.probes", "hfexp.planning.show"],
     ["hfexp.planning.measure", "hfexp.launch.plugin"],
     ["hfexp.planning.jobs", "hfexp.planning.planner", "hfexp.planning.estimate"],
@@ -109,7 +116,12 @@ LAYERS = [
     ["hfexp.origin"],
     ["hfexp.arguments"],
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
-    ["hfexp.sweep.values", "hfexp.sweep.ranking", "hfexp.sweep.scales", "hfexp.predicting.settings"],
+    [
+        "hfexp.sweep.values",
+        "hfexp.sweep.ranking",
+        "hfexp.sweep.scales",
+        "hfexp.predicting.settings",
+    ],
     [
         "hfexp.errors",
         "hfexp.machine",

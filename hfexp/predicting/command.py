@@ -53,7 +53,7 @@ def main(words: Sequence[str]) -> int:
     if not words or {"--help", "-h"} & set(words):
         print(HELP)
         return 0
-    words, config_dir = _config_dir(list(words))
+    words, config_dir = split_config_dir(list(words))
     settings = parse(words)
     check_paths(settings.inputs)
     asked = load(settings, config_dir)
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     return EXIT_FAILED if _answer(settings, asked, inputs) else 0
 
 
-def _config_dir(words: list[str]) -> tuple[list[str], str | None]:
+def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
     """The words without `--config-dir DIR`, and DIR."""
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")

@@ -33,6 +33,8 @@ class Asked:
     name: str
     run_id: str | None = None
     uri: str | None = None
+    directory: Path | None = None
+    """Of the run, if it is here."""
 
 
 def load(
@@ -59,12 +61,14 @@ def load(
     if directory is not None and directory.is_dir():
         found = _recipe_below(directory)
         if found is not None:
-            return Asked(_load(found, device, options), str(run))
+            home = directory if (directory / "run.json").is_file() else None
+            return Asked(_load(found, device, options), str(run), directory=home)
     elif sweep or (run and not HUB_ID.fullmatch(run)):
         store = tracking_uri(uri, output_dir)
         record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
         with _weights_of(record, store) as weights:
-            return Asked(_load(weights, device, options), record.name, record.run_id, store)
+            home = Path(record.tags["hfexp.run_dir"]) if recipe_of_run(record) else None
+            return Asked(_load(weights, device, options), record.name, record.run_id, store, home)
     if run:
         composed = ["model=local", f"model.path={run}", *composed]
     if not any(word.startswith("model=") for word in composed):

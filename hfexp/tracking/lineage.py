@@ -45,6 +45,14 @@ def dataset_inputs(
     ]
 
 
+def evaluated_input(config: Config, task: Task, name: str, rows: Dataset) -> dict[str, Any]:
+    """Rows that a trained model was scored on, in the same form."""
+    (item,) = dataset_inputs(config, task, {"test": rows}, {}, "")
+    item["dataset"]["name"] = name
+    item["tags"] = {"mlflow.data.context": "evaluation"}
+    return item
+
+
 def class_counts(rows: Dataset, task: Task) -> dict[str, int] | None:
     """Rows of each class, by name."""
     column = task.label_column or ""

@@ -1,0 +1,233 @@
+"""`hfexp evaluate`: a trained model on another dataset or split, recorded with its run."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hfexp.errors import ConfigError, one_of
+from hfexp.predicting.command import split_config_dir
+from hfexp.predicting.evaluation_settings import COMPOSED, HELP, EvaluationSettings, parse
+from hfexp.screen import say
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hfexp.config import Config
+    from hfexp.predicting.models import Asked
+    from hfexp.predicting.scores import SliceScores
+
+FOLDER = "evaluations"
+
+
+def main(words: Sequence[str]) -> int:
+    """Score, show, record."""
+    if not words or {"--help", "-h"} & set(words):
+        print(HELP)
+        return 0
+    words, config_dir = split_config_dir(list(words))
+    settings, composed = parse(words)
+    evaluate(settings, composed, config_dir, show=True)
+    return 0
+
+
+def evaluate(
+    settings: EvaluationSettings, composed: list[str], config_dir: str | Path | None = None, show: bool = False
+) -> "list[SliceScores]":
+    """Scores of all rows, and of each slice; recorded if asked for and possible.
+
+    Args:
+        composed: words for Hydra.
+        show: print them.
+    """
+    from hfexp import quiet
+    from hfexp.composition import compose, importable_cwd
+    from hfexp.config import to_config
+    from hfexp.metrics import build_metrics
+    from hfexp.predicting.models import load
+    from hfexp.predicting.scores import as_dicts, score_slices, show_scores
+
+    quiet.quiet_libraries()
+    importable_cwd()
+    model_words = [word for word in composed if word.lstrip("+~").partition(".")[0].partition("=")[0] in COMPOSED[:3]]
+    asked = load(
+        settings.run, settings.sweep, [] if settings.run or settings.sweep else model_words,
+        output_dir=settings.output_dir, uri=settings.uri, device=settings.device, options={}, config_dir=config_dir,
+    )  # fmt: skip
+    cfg, choices = compose(*_words(asked, composed), config_dir=config_dir)
+    config = to_config(cfg)
+    split = settings.split or ("all" if any(word.startswith("dataset=") for word in composed) else "test")
+    columns = [name for name in (settings.by or "").split(",") if name]
+    if columns and asked.predictor.task.block_size is not None:
+        raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
+    rows = load_rows(config, asked, split, columns)
+    metrics = build_metrics(config.metrics, config.security.allowed_targets)
+    offered = _predictions(config, asked, rows, settings.batch_size)
+    slices = score_slices(
+        offered, metrics.scalars, {name: _values(rows, name) for name in columns}, settings.resamples, settings.seed
+    )
+    name = settings.name or f"{choices.get('dataset') or 'dataset'}-{split}"
+    if show:
+        say(f"{asked.name} on {name}, {slices[0].rows:,} rows (95 % interval by resampling the rows)")
+        show_scores(slices, asked.predictor.task.metric)
+    content = {"name": name, "model": asked.name, "split": split, "words": composed, "slices": as_dicts(slices)}
+    if settings.output:
+        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+    if settings.record and asked.run_id is not None:
+        _record(config, asked, name, rows, slices, content)
+    return slices
+
+
+def _words(asked: "Asked", composed: list[str]) -> list[str]:
+    """The words that the run was started with, and those of now in place of the same keys.
+
+    Raises:
+        ConfigError: nothing says which dataset.
+    """
+
+    def key(word: str) -> str:
+        return word.lstrip("+~").partition("=")[0]
+
+    path = asked.directory / "overrides.yaml" if asked.directory else None
+    known = path is not None and path.is_file()
+    before: list[str] = yaml.safe_load(path.read_text()) if known and path else []
+    replaced = {key(word) for word in composed}
+    sections = ("search", "point", "launch", "tracking", "hydra")
+    kept = [
+        word
+        for word in before
+        if key(word) not in replaced
+        and key(word).partition(".")[0] not in sections
+        and not ("dataset" in replaced and key(word).startswith("dataset."))
+    ]
+    if not known and "dataset" not in replaced:
+        raise ConfigError(f"{asked.name} has no run directory that says its dataset: give dataset=...")
+    return [*kept, *composed]
+
+
+def load_rows(config: "Config", asked: "Asked", split: str, keep: Sequence[str]) -> Any:
+    """The rows to be scored, with the classes of the model.
+
+    Args:
+        keep: further columns of the source.
+
+    Raises:
+        ConfigError: there is no such split, or it has classes that the model does not know.
+    """
+    from datasets import concatenate_datasets
+
+    from hfexp.data import drop_bad_samples, load_dataset
+
+    predictor = asked.predictor
+    task, allowed = predictor.task, config.security.allowed_targets
+    if task.label_column is not None and predictor.id2label:
+        config.dataset.labels = list(predictor.id2label.values())
+    if config.dataset.streaming:
+        raise ConfigError("dataset.streaming=true: streams are not scored; give a split that fits the disk")
+    further = tuple(name for name in keep if name not in task.columns)
+    dataset, dropped = drop_bad_samples(load_dataset(config.dataset, task, allowed, further), config.dataset, task)
+    if split != "all" and split not in dataset:
+        raise ConfigError(f"split={split}: the dataset has no such split; there are {one_of([*dataset, 'all'])}")
+    parts = list(dataset.values()) if split == "all" else [dataset[split]]
+    skipped = sum(count for name, count in dropped.items() if split in ("all", name))
+    if skipped:
+        say(f"  {skipped} unreadable rows left out")
+    return concatenate_datasets(parts)
+
+
+def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -> dict[str, Any]:
+    """What metrics are computed from, an entry a row, as the Trainer's evaluation gives it."""
+    import numpy as np
+
+    predictor = asked.predictor
+    predictions, references = [], []
+    with _progress(len(rows)) as advance:
+        for outputs, labels in predictor.evaluated(rows, config.dataset, batch_size):
+            predictions.append(outputs)
+            references.append(labels)
+            advance(len(outputs))
+    return dict(predictor.task.metric_inputs(np.concatenate(predictions), np.concatenate(references)))
+
+
+def _progress(total: int) -> Any:
+    """A bar in a terminal."""
+    import contextlib
+
+    from hfexp.screen import end_bar, is_terminal, move_bar
+
+    @contextlib.contextmanager
+    def bar() -> Iterator[Any]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if is_terminal():
+                move_bar(min(done, total), total, "evaluating", "")
+
+        try:
+            yield advance
+        finally:
+            end_bar()
+
+    return bar()
+
+
+def _values(rows: Any, name: str) -> list[Any]:
+    """A column by which rows are told apart; classes by their names."""
+    from datasets import ClassLabel
+
+    feature = rows.features[name]
+    return [feature.int2str(value) for value in rows[name]] if isinstance(feature, ClassLabel) else list(rows[name])
+
+
+def _record(
+    config: "Config", asked: "Asked", name: str, rows: Any, slices: "Sequence[SliceScores]", content: dict[str, Any]
+) -> None:
+    """Metrics `NAME/METRIC`, the dataset as an input, and everything as a file, with the run of the model."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    from hfexp.origin import file_name, mask_secrets
+    from hfexp.tracking.lineage import evaluated_input
+
+    client, run_id = MlflowClient(asked.uri), str(asked.run_id)
+    plain = file_name(name)
+    for metric, score in slices[0].scores.items():
+        if math.isfinite(score.value):
+            client.log_metric(run_id, f"{FOLDER}/{plain}/{metric}", score.value)
+    item = evaluated_input(config, asked.predictor.task, plain, rows)
+    tags = [InputTag(key, value) for key, value in item["tags"].items()]
+    client.log_inputs(run_id, [DatasetInput(Dataset(**item["dataset"]), tags)])
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / f"{plain}.json"
+        path.write_text(mask_secrets(json.dumps(content, indent=1)) + os.linesep)
+        client.log_artifact(run_id, str(path), FOLDER)
+    say(f"recorded as {FOLDER}/{plain} of {asked.name}")
+
+
+def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings: Any) -> "pandas.DataFrame":
+    """Score a trained model in Python.
+
+    Args:
+        words: as after `hfexp evaluate`.
+        config_dir: a directory of your own options.
+        settings: the same settings by name, e.g. `run=...`, `split=...`, `by=...`.
+
+    Returns:
+        A row for each slice and metric: `slice`, `rows`, `metric`, `value`, `low`, `high`.
+
+    Raises:
+        ConfigError: the model, the dataset or a column does not exist.
+    """
+    import pandas
+
+    from hfexp.predicting.scores import as_dicts
+
+    given = [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
+    return pandas.DataFrame(as_dicts(evaluate(*parse([*words, *given]), config_dir)))

@@ -1,0 +1,137 @@
+"""`hfexp evaluate`: trained models on other data and splits, with intervals and slices, recorded with their run."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import SMALL_DIGITS
+
+from hfexp import cli, evaluate, train
+from hfexp.errors import ConfigError
+from hfexp.predicting.evaluation_settings import parse
+from hfexp.predicting.scores import bootstrap, score_slices
+from hfexp.sources import digits
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory in which a small model was trained."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        train(*SMALL_DIGITS, "metrics=classification", "name=small")
+    return home
+
+
+@pytest.fixture
+def run(home: Path, place: Path) -> str:
+    """The name of its run; what is recorded goes to a copy."""
+    shutil.copytree(home / "outputs", place / "outputs", symlinks=True)
+    return next(path.parent.name for path in home.glob("outputs/digits/*/run.json"))
+
+
+def results(home: Path) -> dict[str, float]:
+    return json.loads(next(home.glob("outputs/digits/*/artifacts/results.json")).read_text())
+
+
+@pytest.mark.parametrize(("split", "prefix"), [("test", "test"), ("validation", "final_eval")])
+def test_the_splits_of_a_run_give_what_the_run_has_recorded(run: str, home: Path, split: str, prefix: str) -> None:
+    table = evaluate(run=run, split=split, resamples=0, record=False)
+    known = {
+        name.removeprefix(f"{prefix}_"): value for name, value in results(home).items() if name.startswith(prefix)
+    }
+    found = dict(zip(table["metric"], table["value"], strict=True))
+    assert len(found) > 5
+    assert {name: known[name] for name in found} == pytest.approx(found, abs=1e-6)
+    assert set(table["rows"]) == {40}
+
+
+def test_scores_are_recorded_with_the_run_and_its_data(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", f"run={run}", "by=label", "resamples=50", "output=all.json"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{run} on digits-test, 40 rows" in shown
+    assert "accuracy by slice" in shown
+    assert "label=3" in shown
+    client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
+    (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
+    assert recorded.info.status == "FINISHED"
+    assert recorded.data.metrics["evaluations/digits-test/accuracy"] == recorded.data.metrics["test_accuracy"]
+    kept = [item.path for item in client.list_artifacts(recorded.info.run_id, "evaluations")]
+    assert kept == ["evaluations/digits-test.json"]
+    content = json.loads(Path("all.json").read_text())
+    assert content["split"] == "test"
+    assert {row["slice"] for row in content["slices"]} >= {"all", "label=0", "label=9"}
+    accuracy = next(row for row in content["slices"] if row["metric"] == "accuracy")
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+
+
+def test_another_dataset_is_scored_by_the_classes_of_the_model(run: str) -> None:
+    import datasets
+
+    for split, label in (("one", "1"), ("two", "2")):
+        (Path("new") / label).mkdir(parents=True)
+        rows = (
+            digits()
+            .cast_column("image", datasets.Image(decode=False))
+            .filter(lambda row, n=int(label): row["label"] == n)
+        )
+        for number, row in enumerate(map(dict, rows.select(range(4)))):
+            (Path("new") / label / f"{split}{number}.png").write_bytes(row["image"]["bytes"])
+    words = ("dataset=imagefolder", "dataset.source.data_dir=new")
+    table = evaluate(*words, run=run, resamples=0)
+    assert set(table["rows"]) == {8}
+    client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
+    (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
+    named = {entry.dataset.name: [tag.value for tag in entry.tags] for entry in recorded.inputs.dataset_inputs}
+    assert named.get("imagefolder-all") == ["evaluation"], named
+    (Path("new") / "eleven").mkdir()
+    shutil.copy(next(Path("new/1").glob("*.png")), "new/eleven/a.png")
+    with pytest.raises(ConfigError, match="unknown label 'eleven'"):
+        evaluate(*words, run=run, resamples=0)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["split=tset"], "there are all, test, train, validation"),
+        (["by=colour"], "has no column 'colour'"),
+        (["resample=3"], "Did you mean 'resamples'"),
+        (["resamples=many"], "a whole number"),
+        (["sweep=x"], "give one of them"),
+        (["dataset.streaming=true"], "streams are not scored"),
+    ],
+)
+def test_wrong_words_are_refused(run: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert cli.main(["evaluate", f"run={run}", "record=false", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_are_told_apart_from_words_of_the_configuration() -> None:
+    settings, composed = parse(["run=x", "dataset=csv", "dataset.columns.a=b", "record=false", "batch_size=7"])
+    assert (settings.run, settings.record, settings.batch_size) == ("x", False, 7)
+    assert composed == ["dataset=csv", "dataset.columns.a=b"]
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    """Of a share of 0.7 in 200 rows, by the normal approximation: 0.7 +- 1.96 sqrt(0.7 x 0.3 / 200)."""
+    right = np.array([1.0] * 140 + [0.0] * 60)
+    compute = lambda offered: {"share": float(offered["right"].mean())}  # noqa: E731
+    score = bootstrap({"right": right}, np.arange(200), compute, 2000, 0)["share"]
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 200)
+    assert score.value == 0.7
+    assert score.low == pytest.approx(0.7 - half, abs=0.012)
+    assert score.high == pytest.approx(0.7 + half, abs=0.012)
+    again = bootstrap({"right": right}, np.arange(200), compute, 2000, 0)["share"]
+    assert again == score
+    parts = score_slices({"right": right}, compute, {"half": ["a"] * 140 + ["b"] * 60}, 0, 0)
+    assert [(part.name, part.rows, part.scores["share"].value) for part in parts] == [
+        ("all", 200, 0.7), ("half=a", 140, 1.0), ("half=b", 60, 0.0),
+    ]  # fmt: skip
+    assert math.isnan(parts[0].scores["share"].low)
+    with pytest.raises(ConfigError, match="200 different values"):
+        score_slices({"right": right}, compute, {"id": list(range(200))}, 0, 0)
