@@ -52,7 +52,7 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 
 def finish(place: Path) -> str:
     process = start(place)
-    output, _ = process.communicate(timeout=900)
+    output, _ = process.communicate(timeout=3600)
     assert process.returncode == 0, output
     return output
 
