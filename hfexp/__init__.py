@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Result", "compose", "evaluate", "predict", "train"]
+__all__ = ["Result", "compose", "evaluate", "load_run", "predict", "train"]
 
 if TYPE_CHECKING:
-    from hfexp.api import compose, evaluate, predict, train
+    from hfexp.api import compose, evaluate, load_run, predict, train
     from hfexp.experiment import Result
 
 
 def __getattr__(name: str) -> Any:
     """Load the public names on first use: importing hfexp alone stays cheap."""
-    if name in ("compose", "evaluate", "predict", "train"):
+    if name in ("compose", "evaluate", "load_run", "predict", "train"):
         from hfexp import api
 
         return getattr(api, name)

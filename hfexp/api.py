@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas
 
     from hfexp.experiment import Result
+    from hfexp.loaded_run import LoadedRun
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
@@ -35,6 +36,13 @@ def evaluate(*words: str, **settings: Any) -> "pandas.DataFrame":
     from hfexp.predicting import evaluation
 
     return evaluation.evaluate_table(*words, **settings)
+
+
+def load_run(run: str | Path | None = None, **settings: Any) -> "LoadedRun":
+    """A recorded run: its numbers, pictures and model; see `hfexp.loaded_run.load_run`."""
+    from hfexp import loaded_run
+
+    return loaded_run.load_run(run, **settings)
 
 
 def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":

@@ -1,6 +1,7 @@
 """Errors that a user can cause, and the exit codes of the command line."""
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 
 EXIT_FAILED = 1
@@ -9,11 +10,21 @@ EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
 
-class ConfigError(ValueError):
+class _Told(Exception):
+    """An error whose message says it all."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback; an error in here lets it show that one after all."""
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise NotImplementedError
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigError(_Told, ValueError):
     """What the user asked for cannot be done as written: the message names the key or file and what is allowed."""
 
 
-class RunError(RuntimeError):
+class RunError(_Told, RuntimeError):
     """What went wrong while running, in words that need no traceback."""
 
 

@@ -16,6 +16,7 @@ from hfexp.checkpoints import processes_of
 from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import RunError
+from hfexp.html import result_html
 from hfexp.launch import stop, world
 from hfexp.memory import keep_freed_memory
 from hfexp.origin import Origin
@@ -66,6 +67,9 @@ class Result:
         if self.best_metric is not None:
             return self.best_metric
         return self.metrics.get(f"final_eval_{self.metric_name}")
+
+    def _repr_html_(self) -> str:
+        return result_html(self.run_dir.name, self.metrics, self.run_dir)
 
     @functools.cached_property
     def model(self) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
+from hfexp import __version__
 from hfexp.errors import DataError
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -30,13 +31,20 @@ def open_image(stored: Any) -> PIL.Image.Image:
         if data is None and "://" in str(path):
             import fsspec
 
-            with fsspec.open(path, "rb") as file:
+            with fsspec.open(path, "rb", **_access(str(path))) as file:
                 data = file.read()  # pyright: ignore
         with PIL.Image.open(path if data is None else io.BytesIO(data)) as image:
             image.load()
             return PIL.ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
+
+
+def _access(address: str) -> dict[str, Any]:
+    """Options for an address: some servers refuse programs that do not say who they are."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    return {"client_kwargs": {"headers": {"User-Agent": f"hfexp/{__version__}"}}}
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:

@@ -10,7 +10,8 @@ PACKAGE = Path(hfexp.__file__).parent
 LAYERS = [
     ["hfexp.__main__"],
     ["hfexp.cli", "hfexp.api"],
-    ["hfexp.planning.command", "hfexp.predicting.evaluation"],
+    ["hfexp.planning.command", "hfexp.loaded_run"],
+    ["hfexp.predicting.evaluation"],
     ["hfexp.predicting.command"],
     [
         "hfexp.predicting.models",
@@ -126,6 +127,7 @@ LAYERS = [
         "hfexp.errors",
         "hfexp.machine",
         "hfexp.memory",
+        "hfexp.html",
         "hfexp",
         "hfexp.stamp",
         "hfexp.launch",

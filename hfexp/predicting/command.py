@@ -227,12 +227,16 @@ def predict(
         ConfigError: the model or an input does not exist.
         DataError: an input can't be read.
     """
+    asked_for = parse([*words, *(f"{name}={value}" for name, value in settings.items() if value is not None)])
+    return ask(load(asked_for, config_dir), asked_for, inputs, skip_unreadable)
+
+
+def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable: bool) -> "pandas.DataFrame":
+    """`predict`, of a model that is loaded."""
     import pandas
 
-    asked_for = parse([*words, *(f"{name}={value}" for name, value in settings.items() if value is not None)])
-    asked = load(asked_for, config_dir)
     rows = []
-    for one, answer in answers_of(asked, read(asked_for, asked, _values(inputs))):
+    for one, answer in answers_of(asked, read(settings, asked, _values(inputs))):
         if not isinstance(answer, DataError):
             rows.append({"input": one.name, **answer.values})
         elif skip_unreadable:

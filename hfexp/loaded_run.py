@@ -1,0 +1,125 @@
+"""A recorded run in Python: its numbers, its pictures, its model."""
+
+import functools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfexp.chosen import best_run_of_sweep, find_one
+from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.html import result_html
+from hfexp.predicting import command, evaluation
+from hfexp.records import RunRecord, metric_history
+from hfexp.run_state import STATE
+from hfexp.tracking.store import tracking_uri
+
+if TYPE_CHECKING:
+    import pandas
+
+    from hfexp.predicting.models import Asked
+
+
+@dataclass
+class LoadedRun:
+    """A run as it was recorded; its model is loaded when it is first wanted."""
+
+    name: str
+    metrics: dict[str, float]
+    params: dict[str, str] = field(repr=False)
+    tags: dict[str, str] = field(repr=False)
+    status: str
+    run_id: str | None = None
+    """In MLflow; None for a directory alone."""
+    uri: str | None = None
+    directory: Path | None = None
+    """None if it is not on this machine."""
+
+    @functools.cached_property
+    def _asked(self) -> "Asked":
+        from hfexp.predicting.settings import PredictSettings
+
+        run = str(self.directory) if self.run_id is None else self.run_id
+        return command.load(PredictSettings(run=run, uri=self.uri))
+
+    @property
+    def model(self) -> Any:
+        """The final model."""
+        return self._asked.predictor.model
+
+    @property
+    def processor(self) -> Any:
+        """Its processor."""
+        return self._asked.predictor.processor
+
+    @property
+    def report(self) -> Path | None:
+        """The page with everything worth looking at."""
+        found = self.directory / "artifacts" / "report.html" if self.directory else None
+        return found if found is not None and found.is_file() else None
+
+    def predict(self, inputs: Any = (), *words: str, skip_unreadable: bool = False) -> "pandas.DataFrame":
+        """Ask its model; see `hfexp.predict`. It is loaded once."""
+        return command.ask(self._asked, command.parse(words), inputs, skip_unreadable)
+
+    def evaluate(self, *words: str, **settings: Any) -> "pandas.DataFrame":
+        """Score its model; see `hfexp.evaluate`."""
+        run = str(self.directory) if self.run_id is None else self.run_id
+        given = {"run": run, **({"uri": self.uri} if self.uri else {}), **settings}
+        return evaluation.evaluate_table(*words, **given)
+
+    def history(self, metric: str) -> "pandas.DataFrame":
+        """All recorded values of a metric: `step`, `value`.
+
+        Raises:
+            ConfigError: it has no such metric.
+        """
+        import pandas
+
+        if self.run_id is None or self.uri is None:
+            raise ConfigError(f"{self.name} is a directory: the history of metrics is in MLflow")
+        if metric not in self.metrics:
+            raise ConfigError(
+                f"no metric {metric!r}.{did_you_mean(metric, self.metrics)} It has: {one_of(self.metrics)}"
+            )
+        return pandas.DataFrame(metric_history(self.uri, self.run_id, metric), columns=["step", "value"])
+
+    def _repr_html_(self) -> str:
+        return result_html(f"{self.name} ({self.status.lower()})", self.metrics, self.directory)
+
+
+def load_run(
+    run: str | Path | None = None, *, sweep: str | None = None, output_dir: str = "outputs", uri: str | None = None
+) -> LoadedRun:
+    """A recorded run.
+
+    Args:
+        run: id (or its beginning) or name in MLflow, or a run's directory; `sweep`: the best run of this sweep.
+        output_dir: where the runs are; `uri`: their store, if it is not the one in there.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if run is None and sweep is None:
+        raise ConfigError("which run? Give its id, its name, its directory, or sweep=NAME")
+    directory = Path(run).expanduser() if run is not None else None
+    if directory is not None and directory.is_dir():
+        return _of_directory(directory)
+    store = tracking_uri(uri, output_dir)
+    return _of_record(best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run)), store)
+
+
+def _of_directory(directory: Path) -> LoadedRun:
+    if not (directory / STATE).is_file():
+        raise ConfigError(f"{directory} is no run's directory: it has no {STATE}")
+    results = directory / "artifacts" / "results.json"
+    metrics = json.loads(results.read_text()) if results.is_file() else {}
+    status = json.loads((directory / STATE).read_text())["status"]
+    return LoadedRun(directory.resolve().name, metrics, {}, {}, status, directory=directory)
+
+
+def _of_record(record: RunRecord, uri: str) -> LoadedRun:
+    place = Path(record.tags.get("hfexp.run_dir", ""))
+    here = place if place.is_absolute() and (place / STATE).is_file() else None
+    values = (record.name, record.metrics, record.params, record.tags, record.status)
+    return LoadedRun(*values, run_id=record.run_id, uri=uri, directory=here)
