@@ -1,11 +1,15 @@
 """The same experiments from Python: `compose` a configuration, `train` it."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp import composition
 from hfexp.config import Config, to_config
+
+# tqdm misses ipywidgets when a library loads it in a notebook; hfexp shows progress in lines.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
     import pandas
