@@ -46,10 +46,12 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
     seen = list(_chain(error))
     kinds = {type(e).__name__ for e in seen}
     text = " ".join(str(e) for e in seen)
-    if "GatedRepoError" in kinds or "gated repo" in text:
+    # Transformers' message for a repository that is not there speaks of gated ones too: the kind of error counts first.
+    is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
+    if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
         return f"{kind} {name} is gated: accept its terms at {page}, then `hf auth login`", True
-    if kinds & {"RevisionNotFoundError"}:
+    if "RevisionNotFoundError" in kinds or text.startswith("Revision '"):
         return f"{kind} {name} has no such revision", True
     if kinds & OFFLINE or "couldn't connect to" in text.lower() or "couldn't reach" in text.lower():
         fetch = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}"
