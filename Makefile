@@ -21,8 +21,8 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## run the main job: train a small ViT on handwritten digits
 	$(BIN)/hfexp
 
-demos: install ## train the demonstrations that need no download
-	$(BIN)/hfexp experiment=text_classification_demo
+demos: install ## train the demonstrations that need no download, beside simple baselines (about two minutes)
+	$(BIN)/python -m benchmarks demos
 
 test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)

@@ -46,7 +46,7 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
     seen = list(_chain(error))
     kinds = {type(e).__name__ for e in seen}
     text = " ".join(str(e) for e in seen)
-    # Transformers' message for a repository that is not there speaks of gated ones too: the kind of error counts first.
+    # Transformers' message for a repository that is not there speaks of gated ones too: the kind of error counts.
     is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
     if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"

@@ -27,12 +27,14 @@ from typing import Any
 
 import numpy as np
 import pandas
+import safetensors.torch
 import torch
 from datasets import Dataset, DatasetDict
 
 from hfexp import streaming
 from hfexp.config import Config, DatasetConfig, TransformConfig
 from hfexp.errors import ConfigError, DataError
+from hfexp.model import build_own
 from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
@@ -58,16 +60,18 @@ class Recipe:
     prepare: list[Any]
     evaluate: list[Any]
     id2label: dict[int, str] | None
+    model: dict[str, Any] | None = None
+    """What builds the model, if that is the user's own code."""
 
     def foreign_targets(self) -> list[str]:
         """`_target_`s that whoever loads the model must allow (and have)."""
-        found = targets_in([self.task, self.prepare, self.evaluate])
+        found = targets_in([self.task, self.prepare, self.evaluate, self.model])
         return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
 
 
 def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
     """The part of a configuration that decides how a validation row becomes a model input."""
-    return Recipe(config.task, config.transform.prepare, config.transform.evaluate, id2label)
+    return Recipe(config.task, config.transform.prepare, config.transform.evaluate, id2label, config.model.build)
 
 
 def save_recipe(directory: Path, recipe: Recipe) -> None:
@@ -77,6 +81,7 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
         "task": recipe.task,
         "transform": {"prepare": recipe.prepare, "evaluate": recipe.evaluate},
         "id2label": recipe.id2label,
+        "model": recipe.model,
     }
     (directory / RECIPE_FILE).write_text(json.dumps(content, indent=1))
 
@@ -92,7 +97,7 @@ def load_recipe(directory: Path) -> Recipe:
         content = json.loads(path.read_text())
         labels, transform = content["id2label"], content["transform"]
         id2label = None if labels is None else {int(key): str(name) for key, name in labels.items()}
-        return Recipe(content["task"], transform["prepare"], transform["evaluate"], id2label)
+        return Recipe(content["task"], transform["prepare"], transform["evaluate"], id2label, content.get("model"))
     except FileNotFoundError as error:
         raise ConfigError(f"{directory} has no {RECIPE_FILE}: it was not saved by hfexp") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -132,8 +137,12 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
             )
     task: Task = instantiate(recipe.task, "task", trusted)
     processor = getattr(transformers, task.processor_class).from_pretrained(directory, local_files_only=True)
-    auto_class = getattr(transformers, task.model_class)
-    model = auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+    if recipe.model is not None:
+        model = build_own(recipe.model, task, recipe.id2label, trusted)
+        safetensors.torch.load_model(model, directory / "model.safetensors")
+    else:
+        auto_class = getattr(transformers, task.model_class)
+        model = auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
     config = TransformConfig(prepare=recipe.prepare, evaluate=recipe.evaluate)
     transforms = build_transforms(config, processor, recipe.id2label, trusted)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -100,7 +100,7 @@ def build_model(
     labels = _label_fields(task, id2label)
     new_tensors: list[str] = []
     if config.build is not None:
-        model = instantiate(config.build, "model", allowed, **_accepted(config.build, task, id2label, allowed))
+        model = build_own(config.build, task, id2label, allowed)
     elif config.path is not None:
         model, new_tensors = _load(config, task, labels)
     else:
@@ -123,12 +123,13 @@ def _label_fields(task: Task, id2label: dict[int, str] | None) -> dict[str, Any]
     return fields | {"num_labels": len(id2label)}
 
 
-def _accepted(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> dict[str, Any]:
-    """Of the run-time objects, those that the user's model function takes."""
+def build_own(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> Any:
+    """What the user's model function gives; of the run-time objects it gets those that it takes."""
     from hfexp.targets import locate, parameters
 
     takes = parameters(locate(str(node.get("_target_")), "model._target_", allowed))
-    return {k: v for k, v in {"task": task, "id2label": id2label}.items() if k in takes}
+    given = {k: v for k, v in {"task": task, "id2label": id2label}.items() if k in takes}
+    return instantiate(node, "model", allowed, **given)
 
 
 def _load_options(config: ModelConfig) -> dict[str, Any]:

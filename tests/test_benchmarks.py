@@ -83,3 +83,20 @@ def test_imports_are_added_up_by_package() -> None:
     own, whole = import_times("\n".join(lines))
     assert own == pytest.approx({"a": 50e-6, "b": 310e-6})
     assert whole == pytest.approx({"a": 350e-6, "b": 310e-6})
+
+
+def test_n_grams_are_probabilities() -> None:
+    import numpy as np
+
+    from benchmarks.demos import VOCABULARY, interpolated
+
+    learnt = np.random.default_rng(0).integers(0, 5, 400)
+    starts = np.array([[1, 2], [3, 3], [4, 200]])
+    total = np.zeros(len(starts))
+    for byte in range(VOCABULARY):
+        asked = np.column_stack([starts, np.full(len(starts), byte)])
+        found = np.full((len(starts), 2), 1 / VOCABULARY)
+        for length in range(3):
+            found = interpolated(learnt, asked, length, found)
+        total += found[:, 1]
+    assert np.allclose(total, 1)

@@ -272,6 +272,52 @@ def test_a_task_of_the_users_own_is_asked_too(here: Path) -> None:
     assert len(found) == IMAGES
 
 
+def test_the_users_own_task_and_model_are_trained_swept_and_asked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_kind.py").write_text(
+        "import torch\nfrom hfexp.tasks.image_classification import ImageClassification\n\n\n"
+        "class Parity(ImageClassification):\n"
+        "    answer_types = {'parity': 'string'}\n\n"
+        "    def answer(self, output, id2label):\n"
+        "        return {'parity': 'odd' if int(output.argmax()) % 2 else 'even'}\n\n\n"
+        "class Net(torch.nn.Module):\n"
+        "    main_input_name = 'pixel_values'\n\n"
+        "    def __init__(self, width, id2label):\n"
+        "        super().__init__()\n"
+        "        self.inner = torch.nn.Linear(192, width)\n"
+        "        self.head = torch.nn.Linear(width, len(id2label))\n\n"
+        "    def forward(self, pixel_values, labels=None):\n"
+        "        logits = self.head(self.inner(pixel_values.flatten(1)).relu())\n"
+        "        if labels is None:\n"
+        "            return {'logits': logits}\n"
+        "        return {'loss': torch.nn.functional.cross_entropy(logits, labels), 'logits': logits}\n"
+    )
+    Path("conf/task").mkdir(parents=True)
+    Path("conf/model").mkdir()
+    Path("conf/task/parity.yaml").write_text("_target_: own_kind.Parity\n")
+    Path("conf/model/net.yaml").write_text(
+        "_target_: own_kind.Net\nwidth: 8\n"
+        "processor: {_target_: transformers.ViTImageProcessor, size: {height: 8, width: 8}}\n"
+    )
+    small = [word for word in SMALL_DIGITS if not word.startswith(("experiment", "model"))]
+    words = ["--config-dir", "conf", "task=parity", "model=net", "dataset=digits", "trainer=scratch", *small]
+    assert cli.main([*words, "dataset.test_size=0.2"]) == 0
+    assert cli.main(["-m", *words, "dataset.test_size=0.2", "model.width=4,16", "search.name=widths"]) == 0
+    (place / "one.png").write_bytes(encoded_digit())
+    assert cli.main(["predict", f"run={run_directory(place)}", "one.png"]) == 2
+    assert "if you trust this model, set HFEXP_ALLOWED_TARGETS=own_kind" in capsys.readouterr().err
+    for asked in (f"run={run_directory(place).name}", "sweep=widths"):
+        capsys.readouterr()
+        assert cli.main(["predict", asked, "one.png", "output=a.csv"]) == 0
+        assert set(pandas.read_csv("a.csv")["parity"]) <= {"odd", "even"}
+
+
+def encoded_digit() -> bytes:
+    row: Any = digits().cast_column("image", datasets.Image(decode=False))[0]
+    return row["image"]["bytes"]
+
+
 def test_an_address_that_gives_nothing_is_named(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", f"run={run}", "photos/0.png", "http://127.0.0.1:9/cat.jpg"]) == 1
     assert "http://127.0.0.1:9/cat.jpg" in capsys.readouterr().err
