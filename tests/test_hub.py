@@ -62,9 +62,17 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
             ["predict", "run=owner/missing", "prompt=Hello"],
             "there is no model owner/missing on the Hub, or it is private",
         ),
-        (["predict", "model=local", "model.path=owner/gated", "task=chat", "prompt=Hello"], "then `hf auth login`"),
-        (["dataset=hub", "dataset.source.path=owner/missing"], "there is no dataset owner/missing on the Hub"),
         (["dataset=hub", "dataset.source.path=owner/gated"], "https://huggingface.co/datasets/owner/gated"),
+        pytest.param(
+            ["predict", "model=local", "model.path=owner/gated", "task=chat", "prompt=Hello"],
+            "then `hf auth login`",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["dataset=hub", "dataset.source.path=owner/missing"],
+            "there is no dataset owner/missing on the Hub",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_refused_is_said_with_what_to_do(place: Path, endpoint: str, words: list[str], said: str) -> None:
@@ -75,6 +83,7 @@ def test_what_is_refused_is_said_with_what_to_do(place: Path, endpoint: str, wor
     assert not (place / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_without_a_network_it_says_how_to_go_on_without(place: Path) -> None:
     done = ask(place, "http://127.0.0.1:9", "predict", "run=owner/model", "prompt=Hello")
     assert "huggingface.co could not be reached" in done.stderr

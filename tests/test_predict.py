@@ -272,6 +272,7 @@ def test_a_task_of_the_users_own_is_asked_too(here: Path) -> None:
     assert len(found) == IMAGES
 
 
+@pytest.mark.slow
 def test_the_users_own_task_and_model_are_trained_swept_and_asked(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
