@@ -48,4 +48,5 @@ def _pictures(directory: Path | None) -> list[Path]:
 
 def _picture(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f"<img alt='{html.escape(path.stem)}' style='max-width:48%;vertical-align:top' src='data:image/png;base64,{data}'>"
+    style = "max-width:48%;vertical-align:top"
+    return f"<img alt='{html.escape(path.stem)}' style='{style}' src='data:image/png;base64,{data}'>"

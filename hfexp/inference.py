@@ -29,16 +29,14 @@ import numpy as np
 import pandas
 import safetensors.torch
 import torch
-from datasets import Dataset, DatasetDict
 
-from hfexp import streaming
-from hfexp.config import Config, DatasetConfig, TransformConfig
+from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
 from hfexp.model import build_own
 from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
-from hfexp.tasks.base import Task, main_output
+from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads
 from hfexp.transforms import Transforms, apply, build_transforms
 
@@ -184,14 +182,17 @@ class Predictor:
         self.decode, done = task.decoder(operations)
         self.operations = operations[done:]
 
-    def predict(self, inputs: Iterable[Any]) -> pandas.DataFrame:
+    def predict(self, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> pandas.DataFrame:
         """One row per raw input, with the columns of `Task.answer_types`.
+
+        Args:
+            options: of `Task.respond`, in place of the predictor's own.
 
         Raises:
             DataError: an input can't be read; the message names its row.
         """
         names = self.id2label or {}
-        answers = [self.task.answer(output, names) for output in self._sound(inputs)]
+        answers = [self.task.answer(output, names) for output in self._sound(inputs, options)]
         return pandas.DataFrame(answers, columns=None if answers else list(self.task.answer_types))
 
     def probabilities(self, inputs: Iterable[Any]) -> np.ndarray:
@@ -203,19 +204,22 @@ class Predictor:
         outputs = list(self._sound(inputs))
         return np.stack(outputs) if outputs else np.zeros((0, len(self.id2label or {})), np.float32)
 
-    def _sound(self, inputs: Iterable[Any]) -> Iterator[Any]:
-        for number, output in enumerate(self.outputs(self.task.inference_row, inputs)):
+    def _sound(self, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        for number, output in enumerate(self.outputs(self.task.inference_row, inputs, options)):
             if isinstance(output, DataError):
                 raise DataError(f"row {number}: {output}") from output
             yield output
 
-    def outputs(self, to_row: Callable[[Any], Row], values: Iterable[Any]) -> Iterator[Any]:
+    def outputs(
+        self, to_row: Callable[[Any], Row], values: Iterable[Any], options: Mapping[str, Any] | None = None
+    ) -> Iterator[Any]:
         """What the model says to each value, in their order, or the DataError that tells why it was not asked.
 
         Rows are decoded by several threads, ahead of the model.
 
         Args:
             to_row: makes a row as a dataset stores it.
+            options: of `Task.respond`, in place of the predictor's own.
         """
         was_training = self.model.training
         self.model.eval()
@@ -223,38 +227,11 @@ class Predictor:
         rows = map_in_threads(lambda value: self._inputs(to_row, value), values)
         try:
             while window := list(itertools.islice(rows, at_once)):
-                yield from self._window(window)
+                yield from self._window(window, self.options if options is None else options)
         finally:
             self.model.train(was_training)
 
-    def evaluated(
-        self, rows: Dataset, config: DatasetConfig, batch_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What the Trainer's evaluation hands to `Task.metric_inputs`, a batch at a time.
-
-        Returns:
-            The model's reduced outputs, (B, ...), and its labels, (B,); zeros where a row has several labels.
-        """
-        splits = streaming.process(DatasetDict({"test": rows}), self.task, self.processor, self.transforms, 0, config)
-        processed, was_training = splits["test"], self.model.training
-        self.model.eval()
-        try:
-            for start in range(0, len(processed), batch_size):
-                batch = self.collate(
-                    processed.__getitems__(list(range(start, min(start + batch_size, len(processed)))))
-                )
-                labels = batch["labels"]
-                weights = next(self.model.parameters())
-                with torch.inference_mode():
-                    inputs = {name: _like(tensor, weights) for name, tensor in batch.items() if name != "labels"}
-                    outputs = main_output(self.model(**inputs))
-                    scores = self.task.preprocess_logits(outputs, labels.to(weights.device))
-                plain = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
-                yield scores.cpu().numpy(), plain
-        finally:
-            self.model.train(was_training)
-
-    def _window(self, window: list[Row | DataError]) -> list[Any]:
+    def _window(self, window: list[Row | DataError], options: Mapping[str, Any]) -> list[Any]:
         """The model's outputs in place of the rows; those of about one length go together."""
         found: list[Any] = list(window)
         order = [place for place, row in enumerate(window) if not isinstance(row, DataError)]
@@ -262,17 +239,18 @@ class Predictor:
             order.sort(key=lambda place: _length(window[place]))
         for start in range(0, len(order), self.batch_size):
             places = order[start : start + self.batch_size]
-            for place, output in zip(places, self._respond([found[place] for place in places]), strict=True):
+            outputs = self._respond([found[place] for place in places], options)
+            for place, output in zip(places, outputs, strict=True):
                 found[place] = output
         return found
 
-    def _respond(self, rows: list[Row]) -> Sequence[Any]:
+    def _respond(self, rows: list[Row], options: Mapping[str, Any]) -> Sequence[Any]:
         batch = self.collate(rows)
         batch.pop("labels", None)
         weights = next(self.model.parameters())
         with torch.inference_mode():
-            batch = {name: _like(tensor, weights) for name, tensor in batch.items()}
-            return self.task.respond(self.model, batch, self.processor, self.options)
+            batch = {name: as_weights(tensor, weights) for name, tensor in batch.items()}
+            return self.task.respond(self.model, batch, self.processor, options)
 
     def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
         """One value as model inputs, as `ProcessedDataset` does it for a split without randomness."""
@@ -295,6 +273,6 @@ def _length(row: Any) -> int:
     return max((len(value) for value in row.values() if isinstance(value, list)), default=0)
 
 
-def _like(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def as_weights(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """On the device of the weights; floats in their precision too."""
     return tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)

@@ -48,10 +48,9 @@ class ServedModel:
         """
         from mlflow.exceptions import MlflowException
 
-        self.predictor.options = dict(params or {})
         try:
-            self.predictor.task.check_options(self.predictor.options)
-            return self.predictor.predict(_values(model_input, self.column))
+            self.predictor.task.check_options(params or {})
+            return self.predictor.predict(_values(model_input, self.column), params or {})
         except (DataError, ConfigError) as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 

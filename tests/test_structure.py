@@ -17,6 +17,7 @@ LAYERS = [
         "hfexp.predicting.models",
         "hfexp.predicting.inputs",
         "hfexp.predicting.answers",
+        "hfexp.predicting.evaluated",
         "hfexp.predicting.scores",
         "hfexp.predicting.evaluation_settings",
     ],

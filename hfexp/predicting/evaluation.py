@@ -144,10 +144,12 @@ def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -
     """What metrics are computed from, an entry a row, as the Trainer's evaluation gives it."""
     import numpy as np
 
+    from hfexp.predicting.evaluated import evaluated
+
     predictor = asked.predictor
     predictions, references = [], []
     with _progress(len(rows)) as advance:
-        for outputs, labels in predictor.evaluated(rows, config.dataset, batch_size):
+        for outputs, labels in evaluated(predictor, rows, config.dataset, batch_size):
             predictions.append(outputs)
             references.append(labels)
             advance(len(outputs))

@@ -1,0 +1,42 @@
+"""A trained model on rows with labels, as the Trainer's evaluation asks it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+
+from hfexp import streaming
+from hfexp.config import DatasetConfig
+from hfexp.inference import Predictor, as_weights
+from hfexp.tasks.base import main_output
+
+
+def evaluated(
+    predictor: Predictor, rows: Dataset, config: DatasetConfig, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the Trainer's evaluation hands to `Task.metric_inputs`, a batch at a time.
+
+    Returns:
+        The model's reduced outputs, (B, ...), and its labels, (B,); zeros where a row has several labels.
+    """
+    splits = streaming.process(
+        DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0, config
+    )
+    processed, was_training = splits["test"], predictor.model.training
+    predictor.model.eval()
+    try:
+        for start in range(0, len(processed), batch_size):
+            batch = predictor.collate(
+                processed.__getitems__(list(range(start, min(start + batch_size, len(processed)))))
+            )
+            labels = batch["labels"]
+            weights = next(predictor.model.parameters())
+            with torch.inference_mode():
+                inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items() if name != "labels"}
+                outputs = main_output(predictor.model(**inputs))
+                scores = predictor.task.preprocess_logits(outputs, labels.to(weights.device))
+            plain = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
+            yield scores.cpu().numpy(), plain
+    finally:
+        predictor.model.train(was_training)
