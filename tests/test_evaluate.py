@@ -39,7 +39,9 @@ def results(home: Path) -> dict[str, float]:
     return json.loads(next(home.glob("outputs/digits/*/artifacts/results.json")).read_text())
 
 
-@pytest.mark.parametrize(("split", "prefix"), [("test", "test"), ("validation", "final_eval")])
+@pytest.mark.parametrize(
+    ("split", "prefix"), [("test", "test"), pytest.param("validation", "final_eval", marks=pytest.mark.slow)]
+)
 def test_the_splits_of_a_run_give_what_the_run_has_recorded(run: str, home: Path, split: str, prefix: str) -> None:
     table = evaluate(run=run, split=split, resamples=0, record=False)
     known = {

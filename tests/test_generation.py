@@ -182,6 +182,7 @@ def test_a_generator_is_trained_kept_and_asked_as_a_pipeline_does(
     ]
 
 
+@pytest.mark.slow
 def test_conversations_are_learnt_and_a_model_of_them_replies(place: Path) -> None:
     Path("chats.jsonl").write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(40)))
     Path("chat_parts.py").write_text(

@@ -62,7 +62,11 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
             ["predict", "run=owner/missing", "prompt=Hello"],
             "there is no model owner/missing on the Hub, or it is private",
         ),
-        (["dataset=hub", "dataset.source.path=owner/gated"], "https://huggingface.co/datasets/owner/gated"),
+        pytest.param(
+            ["dataset=hub", "dataset.source.path=owner/gated"],
+            "https://huggingface.co/datasets/owner/gated",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["predict", "model=local", "model.path=owner/gated", "task=chat", "prompt=Hello"],
             "then `hf auth login`",

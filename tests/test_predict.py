@@ -100,6 +100,7 @@ def test_a_run_is_asked_as_a_pipeline_is(here: Path, run: str, capsys: pytest.Ca
     assert "5 answers in answers.csv" in shown
 
 
+@pytest.mark.slow
 def test_all_forms_of_answers_say_the_same(here: Path) -> None:
     for ending in ("csv", "jsonl", "parquet"):
         assert cli.main(["predict", f"run={run_directory(here)}", "photos", "top_k=2", f"output=a/b.{ending}"]) == 0
@@ -142,6 +143,7 @@ def test_images_come_from_tables_standard_input_and_python(
     assert list(predict(run=run, inputs=np.asarray(image))["label"]) == [expected[2]]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_only_in_the_store_is_fetched(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = predict(run=run, inputs="photos")
     monkeypatch.setattr("hfexp.predicting.models.recipe_of_run", lambda record: None)
@@ -256,6 +258,7 @@ def test_texts_are_read_from_tables_lines_and_words(
     assert "which is no text" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_task_of_the_users_own_is_asked_too(here: Path) -> None:
     Path("own_task.py").write_text(
         "from hfexp.tasks.image_classification import ImageClassification\n\n\n"

@@ -229,7 +229,7 @@ def test_own_model_and_trainer_by_target(place: Path, monkeypatch: pytest.Monkey
 def test_importing_the_package_is_cheap() -> None:
     import hfexp
 
-    assert sorted(hfexp.__all__) == ["Result", "compose", "train"]
+    assert sorted(hfexp.__all__) == ["Result", "compose", "evaluate", "load_run", "predict", "train"]
     assert hfexp.train is api.train
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hfexp.nothing  # noqa: B018
