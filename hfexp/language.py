@@ -12,7 +12,6 @@ from hfexp.text import TextCollator
 IGNORED = -100
 """Label of a token that the loss leaves out (`torch.nn.CrossEntropyLoss`)."""
 ROLES = ("system", "user", "assistant", "tool")
-UNLIMITED = 10**6
 Messages = list[dict[str, Any]]
 
 

@@ -74,6 +74,29 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A directory in which a small model of digits was trained, and the result; tests leave it as it is."""
+    from hfexp import train
+
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        result = train(*SMALL_DIGITS, "metrics=classification")
+    return home, result
+
+
+def encoded_digits(count: int) -> list[bytes]:
+    """The first digits as PNG files."""
+    import datasets
+
+    from hfexp.sources import digits
+
+    rows: Any = digits().cast_column("image", datasets.Image(decode=False)).select(range(count))
+    return [row["image"]["bytes"] for row in rows]
+
+
 @pytest.fixture
 def all_runs() -> Callable[[], list[Any]]:
     """All runs of the store in the current directory."""

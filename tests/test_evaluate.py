@@ -4,28 +4,23 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
-from conftest import SMALL_DIGITS
 
-from hfexp import cli, evaluate, train
+from hfexp import cli, evaluate
 from hfexp.errors import ConfigError
 from hfexp.predicting.evaluation_settings import parse
 from hfexp.predicting.scores import bootstrap, score_slices
 from hfexp.sources import digits
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which a small model was trained."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        train(*SMALL_DIGITS, "metrics=classification", "name=small")
-    return home
+@pytest.fixture
+def home(trained: tuple[Path, Any]) -> Path:
+    """The directory in which a small model was trained."""
+    return trained[0]
 
 
 @pytest.fixture

@@ -6,45 +6,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import mlflow
 import numpy as np
 import pandas
 import PIL.Image
 import pytest
 import transformers
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, encoded_digits
 
-from hfexp import cli, predict, train
+from hfexp import cli, predict
 from hfexp.errors import ConfigError, DataError
 from hfexp.predicting.settings import parse
-from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.text import byte_tokenizer
 
 IMAGES = 5
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory in which a small model was trained, with images in `photos`."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        train(*SMALL_DIGITS, "name=small")
-    (home / "photos").mkdir()
-    encoded = digits().cast_column("image", datasets.Image(decode=False)).select(range(IMAGES))
-    for number, row in enumerate(map(dict, encoded)):
-        (home / "photos" / f"{number}.png").write_bytes(row["image"]["bytes"])
-    return home
-
-
 @pytest.fixture
-def here(home: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it as the current directory, so that tests can leave files."""
-    shutil.copytree(home / "photos", place / "photos")
-    (place / "outputs").symlink_to(home / "outputs")
+def here(trained: tuple[Path, Any], place: Path) -> Path:
+    """A current directory with images in `photos` and a copy of what a small training has left."""
+    (place / "photos").mkdir()
+    for number, data in enumerate(encoded_digits(IMAGES)):
+        (place / "photos" / f"{number}.png").write_bytes(data)
+    shutil.copytree(trained[0] / "outputs", place / "outputs", symlinks=True)
     return place
 
 
@@ -192,6 +177,8 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
         (["run=RUN", "photos", "generation.max_new_tokens=3"], "ImageClassification generates nothing"),
         (["run=RUN", "photos", "system=Be brief", "text=a"], "is told nothing but its input"),
         (["run=RUN", "photos", "stream=true"], "for one prompt"),
+        (["run=RUN", "photos", "task=image_classification"], "says itself what its model, task and transform are"),
+        (["run=RUN", "photos", "system=Be brief"], "goes before a prompt"),
         (["model=vit_digits", "task=image_classification", "photos"], "was not trained for ImageClassification"),
         (["run=RUN", "photos", "columns.text=a"], r"columns\.text: the task reads only: image"),
     ],
@@ -308,18 +295,13 @@ def test_the_users_own_task_and_model_are_trained_swept_and_asked(
     words = ["--config-dir", "conf", "task=parity", "model=net", "dataset=digits", "trainer=scratch", *small]
     assert cli.main([*words, "dataset.test_size=0.2"]) == 0
     assert cli.main(["-m", *words, "dataset.test_size=0.2", "model.width=4,16", "search.name=widths"]) == 0
-    (place / "one.png").write_bytes(encoded_digit())
+    (place / "one.png").write_bytes(encoded_digits(1)[0])
     assert cli.main(["predict", f"run={run_directory(place)}", "one.png"]) == 2
     assert "if you trust this model, set HFEXP_ALLOWED_TARGETS=own_kind" in capsys.readouterr().err
     for asked in (f"run={run_directory(place).name}", "sweep=widths"):
         capsys.readouterr()
         assert cli.main(["predict", asked, "one.png", "output=a.csv"]) == 0
         assert set(pandas.read_csv("a.csv")["parity"]) <= {"odd", "even"}
-
-
-def encoded_digit() -> bytes:
-    row: Any = digits().cast_column("image", datasets.Image(decode=False))[0]
-    return row["image"]["bytes"]
 
 
 def test_an_address_that_gives_nothing_is_named(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,33 +5,19 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import encoded_digits
 
 import hfexp
 from hfexp import Result, load_run, predict, train
 from hfexp.errors import ConfigError, DataError
 from hfexp.html import result_html
-from hfexp.sources import digits
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A directory in which a small model was trained, and its result."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = train(*SMALL_DIGITS, "metrics=classification")
-    return home, result
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    row: Any = digits().cast_column("image", datasets.Image(decode=False))[0]
     path = tmp_path / "0.png"
-    path.write_bytes(row["image"]["bytes"])
+    path.write_bytes(encoded_digits(1)[0])
     return path
 
 

@@ -113,6 +113,8 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
     is_text = takes_texts(task)
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
     others = [value for value in values if not (is_text and isinstance(value, str))]
+    if settings.system is not None and not texts:
+        raise ConfigError("system=... goes before a prompt=...; files and tables hold their conversations whole")
     if settings.system is not None:
         texts = [task.with_system(settings.system, text) for text in texts]
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)

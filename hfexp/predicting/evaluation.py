@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from hfexp.errors import ConfigError, one_of
 from hfexp.predicting.command import split_config_dir
-from hfexp.predicting.evaluation_settings import COMPOSED, HELP, EvaluationSettings, parse
+from hfexp.predicting.evaluation_settings import HELP, EvaluationSettings, parse
 from hfexp.screen import say
 
 if TYPE_CHECKING:
@@ -51,12 +50,12 @@ def evaluate(
     from hfexp.metrics import build_metrics
     from hfexp.predicting.models import load
     from hfexp.predicting.scores import as_dicts, score_slices, show_scores
+    from hfexp.predicting.settings import says_the_model
 
     quiet.quiet_libraries()
     importable_cwd()
-    model_words = [word for word in composed if word.lstrip("+~").partition(".")[0].partition("=")[0] in COMPOSED[:3]]
     asked = load(
-        settings.run, settings.sweep, [] if settings.run or settings.sweep else model_words,
+        settings.run, settings.sweep, [word for word in composed if says_the_model(word)],
         output_dir=settings.output_dir, uri=settings.uri, device=settings.device, options={}, config_dir=config_dir,
     )  # fmt: skip
     cfg, choices = compose(*_words(asked, composed), config_dir=config_dir)
@@ -208,7 +207,7 @@ def _record(
     client.log_inputs(run_id, [DatasetInput(Dataset(**item["dataset"]), tags)])
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / f"{plain}.json"
-        path.write_text(mask_secrets(json.dumps(content, indent=1)) + os.linesep)
+        path.write_text(mask_secrets(json.dumps(content, indent=1)) + "\n")
         client.log_artifact(run_id, str(path), FOLDER)
     say(f"recorded as {FOLDER}/{plain} of {asked.name}")
 

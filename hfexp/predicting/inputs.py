@@ -120,10 +120,17 @@ def _of_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Inp
     elif suffix in TABLES:
         yield from _of_table(path, task, columns)
     elif takes_texts(task):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _text_of(path).splitlines():
             yield _raw(line, task)
     else:
         yield _file(str(path), task)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read as text (UTF-8): {error}") from error
 
 
 def _file(address: str, task: Task) -> Input:
@@ -138,8 +145,8 @@ def _chat(path: Path, task: Task) -> Input:
     if path.stat().st_size > LARGEST_CHAT:
         raise ConfigError(f"{path} is too large for messages; tables are .jsonl")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_text_of(path))
+    except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     return Input(str(path), lambda: task.inference_row(value))
 

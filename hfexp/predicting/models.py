@@ -11,7 +11,7 @@ from hfexp.chosen import best_run_of_sweep, find_one
 from hfexp.composition import compose, conf_dir
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, one_of
-from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor
+from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor, load_recipe
 from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord
@@ -58,6 +58,30 @@ def load(
         ConfigError: there is no such model.
     """
     directory = Path(run).expanduser() if run else None
+    mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device, options=options)
+    if mine is not None:
+        other = [word for word in composed if not word.lstrip("+").startswith("security.")]
+        if other:
+            raise ConfigError(f"{other[0]}: {mine.name} says itself what its model, task and transform are")
+        return mine
+    if run:
+        composed = ["model=local", f"model.path={run}", *composed]
+    if not any(word.startswith("model=") for word in composed):
+        raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
+    return Asked(_plain(list(composed), device, options, config_dir), run or " ".join(composed))
+
+
+def _of_a_run(
+    run: str | None,
+    sweep: str | None,
+    directory: Path | None,
+    *,
+    output_dir: str,
+    uri: str | None,
+    device: str | None,
+    options: dict[str, Any],
+) -> Asked | None:
+    """The model of a run, or of a directory that hfexp has written; None if it is another kind of model."""
     if directory is not None and directory.is_dir():
         found = _recipe_below(directory)
         if found is not None:
@@ -69,11 +93,7 @@ def load(
         with _weights_of(record, store) as weights:
             home = Path(record.tags["hfexp.run_dir"]) if recipe_of_run(record) else None
             return Asked(_load(weights, device, options), record.name, record.run_id, store, home)
-    if run:
-        composed = ["model=local", f"model.path={run}", *composed]
-    if not any(word.startswith("model=") for word in composed):
-        raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
-    return Asked(_plain(list(composed), device, options, config_dir), run or " ".join(composed))
+    return None
 
 
 def _load(directory: Path, device: str | None, options: dict[str, Any]) -> Predictor:
@@ -92,7 +112,7 @@ def _weights_of(record: RunRecord, uri: str) -> Any:
     found = recipe_of_run(record)
     if found is not None:
         # The run was started here, by who asks now: what it builds of its own is trusted as then.
-        with allow_targets(_own_targets(found)):
+        with allow_targets(load_recipe(found).foreign_targets()):
             yield found
         return
     import tempfile
@@ -108,12 +128,6 @@ def recipe_of_run(record: RunRecord) -> Path | None:
     """Directory of the weights where the run was trained, if that is on this machine and still there."""
     place = record.tags.get("hfexp.run_dir")
     return _recipe_below(Path(place)) if place and Path(place).is_absolute() else None
-
-
-def _own_targets(directory: Path) -> list[str]:
-    from hfexp.inference import load_recipe
-
-    return load_recipe(directory).foreign_targets()
 
 
 def _download(record: RunRecord, uri: str, place: str) -> Path:
@@ -133,7 +147,6 @@ def _plain(words: list[str], device: str | None, options: dict[str, Any], config
     import torch
 
     named = {word.partition("=")[0] for word in words}
-    words = [*words, *(["trainer=default"] if "trainer" not in named else [])]
     config = to_config(compose(*words, config_dir=config_dir)[0])
     if "task" not in named:
         name = _infer_task(config)

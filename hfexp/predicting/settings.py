@@ -108,6 +108,11 @@ def parse(words: Sequence[str]) -> PredictSettings:
     return settings
 
 
+def says_the_model(word: str) -> bool:
+    """Whether a word of a command says something of a model that no run has trained."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
+
+
 def check_paths(words: Sequence[str]) -> None:
     """Find mistyped paths before a model is loaded.
 
