@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfexp.adapters import is_adapted, require_same_weights
 from hfexp.errors import RunError
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class TrueCheckpoints(_Base):
         rotate_checkpoints(str(final.parent), self.args.save_total_limit, best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with _native_keys(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+        with _own_format(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
             super()._save(output_dir, state_dict)
         # A pickle that nobody here reads; the arguments are in the run's config.yaml.
         Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
@@ -210,6 +211,17 @@ class TrueCheckpoints(_Base):
         if problem is not None and not (self.args.save_only_model and "weights only" in problem):
             raise CheckpointError(f"the best model can't be loaded from {best}: {problem}")
         super()._load_best_model()
+        self._require_adapter_of(best)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._require_adapter_of(Path(resume_from_checkpoint))
+
+    def _require_adapter_of(self, checkpoint: Path) -> None:
+        """Upstream takes it for granted that an adapter was saved, and saved whole."""
+        model = self.accelerator.unwrap_model(self.model)
+        if is_adapted(model):
+            require_same_weights(model, checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Missing weights would silently keep their present values."""
@@ -229,12 +241,16 @@ class TrueCheckpoints(_Base):
 
 
 @contextlib.contextmanager
-def _native_keys(model: Any) -> Iterator[None]:
-    """Make `save_pretrained` write the model's own key names (Transformers models only)."""
-    if not isinstance(model, _transformers_model()):
+def _own_format(model: Any) -> Iterator[None]:
+    """Make `save_pretrained` of a Transformers model write its own key names, and that of an adapter nothing else."""
+    if is_adapted(model):
+        options = {"save_embedding_layers": False}
+    elif isinstance(model, _transformers_model()):
+        options = {"save_original_format": False}
+    else:
         yield
         return
-    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
+    model.save_pretrained = functools.partial(model.save_pretrained, **options)
     try:
         yield
     finally:

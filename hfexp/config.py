@@ -48,7 +48,7 @@ class ModelConfig:
     """A pretrained model (`path`), one built from sizes (`model_type`, `config`), or the user's own (`_target_`)."""
 
     path: str | None = None
-    """Hub id or local directory."""
+    """Hub id, local directory, or `pkg://package/directory` of an installed package."""
     revision: str | None = None
     model_type: str | None = None
     """Architecture to build without weights, as in `AutoConfig.for_model`."""
@@ -64,6 +64,8 @@ class ModelConfig:
     """Weights of convolutions in the order (H, W, C) in memory: faster for most convolutional networks."""
     freeze: list[str] = field(default_factory=list)
     """Regular expressions; parameters whose name matches one from its start are not trained."""
+    peft: dict[str, Any] = field(default_factory=dict)
+    """Train an adapter in place of the weights: arguments of `peft.LoraConfig`, or of what its `_target_` names."""
     trust_remote_code: bool = False
     build: dict[str, Any] | None = None
     """`_target_` and arguments of the user's own model function; `task` and `id2label` are passed to it."""

@@ -12,6 +12,7 @@ from typing import Any
 import transformers
 
 from hfexp import quiet, screen, together, work
+from hfexp.adapters import CONFIG_FILE, load_saved
 from hfexp.checkpoints import processes_of
 from hfexp.config import Config
 from hfexp.environment import Environment
@@ -80,9 +81,10 @@ class Result:
         """
         if self._model is not None:
             return self._model
-        if not (self.run_dir / "model" / "config.json").exists():
-            raise RunError(f"the model was trained by other processes; its weights are in {self.run_dir / 'model'}")
-        return getattr(transformers, self._model_class).from_pretrained(self.run_dir / "model")
+        place = self.run_dir / "model"
+        if not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
+            raise RunError(f"the model was trained by other processes; its weights are in {place}")
+        return load_saved(getattr(transformers, self._model_class), place)
 
 
 def run(config: Config, origin: Origin) -> Result:

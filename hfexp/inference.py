@@ -30,6 +30,7 @@ import pandas
 import safetensors.torch
 import torch
 
+from hfexp.adapters import load_saved
 from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
 from hfexp.model import build_own
@@ -139,8 +140,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
         model = build_own(recipe.model, task, recipe.id2label, trusted)
         safetensors.torch.load_model(model, directory / "model.safetensors")
     else:
-        auto_class = getattr(transformers, task.model_class)
-        model = auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+        model = load_saved(getattr(transformers, task.model_class), directory)
     config = TransformConfig(prepare=recipe.prepare, evaluate=recipe.evaluate)
     transforms = build_transforms(config, processor, recipe.id2label, trusted)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

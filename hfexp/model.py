@@ -3,15 +3,16 @@
 import logging
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from hfexp.adapters import adapt, adapter_config, base_of
 from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
+from hfexp.pretrained import check_path, local_model
 from hfexp.targets import check, instantiate
 from hfexp.tasks.base import Task
 
@@ -39,13 +40,10 @@ def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> An
     if config.path is not None:
         check_path(config.path)
         with explain_hub_errors("model", config.path):
-            stored = transformers.AutoConfig.from_pretrained(
-                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-            )
+            place, options = local_model(config.path), _source_options(config)
+            stored = transformers.AutoConfig.from_pretrained(place, **options)
             _require_fields(config.config, stored)
-            return transformers.AutoConfig.from_pretrained(
-                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.config
-            )
+            return transformers.AutoConfig.from_pretrained(place, **options, **config.config)
     known = transformers.CONFIG_MAPPING
     kind = str(config.model_type)
     if kind not in known:
@@ -56,6 +54,10 @@ def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> An
         return transformers.AutoConfig.for_model(kind, **config.config)
     except Exception as error:  # validation errors of many kinds, depending on the architecture
         raise ConfigError(f"model.config does not fit {config_class.__name__}: {_first_lines(error)}") from error
+
+
+def _source_options(config: ModelConfig) -> dict[str, Any]:
+    return {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
 
 
 def _first_lines(error: Exception) -> str:
@@ -109,11 +111,29 @@ def build_model(
         model = auto_class.from_config(model_config, **_load_options(config))
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    for parameter in frozen_parameters(model, config.freeze):
-        parameter.requires_grad_(False)
+    model = freeze_or_adapt(model, config, new_tensors, allowed)
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    return model, ModelSummary(type(model).__name__, sum(p.numel() for p in parameters), trainable, new_tensors)
+    name = type(base_of(model)).__name__
+    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors)
+
+
+def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], allowed: list[str]) -> Any:
+    """The model with those parameters frozen that are not to be trained, and with an adapter if one is asked for.
+
+    Raises:
+        ConfigError: a pattern of `model.freeze` or the adapter does not fit the model.
+    """
+    if config.peft:
+        if config.freeze:
+            raise ConfigError("model.freeze: with model.peft all pretrained weights are frozen; remove one of the two")
+        if config.path is None:
+            raise ConfigError("model.peft adds an adapter to pretrained weights: set model.path")
+        revision = getattr(model.config, "_commit_hash", None) or config.revision
+        return adapt(model, adapter_config(config.peft, new_tensors, allowed), config.path, revision)
+    for parameter in frozen_parameters(model, config.freeze):
+        parameter.requires_grad_(False)
+    return model
 
 
 def _label_fields(task: Task, id2label: dict[int, str] | None) -> dict[str, Any]:
@@ -142,24 +162,18 @@ def _load_options(config: ModelConfig) -> dict[str, Any]:
 def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str]]:
     """Load pretrained weights; a head of another size is replaced."""
     auto_class = getattr(transformers, task.model_class)
-    path = str(config.path)
+    path = local_model(str(config.path))
+    options = _source_options(config)
     with explain_hub_errors("model", path):
-        model_config = transformers.AutoConfig.from_pretrained(
-            path,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            **config.config,
-            **labels,
-        )
+        model_config = transformers.AutoConfig.from_pretrained(path, **options, **config.config, **labels)
         try:
             model, info = auto_class.from_pretrained(
-                config.path,
+                path,
                 config=model_config,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
+                **options,
                 **_load_options(config),
             )
         except (OSError, ValueError) as error:
@@ -199,18 +213,3 @@ def frozen_parameters(model: Any, patterns: list[str]) -> list[Any]:
     if len(frozen) == len(named):
         raise ConfigError("model.freeze matches every parameter: nothing is left to train")
     return list(frozen.values())
-
-
-def check_path(path: str) -> None:
-    """Whether a path that looks local is a directory of a model.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    directory = Path(path).expanduser()
-    if not (directory.exists() or path.startswith((".", "/", "~"))):
-        return  # an id on the Hub
-    if not directory.is_dir():
-        raise ConfigError(f"model.path={path}: there is no such directory")
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"model.path={path} has no config.json: it was not written by save_pretrained")

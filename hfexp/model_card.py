@@ -14,8 +14,8 @@ SPLITS = {"final_eval_": "validation", "test_": "test"}
 TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 MAX_LABELS = 30
 SHOWN_PARAMS = (
-    "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "transform", "seed",
-    "trainer.args.learning_rate", "trainer.args.num_train_epochs", "trainer.args.max_steps",
+    "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "model.peft", "transform",
+    "seed", "trainer.args.learning_rate", "trainer.args.num_train_epochs", "trainer.args.max_steps",
     "trainer.args.per_device_train_batch_size", "trainer.args.gradient_accumulation_steps", "trainer.args.optim",
     "trainer.args.weight_decay", "trainer.args.warmup_steps", "trainer.args.lr_scheduler_type",
     "trainer.args.label_smoothing_factor", "trainer.args.bf16", "trainer.args.fp16",
@@ -56,6 +56,8 @@ class CardFacts:
     run_id: str | None = None
     command: str | None = None
     git_sha: str | None = None
+    num_adapter: int | None = None
+    """Weights of the adapter, if only one was trained."""
     notes: list[str] = field(default_factory=list)
     """Further limits, as sentences."""
 
@@ -90,7 +92,7 @@ def _metadata(facts: CardFacts) -> str:
     ]
     names = sorted({name for _, name, _ in _scores(facts)} - {"loss"})
     data = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if facts.num_adapter else "transformers",
         pipeline_tag=facts.pipeline,
         base_model=hub_id(facts.base_model),
         datasets=[facts.hub_dataset] if facts.hub_dataset else None,
@@ -121,7 +123,8 @@ def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
 
 def _introduction(facts: CardFacts) -> str:
     start = f"fine-tuned from `{facts.base_model}`" if facts.base_model else "trained from random weights"
-    text = f"`{facts.architecture}` with {facts.num_parameters:,} parameters, {start} on {facts.dataset}."
+    adapter = f" of which {facts.num_adapter:,} are an adapter's, the rest unchanged," if facts.num_adapter else ""
+    text = f"`{facts.architecture}` with {facts.num_parameters:,} parameters,{adapter} {start} on {facts.dataset}."
     if not facts.labels:
         return text
     shown = ", ".join(f"`{label}`" for label in facts.labels[:MAX_LABELS])
@@ -155,9 +158,7 @@ def _usage(facts: CardFacts) -> str:
     return f"""In this directory, or a copy of it:
 
 ```python
-from transformers import {facts.model_class}, {facts.processor_class}
-
-model = {facts.model_class}.from_pretrained("path/to/this/directory")
+{_loading(facts)}
 processor = {facts.processor_class}.from_pretrained("path/to/this/directory")
 ```
 
@@ -171,6 +172,20 @@ model = mlflow.pyfunc.load_model("{place}")
 ```
 
 As a service: `mlflow models serve -m {place} --env-manager local`"""
+
+
+def _loading(facts: CardFacts) -> str:
+    """Lines of Python that give the model."""
+    names = f"from transformers import {facts.model_class}, {facts.processor_class}"
+    if facts.num_adapter is None:
+        return f'{names}\n\nmodel = {facts.model_class}.from_pretrained("path/to/this/directory")'
+    labels = f", num_labels={len(facts.labels)}" if facts.labels else ""
+    base = f"{facts.model_class}.from_pretrained({str(facts.base_model)!r}{labels})"
+    return f"""from peft import PeftModel
+{names}
+
+base = {base}
+model = PeftModel.from_pretrained(base, "path/to/this/directory")"""
 
 
 def _training(facts: CardFacts) -> str:

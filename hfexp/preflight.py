@@ -9,6 +9,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from hfexp import processing, screen, streaming
+from hfexp.adapters import is_adapted
 from hfexp.arguments import build_arguments, check_choices
 from hfexp.checks import (
     check_disk,
@@ -23,8 +24,9 @@ from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.metrics import MetricSet, build_metrics
-from hfexp.model import frozen_parameters, load_model_config
+from hfexp.model import freeze_or_adapt, load_model_config
 from hfexp.preparing import require_deterministic
+from hfexp.pretrained import is_local
 from hfexp.processor import load_processor
 from hfexp.stream_splits import check_streaming
 from hfexp.streams import num_rows
@@ -157,7 +159,7 @@ def _try_arguments(config: Config, task: Task) -> None:
 def _announce_downloads(config: Config) -> None:
     """Say what may have to come from the Hub: that can take long, and without a network it is tried several times."""
     paths = {"model": config.model.path, "dataset": config.dataset.source.get("path")}
-    remote = [f"{kind} {path}" for kind, path in paths.items() if path and not Path(str(path)).exists()]
+    remote = [f"{kind} {path}" for kind, path in paths.items() if path and not is_local(str(path))]
     if remote and os.environ.get("HF_HUB_OFFLINE") != "1":
         screen.say(f"  from the Hub, unless cached: {', '.join(remote)}")
 
@@ -208,9 +210,9 @@ def _check_fit(
         )
     if model_config is not None and model_config.model_type != "timm_wrapper":
         skeleton = _skeleton(config, task, model_config)
-        frozen_parameters(skeleton, config.model.freeze)
         problems += check_forward(skeleton, first["train"], shapes["train"])
-        problems += check_disk(config, sum(p.numel() for p in skeleton.parameters()))
+        saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
+        problems += check_disk(config, sum(p.numel() for p in saved))
     return problems
 
 
@@ -222,8 +224,6 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
     if inputs.model_config is None or inputs.model_config.model_type == "timm_wrapper":
         return None
     skeleton = _skeleton(config, inputs.task, inputs.model_config).train()
-    for parameter in frozen_parameters(skeleton, config.model.freeze):
-        parameter.requires_grad_(False)
     try:
         skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
@@ -241,13 +241,16 @@ def _first(split: Any, name: str) -> dict[str, Any]:
 
 
 def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
-    """The model's structure on the meta device: no memory, no weights."""
+    """The model's structure on the meta device, with what is not trained frozen: no memory, no weights."""
     import torch
     import transformers
 
     try:
         with torch.device("meta"):
-            return getattr(transformers, task.model_class).from_config(model_config).eval()
+            model = getattr(transformers, task.model_class).from_config(model_config)
+            return freeze_or_adapt(model, config.model, [], config.security.allowed_targets).eval()
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(
             f"model: {type(model_config).__name__} can't be built as {task.model_class}: {error}"

@@ -10,7 +10,7 @@ from transformers.processing_utils import ImagesKwargs
 from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
-from hfexp.model import check_path
+from hfexp.pretrained import check_path, local_model
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 
@@ -42,7 +42,10 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     with explain_hub_errors("processor", config.path):
         try:
             processor = getattr(transformers, task.processor_class).from_pretrained(
-                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **config.processor
+                local_model(config.path),
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                **config.processor,
             )
         except (OSError, ValueError) as error:
             if "preprocessor_config" in str(error) or "image processor" in str(error) or "tokenizer" in str(error):

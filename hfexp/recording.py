@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp import screen
+from hfexp.adapters import base_of, is_adapted
 from hfexp.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.environment import Environment
 from hfexp.errors import RunError
@@ -232,11 +233,12 @@ class Recorder:
         from_hub = source.get("_target_") == "datasets.load_dataset"
         return CardFacts(
             name=self.directory.name,
-            architecture=type(model).__name__,
+            architecture=type(base_of(model)).__name__,
             model_class=inputs.task.model_class,
             processor_class=inputs.task.processor_class,
             pipeline=pipeline_name(inputs.task),
             num_parameters=self.summary.num_parameters if self.summary else 0,
+            num_adapter=self.summary.num_trainable if self.summary and is_adapted(model) else None,
             base_model=config.model.path,
             dataset=self.origin.choices.get("dataset") or "its dataset",
             hub_dataset=hub_id(str(source.get("path"))) if from_hub and source.get("path") else None,

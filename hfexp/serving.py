@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas
 
+from hfexp.adapters import base_of, is_adapted, save_adapted
 from hfexp.errors import ConfigError, DataError
 from hfexp.inference import Predictor, Recipe, load_predictor, save_recipe
 from hfexp.tasks.base import Task
@@ -128,14 +129,16 @@ def save_mlflow_model(
     save_recipe(target, recipe)
     if card is not None:
         (target / "README.md").write_text(card)
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(base_of(model), PreTrainedModel):
         return SavedModel(directory, ())
     return SavedModel(directory, _write_flavors(model, processor, task, directory, example, metadata))
 
 
 def save_weights(model: Any, processor: Any, directory: Path) -> None:
     """Model and processor as `from_pretrained` reads them; a user's own torch module as model.safetensors."""
-    if hasattr(model, "save_pretrained"):
+    if is_adapted(model):
+        save_adapted(model, directory)
+    elif hasattr(model, "save_pretrained"):
         model.save_pretrained(directory)
     else:
         from safetensors.torch import save_model
@@ -223,7 +226,8 @@ def _kind(value: Any) -> Any:
 
 def requirements(model: Any) -> list[str]:
     """What must be installed to load the model, at the present versions (without local parts such as `+cpu`)."""
-    names = [*PACKAGES, "timm"] if "timm_wrapper" in type(model).__module__ else PACKAGES
+    names = [*PACKAGES, *(["timm"] if "timm_wrapper" in type(base_of(model)).__module__ else [])]
+    names += ["peft"] if is_adapted(model) else []
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     # One may be there under another name (e.g. a faster build of pillow).
     return [f"{name}=={found[name].partition('+')[0]}" if name in found else name for name in names]
@@ -256,7 +260,7 @@ def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, An
     }
     component = next((name for name, kind in kinds.items() if isinstance(processor, kind)), None)
     name = pipeline_name(task)
-    if name is None or component is None:
+    if name is None or component is None or is_adapted(model):  # MLflow would take the adapter for a whole model
         return None
     return {
         "transformers_version": transformers.__version__,

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset
 from hfexp.config import Config, to_dict
 from hfexp.digest import digest
 from hfexp.origin import mask_secrets
+from hfexp.pretrained import PACKAGE, local_model
 from hfexp.processor import settings_of
 from hfexp.streams import Stream
 from hfexp.tasks.base import Task
@@ -75,9 +76,10 @@ def model_source(config: Config, model: Any) -> dict[str, str]:
     """What the model started from: an id on the Hub with its commit, a directory with its hash, or nothing."""
     if config.model.path is None:
         return {"hfexp.model_source": "own code" if config.model.build else "random weights"}
-    path = Path(config.model.path).expanduser()
+    path = Path(local_model(config.model.path)).expanduser()
     if path.is_dir():
-        return {"hfexp.model_source": str(path.absolute()), "hfexp.model_revision": f"sha256:{_directory_hash(path)}"}
+        name = config.model.path if config.model.path.startswith(PACKAGE) else str(path.absolute())
+        return {"hfexp.model_source": name, "hfexp.model_revision": f"sha256:{_directory_hash(path)}"}
     revision = getattr(getattr(model, "config", None), "_commit_hash", None) or config.model.revision or "unknown"
     return {"hfexp.model_source": config.model.path, "hfexp.model_revision": str(revision)}
 

@@ -1,0 +1,172 @@
+"""Adapters: a few added weights, trained in place of a pretrained model's own, by PEFT.
+
+LoRA (E. J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) unless `model.peft._target_`
+says otherwise. Only the adapter is saved, and the layers that the checkpoint does not have (a new head); the
+pretrained weights are found again by their name.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hfexp.errors import ConfigError, DataError
+from hfexp.hub import explain_hub_errors
+from hfexp.pretrained import local_model
+from hfexp.targets import instantiate, locate, parameters
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+BASE = "base"
+"""Directory of the whole model's configuration: beside an adapter, `from_pretrained` would take it for a model."""
+ADAPTER = "default"
+"""PEFT's name of the one adapter."""
+METHOD = "peft.LoraConfig"
+TARGETS = "all-linear"
+"""All linear layers: as good as full training, where those of the attention alone are not (T. Dettmers et al., "QLoRA:
+Efficient Finetuning of Quantized LLMs", NeurIPS 2023, section 4)."""
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether it is a PEFT model; PEFT itself is not imported for the answer."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def base_of(model: Any) -> Any:
+    """The model that an adapter is in; any other model itself."""
+    return model.get_base_model() if is_adapted(model) else model
+
+
+def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed: list[str]) -> Any:
+    """PEFT's configuration of an adapter.
+
+    Args:
+        node: `model.peft`: arguments of `peft.LoraConfig`, or of the class that its `_target_` names.
+        new_tensors: names of weights that the checkpoint does not have. Their layers are trained and saved whole.
+
+    Raises:
+        ConfigError: PEFT is not there, or an argument is wrong.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError("model.peft needs the package peft: pip install 'hfexp[peft]'")
+    from peft import PeftConfig
+
+    node = {"_target_": METHOD, **node}
+    takes = parameters(locate(str(node["_target_"]), "model.peft._target_", allowed))
+    if "target_modules" in takes:
+        node = {"target_modules": TARGETS, **node}
+    new_layers = sorted({name.rpartition(".")[0] for name in new_tensors} - {""})
+    if "modules_to_save" in takes and new_layers:
+        node = {"modules_to_save": new_layers, **node}
+    try:
+        made = instantiate(node, "model.peft", allowed)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.peft: {error}") from error
+    if not isinstance(made, PeftConfig) or made.is_prompt_learning:
+        raise ConfigError(
+            f"model.peft._target_={node['_target_']}: an adapter inside the layers is needed, e.g. peft.LoraConfig"
+        )
+    return made
+
+
+def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
+    """Add a new adapter; all weights but its own and those of new layers are frozen.
+
+    Args:
+        path: where the pretrained weights are from, as the saved adapter is to name it; `revision`: their commit.
+
+    Raises:
+        ConfigError: the model has no such layers.
+    """
+    from peft import get_peft_model
+
+    try:
+        with _quiet():
+            adapted = get_peft_model(model, config, adapter_name=ADAPTER)
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"model.peft: {error}") from error
+    directory = Path(path).expanduser()
+    made = adapted.peft_config[ADAPTER]
+    made.base_model_name_or_path, made.revision = str(directory.absolute()) if directory.is_dir() else path, revision
+    return adapted
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """PEFT (0.21) reads a property of models that Transformers (5.23) has given another name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def save_adapted(model: Any, directory: Path) -> None:
+    """The adapter, and the configuration of the whole model, with its label maps.
+
+    Left to itself PEFT would ask the Hub at each save whether the vocabulary has grown.
+    """
+    model.save_pretrained(directory, save_embedding_layers=False)
+    base_of(model).config.save_pretrained(directory / BASE)
+
+
+def load_saved(auto_class: Any, directory: Path) -> Any:
+    """The model that was saved in a directory: whole, or as an adapter of another one.
+
+    Raises:
+        ConfigError: it is an adapter, and PEFT or the pretrained model is not there.
+    """
+    if (directory / CONFIG_FILE).is_file():
+        return load_adapted(auto_class, directory)
+    return auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+
+
+def load_adapted(auto_class: Any, directory: Path) -> Any:
+    """The pretrained model with the adapter that `save_adapted` has written.
+
+    Raises:
+        ConfigError: PEFT or the pretrained model is not there.
+    """
+    import transformers
+
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"{directory} holds an adapter; it needs the package peft: pip install 'hfexp[peft]'")
+    from peft import PeftConfig, PeftModel
+
+    adapter = PeftConfig.from_pretrained(str(directory))
+    path = str(adapter.base_model_name_or_path)
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise ConfigError(f"{directory} is an adapter of the model in {path}, which is not there")
+    with explain_hub_errors("model", path):
+        base = auto_class.from_pretrained(
+            local_model(path),
+            config=transformers.AutoConfig.from_pretrained(directory / BASE, local_files_only=True),
+            revision=adapter.revision,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+        )
+    with _quiet():
+        model = PeftModel.from_pretrained(base, str(directory))
+    require_same_weights(model, directory)
+    return model
+
+
+def require_same_weights(model: Any, directory: Path) -> None:
+    """PEFT loads what it finds: an adapter of other layers would leave those of the model as they are.
+
+    Raises:
+        DataError: the file does not hold exactly the weights of the model's adapter.
+    """
+    import safetensors
+    from peft import get_peft_model_state_dict
+
+    with safetensors.safe_open(directory / WEIGHTS_FILE, "pt") as file:
+        saved = set(file.keys())
+    ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if saved != ours:
+        raise DataError(
+            f"the adapter in {directory} does not fit the model: {len(ours - saved)} weights missing "
+            f"{sorted(ours - saved)[:3]}, {len(saved - ours)} unknown {sorted(saved - ours)[:3]}"
+        )
