@@ -39,7 +39,7 @@ def words(place: Path) -> list[str]:
     ]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return [
-        "task=text_classification", "model=local", "model.path=base", "transform=tokenize", "dataset=table",
+        "task=text_classification", "model=local", "model.path=base", "dataset=table",
         "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2", "trainer=scratch", "metrics=accuracy",
         "trainer.args.per_device_train_batch_size=8", "trainer.args.num_train_epochs=2", "model.peft.r=2",
         "trainer.args.learning_rate=0.01", "model.peft.lora_dropout=0.1",

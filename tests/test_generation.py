@@ -24,7 +24,7 @@ TEMPLATE = (
 )
 """Of a chat: `<role>content</>`, a line each."""
 SMALL = (
-    "model=tiny_gpt", "transform=language", "trainer=scratch", "dataset=table", "metrics=language",
+    "model=tiny_gpt", "trainer=scratch", "dataset=table",
     "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2",
     "model.config.intermediate_size=16", "model.config.num_hidden_layers=1", "dataset.test_size=0.2",
     "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4",

@@ -17,7 +17,6 @@ from conftest import SMALL_DIGITS, encoded_digits
 from hfexp import cli, predict
 from hfexp.errors import ConfigError, DataError
 from hfexp.predicting.settings import parse
-from hfexp.tasks.image_classification import ImageClassification
 from hfexp.text import byte_tokenizer
 
 IMAGES = 5
@@ -312,4 +311,3 @@ def test_an_address_that_gives_nothing_is_named(here: Path, run: str, capsys: py
 def test_help_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "--help"]) == 0
     assert "hfexp predict run=RUN" in capsys.readouterr().out
-    assert ImageClassification.transform == "eval"

@@ -17,7 +17,7 @@ from hfexp.tasks.text_classification import TextClassification, TextPairClassifi
 from hfexp.text import TextCollator, Tokenize, byte_tokenizer
 
 SMALL = (
-    "model=tiny_bert", "transform=tokenize", "trainer=scratch", "dataset=table", "metrics=accuracy",
+    "model=tiny_bert", "trainer=scratch", "dataset=table", "metrics=accuracy",
     "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
     "model.config.num_hidden_layers=1", "model.config.max_position_embeddings=40",
     "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=16", "dataset.test_size=0.2",

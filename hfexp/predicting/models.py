@@ -143,21 +143,15 @@ def _download(record: RunRecord, uri: str, place: str) -> Path:
 
 
 def _plain(words: list[str], device: str | None, options: dict[str, Any], config_dir: str | Path | None) -> Predictor:
-    """A pretrained model as it is, with the transform that its task names."""
+    """A pretrained model as it is, with the transform that the option of its task chooses."""
     import torch
 
     named = {word.partition("=")[0] for word in words}
     config = to_config(compose(*words, config_dir=config_dir)[0])
     if "task" not in named:
-        name = _infer_task(config)
-        config = to_config(compose(*words, f"task={name}", config_dir=config_dir)[0])
+        config = to_config(compose(*words, f"task={_infer_task(config)}", config_dir=config_dir)[0])
     allowed = config.security.allowed_targets
     task: Task = instantiate(config.task, "task", allowed)
-    if "transform" not in named:
-        if task.transform is None:
-            raise ConfigError(f"{type(task).__name__} names no transform of its models: give transform=...")
-        words = [*words, f"transform={task.transform}"]
-        config.transform = to_config(compose(*words, config_dir=config_dir)[0]).transform
     processor = load_processor(config.model, task, allowed)
     model, summary = build_model(config.model, task, None, allowed)
     if summary.new_tensors or config.model.path is None:

@@ -43,9 +43,6 @@ class Task(ABC):
     raw_type: ClassVar[str] = "binary"
     """MLflow's type of a raw input: `binary` or `string`."""
 
-    transform: ClassVar[str | None] = None
-    """The option of `transform` that its models take as they are, e.g. one from the Hub that is only asked."""
-
     streams: ClassVar[bool] = False
     """`respond` calls `on_text` of its options with each new piece of a text."""
 

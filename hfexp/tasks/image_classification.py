@@ -18,7 +18,6 @@ class ImageClassification(Classification):
     model_class: ClassVar[str] = "AutoModelForImageClassification"
     processor_class: ClassVar[str] = "AutoImageProcessor"
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
-    transform: ClassVar[str | None] = "eval"
     takes_columns: ClassVar[bool] = True
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ class TextClassification(Classification):
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
-    transform: ClassVar[str | None] = "tokenize"
     varying_shapes: ClassVar[bool] = True
     raw_type: ClassVar[str] = "string"
 

@@ -23,7 +23,6 @@ class TextGeneration(Task):
     loss_per_token: ClassVar[bool] = True
     varying_shapes: ClassVar[bool] = True
     raw_type: ClassVar[str] = "string"
-    transform: ClassVar[str | None] = "language"
     streams: ClassVar[bool] = True
     answer_types: ClassVar[dict[str, str]] = {"text": "string"}
     quick_options: ClassVar[dict[str, Any]] = {"max_new_tokens": 8, "do_sample": False}
