@@ -44,7 +44,7 @@ RENAMED = {
 }
 """Names from older tutorials, and what they are called now."""
 
-LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "perplexity"})
+LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "perplexity", "rmse", "mae"})
 """Metrics to be minimised; for one of another origin set `trainer.args.greater_is_better`."""
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list, "None": type(None)}

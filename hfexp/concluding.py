@@ -10,6 +10,7 @@ from hfexp.errors import RunError
 from hfexp.preflight import Inputs
 from hfexp.reporting.facts import SplitScores
 from hfexp.run_directory import RunDirectory
+from hfexp.tasks.base import CLASS
 from hfexp.training import Trainer
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def evaluate(
             continue
         output = trainer.predict(splits[split], metric_key_prefix=prefix)
         metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
-        if inputs.id2label:
+        if inputs.id2label and inputs.task.label_kind == CLASS:
             offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = offered.get("prediction_scores")
             scores[split] = SplitScores(probabilities, offered["predictions"], offered["references"])

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Image
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.labels import cast_labels, class_column
 from hfexp.stream_splits import load_source, make_splits
 from hfexp.streams import num_rows
 from hfexp.targets import instantiate
@@ -44,7 +45,7 @@ def load_dataset(
     dataset = _rename_columns(dataset, config, task, keep)
     if config.streaming:
         return make_splits(dataset, config, task)
-    dataset = _cast_labels(dataset, config, task)
+    dataset = cast_labels(dataset, task, config.labels)
     dataset = _make_splits(dataset, config, task)
     dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
     if config.validate_on_train:
@@ -155,71 +156,6 @@ def _rename_columns(
     return DatasetDict(result)
 
 
-def _cast_labels(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
-    """Make the label column a `ClassLabel` with the same names in every split."""
-    column = task.label_column
-    if column is None:
-        return dataset
-    feature = dataset["train"].features[column]
-    if isinstance(feature, ClassLabel):
-        names, feature_names = config.labels or feature.names, feature.names
-        if names == feature_names:
-            return _check_label_range(dataset, column, names)
-        values = {split: _label_words(rows, column) for split, rows in dataset.items()}
-    elif isinstance(feature, Value):
-        values = {split: rows[column][:] for split, rows in dataset.items()}
-        names = config.labels or _label_names(values, column)
-        values = {split: [None if v is None else str(v) for v in column_] for split, column_ in values.items()}
-    else:
-        raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
-    ids = {name: index for index, name in enumerate(names)}
-    result = {}
-    for split, labels in values.items():
-        _require_known(labels, ids, split)
-        rows = dataset[split].remove_columns(column)
-        features = Features({column: ClassLabel(names=list(names))})
-        result[split] = rows.add_column(column, [ids[str(label)] for label in labels], feature=features[column])
-    return DatasetDict(result)
-
-
-def _label_words(rows: Dataset, column: str) -> list[str | None]:
-    """Labels as words, by the names of this very split."""
-    names = rows.features[column].names
-    return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
-
-
-def _label_names(values: dict[Any, list], column: str) -> list[str]:
-    """Sorted names of all labels; integers sort as numbers."""
-    seen = {value for labels in values.values() for value in labels if value is not None}
-    if any(isinstance(value, float) for value in seen):
-        raise ConfigError(f"column {column!r} holds real numbers; class names or integers are needed")
-    return [str(value) for value in sorted(seen)]
-
-
-def _require_known(labels: list[str | None], ids: dict[str, int], split: Any) -> None:
-    unknown = Counter(label for label in labels if label not in ids)
-    if unknown:
-        label, count = unknown.most_common(1)[0]
-        shown = "missing labels" if label is None else f"unknown label {label!r}"
-        hint = "" if label is None else did_you_mean(label, ids)
-        raise ConfigError(f"the {split} split has {shown} ({count} rows).{hint} Labels are: {one_of(ids)}")
-
-
-def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> DatasetDict:
-    for split, rows in dataset.items():
-        wrong = [label for label in rows[column][:] if label is None or not 0 <= label < len(names)]
-        if wrong:
-            raise ConfigError(
-                f"the {split} split has unknown label {wrong[0]!r} ({len(wrong)} rows). Labels are: {one_of(names)}"
-            )
-        other = rows.features[column]
-        if isinstance(other, ClassLabel) and other.names != names:
-            raise ConfigError(
-                f"the {split} split has other labels ({one_of(other.names)}) than train ({one_of(names)})"
-            )
-    return dataset
-
-
 def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
     """Cut the test and validation splits that the source lacks out of the training split."""
     if config.validate_on_train:
@@ -227,7 +163,7 @@ def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
     for split, size in (("test", config.test_size), ("validation", config.validation_size)):
         if split in dataset or not size:
             continue
-        rest, cut = _split(dataset["train"], size, f"dataset.{split}_size", config.split_seed, task.label_column)
+        rest, cut = _split(dataset["train"], size, f"dataset.{split}_size", config.split_seed, class_column(task))
         dataset["train"], dataset[split] = rest, cut
     if "validation" not in dataset:
         raise ConfigError("no validation split: set dataset.validation_size above 0 or dataset.splits.validation")

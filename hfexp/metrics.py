@@ -4,6 +4,7 @@ They take what a task offers by name (`predictions`, `prediction_scores`, `refer
 other `evaluate` module, alone or combined.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -11,9 +12,18 @@ import evaluate
 import numpy as np
 
 from hfexp.errors import ConfigError, one_of
+from hfexp.tasks.base import CLASS, CLASSES, NUMBER
 
 IDS = datasets.Value("int64")
+NUMBERS = datasets.Value("float64")
 SCORES = datasets.Sequence(datasets.Value("float32"))
+
+_KINDS = {CLASS: "one class a row", CLASSES: "several classes a row", NUMBER: "numbers"}
+
+
+def _kind(references: np.ndarray) -> str:
+    """Of labels: class ids (N,), truth values of all classes (N, C), or numbers (N,)."""
+    return CLASSES if references.ndim == 2 else NUMBER if references.dtype.kind == "f" else CLASS
 
 
 class _ArrayMetric(evaluate.Metric):
@@ -21,6 +31,8 @@ class _ArrayMetric(evaluate.Metric):
 
     inputs = {"predictions": IDS, "references": IDS}
     summary = ""
+    kinds: tuple[str, ...] = (CLASS,)
+    """Of the references that it is made for."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +42,17 @@ class _ArrayMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=self.summary, citation="", features=features)
 
     def compute(self, **kwargs: Any) -> dict[str, float] | None:
-        """Compute from arrays; keyword arguments by the names in `features`."""
-        return self._compute(**{name: np.asarray(kwargs[name]) for name in self.inputs})
+        """Compute from arrays; keyword arguments by the names in `features`.
+
+        Raises:
+            ConfigError: the references are of another kind, for which the number would mean nothing.
+        """
+        arrays = {name: np.asarray(kwargs[name]) for name in self.inputs}
+        found = _kind(arrays["references"]) if "references" in arrays else self.kinds[0]
+        if found not in self.kinds:
+            ours = " or ".join(_KINDS[kind] for kind in self.kinds)
+            raise ConfigError(f"metrics: {type(self).__name__} is for {ours}, not for {_KINDS[found]}")
+        return self._compute(**arrays)
 
     def _compute(self, **kwargs: Any) -> dict[str, Any]:
         raise NotImplementedError
@@ -67,6 +88,7 @@ class TopKAccuracy(_ArrayMetric):
 class PrecisionRecallF1(_ArrayMetric):
     """`precision_*`, `recall_*` and `f1_*`, averaged over classes (macro) or weighted by their frequency."""
 
+    kinds = (CLASS, CLASSES)
     summary = "Precision, recall and F1, macro and weighted averages."
 
     def __init__(self, averages: tuple[str, ...] | list[str] = ("macro", "weighted")) -> None:
@@ -95,16 +117,96 @@ class RocAuc(_ArrayMetric):
     """
 
     inputs = {"prediction_scores": SCORES, "references": IDS}
+    kinds = (CLASS, CLASSES)
     summary = "Area under the ROC curve, one-vs-rest, macro average over the classes present."
 
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
         from sklearn.metrics import roc_auc_score
 
-        classes = [c for c in np.unique(references) if 0 < (references == c).sum() < len(references)]
-        if not classes:
-            return {"roc_auc": float("nan")}
-        areas = [roc_auc_score(references == c, prediction_scores[:, c]) for c in classes]
-        return {"roc_auc": float(np.mean(areas))}
+        areas = [roc_auc_score(truth, scores) for truth, scores in _told_apart(prediction_scores, references)]
+        return {"roc_auc": float(np.mean(areas)) if areas else float("nan")}
+
+
+class MeanAveragePrecision(_ArrayMetric):
+    """Area under the precision-recall curve, averaged over the classes present: `mean_average_precision`.
+
+    As `sklearn.metrics.average_precision_score` computes it, without interpolation. NaN when no class is present.
+    """
+
+    inputs = {"prediction_scores": SCORES, "references": IDS}
+    kinds = (CLASS, CLASSES)
+    summary = "Mean over the classes present of the average precision."
+
+    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from sklearn.metrics import average_precision_score
+
+        found = [average_precision_score(*pair) for pair in _told_apart(prediction_scores, references)]
+        return {"mean_average_precision": float(np.mean(found)) if found else float("nan")}
+
+
+def _told_apart(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Truth and scores (N,) of each class that some rows have and others have not."""
+    for c in range(scores.shape[-1]):
+        truth = references[:, c] > 0 if references.ndim == 2 else references == c
+        if 0 < truth.sum() < len(truth):
+            yield truth, scores[:, c]
+
+
+class ExactMatch(_ArrayMetric):
+    """Share of rows whose classes are all found, and no others: `exact_match`."""
+
+    kinds = (CLASSES,)
+    summary = "Share of rows whose set of classes is exactly right."
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {"exact_match": float((predictions == references).all(-1).mean())}
+
+
+class RegressionErrors(_ArrayMetric):
+    """`rmse` (root of the mean squared error) and `mae` (mean absolute error), in the unit of the labels."""
+
+    inputs = {"predictions": NUMBERS, "references": NUMBERS}
+    kinds = (NUMBER,)
+    summary = "Root mean squared error and mean absolute error."
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        errors = predictions.astype(np.float64) - references
+        return {"rmse": float(np.sqrt((errors**2).mean())), "mae": float(np.abs(errors).mean())}
+
+
+class R2(_ArrayMetric):
+    """Share of the labels' variance that is explained: `r2`; 0 for a model that always says their mean.
+
+    NaN when all labels are equal, where it is not defined.
+    """
+
+    inputs = {"predictions": NUMBERS, "references": NUMBERS}
+    kinds = (NUMBER,)
+    summary = "Coefficient of determination."
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        truth = references.astype(np.float64)
+        variance = ((truth - truth.mean()) ** 2).sum()
+        return {"r2": float(1 - ((truth - predictions) ** 2).sum() / variance) if variance else float("nan")}
+
+
+class Correlation(_ArrayMetric):
+    """Pearson's (of values) and Spearman's (of ranks) correlation with the labels: `pearson`, `spearman`.
+
+    NaN when predictions or labels are all equal, where they are not defined.
+    """
+
+    inputs = {"predictions": NUMBERS, "references": NUMBERS}
+    kinds = (NUMBER,)
+    summary = "Pearson's and Spearman's correlation."
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        from scipy.stats import pearsonr, spearmanr
+
+        if min(np.ptp(predictions), np.ptp(references)) == 0 or len(references) < 2:
+            return {"pearson": float("nan"), "spearman": float("nan")}
+        pair = (predictions.astype(np.float64), references.astype(np.float64))
+        return {"pearson": float(pearsonr(*pair).statistic), "spearman": float(spearmanr(*pair).statistic)}  # pyright: ignore
 
 
 class Brier(_ArrayMetric):
@@ -177,64 +279,3 @@ class TokenAccuracy(_ArrayMetric):
 
     def _compute(self, correct: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
         return {"token_accuracy": float(correct.sum() / max(int(tokens.sum()), 1))}
-
-
-class MetricSet:
-    """Several metrics at once, from what a task offers."""
-
-    def __init__(self, metrics: dict[str, Any]) -> None:
-        """`metrics`: name in the configuration to `evaluate` module."""
-        self.metrics = metrics
-
-    def compute(self, offered: dict[str, np.ndarray]) -> dict[str, Any]:
-        """All values by name; arrays (confusion matrix) are left in.
-
-        Raises:
-            ConfigError: a metric needs something that the task does not offer, or two metrics share a name.
-        """
-        result: dict[str, Any] = {}
-        for name, metric in self.metrics.items():
-            features = metric.features if isinstance(metric.features, list) else [metric.features]
-            needed = next((list(f) for f in features if set(f) <= set(offered)), None)
-            if needed is None:
-                raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task offers {one_of(offered)}")
-            values = metric.compute(**{key: offered[key] for key in needed}) or {}
-            taken = sorted(values.keys() & result.keys())
-            if taken:
-                raise ConfigError(
-                    f"metrics.{name} gives {taken[0]!r}, which another metric gives too; remove one of them"
-                )
-            result |= values
-        return result
-
-    def scalars(self, offered: dict[str, np.ndarray]) -> dict[str, float]:
-        """The values that are single numbers."""
-        values = self.compute(offered)
-        return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
-
-
-def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:
-    """Build the modules of the `metrics` section.
-
-    Raises:
-        ConfigError: one does not exist, or can't be fetched.
-    """
-    from hfexp.hub import HubUnreachable, explain_hub_errors
-    from hfexp.targets import instantiate
-
-    metrics = {}
-    for name, node in nodes.items():
-        if node is None:
-            continue
-        if not isinstance(node, dict) or "_target_" not in node:
-            raise ConfigError(f"metrics.{name} must be a mapping with a _target_, got {node!r}")
-        try:
-            with explain_hub_errors("metric", str(node.get("path", name))):
-                metrics[name] = instantiate(node, f"metrics.{name}", allowed)
-        except (ConfigError, HubUnreachable):
-            raise
-        except Exception as error:
-            raise ConfigError(f"metrics.{name} can't be built: {error.__cause__ or error}") from error
-        if not isinstance(metrics[name], evaluate.EvaluationModule):
-            raise ConfigError(f"metrics.{name}: {node['_target_']} is not an evaluate.EvaluationModule")
-    return MetricSet(metrics)

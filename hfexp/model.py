@@ -99,7 +99,7 @@ def build_model(
     Returns:
         The model and a summary of it.
     """
-    labels = _label_fields(task, id2label)
+    labels = task.model_fields(id2label)
     new_tensors: list[str] = []
     if config.build is not None:
         model = build_own(config.build, task, id2label, allowed)
@@ -134,13 +134,6 @@ def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], all
     for parameter in frozen_parameters(model, config.freeze):
         parameter.requires_grad_(False)
     return model
-
-
-def _label_fields(task: Task, id2label: dict[int, str] | None) -> dict[str, Any]:
-    if id2label is None:
-        return {}
-    fields: dict[str, Any] = {"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}}
-    return fields | {"num_labels": len(id2label)}
 
 
 def build_own(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> Any:

@@ -23,11 +23,11 @@ from hfexp.checks import (
 from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
-from hfexp.metrics import MetricSet, build_metrics
 from hfexp.model import freeze_or_adapt, load_model_config
 from hfexp.preparing import require_deterministic
 from hfexp.pretrained import is_local
 from hfexp.processor import load_processor
+from hfexp.scoring import MetricSet, build_metrics
 from hfexp.stream_splits import check_streaming
 from hfexp.streams import num_rows
 from hfexp.targets import instantiate

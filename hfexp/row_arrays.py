@@ -1,4 +1,4 @@
-"""A row as arrays of whole numbers, as it is kept on disk, and back."""
+"""A row as arrays of whole numbers (and single real ones, as labels are), as it is kept on disk, and back."""
 
 from typing import Any
 
@@ -37,6 +37,8 @@ def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
         return value, f"array {value.dtype} {value.ndim}"
     if type(value) is int and abs(value) < 2**63:
         return np.asarray(value, dtype=np.int64), "number"
+    if type(value) is float:
+        return np.asarray(value, dtype=np.float64), "real"
     if isinstance(value, list) and all(type(item) is int and abs(item) < 2**31 for item in value):
         return np.asarray(value, dtype=np.int32), "numbers"
     raise NotWholeNumbersError(f"{name} is {type(value).__name__} and no array of whole numbers")
@@ -49,6 +51,6 @@ def from_array(array: Any, kind: str) -> Any:
     if kind.startswith(("image", "tensor")):
         tensor = torch.from_numpy(np.asarray(array))
         return tv_tensors.Image(tensor) if kind.startswith("image") else tensor
-    if kind == "number":
-        return int(array)
+    if kind in ("number", "real"):
+        return array.item()
     return array.tolist() if kind == "numbers" else array

@@ -209,7 +209,7 @@ def signature(task: Task) -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    kinds = {"doubles": Array(DataType.double)}
+    kinds = {"doubles": Array(DataType.double), "strings": Array(DataType.string)}
     outputs = [ColSpec(kinds.get(kind, kind), name) for name, kind in task.answer_types.items()]
     options = [ParamSpec(name, _kind(value), value) for name, value in task.serving_options().items()]
     inputs = [ColSpec(task.raw_type, input_column(task))]  # pyright: ignore

@@ -9,10 +9,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from hfexp.config import Config, DatasetConfig
 from hfexp.errors import ConfigError
+from hfexp.labels import class_column
 from hfexp.sampling import mix
 from hfexp.streams import LANES, Labels, Row, Stream, cut, num_lanes, shuffled, stored_key
 from hfexp.targets import instantiate, locate, parameters
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import CLASSES, Task
 
 
 def check_streaming(config: Config) -> list[str]:
@@ -113,7 +114,9 @@ def _limit(config: DatasetConfig, split: str) -> int | None:
 
 
 def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
-    column = task.label_column
+    if task.label_kind == CLASSES and task.label_column is not None:
+        raise ConfigError("dataset.streaming=true: rows with several classes do not stream")
+    column = class_column(task)
     if column is None:
         return None
     feature = (rows.features or {})[column]

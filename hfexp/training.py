@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hfexp.checkpoints import TrueCheckpoints
 from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
 from hfexp.evaluating import TrueEvaluation
-from hfexp.metrics import MetricSet
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
+from hfexp.scoring import MetricSet
 from hfexp.stream_training import StreamTraining
 from hfexp.tasks.base import Task
 from hfexp.timing import Timed

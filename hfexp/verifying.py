@@ -11,7 +11,8 @@ from hfexp.inference import Predictor, allow_targets, load_recipe
 from hfexp.serving import SavedModel, input_column, quiet_mlflow
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Largest difference of a probability between the model in memory and the saved one, by the precision of the weights.
+"""Largest difference between the model in memory and the saved one, by the precision of the weights: of a
+probability, or of a number in relation to its size.
 
 Both compute the same, but not always by the same kernels: a model is loaded with the fastest attention there is.
 """
@@ -55,6 +56,9 @@ def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
         if ours.dtype.kind == "f":
             numbers = True
             same_shape = ours.shape == theirs.shape
-            largest = max(largest, float(np.abs(ours - theirs).max(initial=0)) if same_shape else float("inf"))
+            scale = np.maximum(np.abs(ours), 1)  # numbers may be of any size
+            largest = max(
+                largest, float((np.abs(ours - theirs) / scale).max(initial=0)) if same_shape else float("inf")
+            )
     same = expected.equals(found[list(expected.columns)])
     return largest if numbers or same else float("inf")

@@ -1,11 +1,13 @@
 """The metric modules against scikit-learn and hand-made cases."""
 
+from typing import Any
+
 import evaluate
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfexp import metrics
+from hfexp import metrics, scoring
 from hfexp.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -66,12 +68,12 @@ OFFERED = {"predictions": IDS, "references": TRUTH}
 
 
 def test_a_set_gives_scalars_and_finds_clashes() -> None:
-    both = metrics.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
+    both = scoring.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
     assert list(both.scalars(OFFERED)) == ["accuracy"]
     with pytest.raises(ConfigError, match="metrics.b gives 'accuracy', which another metric gives too"):
-        metrics.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
+        scoring.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
     with pytest.raises(ConfigError, match="metrics.auc needs prediction_scores, references; the task offers"):
-        metrics.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
+        scoring.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
 
 
 def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkeypatch) -> None:
@@ -87,5 +89,65 @@ def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkey
         "        return {'one': 1.0}\n"
     )
     node = {"_target_": "evaluate.load", "path": str(tmp_path / "always_one")}
-    built = metrics.build_metrics({"own": node, "left_out": None}, [])
+    built = scoring.build_metrics({"own": node, "left_out": None}, [])
     assert built.scalars(OFFERED) == {"one": 1.0}
+
+
+def test_several_classes() -> None:
+    truth = RNG.integers(0, 2, (200, 4))
+    truth[:, 3] = 0  # in no row
+    found = (SCORES > 0.3).astype(np.int64)
+    given = {"prediction_scores": SCORES, "references": truth}
+    assert metrics.ExactMatch().compute(predictions=found, references=truth) == {
+        "exact_match": pytest.approx(sk.accuracy_score(truth, found))
+    }
+    expected = np.mean([sk.average_precision_score(truth[:, c], SCORES[:, c]) for c in range(3)])
+    assert metrics.MeanAveragePrecision().compute(**given) == {"mean_average_precision": pytest.approx(expected)}
+    expected = np.mean([sk.roc_auc_score(truth[:, c], SCORES[:, c]) for c in range(3)])
+    assert metrics.RocAuc().compute(**given) == {"roc_auc": pytest.approx(expected)}
+    ours = metrics.PrecisionRecallF1(["micro"]).compute(predictions=found, references=truth)
+    assert ours is not None
+    assert ours["f1_micro"] == pytest.approx(sk.f1_score(truth, found, average="micro", zero_division=0))
+
+
+def test_numbers() -> None:
+    truth = RNG.normal(size=200)
+    said = (truth + RNG.normal(size=200) / 2).astype(np.float32)
+    given = {"predictions": said, "references": truth}
+    ours = {k: v for m in (metrics.RegressionErrors(), metrics.R2()) for k, v in (m.compute(**given) or {}).items()}
+    assert ours == {
+        "rmse": pytest.approx(sk.root_mean_squared_error(truth, said)),
+        "mae": pytest.approx(sk.mean_absolute_error(truth, said)),
+        "r2": pytest.approx(sk.r2_score(truth, said)),
+    }
+    found = metrics.Correlation().compute(**given)
+    assert found is not None
+    assert found["pearson"] == pytest.approx(np.corrcoef(truth, said)[0, 1])
+    ranks = [np.argsort(np.argsort(values)) for values in (truth, said)]
+    assert found["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    constant = {"predictions": np.ones(9, np.float32), "references": np.ones(9)}
+    undefined = {**(metrics.Correlation().compute(**constant) or {}), **(metrics.R2().compute(**constant) or {})}
+    assert all(np.isnan(value) for value in undefined.values())
+    assert len(undefined) == 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "references", "said"),
+    [
+        (
+            metrics.Accuracy(),
+            np.ones((3, 2), np.int64),
+            "for one class a row, not for several classes",
+        ),
+        (metrics.PrecisionRecallF1(), np.ones(3), "is for one class a row or several classes a row, not for numbers"),
+        (metrics.R2(), np.ones(3, np.int64), "R2 is for numbers, not for one class a row"),
+        (
+            metrics.ExactMatch(),
+            np.ones(3, np.int64),
+            "for several classes a row, not for one class",
+        ),
+    ],
+)
+def test_a_number_that_would_mean_nothing_is_not_computed(metric: Any, references: np.ndarray, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        metric.compute(predictions=references, references=references)

@@ -59,6 +59,7 @@ LAYERS = [
         "hfexp.data",
         "hfexp.processing",
         "hfexp.metrics",
+        "hfexp.scoring",
         "hfexp.tracking.run",
         "hfexp.tracking.system",
         "hfexp.sources",
@@ -70,7 +71,7 @@ LAYERS = [
     ["hfexp.tracking.delivery"],
     ["hfexp.tracking.linked", "hfexp.tracking.nesting", "hfexp.sweep.curves"],
     ["hfexp.tracking.delivered"],
-    ["hfexp.streams", "hfexp.processor"],
+    ["hfexp.streams", "hfexp.processor", "hfexp.labels"],
     [
         "hfexp.model",
         "hfexp.tracking.store",
@@ -86,6 +87,7 @@ LAYERS = [
     ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.decoding", "hfexp.launch.failures"],
     [
         "hfexp.tasks.classification",
+        "hfexp.tasks.texts",
         "hfexp.images",
         "hfexp.text",
         "hfexp.checkpoints",

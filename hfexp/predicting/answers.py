@@ -14,6 +14,8 @@ PROBABILITIES = "probabilities"
 AT_ONCE = 1000
 """Answers that are written to a file together."""
 LONGEST_CELL = 300
+SEPARATOR = ", "
+"""Of classes in a cell."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ def ranked(values: Mapping[str, Any], id2label: Mapping[int, str], count: int | 
 def columns_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1) -> dict[str, Any]:
     """An answer as cells: `input`, the values, more classes as `label_2`, `score_2`, ..., one column a probability."""
     cells: dict[str, Any] = {"input": answer.name}
-    cells |= {name: value for name, value in answer.values.items() if name != PROBABILITIES}
+    cells |= {name: _plain(value) for name, value in answer.values.items() if name != PROBABILITIES}
     if PROBABILITIES in answer.values:
         for place, (label, score) in enumerate(ranked(answer.values, id2label, count)[1:], 2):
             cells |= {f"label_{place}": label, f"score_{place}": score}
@@ -160,15 +162,21 @@ class Screen:
                 say(f"({len(self.kept)} of {self.total} shown; all of them with output=FILE.csv, more with show=N)")
 
     def _row(self, answer: Answer) -> dict[str, str]:
-        if PROBABILITIES not in answer.values:
-            return {"input": answer.name, **{name: _cell(value) for name, value in answer.values.items()}}
+        shown = {name: _cell(value) for name, value in answer.values.items() if name != PROBABILITIES}
+        if "label" not in shown and (PROBABILITIES not in answer.values or self.count == 1):
+            return {"input": answer.name, **shown}
         best = [f"{label}  {score:.4f}" for label, score in ranked(answer.values, self.id2label, self.count)]
         names = ["label  score", *(f"{place}." for place in range(2, len(best) + 1))]
         return {"input": answer.name, **dict(zip(names, best, strict=True))}
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """A list of words as one cell."""
+    return SEPARATOR.join(map(str, value)) if isinstance(value, list) else value
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:

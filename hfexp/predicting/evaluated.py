@@ -18,7 +18,7 @@ def evaluated(
     """What the Trainer's evaluation hands to `Task.metric_inputs`, a batch at a time.
 
     Returns:
-        The model's reduced outputs, (B, ...), and its labels, (B,); zeros where a row has several labels.
+        The model's reduced outputs, (B, ...), and its labels, (B,) or (B, num_labels); zeros where they are tokens.
     """
     splits = streaming.process(
         DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0, config
@@ -36,7 +36,8 @@ def evaluated(
                 inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items() if name != "labels"}
                 outputs = main_output(predictor.model(**inputs))
                 scores = predictor.task.preprocess_logits(outputs, labels.to(weights.device))
-            plain = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
+            of_rows = labels.ndim == 1 or labels.is_floating_point()
+            plain = labels.numpy() if of_rows else np.zeros(len(labels))
             yield scores.cpu().numpy(), plain
     finally:
         predictor.model.train(was_training)

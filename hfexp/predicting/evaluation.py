@@ -47,10 +47,10 @@ def evaluate(
     from hfexp import quiet
     from hfexp.composition import compose, importable_cwd
     from hfexp.config import to_config
-    from hfexp.metrics import build_metrics
     from hfexp.predicting.models import load
     from hfexp.predicting.scores import as_dicts, score_slices, show_scores
     from hfexp.predicting.settings import says_the_model
+    from hfexp.scoring import build_metrics
 
     quiet.quiet_libraries()
     importable_cwd()

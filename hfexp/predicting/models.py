@@ -16,7 +16,7 @@ from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord
 from hfexp.targets import instantiate
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import NUMBER, Task
 from hfexp.tracking.store import tracking_uri
 from hfexp.transforms import build_transforms
 
@@ -157,7 +157,8 @@ def _plain(words: list[str], device: str | None, options: dict[str, Any], config
     if summary.new_tensors or config.model.path is None:
         what = one_of(summary.new_tensors, 3) or "all weights"
         raise ConfigError(f"{_name(config)} was not trained for {type(task).__name__}: {what} would be random")
-    names = getattr(model.config, "id2label", None) if task.label_column else None
+    has_classes = task.label_column is not None and task.label_kind != NUMBER
+    names = getattr(model.config, "id2label", None) if has_classes else None
     id2label = {int(key): str(name) for key, name in names.items()} if names else None
     transforms = build_transforms(config.transform, processor, id2label, allowed)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -58,11 +58,13 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, direct
 
 
 def label_of(row: dict[str, Any], names: dict[int, str] | None) -> str:
-    """The label of one row of model inputs as a word; empty when it is no class id."""
+    """The label of one row of model inputs in words: a class, several, or a number."""
     label = row.get("labels")
-    if not isinstance(label, int | np.integer) or names is None:
-        return ""
-    return names.get(int(label), "no label")
+    if isinstance(label, int | np.integer) and names is not None:
+        return names.get(int(label), "no label")
+    if isinstance(label, tuple) and names is not None:
+        return ", ".join(names[number] for number, value in enumerate(label) if value) or "none"
+    return f"{label:.4g}" if isinstance(label, float) else ""
 
 
 def shapes(row: dict[str, Any]) -> str:

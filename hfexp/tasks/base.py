@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     import torch
     from datasets import DatasetDict
 
+CLASS, CLASSES, NUMBER = "class", "classes", "number"
+"""Kinds of labels."""
+PROBLEMS = {
+    CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
+}  # fmt: skip
+"""`problem_type` of a model's configuration, by which its loss is chosen; a checkpoint may come with another one."""
+
 
 class Task(ABC):
     """What one kind of problem needs from the pipeline: inputs, labels, batches and scores.
@@ -26,7 +33,11 @@ class Task(ABC):
     columns: ClassVar[tuple[str, ...]]
     """Standard names of the columns it reads."""
     label_column: ClassVar[str | None] = None
-    """The column that holds class labels, if any."""
+    """The column that holds what is to be predicted, if any; the other columns are what it is predicted from."""
+    label_kind: ClassVar[str] = CLASS
+    """What a row has in there: `CLASS`, `CLASSES` (any number of them) or `NUMBER`."""
+    label_separator: str | None = None
+    """What stands between several classes, where they are one text."""
     metric: ClassVar[str]
     """Chooses the best model unless the user says otherwise."""
     greater_is_better: ClassVar[bool] = True
@@ -53,13 +64,22 @@ class Task(ABC):
     """The tokens of all rows are laid end to end and cut into rows of so many; None: rows stay rows."""
 
     answer_types: ClassVar[dict[str, str]] = {}
-    """What `answer` gives: `string`, `double` or `doubles` (a list of them) by name."""
+    """What `answer` gives: `string`, `strings` (a list of them), `double` or `doubles` by name."""
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
-        """Names of the classes by id, from the label column's `ClassLabel`."""
-        if self.label_column is None:
+        """Names of the classes by id, from the label column; None where there are none."""
+        if self.label_column is None or self.label_kind == NUMBER:
             return None
-        return dict(enumerate(dataset["train"].features[self.label_column].names))
+        feature = dataset["train"].features[self.label_column]
+        return dict(enumerate(feature.names if self.label_kind == CLASS else feature))
+
+    def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:
+        """Fields of the model's configuration that follow from the labels: the size of its head, their names."""
+        problem = {"problem_type": PROBLEMS[self.label_kind]}
+        if id2label is None:
+            return {"num_labels": 1, **problem} if self.label_column and self.label_kind == NUMBER else {}
+        label2id = {name: number for number, name in id2label.items()}
+        return {"id2label": dict(id2label), "label2id": label2id, "num_labels": len(id2label), **problem}
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make a row as stored ready for the transform, e.g. open its image.

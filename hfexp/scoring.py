@@ -1,0 +1,69 @@
+"""Several metrics at once, from what a task offers."""
+
+from typing import Any
+
+import evaluate
+import numpy as np
+
+from hfexp.errors import ConfigError, one_of
+
+
+class MetricSet:
+    """Several metrics at once, from what a task offers."""
+
+    def __init__(self, metrics: dict[str, Any]) -> None:
+        """`metrics`: name in the configuration to `evaluate` module."""
+        self.metrics = metrics
+
+    def compute(self, offered: dict[str, np.ndarray]) -> dict[str, Any]:
+        """All values by name; arrays (confusion matrix) are left in.
+
+        Raises:
+            ConfigError: a metric needs something that the task does not offer, or two metrics share a name.
+        """
+        result: dict[str, Any] = {}
+        for name, metric in self.metrics.items():
+            features = metric.features if isinstance(metric.features, list) else [metric.features]
+            needed = next((list(f) for f in features if set(f) <= set(offered)), None)
+            if needed is None:
+                raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task offers {one_of(offered)}")
+            values = metric.compute(**{key: offered[key] for key in needed}) or {}
+            taken = sorted(values.keys() & result.keys())
+            if taken:
+                raise ConfigError(
+                    f"metrics.{name} gives {taken[0]!r}, which another metric gives too; remove one of them"
+                )
+            result |= values
+        return result
+
+    def scalars(self, offered: dict[str, np.ndarray]) -> dict[str, float]:
+        """The values that are single numbers."""
+        values = self.compute(offered)
+        return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+
+
+def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:
+    """Build the modules of the `metrics` section.
+
+    Raises:
+        ConfigError: one does not exist, or can't be fetched.
+    """
+    from hfexp.hub import HubUnreachable, explain_hub_errors
+    from hfexp.targets import instantiate
+
+    metrics = {}
+    for name, node in nodes.items():
+        if node is None:
+            continue
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ConfigError(f"metrics.{name} must be a mapping with a _target_, got {node!r}")
+        try:
+            with explain_hub_errors("metric", str(node.get("path", name))):
+                metrics[name] = instantiate(node, f"metrics.{name}", allowed)
+        except (ConfigError, HubUnreachable):
+            raise
+        except Exception as error:
+            raise ConfigError(f"metrics.{name} can't be built: {error.__cause__ or error}") from error
+        if not isinstance(metrics[name], evaluate.EvaluationModule):
+            raise ConfigError(f"metrics.{name}: {node['_target_']} is not an evaluate.EvaluationModule")
+    return MetricSet(metrics)
