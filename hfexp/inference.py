@@ -7,7 +7,8 @@ There is one documented input and output per task:
   read files of its server. Output: `label` (str, the most probable class), `score` (float, its probability) and
   `probabilities` (list of floats, in the order of `id2label`).
 
-* Text classification. Input: a text (`str`). Output: as above.
+* Text classification. Input: a text (`str`). Output: as above; with several classes a text `labels` (list of str, the
+  classes that are there, the most probable first) and `probabilities`.
 
 * Text generation. Input: a text to be continued; for conversations, what the user says, or a list of messages (`role`,
   `content`). Output: `text` (str), only what is new.

@@ -79,6 +79,7 @@ LAYERS = [
         "hfexp.cache",
         "hfexp.tasks.image_classification",
         "hfexp.tasks.text_classification",
+        "hfexp.tasks.multi_label",
         "hfexp.tasks.text_generation",
         "hfexp.run_directory",
     ],
