@@ -80,6 +80,7 @@ LAYERS = [
         "hfexp.tasks.image_classification",
         "hfexp.tasks.text_classification",
         "hfexp.tasks.multi_label",
+        "hfexp.tasks.text_regression",
         "hfexp.tasks.text_generation",
         "hfexp.run_directory",
     ],
