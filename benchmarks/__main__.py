@@ -21,6 +21,7 @@ NAMES = (
     "compare_runs",
     "digits_accuracy",
     "demos",
+    "adapters",
     "launchers",
     "sweeps",
     "search",

@@ -104,14 +104,53 @@ def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> tran
         generates: for a causal language model: texts begin with [CLS], and [SEP] is what ends them.
     """
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, processors
+    from tokenizers import models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *letters))}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return _as_bert(made, model_max_length, generates)
+
+
+def subword_tokenizer(
+    source: Any, column: str = TEXT, vocab_size: int = 4096, model_max_length: int = 512
+) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are pieces of words, learnt from texts; small letters only.
+
+    Byte pair encoding (R. Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016)
+    over bytes, so that any text has tokens. The same texts give the same tokenizer. Saved with a model it loads as
+    `AutoTokenizer`.
+
+    Args:
+        source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not looked at.
+        column: of the texts.
+        vocab_size: tokens, with the special ones of BERT and the 256 bytes.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    rows = source["train"] if isinstance(source, Mapping) else source
+    if column not in rows.column_names:
+        raise ConfigError(
+            f"model.processor.column={column}: the source has no such column; it has {rows.column_names}"
+        )
+    made = Tokenizer(models.BPE(unk_token="[UNK]"))
+    made.normalizer = normalizers.Lowercase()
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
+    )
+    made.train_from_iterator((text or "" for text in rows[column]), trainer)
+    return _as_bert(made, model_max_length, generates=False)
+
+
+def _as_bert(made: Any, model_max_length: int, generates: bool) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer over bytes with BERT's special tokens and their places."""
+    from tokenizers import decoders, processors
+
     made.decoder = decoders.ByteLevel()
-    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A" if generates else "[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
+from conftest import SMALL_DIGITS, encoded_digits
 from faults import fault_at
 from peft import PeftModel, get_peft_model_state_dict
 from test_checkpoints import assert_equal_weights
@@ -105,6 +106,29 @@ def test_what_is_evaluated_is_what_is_saved_and_resuming_changes_nothing(
         assert whole.metrics["final_eval_loss"] == whole.metrics["best_eval_loss"]
         best = whole.run_dir / "checkpoints" / f"checkpoint-{whole.best_step}"
         assert_equal_weights(_weights(best), _weights(whole.run_dir / "model"))
+
+
+@pytest.mark.slow
+def test_images_and_language_models_take_adapters(place: Path) -> None:
+    vit = train(*SMALL_DIGITS, "tracking=none")
+    words = [word for word in SMALL_DIGITS if not word.startswith(("model", "experiment"))]
+    words += ["model=local", f"model.path={vit.run_dir / 'model'}", "dataset=digits", "model.peft.r=2"]
+    adapted = train(*words, "trainer.args.learning_rate=1e-2")
+    saved = _weights(adapted.run_dir / "model")
+    assert "base_model.model.classifier.weight" in saved or any("classifier.lora_A" in name for name in saved)
+    image = place / "digit.png"
+    image.write_bytes(encoded_digits(1)[0])
+    assert predict(run=adapted.run_id, inputs=image)["score"][0] <= 1
+    gpt = ("task=text_generation", "model=tiny_gpt", "model.config.num_hidden_layers=1", "dataset=docstrings")
+    gpt += ("dataset.test_size=0.2", "dataset.max_train_samples=40", "trainer.args.max_steps=2", "tracking=none")
+    first = train(*gpt)
+    model = f"model.path={first.run_dir / 'model'}"
+    second = train(*gpt[:1], "model=local", model, "model.peft.r=2", *gpt[3:])
+    assert 1 < second.metrics["test_perplexity"] < 300
+    said = predict("generation.max_new_tokens=3", "prompt=Return the", run=second.run_dir)["text"][0]
+    base = second.model.get_base_model()
+    assert type(base).__name__ == type(first.model).__name__
+    assert isinstance(said, str)
 
 
 def test_a_checkpoint_of_other_layers_is_refused(words: list[str], place: Path) -> None:

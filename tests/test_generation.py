@@ -19,7 +19,8 @@ from hfexp.tasks.text_generation import ChatGeneration, TextGeneration
 from hfexp.text import byte_tokenizer
 
 TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>\n{% endfor %}"
+    "{% for m in messages %}<{{ m['role'] }}>"
+    "{{ m['content'] if m['content'] is string else m['content'][0]['text'] }}</>\n{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 """Of a chat: `<role>content</>`, a line each."""
@@ -200,6 +201,10 @@ def test_conversations_are_learnt_and_a_model_of_them_replies(place: Path) -> No
     assert predict("prompt=Hello", "system=Be brief.", run=model)["text"][0] == reply
     Path("asked.json").write_text(json.dumps(asked))
     assert predict("asked.json", run=model)["text"][0] == reply
+    parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in asked]
+    assert pipeline([parts], max_new_tokens=4, do_sample=False)[0][0]["generated_text"][-1]["content"] == reply
+    Path("parts.json").write_text(json.dumps(parts))
+    assert predict("parts.json", run=model)["text"][0] == reply
     plain = predict("generation.max_new_tokens=4", "generation.do_sample=false", run=plain_copy(model), inputs=asked)
     assert plain["text"][0] == reply
 
