@@ -131,9 +131,7 @@ def subword_tokenizer(
 
     rows = source["train"] if isinstance(source, Mapping) else source
     if column not in rows.column_names:
-        raise ConfigError(
-            f"model.processor.column={column}: the source has no such column; it has {rows.column_names}"
-        )
+        raise ConfigError(f"model.processor.column={column}: the source has only {', '.join(rows.column_names)}")
     made = Tokenizer(models.BPE(unk_token="[UNK]"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

