@@ -88,7 +88,7 @@ def test_only_the_adapter_is_trained_saved_and_asked_again(words: list[str]) -> 
     )  # pyright: ignore
 
 
-@pytest.mark.parametrize("load_best", [True, False])
+@pytest.mark.parametrize("load_best", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_evaluated_is_what_is_saved_and_resuming_changes_nothing(
     words: list[str], load_best: bool, place: Path
 ) -> None:

@@ -227,6 +227,22 @@ def test_a_plain_model_answers_as_its_pipeline_and_its_task_is_found(here: Path,
         )
 
 
+@pytest.mark.parametrize(
+    ("fields", "column"),
+    [
+        ({"problem_type": "multi_label_classification"}, "labels"),
+        ({"problem_type": "regression", "num_labels": 1}, "value"),
+        ({"num_labels": 1}, "value"),
+        ({"problem_type": "single_label_classification"}, "label"),
+    ],
+)
+def test_the_kind_of_labels_of_a_plain_model_is_found(here: Path, fields: dict[str, Any], column: str) -> None:
+    directory = plain_model(here, "text")
+    config = transformers.AutoConfig.from_pretrained(directory, **fields)
+    transformers.BertForSequenceClassification(config).save_pretrained(directory)
+    assert column in predict(run=str(directory), inputs=["one"])
+
+
 def test_texts_are_read_from_tables_lines_and_words(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

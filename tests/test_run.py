@@ -182,6 +182,7 @@ def test_debug_fast_overfit_and_profile(place: Path) -> None:
     assert json.loads((profile.run_dir / "artifacts" / "profile" / "trace.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 def test_a_sweep_isolates_a_failing_job(
     place: Path, capsys: pytest.CaptureFixture[str], all_runs: Callable[[], list[Any]]
 ) -> None:

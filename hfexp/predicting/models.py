@@ -16,7 +16,7 @@ from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord
 from hfexp.targets import instantiate
-from hfexp.tasks.base import NUMBER, Task
+from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
 from hfexp.tracking.store import tracking_uri
 from hfexp.transforms import build_transforms
 
@@ -170,7 +170,9 @@ def _name(config: Config) -> str:
 
 
 def _infer_task(config: Config) -> str:
-    """The option of `task` whose models are of the class that the checkpoint was saved from.
+    """The option of `task` whose models are of the class, and for the kind of labels, that the checkpoint says.
+
+    Of several, the one that reads fewer columns: a text rather than a pair.
 
     Raises:
         ConfigError: there is none.
@@ -185,7 +187,9 @@ def _infer_task(config: Config) -> str:
     stored = load_model_config(config.model, first, config.security.allowed_targets)
     saved_from = set(getattr(stored, "architectures", None) or [])
     processors: dict[str, Any] = {}
-    for name, task in kinds.items():
+    for name, task in sorted(kinds.items(), key=lambda pair: len(pair[1].columns)):
+        if task.label_column is not None and task.label_kind != _label_kind(stored):
+            continue
         mapping = getattr(transformers, task.model_class)._model_mapping
         known = mapping.get(type(stored), None)
         classes = known if isinstance(known, tuple) else (known,)
@@ -199,3 +203,9 @@ def _infer_task(config: Config) -> str:
         f"{_name(config)} is a {one_of(saved_from) or type(stored).__name__}: say what it is for with task=... "
         f"({one_of(kinds)})"
     )
+
+
+def _label_kind(stored: Any) -> str:
+    """What a checkpoint's head was made for; Transformers' own rule where it does not say (one output: a number)."""
+    said = {problem: kind for kind, problem in PROBLEMS.items()}.get(str(getattr(stored, "problem_type", None)))
+    return said or (NUMBER if getattr(stored, "num_labels", None) == 1 else CLASS)
