@@ -64,6 +64,8 @@ def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed:
         node = {"modules_to_save": new_layers, **node}
     try:
         made = instantiate(node, "model.peft", allowed)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.peft: {error}") from error
     if not isinstance(made, PeftConfig) or made.is_prompt_learning:
