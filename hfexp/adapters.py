@@ -105,11 +105,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def save_adapted(model: Any, directory: Path) -> None:
-    """The adapter, and the configuration of the whole model, with its label maps.
+def save(model: Any, directory: Path) -> None:
+    """What `load_saved` reads: a whole model, or an adapter with the configuration (label maps) of the whole.
 
     Left to itself PEFT would ask the Hub at each save whether the vocabulary has grown.
     """
+    if not is_adapted(model):
+        model.save_pretrained(directory)
+        return
     model.save_pretrained(directory, save_embedding_layers=False)
     base_of(model).config.save_pretrained(directory / BASE)
 
@@ -126,7 +129,7 @@ def load_saved(auto_class: Any, directory: Path) -> Any:
 
 
 def load_adapted(auto_class: Any, directory: Path) -> Any:
-    """The pretrained model with the adapter that `save_adapted` has written.
+    """The pretrained model with the adapter that `save` has written.
 
     Raises:
         ConfigError: PEFT or the pretrained model is not there.

@@ -4,8 +4,7 @@ import logging
 import math
 from typing import Any
 
-from hfexp import screen
-from hfexp.adapters import is_adapted, save_adapted
+from hfexp import adapters, screen
 from hfexp.errors import RunError
 from hfexp.preflight import Inputs
 from hfexp.reporting.facts import SplitScores
@@ -68,10 +67,8 @@ def recorded_best(trainer: Trainer) -> dict[str, float]:
 def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:
     """The final model and its processor, as `from_pretrained` reads them."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if is_adapted(model):
-        save_adapted(model, directory.model)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory.model)
+    if hasattr(model, "save_pretrained"):
+        adapters.save(model, directory.model)
     else:
         trainer.save_model(str(directory.model))
     inputs.processor.save_pretrained(directory.model)

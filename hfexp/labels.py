@@ -22,7 +22,11 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     Raises:
         ConfigError: the column holds something else, or a class that has no name.
     """
-    if task.label_column is None or task.label_kind == NUMBER:
+    if task.label_column is None:
+        return dataset
+    if task.label_kind == NUMBER:
+        if isinstance(dataset["train"].features[task.label_column], ClassLabel):
+            raise ConfigError(f"column {task.label_column!r} holds classes, whose numbers mean nothing; give a number")
         return dataset
     if task.label_kind == CLASS:
         return cast_class(dataset, task.label_column, labels)

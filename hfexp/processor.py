@@ -32,6 +32,8 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     if config.processor.get("_target_"):
         try:
             return instantiate(config.processor, "model.processor", allowed)
+        except ConfigError:
+            raise
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model.processor can't be built: {error}") from error
     if config.path is None:

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from hfexp.adapters import base_of, is_adapted, save_adapted
+from hfexp import adapters
+from hfexp.adapters import base_of, is_adapted
 from hfexp.errors import ConfigError, DataError
 from hfexp.inference import Predictor, Recipe, load_predictor, save_recipe
 from hfexp.tasks.base import Task
@@ -136,10 +137,8 @@ def save_mlflow_model(
 
 def save_weights(model: Any, processor: Any, directory: Path) -> None:
     """Model and processor as `from_pretrained` reads them; a user's own torch module as model.safetensors."""
-    if is_adapted(model):
-        save_adapted(model, directory)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(directory)
+    if hasattr(model, "save_pretrained"):
+        adapters.save(model, directory)
     else:
         from safetensors.torch import save_model
 

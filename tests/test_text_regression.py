@@ -81,3 +81,8 @@ def test_what_is_no_number_is_named(label: object) -> None:
 def test_scores_of_classes_are_refused() -> None:
     with pytest.raises(ConfigError, match="Accuracy is for one class a row, not for numbers"):
         train("task=text_regression", *SMALL, "metrics=accuracy")
+
+
+def test_classes_are_no_numbers(place: Path) -> None:
+    with pytest.raises(ConfigError, match="column 'label' holds classes"):
+        train("task=text_regression", "dataset=docstrings", "model=tiny_bert", "trainer=scratch")
