@@ -5,8 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +16,98 @@ import psutil
 import pytest
 from conftest import SMALL_DIGITS
 
+from hfexp import cli
+from hfexp.launch import forkserver
+
 TESTS = Path(__file__).parent
-ROUNDS = int(os.environ.get("HFEXP_CHAOS", "2"))
-"""`make chaos` makes ten."""
+ROUNDS = int(os.environ.get("HFEXP_CHAOS", "1"))
+"""Of commands that are started from nothing; `make chaos` makes ten."""
+FORKED_ROUNDS = 2
 POINTS, KILLS = 20, 10
-LONGEST = 12.0
-"""Seconds after a start of the command until it is killed at the latest, once its first job has begun."""
+LONGEST, FORKED_LONGEST = 12.0, 4.0
+"""Seconds from the first job of a command until it is killed at the latest."""
 RATES = ",".join(f"{(number + 1) * 1e-4:g}" for number in range(POINTS))
 WORDS = ["-m", *SMALL_DIGITS, f"trainer.args.learning_rate={RATES}", "search.name=chaos", "launch.num_threads=1"]
 
 
-def start(place: Path) -> subprocess.Popen[str]:
-    place.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "hfexp", *WORDS], cwd=place, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
-    )  # fmt: skip
+class Program:
+    """The command as it is typed, in a session of its own."""
 
+    def __init__(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        with (place / "output").open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "hfexp", *WORDS], cwd=place, start_new_session=True,
+                stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+            )  # fmt: skip
 
-def kill_all(process: subprocess.Popen[str]) -> None:
-    """With all that it has started, so that nothing has time for a checkpoint or a last word."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
+    def exit_code(self, seconds: float) -> int | None:
+        """Once it has ended; None if it goes on for longer than that."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode
+
+    def family(self) -> list[psutil.Process]:
+        """All that it has started, and itself."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            member.suspend()
-    with contextlib.suppress(psutil.NoSuchProcess):  # what was started in between
-        family += psutil.Process(process.pid).children(recursive=True)
-    for member in family:
+            process = psutil.Process(self._process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
+
+class Fork:
+    """The same from a process that has done the imports, as have the jobs it starts: a third of the time."""
+
+    def __init__(self, place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        forkserver.start()
+        self._process = forkserver.context().Process(target=as_typed, args=(place, list(sys.path)))
+        with forkserver.hidden_main():
+            self._process.start()
+        self._server = psutil.Process(self._process.pid or 0).parent()
+
+    def exit_code(self, seconds: float) -> int | None:
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def family(self) -> list[psutil.Process]:
+        """Its jobs are children of the server, as it is one itself."""
+        return self._server.children(recursive=True) if self._server else []
+
+
+def as_typed(place: Path, path: list[str]) -> None:
+    """Run the command in a process that was forked for it."""
+    os.setsid()
+    os.chdir(place)
+    sys.path[:] = path
+    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.exit(cli.main(WORDS))
+
+
+Start = Callable[[Path], Program | Fork]
+
+
+def kill_all(process: Program | Fork) -> None:
+    """With all that it has started, so that nothing has time for a checkpoint or a last word."""
+    killed: list[psutil.Process] = []
+    for _ in range(2):  # again: what was started in between
+        for member in process.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+                killed.append(member)
+    for member in killed:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    process.communicate(timeout=60)
-    psutil.wait_procs(family, timeout=60)
+    assert process.exit_code(60) is not None
+    psutil.wait_procs(killed, timeout=60)
 
 
-def finish(place: Path) -> str:
-    process = start(place)
-    output, _ = process.communicate(timeout=3600)
-    assert process.returncode == 0, output
-    return output
+def finish(start: Start, place: Path) -> None:
+    code = start(place).exit_code(3600)
+    assert code == 0, (place / "output").read_text()
 
 
 def points_begun(place: Path) -> int:
@@ -70,28 +123,40 @@ def trials(place: Path) -> list[Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     place = tmp_path_factory.mktemp("whole")
-    finish(place)
+    finish(Fork, place)
     return trials(place)
+
+
+@pytest.mark.parametrize("chaos", range(FORKED_ROUNDS))
+def test_killed_again_and_again_in_forks(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
+    kill_again_and_again(Fork, FORKED_LONGEST, random.Random(f"fork {chaos}"), tmp_path)
+    check(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chaos", range(ROUNDS))
 def test_killed_again_and_again_all_trials_are_done_once(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
-    moments = random.Random(chaos)
+    kill_again_and_again(Program, LONGEST, random.Random(chaos), tmp_path)
+    check(tmp_path, undisturbed)
+
+
+def kill_again_and_again(start: Start, longest: float, moments: random.Random, place: Path) -> None:
+    """And let it finish at last."""
     for _ in range(KILLS):
-        process, before = start(tmp_path), points_begun(tmp_path)
-        while process.poll() is None and points_begun(tmp_path) == before:
-            time.sleep(0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moments.uniform(0, LONGEST))
-        if process.poll() is None:
+        before = points_begun(place)
+        process = start(place)
+        while process.exit_code(0.02) is None and points_begun(place) == before:
+            pass
+        if process.exit_code(moments.uniform(0, longest)) is None:
             kill_all(process)
-        else:
-            process.communicate()
-    finish(tmp_path)
+    finish(start, place)
+
+
+def check(place: Path, undisturbed: list[Any]) -> None:
+    """Every trial once, with the result that it has undisturbed; one parent run, nothing left unfinished."""
     assert len(undisturbed) == POINTS
-    assert trials(tmp_path) == undisturbed
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'outputs/mlflow.db'}")
+    assert trials(place) == undisturbed
+    client = mlflow.MlflowClient(f"sqlite:///{place / 'outputs/mlflow.db'}")
     runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     assert {run.info.status for run in runs} == {"FINISHED"}
     (parent,) = (run for run in runs if run.data.tags.get("hfexp.kind") == "sweep")

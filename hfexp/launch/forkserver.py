@@ -32,7 +32,7 @@ def start() -> None:
     """Let the server begin its imports; does not wait for them, and nothing if it runs already."""
     context()
     with _as_in_this_process(), _held_signals():
-        forkserver.ensure_running()
+        forkserver._forkserver.ensure_running()  # pyright: ignore
 
 
 @contextlib.contextmanager
