@@ -61,7 +61,7 @@ def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed:
         node = {"target_modules": TARGETS, **node}
     new_layers = sorted({name.rpartition(".")[0] for name in new_tensors} - {""})
     if "modules_to_save" in takes and new_layers:
-        node = {"modules_to_save": new_layers, **node}
+        node = {**node, "modules_to_save": sorted({*new_layers, *(node.get("modules_to_save") or ())})}
     try:
         made = instantiate(node, "model.peft", allowed)
     except ConfigError:

@@ -88,6 +88,13 @@ def test_only_the_adapter_is_trained_saved_and_asked_again(words: list[str]) -> 
     )  # pyright: ignore
 
 
+def test_layers_to_train_whole_are_added_to_new_ones(words: list[str]) -> None:
+    result = train(*words, "model.peft.modules_to_save=[pooler]", "trainer.args.num_train_epochs=1")
+    whole = {name for name in _weights(result.run_dir / "model") if "lora" not in name}
+    layers = ("classifier", "bert.pooler.dense")
+    assert whole == {f"base_model.model.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
 @pytest.mark.parametrize("load_best", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_evaluated_is_what_is_saved_and_resuming_changes_nothing(
     words: list[str], load_best: bool, place: Path
