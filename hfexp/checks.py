@@ -11,12 +11,13 @@ from datasets import DatasetDict
 from hfexp import screen
 from hfexp.cache import parse_size
 from hfexp.config import Config
-from hfexp.errors import ConfigError, one_of
+from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.streams import show_rows
 from hfexp.tracking.store import find_problem, tracking_uri
 
 MAX_EXPERIMENT_NAME = 500
 """Of MLflow (`mlflow/utils/validation.py`)."""
+SAMPLING = ("random", "sequential", "group_by_length")
 
 
 def check_places(config: Config) -> list[str]:
@@ -77,6 +78,22 @@ def check_support(config: Config) -> list[str]:
         if config.trainer.args.get(name):
             problems.append(f"trainer.args.{name}=true is not supported: metrics need all predictions at once")
     return problems
+
+
+def check_sampling(config: Config) -> list[str]:
+    """Orders of rows that there are; the Trainer takes any other word for `random`, and ignores all for streams."""
+    name = "trainer.args.train_sampling_strategy"
+    strategy = config.trainer.args.get("train_sampling_strategy", SAMPLING[0])
+    if strategy not in SAMPLING:
+        return [
+            f"{name}={strategy} is not supported.{did_you_mean(str(strategy), SAMPLING)} Allowed: {one_of(SAMPLING)}"
+        ]
+    if config.dataset.streaming and strategy != SAMPLING[0]:
+        return [
+            f"{name}={strategy}: a stream is not ordered beforehand; dataset.shuffle_buffer says how well it is mixed "
+            "(1: not at all)"
+        ]
+    return []
 
 
 def check_precision(args: dict[str, Any]) -> list[str]:

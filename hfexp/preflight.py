@@ -17,6 +17,7 @@ from hfexp.checks import (
     check_head,
     check_labels,
     check_places,
+    check_sampling,
     check_strategies,
     check_support,
 )
@@ -137,7 +138,7 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
     problems.add(check_support(config))
-    problems.add(check_streaming(config))
+    problems.add(check_streaming(config) + check_sampling(config))
     with problems:
         trainer_class(config.trainer._target_, config.security.allowed_targets)
 

@@ -33,6 +33,10 @@ TABLE = [
     (["trainer.args.output_dir=x"], ["trainer.args.output_dir is set by hfexp", "use output_dir"]),
     (["trainer.args.eval_strategy=sometimes"], ["trainer.args.eval_strategy=sometimes", "Allowed: epoch, no, steps"]),
     (["trainer.args.optim=adamm"], ["trainer.args.optim=adamm: no such choice", "adamw_torch_fused"]),
+    (
+        ["trainer.args.train_sampling_strategy=group_by_lenght"],
+        ["train_sampling_strategy=group_by_lenght is not supported", "Did you mean 'group_by_length'?", "sequential"],
+    ),
     (["name='a"], ["can't be parsed as key=value"]),
     (["trian"], ["neither a command nor key=value", "Did you mean 'train'?"]),
     (["--config-dir", "nowhere"], ["nowhere' not found"]),
