@@ -62,6 +62,9 @@ def check(node: Any, key: str, allowed: list[str] | None = None, runtime: frozen
     Raises:
         ConfigError: unknown or refused target, unknown or missing argument.
     """
+    # Hydra would resolve it while building, and what comes out (`${oc.create:{_target_: ...}}`) nobody has checked.
+    if isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{key}={node}: ${{...}} is not resolved here; give the value itself")
     if isinstance(node, list):
         for index, item in enumerate(node):
             check(item, f"{key}.{index}", allowed)

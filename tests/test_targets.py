@@ -70,6 +70,10 @@ def test_own_module_in_the_project_is_allowed_and_others_on_request(
         ({"_target_": "hfexp.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
         ({"_target_": "hfexp.tasks.nothing.X"}, "hfexp.tasks has no 'nothing'"),
         ([{"_target_": "os.system"}], r"m\.0\._target_"),
+        (
+            {"_target_": "hfexp.metrics.TopKAccuracy", "k": "${oc.create:{_target_:pandas.read_pickle}}"},
+            r"m\.k=.* is not resolved here",
+        ),
     ],
 )
 def test_wrong_nodes_name_their_key(node: object, message: str) -> None:
