@@ -109,17 +109,21 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
 
 def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
     """Take the named splits, or those with a standard name; the others are left out."""
-    selected = {}
+    selected, taken = {}, {}
+    chosen = {split: getattr(config.splits, split) for split in STANDARD_SPLITS}
     for split, names in STANDARD_SPLITS.items():
-        wanted = getattr(config.splits, split)
+        wanted = chosen[split]
         if wanted is not None and wanted not in source:
             raise ConfigError(
                 f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, map(str, source))} "
                 f"The dataset has: {one_of(source)}"
             )
-        found = wanted or next((name for name in names if name in source), None)
+        # What another key names is not taken by its own name too: a test split must not be what chooses the model.
+        found = wanted or next((name for name in names if name in source and name not in chosen.values()), None)
+        if found in taken:
+            raise ConfigError(f"dataset.splits.{taken[found]} and dataset.splits.{split} both name {found!r}")
         if found:
-            selected[split] = source[found]
+            selected[split], taken[found] = source[found], split
     if "train" not in selected:
         raise ConfigError(f"no training split: set dataset.splits.train to one of: {one_of(source)}")
     return DatasetDict(selected)

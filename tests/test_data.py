@@ -79,6 +79,16 @@ def test_given_splits_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
         load(source, monkeypatch, splits=SplitsConfig(test="tset"))
 
 
+def test_no_rows_are_in_two_splits_whatever_the_keys_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = DatasetDict({"train": table(["a", "b"] * 10), "test": table(["b", "a"] * 3)})
+    assert "test" not in load(source, monkeypatch, splits=SplitsConfig(validation="test"))
+    only = load(DatasetDict({"test": source["test"]}), monkeypatch, splits=SplitsConfig(train="test"), test_size=2)
+    assert {split: len(rows) for split, rows in only.items() if split != "validation"}["test"] == 2
+    assert sum(map(len, only.values())) == 6
+    with pytest.raises(ConfigError, match="splits.train and dataset.splits.validation both name 'train'"):
+        load(source, monkeypatch, splits=SplitsConfig(train="train", validation="train"))
+
+
 def test_limits_come_after_a_seeded_shuffle(monkeypatch: pytest.MonkeyPatch) -> None:
     limited = load(table(["a"] * 50 + ["b"] * 50), monkeypatch, max_train_samples=20)
     assert len(limited["train"]) == 20
