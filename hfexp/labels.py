@@ -110,7 +110,8 @@ def cast_classes(
     """
     feature = dataset["train"].features[column]
     if isinstance(feature, dict):  # one truth value a class from the start
-        return dataset
+        names = wanted or list(feature)
+        return DatasetDict({split: _in_order(rows, str(split), column, names) for split, rows in dataset.items()})
     if isinstance(feature, Value) and separator and feature.dtype in ("string", "large_string"):
         dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
         feature = dataset["train"].features[column]
@@ -132,6 +133,20 @@ def cast_classes(
         rows = dataset[split].remove_columns(column)
         result[split] = rows.add_column(column, truth, feature=features[column])  # pyright: ignore
     return DatasetDict(result)
+
+
+def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
+    """Mappings with their classes in this order, by which they are the model's."""
+    feature: Any = rows.features[column]
+    _require_known(list(feature), {name: index for index, name in enumerate(names)}, split)
+    missing = [name for name in names if name not in feature]
+    if missing:
+        raise ConfigError(f"the {split} split's column {column!r} has no truth value for {one_of(missing)}")
+    if list(feature) == names:
+        return rows
+    truth = [row and {name: row[name] for name in names} for row in rows[column][:]]
+    features = Features({column: {name: feature[name] for name in names}})
+    return rows.remove_columns(column).add_column(column, truth, feature=features[column])  # pyright: ignore
 
 
 def _parted(rows: Dataset, column: str, separator: str) -> Dataset:

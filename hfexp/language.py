@@ -140,9 +140,14 @@ def check_generation(options: Mapping[str, Any]) -> None:
                 f"unknown key 'generation.{name}'.{did_you_mean(name, known)} (transformers.GenerationConfig)"
             )
     try:
-        transformers.GenerationConfig(**options).validate(strict=True)
+        wanted = transformers.GenerationConfig(**options)
+        wanted.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"generation: {' '.join(str(error).split())}") from error
+    if (wanted.num_return_sequences or 1) > 1:
+        raise ConfigError("generation.num_return_sequences: one reply a prompt; ask again for others")
+    if wanted.return_dict_in_generate:
+        raise ConfigError("generation.return_dict_in_generate: replies are texts; there is nowhere to put the rest")
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

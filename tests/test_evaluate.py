@@ -12,6 +12,7 @@ import pytest
 
 from hfexp import cli, evaluate
 from hfexp.errors import ConfigError
+from hfexp.predicting.evaluation import _class_names
 from hfexp.predicting.evaluation_settings import parse
 from hfexp.predicting.scores import bootstrap, score_slices
 from hfexp.sources import digits
@@ -112,6 +113,14 @@ def test_settings_are_told_apart_from_words_of_the_configuration() -> None:
     settings, composed = parse(["run=x", "dataset=csv", "dataset.columns.a=b", "record=false", "batch_size=7"])
     assert (settings.run, settings.record, settings.batch_size) == ("x", False, 7)
     assert composed == ["dataset=csv", "dataset.columns.a=b"]
+
+
+def test_classes_are_told_by_their_numbers() -> None:
+    assert _class_names({0: "a", 2: "c", 1: "b"}, "x") == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match=r"x has several classes of one name \(crane\)"):
+        _class_names({0: "crane", 1: "b", 2: "crane"}, "x")
+    with pytest.raises(ConfigError, match="not numbered from 0 on"):
+        _class_names({1: "a", 2: "b"}, "x")
 
 
 def test_intervals_hold_what_they_promise() -> None:

@@ -171,6 +171,13 @@ def test_a_generator_is_trained_kept_and_asked_as_a_pipeline_does(
         "generation.max_new_tokens=5", run=model, inputs="1 is"
     )["text"][0]  # fmt: skip
 
+    beams = ("generation.num_beams=2", "generation.max_new_tokens=5")  # no words before the last one is known
+    expected_beams = predict(*beams, run=model, inputs="1 is")["text"][0]
+    assert cli.main(["predict", f"run={model}", "prompt=1 is", "stream=true", *beams]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == expected_beams
+    stop = f"generation.stop_strings=['{expected[0][2]}']"
+    assert predict(stop, run=model, inputs="1 is")["text"][0] == expected[0][: expected[0].index(expected[0][2]) + 1]
+
     import mlflow.pyfunc
     from mlflow.models import Model
 
@@ -219,6 +226,7 @@ def plain_copy(model: str) -> str:
     ("words", "message"),
     [
         (["task.generation.max_new_token=3"], "Did you mean 'max_new_tokens'"),
+        (["task.generation.num_return_sequences=3", "task.generation.do_sample=true"], "one reply a prompt"),
         (["task.block_size=1"], "at least 2 tokens"),
         (["task.block_size=100000"], "have [0-9]+ tokens, less than"),
         (["metrics=accuracy"], "the task offers correct, nll, tokens"),

@@ -13,7 +13,7 @@ import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from hfexp import evaluate, predict, train
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, DataError
 from hfexp.labels import cast_classes
 from hfexp.tasks.multi_label import MultiLabelTextClassification
 
@@ -102,6 +102,18 @@ def test_all_forms_of_labels_become_truth_values() -> None:
         cast(words, List(Value("string")), ["a"])
     with pytest.raises(ConfigError, match="a list of classes"):
         cast([1, 2, 3], Value("int64"))
+
+    mappings = {name: Value("bool") for name in ("a", "b")}
+    assert cast(expected, mappings) == expected
+    turned = cast(expected, mappings, ["b", "a"])
+    assert turned == expected
+    assert [list(row) for row in turned] == [["b", "a"]] * 3  # by their place they are the model's classes
+    with pytest.raises(ConfigError, match="unknown label 'b'"):
+        cast(expected, mappings, ["a", "c"])
+    with pytest.raises(ConfigError, match="no truth value for c"):
+        cast(expected, mappings, ["a", "b", "c"])
+    with pytest.raises(DataError, match="no truth value for the class 'b'"):
+        MultiLabelTextClassification().decode({"text": "x", "label": {"a": True, "b": None}})
 
 
 @pytest.mark.parametrize(

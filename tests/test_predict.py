@@ -240,7 +240,8 @@ def test_the_kind_of_labels_of_a_plain_model_is_found(here: Path, fields: dict[s
     directory = plain_model(here, "text")
     config = transformers.AutoConfig.from_pretrained(directory, **fields)
     transformers.BertForSequenceClassification(config).save_pretrained(directory)
-    assert column in predict(run=str(directory), inputs=["one"])
+    odd = directory.rename(f"é's (v2), {directory.name}=1")  # no words of Hydra's grammar
+    assert column in predict(run=str(odd), inputs=["one"])
 
 
 def test_texts_are_read_from_tables_lines_and_words(

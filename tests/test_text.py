@@ -9,7 +9,7 @@ import torch
 import transformers
 from datasets import Dataset, DatasetDict
 
-from hfexp import train
+from hfexp import evaluate, predict, train
 from hfexp.docstrings import MASK, docstrings
 from hfexp.errors import ConfigError, DataError
 from hfexp.sampling import EpochSampler
@@ -144,6 +144,15 @@ def test_a_classifier_of_texts_is_trained_and_asked_as_a_pipeline_does(rows: str
         assert row["score"] == pytest.approx(max(answer["score"] for answer in answers), abs=1e-5)
     assert "[" in (next(place.glob("outputs/**/samples.txt"))).read_text()
 
+    lines = [json.loads(line) for line in Path("rows.jsonl").read_text().splitlines()]
+    Path("new.jsonl").write_text("\n".join(json.dumps({**line, "place": n % 2}) for n, line in enumerate(lines)))
+    words = ("dataset=table", "dataset.source.data_files=new.jsonl")
+    table = evaluate(*words, run=result.run_dir, by="place", resamples=0, record=False)
+    assert dict(zip(table["slice"], table["rows"], strict=True)) == {"all": 100, "place=0": 50, "place=1": 50}
+    Path("new.jsonl").write_text("\n".join(json.dumps({**line, "place": ["a"]}) for line in lines))
+    with pytest.raises(ConfigError, match="by=place: the column holds List; one value a row"):
+        evaluate(*words, run=result.run_dir, by="place", record=False)
+
 
 def test_kept_tokens_give_what_fresh_ones_give(rows: str, place: Path) -> None:
     kept = train("task=text_classification", *SMALL, rows, "tracking=none")
@@ -173,6 +182,9 @@ def test_pairs_are_classified(rows: str, place: Path) -> None:
     words = ("trainer.args.train_sampling_strategy=group_by_length", "tracking=none")
     result = train("task=text_pair_classification", *SMALL, rows, *words)
     assert 0 <= result.metrics["test_accuracy"] <= 1
+    pairs = [{"text": "sun", "text_pair": "fire"}, {"text": "ice", "text_pair": "snow"}]
+    asked = predict(run=result.run_dir, inputs=pairs)
+    assert list(asked["label"]) == [predict(run=result.run_dir, inputs=pair)["label"][0] for pair in pairs]
 
 
 def test_a_row_without_text_is_named_before_anything_starts(place: Path) -> None:

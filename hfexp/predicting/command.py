@@ -250,6 +250,7 @@ def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable:
 
 def _values(inputs: Any) -> list[Any]:
     """One input, or several of them, as a list; the messages of one conversation are one input."""
-    is_chat = isinstance(inputs, list) and bool(inputs) and all(isinstance(one, Mapping) for one in inputs)
-    several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes) and not is_chat
+    several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes)
+    if isinstance(inputs, list) and inputs and all(isinstance(one, Mapping) and "role" in one for one in inputs):
+        several = False
     return list(inputs) if several else [inputs]

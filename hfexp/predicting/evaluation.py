@@ -3,7 +3,7 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +66,10 @@ def evaluate(
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
     rows = load_rows(config, asked, split, columns)
     metrics = build_metrics(config.metrics, config.security.allowed_targets)
-    offered = _predictions(config, asked, rows, settings.batch_size)
-    slices = score_slices(
-        offered, metrics.scalars, {name: _values(rows, name) for name in columns}, settings.resamples, settings.seed
-    )
+    values = {name: _values(rows, name) for name in columns}
+    read = rows.select_columns([name for name in asked.predictor.task.columns if name in rows.column_names])
+    offered = _predictions(config, asked, read, settings.batch_size)
+    slices = score_slices(offered, metrics.scalars, values, settings.resamples, settings.seed)
     name = settings.name or f"{choices.get('dataset') or 'dataset'}-{split}"
     if show:
         say(f"{asked.name} on {name}, {slices[0].rows:,} rows (95 % interval by resampling the rows)")
@@ -125,7 +125,7 @@ def load_rows(config: "Config", asked: "Asked", split: str, keep: Sequence[str])
     predictor = asked.predictor
     task, allowed = predictor.task, config.security.allowed_targets
     if task.label_column is not None and predictor.id2label:
-        config.dataset.labels = list(predictor.id2label.values())
+        config.dataset.labels = _class_names(predictor.id2label, asked.name)
     if config.dataset.streaming:
         raise ConfigError("dataset.streaming=true: streams are not scored; give a split that fits the disk")
     further = tuple(name for name in keep if name not in task.columns)
@@ -137,6 +137,21 @@ def load_rows(config: "Config", asked: "Asked", split: str, keep: Sequence[str])
     if skipped:
         say(f"  {skipped} unreadable rows left out")
     return concatenate_datasets(parts)
+
+
+def _class_names(id2label: Mapping[int, str], model: str) -> list[str]:
+    """By their numbers: in a checkpoint's file they may stand in another order (0, 1, 10, 11, 2, ...).
+
+    Raises:
+        ConfigError: a number is missing or a name is there twice, so that a label in a dataset can't be told.
+    """
+    names = [id2label[number] for number in sorted(id2label)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{model} has several classes of one name ({one_of(twice)}): which is meant can't be told")
+    if sorted(id2label) != list(range(len(names))):
+        raise ConfigError(f"{model}: its classes are not numbered from 0 on ({one_of(id2label)})")
+    return names
 
 
 def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -> dict[str, Any]:
@@ -180,10 +195,16 @@ def _progress(total: int) -> Any:
 
 
 def _values(rows: Any, name: str) -> list[Any]:
-    """A column by which rows are told apart; classes by their names."""
-    from datasets import ClassLabel
+    """A column by which rows are told apart; classes by their names.
+
+    Raises:
+        ConfigError: it holds more than one value a row.
+    """
+    from datasets import ClassLabel, Value
 
     feature = rows.features[name]
+    if not isinstance(feature, ClassLabel | Value):
+        raise ConfigError(f"by={name}: the column holds {type(feature).__name__}; one value a row is needed")
     return [feature.int2str(value) for value in rows[name]] if isinstance(feature, ClassLabel) else list(rows[name])
 
 

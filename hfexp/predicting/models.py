@@ -15,6 +15,7 @@ from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predicto
 from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord
+from hfexp.sweep.dimension import spelling
 from hfexp.targets import instantiate
 from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
 from hfexp.tracking.store import tracking_uri
@@ -65,7 +66,7 @@ def load(
             raise ConfigError(f"{other[0]}: {mine.name} says itself what its model, task and transform are")
         return mine
     if run:
-        composed = ["model=local", f"model.path={run}", *composed]
+        composed = ["model=local", f"model.path={spelling(run)}", *composed]
     if not any(word.startswith("model=") for word in composed):
         raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
     return Asked(_plain(list(composed), device, options, config_dir), run or " ".join(composed))

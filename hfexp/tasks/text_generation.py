@@ -99,7 +99,8 @@ class TextGeneration(Task):
         settings = {**self.generation, **options}
         on_text = settings.pop("on_text", None)
         streamer = None
-        if on_text is not None:
+        several_beams = settings.get("num_beams", model.generation_config.num_beams) or 1
+        if on_text is not None and several_beams == 1:
             streamer = transformers.TextStreamer(processor, skip_prompt=True, skip_special_tokens=True)
             streamer.on_finalized_text = lambda text, stream_end=False: on_text(text + "\n" * stream_end)
         fillers = {
@@ -107,8 +108,13 @@ class TextGeneration(Task):
         }
         if model.generation_config.eos_token_id is None:
             fillers["eos_token_id"] = processor.eos_token_id
+        if settings.get("stop_strings"):
+            fillers["tokenizer"] = processor
         tokens = model.generate(**batch, **fillers, **settings, streamer=streamer)
-        return processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        replies = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        if on_text is not None and streamer is None:  # which beam is the reply is known at the end only
+            on_text("".join(f"{reply}\n" for reply in replies))
+        return replies
 
     def answer(self, output: str, id2label: Mapping[int, str]) -> dict[str, Any]:
         """The reply."""
