@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ ROUNDS = int(os.environ.get("HFEXP_CHAOS", "1"))
 """Of commands that are started from nothing; `make chaos` makes ten."""
 FORKED_ROUNDS = 2
 POINTS, KILLS = 20, 10
-LONGEST, FORKED_LONGEST = 12.0, 4.0
-"""Seconds from the first job of a command until it is killed at the latest."""
+LONGEST = 4.0
+"""Seconds from the first new job of a command until it is killed at the latest; a job takes one to two."""
 RATES = ",".join(f"{(number + 1) * 1e-4:g}" for number in range(POINTS))
 WORDS = ["-m", *SMALL_DIGITS, f"trainer.args.learning_rate={RATES}", "search.name=chaos", "launch.num_threads=1"]
 
@@ -129,26 +130,33 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.mark.parametrize("chaos", range(FORKED_ROUNDS))
 def test_killed_again_and_again_in_forks(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
-    kill_again_and_again(Fork, FORKED_LONGEST, random.Random(f"fork {chaos}"), tmp_path)
+    kill_again_and_again(Fork, random.Random(f"fork {chaos}"), tmp_path)
     check(tmp_path, undisturbed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chaos", range(ROUNDS))
 def test_killed_again_and_again_all_trials_are_done_once(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
-    kill_again_and_again(Program, LONGEST, random.Random(chaos), tmp_path)
+    kill_again_and_again(Program, random.Random(chaos), tmp_path)
     check(tmp_path, undisturbed)
 
 
-def kill_again_and_again(start: Start, longest: float, moments: random.Random, place: Path) -> None:
-    """And let it finish at last."""
-    for _ in range(KILLS):
-        before = points_begun(place)
+def kill_again_and_again(start: Start, moments: random.Random, place: Path) -> None:
+    """And let it finish at last.
+
+    Each time at a random moment after a job has begun that had not before; sooner only if there would be too few jobs
+    left for the times to come.
+    """
+    for kill in range(KILLS):
+        before, last = points_begun(place), POINTS - KILLS + 1 + kill
         process = start(place)
         while process.exit_code(0.02) is None and points_begun(place) == before:
             pass
-        if process.exit_code(moments.uniform(0, longest)) is None:
-            kill_all(process)
+        moment = time.monotonic() + moments.uniform(0, LONGEST)
+        while process.exit_code(0.02) is None and points_begun(place) < last and time.monotonic() < moment:
+            pass
+        assert process.exit_code(0) is None, (place / "output").read_text()
+        kill_all(process)
     finish(start, place)
 
 

@@ -99,8 +99,8 @@ class TextGeneration(Task):
         settings = {**self.generation, **options}
         on_text = settings.pop("on_text", None)
         streamer = None
-        several_beams = settings.get("num_beams", model.generation_config.num_beams) or 1
-        if on_text is not None and several_beams == 1:
+        beams = settings.get("num_beams", model.generation_config.num_beams) or 1
+        if on_text is not None and beams == 1:
             streamer = transformers.TextStreamer(processor, skip_prompt=True, skip_special_tokens=True)
             streamer.on_finalized_text = lambda text, stream_end=False: on_text(text + "\n" * stream_end)
         fillers = {
