@@ -58,9 +58,11 @@ class LoadedRun:
         found = self.directory / "artifacts" / "report.html" if self.directory else None
         return found if found is not None and found.is_file() else None
 
-    def predict(self, inputs: Any = (), *words: str, skip_unreadable: bool = False) -> "pandas.DataFrame":
+    def predict(
+        self, inputs: Any = (), *words: str, skip_unreadable: bool = False, **settings: Any
+    ) -> "pandas.DataFrame":
         """Ask its model; see `hfexp.predict`. It is loaded once."""
-        return command.ask(self._asked, command.parse(words), inputs, skip_unreadable)
+        return command.ask_again(self._asked, words, inputs, skip_unreadable, settings)
 
     def evaluate(self, *words: str, **settings: Any) -> "pandas.DataFrame":
         """Score its model; see `hfexp.evaluate`."""

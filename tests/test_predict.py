@@ -14,9 +14,9 @@ import pytest
 import transformers
 from conftest import SMALL_DIGITS, encoded_digits
 
-from hfexp import cli, predict
+from hfexp import cli, load_run, predict
 from hfexp.errors import ConfigError, DataError
-from hfexp.predicting.settings import parse
+from hfexp.predicting.settings import as_words, parse
 from hfexp.text import byte_tokenizer
 
 IMAGES = 5
@@ -51,6 +51,18 @@ def test_what_is_typed_is_what_the_model_gets() -> None:
     assert settings.columns == {"text": "my text"}
     assert settings.composed == ["model.dtype=bfloat16"]
     assert settings.stream is True
+
+
+def test_settings_of_python_are_words_of_the_command() -> None:
+    named = {
+        "text": ["a", "b=c"], "generation": {"stop_strings": ["\n"], "max_new_tokens": 5, "do_sample": True},
+        "columns": {"text": "1"}, "record": True, "output": Path("a.csv"), "device": None, "top_k": 2,
+    }  # fmt: skip
+    settings = parse(as_words(named))
+    assert settings.text == ["a", "b=c"]
+    assert settings.generation == {"stop_strings": ["\n"], "max_new_tokens": 5, "do_sample": True}
+    assert settings.columns == {"text": "1"}
+    assert (settings.record, settings.output, settings.device, settings.top_k) == (True, "a.csv", None, 2)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +152,17 @@ def test_answers_are_kept_with_the_run(here: Path, run: str) -> None:
     (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
     (kept,) = client.list_artifacts(recorded.info.run_id, "predictions")
     assert kept.path.endswith(".csv")
+    # The run of a directory is found; in Python answers are written and kept as by the command.
+    asked = load_run(run_directory(here))
+    batches: list[int] = []
+    respond = asked._asked.predictor._respond
+    asked._asked.predictor._respond = lambda rows, options: batches.append(len(rows)) or respond(rows, options)  # type: ignore[method-assign]
+    found = asked.predict("photos", "batch_size=2", record=True, output="answers.csv", top_k=2)
+    assert batches == [2, 2, 1]
+    written = pandas.read_csv("answers.csv", dtype={"label": str, "label_2": str})
+    assert list(written["label"]) == list(found["label"])
+    assert "label_2" in written
+    assert len(client.list_artifacts(recorded.info.run_id, "predictions")) == 2
 
 
 def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ def test_a_run_is_loaded_by_its_name_with_all_that_is_known(
     assert list(same.predict(image)["label"]) == list(first["label"])
     with pytest.raises(ConfigError, match="Did you mean 'eval_loss'"):
         run.history("eval_los")
+    with pytest.raises(ConfigError, match="is loaded already"):
+        run.predict(image, run="another")
     with pytest.raises(ConfigError, match="in MLflow"):
         same.history("eval_loss")
 

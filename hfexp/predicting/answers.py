@@ -170,6 +170,20 @@ class Screen:
         return {"input": answer.name, **dict(zip(names, best, strict=True))}
 
 
+@dataclass
+class Frame:
+    """All answers as rows of a table in Python."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, answer: Answer) -> None:
+        """One more."""
+        self.rows.append({"input": answer.name, **answer.values})
+
+    def show(self) -> None:
+        """Nothing: the table is what the caller gets."""
+
+
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.errors import EXIT_FAILED, ConfigError, DataError
-from hfexp.predicting.settings import ALL, PredictSettings, check_paths, parse
+from hfexp.predicting.settings import ALL, PredictSettings, as_words, check_paths, parse
 from hfexp.screen import end_bar, is_terminal, move_bar, note, say
 
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.predicting.answers import Answer, AnswerFile, Screen
+    from hfexp.predicting.answers import Answer, AnswerFile, Frame, Screen
     from hfexp.predicting.inputs import Input
     from hfexp.predicting.models import Asked
 
@@ -58,7 +58,8 @@ def main(words: Sequence[str]) -> int:
     check_paths(settings.inputs)
     asked = load(settings, config_dir)
     inputs = read(settings, asked)
-    return EXIT_FAILED if _answer(settings, asked, inputs) else 0
+    sink = _screen(settings, asked, len(inputs))
+    return EXIT_FAILED if _answer(settings, asked, inputs, sink, skip_unreadable=True) else 0
 
 
 def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
@@ -78,7 +79,6 @@ def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "As
     from hfexp import quiet
     from hfexp.composition import importable_cwd
     from hfexp.predicting import models
-    from hfexp.predicting.answers import check_classes
 
     quiet.quiet_libraries()
     importable_cwd()
@@ -89,16 +89,26 @@ def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "As
         output_dir=settings.output_dir,
         uri=settings.uri,
         device=settings.device,
-        options=settings.generation,
         config_dir=config_dir,
     )
+    set_options(asked, settings)
+    return asked
+
+
+def set_options(asked: "Asked", settings: PredictSettings) -> None:
+    """Ask a model from now on as this request says.
+
+    Raises:
+        ConfigError: it can't be asked so.
+    """
+    from hfexp.predicting.answers import check_classes
+
     predictor = asked.predictor
-    predictor.batch_size = settings.batch_size
     predictor.task.check_options(settings.generation)
     check_classes(None if settings.top_k == ALL else int(settings.top_k), predictor.id2label or {})
     if settings.record and asked.run_id is None:
         raise ConfigError("record=true: answers are kept with a run that MLflow knows; give run=RUN or sweep=NAME")
-    return asked
+    predictor.batch_size, predictor.options = settings.batch_size, dict(settings.generation)
 
 
 def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) -> "list[Input]":
@@ -134,36 +144,54 @@ def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Inp
             yield one, Answer(one.name, predictor.task.answer(output, names))
 
 
-def _answer(settings: PredictSettings, asked: "Asked", inputs: "list[Input]") -> int:
-    """Answer everything; the number of inputs that could not be read."""
-    from hfexp.predicting.answers import Screen, answer_files
+def _screen(settings: PredictSettings, asked: "Asked", count: int) -> "Screen | Frame":
+    """Where a person sees the answers: in a table, or while they are generated."""
+    from hfexp.predicting.answers import Frame, Screen
 
-    names: Mapping[int, str] = asked.predictor.id2label or {}
-    count = None if settings.top_k == ALL else int(settings.top_k)
-    streams = _stream(settings, asked, len(inputs))
-    screen = Screen(names, count, settings.show)
+    if _stream(settings, asked, count, default=is_terminal()):
+        return Frame()
+    return Screen(asked.predictor.id2label or {}, _count(settings), settings.show)
+
+
+def _count(settings: PredictSettings) -> int | None:
+    return None if settings.top_k == ALL else int(settings.top_k)
+
+
+def _answer(
+    settings: PredictSettings, asked: "Asked", inputs: "list[Input]", sink: "Screen | Frame", skip_unreadable: bool
+) -> int:
+    """Answer everything, to the sink and where else it is asked for; the number of inputs that could not be read.
+
+    Raises:
+        DataError: an input could not be read, and these are not to be skipped.
+    """
+    from hfexp.predicting.answers import answer_files
+
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
         paths = [Path(settings.output)] if settings.output else []
         paths += [Path(place) / "predictions.csv"] if settings.record else []
-        with answer_files(paths, names, count) as files:
-            skipped = _ask_all(asked, inputs, [screen, *files])
-        if not streams:
-            screen.show()
+        with answer_files(paths, asked.predictor.id2label or {}, _count(settings)) as files:
+            skipped = _ask_all(asked, inputs, [sink, *files], skip_unreadable)
+        sink.show()
         if settings.record:
             _record(asked, paths[-1])
     if settings.output:
-        say(f"{screen.total} answers in {settings.output}")
+        say(f"{len(inputs) - skipped} answers in {settings.output}")
     if skipped:
         note(f"{skipped} of {len(inputs)} inputs could not be read")
     return skipped
 
 
-def _ask_all(asked: "Asked", inputs: "list[Input]", sinks: "list[Screen | AnswerFile]") -> int:
+def _ask_all(
+    asked: "Asked", inputs: "list[Input]", sinks: "Sequence[Screen | Frame | AnswerFile]", skip_unreadable: bool
+) -> int:
     """Give each answer to all sinks; the number of inputs that could not be read."""
     skipped, shows_bar = 0, is_terminal() and len(inputs) > asked.predictor.batch_size
     try:
         for number, (one, answer) in enumerate(answers_of(asked, inputs), 1):
             if isinstance(answer, DataError):
+                if not skip_unreadable:
+                    raise answer
                 skipped += 1
                 end_bar()
                 note(_why_skipped(one.name, answer))
@@ -182,12 +210,12 @@ def _why_skipped(name: str, error: DataError) -> str:
     return f"skipped: {error}" if name in str(error) else f"skipped {shown!r}: {error}"
 
 
-def _stream(settings: PredictSettings, asked: "Asked", count: int) -> bool:
+def _stream(settings: PredictSettings, asked: "Asked", count: int, default: bool) -> bool:
     """Let a text appear while it is generated, if that is wanted and can be."""
     task = asked.predictor.task
     if settings.stream and not (task.streams and count == 1):
         raise ConfigError("stream=true is for one prompt to a model that generates text")
-    streams = task.streams and count == 1 and (is_terminal() if settings.stream is None else settings.stream)
+    streams = task.streams and count == 1 and (default if settings.stream is None else settings.stream)
     if streams:
         asked.predictor.options["on_text"] = _write_now
     return streams
@@ -220,7 +248,8 @@ def predict(
         inputs: one input or a list: paths, addresses, texts, images (PIL, uint8 arrays, bytes), messages of a chat.
         config_dir: a directory of your own options.
         skip_unreadable: leave out what can't be read, with a note.
-        settings: the same settings by name, e.g. `run=...`, `sweep=...`, `batch_size=64`.
+        settings: the same settings by name, e.g. `run=...`, `sweep=...`, `batch_size=64`, `text=[...]`,
+            `generation={"max_new_tokens": 50}`.
 
     Returns:
         A row per input: `input` and what the task answers, e.g. `label`, `score`, `probabilities`.
@@ -229,23 +258,37 @@ def predict(
         ConfigError: the model or an input does not exist.
         DataError: an input can't be read.
     """
-    asked_for = parse([*words, *(f"{name}={value}" for name, value in settings.items() if value is not None)])
+    asked_for = parse([*words, *as_words(settings)])
     return ask(load(asked_for, config_dir), asked_for, inputs, skip_unreadable)
 
 
+def ask_again(
+    asked: "Asked", words: Sequence[str], inputs: Any, skip_unreadable: bool, settings: Mapping[str, Any]
+) -> "pandas.DataFrame":
+    """`predict`, of a model that is loaded.
+
+    Raises:
+        ConfigError: it is asked for what only loading it could change.
+    """
+    asked_for, nothing = parse([*words, *as_words(settings)]), PredictSettings()
+    for name in ("run", "sweep", "composed", "device", "output_dir", "uri"):
+        if getattr(asked_for, name) != getattr(nothing, name):
+            key = asked_for.composed[0].partition("=")[0] if name == "composed" else name
+            raise ConfigError(f"{key}=...: {asked.name} is loaded already; hfexp.predict asks another model")
+    set_options(asked, asked_for)
+    return ask(asked, asked_for, inputs, skip_unreadable)
+
+
 def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable: bool) -> "pandas.DataFrame":
-    """`predict`, of a model that is loaded."""
+    """The answers of a model that is loaded as the settings say; they are written and recorded as these say too."""
     import pandas
 
-    rows = []
-    for one, answer in answers_of(asked, read(settings, asked, _values(inputs))):
-        if not isinstance(answer, DataError):
-            rows.append({"input": one.name, **answer.values})
-        elif skip_unreadable:
-            note(_why_skipped(one.name, answer))
-        else:
-            raise answer
-    return pandas.DataFrame(rows, columns=None if rows else ["input", *asked.predictor.task.answer_types])
+    from hfexp.predicting.answers import Frame
+
+    everything, frame = read(settings, asked, _values(inputs)), Frame()
+    _stream(settings, asked, len(everything), default=False)
+    _answer(settings, asked, everything, frame, skip_unreadable)
+    return pandas.DataFrame(frame.rows, columns=None if frame.rows else ["input", *asked.predictor.task.answer_types])
 
 
 def _values(inputs: Any) -> list[Any]:

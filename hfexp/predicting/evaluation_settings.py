@@ -70,7 +70,7 @@ def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
         if kind in (int, bool) and type(parsed) is not kind:
             needed = "true or false" if kind is bool else "a whole number"
             raise ConfigError(f"{key}={value}: {needed} is needed")
-        setattr(settings, key, parsed)
+        setattr(settings, key, f"{settings.by},{value}" if key == "by" and settings.by else parsed)
     if settings.split is not None and settings.split not in SPLITS:
         raise ConfigError(f"split={settings.split}: there are {one_of(SPLITS)}")
     if settings.resamples < 0 or settings.batch_size < 1:

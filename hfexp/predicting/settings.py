@@ -5,7 +5,8 @@ Words that choose a model (`task=`, `model=`, `transform=`) are left to Hydra.
 """
 
 import glob
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,19 @@ def parse(words: Sequence[str]) -> PredictSettings:
             settings.inputs.append(word)
     settings.check()
     return settings
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by name, as Python gives them: a list has a word for each of its items, a mapping one for each key."""
+    words = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            spell = str if name == "columns" else json.dumps  # YAML reads JSON; a column is taken as it is typed
+            words += [f"{name}.{key}={spell(one)}" for key, one in value.items()]
+        else:
+            several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            words += [f"{name}={str(one).lower() if isinstance(one, bool) else one}" for one in several]
+    return words
 
 
 def says_the_model(word: str) -> bool:
