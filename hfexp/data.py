@@ -27,12 +27,18 @@ STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "v
 
 
 def load_dataset(
-    config: DatasetConfig, task: Task, allowed_targets: list[str] | None = None, keep: tuple[str, ...] = ()
+    config: DatasetConfig,
+    task: Task,
+    allowed_targets: list[str] | None = None,
+    keep: tuple[str, ...] = (),
+    needed: tuple[str, ...] | None = None,
 ) -> DatasetDict:
     """Load the source and bring it into the shape that the task reads.
 
     Args:
         keep: further columns of the source, under their own names.
+        needed: splits without which nothing can be done; none is cut from another if the source has these. None:
+            those of a training.
 
     Returns:
         Splits `train`, `validation` and, where there is one, `test`; columns by their standard names.
@@ -41,12 +47,13 @@ def load_dataset(
         ConfigError: a column, split or label is not what the configuration says.
     """
     source = _load_source(config, allowed_targets)
-    dataset = _select_splits(source, config)
+    dataset = _select_splits(source, config, needed is None)
     dataset = _rename_columns(dataset, config, task, keep)
     if config.streaming:
         return make_splits(dataset, config, task)
     dataset = cast_labels(dataset, task, config.labels)
-    dataset = _make_splits(dataset, config, task)
+    if needed is None or not dataset.keys() >= set(needed):
+        dataset = _make_splits(dataset, config, task)
     dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
     if config.validate_on_train:
         dataset["validation"] = dataset["train"]
@@ -107,7 +114,7 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
     )
 
 
-def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
+def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool) -> DatasetDict:
     """Take the named splits, or those with a standard name; the others are left out."""
     selected, taken = {}, {}
     chosen = {split: getattr(config.splits, split) for split in STANDARD_SPLITS}
@@ -124,7 +131,7 @@ def _select_splits(source: DatasetDict, config: DatasetConfig) -> DatasetDict:
             raise ConfigError(f"dataset.splits.{taken[found]} and dataset.splits.{split} both name {found!r}")
         if found:
             selected[split], taken[found] = source[found], split
-    if "train" not in selected:
+    if needs_train and "train" not in selected or not selected:
         raise ConfigError(f"no training split: set dataset.splits.train to one of: {one_of(source)}")
     return DatasetDict(selected)
 
@@ -167,6 +174,8 @@ def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
     for split, size in (("test", config.test_size), ("validation", config.validation_size)):
         if split in dataset or not size:
             continue
+        if "train" not in dataset:
+            raise ConfigError(f"no {split} split, and no training split to cut it from: there is {one_of(dataset)}")
         rest, cut = _split(dataset["train"], size, f"dataset.{split}_size", config.split_seed, class_column(task))
         dataset["train"], dataset[split] = rest, cut
     if "validation" not in dataset:

@@ -25,12 +25,17 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     if task.label_column is None:
         return dataset
     if task.label_kind == NUMBER:
-        if isinstance(dataset["train"].features[task.label_column], ClassLabel):
+        if isinstance(_features(dataset)[task.label_column], ClassLabel):
             raise ConfigError(f"column {task.label_column!r} holds classes, whose numbers mean nothing; give a number")
         return dataset
     if task.label_kind == CLASS:
         return cast_class(dataset, task.label_column, labels)
     return cast_classes(dataset, task.label_column, labels, task.label_separator)
+
+
+def _features(dataset: DatasetDict) -> Features:
+    """Of the training split, the first one where there is one."""
+    return next(iter(dataset.values())).features
 
 
 def class_column(task: Task) -> str | None:
@@ -40,7 +45,7 @@ def class_column(task: Task) -> str | None:
 
 def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
     """Make the label column a `ClassLabel`; labels that it does not name are refused."""
-    feature = dataset["train"].features[column]
+    feature = _features(dataset)[column]
     if isinstance(feature, ClassLabel):
         names, feature_names = wanted or feature.names, feature.names
         if names == feature_names:
@@ -108,13 +113,13 @@ def cast_classes(
     Args:
         separator: what stands between the classes of a row where they are one text.
     """
-    feature = dataset["train"].features[column]
+    feature = _features(dataset)[column]
     if isinstance(feature, dict):  # one truth value a class from the start
         names = wanted or list(feature)
         return DatasetDict({split: _in_order(rows, str(split), column, names) for split, rows in dataset.items()})
     if isinstance(feature, Value) and separator and feature.dtype in ("string", "large_string"):
         dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
-        feature = dataset["train"].features[column]
+        feature = _features(dataset)[column]
     if not isinstance(feature, List):
         raise ConfigError(
             f"column {column!r} holds {feature}; a list of classes in each row is needed, or one text in which "

@@ -27,11 +27,11 @@ from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_
 from hfexp.config import Config
 from hfexp.digest import identity
 from hfexp.errors import ConfigError
-from hfexp.origin import mask_secrets
 from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.screen import note, say
+from hfexp.sources import name_of
 from hfexp.targets import targets_in
 from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads, rows_of
@@ -107,7 +107,7 @@ class Preparation:
 
         def build(writer: ArrayWriter) -> dict[str, Any]:
             work.write_all(writer, split)
-            return {"about": mask_secrets(f"{self._name()}, {split}"), "kinds": kinds}
+            return {"about": f"{name_of(self.config.dataset.source)}, {split}", "kinds": kinds}
 
         try:
             reader = self.cache.find(key)
@@ -134,11 +134,6 @@ class Preparation:
             "code": _code([self.config.task, nodes]),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-    def _name(self) -> str:
-        source = self.config.dataset.source
-        names = [source.get(key) for key in ("path", "data_dir", "data_files")]
-        return str(next(filter(None, names), str(source.get("_target_")).rpartition(".")[2]))
 
 
 @dataclass

@@ -11,12 +11,19 @@ from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DatasetNotFoundError
 
 from hfexp.errors import ConfigError, one_of
+from hfexp.origin import mask_secrets
 
 FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
 """Readers of `datasets` by the ending of a file's name."""
+
+
+def name_of(source: Mapping[str, Any]) -> str:
+    """What a person calls a source: its path, folder or files, or else the function that makes it."""
+    names = [source.get(key) for key in ("path", "data_dir", "data_files")]
+    return mask_secrets(str(next(filter(None, names), str(source.get("_target_", "dataset")).rpartition(".")[2])))
 
 
 def digits() -> Dataset:

@@ -12,8 +12,8 @@ import pytest
 
 from hfexp import cli, evaluate
 from hfexp.errors import ConfigError
-from hfexp.predicting.evaluation import _class_names
 from hfexp.predicting.evaluation_settings import parse
+from hfexp.predicting.scored import class_names
 from hfexp.predicting.scores import bootstrap, score_slices
 from hfexp.sources import digits
 
@@ -86,11 +86,34 @@ def test_another_dataset_is_scored_by_the_classes_of_the_model(run: str) -> None
     client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
     (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
     named = {entry.dataset.name: [tag.value for tag in entry.tags] for entry in recorded.inputs.dataset_inputs}
-    assert named.get("imagefolder-all") == ["evaluation"], named
+    assert named.get("imagefolder-new-all") == ["evaluation"], named
+    # Other rows of the same name get another one; a source with nothing but a test split is scored as it is.
+    next(Path("new").glob("2/*.png")).unlink()
+    for label in ("1", "2"):
+        shutil.move(Path("new") / label, Path("new/test") / label)
+    with pytest.raises(ConfigError, match="no training split"):
+        evaluate(*words, run=run, split="validation", resamples=0)
+    evaluate(*words, "split=test", name="imagefolder-new-all", run=run, resamples=0)
+    (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
+    names = [entry.dataset.name for entry in recorded.inputs.dataset_inputs if "imagefolder" in entry.dataset.name]
+    assert len(names) == 2
+    assert {"imagefolder-new-all"} < set(names)
+    shutil.move("new/test/1", "new/1")
+    shutil.move("new/test/2", "new/2")
+    Path("new/test").rmdir()
     (Path("new") / "eleven").mkdir()
     shutil.copy(next(Path("new/1").glob("*.png")), "new/eleven/a.png")
     with pytest.raises(ConfigError, match="unknown label 'eleven'"):
         evaluate(*words, run=run, resamples=0)
+
+
+def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: Path) -> None:
+    expected = {row["metric"]: row["value"] for row in evaluate(run=run, resamples=0).to_dict("records")}
+    client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
+    (recorded,) = client.search_runs(["1"], f"attributes.run_name = '{run}'")
+    client.set_tag(recorded.info.run_id, "hfexp.run_dir", str(Path("gone").absolute()))
+    table = evaluate(run=run, resamples=0, record=False)
+    assert {row["metric"]: row["value"] for row in table.to_dict("records")} == expected
 
 
 @pytest.mark.parametrize(
@@ -116,11 +139,11 @@ def test_settings_are_told_apart_from_words_of_the_configuration() -> None:
 
 
 def test_classes_are_told_by_their_numbers() -> None:
-    assert _class_names({0: "a", 2: "c", 1: "b"}, "x") == ["a", "b", "c"]
+    assert class_names({0: "a", 2: "c", 1: "b"}, "x") == ["a", "b", "c"]
     with pytest.raises(ConfigError, match=r"x has several classes of one name \(crane\)"):
-        _class_names({0: "crane", 1: "b", 2: "crane"}, "x")
+        class_names({0: "crane", 1: "b", 2: "crane"}, "x")
     with pytest.raises(ConfigError, match="not numbered from 0 on"):
-        _class_names({1: "a", 2: "b"}, "x")
+        class_names({1: "a", 2: "b"}, "x")
 
 
 def test_intervals_hold_what_they_promise() -> None:

@@ -12,7 +12,7 @@ LAYERS = [
     ["hfexp.cli", "hfexp.api"],
     ["hfexp.planning.command", "hfexp.loaded_run"],
     ["hfexp.predicting.evaluation"],
-    ["hfexp.predicting.command"],
+    ["hfexp.predicting.command", "hfexp.predicting.scored"],
     [
         "hfexp.predicting.models",
         "hfexp.predicting.inputs",
@@ -62,7 +62,6 @@ LAYERS = [
         "hfexp.scoring",
         "hfexp.tracking.run",
         "hfexp.tracking.system",
-        "hfexp.sources",
     ],
     ["hfexp.stream_splits", "hfexp.preparing", "hfexp.tracking.lineage"],
     ["hfexp.launch.relay"],
@@ -71,7 +70,7 @@ LAYERS = [
     ["hfexp.tracking.delivery"],
     ["hfexp.tracking.linked", "hfexp.tracking.nesting", "hfexp.sweep.curves"],
     ["hfexp.tracking.delivered"],
-    ["hfexp.streams", "hfexp.processor", "hfexp.labels"],
+    ["hfexp.streams", "hfexp.processor", "hfexp.labels", "hfexp.sources"],
     [
         "hfexp.model",
         "hfexp.tracking.store",

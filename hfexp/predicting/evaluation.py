@@ -3,16 +3,14 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from hfexp.errors import ConfigError, one_of
+from hfexp.errors import ConfigError
 from hfexp.predicting.command import split_config_dir
 from hfexp.predicting.evaluation_settings import HELP, EvaluationSettings, parse
-from hfexp.screen import say
+from hfexp.screen import note, say
 
 if TYPE_CHECKING:
     import pandas
@@ -45,9 +43,9 @@ def evaluate(
         show: print them.
     """
     from hfexp import quiet
-    from hfexp.composition import compose, importable_cwd
-    from hfexp.config import to_config
+    from hfexp.composition import importable_cwd
     from hfexp.predicting.models import load
+    from hfexp.predicting.scored import compose_scored, load_rows
     from hfexp.predicting.scores import as_dicts, score_slices, show_scores
     from hfexp.predicting.settings import says_the_model
     from hfexp.scoring import build_metrics
@@ -56,102 +54,30 @@ def evaluate(
     importable_cwd()
     asked = load(
         settings.run, settings.sweep, [word for word in composed if says_the_model(word)],
-        output_dir=settings.output_dir, uri=settings.uri, device=settings.device, options={}, config_dir=config_dir,
+        output_dir=settings.output_dir, uri=settings.uri, device=settings.device, config_dir=config_dir,
     )  # fmt: skip
-    cfg, choices = compose(*_words(asked, composed), config_dir=config_dir)
-    config = to_config(cfg)
-    split = settings.split or ("all" if any(word.startswith("dataset=") for word in composed) else "test")
+    scored = compose_scored(asked, composed, settings.split, config_dir)
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and asked.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    rows = load_rows(config, asked, split, columns)
-    metrics = build_metrics(config.metrics, config.security.allowed_targets)
+    rows = load_rows(scored, asked, columns)
+    metrics = build_metrics(scored.config.metrics, scored.config.security.allowed_targets)
     values = {name: _values(rows, name) for name in columns}
     read = rows.select_columns([name for name in asked.predictor.task.columns if name in rows.column_names])
-    offered = _predictions(config, asked, read, settings.batch_size)
+    offered = _predictions(scored.config, asked, read, settings.batch_size)
     slices = score_slices(offered, metrics.scalars, values, settings.resamples, settings.seed)
-    name = settings.name or f"{choices.get('dataset') or 'dataset'}-{split}"
+    name = settings.name or scored.name
     if show:
         say(f"{asked.name} on {name}, {slices[0].rows:,} rows (95 % interval by resampling the rows)")
         show_scores(slices, asked.predictor.task.metric)
-    content = {"name": name, "model": asked.name, "split": split, "words": composed, "slices": as_dicts(slices)}
+    content = {"name": name, "model": asked.name, "split": scored.split, "words": composed, "slices": as_dicts(slices)}
     if settings.output:
         Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
     if settings.record and asked.run_id is not None:
-        _record(config, asked, name, rows, slices, content)
+        _record(scored.config, asked, name, rows, slices, content)
+    elif settings.record and asked.directory is not None:
+        note(f"not recorded: the run of {asked.name} is not in MLflow, or its store is not known here (uri=...)")
     return slices
-
-
-def _words(asked: "Asked", composed: list[str]) -> list[str]:
-    """The words that the run was started with, and those of now in place of the same keys.
-
-    Raises:
-        ConfigError: nothing says which dataset.
-    """
-
-    def key(word: str) -> str:
-        return word.lstrip("+~").partition("=")[0]
-
-    path = asked.directory / "overrides.yaml" if asked.directory else None
-    known = path is not None and path.is_file()
-    before: list[str] = yaml.safe_load(path.read_text()) if known and path else []
-    replaced = {key(word) for word in composed}
-    sections = ("search", "point", "launch", "tracking", "hydra")
-    kept = [
-        word
-        for word in before
-        if key(word) not in replaced
-        and key(word).partition(".")[0] not in sections
-        and not ("dataset" in replaced and key(word).startswith("dataset."))
-    ]
-    if not known and "dataset" not in replaced:
-        raise ConfigError(f"{asked.name} has no run directory that says its dataset: give dataset=...")
-    return [*kept, *composed]
-
-
-def load_rows(config: "Config", asked: "Asked", split: str, keep: Sequence[str]) -> Any:
-    """The rows to be scored, with the classes of the model.
-
-    Args:
-        keep: further columns of the source.
-
-    Raises:
-        ConfigError: there is no such split, or it has classes that the model does not know.
-    """
-    from datasets import concatenate_datasets
-
-    from hfexp.data import drop_bad_samples, load_dataset
-
-    predictor = asked.predictor
-    task, allowed = predictor.task, config.security.allowed_targets
-    if task.label_column is not None and predictor.id2label:
-        config.dataset.labels = _class_names(predictor.id2label, asked.name)
-    if config.dataset.streaming:
-        raise ConfigError("dataset.streaming=true: streams are not scored; give a split that fits the disk")
-    further = tuple(name for name in keep if name not in task.columns)
-    dataset, dropped = drop_bad_samples(load_dataset(config.dataset, task, allowed, further), config.dataset, task)
-    if split != "all" and split not in dataset:
-        raise ConfigError(f"split={split}: the dataset has no such split; there are {one_of([*dataset, 'all'])}")
-    parts = list(dataset.values()) if split == "all" else [dataset[split]]
-    skipped = sum(count for name, count in dropped.items() if split in ("all", name))
-    if skipped:
-        say(f"  {skipped} unreadable rows left out")
-    return concatenate_datasets(parts)
-
-
-def _class_names(id2label: Mapping[int, str], model: str) -> list[str]:
-    """By their numbers: in a checkpoint's file they may stand in another order (0, 1, 10, 11, 2, ...).
-
-    Raises:
-        ConfigError: a number is missing or a name is there twice, so that a label in a dataset can't be told.
-    """
-    names = [id2label[number] for number in sorted(id2label)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{model} has several classes of one name ({one_of(twice)}): which is meant can't be told")
-    if sorted(id2label) != list(range(len(names))):
-        raise ConfigError(f"{model}: its classes are not numbered from 0 on ({one_of(id2label)})")
-    return names
 
 
 def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -> dict[str, Any]:
@@ -219,11 +145,16 @@ def _record(
     from hfexp.tracking.lineage import evaluated_input
 
     client, run_id = MlflowClient(asked.uri), str(asked.run_id)
+    item = evaluated_input(config, asked.predictor.task, rows)
+    inputs: Any = client.get_run(run_id).inputs
+    known = {entry.dataset.name: entry.dataset.digest for entry in inputs.dataset_inputs}
     plain = file_name(name)
+    if known.get(plain, item["dataset"]["digest"]) != item["dataset"]["digest"]:  # other rows are called so already
+        plain = f"{plain}-{item['dataset']['digest'][:8]}"
+    item["dataset"]["name"] = plain
     for metric, score in slices[0].scores.items():
         if math.isfinite(score.value):
             client.log_metric(run_id, f"{FOLDER}/{plain}/{metric}", score.value)
-    item = evaluated_input(config, asked.predictor.task, plain, rows)
     tags = [InputTag(key, value) for key, value in item["tags"].items()]
     client.log_inputs(run_id, [DatasetInput(Dataset(**item["dataset"]), tags)])
     with tempfile.TemporaryDirectory() as place:
@@ -250,6 +181,6 @@ def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings
     import pandas
 
     from hfexp.predicting.scores import as_dicts
+    from hfexp.predicting.settings import as_words
 
-    given = [f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()]
-    return pandas.DataFrame(as_dicts(evaluate(*parse([*words, *given]), config_dir)))
+    return pandas.DataFrame(as_dicts(evaluate(*parse([*words, *as_words(settings)]), config_dir)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hfexp.chosen import best_run_of_sweep, find_one
 from hfexp.composition import compose, conf_dir
 from hfexp.config import Config, to_config
@@ -14,13 +16,15 @@ from hfexp.errors import ConfigError, RunError, one_of
 from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor, load_recipe
 from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
-from hfexp.records import RunRecord
+from hfexp.records import RunRecord, read_runs
+from hfexp.run_state import STATE, read_state
 from hfexp.sweep.dimension import spelling
 from hfexp.targets import instantiate
 from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
 from hfexp.tracking.store import tracking_uri
 from hfexp.transforms import build_transforms
 
+CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 BELOW = ("mlflow_model/model", "model", "")
 """Where in the directory of a run, of an MLflow model or of a model the weights are."""
@@ -36,6 +40,8 @@ class Asked:
     uri: str | None = None
     directory: Path | None = None
     """Of the run, if it is here."""
+    words: tuple[str, ...] = ()
+    """Of a model that no run has trained: those that compose it, its task among them."""
 
 
 def load(
@@ -46,7 +52,6 @@ def load(
     output_dir: str,
     uri: str | None,
     device: str | None,
-    options: dict[str, Any],
     config_dir: str | Path | None = None,
 ) -> Asked:
     """Load what is to be asked.
@@ -59,7 +64,7 @@ def load(
         ConfigError: there is no such model.
     """
     directory = Path(run).expanduser() if run else None
-    mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device, options=options)
+    mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
     if mine is not None:
         other = [word for word in composed if not word.lstrip("+").startswith("security.")]
         if other:
@@ -69,7 +74,8 @@ def load(
         composed = ["model=local", f"model.path={spelling(run)}", *composed]
     if not any(word.startswith("model=") for word in composed):
         raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
-    return Asked(_plain(list(composed), device, options, config_dir), run or " ".join(composed))
+    words = _with_task(list(composed), config_dir)
+    return Asked(_plain(words, device, config_dir), run or " ".join(composed), words=tuple(words))
 
 
 def _of_a_run(
@@ -80,27 +86,55 @@ def _of_a_run(
     output_dir: str,
     uri: str | None,
     device: str | None,
-    options: dict[str, Any],
 ) -> Asked | None:
     """The model of a run, or of a directory that hfexp has written; None if it is another kind of model."""
     if directory is not None and directory.is_dir():
         found = _recipe_below(directory)
         if found is not None:
-            home = directory if (directory / "run.json").is_file() else None
-            return Asked(_load(found, device, options), str(run), directory=home)
+            run_id, store = _recorded_as(directory, uri)
+            home = directory if (directory / STATE).is_file() else None
+            return Asked(load_predictor(found, device=device), str(run), run_id, store, home)
     elif sweep or (run and not HUB_ID.fullmatch(run)):
         store = tracking_uri(uri, output_dir)
         record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
         with _weights_of(record, store) as weights:
             home = Path(record.tags["hfexp.run_dir"]) if recipe_of_run(record) else None
-            return Asked(_load(weights, device, options), record.name, record.run_id, store, home)
+            return Asked(load_predictor(weights, device=device), record.name, record.run_id, store, home)
     return None
 
 
-def _load(directory: Path, device: str | None, options: dict[str, Any]) -> Predictor:
-    predictor = load_predictor(directory, device=device)
-    predictor.options = options
-    return predictor
+def _recorded_as(directory: Path, uri: str | None) -> tuple[str | None, str | None]:
+    """The id in MLflow of the run of a directory, and the store that knows it; None and None if it can't be found."""
+    state = read_state(directory)
+    if state is None or state.run_id is None:
+        return None, None
+    tracking = (_yaml(directory / CONFIG) or {}).get("tracking") or {}
+    store = tracking_uri(uri or tracking.get("uri"), str(directory.absolute().parents[1]))
+    try:
+        return (state.run_id, store) if read_runs(store, run_ids=[state.run_id]) else (None, None)
+    except (ConfigError, RunError):
+        return None, None
+
+
+def recorded_file(asked: Asked, name: str) -> Any | None:
+    """Content of a YAML file that a run was recorded with, from its directory or from MLflow; None: it has none."""
+    if asked.directory is not None and (asked.directory / name).is_file():
+        return _yaml(asked.directory / name)
+    if asked.run_id is None:
+        return None
+    import tempfile
+
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    address = f"runs:/{asked.run_id}/{name}"
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(MlflowException, OSError):
+        return _yaml(Path(download_artifacts(address, dst_path=place, tracking_uri=asked.uri)))
+    return None
+
+
+def _yaml(path: Path) -> Any | None:
+    return yaml.safe_load(path.read_text()) if path.is_file() else None
 
 
 def _recipe_below(directory: Path) -> Path | None:
@@ -143,14 +177,19 @@ def _download(record: RunRecord, uri: str, place: str) -> Path:
         raise RunError(f"the model of {record.name} can't be fetched from {uri}: {error}") from error
 
 
-def _plain(words: list[str], device: str | None, options: dict[str, Any], config_dir: str | Path | None) -> Predictor:
+def _with_task(words: list[str], config_dir: str | Path | None) -> list[str]:
+    """Words for Hydra, with the task that the model was trained for if they don't say one."""
+    if any(word.partition("=")[0] == "task" for word in words):
+        return words
+    config = to_config(compose(*words, config_dir=config_dir)[0])
+    return [*words, f"task={_infer_task(config)}"]
+
+
+def _plain(words: list[str], device: str | None, config_dir: str | Path | None) -> Predictor:
     """A pretrained model as it is, with the transform that the option of its task chooses."""
     import torch
 
-    named = {word.partition("=")[0] for word in words}
     config = to_config(compose(*words, config_dir=config_dir)[0])
-    if "task" not in named:
-        config = to_config(compose(*words, f"task={_infer_task(config)}", config_dir=config_dir)[0])
     allowed = config.security.allowed_targets
     task: Task = instantiate(config.task, "task", allowed)
     processor = load_processor(config.model, task, allowed)
@@ -163,7 +202,7 @@ def _plain(words: list[str], device: str | None, options: dict[str, Any], config
     id2label = {int(key): str(name) for key, name in names.items()} if names else None
     transforms = build_transforms(config.transform, processor, id2label, allowed)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Predictor(model, processor, task, transforms, id2label, options=options)
+    return Predictor(model, processor, task, transforms, id2label)
 
 
 def _name(config: Config) -> str:

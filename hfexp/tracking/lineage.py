@@ -13,6 +13,7 @@ from hfexp.digest import digest
 from hfexp.origin import mask_secrets
 from hfexp.pretrained import PACKAGE, local_model
 from hfexp.processor import settings_of
+from hfexp.sources import name_of
 from hfexp.streams import Stream
 from hfexp.tasks.base import Task
 
@@ -33,7 +34,7 @@ def dataset_inputs(
     return [
         {
             "dataset": {
-                "name": f"{_name(config)}-{split}",
+                "name": f"{name_of(config.dataset.source)[:200]}-{split}",
                 "digest": rows.digest if isinstance(rows, Stream) else digest(rows),
                 "source_type": _source_type(config),
                 "source": mask_secrets(json.dumps(_source(config, rows)))[:MAX_SOURCE],
@@ -46,10 +47,9 @@ def dataset_inputs(
     ]
 
 
-def evaluated_input(config: Config, task: Task, name: str, rows: Dataset) -> dict[str, Any]:
+def evaluated_input(config: Config, task: Task, rows: Dataset) -> dict[str, Any]:
     """Rows that a trained model was scored on, in the same form."""
     (item,) = dataset_inputs(config, task, {"test": rows}, {}, "")
-    item["dataset"]["name"] = name
     item["tags"] = {"mlflow.data.context": "evaluation"}
     return item
 
@@ -92,14 +92,6 @@ def _directory_hash(directory: Path) -> str:
         with path.open("rb") as file:
             state.update(hashlib.file_digest(file, "sha256").digest())
     return state.hexdigest()[:32]
-
-
-def _name(config: Config) -> str:
-    source = config.dataset.source
-    for key in ("path", "data_dir", "data_files"):
-        if source.get(key):
-            return mask_secrets(str(source[key]))[:200]
-    return str(source.get("_target_", "dataset")).rpartition(".")[2]
 
 
 def _source_type(config: Config) -> str:

@@ -1,0 +1,126 @@
+"""What a trained model is scored on: the dataset of its own run, cut as in training, or another one as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets
+
+from hfexp.composition import compose
+from hfexp.config import Config, to_config
+from hfexp.data import drop_bad_samples, load_dataset
+from hfexp.errors import ConfigError, one_of
+from hfexp.origin import file_name
+from hfexp.predicting.models import Asked, recorded_file
+from hfexp.screen import say
+from hfexp.sources import name_of
+
+ALL = "all"
+NOT_OF_DATA = ("search", "point", "launch", "tracking", "hydra")
+"""Sections of a run's words that say nothing of its dataset or metrics."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model is scored on, and by what."""
+
+    config: Config
+    """Its sections `dataset`, `metrics` and `security` count."""
+    name: str
+    """As a person calls it."""
+    split: str
+    is_own: bool
+    """It is the dataset of the model's own run."""
+
+
+def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config_dir: str | Path | None) -> Scored:
+    """The run's own dataset and metrics, with the words of now in place of the same keys.
+
+    Args:
+        words: for Hydra; `dataset=...` begins a dataset anew.
+        split: None: the test split of the run's own dataset, all of another one.
+
+    Raises:
+        ConfigError: nothing says which dataset, or the words don't fit.
+    """
+    is_own = not any(_key(word) == "dataset" for word in words)
+    before = [*asked.words, *(_own_words(asked) if is_own else [])]
+    replaced = {_key(word) for word in words}
+    kept = [word for word in before if _key(word) not in replaced]
+    cfg, choices = compose(*kept, *words, config_dir=config_dir)
+    config = to_config(cfg)
+    if not is_own:
+        _take_metrics(config, asked, words)
+    split = split or ("test" if is_own else ALL)
+    option = choices.get("dataset") or "dataset"
+    source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
+    parts = [option, split] if source in ("", option) else [option, source, split]
+    return Scored(config, "-".join(parts), split, is_own)
+
+
+def _own_words(asked: Asked) -> list[str]:
+    """Those that the run was started with.
+
+    Raises:
+        ConfigError: they are not known.
+    """
+    before: list[str] | None = recorded_file(asked, "overrides.yaml")
+    if before is None:
+        raise ConfigError(f"{asked.name} has no record that says its dataset: give dataset=...")
+    return [word for word in before if _key(word).partition(".")[0] not in NOT_OF_DATA]
+
+
+def _take_metrics(config: Config, asked: Asked, words: Sequence[str]) -> None:
+    """Score by the run's metrics; what they build of the user's own is trusted as then, if the run is of here."""
+    recorded = recorded_file(asked, "config.yaml")
+    if recorded is None or any(_key(word).partition(".")[0] == "metrics" for word in words):
+        return
+    config.metrics = recorded["metrics"]
+    if asked.directory is not None:
+        config.security.allowed_targets += recorded["security"]["allowed_targets"]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
+    """The rows to be scored, with the classes of the model.
+
+    Args:
+        keep: further columns of the source.
+
+    Raises:
+        ConfigError: there is no such split, or it has classes that the model does not know.
+    """
+    config, split, task = scored.config, scored.split, asked.predictor.task
+    if task.label_column is not None and asked.predictor.id2label:
+        config.dataset.labels = class_names(asked.predictor.id2label, asked.name)
+    if config.dataset.streaming:
+        raise ConfigError("dataset.streaming=true: streams are not scored; give a split that fits the disk")
+    further = tuple(name for name in keep if name not in task.columns)
+    needed = None if scored.is_own else () if split == ALL else (split,)
+    found = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
+    dataset, dropped = drop_bad_samples(found, config.dataset, task)
+    if split != ALL and split not in dataset:
+        raise ConfigError(f"split={split}: the dataset has no such split; there are {one_of([*dataset, ALL])}")
+    parts = list(dataset.values()) if split == ALL else [dataset[split]]
+    skipped = sum(count for name, count in dropped.items() if split in (ALL, name))
+    if skipped:
+        say(f"  {skipped} unreadable rows left out")
+    return concatenate_datasets(parts)
+
+
+def class_names(id2label: Mapping[int, str], model: str) -> list[str]:
+    """By their numbers: in a checkpoint's file they may stand in another order (0, 1, 10, 11, 2, ...).
+
+    Raises:
+        ConfigError: a number is missing or a name is there twice, so that a label in a dataset can't be told.
+    """
+    names = [id2label[number] for number in sorted(id2label)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{model} has several classes of one name ({one_of(twice)}): which is meant can't be told")
+    if sorted(id2label) != list(range(len(names))):
+        raise ConfigError(f"{model}: its classes are not numbered from 0 on ({one_of(id2label)})")
+    return names
