@@ -1,21 +1,20 @@
 """A directory of prepared rows that jobs share: found by content, built once, evicted when space is short.
 
     <directory>/<key>/          an entry: what `hfexp.arrays` writes, and `used`
-    <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is whole
+    <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is whole;
+                                `needed` in it is the room that was made for it
     <directory>/.locks/         one lock file per key, held while it is built
 
 The modification time of `used` is the time of the last use; whoever uses the entry holds a shared `flock(2)` on it,
 and nothing is evicted while somebody does.
 """
 
-import argparse
 import contextlib
 import errno
 import fcntl
 import os
 import re
 import shutil
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,14 +23,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hfexp.arrays import ArrayReader, ArrayWriter
+from hfexp.arrays import META, ArrayReader, ArrayWriter
 from hfexp.errors import ConfigError
 from hfexp.launch import world
-from hfexp.screen import note, say
+from hfexp.screen import note
 
 VARIABLE = "HFEXP_CACHE"
 """Environment variable with the directory of the cache."""
-USED = "used"
+USED, NEEDED = "used", "needed"
+KEY = re.compile("[0-9a-f]{32}")
+"""An entry's name; what is called otherwise and can't be read is somebody else's."""
 SPARE = 10**9
 """Bytes of the disk that building an entry leaves free."""
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -132,8 +133,10 @@ class Cache:
                 reader = self.find(key)
                 if reader is not None:
                     return reader, False
-                self._make_room(needed)
-                self._build(key, build)
+                with FileLock(self._lock_path("room")):
+                    self._make_room(needed)
+                    temporary = self._begin(key, needed)
+                self._build(temporary, self.directory / key, build)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoomError(f"the disk of {self.directory} is full") from error
@@ -146,17 +149,14 @@ class Cache:
         return reader, True
 
     def entries(self) -> list[Entry]:
-        """All whole entries, the longest unused first."""
-        found = []
-        for path in self.directory.glob("*/meta.json"):
-            with contextlib.suppress(OSError, EOFError, ValueError, KeyError, TypeError):
-                meta = ArrayReader(path.parent).meta
-                used = (path.parent / USED).stat().st_mtime
-                found.append(Entry(path.parent, meta["bytes"], meta["rows"], str(meta.get("about", "")), used))
-        return sorted(found, key=lambda entry: entry.used)
+        """All entries, the longest unused first; damaged ones, which nobody can use, before the others."""
+        found = [_entry(path.parent) for path in self.directory.glob(f"*/{META}")]
+        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
     def remove(self, path: Path) -> bool:
         """Remove an entry, unless somebody uses it."""
+        if path.is_dir() and not (path / USED).exists():  # damaged: nobody can hold it
+            shutil.rmtree(path, ignore_errors=True)
         # For writing: file systems over a network lend exclusive locks on nothing else.
         if not os.access(path / USED, os.W_OK):  # somebody else's, or gone
             return not path.exists()
@@ -203,7 +203,7 @@ class Cache:
             raise NoRoomError(f"they would take {size}, more than {limit}")
         self.remove_dead()
         entries = self.entries()
-        total = sum(entry.bytes for entry in entries)
+        total = sum(entry.bytes for entry in entries) + self._reserved()
         for entry in entries:
             if total + needed <= self.max_size and self._free() >= needed + SPARE:
                 return
@@ -217,16 +217,29 @@ class Cache:
     def _free(self) -> int:
         return shutil.disk_usage(self.directory).free
 
-    def _build(self, key: str, build: Callable[[ArrayWriter], Mapping[str, Any]]) -> None:
-        temporary, path = self.directory / f".building-{key}", self.directory / key
+    def _reserved(self) -> int:
+        """Bytes for which other builders have made room."""
+        total = 0
+        for path in self.directory.glob(f".building-*/{NEEDED}"):
+            with contextlib.suppress(OSError, ValueError):  # it is whole by now, or given up
+                total += int(path.read_text())
+        return total
+
+    def _begin(self, key: str, needed: int) -> Path:
+        """The directory in which an entry is built."""
+        temporary = self.directory / f".building-{key}"
         shutil.rmtree(temporary, ignore_errors=True)
-        if (path / USED).exists() and not self.remove(path):  # a damaged one
-            raise NoRoomError(f"{path} is damaged, and another job uses it")
-        shutil.rmtree(path, ignore_errors=True)
         temporary.mkdir()
+        (temporary / NEEDED).write_text(str(needed))
+        return temporary
+
+    def _build(self, temporary: Path, path: Path, build: Callable[[ArrayWriter], Mapping[str, Any]]) -> None:
         try:
+            if path.exists() and not self.remove(path):  # a damaged one
+                raise NoRoomError(f"{path} is damaged, and another job uses it")
             with ArrayWriter(temporary) as writer:
                 writer.finish(build(writer))
+            (temporary / NEEDED).unlink()
             (temporary / USED).touch()
             temporary.rename(path)
         except BaseException:
@@ -239,39 +252,14 @@ class Cache:
             os.close(directory)
 
 
-def main(words: list[str]) -> int:
-    """`hfexp cache`: list the prepared data, or remove it."""
-    parser = argparse.ArgumentParser(
-        prog="hfexp cache", description="List the prepared data that jobs share, or remove it."
-    )
-    parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list")
-    parser.add_argument("key", nargs="*", help="entries to remove (beginnings of their names); none: all")
-    parser.add_argument("--dir", type=Path, help=f"the cache; default: {VARIABLE}, else in your cache directory")
-    args = parser.parse_args(words)
-    directory = (args.dir or default_directory()).absolute()
-    cache = Cache(directory, 0)
-    entries = cache.entries()
-    if args.action == "clear":
-        _clear(cache, entries, args.key)
-        return 0
-    for entry in reversed(entries):
-        days = (time.time() - entry.used) / 86400
-        when = "today" if days < 1 else f"{days:.0f} days ago"
-        size, name = show_size(entry.bytes), entry.path.name[:12]
-        say(f"{name}  {size:>8}  {entry.rows:>9,} rows  used {when:<13} {entry.about}")
-    say(f"{len(entries)} entries, {show_size(sum(entry.bytes for entry in entries))} in {directory}")
-    return 0
-
-
-def _clear(cache: Cache, entries: list[Entry], keys: list[str]) -> None:
-    for key in keys:
-        if not any(entry.path.name.startswith(key) for entry in entries):
-            raise ConfigError(f"no entry of {cache.directory} begins with {key!r}; `hfexp cache` lists them")
-    chosen = [e for e in entries if not keys or e.path.name.startswith(tuple(keys))]
-    removed = [entry for entry in chosen if cache.remove(entry.path)]
-    cache.remove_dead()
-    kept = len(chosen) - len(removed)
-    say(
-        f"{len(removed)} entries removed, {show_size(sum(entry.bytes for entry in removed))}"
-        + (f"; {kept} are in use and stay" if kept else "")
-    )
+def _entry(path: Path) -> Entry | None:
+    """What is known of an entry; None if it was removed meanwhile, or is none."""
+    try:
+        meta = ArrayReader(path).meta
+        return Entry(path, meta["bytes"], meta["rows"], str(meta.get("about", "")), (path / USED).stat().st_mtime)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        if not KEY.fullmatch(path.name):
+            return None
+    with contextlib.suppress(OSError):
+        return Entry(path, sum(file.stat().st_size for file in path.iterdir()), 0, "damaged", 0.0)
+    return None

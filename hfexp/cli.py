@@ -170,9 +170,9 @@ def sync(words: list[str]) -> int:
 
 def cache(words: list[str]) -> int:
     """List or remove the prepared data that jobs share."""
-    from hfexp import cache as prepared
+    from hfexp.cache_command import main
 
-    return prepared.main(words)
+    return main(words)
 
 
 def version(words: list[str]) -> int:

@@ -19,6 +19,11 @@ TOKENIZER_SETTINGS = (
     "truncation_side", "unk_token", "use_fast",
 )  # fmt: skip
 """What any tokenizer takes."""
+LIVE_SETTINGS = (
+    "chat_template", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
+    "truncation_side",
+)  # fmt: skip
+"""Of a tokenizer's settings: those that can be changed once it is made."""
 PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
 """Of a tokenizer's settings: where it comes from, and what its content holds anyway."""
 
@@ -69,6 +74,7 @@ def settings_of(processor: Any) -> dict[str, Any]:
     backend = getattr(processor, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(processor.get_vocab(), sort_keys=True)
     named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in PLACES}
+    named |= {name: str(getattr(processor, name, None)) for name in LIVE_SETTINGS}
     digest = hashlib.sha256(content.encode()).hexdigest()
     return {"class": type(processor).__name__, **named, "content": digest}
 

@@ -1,5 +1,6 @@
 """Prepared rows: the same as unprepared ones, built once, shared, whole or not there, and within their bounds."""
 
+import importlib
 import os
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from hfexp.config import Config
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.preflight import prepare
-from hfexp.preparing import Preparation
+from hfexp.preparing import Preparation, _code
 from hfexp.processing import Collator, process
+from hfexp.processor import settings_of
 from hfexp.row_arrays import NotWholeNumbersError, from_array, to_arrays
+from hfexp.text import byte_tokenizer
 
 
 @pytest.fixture
@@ -198,6 +201,56 @@ def test_a_damaged_entry_is_built_again(tmp_path: Path, capsys: pytest.CaptureFi
     assert built
     assert reader.read([3])["image"][0].min() == 7
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_damaged_entries_count_and_go_first(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared, size = Cache(own, 500), 4 * (3 * 4 * 4 + 8)
+    for name in ("a", "b"):
+        shared.find_or_build(name * 32, size, write_rows)
+    os.truncate(own / ("b" * 32) / "image.bin", 100)
+    (own / "else").mkdir()
+    (own / "else" / "meta.json").write_text("{}")
+    assert cli.main(["cache"]) == 0
+    assert "damaged" in capsys.readouterr().out
+    shared.find_or_build("c" * 32, 250, write_rows)
+    assert [path.name[0] for path in entries(own)] == ["a", "c", "e"]
+    (own / ("c" * 32) / "used").unlink()
+    os.truncate(own / ("c" * 32) / "image.bin", 100)
+    assert cli.main(["cache", "clear"]) == 0
+    assert [path.name for path in entries(own)] == ["else"]
+
+
+def test_room_that_another_builder_needs_is_not_given_away(tmp_path: Path) -> None:
+    small = Cache(tmp_path, 500)
+
+    def build_another(writer: ArrayWriter) -> dict[str, Any]:
+        with pytest.raises(NoRoomError, match="running jobs use 300 B of"):
+            small.find_or_build("b", 300, write_rows)
+        return write_rows(writer)
+
+    assert small.find_or_build("a", 300, build_another)[1]
+    assert not (tmp_path / "a" / "needed").exists()
+
+
+def test_the_source_of_what_a_class_makes_decides_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "operations_of_mine.py"
+    module.write_text("class Scale:\n    @classmethod\n    def by(cls):\n        return cls()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("operations_of_mine")
+    nodes = [{"_target_": "operations_of_mine.Scale.by"}]
+    before = _code(nodes)
+    assert before["operations_of_mine"]
+    module.write_text(module.read_text() + "# other\n")
+    assert _code(nodes)["operations_of_mine"] != before["operations_of_mine"]
+
+
+def test_what_a_tokenizer_is_set_to_later_decides_an_entry() -> None:
+    tokenizer = byte_tokenizer()
+    before = settings_of(tokenizer)
+    for name, value in (("truncation_side", "left"), ("chat_template", "{{ messages }}"), ("model_max_length", 7)):
+        setattr(tokenizer, name, value)
+        assert settings_of(tokenizer) != before
+        before = settings_of(tokenizer)
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:

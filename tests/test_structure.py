@@ -10,7 +10,7 @@ PACKAGE = Path(hfexp.__file__).parent
 LAYERS = [
     ["hfexp.__main__"],
     ["hfexp.cli", "hfexp.api"],
-    ["hfexp.planning.command", "hfexp.loaded_run"],
+    ["hfexp.planning.command", "hfexp.loaded_run", "hfexp.cache_command"],
     ["hfexp.predicting.evaluation"],
     ["hfexp.predicting.command", "hfexp.predicting.scored"],
     [
