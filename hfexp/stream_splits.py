@@ -1,11 +1,10 @@
 """Source to streams: what `hfexp.data` does for rows that are kept, for rows that are read again and again."""
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import islice, zip_longest
+from itertools import islice
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, interleave_datasets
 
 from hfexp.config import Config, DatasetConfig
 from hfexp.errors import ConfigError
@@ -86,7 +85,7 @@ def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Data
     for split, rows in sources.items():
         limit = _limit(config, split)
         if limit is not None:
-            rows = shuffled(rows, config.split_seed, config.shuffle_buffer).take(limit)
+            rows = _interleaved(rows, config.split_seed, config.shuffle_buffer).take(limit)
         facts = [*identity, split, limit]
         splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(LANES))
     for split, kept in held.items():
@@ -151,12 +150,11 @@ def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
     return wanted
 
 
-def _mixed(rows: IterableDataset, seed: int, buffer: int) -> Iterator[Row]:
+def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
     """All rows, from several files in turn, shuffled."""
     lanes = num_lanes(rows, max(LANES))
-    readers = [iter(shuffled(cut(rows, lanes, lane), mix(seed, lane), buffer // lanes)) for lane in range(lanes)]
-    for turn in zip_longest(*readers):
-        yield from (row for row in turn if row is not None)
+    readers = [shuffled(cut(rows, lanes, lane), mix(seed, lane), buffer // lanes) for lane in range(lanes)]
+    return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
 
 
 def _hold_out(
@@ -165,7 +163,7 @@ def _hold_out(
     """Draw rows by a seeded shuffle buffer; equal rows are drawn once."""
     drawn: dict[int, Row] = {}
     total = sum(wanted.values())
-    for row in _mixed(train, config.split_seed, config.shuffle_buffer):
+    for row in _interleaved(train, config.split_seed, config.shuffle_buffer):
         drawn.setdefault(stored_key(row), row)
         if len(drawn) == total:
             break

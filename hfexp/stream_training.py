@@ -26,8 +26,39 @@ class StreamTraining(_Base):
             # Not through Accelerate's `prepare`, which would divide it among the processes once more.
             return DataLoaderShard(dataset, self.accelerator.device, batch_size=None, collate_fn=as_it_is)
         if isinstance(dataset, EvaluationStream):
+            if self.args.world_size > 1:
+                return self._dealt_out(dataset, description, batch_size * self.args.world_size)
             dataset.batch_size = batch_size
         return super()._get_dataloader(dataset, description, batch_size, **kwargs)
+
+    def _dealt_out(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
+        """Batches for all processes, made by the first one; each gets its part of them.
+
+        Accelerate by itself lets the first process make a batch for each and joins them, which texts of different
+        lengths can't be (`accelerate` 1.15, `DataLoaderDispatcher._fetch_batches`).
+        """
+        from accelerate.data_loader import prepare_data_loader
+        from torch.utils.data import DataLoader
+
+        dataset.batch_size = batch_size
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description=description),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        return prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=self.args.world_size,
+            process_index=self.args.process_index,
+            split_batches=True,
+            put_on_device=self.accelerator.device_placement,
+            dispatch_batches=True,
+        )
 
     def _init_training_state(
         self,

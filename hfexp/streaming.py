@@ -23,7 +23,7 @@ from hfexp.preparing import Preparation
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import mix
 from hfexp.screen import note
-from hfexp.streams import Row, Stream, content_key
+from hfexp.streams import Row, Stream, stored_key, with_content
 from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads
 from hfexp.transforms import Transforms
@@ -70,7 +70,11 @@ class ProcessedStream(IterableDataset):
 
         def decoded(item: Item) -> tuple[int, Row]:
             row, ready = item
-            key = 0 if self.seed is None else mix(epoch, content_key(row))
+            if self.seed is None:
+                key = 0
+            else:
+                row = with_content(row)  # read once, for its key and to be decoded
+                key = mix(epoch, stored_key(row))
             return key, self.processed.decode(row) if ready is None else ready
 
         pairs = list(map_in_threads(decoded, items))

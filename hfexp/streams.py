@@ -3,10 +3,11 @@
 Rows of a `Stream` are as the source stores them (images as bytes or paths), with standard column names and class ids.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -151,29 +152,27 @@ class Stream:
                 yield self.labels.apply(row, self.split) if self.labels else row
 
 
+def with_content(row: Row) -> Row:
+    """The row with its files of this machine read; remote and missing ones stay as they are."""
+    read = {}
+    for name, value in row.items():
+        if _is_file(value) and value["bytes"] is None:
+            with contextlib.suppress(OSError, TypeError):
+                read[name] = {**value, "bytes": Path(value["path"]).read_bytes()}
+    return {**row, **read}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
+
+
 def stored_key(row: Row) -> int:
     """63 bits from a row as it is stored: an embedded file counts by its content, another one by its path."""
-    return _key(row, lambda stored: stored["path"] or "")
-
-
-def content_key(row: Row) -> int:
-    """63 bits from the content of a row, wherever its files are; a remote file counts by its address."""
-
-    def content(stored: Any) -> Any:
-        try:
-            return Path(stored["path"]).read_bytes()
-        except (OSError, TypeError):
-            return stored["path"] or ""
-
-    return _key(row, content)
-
-
-def _key(row: Row, content: Callable[[Any], Any]) -> int:
     state = hashlib.blake2b(digest_size=8)
     for name in sorted(row):
         value = row[name]
-        if isinstance(value, dict) and value.keys() == {"bytes", "path"}:
-            value = content(value) if value["bytes"] is None else value["bytes"]
+        if _is_file(value):
+            value = (value["path"] or "") if value["bytes"] is None else value["bytes"]
         data = value if isinstance(value, bytes) else json.dumps(value, default=str, sort_keys=True).encode()
         state.update(f"{name} {len(data)} ".encode() + data)
     return int.from_bytes(state.digest(), "big") >> 1

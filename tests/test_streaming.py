@@ -21,7 +21,7 @@ from hfexp.config import DatasetConfig, OnBadSample, TransformConfig
 from hfexp.data import load_dataset
 from hfexp.errors import ConfigError, DataError
 from hfexp.streaming import EvaluationStream, TrainingStream, usable_workers
-from hfexp.streams import LANES, content_key, stored_key
+from hfexp.streams import LANES, stored_key, with_content
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.transforms import build_transforms
 
@@ -212,12 +212,12 @@ def test_keys_of_rows(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"picture")
     (tmp_path / "b").write_bytes(b"picture")
     a, b = ({"image": {"bytes": None, "path": str(tmp_path / name)}, "label": 0} for name in "ab")
-    assert content_key(a) == content_key(b)
+    assert stored_key(with_content(a)) == stored_key(with_content(b))
     assert stored_key(a) != stored_key(b)
-    assert content_key(a) != content_key({**a, "label": 1})
-    assert content_key({"image": {"bytes": b"picture", "path": "c"}, "label": 0}) == content_key(a)
+    assert stored_key(with_content(a)) != stored_key(with_content({**a, "label": 1}))
+    assert stored_key({"image": {"bytes": b"picture", "path": "c"}, "label": 0}) == stored_key(with_content(a))
     gone = {"image": {"bytes": None, "path": "hf://datasets/x/y.jpg"}}
-    assert content_key(gone) == stored_key(gone)
+    assert stored_key(with_content(gone)) == stored_key(gone)
 
 
 def test_evaluation_reads_all_rows_in_order(table: dict[str, Any]) -> None:
@@ -291,6 +291,28 @@ def test_wrong_settings_are_named(words: list[str], messages: list[str], place: 
         with pytest.raises(ConfigError, match=message):
             api.train(*chosen)
     assert not (place / "outputs").exists()
+
+
+def test_limited_rows_are_of_all_files(table: dict[str, Any]) -> None:
+    limited = splits_of(table, max_train_samples=8, shuffle_buffer=4)["train"]
+    everything = splits_of(table)["train"]
+    files = [{stored_key(row) for row in datasets.load_dataset("parquet", data_files=name, split="train").cast_column(
+        "image", datasets.Image(decode=False))} for name in table["data_files"]]  # fmt: skip
+    chosen = [stored_key(row) for row in limited.rows]
+    assert len(set(chosen)) == 8
+    assert [len(set(chosen) & names) for names in files] == [2, 2, 2, 2]
+    assert limited.rows.files == everything.rows.files
+
+
+def test_a_stream_is_not_continued_by_other_processes(place: Path) -> None:
+    words = folder_words(place, "tracking=none", *fault_at(8))
+    (place / "fault").write_text("error")
+    with pytest.raises(RuntimeError, match="caught fire"):
+        api.train(*words)
+    batch = "trainer.args.per_device_train_batch_size"
+    size = int(next(word for word in words if word.startswith(batch)).partition("=")[2])
+    with pytest.raises(ConfigError, match=r"launch\.num_processes=2: this run was stopped with 1"):
+        api.train(*words, "launch=ddp", "launch.num_processes=2", f"{batch}={size // 2}")
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
