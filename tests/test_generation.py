@@ -68,6 +68,11 @@ def test_of_a_conversation_the_replies_are_learnt_and_nothing_else() -> None:
         Encode(chat_tokenizer(), max_length=10)({"messages": CHAT})
 
 
+def test_conversations_are_not_cut_into_blocks() -> None:
+    with pytest.raises(ConfigError, match=r"task\.block_size=16: each conversation is a row"):
+        ChatGeneration(block_size=16)
+
+
 def test_a_template_that_rewrites_earlier_replies_is_noticed() -> None:
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] if loop.last else '-' }}{% endfor %}"

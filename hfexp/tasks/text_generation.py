@@ -144,6 +144,15 @@ class ChatGeneration(TextGeneration):
 
     columns: ClassVar[tuple[str, ...]] = ("messages",)
 
+    def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
+        """`generation`: fields of `transformers.GenerationConfig`, in place of the model's own."""
+        if block_size is not None:
+            raise ConfigError(
+                f"task.block_size={block_size}: each conversation is a row, for in blocks it can't be told what the "
+                "assistant says; batches of equal lengths come by trainer.args.train_sampling_strategy=group_by_length"
+            )
+        super().__init__(None, generation)
+
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row whose messages are a conversation with a reply; DataError else."""
         from hfexp.language import check_messages
