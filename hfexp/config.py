@@ -73,7 +73,7 @@ class ModelConfig:
 
 @dataclass
 class SplitsConfig:
-    """Names that the source gives to its splits; null: the standard name if it is there."""
+    """Names that the source gives to its splits; null: the standard name if it is there; `none`: leave it out."""
 
     train: str | None = None
     validation: str | None = None

@@ -11,8 +11,9 @@ from datasets import Dataset, DatasetDict, Image
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
-from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.labels import cast_labels, class_column
+from hfexp.sources import source_row
 from hfexp.stream_splits import load_source, make_splits
 from hfexp.streams import num_rows
 from hfexp.targets import instantiate
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 READ_AHEAD = 256
 """Rows whose images are in memory at once while they are tried."""
 
+LEFT_OUT = "none"
+"""In place of a split's name: there is none."""
 STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -77,7 +80,8 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(rows), READ_AHEAD):
                 part = [dict(row) for row in rows.select(range(start, min(start + READ_AHEAD, len(rows))))]
-                readable = pool.map(lambda row: _is_readable(row, task), part)
+                numbers = [source_row(rows, start + index) for index in range(len(part))]
+                readable = pool.map(lambda number, row: _is_readable(number, row, task), numbers, part)
                 good += [start + index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
@@ -86,9 +90,10 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
     return DatasetDict({split: (streams | kept)[split] for split in dataset}), dropped
 
 
-def _is_readable(row: dict[str, Any], task: Task) -> bool:
+def _is_readable(number: int, row: dict[str, Any], task: Task) -> bool:
     try:
-        task.decode(row)
+        with in_row(number):
+            task.decode(row)
     except DataError as error:
         logger.warning("skipped: %s", error)
         return False
@@ -104,14 +109,18 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
     if config.streaming:
         return load_source(config, allowed_targets)
     source = instantiate(config.source, "dataset.source", allowed_targets)
-    if isinstance(source, Dataset):
-        return DatasetDict({"train": source})
-    if isinstance(source, dict) and source and all(isinstance(split, Dataset) for split in source.values()):
-        return DatasetDict(source)
+    splits = {"train": source} if isinstance(source, Dataset) else source
+    if isinstance(splits, dict) and splits and all(isinstance(split, Dataset) for split in splits.values()):
+        return DatasetDict({split: _unformatted(rows) for split, rows in splits.items()})
     raise ConfigError(
         f"dataset.source: {config.source['_target_']} returned {type(source).__name__}; a datasets.Dataset or "
         "DatasetDict is needed (or dataset.streaming=true, for what streams)"
     )
+
+
+def _unformatted(rows: Dataset) -> Dataset:
+    """Rows as plain values with all their columns, however they were saved; a function of the user's own stays."""
+    return rows if rows.format["type"] == "custom" else rows.with_format(None)
 
 
 def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool) -> DatasetDict:
@@ -120,6 +129,8 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
     chosen = {split: getattr(config.splits, split) for split in STANDARD_SPLITS}
     for split, names in STANDARD_SPLITS.items():
         wanted = chosen[split]
+        if wanted == LEFT_OUT and wanted not in source:
+            continue
         if wanted is not None and wanted not in source:
             raise ConfigError(
                 f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, map(str, source))} "

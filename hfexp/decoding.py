@@ -17,15 +17,13 @@ import torch
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image
 
-from hfexp.images import ConvertRGB, ToRGB, open_image
+from hfexp.images import ORIENTATION, ConvertRGB, ToRGB, open_image
 
 JPEG = b"\xff\xd8\xff"
 COLOURS = ("YCbCr", "RGB", "Gray")
 """Colour spaces of a file that mean the same to everybody; CMYK has its inverted kind."""
 TURNS = (b"Exif\0", b"tiff:Orientation")
 """What a file holds that may say how it is to be turned."""
-ORIENTATION = 0x0112
-"""Tag of EXIF; 1: as it is."""
 
 
 def begins_with_tensor(operations: list[Any]) -> bool:

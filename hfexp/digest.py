@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from datasets.formatting import query_table
 
 MAX_BYTES_READ = 2**28
 SAMPLED_ROWS = 2000
@@ -83,17 +84,15 @@ def _stamp(path: str) -> bytes:
     return f"{path} {found.st_size} {found.st_mtime_ns};".encode()
 
 
-def _column(rows: Dataset, name: str) -> pa.ChunkedArray:
-    """A column as it is stored, rows in order (undecoded)."""
-    column = rows.data.column(name)
-    return column if rows._indices is None else column.take(rows._indices.column(0).combine_chunks())
-
-
 def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
-    """All values of a column of numbers, words, or nested ones; some at a time, as Python's take much memory."""
-    column = _column(rows, name)
-    for start in range(0, len(column), ROWS_AT_ONCE):
-        yield json.dumps(column.slice(start, ROWS_AT_ONCE).to_pylist(), default=str).encode()
+    """All values of a column of numbers, words, or nested ones, undecoded.
+
+    Some at a time: Python's take much memory, and Arrow's `take` makes one piece of a column's texts, of 2 GB at most.
+    """
+    table = rows.data.select([name])
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = query_table(table, range(start, min(start + ROWS_AT_ONCE, len(rows))), indices=rows._indices)
+        yield json.dumps(part.column(0).to_pylist(), default=str).encode()
 
 
 def _is_binary(rows: Dataset, name: str) -> bool:

@@ -1,8 +1,9 @@
 """Errors that a user can cause, and the exit codes of the command line."""
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -43,6 +44,19 @@ class SweepError(RunError):
 
 class DataError(RunError):
     """A sample or file turned out to be unusable while it was being read."""
+
+
+@contextlib.contextmanager
+def in_row(number: int) -> Iterator[None]:
+    """Name the row that could not be used.
+
+    Args:
+        number: from 0, as the source counts its rows.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"row {number}: {error}") from error
 
 
 class Terminated(SystemExit):

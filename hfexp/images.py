@@ -1,13 +1,12 @@
 """Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
@@ -15,6 +14,18 @@ from torchvision.transforms.v2 import functional
 from hfexp import __version__
 from hfexp.errors import DataError
 
+ORIENTATION = 0x0112
+"""Tag of EXIF; 1: as it is."""
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What sets an image upright, by its orientation (CIPA DC-008, "Exchangeable image file format", tag 0x0112)."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -25,7 +36,10 @@ def open_image(stored: Any) -> PIL.Image.Image:
         DataError: it can't be read; the message names the file.
     """
     if isinstance(stored, PIL.Image.Image):
-        return PIL.ImageOps.exif_transpose(stored)
+        return _upright(stored)
+    if not isinstance(stored, Mapping) or (stored.get("path") is None and stored.get("bytes") is None):
+        shown = "nothing" if stored is None or isinstance(stored, Mapping) else f"{stored!r:.80}"
+        raise DataError(f"column 'image' holds {shown}, which is no image (bytes, or the path of a file)")
     path, data = stored.get("path"), stored.get("bytes")
     try:
         if data is None and "://" in str(path):
@@ -33,11 +47,20 @@ def open_image(stored: Any) -> PIL.Image.Image:
 
             with fsspec.open(path, "rb", **_access(str(path))) as file:
                 data = file.read()  # pyright: ignore
-        with PIL.Image.open(path if data is None else io.BytesIO(data)) as image:
+        source: Any = path if data is None else io.BytesIO(data)
+        with PIL.Image.open(source) as image:
             image.load()
-            return PIL.ImageOps.exif_transpose(image)
+            return _upright(image)
+    except PIL.UnidentifiedImageError as error:
+        raise DataError(f"{path or 'an embedded image'} can't be read as an image: its format is unknown") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """A copy, turned by its EXIF orientation; PIL's own function also writes EXIF anew, which fails for odd ones."""
+    turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def _access(address: str) -> dict[str, Any]:

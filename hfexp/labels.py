@@ -24,6 +24,9 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     """
     if task.label_column is None:
         return dataset
+    twice = sorted({name for name in labels or [] if (labels or []).count(name) > 1})
+    if twice:
+        raise ConfigError(f"dataset.labels has {twice[0]!r} more than once")
     if task.label_kind == NUMBER:
         if isinstance(_features(dataset)[task.label_column], ClassLabel):
             raise ConfigError(f"column {task.label_column!r} holds classes, whose numbers mean nothing; give a number")
@@ -87,7 +90,14 @@ def _require_known(labels: list[str | None], ids: dict[str, int], split: Any) ->
         label, count = unknown.most_common(1)[0]
         shown = "missing labels" if label is None else f"unknown label {label!r}"
         hint = "" if label is None else did_you_mean(label, ids)
-        raise ConfigError(f"the {split} split has {shown} ({count} rows).{hint} Labels are: {one_of(ids)}")
+        raise ConfigError(
+            f"the {split} split has {shown} ({count} rows).{hint} Labels are: {one_of(ids)}{_way_out(split)}"
+        )
+
+
+def _way_out(split: Any) -> str:
+    """Test splits of public datasets often have no labels (-1)."""
+    return "" if split == "train" else f". dataset.splits.{split}=none leaves the split out"
 
 
 def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> DatasetDict:
@@ -96,6 +106,7 @@ def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> D
         if wrong:
             raise ConfigError(
                 f"the {split} split has unknown label {wrong[0]!r} ({len(wrong)} rows). Labels are: {one_of(names)}"
+                f"{_way_out(split)}"
             )
         other = rows.features[column]
         if isinstance(other, ClassLabel) and other.names != names:

@@ -26,12 +26,12 @@ from hfexp.arrays import ArrayReader, ArrayWriter
 from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_size
 from hfexp.config import Config
 from hfexp.digest import identity
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, in_row
 from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.screen import note, say
-from hfexp.sources import name_of
+from hfexp.sources import name_of, source_row
 from hfexp.targets import targets_in
 from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads, rows_of
@@ -98,7 +98,8 @@ class Preparation:
         """
         if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
             return None  # a format may be any function, of which the digest knows nothing
-        kinds, count = _first_row(self.task.decode(rows[0]), operations)
+        with in_row(source_row(rows, 0)):
+            kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
             return None
         work = _Work(rows, self.task, operations[:count], kinds)
@@ -152,7 +153,9 @@ class _Work:
     def estimate(self) -> int:
         """Bytes that all rows will take, from some of them."""
         tried = np.unique(np.linspace(0, len(self.rows) - 1, min(TRIED_ROWS, len(self.rows)), dtype=int))
-        sizes = [sum(value.nbytes for value in self._one(self.rows[int(index)]).values()) for index in tried]
+        sizes = [
+            sum(value.nbytes for value in self._one(int(index), self.rows[int(index)]).values()) for index in tried
+        ]
         return int(np.mean(sizes) * len(self.rows) * 1.05)
 
     def write_all(self, writer: ArrayWriter, split: str) -> None:
@@ -164,12 +167,14 @@ class _Work:
                 advance(len(arrays))
 
     def _some(self, start: int) -> list[Arrays]:
-        return [self._one(row) for row in rows_of(self.rows[start : start + AT_ONCE])]
+        indices = range(start, min(start + AT_ONCE, len(self.rows)))
+        return [self._one(index, row) for index, row in zip(indices, rows_of(self.rows[indices]), strict=True)]
 
-    def _one(self, row: Row) -> Arrays:
-        row = self.decode(row)
-        for operation in self.rest:
-            row = apply(operation, row)
+    def _one(self, index: int, row: Row) -> Arrays:
+        with in_row(source_row(self.rows, index)):
+            row = self.decode(row)
+            for operation in self.rest:
+                row = apply(operation, row)
         arrays, kinds = to_arrays(row)
         if kinds != self.kinds:
             raise NotWholeNumbersError(f"they are not of one kind: {kinds} and {self.kinds}")
@@ -223,12 +228,23 @@ def _code(nodes: Any) -> dict[str, str]:
     """Versions of the libraries, and hashes of the modules of the user and of hfexp, that make a prepared row."""
     found = {name: _version(name) for name in LIBRARIES}
     for target in targets_in(nodes):
-        module, _, name = target.rpartition(".")
-        home = getattr(getattr(sys.modules.get(module), name, None), "__module__", module)
-        found |= _source(module) | _source(str(home)) | {target: _version(target.partition(".")[0])}
+        module, home = _homes(target)
+        found |= _source(module) | _source(home) | {target: _version(target.partition(".")[0])}
     for module in CODE:
         found |= _source(module)
     return found
+
+
+def _homes(target: str) -> tuple[str, str]:
+    """The module in whose name a target is given (`my.module` of `my.module.Class.make`), and the one it is from."""
+    module, names = target, list[str]()
+    while module and module not in sys.modules:
+        module, _, name = module.rpartition(".")
+        names.insert(0, name)
+    found: Any = sys.modules.get(module)
+    for name in names:
+        found = getattr(found, name, None)
+    return module, str(getattr(found, "__module__", None) or module)
 
 
 def _version(package: str) -> str:

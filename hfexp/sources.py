@@ -8,7 +8,7 @@ from typing import Any, cast
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from hfexp.errors import ConfigError, one_of
 from hfexp.origin import mask_secrets
@@ -24,6 +24,11 @@ def name_of(source: Mapping[str, Any]) -> str:
     """What a person calls a source: its path, folder or files, or else the function that makes it."""
     names = [source.get(key) for key in ("path", "data_dir", "data_files")]
     return mask_secrets(str(next(filter(None, names), str(source.get("_target_", "dataset")).rpartition(".")[2])))
+
+
+def source_row(rows: Dataset, index: int) -> int:
+    """The number of a row where rows were taken from, before they were drawn or cut."""
+    return index if rows._indices is None else rows._indices.column(0)[index].as_py()
 
 
 def digits() -> Dataset:
@@ -66,6 +71,10 @@ def image_folder(data_dir: str, split: str | None = None, streaming: bool = Fals
         )
     except (DatasetNotFoundError, EmptyDatasetError, FileNotFoundError) as error:
         raise ConfigError(f"dataset.source.data_dir={data_dir}: no image files found below it") from error
+    except ValueError as error:
+        if split is None:
+            raise
+        raise ConfigError(f"dataset.source.split={split}: {error}") from error
     first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
     if "label" not in first.column_names:
         raise ConfigError(
@@ -92,7 +101,7 @@ def image_table(
     """
     files, first = _files(data_files)
     root = Path(image_dir).expanduser() if image_dir else first.parent
-    dataset: Any = datasets.load_dataset(format, data_files=files, streaming=streaming)
+    dataset = _read(format, files, streaming)
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
 
 
@@ -115,7 +124,20 @@ def table(
         )
     if suffix == ".tsv":
         kwargs = {"sep": "\t", **kwargs}
-    return datasets.load_dataset(format or FORMATS[suffix], data_files=files, streaming=streaming, **kwargs)
+    return _read(format or FORMATS[suffix], files, streaming, **kwargs)
+
+
+def _read(format: str, files: dict[str, Any], streaming: bool, **kwargs: Any) -> Any:
+    """Tables by a reader of `datasets`.
+
+    Raises:
+        ConfigError: a file is not of this format.
+    """
+    try:
+        return datasets.load_dataset(format, data_files=files, streaming=streaming, **kwargs)
+    except DatasetGenerationError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"dataset.source.data_files can't be read as {format}: {cause}") from error
 
 
 def _files(data_files: str | list[str] | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
@@ -146,13 +168,20 @@ def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> A
     if isinstance(feature, Value) and streamed:
         rows = rows.map(functools.partial(_below, column=column, root=root), features=rows.features)
     elif isinstance(feature, Value):
-        paths = [str(root / path) for path in rows[column][:]]
+        paths = [_address(path, root) for path in rows[column][:]]
         rows = rows.remove_columns(column).add_column(column, paths, feature=Value("string"))
     return rows.cast_column(column, Image())
 
 
 def _below(row: dict[str, Any], column: str, root: Path) -> dict[str, Any]:
-    return {**row, column: str(root / row[column])}
+    return {**row, column: _address(row[column], root)}
+
+
+def _address(path: Any, root: Path) -> str | None:
+    """Of an image that a table names: an address as it is, a path below the root; None where there is none."""
+    if path is None or "://" in str(path):
+        return path
+    return str(root / str(path))
 
 
 def saved_to_disk(path: str) -> DatasetDict | Dataset:

@@ -92,7 +92,8 @@ def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list
 def apply(operation: Any, row: Row) -> Row:
     """Do one operation: v2 operations and ours map rows; v1 operations (and plain functions) map the image alone."""
     module = type(operation).__module__
-    if module.startswith("torchvision.transforms.transforms") or not isinstance(operation, torch.nn.Module):
+    is_v1 = module.startswith("torchvision.transforms.") and not module.startswith("torchvision.transforms.v2.")
+    if is_v1 or not isinstance(operation, torch.nn.Module):
         return {**row, "image": operation(row["image"])}
     return operation(row)
 

@@ -121,6 +121,11 @@ def test_labels_become_class_labels(labels: list[Any], names: list[str], monkeyp
     assert TASK.id2label(loaded) == dict(enumerate(names))
 
 
+def test_labels_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.labels has 'b' more than once"):
+        load(table(["a", "b"] * 5), monkeypatch, labels=["a", "b", "b"])
+
+
 def test_given_label_order_is_kept_and_unknown_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = table(["cat", "dog"] * 10)
     loaded = load(rows, monkeypatch, labels=["dog", "cat"])
@@ -182,6 +187,36 @@ def test_image_table(kind: str, tmp_path: Path) -> None:
         sources.image_table(kind, {"train": str(path), "test": "nothing.csv"})
 
 
+def test_a_saved_format_hides_no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table(["a", "b"] * 10)
+    loaded = load(rows.with_format("numpy", columns=["label"]), monkeypatch)
+    assert sorted(loaded["train"][0]) == ["image", "label"]
+
+
+def test_a_split_without_labels_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = ClassLabel(names=["a", "b"])
+    rows = DatasetDict(train=table([0, 1] * 10, label), test=table([-1] * 4, label))
+    with pytest.raises(ConfigError, match=r"the test split has unknown label -1 .*dataset\.splits\.test=none leaves"):
+        load(rows, monkeypatch)
+    assert sorted(load(rows, monkeypatch, splits=SplitsConfig(test="none"))) == ["train", "validation"]
+
+
+def test_tables_may_miss_images_and_name_addresses(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("image,label\na.png,1\n,2\nhttps://example.org/b.png,3\n")
+    rows = sources.image_table("csv", str(tmp_path / "rows.csv"))["train"]
+    stored = rows.cast_column("image", datasets.Image(decode=False))["image"][:]
+    assert stored[0]["path"] == str(tmp_path / "a.png")
+    assert stored[1] is None
+    assert stored[2]["path"] == "https://example.org/b.png"
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", b'{"a": 1}\n{"a": '), ("a.csv", b"a,b\n\xe9,2\n")])
+def test_a_table_that_is_none_is_said_with_the_reason(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"dataset\.source\.data_files can't be read as .*: .+"):
+        sources.table(str(tmp_path / name))
+
+
 def test_saved_to_disk(tmp_path: Path) -> None:
     sources.digits().select(range(10)).save_to_disk(tmp_path / "saved")
     assert len(sources.saved_to_disk(str(tmp_path / "saved"))) == 10
@@ -203,6 +238,9 @@ def test_bad_samples_are_named_or_skipped(
     assert sum(dropped.values()) == 1
     assert sum(map(len, kept.values())) == sum(map(len, loaded.values())) - 1
     assert "cat/3.jpg can't be read" in caplog.text
+    number = next(i for i, row in enumerate(source["train"].cast_column("image", datasets.Image(decode=False)))
+                  if "cat/3.jpg" in row["image"]["path"])  # fmt: skip
+    assert f"row {number}: " in caplog.text
     bad = next(row for part in loaded.values() for row in part if "cat/3.jpg" in row["image"]["path"])  # pyright: ignore
     with pytest.raises(DataError, match="cat/3.jpg can't be read as an image"):
         TASK.decode(dict(bad))

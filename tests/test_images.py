@@ -8,14 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import torchvision.transforms as v1
 import transformers
 
 from hfexp import api
+from hfexp.errors import DataError
 from hfexp.images import Geometry, ImageCollator, open_image, to_rgb
 from hfexp.processing import Collator, ProcessedDataset, process
 from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.transforms import build_transforms
+from hfexp.transforms import apply, build_transforms
 
 TASK = ImageClassification()
 COLOUR = (200, 100, 50)
@@ -51,6 +53,32 @@ def test_transparency_is_white() -> None:
         if mode == "P":
             clear.info["transparency"] = clear.getpixel((0, 0))
         assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_odd_exif_data_does_not_keep_an_image_from_being_turned() -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0100], exif[0x0112] = 100, 6
+    content = exif.tobytes()
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 4)).save(buffer, "JPEG", exif=content)
+    data, start = bytearray(buffer.getvalue()), buffer.getvalue().index(content)
+    for kind in (2, 5, 7, 10):  # a width that is text, a fraction, ...: PIL can read that, and not write it again
+        data[start + 16 : start + 18] = kind.to_bytes(2, "little" if content[6:8] == b"II" else "big")
+        assert open_image({"bytes": bytes(data), "path": None}).size == (4, 8)
+
+
+@pytest.mark.parametrize("stored", [None, {"bytes": None, "path": None}, "cat.jpg", 7])
+def test_what_is_no_image_is_said(stored: Any) -> None:
+    with pytest.raises(DataError, match="column 'image' holds .*, which is no image"):
+        open_image(stored)
+    with pytest.raises(DataError, match="an embedded image can't be read as an image: its format is unknown"):
+        open_image({"bytes": b"nothing", "path": None})
+
+
+def test_operations_of_torchvisions_first_version_get_the_image() -> None:
+    picture = PIL.Image.new("RGB", (16, 16))
+    for operation in (v1.TrivialAugmentWide(), v1.RandAugment(), v1.Resize(8)):
+        assert isinstance(apply(operation, {"image": picture, "label": 1})["image"], PIL.Image.Image)
 
 
 def test_exif_orientation_is_applied() -> None:
