@@ -2,18 +2,21 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+import transformers
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from hfexp import __version__
-from hfexp.errors import DataError
+from hfexp.errors import ConfigError, DataError
+from hfexp.geometry import OTHERWISE, Geometry, mean_and_std
 
+LIKE = 1.5
+"""Levels (of 255) by which an image may differ from the processor's, in the mean: backends round differently."""
 ORIENTATION = 0x0112
 """Tag of EXIF; 1: as it is."""
 _TURNS = {
@@ -108,65 +111,35 @@ class ConvertRGB(torch.nn.Module):
         return {**row, "image": row["image"].convert("RGB")}
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """What a processor does to an image, as numbers."""
-
-    size: tuple[int, int]
-    """Height and width that the model gets, in pixels."""
-    resize: int | tuple[int, int]
-    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to."""
-    interpolation: int
-    """PIL's resampling filter."""
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    """Per channel, of levels in 0..1."""
-
-    @classmethod
-    def of(cls, processor: Any) -> "Geometry":
-        """Read it from a Transformers image processor (or its wrapper of a timm model)."""
-        settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
-        if not settings:
-            return cls._of_timm(processor.data_config)
-        channels = settings.get("do_normalize", True)
-        mean = tuple(settings.get("image_mean") or ()) if channels else ()
-        std = tuple(settings.get("image_std") or ()) if channels else ()
-        size, resize = _size_and_resize(settings)
-        return cls(size, resize, int(settings.get("resample", PIL.Image.Resampling.BILINEAR)), mean, std)
-
-    @classmethod
-    def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
-        """From timm's `resolve_data_config`; see `timm.data.transforms_factory.transforms_imagenet_eval`."""
-        _, height, width = config["input_size"]
-        squash = config.get("crop_mode") == "squash" or height != width
-        resize = (height, width) if squash else int(height / config["crop_pct"])
-        filters = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
-        return cls(
-            (height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"])
-        )
-
-
-def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
-    """Final size and resize step of a Transformers image processor's settings."""
-    size = settings["size"]
-    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
-    edge = size.get("shortest_edge")
-    if edge is None:
-        resized = (size["height"], size["width"])
-        return ((crop["height"], crop["width"]) if crop else resized), resized
-    if "crop_pct" in settings and settings["crop_pct"]:
-        # ConvNextImageProcessor.resize: crop below 384 pixels, warp from there on.
-        return (edge, edge), (int(edge / settings["crop_pct"]) if edge < 384 else (edge, edge))
-    return ((crop["height"], crop["width"]) if crop else (edge, edge)), edge
-
-
 class Fit(torch.nn.Module):
     """Resize (and centre-crop) an image tensor (C, H, W; uint8) as the model's processor would."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, processor: Any = None) -> None:
+        """`processor`: is tried, for some do more than resizing, cropping and normalising.
+
+        Raises:
+            ConfigError: this one does.
+        """
         super().__init__()
         self.geometry = geometry
         self.interpolation = InterpolationMode(_filter_name(geometry.interpolation))
+        if isinstance(processor, transformers.image_processing_utils.BaseImageProcessor):
+            self._require_likeness(processor)
+
+    def _require_likeness(self, processor: Any) -> None:
+        if hasattr(processor, "data_config"):  # timm's own transform, which has no other settings
+            return
+        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        picture = PIL.Image.fromarray(noise).resize((128, 96), PIL.Image.Resampling.BICUBIC)
+        theirs = processor(picture, return_tensors="pt")["pixel_values"]
+        row = self.forward({"image": functional.pil_to_tensor(picture)})
+        ours = ImageCollator.for_processor(processor).finish({"pixel_values": row["image"][None]})["pixel_values"]
+        level = 1 / 255 / min(self.geometry.std or (1,))
+        if ours.shape != theirs.shape or (ours - theirs).abs().mean() > LIKE * level:
+            raise ConfigError(
+                f"{type(processor).__name__} with these settings does more to an image than resizing, cropping and "
+                f"normalising it{OTHERWISE}"
+            )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         image, geometry = row["image"], self.geometry
@@ -175,6 +148,17 @@ class Fit(torch.nn.Module):
         size = [geometry.resize] if isinstance(geometry.resize, int) else list(geometry.resize)
         image = functional.resize(image, size, interpolation=self.interpolation, antialias=True)
         return {**row, "image": _center_crop(image, *geometry.size)}
+
+
+class ByProcessor(torch.nn.Module):
+    """All that the model's processor does to an image (PIL), by itself: to (C, H, W) float32, normalised."""
+
+    def __init__(self, processor: Any) -> None:
+        super().__init__()
+        self.processor = processor
+
+    def forward(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "image": self.processor(row["image"], return_tensors="pt")["pixel_values"][0]}
 
 
 class RandomAffine(torch.nn.Module):
@@ -236,8 +220,8 @@ class ImageCollator:
 
     @classmethod
     def for_processor(cls, processor: Any) -> "ImageCollator":
-        geometry = Geometry.of(processor)
-        return cls(geometry.mean, geometry.std)
+        """Normalises as the processor does; images that are floats already stay as they are."""
+        return cls(*mean_and_std(processor))
 
     def __call__(self, rows: list[dict[str, Any]] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Stack rows; those that are stacked already stay as they are."""

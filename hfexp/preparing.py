@@ -43,7 +43,7 @@ AT_ONCE = 16
 """Rows that one thread prepares before it takes the next."""
 TRIED_ROWS = 16
 """From which the size of an entry is estimated."""
-CODE = ("hfexp.images", "hfexp.decoding", "hfexp.text", "hfexp.preparing")
+CODE = ("hfexp.images", "hfexp.geometry", "hfexp.decoding", "hfexp.text", "hfexp.preparing")
 """Own modules whose source every entry depends on, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 

@@ -9,7 +9,10 @@ import torch
 from hfexp.config import TransformConfig
 from hfexp.errors import ConfigError
 from hfexp.row_arrays import Row
-from hfexp.targets import check, instantiate, locate, parameters
+from hfexp.targets import check, instantiate, locate, parameters, targets_in
+
+GEOMETRY = {"geometry", "size", "mean", "std"}
+"""What operations on images take of their processor."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ def build_transforms(
     config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
 ) -> Transforms:
     """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
-    runtime = {"num_classes": len(id2label or {}) or None, "processor": processor}
-    if any((config.prepare, config.augment, config.evaluate)):
+    runtime: dict[str, Any] = {"num_classes": len(id2label or {}) or None, "processor": processor}
+    targets = targets_in([config.prepare, config.augment, config.evaluate])
+    if any(GEOMETRY & set(parameters(locate(target, "transform", allowed))) for target in targets):
         runtime |= _geometry(processor)
 
     def build(name: str) -> list[Any]:
@@ -67,8 +71,8 @@ def build_transforms(
 
 
 def _geometry(processor: Any) -> dict[str, Any]:
-    """What operations on images take of their processor."""
-    from hfexp.images import Geometry
+    """`GEOMETRY`, of a processor of images."""
+    from hfexp.geometry import Geometry
 
     if not (hasattr(processor, "size") or hasattr(processor, "data_config")):
         return {}

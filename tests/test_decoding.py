@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 
 from hfexp import decoding
 from hfexp.errors import DataError
-from hfexp.images import ConvertRGB, Fit, Geometry, ToRGB, open_image
+from hfexp.geometry import Geometry
+from hfexp.images import ConvertRGB, Fit, ToRGB, open_image
 from hfexp.tasks.image_classification import ImageClassification
 
 PLAIN: dict[str, dict[str, Any]] = {

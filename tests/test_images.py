@@ -12,8 +12,9 @@ import torchvision.transforms as v1
 import transformers
 
 from hfexp import api
-from hfexp.errors import DataError
-from hfexp.images import Geometry, ImageCollator, open_image, to_rgb
+from hfexp.errors import ConfigError, DataError
+from hfexp.geometry import Geometry
+from hfexp.images import ImageCollator, open_image, to_rgb
 from hfexp.processing import Collator, ProcessedDataset, process
 from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
@@ -113,6 +114,29 @@ def test_eval_transform_is_what_the_processor_does(name: str, size: tuple[int, i
     assert ours.shape == theirs.shape
     # Both resize 8-bit pixels; rounding may differ by one level.
     assert (ours - theirs).abs().max() <= 1.01 / 255 / min(Geometry.of(processor).std or (1,))
+
+
+OTHERS = {
+    "mobilevit": transformers.MobileViTImageProcessor(),
+    "efficientnet": transformers.EfficientNetImageProcessor(size={"height": 32, "width": 32}, include_top=True),
+    "levit": transformers.LevitImageProcessor(),
+    "rescaled": transformers.ViTImageProcessor(size={"height": 32, "width": 32}, rescale_factor=1 / 127.5),
+    "not resized": transformers.ViTImageProcessor(size={"height": 32, "width": 32}, do_resize=False),
+    "without a size": transformers.Siglip2ImageProcessor(),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_processors_that_do_more_are_refused_and_work_by_themselves(name: str) -> None:
+    processor = OTHERS[name]
+    picture = image("RGB").resize((64, 64))
+    with pytest.raises(ConfigError, match="use transform=processor"):
+        build_transforms(api.compose("transform=eval").transform, processor, {0: "a", 1: "b"}, [])
+    transforms = build_transforms(api.compose("transform=processor").transform, processor, {0: "a", 1: "b"}, [])
+    row = TASK.preprocess(transforms.evaluation({"image": picture, "label": 0}), processor)
+    collate = ImageCollator.for_processor(processor)
+    ours = collate.finish(collate([row]))["pixel_values"]
+    assert torch.equal(ours, processor(picture, return_tensors="pt")["pixel_values"])
 
 
 def test_notebook_transform_is_the_notebooks() -> None:

@@ -115,7 +115,7 @@ LAYERS = [
         "hfexp.planning.measurement",
         "hfexp.planning",
     ],
-    ["hfexp.sweep.storage", "hfexp.tasks.base", "hfexp.adapters"],
+    ["hfexp.sweep.storage", "hfexp.tasks.base", "hfexp.adapters", "hfexp.geometry"],
     ["hfexp.screen", "hfexp.composition", "hfexp.tasks", "hfexp.tracking", "hfexp.launch.world"],
     ["hfexp.targets", "hfexp.hub", "hfexp.pretrained", "hfexp.config", "hfexp.signals", "hfexp.sweep.pruners"],
     ["hfexp.origin"],

@@ -42,14 +42,12 @@ class ImageClassification(Classification):
         """`pixel_values` with the normalisation of float images undone, levels outside 0..1 cut."""
         import PIL.Image
 
-        from hfexp.images import Geometry
+        from hfexp.geometry import mean_and_std
 
         pixels = np.asarray(inputs["pixel_values"])
         if pixels.dtype != np.uint8:
-            geometry = Geometry.of(processor)
-            mean, std = (
-                np.array(v or (default,))[:, None, None] for v, default in ((geometry.mean, 0), (geometry.std, 1))
-            )
+            levels = zip(mean_and_std(processor), (0, 1), strict=True)
+            mean, std = (np.array(value or (default,))[:, None, None] for value, default in levels)
             pixels = (np.nan_to_num(pixels * std + mean).clip(0, 1) * 255).round().astype(np.uint8)
         # More channels than a screen has: the first three. Two: the first.
         pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1]

@@ -1,0 +1,76 @@
+"""What an image processor does to an image, as numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import PIL.Image
+
+from hfexp.errors import ConfigError
+
+OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a processor does to an image, as numbers."""
+
+    size: tuple[int, int]
+    """Height and width that the model gets, in pixels."""
+    resize: int | tuple[int, int]
+    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to."""
+    interpolation: int
+    """PIL's resampling filter."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Per channel, of levels in 0..1."""
+
+    @classmethod
+    def of(cls, processor: Any) -> "Geometry":
+        """Read it from a Transformers image processor (or its wrapper of a timm model).
+
+        Raises:
+            ConfigError: its size is not given as numbers of pixels.
+        """
+        settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
+        if not settings:
+            return cls._of_timm(processor.data_config)
+        size, resize = _size_and_resize(settings)
+        resample = int(settings.get("resample", PIL.Image.Resampling.BILINEAR))
+        return cls(size, resize, resample, *mean_and_std(processor))
+
+    @classmethod
+    def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
+        """From timm's `resolve_data_config`; see `timm.data.transforms_factory.transforms_imagenet_eval`."""
+        _, height, width = config["input_size"]
+        squash = config.get("crop_mode") == "squash" or height != width
+        resize = (height, width) if squash else int(height / config["crop_pct"])
+        filters = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
+        return cls(
+            (height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"])
+        )
+
+
+def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+    """Final size and resize step of a Transformers image processor's settings."""
+    size = settings.get("size") or {}
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    edge = size.get("shortest_edge")
+    if edge is None:
+        if not {"height", "width"} <= size.keys():
+            raise ConfigError(f"the processor gives no size of images in pixels (size={size or None}){OTHERWISE}")
+        resized = (size["height"], size["width"])
+        return ((crop["height"], crop["width"]) if crop else resized), resized
+    if "crop_pct" in settings and settings["crop_pct"]:
+        # ConvNextImageProcessor.resize: crop below 384 pixels, warp from there on.
+        return (edge, edge), (int(edge / settings["crop_pct"]) if edge < 384 else (edge, edge))
+    return ((crop["height"], crop["width"]) if crop else (edge, edge)), edge
+
+
+def mean_and_std(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel, of levels in 0..1; empty where images are not normalised."""
+    if hasattr(processor, "data_config"):
+        return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
+    settings = processor.to_dict()
+    normalises = settings.get("do_normalize", True)
+    mean, std = (tuple(settings.get(name) or ()) if normalises else () for name in ("image_mean", "image_std"))
+    return mean, std
