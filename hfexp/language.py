@@ -1,6 +1,7 @@
 """Texts for causal language models: tokens with their labels, blocks of equal length, batches, generation settings."""
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,11 +94,28 @@ class Encode(torch.nn.Module):
         before = self._text(messages[:place], add_generation_prompt=True)
         after = self._text(messages[: place + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
+            return self._rewritten_span(messages, place, whole, after)
+        return len(before), len(after)
+
+    def _rewritten_span(self, messages: Messages, place: int, whole: str, after: str) -> tuple[int, int]:
+        """The same where the template writes a turn in another way once others follow it (Qwen3: its thoughts go).
+
+        The text around a word that is put in its place shows where what is left of it stands.
+        """
+        content = messages[place]["content"]
+        word = "\ue000reply\ue000"
+        marked = self._text([*messages[:place], {**messages[place], "content": word}, *messages[place + 1 :]])
+        before, found, behind = marked.partition(word)
+        fits = whole.startswith(before) and whole.endswith(behind) and len(before) + len(behind) <= len(whole)
+        if not (found and fits and isinstance(content, str)):
             raise DataError(
                 f"the chat template writes message {place + 1} in another way when others follow it, so that it can't "
                 "be told which tokens are the assistant's; make a row of each reply, with what was said before it"
             )
-        return len(before), len(after)
+        stop = len(whole) - len(behind)
+        said = whole[len(before) : stop]
+        mark = after[after.rindex(said) + len(said) :] if said and said in after else ""
+        return len(before), stop + len(os.path.commonprefix([mark, behind]))
 
 
 class LanguageCollator:

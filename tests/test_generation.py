@@ -73,6 +73,40 @@ def test_conversations_are_not_cut_into_blocks() -> None:
         ChatGeneration(block_size=16)
 
 
+def test_replies_are_found_where_a_template_takes_their_thoughts_away() -> None:
+    """As Qwen3's: what was thought stands in the last reply only."""
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>"
+        "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}"
+        "{{ m['content'].split('</think>')[-1] }}</>\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    encode = Encode(tokenizer)
+    messages = [
+        {**one, "content": f"hm</think>{one['content']}"} if one["role"] == "assistant" else one for one in CHAT
+    ]
+    for talk in (CHAT, messages):
+        row = encode({"messages": talk})
+        learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+        assert tokenizer.decode(learnt) == "Hi!</>\n<think></think>No.</>\n"
+
+
+def test_prompts_leave_room_for_the_reply() -> None:
+    tokenizer = byte_tokenizer(32, generates=True)
+    config = transformers.GPT2Config(
+        vocab_size=len(tokenizer), n_positions=32, n_embd=8, n_layer=1, n_head=1,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    batch = {"input_ids": torch.arange(32)[None], "attention_mask": torch.ones(1, 32, dtype=torch.long)}
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    (reply,) = TextGeneration().respond(model, batch, tokenizer, options)
+    newest = {name: tensor[:, 8:] for name, tensor in batch.items()}
+    assert [reply] == TextGeneration().respond(model, newest, tokenizer, options)
+
+
 def test_a_template_that_rewrites_earlier_replies_is_noticed() -> None:
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] if loop.last else '-' }}{% endfor %}"

@@ -97,6 +97,10 @@ class TextGeneration(Task):
         import transformers
 
         settings = {**self.generation, **options}
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        new = settings.get("max_new_tokens", model.generation_config.max_new_tokens)
+        if positions and new and new < positions:  # room for the reply: the oldest tokens of the prompts go
+            batch = {name: tensor[:, new - positions :] for name, tensor in batch.items()}
         on_text = settings.pop("on_text", None)
         streamer = None
         beams = settings.get("num_beams", model.generation_config.num_beams) or 1
