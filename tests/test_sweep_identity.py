@@ -75,6 +75,70 @@ def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.Ca
     assert "data: files that it is read from have changed since" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        ["dataset.source.data_files=a.csv,b.csv"],
+        ["search.space={dataset.source.data_files: [a.csv, b.csv]}"],
+        ["seed=1,2", "search.space={dataset.source.data_files: {values: [a.csv, b.csv], when: {seed: 2}}}"],
+        ["dataset.source.data_files.train='${oc.env:HERE}/a.csv','${oc.env:HERE}/b.csv'"],
+        ["--config-dir", "conf", "dataset=own_a,own_b"],
+    ],
+)
+def test_a_changed_file_that_is_not_of_the_first_point(
+    place: Path, monkeypatch: pytest.MonkeyPatch, space: list[str]
+) -> None:
+    monkeypatch.setenv("HERE", str(place))
+    Path("conf/dataset").mkdir(parents=True)
+    for name in "ab":
+        Path(f"{name}.csv").write_text("text,label\n")
+        file = Path(f"conf/dataset/own_{name}.yaml")
+        file.write_text(f"defaults: [csv]\nsource: {{data_files: '${{oc.env:HERE}}/{name}.csv'}}\n")
+    seen = Seen(lambda cfg: 0)
+    counts = []
+    for content in ("text,label\n", "text,label\nx,0\n"):
+        Path("b.csv").write_text(content) if content not in Path("b.csv").read_text() else None
+        for _ in range(2):
+            assert sweep(seen, *space) == 0
+            counts.append(len(seen.values))
+    first, again, changed, changed_again = counts
+    assert first == again
+    assert changed == changed_again == 2 * first
+
+
+def test_an_edited_option_of_a_group_that_is_added(place: Path) -> None:
+    seen = Seen(lambda cfg: cfg.seed)
+    Path("own/recipe").mkdir(parents=True)
+    for seed in (2, 2, 3):
+        for name, value in (("a", 1), ("b", seed)):
+            Path(f"own/recipe/{name}.yaml").write_text(f"# @package _global_\nseed: {value}\n")
+        assert sweep(seen, f"hydra.searchpath=[file://{place}/own]", "+recipe=a,b") == 0
+    assert seen.values == [1, 2, 1, 3]
+
+
+def test_a_condition_on_what_options_of_a_group_set(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = Seen(lambda cfg: (cfg.seed, cfg.trainer.args.get("weight_decay")))
+    for name, seed in (("mine_a", 1), ("mine_b", 2)):
+        write_experiment(name, seed)
+    words = ["--config-dir", "conf", "experiment=mine_a,mine_b"]
+    for key, value, found in (("seed", 7, "1, 2"), ("seed", 1, "1, 2")):
+        assert sweep(seen, *words, f"search.space={{{DECAY}: {{values: [0.1, 0.2], when: {{{key}: {value}}}}}}}") == 2
+        assert f"a `when` names seed, which is not swept, but not the same in all points ({found})" in (
+            capsys.readouterr().err
+        )
+    assert sweep(seen, *words, "seed=7", f"search.space={{{DECAY}: {{values: [0.1, 0.2], when: {{seed: 7}}}}}}") == 0
+    assert seen.values == [(7, 0.1), (7, 0.2)] * 2
+
+
+def test_a_condition_on_what_all_options_of_a_group_set(place: Path) -> None:
+    seen = Seen(lambda cfg: cfg.trainer.args.get("weight_decay"))
+    for name in ("mine_a", "mine_b"):
+        write_experiment(name, 1234)
+    words = ["--config-dir", "conf", "experiment=mine_a,mine_b"]
+    assert sweep(seen, *words, f"search.space={{{DECAY}: {{values: [0.1, 0.2], when: {{seed: 1234}}}}}}") == 0
+    assert seen.values == [0.1, 0.2] * 2
+
+
 def test_a_condition_on_what_is_not_swept(place: Path) -> None:
     seen = Seen(lambda cfg: (cfg.trainer.args.get("optim"), cfg.trainer.args.get("weight_decay")))
     decay = f"search.space={{{DECAY}: {{values: 'choice(0.1,0.2)', when: {{trainer.args.optim: sgd}}}}}}"

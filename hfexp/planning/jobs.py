@@ -120,8 +120,7 @@ def show(words: tuple[str, ...]) -> str:
 
 
 def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
-    telling = tuple(composer.config.hydra.runtime.choices)
-    found = enumerate(request.space.samples(telling, limit=8))
+    found = enumerate(request.space.samples(composer.groups(request.space), limit=8))
     runs = request.search.replicates
     jobs = (PlannedJob(f"e.g. {n}", request.space.job(w), show(w), Standing.new, runs=runs) for n, w in found)
     return [_composed(composer, job) for job in jobs]

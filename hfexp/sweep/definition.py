@@ -96,13 +96,20 @@ def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) ->
     return hashlib.sha256(json.dumps([*first, *others], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def data_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
-    """The local files that points read: with others in their place, what is finished is not what would come out."""
-    if config is None:
+def data_hash(sources: list[dict[str, Any]]) -> str:
+    """The local files that points read: with others in their place, what is finished is not what would come out.
+
+    Args:
+        sources: `dataset.source` of points that differ in it; none in another application.
+    """
+    if not sources:
         return ""
-    sources = [config.dataset.source, *(example["dataset"].get("source") or {} for example in examples[1:])]
-    stamps = {data_stamp(source) for source in sources}
-    return hashlib.sha256("".join(sorted(stamps)).encode()).hexdigest()[:32]
+    named: dict[str, list[Any]] = {}
+    for source in sources:
+        for key, value in source.items():
+            if value not in named.setdefault(key, []):
+                named[key].append(value)
+    return hashlib.sha256(data_stamp(named).encode()).hexdigest()[:32]
 
 
 def _counts(word: str) -> bool:

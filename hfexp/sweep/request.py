@@ -1,22 +1,26 @@
 """What a sweep is asked for: from the words of the command line to its points. Nothing is created."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.composition import opened, without_hydra
 from hfexp.config import Config, OnExisting, to_config
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, one_of
 from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define
+from hfexp.sweep.dimension import spelling
 from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
 from hfexp.sweep.settings import Method, SearchConfig
 from hfexp.sweep.space import Point, Space, read_space
 
 MOST_CHECKED = 50
 """Points that are composed before anything starts."""
+SOURCE = "dataset.source"
 SECTIONS = ("search", "output_dir", "on_existing")
 
 
@@ -66,13 +70,16 @@ class Composer:
         check_counts(search)
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        space = read_space(words, search.space, parser, search.seed, opened, self._present)
+        space = read_space(words, search.space, parser, search.seed, opened, _Present(self))
         points = space.grid() if search.method is Method.grid else None
-        examples, config = self._check(space), self._example_config(space)
+        composed, config = self.samples(space), self._example_config(space)
+        sources = [config.dataset.source, *_sources(composed, space, parser)] if config else []
+        # A wrong key or option has ended the sweep by now; a value that turns out to be wrong is its job's failure.
+        examples: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
         seed = _first_seed(search, space, examples[0])
         metrics, directions = metrics_and_directions(search, examples)
         definition = define(
-            search, space, metrics, directions, configuration_hash(config, examples), data_hash(config, examples)
+            search, space, metrics, directions, configuration_hash(config, examples), data_hash(sources)
         )
         on_existing = settings.get("on_existing") or OnExisting.resume
         return Request(
@@ -84,6 +91,16 @@ class Composer:
         """A whole configuration, Hydra's part included."""
         return self.context.config_loader.load_sweep_config(self.config, list(words))
 
+    def samples(self, space: Space) -> list[Any]:
+        """A first point, and points with each option of a group that is swept, as whole configurations."""
+        telling = (*self.groups(space), *CHOICE_OF_BEST)
+        return [self.compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
+
+    def groups(self, space: Space) -> tuple[str, ...]:
+        """Of which points have options; without what is swept, one that is added with `+` would not be among them."""
+        first = self.compose(space.job(space.samples()[0]))
+        return tuple(first.hydra.runtime.choices)
+
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
         found = {name: self.config.get(name) for name in SECTIONS}
         plain: dict[str, Any] = {
@@ -94,24 +111,58 @@ class Composer:
         assert isinstance(search, SearchConfig)
         return search, plain
 
-    def _check(self, space: Space) -> list[dict[str, Any]]:
-        """Compose a first point, and points with each option of a group; return them as plain containers.
-
-        A wrong key or option ends the sweep before it begins; a value that turns out to be wrong is its job's failure.
-        """
-        telling = (*self.config.hydra.runtime.choices, *CHOICE_OF_BEST)
-        composed = [self.compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
-        found: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
-        return found
-
     def _example_config(self, space: Space) -> Config | None:
         composed = without_hydra(self.compose(space.job(space.samples()[0])))
         return to_config(composed) if OmegaConf.get_type(composed) is Config else None
 
-    def _present(self, key: str) -> Any:
-        """The value of a key, or the option of a group, that is not swept; None if there is none."""
-        chosen = self.config.hydra.runtime.choices.get(key)
-        return OmegaConf.select(self.config, key) if chosen is None else chosen
+
+class _Present:
+    """What points have in common in keys that are not swept."""
+
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
+        self._points: list[Any] = []
+
+    def __call__(self, key: str, space: Space) -> Any:
+        """The value of a key, or the option of a group; None if there is none.
+
+        Raises:
+            ConfigError: an option of a group that is swept sets it too.
+        """
+        self._points = self._points or self._composer.samples(space)
+        found = {spelling(value): value for value in (_value(one, key) for one in self._points)}
+        if len(found) > 1:
+            raise ConfigError(
+                f"search.space: a `when` names {key}, which is not swept, but not the same in all points "
+                f"({one_of(found)}), as options of a group differ in it: sweep {key} itself, or give it one value"
+            )
+        (value,) = found.values()
+        return value
+
+
+def _value(composed: Any, key: str) -> Any:
+    chosen = composed.hydra.runtime.choices.get(key)
+    found = OmegaConf.select(composed, key) if chosen is None else chosen
+    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+
+
+def _sources(composed: list[Any], space: Space, parser: OverridesParser) -> list[dict[str, Any]]:
+    """`dataset.source` of these points, and of the first one with each value that it is swept over."""
+    found, other = [_resolved(one) for one in composed], copy.deepcopy(composed[0])
+    for dimension in space.dimensions:
+        if f"{dimension.key}.".startswith(f"{SOURCE}."):
+            for override in parser.parse_overrides([dimension.word(value) for value in dimension.values]):
+                OmegaConf.update(other, dimension.key, override.value(), merge=False, force_add=True)
+                found.append(_resolved(other))
+    return found
+
+
+def _resolved(composed: Any) -> dict[str, Any]:
+    try:
+        source: Any = OmegaConf.to_container(OmegaConf.select(composed, SOURCE), resolve=True)
+    except OmegaConfBaseException:  # such a point can't run, so that it reads no files
+        return {}
+    return source
 
 
 def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> int:

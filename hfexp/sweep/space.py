@@ -123,7 +123,7 @@ def read_space(
     parser: OverridesParser,
     seed: int,
     opened: Callable[[str], str] = str,
-    present: Callable[[str], Any] = lambda key: None,
+    present: Callable[[str, Space], Any] = lambda key, space: None,
 ) -> Space:
     """The space of a command line and of `search.space`; the command line wins.
 
@@ -133,7 +133,7 @@ def read_space(
         parser: of Hydra.
         seed: of `shuffle(...)`.
         opened: gives a word the `++` that Hydra needs for keys which the configuration does not list.
-        present: gives the value of a key that is not swept, or None.
+        present: gives the value that a key which is not swept has in the points of a space, or None.
 
     Raises:
         ConfigError: what was written means no values.
@@ -156,7 +156,8 @@ def read_space(
         if key.lstrip("+") not in given:
             dimension = _from_node(key, node, parser, seed, opened)
             dimensions[dimension.element] = dimension
-    dimensions = _under_what_is_fixed(dimensions, present)
+    where = Space(tuple(layout.items()), tuple(d for d in dimensions.values() if not d.when), function)
+    dimensions = _under_what_is_fixed(dimensions, lambda key: present(key, where))
     written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
     ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
     return Space(tuple(layout.items()), ordered, function)
