@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import FloatDistribution
 
 from hfexp.composition import opened
 from hfexp.errors import ConfigError
@@ -100,6 +101,23 @@ def test_what_a_sampler_is_asked(word: str, asked: Any, answer: Any, expected: s
     assert words == (expected,)
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["a=range(0.1,1,0.1)", "a=range(1,0,-0.1)", "a=range(0,0.3,0.1)", "a=sort(range(0.1,1,0.1),reverse=true)",
+     "a=float(range(1,5))", "a=shuffle(range(0.05,0.5,0.05))"],
+)  # fmt: skip
+def test_a_sampler_can_choose_each_value_of_a_range(word: str) -> None:
+    (dimension,) = read([word]).dimensions
+    bounds = dimension.bounds
+    assert bounds is not None
+    assert bounds.step is not None
+    asked = FloatDistribution(bounds.low, bounds.high, step=bounds.step)
+    chosen = {
+        dimension.word(asked.low + n * bounds.step) for n in range(round((asked.high - asked.low) / bounds.step) + 1)
+    }
+    assert chosen == {f"a={spelled}" for spelled in dimension.spellings}
+
+
 def test_a_space_in_yaml_and_the_command_line_wins() -> None:
     nodes = {"a": "tag(log, interval(1, 2))", "b": [1, "x y", True, "001", None], "c": 3, "d": "p,q"}
     space = read(["d=r", "e=1,2"], nodes)
@@ -178,11 +196,15 @@ def test_what_is_refused(words: list[str], nodes: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize(
-    "value", [1, 1.5, "a b", "null", "x", "1e3", None, True, [1, "b c"], {"k": "v w"}, "it's", ""]
+    "value", [1, 1.5, "a b", "null", "x", "1e3", None, True, [1, "b c"], {"k": "v w"}, "it's", "", "café", ["ß", "日"]]
 )
 def test_spelling_is_read_back(value: Any) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"key={spelling(value)}"])
     assert override.value() == value
+
+
+def test_a_tuple_is_a_list() -> None:
+    assert spelling((1, ("a b", "ü"))) == "[1,['a b','ü']]"
 
 
 def test_comparisons_of_values() -> None:

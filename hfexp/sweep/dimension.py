@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from hydra.core.override_parser.types import (
@@ -20,7 +21,7 @@ from hydra.core.override_parser.types import (
 
 from hfexp.errors import ConfigError
 
-PLAIN = re.compile(r"[A-Za-z_][\w./:-]*")
+PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
 """Words that Hydra's grammar takes for strings without quotes, but for those in `RESERVED`."""
 RESERVED = ("null", "true", "false", "nan", "inf")
 LARGEST_RANGE = 1_000_000
@@ -128,7 +129,7 @@ def spelling(value: Any) -> str:
         if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
             return value
         return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return f"[{','.join(spelling(item) for item in value)}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{spelling(key)}:{spelling(item)}" for key, item in value.items()) + "}"
@@ -174,6 +175,9 @@ def _range_bounds(value: RangeSweep, numbers: list[Any]) -> Bounds | None:
     integer = all(isinstance(number, int) for number in numbers)
     step, log = abs(value.step), "log" in value.tags
     low, high = min(numbers), max(numbers)
+    if not integer:  # sums of floats miss the last multiple of the step, and a sampler would never choose it
+        start, by = Decimal(str(value.start)), Decimal(str(value.step))
+        low, high = sorted((float(start), float(start + (len(numbers) - 1) * by)))
     if log and (not integer or step != 1 or low <= 0):
         raise ConfigError(
             "tag(log, range(...)) is for whole numbers from 1 on, one by one; use tag(log, interval(...))"
