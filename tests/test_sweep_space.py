@@ -148,6 +148,11 @@ def test_a_conditional_grid_has_each_point_once() -> None:
     ]  # fmt: skip
 
 
+def test_a_condition_on_a_value_that_the_command_line_leaves_out() -> None:
+    points = [" ".join(point.words) for point in read(["optim=adamw,lion"], CONDITIONAL).grid()]
+    assert points == ["optim=adamw", "optim=lion"]
+
+
 def test_a_sampler_is_asked_only_for_keys_that_exist() -> None:
     assert suggest(read([], CONDITIONAL))[0] == ("optim=adamw",)
     assert suggest(read([], CONDITIONAL), optim="sgd")[0] == ("optim=sgd", "momentum=0.9", "nesterov=True")
@@ -186,6 +191,13 @@ def test_a_function_of_the_users() -> None:
             {"a": {"values": [1], "when": {"b": 1}}, "b": {"values": [1], "when": {"a": 1}}},
             "depend on each other: a, b",
         ),
+        (
+            ["optim=adamw_torch,sgd"],
+            {"a": {"values": [1], "when": {"optim": ["sgd", "adamw_toch"]}}},
+            "search.space.a.when: optim is never adamw_toch. Did you mean 'adamw_torch'? Its values: adamw_torch, sgd",
+        ),
+        (["++a=1,2", "b=1", "a=3,4"], {}, "a is swept twice, by ++a=1,2 and a=3,4"),
+        ([], {"a": [1], "+a": [2]}, "a is swept twice, by a=1 and +a=2"),
         ([], {"_target_": "mine.space"}, "search.space._target_ is asked by a sampler"),
     ],
 )

@@ -152,10 +152,17 @@ def read_space(
             dimensions.pop(element, None)
     function = dict(nodes) if TARGET in nodes else None
     given = {element.lstrip("+~") for element in layout}
+    known: list[Dimension] = []
     for key, node in ({} if function else nodes).items():
-        if key.lstrip("+") not in given:
-            dimension = _from_node(key, node, parser, seed, opened)
+        is_given = key.lstrip("+") in given
+        if is_given and node is None:
+            continue
+        dimension = _from_node(key, node, parser, seed, opened)
+        known.append(dimension)
+        if not is_given:
             dimensions[dimension.element] = dimension
+    _refuse_what_is_given_twice(dimensions)
+    _check_conditions(dimensions, known)
     where = Space(tuple(layout.items()), tuple(d for d in dimensions.values() if not d.when), function)
     dimensions = _under_what_is_fixed(dimensions, lambda key: present(key, where))
     written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
@@ -199,6 +206,34 @@ def _refuse_what_is_never_swept(override: Override) -> None:
     if head in NEVER_SWEPT:
         key = override.key_or_group
         raise ConfigError(f"{key} has one value for the whole sweep; start a sweep for each value of {key} instead")
+
+
+def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
+    first: dict[str, Dimension] = {}
+    for dimension in dimensions.values():
+        other = first.setdefault(dimension.key, dimension)
+        if other is not dimension:
+            words = " and ".join(f"{each.element}={each.text}" for each in (other, dimension))
+            raise ConfigError(f"{dimension.key} is swept twice, by {words}: leave one of the two out")
+
+
+def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimension]) -> None:
+    """Refuse conditions on values that no key has: what depends on them would never exist.
+
+    Args:
+        known: of `search.space`, which may name more values than are left by the command line.
+    """
+    swept = {dimension.key for dimension in dimensions.values()}
+    for dimension in dimensions.values():
+        for key, allowed in dimension.when.items():
+            named = [other for other in (*dimensions.values(), *known) if other.key == key]
+            values = {unquoted(f"={text}") for other in named for text in other.spellings}
+            wrong = [value for value in allowed if value not in values]
+            if key in swept and wrong and all(other.is_finite for other in named):
+                raise ConfigError(
+                    f"search.space.{dimension.key}.when: {key} is never {wrong[0]}.{did_you_mean(wrong[0], values)} "
+                    f"Its values: {one_of(values)}"
+                )
 
 
 def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[str], Any]) -> dict[str, Dimension]:
