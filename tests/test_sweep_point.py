@@ -168,6 +168,15 @@ def test_names_of_metrics() -> None:
             values_of(names, metrics, None)
 
 
+def test_names_of_metrics_mean_what_they_say() -> None:
+    both, final = {"best_eval_loss": 1.0, "final_eval_loss": 2.0}, {"final_eval_loss": 2.0}
+    assert values_of(["final_loss", "final_eval_loss", "best_loss"], both, None) == [2.0, 2.0, 1.0]
+    assert values_of(["loss", "eval_loss", "final_loss"], final, None) == [2.0, 2.0, 2.0]  # without evaluations
+    for name, metrics in (("best_loss", final), ("final_eval_loss", {"best_eval_loss": 1.0}), ("test_loss", both)):
+        with pytest.raises(ConfigError, match=rf"search\.metrics: no metric '{name}'"):
+            values_of([name], metrics, None)
+
+
 def test_a_point_without_its_sweep(place: Path) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.json can't be read"):
         run_point(*NO_RECORD, f"point={place}:0:0")

@@ -11,7 +11,8 @@ def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: flo
     """The values that a run has for a sweep.
 
     Args:
-        names: `search.metrics`. Without a prefix, or with `eval_`: of the best model on the validation split.
+        names: `search.metrics`. With `best_`, `final_` or `test_`: exactly that. Without a prefix, or with `eval_`: of
+            the best model on the validation split, or of the final one if none was chosen while training.
         metrics: of the run (`hfexp.experiment.Result.metrics`), and `train_seconds`.
         objective: the value for a sweep that names none.
 
@@ -55,11 +56,17 @@ def _base(name: str) -> str:
 
 def _find(name: str, metrics: Iterable[str]) -> str:
     known = set(metrics)
-    candidates = [name] if validation_name(name) is None else [name, f"best_eval_{_base(name)}", f"final_eval_{name}"]
+    short = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
+    when = name.partition("_")[0]
+    if when in ("best", "final"):  # exactly that one, which a run may not have
+        candidates, allowed = [name, f"{when}_eval_{_base(name)}"], known
+    elif validation_name(name) is None:
+        candidates, allowed = [name], known
+    else:
+        candidates, allowed = [name, f"best_eval_{_base(name)}", f"final_eval_{_base(name)}"], short
     for candidate in candidates:
         if candidate in known:
             return candidate
-    allowed = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
     raise ConfigError(
         f"search.metrics: no metric {name!r}.{did_you_mean(name, allowed)} This run has: {one_of(allowed)}"
     )
