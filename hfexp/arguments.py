@@ -9,6 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, did_you_mean
 from hfexp.machine import cpus
 
@@ -43,9 +44,6 @@ RENAMED = {
     "use_legacy_prediction_loop": "nothing: it is gone",
 }
 """Names from older tutorials, and what they are called now."""
-
-LOWER_IS_BETTER = frozenset({"loss", "brier", "ece", "perplexity", "rmse", "mae"})
-"""Metrics to be minimised; for one of another origin set `trainer.args.greater_is_better`."""
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list, "None": type(None)}
 
@@ -178,8 +176,7 @@ def build_arguments(
     if fields.get("metric_for_best_model") is None:
         fields |= {"metric_for_best_model": metric, "greater_is_better": greater_is_better}
     elif fields.get("greater_is_better") is None:
-        name = str(fields["metric_for_best_model"]).removeprefix("eval_")
-        fields["greater_is_better"] = name not in LOWER_IS_BETTER
+        fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
     if not torch.accelerator.is_available():
         fields.setdefault("use_cpu", True)

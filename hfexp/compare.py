@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.chosen import choose_runs, is_sweep
+from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.records import RunRecord, metric_history
 from hfexp.tracking.store import tracking_uri
@@ -22,7 +23,6 @@ BOOKKEEPING = re.compile(r"tracking\.|(output_dir|name|on_existing)$")
 """Params that say where a run is kept rather than what it does."""
 MINOR = re.compile(r"_(runtime|per_second|samples|steps|time)$|^(epoch$|system/)")
 FINAL = ("final_eval_", "test_")
-LOWER_IS_BETTER = re.compile(r"(loss|brier|ece|perplexity|error|mae|mse)$")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 NO_NUMBER = ("-", "nan", "inf", "-inf")
 NO_ENVIRONMENT = re.compile(
@@ -134,7 +134,7 @@ def _base(metric: str) -> str:
 def _direction(runs: list[RunRecord], metric: str) -> str:
     tags = [run.tags for run in runs if _base(run.tags.get("hfexp.metric", "")) == _base(metric)]
     tagged = [t["hfexp.metric_direction"] for t in tags if t.get("hfexp.metric_direction") in ("min", "max")]
-    return next(iter(tagged), "min" if LOWER_IS_BETTER.search(metric) else "max")
+    return next(iter(tagged), "min" if lower_is_better(metric) else "max")
 
 
 def _metric_names(counts: Counter[str], metric: str | None, everything: bool) -> list[str]:

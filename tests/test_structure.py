@@ -129,6 +129,7 @@ LAYERS = [
     ],
     [
         "hfexp.errors",
+        "hfexp.directions",
         "hfexp.machine",
         "hfexp.memory",
         "hfexp.html",

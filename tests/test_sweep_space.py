@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import FloatDistribution
 
+from hfexp.arguments import build_arguments
+from hfexp.compare import rank
 from hfexp.composition import opened
 from hfexp.errors import ConfigError
+from hfexp.records import RunRecord
 from hfexp.sweep.dimension import spelling, unquoted
+from hfexp.sweep.objective import metrics_and_directions
 from hfexp.sweep.ranking import best, ranked, ties
+from hfexp.sweep.settings import SearchConfig
 from hfexp.sweep.space import Space, read_space
 from hfexp.sweep.statistics import estimate
 from hfexp.sweep.trials import State, Trial
@@ -231,6 +237,44 @@ def test_each_value_is_tried_before_a_sweep() -> None:
     found = space.samples({"a", "b", "c"}, 9)
     assert found == [first, ("a=2", *first[1:]), ("a=1", "b=y", *first[2:])]
     assert space.samples() == [first]
+
+
+def goal(metric: str | None = None, *asked: str, **args: Any) -> tuple[list[str], list[str]]:
+    """What a sweep optimises whose best model is chosen by a metric."""
+    config = {"trainer": {"args": {"metric_for_best_model": metric, **args}}, "task": {"_target_": "x"}}
+    return metrics_and_directions(SearchConfig(metrics=list(asked)), [config])
+
+
+@pytest.mark.parametrize("name", ["mse", "eval_wer", "cer", "eval_loss", "brier", "my_error", "rmse"])
+def test_errors_are_minimised_everywhere(name: str, tmp_path: Path) -> None:
+    assert goal(name)[1] == ["minimize"]
+    assert goal("accuracy", name) == ([name], ["minimize"])
+    assert goal("accuracy", f"test_{name.removeprefix('eval_')}")[1] == ["minimize"]
+    runs = [RunRecord(str(n), "", "", "", "", 0, 0, metrics={name: float(n)}) for n in (2, 1)]
+    assert [run.run_id for run in rank(runs, name).runs] == ["1", "2"]
+    made = build_arguments(
+        {"metric_for_best_model": name}, output_dir=tmp_path, seed=1, run_name="r", metric="accuracy",
+        greater_is_better=True, deterministic=False,
+    )  # fmt: skip
+    assert made.greater_is_better is False
+
+
+@pytest.mark.parametrize("name", ["accuracy", "top5_accuracy", "eval_f1_macro", "roc_auc", "r2", "exact_match"])
+def test_scores_are_maximised(name: str) -> None:
+    assert goal(name)[1] == goal("loss", name)[1] == ["maximize"]
+
+
+def test_a_metric_whose_name_does_not_tell_its_direction(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is eval_answer to be minimized.* trainer\.args\.greater_is_better"):
+        goal("answer")
+    with pytest.raises(ConfigError, match=r"is power to be .*\? e\.g\. search\.directions=\[maximize\]"):
+        goal("loss", "power")
+    assert goal("answer", greater_is_better=False)[1] == ["minimize"]
+    made = build_arguments(
+        {"metric_for_best_model": "answer"}, output_dir=tmp_path, seed=1, run_name="r", metric="loss",
+        greater_is_better=False, deterministic=False,
+    )  # fmt: skip
+    assert made.greater_is_better is True
 
 
 def test_an_interval_of_a_mean() -> None:

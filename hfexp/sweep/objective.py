@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hfexp import targets
-from hfexp.arguments import LOWER_IS_BETTER
+from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, one_of
 from hfexp.sweep.settings import Method, Pruner, SearchConfig
 
@@ -28,7 +28,7 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     defaults = list(dict.fromkeys(map(_of_the_best_model, configs)))
     default = defaults[0]
     if len(defaults) > 1 and not search.metrics:
-        named = ", ".join(" ".join(reversed(found)) for found in defaults if found)
+        named = ", ".join(f"{found[1] or 'optimise'} {found[0]}" for found in defaults if found)
         raise ConfigError(
             f"the points of this sweep choose their best models differently ({named}), so nothing says what is best "
             "of all: give search.metrics and search.directions"
@@ -40,11 +40,16 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     if len(metrics) > 1:
         raise ConfigError(f"search.directions: give one of {one_of(DIRECTIONS)} for each of search.metrics")
     name = metrics[0]
-    if default and _plain(name) == _plain(default[0]):
+    chooses_best = default is not None and _plain(name) == _plain(default[0])
+    if default and chooses_best and default[1]:
         return metrics, [default[1]]
-    if _plain(name) in LOWER_IS_BETTER:
-        return metrics, ["minimize"]
-    raise ConfigError(f"search.directions: is {name} to be minimized or maximized? e.g. search.directions=[maximize]")
+    lower = lower_is_better(name)
+    if lower is not None:
+        return metrics, [DIRECTIONS[not lower]]
+    of_both = "trainer.args.greater_is_better=true, or for the sweep alone " if chooses_best else ""
+    raise ConfigError(
+        f"search.directions: is {name} to be minimized or maximized? e.g. {of_both}search.directions=[maximize]"
+    )
 
 
 def check_directions(search: SearchConfig) -> None:
@@ -88,8 +93,8 @@ def check_counts(search: SearchConfig) -> None:
         raise ConfigError("search.pruner=wilcoxon compares replicates: give search.replicates, at least 3")
 
 
-def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The metric that chooses the best model; None in an application that trains none."""
+def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """The metric that chooses the best model, and its direction if that is known; None in an application without."""
     if not isinstance(config.get("trainer"), Mapping) or not isinstance(config.get("task"), Mapping):
         return None
     args = config["trainer"].get("args") or {}
@@ -99,8 +104,9 @@ def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str] | None:
         task = targets.locate(str(config["task"].get("_target_")), "task._target_", allowed)
         name, greater = task.metric, task.greater_is_better
     elif greater is None:
-        greater = _plain(name) not in LOWER_IS_BETTER
-    return f"eval_{_plain(name)}", DIRECTIONS[bool(greater)]
+        lower = lower_is_better(name)
+        greater = None if lower is None else not lower
+    return f"eval_{_plain(name)}", None if greater is None else DIRECTIONS[bool(greater)]
 
 
 def _plain(name: str) -> str:
