@@ -239,6 +239,15 @@ def test_replicates(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(bounds) == pytest.approx([0.16 + 0.024841, 0.17 + 0.024841, 0.96 + 0.024841], abs=1e-5)
 
 
+def test_replicates_that_diverge_are_the_last_point(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls = Calls(lambda rate, cfg: rate if rate > 0.1 else 1.7e308 / cfg.seed)
+    for _ in range(2):
+        assert sweep(calls, f"{RATE}=0.1,0.2", "seed=1", "search.replicates=2") == 0
+        assert "best: 1" in capsys.readouterr().out
+    assert [trial.values for trial in stored()] == [[float("inf")], [0.2]]
+    assert len(calls.rates) == 4
+
+
 @pytest.mark.slow
 def test_a_point_with_a_failed_replicate_fails_and_only_what_is_missing_runs_again(place: Path) -> None:
     calls, words = Calls(stop_at(1, ValueError("no luck"))), [f"{RATE}=0.1,0.2", "search.replicates=2", "seed=1"]

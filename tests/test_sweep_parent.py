@@ -24,9 +24,11 @@ from hfexp.errors import ConfigError, RunError, SweepError
 from hfexp.origin import Origin
 from hfexp.run_state import read_state
 from hfexp.sweep import parent as parents
+from hfexp.sweep import plots
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.membership import Membership, Point, write_membership
 from hfexp.sweep.parent import open_parent
+from hfexp.sweep.ranking import best
 from hfexp.sweep.scales import scale_of
 from hfexp.sweep.table import command_of, make_table
 from hfexp.sweep.trials import State, Sweep, TrialRun
@@ -124,11 +126,22 @@ def test_a_sweep_of_several_metrics(place: Path) -> None:
     assert parents._best_values(sweep) == {"best_loss": 0.1, "best_accuracy": 0.9}
 
 
+def test_the_best_trials_are_sought_once_for_all_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sought: list[int] = []
+    monkeypatch.setattr(plots, "best", lambda trials, directions: sought.append(1) or best(trials, directions))
+    trials = [a_trial(n, None, values=(float(n), -float(n))) for n in range(5)]
+    sweep = a_sweep(Path("x"), *trials, metrics=("loss", "size"), directions=("minimize", "minimize"))
+    assert set(plots.draw(plots.Shown(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
+    assert len(sought) == 1
+
+
 def test_the_table_with_replicates() -> None:
     def trial(number: int, low: float, high: float) -> Any:
         middle = (low + high) / 2
         return a_trial(number, middle, deviations=(0.1,), intervals=((low, high),))
 
+    diverged = a_trial(3, float("nan"), deviations=(float("nan"),), intervals=((float("nan"),) * 2,))
+    assert parents._best_values(a_sweep(Path("x"), diverged, trial(1, 0.25, 0.5))) == {"best_loss": 0.375}
     sweep = a_sweep(Path("x"), trial(0, 0.1, 0.3), trial(1, 0.25, 0.5), trial(2, 0.4, 0.6))
     rows = list(csv.DictReader(make_table(sweep).csv().splitlines()))
     assert [row["tie"] for row in rows] == ["", "tie", ""]

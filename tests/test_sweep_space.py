@@ -1,7 +1,9 @@
 """Search spaces: Hydra's grammar, `search.space`, the points of a grid and the questions of a sampler."""
 
 import math
+import random
 from collections.abc import Mapping, Sequence
+from operator import le
 from pathlib import Path
 from typing import Any
 
@@ -283,9 +285,10 @@ def test_an_interval_of_a_mean() -> None:
     assert found.mean == 3
     assert found.deviation == pytest.approx(1.5811388)
     assert found.interval == pytest.approx((3 - 2.7764451 * 0.70710678, 3 + 2.7764451 * 0.70710678))
-    assert found.worse_end("maximize") == pytest.approx(found.interval[0] if found.interval else None)
+    assert found.told("maximize", bound=True) == pytest.approx(found.interval[0] if found.interval else None)
+    assert found.told("maximize") == 3
     assert estimate([7.0]).interval is None
-    assert estimate([7.0]).worse_end("minimize") == 7
+    assert estimate([7.0]).told("minimize", bound=True) == 7
 
 
 def trial(number: int, *values: float, half: float | None = None) -> Trial:
@@ -293,8 +296,34 @@ def trial(number: int, *values: float, half: float | None = None) -> Trial:
     return Trial(number, {}, (), State.finished, values=values, intervals=intervals)
 
 
-def test_the_bound_of_values_of_which_one_is_infinite() -> None:
-    assert estimate([1.0, math.inf]).worse_end("minimize") == math.inf
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, math.inf],
+        [1.7e308, 1.7e308, 1e160],
+        [1.7e308, -1.7e308],
+        [1e200, 2e200],
+        [math.inf, -math.inf],
+        [math.inf, math.inf],
+    ],
+)
+@pytest.mark.parametrize(("direction", "worst"), [("minimize", math.inf), ("maximize", -math.inf)])
+def test_values_that_are_infinitely_far_apart_come_last(values: list[float], direction: str, worst: float) -> None:
+    found = estimate(values)
+    assert found.deviation is not None
+    assert found.interval is not None
+    assert {found.told(direction), found.told(direction, bound=True)} == {worst}
+    far = Trial(
+        0, {}, (), State.finished, values=(found.mean,), deviations=(found.deviation,), intervals=(found.interval,)
+    )
+    others = [trial(1, 5.0, half=0.1), trial(2, 5.0, half=0.1)]
+    assert [t.number for t in ranked([far, *others], [direction])] == [1, 2, 0]
+    assert ties([far, *others], [direction]) == {2}
+    assert ties([far], [direction]) == set()
+
+
+def test_a_mean_that_a_sum_would_not_reach() -> None:
+    assert estimate([1.5e308, 1.5e308]).mean == 1.5e308
 
 
 def test_ranks_and_ties() -> None:
@@ -303,6 +332,14 @@ def test_ranks_and_ties() -> None:
     assert [t.number for t in ranked(trials, ["maximize"])] == [1, 2, 3, 0]
     assert [t.number for t in best(trials, ["minimize"])] == [0]
     assert ties(trials, ["maximize"]) == {2}
+
+
+def test_points_that_no_other_is_better_than_among_many() -> None:
+    numbers = random.Random(1)
+    trials = [trial(n, *(float(numbers.randrange(12)) for _ in range(3))) for n in range(80)]
+    rows = [t.values or () for t in trials]
+    expected = {n for n, own in enumerate(rows) if not any(v != own and all(map(le, v, own)) for v in rows)}
+    assert {t.number for t in best(trials, ["minimize"] * 3)} == expected
 
 
 def test_points_that_no_other_is_better_than() -> None:

@@ -18,7 +18,7 @@ from hfexp.reporting.canvas import guarded
 from hfexp.run_directory import RunDirectory, experiment_name, open_sweep_directory
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.plots import Shown, draw
-from hfexp.sweep.ranking import best
+from hfexp.sweep.ranking import best, costs, ranked
 from hfexp.sweep.report import SweepPage
 from hfexp.sweep.table import TrialTable, command_of, make_table, states, swept_keys
 from hfexp.sweep.trials import State, Sweep, Trial
@@ -218,12 +218,11 @@ def _tags(sweep: Sweep) -> dict[str, str]:
 
 def _best_values(sweep: Sweep) -> dict[str, float]:
     """The best value of each metric by itself, so far."""
-    values = [t.values for t in sweep.trials if t.state is State.finished and t.values is not None]
-    if not values:
-        return {}
-    choose = [max if direction == "maximize" else min for direction in sweep.directions]
-    columns = zip(sweep.metrics, choose, zip(*values, strict=True), strict=True)
-    return {f"best_{metric}": better(column) for metric, better, column in columns}
+    found = {}
+    for index, metric in enumerate(sweep.metrics):
+        order = sorted(ranked(sweep.trials, sweep.directions), key=lambda t: costs(t, sweep.directions)[index])
+        found |= {f"best_{metric}": trial.values[index] for trial in order[:1] if trial.values}
+    return found
 
 
 def _best_run_dir(trial: Trial, sweep: Sweep) -> Path | None:

@@ -4,6 +4,7 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hfexp.reporting.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
@@ -33,7 +34,7 @@ class Shown:
     curve_metric: str
     importances: Mapping[str, float]
 
-    @property
+    @cached_property
     def best(self) -> set[int]:
         return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
 

@@ -216,7 +216,7 @@ class Schedule:
         found = entry.estimates()
         bound = self.plan.search.optimise is Optimise.bound
         pairs = zip(found, self.plan.directions, strict=True)
-        self.ledger.close(entry, State.finished, [e.worse_end(d) if bound else e.mean for e, d in pairs])
+        self.ledger.close(entry, State.finished, [e.told(d, bound) for e, d in pairs])
 
     def _fail(self, entry: Entry) -> None:
         error = next(run.error for run in entry.runs.values() if run.state is State.failed)

@@ -17,20 +17,43 @@ class Estimate:
     interval: tuple[float, float] | None = None
     """95 % interval of the mean."""
 
-    def worse_end(self, direction: str) -> float:
-        """Of the interval: what the search may count on."""
-        if self.interval is None or math.isnan(self.interval[0]):  # one value is infinite
+    def told(self, direction: str, bound: bool = False) -> float:
+        """What the search is told: a number, the worst there is if the runs are infinitely far apart.
+
+        Args:
+            bound: the worse end of the interval, not the mean.
+        """
+        if math.isnan(self.mean) or not math.isfinite(self.deviation or 0.0):
+            return -math.inf if direction == "maximize" else math.inf
+        if not bound or self.interval is None:
             return self.mean
         return self.interval[0] if direction == "maximize" else self.interval[1]
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, deviation, and interval by Student's t with n - 1 degrees of freedom (Student 1908, Biometrika 6:1)."""
-    count, mean = len(values), math.fsum(values) / len(values)
+    """Mean, deviation, and interval by Student's t with n - 1 degrees of freedom (Student 1908, Biometrika 6:1).
+
+    They are infinite or NaN if a value is, or if they are too large for a float.
+    """
+    count, mean = len(values), _mean(values)
     if count < 2:
         return Estimate(mean)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    deviation = math.sqrt(_sum([(value - mean) * (value - mean) for value in values]) / (count - 1))
     from scipy.stats import t
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
     return Estimate(mean, deviation, (mean - half, mean + half))
+
+
+def _mean(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values) / len(values)
+    except (OverflowError, ValueError):
+        return sum(value / len(values) for value in values)
+
+
+def _sum(values: Sequence[float]) -> float:
+    try:
+        return math.fsum(values)
+    except OverflowError:
+        return sum(values)
