@@ -1,6 +1,7 @@
 """A study that several sweepers share: no trial is taken twice, and a database may go away for a while."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ def test_a_trial_has_its_owner_from_its_first_moment_on(tmp_path: Path, monkeypa
     assert [entry.number for entry in mine.load(10)] == [0]
     for ledger in (mine, other):
         storage.close_storage(ledger.study._storage)
+
+
+def test_of_several_first_starts_one_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier, made, found = threading.Barrier(3), [], []
+    write = study._write_file
+
+    def slowly(*given: Any) -> None:
+        made.append(given)
+        time.sleep(0.1)  # in which the others would begin it too
+        write(*given)
+
+    def start() -> None:
+        barrier.wait()
+        opened = study.open_study(f"sqlite:///{tmp_path / 'study.db'}", "shared", ["minimize"], None, None)
+        found.append(study.ask(opened, "[]").number)
+        study.close_study(opened)
+
+    monkeypatch.setattr(study, "_write_file", slowly)
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(found) == [0, 1, 2]
 
 
 def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -90,10 +91,16 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
     """Make the SQLite file whole or not at all: killed meanwhile, Optuna would leave tables that it then trusts."""
     if path.exists():
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):  # of several first starts one makes it
+        if not path.exists():
+            _write_file(path, name, directions)
+
+
+def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.new")
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         left.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
