@@ -7,14 +7,18 @@ from typing import Any
 
 import optuna
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DataError, OperationalError
 from toys import RATE, sweep
 
 from hfexp.errors import RunError
 from hfexp.sweep import owner, storage, study
+from hfexp.sweep import schedule as schedules
 from hfexp.sweep.ledger import Ledger
-from hfexp.sweep.space import Point
+from hfexp.sweep.schedule import Plan, Schedule
+from hfexp.sweep.settings import SearchConfig
+from hfexp.sweep.space import Point, Space
 
 
 def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, owner.Owner]:
@@ -22,6 +26,7 @@ def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Le
     monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
     found = study.open_study(f"sqlite:///{path}", "shared", ["minimize"], None, None)
     me = owner.Owner(found)
+    monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
     return Ledger(found, lambda trial: Point({"x": trial.number}, (f"x={trial.number}",)), me), me
 
 
@@ -70,7 +75,6 @@ def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monk
     for _, me in pairs:
         me.sign()  # as a sweeper does before it looks for trials: else it seems dead to the others
     ledgers = [ledger for ledger, _ in pairs]
-    monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
     barrier, taken = threading.Barrier(len(ledgers)), []
 
     def take(ledger: Ledger) -> None:
@@ -144,13 +148,150 @@ def test_machines_that_share_a_storage_direct_the_same_sweep(place: Path, capsys
     assert f'space: {{}} there, {{"{RATE}": "0.1,0.2"}} now' in error
 
 
+class Clock:
+    """The time of all sweepers; they sign when they are told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1e9
+        monkeypatch.setattr(owner.time, "time", lambda: self.now)
+
+    def passes(self, seconds: int, *signing: owner.Owner) -> None:
+        for _ in range(seconds // 10):
+            self.now += 10
+            for each in signing:
+                each.sign()
+
+
 def test_who_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
     other, them = open_one(tmp_path / "study.db", "there", monkeypatch)
     assert not them.is_alive(me.text)
     me.sign()
     assert them.is_alive(me.text)
-    monkeypatch.setattr(owner.time, "time", lambda: 1e12)
+    clock.passes(20, them)
+    assert them.is_alive(me.text)
+    clock.passes(30, them)
     assert not them.is_alive(me.text)
+    assert not them.is_unclear(me.text)
+    for ledger in (mine, other):
+        storage.close_storage(ledger.study._storage)
+
+
+@pytest.mark.parametrize("signs_first", [True, False])
+def test_nobody_is_thought_dead_who_could_not_sign(
+    signs_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
+    other, them = open_one(tmp_path / "study.db", "there", monkeypatch)
+    clock.passes(60, me, them)
+    mine.ask(9)
+    clock.passes(50)  # the database is away, or both machines sleep
+    if signs_first:
+        them.sign()
+    assert other.load(9) == []
+    assert other.is_unclear()
+    clock.passes(20, them)
+    assert other.load(9) == []
+    me.sign()
+    clock.passes(10, them)
+    assert other.load(9) == []
+    assert not other.is_unclear()
+    clock.passes(30, them)
+    assert [entry.number for entry in other.load(9)] == [0]
+    for ledger in (mine, other):
+        storage.close_storage(ledger.study._storage)
+
+
+def schedule_of(ledger: Ledger, directory: Path, **settings: Any) -> Schedule:
+    search = SearchConfig(storage="a database", **settings)
+    plan = Plan(search, Space((), ()), directory, search.trials or 1, ("minimize",), 1, False)
+    return Schedule(plan, ledger, lambda: None, lambda *died: None)
+
+
+def result_of(value: float) -> JobReturn:
+    result = JobReturn(status=JobStatus.COMPLETED)
+    result.return_value = value
+    return result
+
+
+def test_a_trial_that_was_taken_over_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
+    other, them = open_one(tmp_path / "study.db", "there", monkeypatch)
+    clock.passes(40, me, them)
+    here, there = (schedule_of(ledger, tmp_path, trials=2, replicates=2) for ledger in (mine, other))
+    here.begin()
+    first = here.next()
+    assert first is not None
+    clock.passes(40, them)  # this one is suspended
+    there.begin()
+    taken = there.next()
+    assert taken is not None
+    assert taken.name == first.name == "0.0"
+    me.sign()
+    here.ended(first.name, result_of(5.0))
+    going_on = here.next()
+    assert going_on is not None
+    assert going_on.name == "1.0"  # not the rest of what it has lost
+    assert capsys.readouterr().err.count("trial 0 was taken over by the sweeper on there") == 1
+    there.ended("0.0", result_of(1.0))
+    rest = there.next()
+    assert rest is not None
+    there.ended(rest.name, result_of(2.0))
+    here.ended(going_on.name, result_of(3.0))
+    clock.passes(10, me, them)
+    last = here.next()
+    assert last is not None
+    here.ended(last.name, result_of(3.0))
+    assert here.next() is there.next() is None
+    for schedule in (here, there):
+        assert [trial.values for trial in schedule.trials] == [(1.5,), (3.0,)]
+    assert [trial.values for trial in study.trials_of(mine.study)] == [[1.5], [3.0]]
+    for ledger in (mine, other):
+        storage.close_storage(ledger.study._storage)
+
+
+def test_a_twin_of_a_trial_that_was_taken_over_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
+    mine._choose = lambda trial: Point({"x": 1}, ("x=1",))
+    me.sign()
+    schedule = schedule_of(mine, tmp_path, trials=2)
+    schedule.begin()
+    job = schedule.next()
+    assert job is not None
+    assert schedule.next() is None  # the same point again
+    study.set_attribute(mine.study, mine.entries[0].trial_id, study.OWNER, '["there", 1, "a/b/c/d"]')
+    mine.study.set_user_attr(f'{owner.BEAT}["there", 1, "a/b/c/d"]', clock.now)
+    schedule.ended(job.name, result_of(5.0))
+    again = schedule.next()
+    assert again is not None
+    assert again.name == "1"
+    storage.close_storage(mine.study._storage)
+
+
+def test_what_may_have_been_left_is_waited_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
+    other, them = open_one(tmp_path / "study.db", "there", monkeypatch)
+    me.sign()
+    mine.ask(1)
+    clock.passes(50)
+    them.sign()  # its first start
+    waited = []
+    monkeypatch.setattr(schedules.time, "sleep", lambda seconds: waited.append(seconds) or clock.passes(10, them))
+    schedule = schedule_of(other, tmp_path, trials=1)
+    schedule.begin()
+    job = schedule.next()
+    assert job is not None
+    assert job.name == "0"
+    assert len(waited) == 3
+    assert capsys.readouterr().err.count("waiting to see whether the other sweepers") == 1
     for ledger in (mine, other):
         storage.close_storage(ledger.study._storage)

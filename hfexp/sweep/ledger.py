@@ -9,6 +9,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from hfexp.screen import note
 from hfexp.sweep import study as storage
 from hfexp.sweep.owner import Owner
 from hfexp.sweep.space import Point
@@ -93,8 +94,10 @@ class Ledger:
             if is_open and not foreign and storage.WORDS not in trial.user_attrs:
                 taken.append(self._complete(storage.reopen(self.study, trial._trial_id)))
                 continue
-            entry = self.entries[trial.number] = _read(trial)
-            entry.foreign = foreign
+            entry, known = _read(trial), self.entries.get(trial.number)
+            self.entries[trial.number], entry.foreign = entry, foreign
+            if known is not None:  # it was lost, and its jobs may still run
+                entry.under_way = known.under_way
             self.same_as(entry)
             if is_open and not foreign:
                 taken.append(entry)
@@ -113,18 +116,47 @@ class Ledger:
         first = self._first.setdefault(frozenset(entry.point.words), entry)
         return first if first is not entry else None
 
+    def holds(self, entry: Entry) -> bool:
+        """Whether a trial is still this process's: another one takes over what gives no sign of life for too long."""
+        if self._owner is None or entry.foreign or entry.closed:
+            return not entry.foreign
+        owner = storage.owner_of(self.study, entry.trial_id)
+        if owner != self._owner.text:
+            entry.foreign, entry.state = True, State.running
+            key = frozenset(entry.point.words)
+            if self._first.get(key) is entry:
+                del self._first[key]
+            where = f" by the sweeper on {json.loads(owner)[0]}" if owner else ""
+            note(f"trial {entry.number} was taken over{where}, as this one gave no sign of life: it is dropped here")
+        return not entry.foreign
+
+    def is_unclear(self) -> bool:
+        """Whether trials may have been left by a sweeper that still counts as alive."""
+        if self._owner is None:
+            return False
+        others = [entry.trial_id for entry in self.entries.values() if entry.foreign and not entry.closed]
+        owners = {storage.owner_of(self.study, trial_id) for trial_id in others}
+        return any(self._owner.is_unclear(owner) for owner in owners if owner)
+
     def keep_run(self, entry: Entry, run: TrialRun) -> None:
+        """Nothing is written of a trial that is another sweeper's by now, here and below."""
+        if not self.holds(entry):
+            return
         entry.runs[run.replicate] = run
         storage.write_run(self.study, entry.trial_id, run)
 
     def keep_failure(self, entry: Entry, error: str) -> None:
         """One more attempt has failed."""
+        if not self.holds(entry):
+            return
         entry.attempts, entry.error, entry.state = entry.attempts + 1, error, State.failed
         storage.set_attribute(self.study, entry.trial_id, storage.ERROR, error)
         storage.set_attribute(self.study, entry.trial_id, storage.ATTEMPTS, entry.attempts)
 
     def close(self, entry: Entry, state: State, values: Sequence[float] | None = None) -> None:
         """Tell Optuna the end."""
+        if not self.holds(entry):
+            return
         told = {ours: theirs for theirs, ours in CLOSED.items()}[state]
         storage.tell(self.study, entry.number, told, values if state is State.finished else None)
         entry.state, entry.closed = state, True

@@ -13,7 +13,7 @@ from hfexp.launch.jobs import error_of
 from hfexp.launch.local import Job
 from hfexp.origin import mask_secrets
 from hfexp.screen import note
-from hfexp.sweep import outcome, study
+from hfexp.sweep import outcome, owner, study
 from hfexp.sweep.dimension import spelling
 from hfexp.sweep.ledger import GOOD, Entry, Ledger
 from hfexp.sweep.membership import Point
@@ -70,6 +70,7 @@ class Schedule:
         self._jobs: dict[str, tuple[Entry, int]] = {}
         self._twins: dict[int, list[Entry]] = {}
         self._views = {trial.number: trial for trial in plan.waiting}
+        self._said_waiting = False
 
     def begin(self) -> None:
         """Take up what earlier starts have left."""
@@ -87,24 +88,34 @@ class Schedule:
                 return None
             while self._queue:
                 entry, replicate = self._queue.popleft()
-                if not entry.closed and not self._has_failed(entry):
+                if entry.closed or self._has_failed(entry):
+                    continue
+                if self.ledger.holds(entry):
                     return self._job(entry, replicate)
+                self._settle(entry)
             entry = self._new_trial()
-            if entry is None:
+            if entry is not None:
+                self._take_up(entry)
+            elif self._jobs or not self.ledger.is_unclear():
                 return None
-            self._take_up(entry)
+            else:
+                self._wait_for_others()
 
     def ended(self, name: str, result: Any) -> None:
         """What became of a job is kept at once."""
         entry, replicate = self._jobs.pop(name)
+        entry = self.ledger.entries[entry.number]  # another one if it was lost, and taken back, meanwhile
         entry.under_way.discard(replicate)
         run = outcome.outcome(self._point(entry, replicate), result, len(self.plan.directions))
+        is_ours = not entry.closed and self.ledger.holds(entry)
         if run.state is State.failed:
-            self.errors[name] = error_of(result) or RunError(run.error or "")
+            if is_ours:
+                self.errors[name] = error_of(result) or RunError(run.error or "")
             if run.run_dir and outcome.is_open(self._point(entry, replicate)):
                 self._died(run.run_dir, run.error or "")
-        self.ledger.keep_run(entry, run)
-        self._race(entry)
+        if is_ours:
+            self.ledger.keep_run(entry, run)
+            self._race(entry)
         self._settle(entry)
 
     @property
@@ -181,7 +192,7 @@ class Schedule:
 
     def _race(self, entry: Entry) -> None:
         """Leave out the other replicates of a point that the pruner holds for hopeless after those that are done."""
-        if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry):
+        if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry) or entry.foreign:
             return
         with study.quiet():
             trial = study.reopen(self.ledger.study, entry.trial_id)
@@ -197,16 +208,18 @@ class Schedule:
 
     def _settle(self, entry: Entry) -> None:
         """Close a trial, or note its failure, when nothing of it runs any more."""
-        if not entry.closed and not entry.under_way:
+        if not entry.closed and not entry.foreign and not entry.under_way:
             states = [run.state for run in entry.runs.values()]
             if State.failed in states:
                 self._fail(entry)
             elif len(states) == self.plan.replicates and all(state in GOOD for state in states):
                 self._finish(entry)
         self._show(entry)
-        if entry.closed or self._has_failed(entry):
+        if entry.foreign:
+            self._queue = deque(item for item in self._queue if item[0] is not entry)
+        if entry.closed or entry.foreign or self._has_failed(entry):
             for twin in self._twins.pop(entry.number, []):
-                self._copy(entry, twin)
+                self._take_up(twin) if entry.foreign else self._copy(entry, twin)
             self._changed()
 
     def _finish(self, entry: Entry) -> None:
@@ -234,6 +247,15 @@ class Schedule:
 
     def _point(self, entry: Entry, replicate: int) -> Point:
         return Point(self.plan.directory, entry.number, replicate)
+
+    def _wait_for_others(self) -> None:
+        """Until it shows whether they live, which is soon: nothing else is left to do."""
+        if not self._said_waiting:
+            note(
+                "waiting to see whether the other sweepers, whose last sign of life is old, still direct their trials"
+            )
+        self._said_waiting = True
+        time.sleep(owner.INTERVAL / 10)
 
     def _wait_for_leftovers(self, taken: list[Entry]) -> None:
         """Jobs outlive a sweeper that is killed, by the time that their checkpoint takes."""

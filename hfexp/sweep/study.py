@@ -136,6 +136,11 @@ def take_over(study: Study, trial: FrozenTrial, owner: str) -> bool:
     return before == owner or (before is not None and backend.claim(trial._trial_id, OWNER, before, owner))
 
 
+def owner_of(study: Study, trial_id: int) -> str | None:
+    """Whose a trial is now."""
+    return study._storage.get_trial(trial_id).user_attrs.get(OWNER)
+
+
 def reopen(study: Study, trial_id: int) -> optuna.Trial:
     """A trial that was asked for: parameters it has stay, others can be chosen, and values can be reported."""
     study._thread_local.cached_all_trials = None  # kept for one trial only, as `Study.ask` does
