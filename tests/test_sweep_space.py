@@ -111,7 +111,8 @@ def test_what_a_sampler_is_asked(word: str, asked: Any, answer: Any, expected: s
 
 @pytest.mark.parametrize(
     "word",
-    ["a=range(0.1,1,0.1)", "a=range(1,0,-0.1)", "a=range(0,0.3,0.1)", "a=sort(range(0.1,1,0.1),reverse=true)",
+    ["a=range(0,1,0.3)", "a=range(0.1,1,0.1)", "a=range(1,0,-0.1)", "a=range(0,0.3,0.1)",
+     "a=sort(range(0.1,1,0.1),reverse=true)",
      "a=float(range(1,5))", "a=shuffle(range(0.05,0.5,0.05))"],
 )  # fmt: skip
 def test_a_sampler_can_choose_each_value_of_a_range(word: str) -> None:
@@ -159,6 +160,12 @@ def test_a_conditional_grid_has_each_point_once() -> None:
 def test_a_condition_on_a_value_that_the_command_line_leaves_out() -> None:
     points = [" ".join(point.words) for point in read(["optim=adamw,lion"], CONDITIONAL).grid()]
     assert points == ["optim=adamw", "optim=lion"]
+
+
+def test_a_condition_on_a_value_that_has_to_be_escaped() -> None:
+    nodes = {"a": ["x:y", "it's", "z"], "b": {"values": [1], "when": {"a": ["x:y", "it's"]}}}
+    points = [point.params for point in read([], nodes).grid()]
+    assert points == [{"a": "x:y", "b": 1}, {"a": "it's", "b": 1}, {"a": "z"}]
 
 
 def test_a_sampler_is_asked_only_for_keys_that_exist() -> None:

@@ -23,6 +23,7 @@ from hfexp.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
 """Words that Hydra's grammar takes for strings without quotes, but for those in `RESERVED`."""
+ESCAPED = re.compile(r"\\(.)")
 RESERVED = ("null", "true", "false", "nan", "inf")
 LARGEST_RANGE = 1_000_000
 Value = bool | int | float | str
@@ -139,10 +140,11 @@ def spelling(value: Any) -> str:
 
 
 def unquoted(word: str) -> str:
-    """The value of a word (`key=value`), for comparisons: without quotes, and numbers in one spelling."""
+    """The value of a word (`key=value`), for comparisons: without quotes or escapes, and numbers in one spelling."""
     text = word.partition("=")[2]
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
+        return ESCAPED.sub(r"\1", text[1:-1])
+    text = ESCAPED.sub(r"\1", text)
     try:
         number = float(text)
     except ValueError:
