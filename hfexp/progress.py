@@ -1,7 +1,9 @@
 """Training progress: one bar in a terminal, one line per evaluation elsewhere; and the record of what is logged."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +50,19 @@ class RecordTraining(TrainerCallback):
 
 
 class DrawSamples(TrainerCallback):
-    """Draws the training samples when something is logged first: time that no rate of the training counts."""
+    """Draws the training samples at the first pause of the training, when it logs or its first epoch ends."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, aside: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        """`aside`: what is done in its block counts in no rate of the training."""
         self.recorder = recorder
+        self.aside = aside
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.recorder.draw_samples()
+            with self.aside():
+                self.recorder.draw_samples()
+
+    on_epoch_end = on_log
 
 
 BAR_INTERVAL = 0.1

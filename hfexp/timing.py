@@ -1,8 +1,10 @@
 """Where the time of a training goes: waiting for data, computing, evaluating and saving; and its memory."""
 
+import contextlib
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +30,7 @@ class Timed(_Base):
     _data_seconds = 0.0
     _aside_seconds = 0.0
     """Logging, evaluating and saving."""
+    _is_aside = False
     _samples = 0
     _tokens = 0
     _began: float | None = None
@@ -47,12 +50,22 @@ class Timed(_Base):
             self._tokens += tokens.numel() if torch.is_tensor(tokens) else 0
         return batches, count
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done in the block is no training: its time counts as that of logging, evaluating and saving."""
+        if self._is_aside:
+            yield
+            return
+        start, self._is_aside = time.perf_counter(), True
         try:
-            return super()._maybe_log_save_evaluate(*args, **kwargs)
+            yield
         finally:
             self._aside_seconds += time.perf_counter() - start
+            self._is_aside = False
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self.aside():
+            return super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._mark is not None:

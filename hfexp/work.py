@@ -174,10 +174,10 @@ def build_trainer(
             *inputs.callbacks,
             progress,
             RecordTraining(recorder),
-            DrawSamples(recorder),
             *watches,
         ],
     )
+    trainer.add_callback(DrawSamples(recorder, trainer.aside))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.finish_batch = collator.finish
     trainer.config_hash = directory.state.config_hash

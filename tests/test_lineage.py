@@ -14,6 +14,7 @@ from hfexp import api
 from hfexp import digest as content
 from hfexp.digest import digest
 from hfexp.sources import image_folder
+from hfexp.timing import Timed
 from hfexp.tracking import lineage
 
 
@@ -132,3 +133,12 @@ def test_where_the_time_goes(place: Path) -> None:
     assert sum(parts) == pytest.approx(metrics["train_runtime"], rel=0.5)
     assert metrics["peak_memory_mb"] > 100
     assert metrics["system/process_memory_megabytes"] > 100
+
+
+def test_what_is_done_aside_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 6.0])
+    monkeypatch.setattr("hfexp.timing.time.perf_counter", lambda: next(times))
+    timed = Timed()
+    with timed.aside(), timed.aside():
+        pass
+    assert timed._aside_seconds == 5.0
