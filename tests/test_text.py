@@ -39,6 +39,25 @@ def rows(place: Path) -> str:
     return f"dataset.source.data_files={path.name}"
 
 
+@pytest.mark.slow
+def test_streamed_texts_are_evaluated_by_two_processes_as_by_one(rows: str, place: Path) -> None:
+    """Of many lengths, so that the processes' batches can't be joined; nothing is learnt, so that scores are equal."""
+    words = [
+        *SMALL, "task=text_classification", "dataset.source.data_files={train: rows.jsonl, validation: rows.jsonl}",
+        "dataset.labels=[cold,warm]", "dataset.streaming=true", "dataset.test_size=null", "trainer.args.max_steps=1",
+        "trainer.args.learning_rate=0", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=1",
+        "trainer.args.save_strategy=no", "trainer.args.load_best_model_at_end=false", "tracking=none",
+        "trainer.args.per_device_eval_batch_size=7", "trainer.args.weight_decay=0",
+    ]  # fmt: skip
+    one = train(*words, "output_dir=one")
+    two = train(
+        *words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
+        "trainer.args.per_device_train_batch_size=8",
+    )  # fmt: skip
+    for name in ("final_eval_accuracy", "final_eval_loss"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], abs=1e-5)
+
+
 def test_bytes_are_tokens_and_come_back(tmp_path: Path) -> None:
     made = byte_tokenizer(64)
     made.save_pretrained(tmp_path)
