@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import yaml
 
 from hfexp import cli, evaluate
 from hfexp.errors import ConfigError
@@ -107,6 +108,13 @@ def test_another_dataset_is_scored_by_the_classes_of_the_model(run: str) -> None
         evaluate(*words, run=run, resamples=0)
 
 
+def copied_directory() -> Path:
+    """A run's directory with words of somebody else's."""
+    shutil.copytree(next(path.parent for path in Path().glob("outputs/digits/*/run.json")), "copied", symlinks=True)
+    shutil.copy("overrides.yaml", "copied/overrides.yaml")
+    return Path("copied")
+
+
 def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: Path) -> None:
     expected = {row["metric"]: row["value"] for row in evaluate(run=run, resamples=0).to_dict("records")}
     client = mlflow.MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
@@ -114,6 +122,17 @@ def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: P
     client.set_tag(recorded.info.run_id, "hfexp.run_dir", str(Path("gone").absolute()))
     table = evaluate(run=run, resamples=0, record=False)
     assert {row["metric"]: row["value"] for row in table.to_dict("records")} == expected
+    # It is data from outside by now: what it would build must be hfexp's own.
+    words = [
+        "experiment=digits_vit",
+        "security.allowed_targets=[tempfile]",
+        "dataset.source._target_=tempfile.mkdtemp",
+    ]
+    Path("overrides.yaml").write_text(yaml.safe_dump(words))
+    client.log_artifact(recorded.info.run_id, "overrides.yaml")
+    for named in (run, copied_directory()):
+        with pytest.raises(ConfigError, match=r"not known to be yours, and its dataset .* built by tempfile\.mkdtemp"):
+            evaluate(run=named, resamples=0, record=False)
 
 
 @pytest.mark.parametrize(

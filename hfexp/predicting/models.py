@@ -40,6 +40,8 @@ class Asked:
     uri: str | None = None
     directory: Path | None = None
     """Of the run, if it is here."""
+    is_mine: bool = False
+    """A store says that it was trained here, by who asks: what it builds of the user's own code is trusted as then."""
     words: tuple[str, ...] = ()
     """Of a model that no run has trained: those that compose it, its task among them."""
 
@@ -99,7 +101,8 @@ def _of_a_run(
         record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
         with _weights_of(record, store) as weights:
             home = Path(record.tags["hfexp.run_dir"]) if recipe_of_run(record) else None
-            return Asked(load_predictor(weights, device=device), record.name, record.run_id, store, home)
+            predictor = load_predictor(weights, device=device)
+            return Asked(predictor, record.name, record.run_id, store, home, is_mine=home is not None)
     return None
 
 

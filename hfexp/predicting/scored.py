@@ -14,10 +14,14 @@ from hfexp.origin import file_name
 from hfexp.predicting.models import Asked, recorded_file
 from hfexp.screen import say
 from hfexp.sources import name_of
+from hfexp.targets import targets_in
 
 ALL = "all"
 NOT_OF_DATA = ("search", "point", "launch", "tracking", "hydra")
 """Sections of a run's words that say nothing of its dataset or metrics."""
+
+SHIPPED = {"dataset": ("hfexp.sources.", "hfexp.docstrings."), "metrics": ("hfexp.metrics.",)}
+"""What a record may build of itself."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config
     config = to_config(cfg)
     if not is_own:
         _take_metrics(config, asked, words)
+    if not (asked.is_mine or asked.words):
+        _require_shipped(config, asked, words)
     split = split or ("test" if is_own else ALL)
     option = choices.get("dataset") or "dataset"
     source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
@@ -67,17 +73,34 @@ def _own_words(asked: Asked) -> list[str]:
     before: list[str] | None = recorded_file(asked, "overrides.yaml")
     if before is None:
         raise ConfigError(f"{asked.name} has no record that says its dataset: give dataset=...")
-    return [word for word in before if _key(word).partition(".")[0] not in NOT_OF_DATA]
+    foreign = NOT_OF_DATA if asked.is_mine else (*NOT_OF_DATA, "security")
+    return [word for word in before if _key(word).partition(".")[0] not in foreign]
 
 
 def _take_metrics(config: Config, asked: Asked, words: Sequence[str]) -> None:
-    """Score by the run's metrics; what they build of the user's own is trusted as then, if the run is of here."""
+    """Score by the run's metrics."""
     recorded = recorded_file(asked, "config.yaml")
     if recorded is None or any(_key(word).partition(".")[0] == "metrics" for word in words):
         return
     config.metrics = recorded["metrics"]
-    if asked.directory is not None:
+    if asked.is_mine:
         config.security.allowed_targets += recorded["security"]["allowed_targets"]
+
+
+def _require_shipped(config: Config, asked: Asked, words: Sequence[str]) -> None:
+    """What comes from a store alone, or a directory, is data from outside: it builds nothing but what hfexp ships.
+
+    Raises:
+        ConfigError: it names something else.
+    """
+    said = {_key(word).partition(".")[0] for word in words}
+    for section, node in (("dataset", config.dataset.source), ("metrics", config.metrics)):
+        for target in [] if section in said else targets_in(node):
+            if not target.startswith(SHIPPED[section]):
+                raise ConfigError(
+                    f"{asked.name} is not known to be yours, and its {section} would be built by {target}: if you "
+                    f"trust that, say so with {section}=..."
+                )
 
 
 def _key(word: str) -> str:
