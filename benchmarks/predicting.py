@@ -78,7 +78,7 @@ def build(model: Path, paths: list[str]) -> dict[str, Callable[[], list[dict[str
     from hfexp.predicting.inputs import read_inputs, row_of
     from hfexp.predicting.models import load
 
-    asked = load(str(model), None, [], output_dir="outputs", uri=None, device=None, options={})
+    asked = load(str(model), None, [], output_dir="outputs", uri=None, device=None)
     predictor = asked.predictor
     names = predictor.id2label or {}
     pipeline: Any = transformers.pipeline("image-classification", str(model), top_k=CLASSES)
