@@ -27,6 +27,7 @@ from conftest import SMALL_DIGITS, write_images
 from servers import free_port
 from test_models import Made, make
 
+import hfexp
 from hfexp import api, inference, preflight, raw_images, serving, verifying
 from hfexp.errors import ConfigError, RunError
 from hfexp.model import build_model
@@ -73,7 +74,9 @@ def test_what_the_saved_directory_holds(made: Made, place: Path) -> None:
     assert (weights / "model.safetensors").stat().st_nlink == 2
     assert (weights / "README.md").read_text() == "# A card"
     assert not any("__pycache__" in path.parts for path in files)
-    assert sum(path.stat().st_size for path in (root / "code").rglob("*") if path.is_file()) < 1_000_000
+    code, package = root / "code", Path(hfexp.__file__).parent
+    shipped = {path.relative_to(code) for path in code.rglob("*") if path.is_file()}
+    assert shipped == {path.relative_to(package.parent) for path in package.rglob("*.py")}
     spec = yaml.safe_load((root / "MLmodel").read_text())
     assert json.loads(spec["signature"]["inputs"]) == [{"type": "binary", "name": "image", "required": True}]
     assert [(c["name"], c["type"]) for c in json.loads(spec["signature"]["outputs"])] == [
