@@ -1,5 +1,6 @@
 """Source to `DatasetDict`: standard column names, splits, labels, limits."""
 
+import functools
 import logging
 import math
 from collections import Counter
@@ -80,8 +81,8 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(rows), READ_AHEAD):
                 part = [dict(row) for row in rows.select(range(start, min(start + READ_AHEAD, len(rows))))]
-                numbers = [source_row(rows, start + index) for index in range(len(part))]
-                readable = pool.map(lambda number, row: _is_readable(number, row, task), numbers, part)
+                numbers = range(start, start + len(part))
+                readable = pool.map(functools.partial(_is_readable, rows, task), numbers, part)
                 good += [start + index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
@@ -90,9 +91,9 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
     return DatasetDict({split: (streams | kept)[split] for split in dataset}), dropped
 
 
-def _is_readable(number: int, row: dict[str, Any], task: Task) -> bool:
+def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) -> bool:
     try:
-        with in_row(number):
+        with in_row(lambda: source_row(rows, number)):
             task.decode(row)
     except DataError as error:
         logger.warning("skipped: %s", error)

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
@@ -47,16 +47,16 @@ class DataError(RunError):
 
 
 @contextlib.contextmanager
-def in_row(number: int) -> Iterator[None]:
+def in_row(number: Callable[[], int]) -> Iterator[None]:
     """Name the row that could not be used.
 
     Args:
-        number: from 0, as the source counts its rows.
+        number: gives it, from 0, as the source counts its rows.
     """
     try:
         yield
     except DataError as error:
-        raise DataError(f"row {number}: {error}") from error
+        raise DataError(f"row {number()}: {error}") from error
 
 
 class Terminated(SystemExit):

@@ -98,7 +98,7 @@ class Preparation:
         """
         if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
             return None  # a format may be any function, of which the digest knows nothing
-        with in_row(source_row(rows, 0)):
+        with in_row(lambda: source_row(rows, 0)):
             kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
             return None
@@ -171,7 +171,7 @@ class _Work:
         return [self._one(index, row) for index, row in zip(indices, rows_of(self.rows[indices]), strict=True)]
 
     def _one(self, index: int, row: Row) -> Arrays:
-        with in_row(source_row(self.rows, index)):
+        with in_row(lambda: source_row(self.rows, index)):
             row = self.decode(row)
             for operation in self.rest:
                 row = apply(operation, row)

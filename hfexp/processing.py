@@ -85,7 +85,7 @@ class ProcessedDataset(TorchDataset):
     def _decoded(self, numbered: tuple[int, Row]) -> Row:
         """A row as it is stored after the deterministic operations."""
         index, row = numbered
-        with in_row(source_row(self.rows, index)):
+        with in_row(lambda: source_row(self.rows, index)):
             return self._fixed(self.decode(row))
 
     def _fixed(self, row: Row) -> Row:

@@ -49,14 +49,15 @@ def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config
     """
     is_own = not any(_key(word) == "dataset" for word in words)
     before = [*asked.words, *(_own_words(asked) if is_own else [])]
-    replaced = {_key(word) for word in words}
-    kept = [word for word in before if _key(word) not in replaced]
+    said = {_key(word) for word in words}
+    anew = said & {"metrics"}  # as `dataset`, whose own words are left out altogether
+    kept = [word for word in before if _key(word) not in said and _key(word).partition(".")[0] not in anew]
     cfg, choices = compose(*kept, *words, config_dir=config_dir)
     config = to_config(cfg)
     if not is_own:
         _take_metrics(config, asked, words)
     if not (asked.is_mine or asked.words):
-        _require_shipped(config, asked, words)
+        _require_shipped(config, asked, said, is_own)
     split = split or ("test" if is_own else ALL)
     option = choices.get("dataset") or "dataset"
     source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
@@ -87,15 +88,18 @@ def _take_metrics(config: Config, asked: Asked, words: Sequence[str]) -> None:
         config.security.allowed_targets += recorded["security"]["allowed_targets"]
 
 
-def _require_shipped(config: Config, asked: Asked, words: Sequence[str]) -> None:
+def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool) -> None:
     """What comes from a store alone, or a directory, is data from outside: it builds nothing but what hfexp ships.
+
+    Args:
+        said: keys of now; sections of which nothing is recorded are the user's own.
 
     Raises:
         ConfigError: it names something else.
     """
-    said = {_key(word).partition(".")[0] for word in words}
+    begun_anew = {key if is_own else key.partition(".")[0] for key in said}
     for section, node in (("dataset", config.dataset.source), ("metrics", config.metrics)):
-        for target in [] if section in said else targets_in(node):
+        for target in [] if section in begun_anew else targets_in(node):
             if not target.startswith(SHIPPED[section]):
                 raise ConfigError(
                     f"{asked.name} is not known to be yours, and its {section} would be built by {target}: if you "
