@@ -12,6 +12,7 @@ from hfexp import screen
 from hfexp.cache import parse_size
 from hfexp.config import Config
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.machine import computes_in_bf16
 from hfexp.streams import show_rows
 from hfexp.tracking.store import find_problem, tracking_uri
 
@@ -107,20 +108,11 @@ def check_precision(args: dict[str, Any]) -> list[str]:
         problems.append("trainer.args.fp16=true needs an accelerator; on a CPU use bf16=true or full precision")
     if args.get("bf16") and cuda and not torch.cuda.is_bf16_supported():
         problems.append("trainer.args.bf16=true is not supported by this GPU; use fp16=true")
-    if args.get("bf16") and not (cuda or other) and not _computes_in_bf16():
+    if args.get("bf16") and not (cuda or other) and not computes_in_bf16():
         screen.note("trainer.args.bf16=true: this CPU has no bf16 instructions, and float32 is faster on it")
     if args.get("tf32") and not cuda:
         problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
     return problems
-
-
-def _computes_in_bf16() -> bool:
-    """Whether the CPU has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm), where Linux tells."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return True
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
 def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
+from hfexp.machine import let_idle_threads_sleep
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     command, words = split_command(words)
+    let_idle_threads_sleep()
     try:
         return COMMANDS[command](words)
     except ConfigError as error:

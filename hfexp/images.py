@@ -142,12 +142,14 @@ class Fit(torch.nn.Module):
             )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
-        image, geometry = row["image"], self.geometry
-        if tuple(image.shape[-2:]) == geometry.size == geometry.resize:
+        # As a plain tensor, and by the function for tensors: what torchvision does to find it, and to keep the class
+        # of its images at every step, takes as long as resizing to 64 px, and Python's lock meanwhile.
+        pixels, geometry = row["image"].as_subclass(torch.Tensor), self.geometry
+        if tuple(pixels.shape[-2:]) == geometry.size == geometry.resize:
             return row
         size = [geometry.resize] if isinstance(geometry.resize, int) else list(geometry.resize)
-        image = functional.resize(image, size, interpolation=self.interpolation, antialias=True)
-        return {**row, "image": _center_crop(image, *geometry.size)}
+        pixels = functional.resize_image(pixels, size, self.interpolation, antialias=True)
+        return {**row, "image": _center_crop(pixels, *geometry.size).as_subclass(type(row["image"]))}
 
 
 class ByProcessor(torch.nn.Module):
@@ -236,4 +238,5 @@ class ImageCollator:
         if images.dtype != torch.uint8:
             return batch
         factor, offset = self.factor.to(images.device), self.offset.to(images.device)
-        return {**batch, "pixel_values": torch.mul(images, factor).add_(offset)}
+        # Converting and multiplying in one call would make an array of floats more, and take twice the time.
+        return {**batch, "pixel_values": images.float().mul_(factor).add_(offset)}

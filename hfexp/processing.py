@@ -13,7 +13,7 @@ from hfexp.row_arrays import Row
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.sources import source_row
 from hfexp.tasks.base import Task
-from hfexp.threads import map_in_threads, rows_of
+from hfexp.threads import map_batch_in_threads, rows_of
 from hfexp.transforms import Steps, Transforms, apply
 
 
@@ -65,8 +65,8 @@ class ProcessedDataset(TorchDataset):
             return inputs if self.seed is None else {**inputs, "sample_key": keys}
         if self.prepared is not None:
             return self.inputs(self.prepared.rows(indices), keys)
-        stored = zip(indices, rows_of(self.rows[indices]), strict=True)
-        return self._finished(list(map_in_threads(self._decoded, stored)), keys)
+        stored = list(zip(indices, rows_of(self.rows[indices]), strict=True))
+        return self._finished(map_batch_in_threads(self._decoded, stored), keys)
 
     def __iter__(self) -> Iterator[Row]:
         """Once over the rows; Python would go on through all epochs, for there is a row to every key."""
@@ -80,7 +80,7 @@ class ProcessedDataset(TorchDataset):
 
     def inputs(self, rows: list[Row], keys: list[int]) -> list[Row]:
         """Rows that are decoded (or prepared) as model inputs; each draws its random numbers by its key."""
-        return self._finished(list(map_in_threads(self._fixed, rows)) if self.rest else rows, keys)
+        return self._finished(map_batch_in_threads(self._fixed, rows) if self.rest else rows, keys)
 
     def _decoded(self, numbered: tuple[int, Row]) -> Row:
         """A row as it is stored after the deterministic operations."""

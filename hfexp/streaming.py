@@ -25,7 +25,7 @@ from hfexp.sampling import mix
 from hfexp.screen import note
 from hfexp.streams import Row, Stream, stored_key, with_content
 from hfexp.tasks.base import Task
-from hfexp.threads import map_in_threads
+from hfexp.threads import map_batch_in_threads
 from hfexp.transforms import Transforms
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ProcessedStream(IterableDataset):
                 key = mix(epoch, stored_key(row))
             return key, self.processed.decode(row) if ready is None else ready
 
-        pairs = list(map_in_threads(decoded, items))
+        pairs = map_batch_in_threads(decoded, items)
         return self.processed.inputs([row for _, row in pairs], [key for key, _ in pairs])
 
     def items(self, rows: Iterator[Row]) -> Iterator[Item]:

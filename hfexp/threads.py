@@ -1,9 +1,11 @@
-"""Threads that decode and resize images side by side: PIL and torch leave Python's lock while they do."""
+"""Threads that decode and resize images side by side: decoders and torch leave Python's lock while they do."""
 
+import functools
+import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,6 +17,8 @@ from hfexp.machine import cpus
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
+SHARES = 2
+"""Parts of a batch for each thread: the thread that is done first has more to do, and few have to be woken."""
 _pools: dict[int, ThreadPoolExecutor] = {}
 """By process: threads do not survive a fork."""
 
@@ -24,7 +28,7 @@ def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) ->
 
     In a data loader's worker, one of many processes, everything is done in the calling thread.
     """
-    workers = cpus() if get_worker_info() is None else 1
+    workers = _workers()
     if workers == 1:
         yield from map(function, items)
         return
@@ -42,17 +46,40 @@ def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) ->
             future.cancel()
 
 
+def map_batch_in_threads(function: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
+    """Results in the order of the items, which threads take by parts: to be woken for each would take longer."""
+    size = max(1, -(-len(items) // (SHARES * _workers())))
+    parts = (items[start : start + size] for start in range(0, len(items), size))
+    return list(itertools.chain.from_iterable(map_in_threads(lambda part: [function(item) for item in part], parts)))
+
+
+def _workers() -> int:
+    return _processors(os.getpid()) if get_worker_info() is None else 1
+
+
+@functools.cache
+def _processors(process: int) -> int:
+    """Looked up once: it takes as long as a small image."""
+    return cpus()
+
+
 def _pool(workers: int) -> ThreadPoolExecutor:
     """The threads of this process; torch computes with one thread inside each of them, and with all elsewhere."""
     if os.getpid() not in _pools:
         before = torch.get_num_threads()
-        pool = ThreadPoolExecutor(workers, "decode", torch.set_num_threads, (1,))
+        pool = ThreadPoolExecutor(workers, "decode", _compute_alone)
         # torch's setting counts for the thread that makes it and for those that begin later: let all begin now.
         together = threading.Barrier(workers)
         list(pool.map(lambda _: together.wait(), range(workers)))
         torch.set_num_threads(before)
         _pools[os.getpid()] = pool
     return _pools[os.getpid()]
+
+
+def _compute_alone() -> None:
+    """Let torch compute with this thread alone."""
+    torch.get_num_threads()  # a thread takes the process's number when it first asks; after that it keeps its own
+    torch.set_num_threads(1)
 
 
 def use_threads(launch: LaunchConfig) -> None:

@@ -130,6 +130,9 @@ def test_resizing_is_the_same() -> None:
             fit = Fit(Geometry((size, size), (size, size), interpolation, (), ()))
             fast = fit(decoding.decode_to_tensor({"image": stored}, ToRGB()))["image"]
             assert torch.equal(fast, fit({"image": by_pil(stored, ToRGB())})["image"])
+            filtered = v2.Resize((size, size), v2.InterpolationMode(fit.interpolation))(by_pil(stored, ToRGB()))
+            assert type(fast) is type(filtered)
+            assert torch.equal(fast, filtered)
 
 
 def test_who_gets_pils_image() -> None:

@@ -1,0 +1,66 @@
+"""Threads beside those of torch: in order, one at a time, and none that looks for work for long."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hfexp import threads
+from hfexp.machine import let_idle_threads_sleep
+
+
+@pytest.fixture
+def two_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that may use two, with threads that have yet to be started."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "_pools", {})
+    monkeypatch.setattr(threads, "_processors", lambda process: 2)
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        for pool in threads._pools.values():
+            pool.shutdown()
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_torch_computes_with_one_thread_beside_others_and_with_all_elsewhere() -> None:
+    def computed(number: int) -> int:
+        torch.rand(200, 200).exp()
+        return torch.get_num_threads()
+
+    assert set(threads.map_in_threads(computed, range(20))) == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two_processors")
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 17])
+def test_a_batch_comes_back_whole_and_in_order(count: int) -> None:
+    assert threads.map_batch_in_threads(str, list(range(count))) == [str(number) for number in range(count)]
+
+
+@pytest.mark.usefixtures("two_processors")
+def test_the_first_bad_item_of_a_batch_is_named() -> None:
+    def refuse(number: int) -> int:
+        if number in (3, 9):
+            raise ValueError(f"no {number}")
+        return number
+
+    with pytest.raises(ValueError, match="no 3"):
+        threads.map_batch_in_threads(refuse, list(range(16)))
+
+
+@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}])
+def test_idle_threads_sleep_unless_the_user_says_how_they_wait(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is taken back, whoever sets it
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    let_idle_threads_sleep()
+    assert {name: os.environ[name] for name in names if name in os.environ} == (own or {"GOMP_SPINCOUNT": "10000"})
