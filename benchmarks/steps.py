@@ -9,24 +9,37 @@ from typing import Any, ClassVar
 
 from transformers import TrainerCallback
 
+from benchmarks.in_turns import Turns
+
 
 class StepTimes(TrainerCallback):
-    """When the steps ended (seconds of `time.perf_counter`), and where the second epoch began."""
+    """When the steps ended (seconds of `time.perf_counter`), and where the second epoch began.
+
+    Time for which the process waited, because others had their turn (`turns`), is not counted.
+    """
 
     current: ClassVar["StepTimes"]
     """The one that saw the newest training: hfexp makes its own from the configuration."""
 
+    turns: ClassVar[Turns | None] = None
+
     def __init__(self) -> None:
+        self.waited = 0.0
         self.ends: list[float] = []
         self.epoch_ends: list[int] = []
         """Number of steps that were done when each epoch ended."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends, self.epoch_ends = [], []
+        self.ends, self.epoch_ends, self.waited = [], [], 0.0
         StepTimes.current = self
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self.step_ended()
+
+    def step_ended(self) -> None:
+        self.ends.append(time.perf_counter() - self.waited)
+        if self.turns is not None:
+            self.waited += self.turns.step_ended()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epoch_ends.append(len(self.ends))

@@ -4,11 +4,14 @@ All train the same ViT on the same JPEG files with batches of 16; the bare loop 
 Compared is the time per step after the first epoch (from the end of the second epoch's first step to the end of the
 last one, waiting for data included), and the time from the call to the end of the last step, which for hfexp includes
 the building of its prepared data: every round starts without any. Each training has a process of its own, with its
-imports and a small training beforehand that are not counted, as hfexp sets how its process uses memory.
+imports and a small training beforehand that are not counted, as hfexp sets how its process uses memory and threads.
+The processes of a round compute in turns of some steps (`benchmarks.in_turns`), for the machine may change its pace.
+Where the processor computes in bfloat16, hfexp also trains with `trainer=fast`, which the others could do as well.
 """
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,13 +19,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Report, child, interleave, parser, publish, ratio, scratch, silence, turns
+from benchmarks.harness import Report, parser, publish, ratio, scratch, silence, turns
+from benchmarks.in_turns import Turns, in_turns
 from benchmarks.pictures import NUM_CLASSES, write_pictures
 from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
+from hfexp.machine import computes_in_bf16, let_idle_threads_sleep
 
 LOGGING_STEPS = 10
 EPOCHS = 3
 BARE, OWN, NOTEBOOK, SCRIPT = "bare loop", "hfexp", "notebook", "run_image_classification"
+FAST = "hfexp, trainer=fast"
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Case:
     shape: Shape
     images: int
     rounds: int
+    turn: int
+    """Steps of a turn."""
     target: float
     """How many times faster than the notebook hfexp is to be."""
 
@@ -41,10 +49,10 @@ class Case:
 
 
 CASES = (
-    Case(Shape(64), 960, 5, 1.4),
-    Case(Shape(224), 128, 5, 1.15),
+    Case(Shape(64), 960, 7, 15, 1.4),
+    Case(Shape(224), 128, 7, 2, 1.15),
 )
-QUICK = (Case(Shape(32, width=16, layers=1, heads=2, intermediate=16), 64, 1, 1.4),)
+QUICK = (Case(Shape(32, width=16, layers=1, heads=2, intermediate=16), 64, 1, 3, 1.4),)
 
 
 @dataclass(frozen=True)
@@ -83,21 +91,24 @@ def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
     write_pictures(place / "few", {"train": 32, "validation": 40}, (250, 250))
     with silence():
         script(Job(case.shape, place / "data"))  # `datasets` lists the files, for all variants
-    names = (BARE, OWN, NOTEBOOK, SCRIPT)
-    times = interleave({name: lambda name=name: in_process(name, case.shape, place) for name in names}, rounds)
+    names = [BARE, OWN, NOTEBOOK, SCRIPT, *([FAST] if computes_in_bf16() else [])]
+    times: dict[str, list[Times]] = {name: [] for name in names}
+    for number in range(rounds):
+        start = number % len(names)
+        found = one_round(case, place, names[start:] + names[:start])
+        for name in names:
+            times[name].append(found[name])
+        print(f"  {case.title}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     title = f"{case.title}, {turns(rounds)}"
     steps = {name: [t.step * 1e3 for t in found] for name, found in times.items()}
-    report.section(
-        f"Time per step, {title}",
-        "ms",
-        steps,
-        [
-            ratio(steps, OWN, BARE, limit=1.05),
-            ratio(steps, NOTEBOOK, OWN, target=case.target),
-            ratio(steps, SCRIPT, OWN),
-        ],
-        ".1f",
-    )
+    ratios = [
+        ratio(steps, OWN, BARE, limit=1.05),
+        ratio(steps, NOTEBOOK, OWN, target=case.target),
+        ratio(steps, SCRIPT, OWN),
+        ratio(steps, NOTEBOOK, BARE),
+        *([ratio(steps, NOTEBOOK, FAST)] if FAST in names else []),
+    ]
+    report.section(f"Time per step, {title}", "ms", steps, ratios, ".1f")
     for epochs in (EPOCHS, 10):
         totals = {name: [t.after(epochs) for t in found] for name, found in times.items()}
         word = "measured" if epochs == EPOCHS else "computed"
@@ -105,29 +116,30 @@ def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
         report.section(f"Whole training of {epochs} epochs ({word}), {title}", "s", totals, ratios)
 
 
-def in_process(name: str, shape: Shape, place: Path) -> Times:
-    """One training in a process of its own."""
-    words = ["-m", "benchmarks.training", "--way", name, "--shape", json.dumps(asdict(shape)), "--place", str(place)]
-    return Times(**json.loads(child(["-W", "ignore", *words]).splitlines()[-1]))
+def one_round(case: Case, place: Path, names: list[str]) -> dict[str, Times]:
+    """One training of each, in processes that take turns."""
+    given = ["--shape", json.dumps(asdict(case.shape)), "--place", str(place)]
+    commands = {name: ["-W", "ignore", "-m", "benchmarks.training", "--way", name, *given] for name in names}
+    return {name: Times(**found) for name, found in in_turns(commands, case.turn).items()}
 
 
 def train(name: str, shape: Shape, place: Path) -> Times:
     """A small training, for imports, a store of runs and the first calls of everything; then the one that counts."""
+    if name in (OWN, FAST):
+        let_idle_threads_sleep()  # as hfexp's command does, before torch is loaded
+    from benchmarks.steps import StepTimes
+
     small = replace(shape, width=16, layers=1, heads=2, intermediate=16)
-    for job in (Job(small, place / "few", EPOCHS), Job(shape, place / "data", EPOCHS)):
-        batches = ready_batches(job) if name == BARE else []
-        times = ways(job, batches)[name]()
-    return times
+    once(name, Job(small, place / "few", EPOCHS))
+    StepTimes.turns = Turns()
+    return once(name, Job(shape, place / "data", EPOCHS))
 
 
-def ways(job: Job, batches: list[Any]) -> dict[str, Callable[[], Times]]:
-    """The variants, each a function that trains once."""
-    return {
-        BARE: lambda: bare(job, batches),
-        OWN: lambda: own(job),
-        NOTEBOOK: lambda: peer(job, notebook),
-        SCRIPT: lambda: peer(job, script),
-    }
+def once(name: str, job: Job) -> Times:
+    """One training."""
+    if name in (OWN, FAST):
+        return own(replace(job, words=("trainer=fast",) if name == FAST else ()))
+    return bare(job) if name == BARE else peer(job, notebook if name == NOTEBOOK else script)
 
 
 def ready_batches(job: Job) -> list[Any]:
@@ -159,13 +171,14 @@ def peer(job: Job, build: Callable[..., Any]) -> Times:
     return summary(StepTimes.current, start)
 
 
-def bare(job: Job, batches: list[Any]) -> Times:
-    """The least that training takes."""
+def bare(job: Job) -> Times:
+    """The least that training takes; loading is not counted."""
     import torch
     from transformers import get_scheduler
 
     from benchmarks.steps import StepTimes
 
+    batches = ready_batches(job)
     times = StepTimes()
     start = time.perf_counter()
     torch.manual_seed(0)
@@ -181,7 +194,7 @@ def bare(job: Job, batches: list[Any]) -> Times:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            times.ends.append(time.perf_counter())
+            times.step_ended()
             if len(times.ends) % LOGGING_STEPS == 0:
                 loss.item()
         times.epoch_ends.append(len(times.ends))
