@@ -2,7 +2,7 @@
 
 import sys
 
-from hfexp.cli import main
+from hfexp.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

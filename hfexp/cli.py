@@ -6,6 +6,19 @@ from typing import Any
 
 from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
 from hfexp.machine import let_idle_threads_sleep
+from hfexp.memory import begin_collection, leave_all, put_off_collection
+
+MULTIRUN = {"-m", "--multirun"}
+
+
+def program() -> int:
+    """`main` in a process of its own, which ends with it."""
+    if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
+        put_off_collection()
+    try:
+        return main()
+    finally:
+        leave_all()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,6 +56,8 @@ def train(words: list[str]) -> int:
     from hfexp import hydra_app
 
     _refuse_sweep_among_processes(words)
+    if MULTIRUN & set(words):
+        begin_collection()  # jobs have processes of their own; this one may stay for days
     job = _Job(words)
     hydra_app.run(words, job.run, COMMANDS)
     if job.error is not None:
@@ -93,13 +108,13 @@ class _Job:
         if world.rank() == 0:
             screen.show_choices(config, origin)
 
+        from hfexp import experiment
+
+        begin_collection()
         if config.point is not None:
             from hfexp.sweep import point
 
             return point.run(config, origin)
-
-        from hfexp import experiment
-
         return experiment.run(config, origin).objective
 
 
@@ -121,7 +136,7 @@ def _refuse_sweep_among_processes(words: list[str]) -> None:
     """torchrun around `-m` would run the whole sweep in every process, out of step."""
     from hfexp.launch import world
 
-    if world.is_together() and {"-m", "--multirun"} & set(words):
+    if world.is_together() and MULTIRUN & set(words):
         raise ConfigError(
             "torchrun and `accelerate launch` start one run; a sweep of such runs is `hfexp -m ... launch=ddp "
             f"launch.num_processes={world.size()}`, which starts the processes of each run itself"
@@ -189,6 +204,8 @@ COMMANDS = {
     "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "compare": compare, "cache": cache,
     "sync": sync, "ui": ui, "version": version,
 }  # fmt: skip
+BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
+"""Commands that call `begin_collection` when they have imported what they need."""
 
 
 def _fail_sweep(error: SweepError, full_traceback: bool) -> int:

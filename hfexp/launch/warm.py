@@ -76,10 +76,12 @@ def _do_what_is_done_once() -> None:
     with contextlib.suppress(Exception):  # which package a module is of: MLflow asks for it with each model
         importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     gc.collect()
+    gc.enable()
     gc.freeze()  # what is shared with jobs stays shared: their garbage collection leaves it alone
 
 
 _prepare_signals()
+gc.disable()  # importing leaves no garbage, and to look for it takes a sixth of the time
 _parent = os.getppid()
 for module in MODULES:
     if os.getppid() != _parent:  # nobody waits for it any more

@@ -9,7 +9,6 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
 from hfexp.errors import ConfigError
-from hfexp.sweep.dimension import spelling
 from hfexp.sweep.sweeper import ExperimentSweeper
 
 OWN = "hfexp"
@@ -39,6 +38,8 @@ class Planner(ExperimentSweeper):
         Args:
             directory: for what a launcher leaves.
         """
+        from hfexp.sweep.dimension import spelling
+
         assert self.config is not None
         assert self.launcher is not None
         with read_write(self.config), open_dict(self.config):

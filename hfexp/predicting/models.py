@@ -14,6 +14,7 @@ from hfexp.composition import compose, conf_dir
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, one_of
 from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor, load_recipe
+from hfexp.memory import begin_collection
 from hfexp.model import build_model, load_model_config
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord, read_runs
@@ -65,6 +66,7 @@ def load(
     Raises:
         ConfigError: there is no such model.
     """
+    begin_collection()  # what takes long to import has been
     directory = Path(run).expanduser() if run else None
     mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
     if mine is not None:

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
+from hfexp.memory import begin_collection
+
 
 @dataclass
 class ExperimentSweeperConf:
@@ -46,6 +48,7 @@ class ExperimentSweeper(BasicSweeper):
         Raises:
             SweepError: some jobs failed; all were tried.
         """
+        begin_collection()  # also where hydra.mode=MULTIRUN began it
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
