@@ -49,8 +49,8 @@ class Case:
 
 
 CASES = (
-    Case(Shape(64), 960, 7, 15, 1.4),
-    Case(Shape(224), 128, 7, 2, 1.15),
+    Case(Shape(64), 960, 5, 15, 1.4),
+    Case(Shape(224), 128, 5, 2, 1.15),
 )
 QUICK = (Case(Shape(32, width=16, layers=1, heads=2, intermediate=16), 64, 1, 3, 1.4),)
 
