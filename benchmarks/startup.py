@@ -106,7 +106,7 @@ def measure_first_step(report: Report, rounds: int, warm: bool) -> None:
         way()
     found = interleave(ways, rounds)
     title = f"Start to the end of the first step, {turns(rounds)}"
-    report.section(title, "s", found, [ratio(found, OWN, BARE), ratio(found, OWN, RECORDED, limit=1.15)])
+    report.section(title, "s", found, [ratio(found, OWN, BARE, limit=1.15), ratio(found, OWN, RECORDED)])
 
 
 def bare(*flags: str) -> list[str]:
