@@ -10,7 +10,7 @@ import pytest
 from hfexp import memory
 
 SPY = """
-import atexit, gc, sys
+import gc, sys
 sys.argv = ["hfexp", *sys.argv[1:]]
 import hfexp.cli, hfexp.memory
 began = []
