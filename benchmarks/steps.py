@@ -22,6 +22,7 @@ class StepTimes(TrainerCallback):
     """The one that saw the newest training: hfexp makes its own from the configuration."""
 
     turns: ClassVar[Turns | None] = None
+    """Set for the training that counts, in a process that takes turns."""
 
     def __init__(self) -> None:
         self.waited = 0.0

@@ -12,7 +12,6 @@ LARGEST_ON_HEAP = 32 * 2**20
 """Blocks up to this size come from the heap, larger ones from the system; more the library does not allow."""
 OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
-
 _put_off = False
 
 
