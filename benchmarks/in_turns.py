@@ -106,7 +106,8 @@ def _started(name: str, words: list[str], steps: int) -> Iterator[_Process]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with process:  # waits, and closes its output
+                pass
             os.close(told)
             os.close(tells)
 
