@@ -22,6 +22,7 @@ from hfexp.tracking import delivery as delivery_module
 from hfexp.tracking import recovery, store
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal
+from hfexp.tracking.linked import LinkedCheckpoints
 from hfexp.tracking.writer import Writer
 
 CREATE: dict[str, Any] = {"experiment": "digits", "name": "a-run", "key": "k1", "time": 1_700_000_000_000}
@@ -98,6 +99,31 @@ def test_everything_arrives_in_order_and_non_finite_values_as_such(run_dir: Path
     assert math.isnan(run.data.metrics["nan"])
     assert run.data.metrics["inf"] > 1e300
     assert Path(run.info.artifact_uri.removeprefix("file://"), "a.txt").read_text() == "A"
+
+
+def test_what_is_on_disk_is_looked_at_once_after_all_that_was_measured(
+    run_dir: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, delivery = begin(run_dir, uri)
+    (run_dir / "a.txt").write_text("A")
+    for step in range(1, 4):
+        journal.append("metrics", metrics={"eval_loss": float(step)}, step=step, time=step)
+        journal.append("artifacts", path="a.txt", name=None)
+        journal.append("checkpoints", **({"last": True} if step == 3 else {}))
+    calls: list[Any] = []
+
+    class Client(mlflow.MlflowClient):
+        def log_batch(self, run_id: str, metrics: Any = (), **kinds: Any) -> Any:
+            calls.append(len(metrics))
+
+        def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+            calls.append(Path(local_path).name)
+
+    monkeypatch.setattr(mlflow, "MlflowClient", Client)
+    monkeypatch.setattr(LinkedCheckpoints, "update", lambda self, until, last: calls.append((until, last)))
+    delivery.deliver()
+    assert calls == [3, "a.txt", (journal.size(), True)]
+    assert not delivery.pending
 
 
 @pytest.mark.parametrize("keep_state", [True, False], ids=["state kept", "state lost"])
@@ -353,7 +379,7 @@ def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
     with SystemMonitor(Recorder(), 0.02, time.time() - 100):  # pyright: ignore
         while len(recorded) < 3:
-            sum(range(10_000))
+            sum(range(300_000))
             time.sleep(0.001)
     steps = [step for _, step in recorded]
     assert all(100 <= step < 130 for step in steps)
