@@ -18,14 +18,18 @@ from typing import IO, Any
 from benchmarks.harness import ROOT
 
 VARIABLE = "BENCHMARK_TURNS"
-"""For a process that is to take turns: the descriptors that it writes to and reads from, and the length of a turn."""
+"""For a process that is to take turns: the descriptors that it writes to and reads from, the length of a turn, and how
+many processes there are."""
+
+SYSTEM_METRICS_INTERVAL = 10
+"""Seconds, as in conf/tracking/mlflow.yaml."""
 
 
 class Turns:
     """In a process: after so many steps it waits to be told to go on."""
 
     def __init__(self) -> None:
-        self._to, self._from, self.steps = (int(word) for word in os.environ[VARIABLE].split())
+        self._to, self._from, self.steps, self.processes = (int(word) for word in os.environ[VARIABLE].split())
         self._done = 0
 
     def step_ended(self) -> float:
@@ -37,6 +41,19 @@ class Turns:
         os.write(self._to, b".")
         os.read(self._from, 1)
         return time.perf_counter() - start
+
+    def slow_clock(self) -> str:
+        """Make hfexp do as much less often what it does by the clock, which goes on while others have their turn.
+
+        Returns:
+            A word for its command line, which does so for what is measured of the machine.
+        """
+        from hfexp.tracking import writer
+
+        writer.INTERVAL *= self.processes
+        writer.LONGEST_PAUSE *= self.processes
+        writer.LARGEST_SHARE /= self.processes
+        return f"tracking.system_metrics_interval={SYSTEM_METRICS_INTERVAL * self.processes}"
 
 
 @dataclass
@@ -78,7 +95,9 @@ def in_turns(commands: Mapping[str, list[str]], steps: int) -> dict[str, Any]:
     after its last one is its last.
     """
     with contextlib.ExitStack() as stack:
-        waiting = [stack.enter_context(_started(name, words, steps)) for name, words in commands.items()]
+        waiting = [
+            stack.enter_context(_started(name, words, steps, len(commands))) for name, words in commands.items()
+        ]
         results = {}
         while waiting:
             for one in list(waiting):
@@ -89,11 +108,11 @@ def in_turns(commands: Mapping[str, list[str]], steps: int) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _started(name: str, words: list[str], steps: int) -> Iterator[_Process]:
+def _started(name: str, words: list[str], steps: int, processes: int) -> Iterator[_Process]:
     """A process that stands still."""
     told, child_tells = os.pipe()
     child_told, tells = os.pipe()
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: f"{child_tells} {child_told} {steps}"}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: f"{child_tells} {child_told} {steps} {processes}"}
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", _WAITING, *words], env=variables, stdout=subprocess.PIPE, stderr=errors, text=True,

@@ -2,21 +2,32 @@
 
     python -m benchmarks.tracking_cost [--only toy|digits] [--rounds N] [--own]
 
-The variants take turns in one process, so that a slow minute of the machine hits all of them. Compared is the time of
-the training loop; the whole run is shown beside it: there tracking includes opening the run and the model that is
-saved, loaded again, compared and uploaded. (The report is drawn without tracking too.)
+Each variant trains in a process of its own, after a small training that is not counted; the three of a round take
+turns at computing (`benchmarks.in_turns`), for the machine may change its pace. Compared is the time of the training
+loop; the whole run is shown beside it: there tracking includes opening the run and the model that is saved, loaded
+again, compared and uploaded. (The report is drawn without tracking too.)
 """
 
+import json
 import os
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import chdir, contextmanager
+from itertools import pairwise
+from typing import Any, NamedTuple
 
-from benchmarks.harness import Ratio, Report, interleave, parser, publish, scratch, silence, spread, table, turns
+from benchmarks.harness import Ratio, Report, parser, publish, scratch, silence, spread, table, turns
+from benchmarks.in_turns import Turns, in_turns
+from benchmarks.variants import ALLOWED
+from hfexp.machine import let_idle_threads_sleep
 
 LIMIT = 0.02
+TURN = 100
+"""Steps of a turn."""
+OFF, OWN, PEER = "off", "hfexp", "HF callback"
 
 SMALL = [
     "experiment=digits_vit", "metrics=accuracy", "model.config.hidden_size=32", "model.config.num_hidden_layers=2",
@@ -29,120 +40,169 @@ JOBS = {
     ],
     "digits, as it is": ["experiment=digits_vit"],
 }  # fmt: skip
-ROUNDS = {"toy, 500 steps": 5, "digits, as it is": 2}
+ROUNDS = {"toy, 500 steps": 7, "digits, as it is": 5}
+ROUNDS_OF_SHARE = 5
 QUICK = {"toy, 10 steps": [*JOBS["toy, 500 steps"], "trainer.args.max_steps=10"]}
 VARIANTS = {
-    "off": ["tracking=none"],
-    "hfexp": [],
-    "HF callback": [
+    OFF: ["tracking=none", ALLOWED],
+    OWN: [ALLOWED],
+    PEER: [
         "tracking=none",
         "trainer.callbacks.hf={_target_: transformers.integrations.MLflowCallback}",
-        "security.allowed_targets=[transformers.integrations]",
+        "security.allowed_targets=[benchmarks,transformers.integrations]",
     ],
 }
+STEPS = "trainer.callbacks.steps={_target_: benchmarks.steps.StepTimes}"
 
 
-class OwnTime:
-    """Seconds of the training loop that tracking takes for itself: an upper bound of its cost, free of other noise.
+class Lost:
+    """Seconds that a training loses to tracking: free of noise, as only steps of one training are compared.
 
-    In the training thread all time in the callback that records; in the thread that delivers, and in the one that
-    measures the load, the time on the processor, as if the training could have used all of it.
+    In the training thread all time in the callback that records; and as long as a thread delivers, or measures the
+    load, what steps take longer than those of the same kind around them. All other steps are as without tracking.
     """
+
+    NEAR = 40
+    """Steps on each side that a step is compared with."""
 
     def __init__(self) -> None:
         from hfexp.progress import RecordTraining
         from hfexp.tracking.system import SystemMonitor
         from hfexp.tracking.writer import Writer
 
-        self.seconds = 0.0
-        self.training = False
+        self.told: list[tuple[float, float]] = []
+        """From when to when the callback recorded."""
+        self.busy: list[tuple[float, float]] = []
+        """From when to when another thread worked."""
         self._replaced: list[tuple[type, str, Callable[..., Any]]] = []
-        for owner, name, clock in (
-            (RecordTraining, "on_log", time.perf_counter),
-            (RecordTraining, "on_save", time.perf_counter),
-            (Writer, "_deliver", time.thread_time),
-            (SystemMonitor, "sample", time.thread_time),
+        for owner, name, times in (
+            (RecordTraining, "on_log", self.told),
+            (RecordTraining, "on_save", self.told),
+            (Writer, "_deliver", self.busy),
+            (SystemMonitor, "sample", self.busy),
         ):
-            self._replace(owner, name, self._counted(getattr(owner, name), clock))
-        self._replace(RecordTraining, "on_train_begin", self._switch(True))
-        self._replace(RecordTraining, "on_train_end", self._switch(False))
+            self._replaced.append((owner, name, getattr(owner, name)))
+            setattr(owner, name, self._noted(getattr(owner, name), times))
 
     @classmethod
     @contextmanager
-    def counting(cls) -> Iterator["OwnTime"]:
+    def counting(cls) -> Iterator["Lost"]:
         """Count meanwhile."""
-        own = cls()
+        lost = cls()
         try:
-            yield own
+            yield lost
         finally:
-            for owner, name, function in own._replaced:
+            for owner, name, function in lost._replaced:
                 setattr(owner, name, function)
 
-    def _replace(self, owner: type, name: str, function: Callable[..., Any]) -> None:
-        self._replaced.append((owner, name, getattr(owner, name)))
-        setattr(owner, name, function)
-
-    def _switch(self, training: bool) -> Callable[..., None]:
-        def switch(*args: Any, **kwargs: Any) -> None:
-            self.training = training
-
-        return switch
-
-    def _counted(self, function: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            began = clock()
+    def _noted(self, function: Callable[..., Any], times: list[tuple[float, float]]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += (clock() - began) if self.training else 0.0
+                times.append((began, time.perf_counter()))
 
-        return counted
+        return noted
+
+    def share(self, steps: Any) -> float:
+        """Of the time of a training, from the end of its first step to that of its last one (`StepTimes`)."""
+        ends = steps.ends
+        lost = sum(end - began for began, end in self.told if ends[0] < began < ends[-1])
+        for sort in (
+            set(steps.epoch_ends),
+            set(range(len(ends))) - set(steps.epoch_ends),
+        ):  # with an evaluation, without
+            numbers = [number for number in range(1, len(ends)) if number in sort]
+            seconds = {number: ends[number] - ends[number - 1] for number in numbers}
+            touched = [n for n in numbers if any(b < ends[n] and e > ends[n - 1] for b, e in self.busy)]
+            free = [n for n in numbers if n not in touched]
+            for number in touched:
+                near = sorted(free, key=lambda n: abs(n - number))[: 2 * self.NEAR]
+                lost += seconds[number] - statistics.median(seconds[n] for n in near) if near else 0.0
+        return lost / (ends[-1] - ends[0])
 
 
-def own_shares(words: list[str], rounds: int) -> list[float]:
-    """Share of the training time that tracking takes for itself, by round."""
+def lost_shares(words: list[str], rounds: int) -> list[float]:
+    """Share of the training time that tracking costs, by round."""
+    from benchmarks.steps import StepTimes
+
     shares = []
-    with OwnTime.counting() as own:
-        for _ in range(rounds):
-            own.seconds = 0.0
-            train_seconds, _ = measure(words)
-            shares.append(own.seconds / train_seconds)
+    for _ in range(rounds):
+        with Lost.counting() as lost:
+            measure(words)
+            shares.append(lost.share(StepTimes.current))
     return shares
 
 
-def measure(words: list[str]) -> tuple[float, float]:
-    """Seconds of the training loop and of the whole run."""
+class Times(NamedTuple):
+    """Of a run, in seconds."""
+
+    train: float
+    """The training loop."""
+    whole: float
+    step: float
+    """Median of the steps."""
+
+
+def measure(words: list[str]) -> Times:
+    """One run."""
     import mlflow
 
+    from benchmarks.steps import StepTimes
     from hfexp import api
 
     with silence():
-        result = api.train(*words)
+        result = api.train(*words, STEPS)
         mlflow.end_run()  # which Transformers' callback leaves open
-    return result.train_seconds, result.seconds
+    steps = StepTimes.current
+    seconds = (end - start for start, end in pairwise(steps.ends))
+    return Times(result.train_seconds - steps.waited, result.seconds - steps.waited, statistics.median(seconds))
 
 
-def compare(words: list[str], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of training and of the whole run, by variant and round."""
-    for more in VARIANTS.values():
-        measure([*words, *more, "trainer.args.max_steps=5"])  # imports, a store, warm caches
+def measure_in_turns(words: list[str]) -> Times:
+    """In a process of its own: first a small training, for imports, a store and the first calls of everything."""
+    let_idle_threads_sleep()  # as hfexp's command does, before torch is loaded
+    from benchmarks.steps import StepTimes
 
-    def way(more: list[str]) -> Callable[[], tuple[float, float]]:
-        return lambda: measure([*words, *more])
+    with tempfile.TemporaryDirectory(dir=".") as place, chdir(place):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{os.getcwd()}/mlflow.db"
+        measure([*words, "trainer.args.max_steps=5"])
+        StepTimes.turns = Turns()
+        slowed = StepTimes.turns.slow_clock()
+        return measure([*words, *([] if "tracking=none" in words else [slowed])])
 
-    return interleave({name: way(more) for name, more in VARIANTS.items()}, rounds)
+
+def compare(job: str, words: list[str], rounds: int) -> dict[str, list[Times]]:
+    """Times by variant and round."""
+    times: dict[str, list[Times]] = {name: [] for name in VARIANTS}
+    for number in range(rounds):
+        start = number % len(VARIANTS)
+        names = [*VARIANTS][start:] + [*VARIANTS][:start]
+        program = ["-W", "ignore", "-m", "benchmarks.tracking_cost", "--words"]
+        commands = {name: [*program, json.dumps([*words, *VARIANTS[name]])] for name in names}
+        for name, found in in_turns(commands, TURN).items():
+            times[name].append(Times(*found))
+        print(f"  {job}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    return times
 
 
-def rows(job: str, times: Mapping[str, list[tuple[float, float]]], costs: Mapping[str, Ratio]) -> list[list[str]]:
+def costs(times: Mapping[str, list[Times]], name: str) -> tuple[Ratio, Ratio]:
+    """Over the run without tracking of the same round: the time of training, and how many median steps that is."""
+    pairs = [*zip(times[name], times[OFF], strict=True)]
+    seconds = tuple(one.train / off.train for one, off in pairs)
+    steps = tuple((one.train / one.step) / (off.train / off.step) for one, off in pairs)
+    label = f"{name} / {OFF}"
+    return Ratio(label, seconds), Ratio(f"{label}, in steps", steps, 1 + LIMIT if name == OWN else None)
+
+
+def rows(job: str, times: Mapping[str, list[Times]]) -> list[list[str]]:
     """Of the table, for one job."""
     found = []
     for name in VARIANTS:
-        train, whole = (statistics.median(column) for column in zip(*times[name], strict=True))
-        cost = ""
-        if name in costs:
-            changes = [value - 1 for value in costs[name].values]
-            cost = f"{costs[name].median - 1:+.1%} ({spread(changes, '+.1%')})"
-        found.append([job, name, f"{train:.2f}", cost, f"{whole:.2f}"])
+        train, whole, step = (statistics.median(column) for column in zip(*times[name], strict=True))
+        cells = ["", ""] if name == OFF else [_cost(ratio) for ratio in costs(times, name)]
+        found.append([job, name, f"{train:.2f}", cells[0], f"{step * 1e3:.2f}", cells[1], f"{whole:.2f}"])
     return found
 
 
@@ -153,39 +213,38 @@ def run(rounds: int | None = None, quick: bool = False, only: str = "", own: boo
     counts = {job: 1 if quick else rounds or ROUNDS[job] for job in jobs}
     cells: list[list[str]] = []
     with scratch() as place:
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
         for job in {} if own else jobs:
-            times = compare(jobs[job], counts[job])
-            costs = {name: _cost(job, name, times) for name in VARIANTS if name != "off"}
-            cells += rows(job, times, costs)
-            report.ratios += costs.values()
-            report.data[job] = {
-                "train_and_whole_seconds": times,
-                "ratios": {r.label: r.facts() for r in costs.values()},
-            }
-        shares = {job: own_shares(jobs[job], 1 if quick else 3) for job in jobs}
-    report.data["own_share"] = shares
+            times = compare(job, jobs[job], counts[job])
+            cells += rows(job, times)
+            ratios = [ratio for name in VARIANTS if name != OFF for ratio in costs(times, name)]
+            report.ratios += ratios
+            report.data[job] = {"train_whole_step_seconds": times, "ratios": {r.label: r.facts() for r in ratios}}
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{place}/mlflow.db"
+        measure([*SMALL, ALLOWED, "trainer.args.max_steps=5"])  # imports, a store
+        shares = {job: lost_shares([*words, ALLOWED], 1 if quick else ROUNDS_OF_SHARE) for job, words in jobs.items()}
+    report.data["share"] = shares
     report.blocks = [] if own else [_method(list(counts.values())), table(HEAD, cells)]
-    report.blocks += [OWN_SHARE, "\n".join(_share(job, found) for job, found in shares.items())]
+    report.blocks += [SHARE, "\n".join(_share(job, found) for job, found in shares.items())]
     return report
 
 
-HEAD = ["job", "tracking", "training, s", "cost", "whole run, s"]
-OWN_SHARE = """\
-The time that tracking takes for itself while training goes on, as a share of it (an upper bound of the
-cost that is free of the machine's noise: callbacks in the training thread, processor time elsewhere):"""
+HEAD = ["job", "tracking", "training, s", "cost", "median step, ms", "cost in steps", "whole run, s"]
+SHARE = """\
+The same within one training, free of the machine's noise: what steps take longer than those around them while a thread
+delivers or measures the load, and the time in the callback that records, as a share of the training:"""
 
 
-def _cost(job: str, name: str, times: Mapping[str, list[tuple[float, float]]]) -> Ratio:
-    pairs = zip(times[name], times["off"], strict=True)
-    limit = 1 + LIMIT if name == "hfexp" else None
-    return Ratio(f"{job}: {name} / off", tuple(own[0] / off[0] for own, off in pairs), limit)
+def _cost(ratio: Ratio) -> str:
+    return f"{ratio.median - 1:+.1%} ({spread((value - 1 for value in ratio.values), '+.1%')})"
 
 
-def _method(counts: list[int]) -> str:
+def _method(rounds: list[int]) -> str:
+    counts = " and ".join(map(turns, rounds))
     return (
-        f"Medians of {' and '.join(map(turns, counts))}, interleaved in one process; cost: median and range of "
-        f"the ratios\nto the run without tracking in the same round. The limit for hfexp is {LIMIT:.0%}."
+        f"Medians of {counts}, in processes that take turns of {TURN} steps on {os.cpu_count()} cores; cost: median\n"
+        "and range of the ratios to the run without tracking in the same round. Processes that do the same differ by\n"
+        "several percent in every step. Cost in steps leaves that out: it compares how many of its own median steps\n"
+        f"a training takes. The limit for hfexp is {LIMIT:.0%}."
     )
 
 
@@ -198,8 +257,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run as a program."""
     options = parser(__doc__)
     options.add_argument("--only", default="", choices=[name.partition(",")[0] for name in JOBS])
-    options.add_argument("--own", action="store_true", help="measure only the time that tracking takes for itself")
+    options.add_argument("--own", action="store_true", help="only what tracking costs within one training")
+    options.add_argument("--words", help="of one training, whose times are printed")
     args = options.parse_args(argv)
+    if args.words:
+        print(json.dumps(measure_in_turns(json.loads(args.words))))
+        return
     whole = not (args.quick or args.rounds or args.only or args.own)
     publish(run(args.rounds, args.quick, args.only, args.own), keep=whole)
 

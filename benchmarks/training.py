@@ -5,7 +5,8 @@ Compared is the time per step after the first epoch (from the end of the second 
 last one, waiting for data included), and the time from the call to the end of the last step, which for hfexp includes
 the building of its prepared data: every round starts without any. Each training has a process of its own, with its
 imports and a small training beforehand that are not counted, as hfexp sets how its process uses memory and threads.
-The processes of a round compute in turns of some steps (`benchmarks.in_turns`), for the machine may change its pace.
+The processes of a round compute in turns of some steps (`benchmarks.in_turns`), for the machine may change its pace;
+what hfexp does by the clock (its record) it does as much less often.
 Where the processor computes in bfloat16, hfexp also trains with `trainer=fast`, which the others could do as well.
 """
 
@@ -132,13 +133,14 @@ def train(name: str, shape: Shape, place: Path) -> Times:
     small = replace(shape, width=16, layers=1, heads=2, intermediate=16)
     once(name, Job(small, place / "few", EPOCHS))
     StepTimes.turns = Turns()
-    return once(name, Job(shape, place / "data", EPOCHS))
+    words = (StepTimes.turns.slow_clock(),) if name in (OWN, FAST) else ()
+    return once(name, Job(shape, place / "data", EPOCHS, words=words))
 
 
 def once(name: str, job: Job) -> Times:
     """One training."""
     if name in (OWN, FAST):
-        return own(replace(job, words=("trainer=fast",) if name == FAST else ()))
+        return own(replace(job, words=(*job.words, "trainer=fast")) if name == FAST else job)
     return bare(job) if name == BARE else peer(job, notebook if name == NOTEBOOK else script)
 
 

@@ -23,7 +23,7 @@ PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
 ENTRIES_PER_STEP = 1000
 BATCHED = ("params", "tags", "metrics")
-ALONE = ("create", "resume", "end")
+TURNING_POINTS = ("create", "resume", "end")
 CHECKPOINTS = "checkpoints"
 
 REFUSALS = frozenset(
@@ -117,7 +117,7 @@ class Delivery:
         batch: list[Entry] = []
         others: dict[str, tuple[Entry, int]] = {}
         for entry, after in self.journal.read(position):
-            if entry["kind"] in ALONE:
+            if entry["kind"] in TURNING_POINTS:
                 if not batch and not others:
                     self._deliver_one(entry)
                     end = after

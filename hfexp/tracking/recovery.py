@@ -12,7 +12,7 @@ from hfexp.process import ProcessId
 from hfexp.run_directory import held_run
 from hfexp.run_state import RunState, save_state
 from hfexp.tracking.delivered import recorded_state
-from hfexp.tracking.delivery import REASON, Delivery
+from hfexp.tracking.delivery import REASON, TURNING_POINTS, Delivery
 from hfexp.tracking.journal import Entry, Journal, exists
 from hfexp.tracking.store import tracking_uri
 
@@ -115,7 +115,7 @@ def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> 
 def _add_end(run_dir: Path, journal: Journal, state: RunState) -> Entry:
     """What the journal says last of how the run ended; if it was never told, what the directory knows."""
     timed = [entry for entry, _ in journal.read() if "time" in entry]
-    ended = [entry for entry in timed if entry["kind"] in ("create", "resume", "end")][-1]
+    ended = [entry for entry in timed if entry["kind"] in TURNING_POINTS][-1]
     if ended["kind"] == "end":
         return ended
     append_closing(run_dir, journal)
@@ -138,7 +138,7 @@ def append_closing(run_dir: Path, journal: Journal) -> None:
 def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
     """Whether a run has ended and its store has everything."""
     journal = Journal(run_dir)
-    last = [entry["kind"] for entry, _ in journal.read() if entry["kind"] in ("create", "resume", "end")]
+    last = [entry["kind"] for entry, _ in journal.read() if entry["kind"] in TURNING_POINTS]
     ended = state.status != "running" and last[-1:] in ([], ["end"])
     return ended and not Delivery(run_dir, journal, uri, run_dir).pending
 
