@@ -109,11 +109,8 @@ class Lost:
         """Of the time of a training, from the end of its first step to that of its last one (`StepTimes`)."""
         ends = steps.ends
         lost = sum(end - began for began, end in self.told if ends[0] < began < ends[-1])
-        for sort in (
-            set(steps.epoch_ends),
-            set(range(len(ends))) - set(steps.epoch_ends),
-        ):  # with an evaluation, without
-            numbers = [number for number in range(1, len(ends)) if number in sort]
+        for evaluated in (True, False):
+            numbers = [number for number in range(1, len(ends)) if (number in steps.epoch_ends) == evaluated]
             seconds = {number: ends[number] - ends[number - 1] for number in numbers}
             touched = [n for n in numbers if any(b < ends[n] and e > ends[n - 1] for b, e in self.busy)]
             free = [n for n in numbers if n not in touched]
@@ -193,7 +190,8 @@ def costs(times: Mapping[str, list[Times]], name: str) -> tuple[Ratio, Ratio]:
     seconds = tuple(one.train / off.train for one, off in pairs)
     steps = tuple((one.train / one.step) / (off.train / off.step) for one, off in pairs)
     label = f"{name} / {OFF}"
-    return Ratio(label, seconds), Ratio(f"{label}, in steps", steps, 1 + LIMIT if name == OWN else None)
+    limit = 1 + LIMIT if name == OWN else None
+    return Ratio(label, seconds, limit), Ratio(f"{label}, in steps", steps, limit)
 
 
 def rows(job: str, times: Mapping[str, list[Times]]) -> list[list[str]]:
