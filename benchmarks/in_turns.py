@@ -21,9 +21,6 @@ VARIABLE = "BENCHMARK_TURNS"
 """For a process that is to take turns: the descriptors that it writes to and reads from, the length of a turn, and how
 many processes there are."""
 
-SYSTEM_METRICS_INTERVAL = 10
-"""Seconds, as in conf/tracking/mlflow.yaml."""
-
 
 class Turns:
     """In a process: after so many steps it waits to be told to go on."""
@@ -48,12 +45,14 @@ class Turns:
         Returns:
             A word for its command line, which does so for what is measured of the machine.
         """
+        from hfexp.config import TrackingConfig
         from hfexp.tracking import writer
 
         writer.INTERVAL *= self.processes
         writer.LONGEST_PAUSE *= self.processes
         writer.LARGEST_SHARE /= self.processes
-        return f"tracking.system_metrics_interval={SYSTEM_METRICS_INTERVAL * self.processes}"
+        interval = TrackingConfig().system_metrics_interval or 0.0
+        return f"tracking.system_metrics_interval={interval * self.processes}"
 
 
 @dataclass
