@@ -16,6 +16,7 @@ NAMES = (
     "startup",
     "memory",
     "memory_reuse",
+    "side_by_side",
     "ddp",
     "tracking_cost",
     "compare_runs",

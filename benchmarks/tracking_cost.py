@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness import Ratio, Report, parser, publish, scratch, silence, spread, table, turns
 from benchmarks.in_turns import Turns, in_turns
 from benchmarks.variants import ALLOWED
-from hfexp.machine import let_idle_threads_sleep
+from hfexp.idle_threads import let_idle_threads_sleep
 
 LIMIT = 0.02
 TURN = 100

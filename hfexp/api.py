@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp import composition
 from hfexp.config import Config, to_config
-from hfexp.machine import let_idle_threads_sleep
+from hfexp.idle_threads import let_idle_threads_sleep
 
 let_idle_threads_sleep()
 # tqdm misses ipywidgets when a library loads it in a notebook; hfexp shows progress in lines.

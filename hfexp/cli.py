@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
-from hfexp.machine import let_idle_threads_sleep
+from hfexp.idle_threads import let_idle_threads_sleep
 from hfexp.memory import begin_collection, leave_all, put_off_collection
 
 MULTIRUN = {"-m", "--multirun"}

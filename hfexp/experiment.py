@@ -18,6 +18,7 @@ from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import RunError
 from hfexp.html import result_html
+from hfexp.idle_threads import processors_shared
 from hfexp.launch import stop, world
 from hfexp.memory import keep_freed_memory
 from hfexp.origin import Origin
@@ -96,7 +97,8 @@ def run(config: Config, origin: Origin) -> Result:
     """
     started = time.time()
     quiet.quiet_libraries()
-    world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+    use_cpu = bool(config.trainer.args.get("use_cpu"))
+    world.settle(config.launch, use_cpu)
     use_threads(config.launch)
     keep_freed_memory()
     processes = int(config.launch.num_processes)
@@ -106,6 +108,7 @@ def run(config: Config, origin: Origin) -> Result:
         inputs = prepare(config)
         environment = Environment.gather(origin)
         with (
+            processors_shared(use_cpu),
             StopOnSignal() as stop_on_signal,
             open_run_directory(config, origin, environment.git.get("sha", "")) as directory,
             quiet.log_to(directory.path / "hfexp.log"),

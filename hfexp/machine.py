@@ -5,10 +5,6 @@ import os
 import re
 from pathlib import Path
 
-SPINS = "10000"
-"""Times that an idle thread of OpenMP looks for work before it sleeps: 0.2 to 0.5 ms, by the processor."""
-OWN_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-
 
 def cpus() -> int:
     """Processors for this process: its affinity, cut by the quota of its container (cgroup v2 `cpu.max`).
@@ -32,17 +28,6 @@ def computes_in_bf16() -> bool:
     except OSError:
         return True
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
-
-
-def let_idle_threads_sleep() -> None:
-    """Let the threads that torch computes with look for work for a short time only, from when torch is loaded on.
-
-    GNU's OpenMP, which torch's packages for Linux bring, lets them look 300,000 times (libgomp's manual,
-    `GOMP_SPINCOUNT`), for some milliseconds after each step: on two processors, one of the two that are to decode the
-    next batch. Within a step the next work comes sooner than that. What the user has set stays.
-    """
-    if not any(name in os.environ for name in OWN_WAITING):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def visible_devices() -> tuple[str, ...]:

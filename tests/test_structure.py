@@ -130,6 +130,7 @@ LAYERS = [
     [
         "hfexp.errors",
         "hfexp.directions",
+        "hfexp.idle_threads",
         "hfexp.machine",
         "hfexp.memory",
         "hfexp.html",

@@ -1,13 +1,11 @@
-"""Threads beside those of torch: in order, one at a time, and none that looks for work for long."""
+"""Threads beside those of torch: in order, and one at a time."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from hfexp import threads
-from hfexp.machine import let_idle_threads_sleep
 
 
 @pytest.fixture
@@ -50,17 +48,3 @@ def test_the_first_bad_item_of_a_batch_is_named() -> None:
 
     with pytest.raises(ValueError, match="no 3"):
         threads.map_batch_in_threads(refuse, list(range(16)))
-
-
-@pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}])
-def test_idle_threads_sleep_unless_the_user_says_how_they_wait(
-    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    for name in names:
-        monkeypatch.setenv(name, "")  # so that it is taken back, whoever sets it
-        monkeypatch.delenv(name)
-    for name, value in own.items():
-        monkeypatch.setenv(name, value)
-    let_idle_threads_sleep()
-    assert {name: os.environ[name] for name in names if name in os.environ} == (own or {"GOMP_SPINCOUNT": "10000"})

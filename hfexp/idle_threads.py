@@ -1,0 +1,91 @@
+"""How long the threads that torch computes with stay awake when they have nothing to do."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+SPINS = "10000"
+"""Times that an idle thread of OpenMP looks for work before it sleeps: 0.2 to 0.5 ms, by the processor."""
+OWN_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+INTERVAL = 1.0
+"""Seconds after which a run looks again whether the processors are its own now."""
+
+
+def let_idle_threads_sleep() -> None:
+    """Let the threads that torch computes with look for work for a short time only, from when torch is loaded on.
+
+    GNU's OpenMP, which torch's packages for Linux bring, lets them look 300,000 times (libgomp's manual,
+    `GOMP_SPINCOUNT`), for some milliseconds after each step: on two processors, one of the two that are to decode the
+    next batch. Within a step the next work comes sooner than that. What the user has set stays.
+    """
+    if not any(name in os.environ for name in OWN_WAITING):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+@contextlib.contextmanager
+def processors_shared(use_cpu: bool = False) -> Iterator[None]:
+    """In the block, this process computes with torch on the CPU, maybe beside others that do so in such a block.
+
+    A thread that looks for work keeps those of another run from doing theirs, for which that one's other threads then
+    look: each of many hundred operations of a step waits until somebody gives up. So only one run at a time, the first
+    of its user on these processors, has threads that do so; those of all others sleep at once. When it has ended,
+    however that was, another one takes its place. The number of threads, and so every result, stays what it is.
+
+    Args:
+        use_cpu: even if there is an accelerator; otherwise that computes, and there is nothing to share.
+    """
+    import torch
+
+    on_cpu = use_cpu or not torch.accelerator.is_available()
+    if not (on_cpu and sys.platform.startswith("linux") and torch.get_num_threads() > 1):
+        yield
+        return
+    over = threading.Event()
+    with contextlib.ExitStack() as stack:
+        if not _first_here(stack):
+            thread = threading.Thread(target=_crowd, args=(stack, over), name="hfexp-crowd", daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(over.set)
+        yield
+
+
+def _crowd(stack: contextlib.ExitStack, over: threading.Event) -> None:
+    """Be more threads than there are processors, until the first place is free or the block has ended.
+
+    That makes libgomp's threads sleep at once (after 100 looks): `gomp_throttled_spin_count_var` in its `env.c`,
+    used by `config/linux/wait.h` while a process has more of them. A thread that computes in parallel gets its own
+    ones, which end with it (`gomp_free_thread` in `team.c`).
+    """
+    import torch
+
+    torch.ones(torch.get_num_threads() * 2**16).add_(1)  # long enough to be divided among all threads
+    while not over.wait(INTERVAL):
+        if _first_here(stack):
+            return
+
+
+def _first_here(stack: contextlib.ExitStack) -> bool:
+    """Whether no other run is the first; then this one is, until `stack` is unwound or the process ends."""
+    import fcntl
+
+    try:
+        lock = os.open(_lock_file(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # nobody can be told
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return False
+    stack.callback(os.close, lock)
+    return True
+
+
+def _lock_file() -> Path:
+    """One for each user and set of processors."""
+    processors = sum(1 << number for number in os.sched_getaffinity(0))
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"hfexp-{os.getuid()}-{processors:x}.lock"
