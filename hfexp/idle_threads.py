@@ -9,7 +9,6 @@ from pathlib import Path
 
 SPINS = "10000"
 """Times that an idle thread of OpenMP looks for work before it sleeps: 0.2 to 0.5 ms, by the processor."""
-OWN_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 INTERVAL = 1.0
 """Seconds after which a run looks again whether the processors are its own now."""
 
@@ -21,7 +20,7 @@ def let_idle_threads_sleep() -> None:
     `GOMP_SPINCOUNT`), for some milliseconds after each step: on two processors, one of the two that are to decode the
     next batch. Within a step the next work comes sooner than that. What the user has set stays.
     """
-    if not any(name in os.environ for name in OWN_WAITING):
+    if not _user_decides():
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
@@ -32,7 +31,8 @@ def processors_shared(use_cpu: bool = False) -> Iterator[None]:
     A thread that looks for work keeps those of another run from doing theirs, for which that one's other threads then
     look: each of many hundred operations of a step waits until somebody gives up. So only one run at a time, the first
     of its user on these processors, has threads that do so; those of all others sleep at once. When it has ended,
-    however that was, another one takes its place. The number of threads, and so every result, stays what it is.
+    however that was, another one takes its place. The number of threads, and so every result, stays what it is, and so
+    does what the user has set.
 
     Args:
         use_cpu: even if there is an accelerator; otherwise that computes, and there is nothing to share.
@@ -45,7 +45,7 @@ def processors_shared(use_cpu: bool = False) -> Iterator[None]:
         return
     over = threading.Event()
     with contextlib.ExitStack() as stack:
-        if not _first_here(stack):
+        if not _first_here(stack) and not _user_decides():
             thread = threading.Thread(target=_crowd, args=(stack, over), name="hfexp-crowd", daemon=True)
             thread.start()
             stack.callback(thread.join)
@@ -78,11 +78,19 @@ def _first_here(stack: contextlib.ExitStack) -> bool:
         return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(lock)
         return False
+    except OSError:  # a file system without locks
+        os.close(lock)
+        return True
     stack.callback(os.close, lock)
     return True
+
+
+def _user_decides() -> bool:
+    """Whether the environment says otherwise than hfexp how long idle threads stay awake."""
+    return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) != SPINS
 
 
 def _lock_file() -> Path:

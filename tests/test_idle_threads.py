@@ -43,6 +43,8 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A lock of its own, and two threads wherever the tests run."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(idle_threads, "INTERVAL", 0.01)
     return tmp_path
@@ -94,6 +96,13 @@ def test_beside_another_run_they_sleep_at_once_until_that_has_ended() -> None:
         wait_until(lambda: not is_crowded())
         with processors_shared(use_cpu=True):  # for this one is the first now
             assert is_crowded()
+        assert not is_crowded()
+
+
+@linux_only
+def test_what_the_user_has_set_stays_beside_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    with another_run(), processors_shared(use_cpu=True):
         assert not is_crowded()
 
 
