@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,9 @@ class Case:
         assert run.info.status == status
         assert reason in run.data.tags.get("hfexp.status_reason", "")
         assert reported <= kept, f"{len(reported - kept)} of {len(reported)} are missing"
-        assert len(points) == len({(point.key, point.step) for point in points}), "something was recorded twice"
+        times = Counter((point.key, point.step) for point in points)
+        twice = [point for point in points if times[point.key, point.step] > 1]
+        assert not twice, f"recorded twice: {twice}"
         assert {"config.yaml", "environment.json", "requirements.txt", "hfexp.log"} <= files
         if status == "FINISHED":
             assert {"results.json"} <= files

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -389,6 +390,20 @@ def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
     with SystemMonitor(Recorder(), None, 0.0):  # pyright: ignore
         pass
     assert len(recorded) == count
+
+
+def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfexp.tracking import system
+
+    steps: list[int] = []
+    tracker = types.SimpleNamespace(log_metrics=lambda metrics, step: steps.append(step))
+    ends = iter([False, True])
+    monkeypatch.setattr(system, "time", types.SimpleNamespace(time=lambda: 1100.4))
+    monitor = system.SystemMonitor(tracker, 5.0, 1000.0)  # pyright: ignore
+    monkeypatch.setattr(monitor, "_stop", types.SimpleNamespace(wait=lambda interval: next(ends), set=lambda: None))
+    with monitor:
+        pass
+    assert steps == [100]
 
 
 def test_accelerators_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:

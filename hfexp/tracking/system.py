@@ -47,9 +47,16 @@ class SystemMonitor:
 
     def _run(self, interval: float) -> None:
         self.sample()  # the first one starts the measurement of CPU time
+        last = None
         while not self._stop.wait(interval):
-            self._tracker.log_metrics(self.sample(), round(time.time() - self._started))
-        self._tracker.log_metrics(self.sample(), round(time.time() - self._started))
+            last = self._age()
+            self._tracker.log_metrics(self.sample(), last)
+        if self._age() != last:  # a second sample for the same second would be a second value at its step
+            self._tracker.log_metrics(self.sample(), self._age())
+
+    def _age(self) -> int:
+        """Of the run, in seconds."""
+        return round(time.time() - self._started)
 
     def sample(self) -> dict[str, float]:
         """Load since the last sample."""
