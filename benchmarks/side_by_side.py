@@ -35,7 +35,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     with scratch() as place:
         write_pictures(place / "data", {"train": images, "validation": 40}, (250, 250))
         rate([NOTEBOOK], place, quick)  # `datasets` lists the files, for all variants
-        rate([OWN], place, quick)  # which prepares the rows
+        rate([OWN], place, quick)  # which makes the store of runs
         ways = {
             f"{word} {name}": lambda name=name, count=count: rate([name] * count, place, quick)
             for name in (OWN, NOTEBOOK)
@@ -83,14 +83,15 @@ def rate(names: list[str], place: Path, quick: bool) -> float:
         )
         for seed, name in enumerate(names)
     ]  # fmt: skip
-    ends: list[list[float]] = []
+    ended: list[list[float]] = []
+    """By process: when its steps ended."""
     for process in processes:
         out, errors = process.communicate()
         if process.returncode:
             raise RuntimeError(f"a training failed:\n{errors[-3000:]}")
-        ends.append(json.loads(out.splitlines()[-1]))
-    begin, end = max(times[0] for times in ends), min(times[-1] for times in ends)
-    return sum(begin < moment <= end for times in ends for moment in times) / (end - begin)
+        ended.append(json.loads(out.splitlines()[-1]))
+    begin, end = max(times[0] for times in ended), min(times[-1] for times in ended)
+    return sum(begin < moment <= end for times in ended for moment in times) / (end - begin)
 
 
 def train(name: str, seed: int, place: Path, quick: bool, meeting: Path, processes: int) -> list[float]:

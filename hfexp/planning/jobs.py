@@ -168,7 +168,7 @@ def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number:
     for point in left:
         try:
             run_dir = Path(json.loads(point.file.read_text())["run_dir"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError):  # it has not begun
             continue
         job = _continued(job, run_dir) if job.is_to_run else job
     if not job.is_to_run:
