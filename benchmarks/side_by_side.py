@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.way == OWN:
             from hfexp.idle_threads import let_idle_threads_sleep
 
-            let_idle_threads_sleep()  # as hfexp's command does, before torch is loaded
+            let_idle_threads_sleep(decoding=False)  # as hfexp's command does, before torch is loaded
         print(json.dumps(train(args.way, args.seed, args.place, args.quick, args.meeting, args.processes)))
     else:
         publish(run(args.rounds, args.quick), keep=not args.quick)

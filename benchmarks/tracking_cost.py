@@ -159,7 +159,7 @@ def measure(words: list[str]) -> Times:
 
 def measure_in_turns(words: list[str]) -> Times:
     """In a process of its own: first a small training, for imports, a store and the first calls of everything."""
-    let_idle_threads_sleep()  # as hfexp's command does, before torch is loaded
+    let_idle_threads_sleep(decoding=False)  # as hfexp's command does, before torch is loaded
     from benchmarks.steps import StepTimes
 
     with tempfile.TemporaryDirectory(dir=".") as place, chdir(place):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp import composition
 from hfexp.config import Config, to_config
-from hfexp.idle_threads import let_idle_threads_sleep
+from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
 
 let_idle_threads_sleep()
 # tqdm misses ipywidgets when a library loads it in a notebook; hfexp shows progress in lines.
@@ -57,9 +57,11 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     Raises:
         ConfigError: the experiment can't be run as asked; nothing was created.
     """
+    cfg, choices = composition.compose(*overrides, config_dir=config_dir)
+    config = to_config(cfg)
+    let_idle_threads_sleep_in(config)
     from hfexp import experiment
     from hfexp.origin import Origin
 
-    cfg, choices = composition.compose(*overrides, config_dir=config_dir)
     command = f"hfexp.train({', '.join(map(repr, overrides))})"
-    return experiment.run(to_config(cfg), Origin(choices, list(overrides), command, sys.argv[0]))
+    return experiment.run(config, Origin(choices, list(overrides), command, sys.argv[0]))

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
-from hfexp.idle_threads import let_idle_threads_sleep
+from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
 from hfexp.memory import begin_collection, leave_all, put_off_collection
 
 MULTIRUN = {"-m", "--multirun"}
@@ -108,6 +108,7 @@ class _Job:
         if world.rank() == 0:
             screen.show_choices(config, origin)
 
+        let_idle_threads_sleep_in(config)
         from hfexp import experiment
 
         begin_collection()

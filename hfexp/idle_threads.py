@@ -6,22 +6,39 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-SPINS = "10000"
-"""Times that an idle thread of OpenMP looks for work before it sleeps: 0.2 to 0.5 ms, by the processor."""
+if TYPE_CHECKING:
+    from hfexp.config import Config
+
+SPINS = "100000"
+"""Times that an idle thread of OpenMP looks for work before it sleeps: 2 to 5 ms, by the processor."""
+SPINS_WHILE_DECODING = "10000"
+"""The same where its processor has something else to do meanwhile."""
 INTERVAL = 1.0
 """Seconds after which a run looks again whether the processors are its own now."""
 
 
-def let_idle_threads_sleep() -> None:
+def let_idle_threads_sleep(decoding: bool = True) -> None:
     """Let the threads that torch computes with look for work for a short time only, from when torch is loaded on.
 
     GNU's OpenMP, which torch's packages for Linux bring, lets them look 300,000 times (libgomp's manual,
     `GOMP_SPINCOUNT`), for some milliseconds after each step: on two processors, one of the two that are to decode the
-    next batch. Within a step the next work comes sooner than that. What the user has set stays.
+    next batch. Within a step the next work mostly comes sooner than that, but not always, and waking a thread takes
+    long: where nothing is decoded, they look for longer. What the user has set stays, and what was set when torch was
+    loaded holds for the process.
+
+    Args:
+        decoding: the process decodes images (or other files) while it computes.
     """
     if not _user_decides():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPINS_WHILE_DECODING if decoding else SPINS
+
+
+def let_idle_threads_sleep_in(config: "Config") -> None:
+    """`let_idle_threads_sleep` as it suits a training, if torch is not loaded yet."""
+    if "torch" not in sys.modules:
+        let_idle_threads_sleep(decoding=config.dataset.streaming or not config.transform.cache.enabled)
 
 
 @contextlib.contextmanager
@@ -90,7 +107,8 @@ def _first_here(stack: contextlib.ExitStack) -> bool:
 
 def _user_decides() -> bool:
     """Whether the environment says otherwise than hfexp how long idle threads stay awake."""
-    return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) != SPINS
+    own = (SPINS, SPINS_WHILE_DECODING)
+    return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) not in own
 
 
 def _lock_file() -> Path:

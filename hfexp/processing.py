@@ -58,7 +58,8 @@ class ProcessedDataset(TorchDataset):
 
     def __getitems__(self, keys: list[int]) -> list[Row] | Row:
         """A batch as `torch.utils.data` asks for it: rows, or each of their fields stacked to (B, ...)."""
-        indices = [key % len(self.rows) for key in keys]
+        count = len(self.rows)
+        indices = [key % count for key in keys]
         if self.reads_columns:
             assert self.prepared is not None
             inputs: Any = self.task.preprocess(self._batched(self.prepared.columns(indices), keys), self.processor)

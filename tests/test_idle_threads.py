@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hfexp import idle_threads
-from hfexp.idle_threads import let_idle_threads_sleep, processors_shared
+from hfexp.api import compose
+from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in, processors_shared
 
 PIPE = subprocess.PIPE
 FIRST = """
@@ -84,6 +85,26 @@ def test_idle_threads_sleep_unless_the_user_says_how_they_wait(
         monkeypatch.setenv(name, value)
     let_idle_threads_sleep()
     assert {name: os.environ[name] for name in names if name in os.environ} == (own or {"GOMP_SPINCOUNT": "10000"})
+
+
+@pytest.mark.parametrize(
+    ("words", "spins"),
+    [
+        ([], "100000"),
+        (["transform.cache.enabled=false"], "10000"),
+        (["dataset.streaming=true"], "10000"),
+    ],
+)
+def test_they_look_for_longer_where_nothing_is_decoded_meanwhile(
+    words: list[str], spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # as the command has set it at its beginning
+    config = compose("experiment=digits_vit", *words)
+    let_idle_threads_sleep_in(config)
+    assert os.environ["GOMP_SPINCOUNT"] == "10000", "torch is loaded, and has read it"
+    monkeypatch.delitem(sys.modules, "torch")
+    let_idle_threads_sleep_in(config)
+    assert os.environ["GOMP_SPINCOUNT"] == spins
 
 
 @linux_only

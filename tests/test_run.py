@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,24 @@ def client() -> mlflow.MlflowClient:
 
 def artifacts(run_id: str, path: str | None = None) -> set[str]:
     return {info.path for info in client().list_artifacts(run_id, path)}
+
+
+class SoughtModules:
+    """Stands before the finders of modules, and finds none."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def find_spec(self, name: str, *args: object) -> None:
+        self.names.append(name)
+
+
+def test_steps_do_not_search_the_disk_for_a_package(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sought = SoughtModules()
+    monkeypatch.setattr("sys.meta_path", [sought, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "lomo_optim", raising=False)
+    api.train(*SMALL_DIGITS, "tracking=none")
+    assert sought.names.count("lomo_optim") == 1
 
 
 def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
