@@ -1,5 +1,6 @@
 """Threads that decode and resize images side by side: decoders and torch leave Python's lock while they do."""
 
+import ctypes
 import functools
 import itertools
 import os
@@ -7,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -68,18 +70,34 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     if os.getpid() not in _pools:
         before = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "decode", _compute_alone)
-        # torch's setting counts for the thread that makes it and for those that begin later: let all begin now.
+        # torch's own setting counts for the thread that makes it and for those that begin later: let all begin now.
         together = threading.Barrier(workers)
         list(pool.map(lambda _: together.wait(), range(workers)))
-        torch.set_num_threads(before)
+        if _set_threads_here() is None:
+            torch.set_num_threads(before)
         _pools[os.getpid()] = pool
     return _pools[os.getpid()]
 
 
 def _compute_alone() -> None:
-    """Let torch compute with this thread alone."""
+    """Let torch compute with this thread alone.
+
+    `torch.set_num_threads` is for the whole process: each thread that uses torch from then on, OpenMP's too, tells MKL
+    to always take so many (`mkl_set_dynamic(false)` in `aten/src/ATen/ParallelOpenMP.cpp`), also where the threads of
+    an operation call it, as in attention. OpenMP gives it only one there, but asking takes time at each of thousands
+    of products: 2.7 % of a small ViT's step.
+    """
     torch.get_num_threads()  # a thread takes the process's number when it first asks; after that it keeps its own
-    torch.set_num_threads(1)
+    (_set_threads_here() or torch.set_num_threads)(1)
+
+
+@functools.cache
+def _set_threads_here() -> Callable[[int], object] | None:
+    """OpenMP's `omp_set_num_threads`, which is for the calling thread, from the library that torch computes with."""
+    try:
+        return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
+    except (OSError, AttributeError):
+        return None
 
 
 def use_threads(launch: LaunchConfig) -> None:

@@ -1,5 +1,7 @@
 """Threads beside those of torch: in order, and one at a time."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -24,7 +26,13 @@ def two_processors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_processors")
-def test_torch_computes_with_one_thread_beside_others_and_with_all_elsewhere() -> None:
+@pytest.mark.parametrize("with_openmp", [True, False])
+def test_torch_computes_with_one_thread_beside_others_and_with_all_elsewhere(
+    with_openmp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_openmp:
+        monkeypatch.setattr(threads, "_set_threads_here", lambda: None)
+
     def computed(number: int) -> int:
         torch.rand(200, 200).exp()
         return torch.get_num_threads()
@@ -48,3 +56,23 @@ def test_the_first_bad_item_of_a_batch_is_named() -> None:
 
     with pytest.raises(ValueError, match="no 3"):
         threads.map_batch_in_threads(refuse, list(range(16)))
+
+
+ASK_MKL = """
+import ctypes, pathlib, torch
+from hfexp import threads
+mkl = ctypes.CDLL(str(pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+if hasattr(mkl, "mkl_serv_get_dynamic"):
+    threads._processors = lambda process: 2
+    before = mkl.mkl_serv_get_dynamic()
+    threads.map_batch_in_threads(torch.exp, list(torch.rand(8, 1000)))
+    torch.rand(2000, 200) @ torch.rand(200, 200)
+    print(before, mkl.mkl_serv_get_dynamic())
+"""
+
+
+def test_mkl_still_decides_how_many_threads_it_takes() -> None:
+    found = subprocess.run([sys.executable, "-c", ASK_MKL], capture_output=True, check=True, text=True).stdout.split()
+    if not found:
+        pytest.skip("this torch is without MKL")
+    assert found == ["1", "1"]
