@@ -8,7 +8,9 @@ training beforehand that are not counted, as hfexp sets how its process uses mem
 The processes of a round compute in turns of some steps (`benchmarks.in_turns`), for the machine may change its pace.
 The first step of a turn does not count, for it takes longer than any of a process that runs alone, and what hfexp does
 by the clock (its record) it does as much less often.
-Where the processor computes in bfloat16, hfexp also trains with `trainer=fast`, which the others could do as well.
+Two ways to train faster, which the others could use as well, are measured beside it: where there is a C++ compiler,
+hfexp with `trainer.args.torch_compile=true` (nothing is compiled beforehand, so that the whole training includes it),
+and where the processor computes in bfloat16, with `trainer=fast`.
 """
 
 import json
@@ -31,7 +33,13 @@ from hfexp.machine import computes_in_bf16
 LOGGING_STEPS = 10
 EPOCHS = 3
 BARE, OWN, NOTEBOOK, SCRIPT = "bare loop", "hfexp", "notebook", "run_image_classification"
-FAST = "hfexp, trainer=fast"
+COMPILED, FAST = "hfexp, torch_compile", "hfexp, trainer=fast"
+OWN_WORDS: dict[str, tuple[str, ...]] = {
+    OWN: (),
+    COMPILED: ("trainer.args.torch_compile=true",),
+    FAST: ("trainer=fast",),
+}
+"""What hfexp is told, by name."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,16 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 
 def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
     """One size of image: all variants in turns."""
+    from hfexp.checks import check_compiler  # not before torch may be loaded, which `train` decides
+
     place = place.absolute()
     write_pictures(place / "data", {"train": case.images, "validation": 40}, (250, 250))
     write_pictures(place / "few", {"train": 32, "validation": 40}, (250, 250))
     with silence():
         script(Job(case.shape, place / "data"))  # `datasets` lists the files, for all variants
-    names = [BARE, OWN, NOTEBOOK, SCRIPT, *([FAST] if computes_in_bf16() else [])]
+    compiles = not check_compiler({"torch_compile": True, "use_cpu": True})
+    faster = [*([COMPILED] if compiles else []), *([FAST] if computes_in_bf16() else [])]
+    names = [BARE, OWN, NOTEBOOK, SCRIPT, *faster]
     times: dict[str, list[Times]] = {name: [] for name in names}
     for number in range(rounds):
         start = number % len(names)
@@ -109,13 +121,14 @@ def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
         ratio(steps, NOTEBOOK, OWN, target=case.target),
         ratio(steps, SCRIPT, OWN),
         ratio(steps, NOTEBOOK, BARE),
-        *([ratio(steps, NOTEBOOK, FAST)] if FAST in names else []),
+        *(ratio(steps, NOTEBOOK, name) for name in faster),
     ]
     report.section(f"Time per step, {title}", "ms", steps, ratios, ".1f")
     for epochs in (EPOCHS, 10):
         totals = {name: [t.after(epochs) for t in found] for name, found in times.items()}
         word = "measured" if epochs == EPOCHS else "computed"
-        ratios = [ratio(totals, NOTEBOOK, OWN), ratio(totals, SCRIPT, OWN)]
+        ratios = [ratio(totals, peer, OWN) for peer in (NOTEBOOK, SCRIPT)]
+        ratios += [ratio(totals, NOTEBOOK, name) for name in faster]
         report.section(f"Whole training of {epochs} epochs ({word}), {title}", "s", totals, ratios)
 
 
@@ -128,21 +141,21 @@ def one_round(case: Case, place: Path, names: list[str]) -> dict[str, Times]:
 
 def train(name: str, shape: Shape, place: Path) -> Times:
     """A small training, for imports, a store of runs and the first calls of everything; then the one that counts."""
-    if name in (OWN, FAST):
+    if name in OWN_WORDS:
         let_idle_threads_sleep(decoding=False)  # as hfexp's command does, before torch is loaded
     from benchmarks.steps import StepTimes
 
     small = replace(shape, width=16, layers=1, heads=2, intermediate=16)
     once(name, Job(small, place / "few", EPOCHS))
     StepTimes.turns = Turns()
-    words = (StepTimes.turns.slow_clock(),) if name in (OWN, FAST) else ()
+    words = (StepTimes.turns.slow_clock(),) if name in OWN_WORDS else ()
     return once(name, Job(shape, place / "data", EPOCHS, words=words))
 
 
 def once(name: str, job: Job) -> Times:
     """One training."""
-    if name in (OWN, FAST):
-        return own(replace(job, words=(*job.words, "trainer=fast")) if name == FAST else job)
+    if name in OWN_WORDS:
+        return own(replace(job, words=(*job.words, *OWN_WORDS[name])))
     return bare(job) if name == BARE else peer(job, notebook if name == NOTEBOOK else script)
 
 
@@ -154,12 +167,13 @@ def ready_batches(job: Job) -> list[Any]:
 
 
 def own(job: Job) -> Times:
-    """hfexp, without prepared data."""
+    """hfexp, without prepared data and compiled code."""
     from benchmarks.steps import StepTimes
     from hfexp import api
 
     with tempfile.TemporaryDirectory(dir=".") as cache, silence():
         os.environ["HFEXP_CACHE"] = str(Path(cache).absolute())
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(cache).absolute() / "compiled")
         start = time.perf_counter()
         api.train(*hfexp_words(job, "trainer.callbacks.steps={_target_: benchmarks.steps.StepTimes}"))
     return summary(StepTimes.current, start)

@@ -2,7 +2,9 @@
 
 import os
 import re
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
             problems.append(f"trainer.args.save_steps={saved} must be a multiple of eval_steps={every}")
     if patience is not None and not best:
         problems.append("trainer.early_stopping_patience needs trainer.args.load_best_model_at_end=true")
-    return problems + check_precision(args)
+    return problems + check_precision(args) + check_compiler(args)
 
 
 def check_support(config: Config) -> list[str]:
@@ -113,6 +115,25 @@ def check_precision(args: dict[str, Any]) -> list[str]:
     if args.get("tf32") and not cuda:
         problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
     return problems
+
+
+def check_compiler(args: dict[str, Any]) -> list[str]:
+    """What `torch.compile` makes for a CPU is compiled by the program that `torch/_inductor/config.py` names."""
+    import torch
+
+    backend = args.get("torch_compile_backend")
+    compiles = args.get("torch_compile") or args.get("torch_compile_mode") or backend
+    accelerator = torch.accelerator.is_available() and not args.get("use_cpu")
+    if not compiles or backend not in (None, "inductor") or accelerator or os.getenv("TORCH_INDUCTOR_INSTALL_GXX"):
+        return []
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX", usual)
+    if shutil.which((shlex.split(compiler) or [usual])[0]) is not None:
+        return []
+    return [
+        f"trainer.args.torch_compile needs a C++ compiler on a CPU, and there is no {compiler}; "
+        "install it, name another one in the variable CXX, or leave torch_compile out"
+    ]
 
 
 def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:

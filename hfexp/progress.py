@@ -76,19 +76,26 @@ class ShowProgress(TrainerCallback):
         self.metric = metric
         self.values: dict[str, float] = {}
         self.started = 0.0
-        self.first_step = 0
+        self._began = 0.0, 0
+        """Time and step."""
+        self._first_ended: tuple[float, int] | None = None
+        """Likewise; the first step takes longer than any other (it may compile), so the rate is counted from here."""
         self.train_seconds = 0.0
         self._next = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.started, self.first_step = time.perf_counter(), state.global_step
+        self.started = time.perf_counter()
+        self._began, self._first_ended = (self.started, state.global_step), None
+        if args.torch_compile and state.is_world_process_zero:
+            say("  the first step compiles the model: up to a minute or two")
         self._move_bar(args, state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._first_ended = self._first_ended or (time.perf_counter(), state.global_step)
         if time.perf_counter() > self._next or state.global_step >= state.max_steps:
             self._move_bar(args, state)
         if state.is_world_process_zero:
@@ -117,8 +124,7 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if not is_terminal() and state.is_world_process_zero and state.global_step:
-            rate = (state.global_step - self.first_step) / max(time.perf_counter() - self.started, 1e-9)
-            left = (state.max_steps - state.global_step) / max(rate, 1e-9)
+            left = (state.max_steps - state.global_step) / max(self._steps_per_second(state), 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
             epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch  # without a known end
             say(f"  {epoch}  step {state.global_step}/{state.max_steps}  {self._text(args, state)}  {left:.0f} s left")
@@ -134,8 +140,14 @@ class ShowProgress(TrainerCallback):
             self.train_seconds = time.perf_counter() - self.started
         end_bar()
 
+    def _steps_per_second(self, state: TrainerState) -> float:
+        """Evaluating and saving included."""
+        first = self._first_ended
+        since, step = first if first and state.global_step > first[1] else self._began
+        return (state.global_step - step) / max(time.perf_counter() - since, 1e-9)
+
     def _text(self, args: TrainingArguments, state: TrainerState) -> str:
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        rate = (state.global_step - self.first_step) * batch / max(time.perf_counter() - self.started, 1e-9)
+        rate = batch * self._steps_per_second(state)
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in self.values.items())
         return f"{numbers}  {rate:.0f} samples/s".strip()

@@ -27,7 +27,7 @@ def quiet_libraries() -> None:
     datasets.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("mlflow", "alembic", "filelock", "fsspec", "matplotlib", "httpx"):
+    for name in ("mlflow", "alembic", "filelock", "fsspec", "matplotlib", "httpx", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Accelerate moves batches that are on the CPU already; torch warns about pinning without an accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -1,6 +1,7 @@
 """`trainer.args` against the installed TrainingArguments."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,15 @@ def test_bf16_on_a_cpu_without_it_is_said_to_be_slow(
         monkeypatch.setattr(checks.Path, "read_text", lambda self, flags=flags: flags)
         assert checks.check_precision({"bf16": True, "use_cpu": True}) == []
         assert ("no bf16 instructions" in capsys.readouterr().err) is expected
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    for args in ({"torch_compile": True}, {"torch_compile_mode": "default"}, {"torch_compile_backend": "inductor"}):
+        [problem] = checks.check_compiler({**args, "use_cpu": True})
+        assert "there is no no-such-compiler -O3" in problem
+        assert "CXX" in problem
+    assert checks.check_compiler({}) == []
+    assert checks.check_compiler({"torch_compile_backend": "aot_eager", "use_cpu": True}) == []
+    monkeypatch.setenv("CXX", f"'{sys.executable}' -E")
+    assert checks.check_compiler({"torch_compile": True, "use_cpu": True}) == []

@@ -114,7 +114,19 @@ def test_best_is_what_is_evaluated_and_saved(family: str, place: Path, capsys: p
 
 @pytest.mark.parametrize("family", ALL)
 def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
-    words = [*overrides(family, place), *fault_at(5)]  # in the middle of the second epoch
+    assert_resumed_equals_uninterrupted(overrides(family, place), place)
+
+
+def test_a_compiled_model_resumes_likewise(place: Path) -> None:
+    """By a backend of `torch.compile` that needs no C++ compiler."""
+    torch._dynamo.utils.counters.clear()
+    words = [*overrides("vit", place), "trainer.args.torch_compile_backend=aot_eager"]
+    assert_resumed_equals_uninterrupted(words, place)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def assert_resumed_equals_uninterrupted(words: list[str], place: Path) -> None:
+    words = [*words, *fault_at(5)]  # in the middle of the second epoch
     whole = api.train(*words, "output_dir=whole")
     (place / "fault").write_text("error")
     with pytest.raises(RuntimeError, match="caught fire"):

@@ -1,0 +1,46 @@
+"""What is said of a training while it goes on."""
+
+import types
+from typing import Any
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hfexp import progress
+from hfexp.progress import ShowProgress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that the clock shows, to be set."""
+    seconds = [1000.0]
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    return seconds
+
+
+def lines(args: Any, clock: list[float], steps: list[float], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What is said of a training from step 100 of 110 on whose steps take so many seconds, evaluated after each."""
+    shown, control = ShowProgress("accuracy"), TrainerControl()
+    state = TrainerState(global_step=100, max_steps=110, num_train_epochs=2, epoch=1.0)
+    shown.on_train_begin(args, state, control)
+    for seconds in steps:
+        clock[0] += seconds
+        state.global_step += 1
+        shown.on_step_end(args, state, control)
+        shown.on_evaluate(args, state, control)
+    shown.close()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_first_step_is_in_no_forecast(clock: list[float], tmp_path: Any, capsys: Any) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True)
+    first, second, third = lines(args, clock, [60, 2, 4], capsys)
+    assert "step 101/110" in first
+    assert first.endswith("  540 s left"), "nothing else is known yet"
+    assert second.endswith("  2 samples/s  16 s left")
+    assert third.endswith("  1 samples/s  21 s left")
+
+
+def test_compiling_is_said_beforehand(clock: list[float], tmp_path: Any, capsys: Any) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), torch_compile_backend="aot_eager", use_cpu=True)
+    assert "the first step compiles the model" in lines(args, clock, [], capsys)[0]
