@@ -123,8 +123,9 @@ def check_compiler(args: dict[str, Any]) -> list[str]:
 
     backend = args.get("torch_compile_backend")
     compiles = args.get("torch_compile") or args.get("torch_compile_mode") or backend
-    accelerator = torch.accelerator.is_available() and not args.get("use_cpu")
-    if not compiles or backend not in (None, "inductor") or accelerator or os.getenv("TORCH_INDUCTOR_INSTALL_GXX"):
+    if not compiles or backend not in (None, "inductor") or os.getenv("TORCH_INDUCTOR_INSTALL_GXX"):
+        return []
+    if torch.accelerator.is_available() and not args.get("use_cpu"):
         return []
     usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     compiler = os.environ.get("CXX", usual)

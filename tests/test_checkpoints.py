@@ -119,6 +119,7 @@ def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
 
 def test_a_compiled_model_resumes_likewise(place: Path) -> None:
     """By a backend of `torch.compile` that needs no C++ compiler."""
+    torch._dynamo.reset()  # also what was compiled before, which would not be counted again
     torch._dynamo.utils.counters.clear()
     words = [*overrides("vit", place), "trainer.args.torch_compile_backend=aot_eager"]
     assert_resumed_equals_uninterrupted(words, place)
