@@ -76,18 +76,16 @@ class ShowProgress(TrainerCallback):
         self.metric = metric
         self.values: dict[str, float] = {}
         self.started = 0.0
-        self._began = 0.0, 0
-        """Time and step."""
+        self.first_step = 0
         self._first_ended: tuple[float, int] | None = None
-        """Likewise; the first step takes longer than any other (it may compile), so the rate is counted from here."""
+        """Time and step; the first takes longer than any other (it may compile), so the rate is counted from here."""
         self.train_seconds = 0.0
         self._next = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.started = time.perf_counter()
-        self._began, self._first_ended = (self.started, state.global_step), None
+        self.started, self.first_step, self._first_ended = time.perf_counter(), state.global_step, None
         if args.torch_compile and state.is_world_process_zero:
             say("  the first step compiles the model: up to a minute or two")
         self._move_bar(args, state)
@@ -143,7 +141,7 @@ class ShowProgress(TrainerCallback):
     def _steps_per_second(self, state: TrainerState) -> float:
         """Evaluating and saving included."""
         first = self._first_ended
-        since, step = first if first and state.global_step > first[1] else self._began
+        since, step = first if first and state.global_step > first[1] else (self.started, self.first_step)
         return (state.global_step - step) / max(time.perf_counter() - since, 1e-9)
 
     def _text(self, args: TrainingArguments, state: TrainerState) -> str:
