@@ -188,10 +188,8 @@ def test_no_task_is_known_by_name_outside_its_file() -> None:
         assert not any("image_classification" in word for word in words), module
 
 
-def test_files_and_functions_stay_small() -> None:
+def test_functions_stay_small() -> None:
     for path in PACKAGE.rglob("*.py"):
-        text = path.read_text()
-        assert text.count("\n") <= 300, path
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
