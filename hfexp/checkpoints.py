@@ -133,6 +133,17 @@ class TrueCheckpoints(_Base):
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the Trainer's; each new best model gets a checkpoint, whatever the save strategy.
+
+        Otherwise what is reported as the best could be neither loaded nor continued from.
+        """
+        is_new_best = super()._determine_best_metric(metrics, trial)
+        if is_new_best and self.args.load_best_model_at_end:
+            self.state.best_global_step = self.state.global_step
+            self.control.should_save = True
+        return is_new_best
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         final_dir = Path(super()._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"

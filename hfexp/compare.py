@@ -55,10 +55,12 @@ def main(words: list[str]) -> int:
     ranking = rank([run for run in runs if run.run_id not in parents], args.metric, args.order, args.all)
     if len(args.what) == len(named) == len(runs) == 2:
         _show_pair(runs[0], runs[1], ranking, args.format)
+        notes = []
     else:
-        notes = [f"{len(parents)} left out: parents of sweeps, without params of their own"] if parents else []
-        for note in _show_ranking(ranking, args.format, args.top, args.all) + notes:
-            print(f"({note})", file=sys.stdout if args.format in ("table", "md") else sys.stderr)
+        notes = _show_ranking(ranking, args.format, args.top, args.all)
+        notes += [f"{len(parents)} left out: parents of sweeps, without params of their own"] if parents else []
+    for note in notes + _wrong_accumulation(ranking.runs):
+        print(f"({note})", file=sys.stdout if args.format in ("table", "md") else sys.stderr)
     if args.plot is not None:
         plot(ranking, Path(args.plot), uri, min(args.top or TOP, MAX_BARS))
     return 0
@@ -82,6 +84,19 @@ def _parse(words: list[str]) -> argparse.Namespace:
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {args.plot}: the name has to end in .png, .svg or .pdf")
     return args
+
+
+def _wrong_accumulation(runs: list[RunRecord]) -> list[str]:
+    """Warn of runs by a version that did not weight the losses of accumulated batches."""
+    key = "trainer.args.gradient_accumulation_steps"
+    ours = [run for run in runs if "hfexp.config_hash" in run.tags and "hfexp.loss_weighting" not in run.tags]
+    names = [run.name for run in ours if run.params.get(key, "1") not in ("1", "None")]
+    if not names:
+        return []
+    return [
+        f"not comparable: {one_of(names, 3)} accumulated gradients by a version that made loss and gradients {key} "
+        "times too large for most models (right: ViT, ConvNeXt, Llama); run them again"
+    ]
 
 
 def _parents(runs: list[RunRecord]) -> set[str]:

@@ -16,16 +16,17 @@ logger = logging.getLogger(__name__)
 
 
 def require_finite(trainer: Trainer) -> None:
-    """A model that was never better than nothing is no result.
+    """Fail when training has ended without a model that could be a result.
 
     Raises:
-        RunError: the metric that chooses the best model was NaN at every evaluation.
+        RunError: the last loss was not finite, or the metric that chooses the best model never was.
     """
+    trainer.require_finite_loss()
     best = trainer.state.best_metric
     if best is not None and not math.isfinite(best):
         raise RunError(
-            f"training diverged: {trainer.args.metric_for_best_model} was never a finite number; "
-            "lower trainer.args.learning_rate, or look at the data with debug=overfit"
+            f"{trainer.args.metric_for_best_model} was not a finite number in any evaluation, so no model could be "
+            "chosen by it; set trainer.args.metric_for_best_model to another metric, e.g. loss"
         )
 
 
@@ -37,7 +38,7 @@ def evaluate(
     Returns:
         Metrics (`best_*`, `final_eval_*`, `test_*`), and for classes what it says about each sample, by split.
     """
-    metrics = recorded_best(trainer)
+    metrics = recorded_best(trainer) if trainer.args.load_best_model_at_end else {}
     scores = {}
     for split, prefix in (("validation", "final_eval"), ("test", "test")):
         if split not in splits:
@@ -48,11 +49,39 @@ def evaluate(
             offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = offered.get("prediction_scores")
             scores[split] = SplitScores(probabilities, offered["predictions"], offered["references"])
-    name = str(trainer.args.metric_for_best_model).removeprefix("eval_")
-    best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
-    if trainer.args.load_best_model_at_end and best is not None and best != final:
-        logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
+    _compare_with_best(trainer, metrics)
     return metrics, scores
+
+
+def chosen(trainer: Trainer, metrics: dict[str, float]) -> tuple[float | None, int | None]:
+    """Tell what the saved model was chosen by: the value of `metric_for_best_model`, and the step it comes from.
+
+    Without `load_best_model_at_end` the saved model is the last one, and the value is that of its final evaluation. Of
+    a run that a sweep has given up there is no saved model: the value is the best so far.
+    """
+    final = metrics.get(f"final_eval_{_metric_name(trainer)}")
+    if trainer.args.load_best_model_at_end or final is None:
+        return trainer.state.best_metric, trainer.state.best_global_step or None
+    return final, trainer.state.global_step
+
+
+def _metric_name(trainer: Trainer) -> str:
+    return str(trainer.args.metric_for_best_model).removeprefix("eval_")
+
+
+def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Say so where the saved model is not the one with the best evaluation."""
+    name, args, state = _metric_name(trainer), trainer.args, trainer.state
+    best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
+    if args.load_best_model_at_end and best is not None and best != final:
+        logger.warning("the saved model gives %s=%s, but the best recorded was %s", name, final, best)
+    evaluated = {entry["step"] for entry in state.log_history if f"eval_{name}" in entry}
+    last_is_saved = not args.load_best_model_at_end and final is not None and state.is_world_process_zero
+    if last_is_saved and len(evaluated) > 1 and state.best_metric not in (None, final):
+        screen.note(
+            f"the last model is saved (eval_{name} {final:.4g}); an earlier one had {state.best_metric:.4g}: "
+            "trainer.args.load_best_model_at_end=true keeps the best one"
+        )
 
 
 def recorded_best(trainer: Trainer) -> dict[str, float]:

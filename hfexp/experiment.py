@@ -29,6 +29,7 @@ from hfexp.streams import show_rows
 from hfexp.sweep.membership import Point, read_membership
 from hfexp.sweep.values import TRAIN_SECONDS, values_of
 from hfexp.threads import use_threads
+from hfexp.tracking.lineage import split_digests
 from hfexp.tracking.run import open_run
 from hfexp.tracking.system import SystemMonitor
 from hfexp.tracking.tracker import Tracker
@@ -48,7 +49,10 @@ class Result:
     task_metric: str
     """What the task is usually judged by."""
     best_metric: float | None
+    """The value of that metric for the saved model: as it was chosen by it, or without `load_best_model_at_end` as the
+    last model has it."""
     best_step: int | None
+    """The step that the saved model comes from."""
     run_dir: Path
     run_id: str | None
     tracking_uri: str | None
@@ -65,7 +69,7 @@ class Result:
 
     @property
     def objective(self) -> float | None:
-        """What a sweep optimises: the best value of the metric that chooses the model."""
+        """What a sweep optimises: the value of the metric that chooses the model, of the saved model."""
         if self.best_metric is not None:
             return self.best_metric
         return self.metrics.get(f"final_eval_{self.metric_name}")
@@ -110,7 +114,9 @@ def run(config: Config, origin: Origin) -> Result:
         with (
             processors_shared(use_cpu),
             StopOnSignal() as stop_on_signal,
-            open_run_directory(config, origin, environment.git.get("sha", "")) as directory,
+            open_run_directory(
+                config, origin, environment.git.get("sha", ""), split_digests(inputs.dataset)
+            ) as directory,
             quiet.log_to(directory.path / "hfexp.log"),
             open_run(config, directory, origin, environment) as tracker,
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),

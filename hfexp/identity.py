@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 from hfexp.config import Config, Strategy, to_dict
 
@@ -28,10 +29,15 @@ def config_hash(config: Config) -> str:
     # Without eval_steps, Transformers evaluates every logging_steps.
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
-    if config.launch.strategy is not Strategy.single:
+    if config.launch.strategy is not Strategy.single and config.dataset.streaming:
+        plain["num_processes"] = int(config.launch.num_processes)  # among which a stream is divided
+    elif config.launch.strategy is not Strategy.single:
         # Two processes with 8 samples each do what one does with 16, and can go on where it stopped.
         size = args.get("per_device_train_batch_size", 8)  # the default of TrainingArguments
         plain["trainer"]["args"]["per_device_train_batch_size"] = size * int(config.launch.num_processes)
+    rules = [rule for rule, applies in _mended(args).items() if applies]
+    if rules:
+        plain["rules"] = rules
     plain["transform"].pop("cache")
     if not plain["model"]["channels_last"]:
         del plain["model"]["channels_last"]
@@ -39,3 +45,14 @@ def config_hash(config: Config) -> str:
         del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _mended(args: dict[str, Any]) -> dict[str, bool]:
+    """Rules of training that were others before, by the settings that they apply to.
+
+    A run that was begun under the former rule is not continued, nor taken for the same.
+    """
+    return {
+        "loss weighted by items": int(args.get("gradient_accumulation_steps") or 1) > 1,
+        "length groups of all processes": args.get("train_sampling_strategy") == "group_by_length",
+    }

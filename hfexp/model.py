@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from hfexp.adapters import adapt, adapter_config, base_of
+from hfexp.batch_norm import freeze_statistics
 from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.hub import explain_hub_errors
@@ -130,9 +131,10 @@ def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], all
         if config.path is None:
             raise ConfigError("model.peft adds an adapter to pretrained weights: set model.path")
         revision = getattr(model.config, "_commit_hash", None) or config.revision
-        return adapt(model, adapter_config(config.peft, new_tensors, allowed), config.path, revision)
+        model = adapt(model, adapter_config(config.peft, new_tensors, allowed), config.path, revision)
     for parameter in frozen_parameters(model, config.freeze):
         parameter.requires_grad_(False)
+    freeze_statistics(model, config.freeze)
     return model
 
 

@@ -72,7 +72,8 @@ class Recorder:
         task = self.inputs.task
         goal = {"hfexp.metric": f"final_eval_{task.metric}"}
         goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
-        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal})
+        weighting = {"hfexp.loss_weighting": "items"}
+        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
         self.tracker.log_artifacts(self.directory.artifacts)
         self._not_drawn = train_dataset
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -86,17 +87,24 @@ def experiment_name(config: Config, origin: Origin) -> str:
 
 
 @contextlib.contextmanager
-def open_run_directory(config: Config, origin: Origin, git_sha: str = "") -> Iterator[RunDirectory]:
+def open_run_directory(
+    config: Config, origin: Origin, git_sha: str = "", splits: dict[str, dict[str, Any]] | None = None
+) -> Iterator[RunDirectory]:
     """Continue the unfinished run of this identity, or begin a new one; hold its lock meanwhile.
 
-    A point of a sweep has its own run, whatever else is of the same identity; other runs leave that one alone.
+    A point of a sweep has its own run, whatever else is of the same identity; other runs leave that one alone. A run
+    that was started with other data is not continued.
+
+    Args:
+        splits: the data, as `hfexp.tracking.lineage.split_digests` describes it.
 
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
     parent, stem, identity = _place(config, origin)
     with _held(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
-        directory = _choose(parent, stem, identity, config)
+        directory = _choose(parent, stem, identity, config, splits)
+        directory.state.splits = splits
         if config.point is not None:
             directory.state.data = data_stamp(config.dataset.source)
         directory.begin(git_sha)
@@ -206,20 +214,40 @@ def _lock(parent: Path, state: RunState) -> FileLock:
     return FileLock(locks / f"{name}.lock", timeout=0)
 
 
-def _choose(parent: Path, stem: str, identity: str, config: Config) -> RunDirectory:
+def _choose(
+    parent: Path, stem: str, identity: str, config: Config, splits: dict[str, dict[str, Any]] | None
+) -> RunDirectory:
     latest = _latest(parent, stem, config.point)
     if latest is None:
         return _create(parent, stem, identity, config.point)
     path, state = latest
     if config.on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
-    if config.on_existing is OnExisting.resume and state.status != "finished":
+    changes = _changes(state.splits, splits)
+    if config.on_existing is OnExisting.resume and state.status != "finished" and changes:
+        note(f"the data has changed since {path.name} was interrupted ({changes}): beginning a new run")
+    elif config.on_existing is OnExisting.resume and state.status != "finished":
         checkpoint = newest_whole(path / "checkpoints")
         if checkpoint is not None or state.status != "failed":
             _require_processes(checkpoint, config)
             set_aside_newer(path / "checkpoints", checkpoint)
             return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
     return _create(parent, stem, identity, config.point)
+
+
+def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
+    """Name the splits that differ, and how; empty if none does, or if nobody can tell."""
+    if before is None or now is None:
+        return ""
+    found = []
+    for split in sorted(before.keys() | now.keys()):
+        was, is_now = before.get(split), now.get(split)
+        if was is None or is_now is None:
+            found.append(f"{split}: {'new' if was is None else 'gone'}")
+        elif was["digest"] != is_now["digest"]:
+            rows = was["rows"], is_now["rows"]
+            found.append(f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "other content"))
+    return ", ".join(found)
 
 
 def _require_processes(checkpoint: Path | None, config: Config) -> None:

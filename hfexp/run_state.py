@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 STATE = "run.json"
 
@@ -36,6 +37,8 @@ class RunState:
     """Of which sweep it is a part (`hfexp.sweep.membership.Point`)."""
     data: str | None = None
     """Of a part of a sweep: stamp of its local data (`hfexp.stamp`)."""
+    splits: dict[str, dict[str, Any]] | None = None
+    """Digest and number of rows of each split of the data that it was started with."""
     values: list[float] | None = None
     """Of a finished part of a sweep: what the sweep optimises."""
     pruned_step: int | None = None

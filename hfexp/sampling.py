@@ -24,7 +24,8 @@ class EpochSampler(Sampler[int]):
     ) -> None:
         """
         Args:
-            lengths: of the rows, to have groups of `group` rows that are about as long; random within that.
+            lengths: of the rows, to sort some of them at a time by length, so that batches have rows about as long.
+            group: rows of one step of the optimizer, in all processes.
         """
         self.num_rows = num_rows
         self.seed = seed
@@ -39,10 +40,15 @@ class EpochSampler(Sampler[int]):
         order = torch.arange(self.num_rows)
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         if self.lengths:
-            order = torch.tensor(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+            order = torch.tensor(get_length_grouped_indices(self.lengths, 1, self._sorted_rows, generator=generator))
         elif self.shuffle:
             order = torch.randperm(self.num_rows, generator=generator)
         return iter((order + self.epoch * self.num_rows).tolist())
+
+    @property
+    def _sorted_rows(self) -> int:
+        """Rows that are sorted at a time: those of 50 steps (as upstream), at least 512, at most a quarter of all."""
+        return max(min(max(50 * self.group, 512), self.num_rows // 4), self.group)
 
     def __len__(self) -> int:
         return self.num_rows

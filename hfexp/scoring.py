@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hfexp.errors import ConfigError, one_of
+from hfexp.errors import ConfigError, RunError, one_of
 
 
 class MetricSet:
@@ -20,7 +20,10 @@ class MetricSet:
 
         Raises:
             ConfigError: a metric needs something that the task does not offer, or two metrics share a name.
+            RunError: what is offered is not finite, so that no metric would mean anything.
         """
+        for name, values in offered.items():
+            _require_finite(name, np.asarray(values))
         result: dict[str, Any] = {}
         for name, metric in self.metrics.items():
             features = metric.features if isinstance(metric.features, list) else [metric.features]
@@ -40,6 +43,16 @@ class MetricSet:
         """The values that are single numbers."""
         values = self.compute(offered)
         return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+
+
+def _require_finite(name: str, values: np.ndarray) -> None:
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    bad = [row for row, value in enumerate(values) if not np.isfinite(value).all()]
+    raise RunError(
+        f"the model's {name} are not finite numbers for {len(bad)} of {len(values)} rows, the first of them row "
+        f"{bad[0]}: the model has diverged, or the row holds such a number"
+    )
 
 
 def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:

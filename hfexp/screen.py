@@ -118,9 +118,9 @@ def show_result(result: "Result") -> None:
 def _rows(result: "Result") -> list[tuple[str, str]]:
     rows = []
     name = result.task_metric
-    if result.best_metric is not None:
+    if f"best_eval_{name}" in result.metrics:
         at = f"at step {result.best_step}, chosen by eval_{result.metric_name} {result.best_metric:.4f}"
-        rows.append((f"best eval_{name}", f"{result.metrics.get(f'best_eval_{name}', float('nan')):.4f}  ({at})"))
+        rows.append((f"best eval_{name}", f"{result.metrics[f'best_eval_{name}']:.4f}  ({at})"))
     for prefix, label in (("final_eval", "validation"), ("test", "test")):
         value = result.metrics.get(f"{prefix}_{name}")
         if value is not None:

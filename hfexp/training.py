@@ -14,17 +14,18 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.checkpoints import TrueCheckpoints
+from hfexp.divergence import StopWhenDiverged
 from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
-from hfexp.evaluating import TrueEvaluation
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
 from hfexp.scoring import MetricSet
 from hfexp.stream_training import StreamTraining
 from hfexp.tasks.base import Task
 from hfexp.timing import Timed
+from hfexp.weighting import WeightedLosses
 
 
-class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transformers.Trainer):
+class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
     """The Transformers `Trainer` with true checkpoints, timing, sampling by (seed, epoch) and soft labels."""
 
     soft_labels: bool = False
@@ -59,12 +60,18 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transforme
             self._known_operations[shape] = super().floating_point_ops(inputs)
         return self._known_operations[shape]
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's, drawing the seeds of workers from a generator of its own.
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+        """As the Trainer's, drawing the seeds of workers from a generator of its own; an evaluation drops no rows.
 
-        Otherwise each pass, or with persistent workers only the first one, would shift the model's random numbers.
+        Without that generator each pass, or with persistent workers only the first one, would shift the model's
+        random numbers.
         """
-        return self._with_own_generator(super()._get_dataloader(*args, **kwargs))
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return self._with_own_generator(super()._get_dataloader(*args, is_training=is_training, **kwargs))
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """As the Trainer's, which wraps a kept one (persistent workers) anew at each evaluation."""
@@ -80,7 +87,8 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, TrueEvaluation, transforme
         strategy = self.args.train_sampling_strategy
         if isinstance(dataset, ProcessedDataset) and strategy in ("random", "sequential", "group_by_length"):
             lengths = dataset.lengths(self.model.main_input_name) if strategy == "group_by_length" else []  # pyright: ignore
-            group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            args = self.args
+            group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group)
             self.remove_callback(TellEpoch)
             self.add_callback(TellEpoch(sampler))

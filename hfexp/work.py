@@ -8,7 +8,8 @@ import transformers
 
 from hfexp import processing, screen, streaming
 from hfexp.arguments import build_arguments
-from hfexp.concluding import evaluate, note_skipped, recorded_best, require_finite, save_model
+from hfexp.batch_norm import share_statistics
+from hfexp.concluding import chosen, evaluate, note_skipped, recorded_best, require_finite, save_model
 from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import Terminated
@@ -86,11 +87,12 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     require_finite(trainer)
     pruned_step = watch.pruned_step if watch else None
     metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, job.started)
+    best_metric, best_step = chosen(trainer, metrics)
     return Outcome(
         metrics=metrics,
         metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
-        best_metric=trainer.state.best_metric,
-        best_step=trainer.state.best_global_step or None,
+        best_metric=best_metric,
+        best_step=best_step,
         report=report,
         train_seconds=progress.train_seconds,
         pruned_step=pruned_step,
@@ -160,6 +162,8 @@ def build_trainer(
     if args.world_size > 1 and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
         batch = collator.finish(collator([splits["train"][0]] * 2))
         args.ddp_find_unused_parameters = leaves_parameters_unused(config, inputs, batch)
+    if args.world_size > 1:
+        share_statistics(model, args.device.type != "cpu")
     trainer = trainer_class(config.trainer._target_, allowed)(
         model=model,
         args=args,
@@ -181,6 +185,5 @@ def build_trainer(
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.finish_batch = collator.finish
     trainer.config_hash = directory.state.config_hash
-    if inputs.transforms.batch is not None:
-        trainer.soft_labels, trainer.loss_is_scaled_for_ga = True, False
+    trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
     return trainer, progress

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def dataset_inputs(
         {
             "dataset": {
                 "name": f"{name_of(config.dataset.source)[:200]}-{split}",
-                "digest": rows.digest if isinstance(rows, Stream) else digest(rows),
+                "digest": _digest(rows),
                 "source_type": _source_type(config),
                 "source": mask_secrets(json.dumps(_source(config, rows)))[:MAX_SOURCE],
                 "schema": _schema(rows),
@@ -45,6 +46,18 @@ def dataset_inputs(
         }
         for split, rows in splits.items()
     ]
+
+
+def split_digests(splits: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    """Digest and number of rows (None of a stream) of each split, by which a continued run knows its data again."""
+    return {
+        str(split): {"digest": _digest(rows), "rows": None if isinstance(rows, Stream) else len(rows)}
+        for split, rows in splits.items()
+    }
+
+
+def _digest(rows: Any) -> str:
+    return rows.digest if isinstance(rows, Stream) else digest(rows)
 
 
 def evaluated_input(config: Config, task: Task, rows: Dataset) -> dict[str, Any]:

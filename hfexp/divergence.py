@@ -1,0 +1,80 @@
+"""A training whose loss is no longer a finite number ends, and says since which step."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfexp.errors import RunError
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+
+class Diverged(RunError):
+    """The model's numbers are no longer finite: nothing that it says is a result."""
+
+
+class StopWhenDiverged(_Base):
+    """Mixin for a Transformers `Trainer`: looks at the loss before it logs, evaluates or saves.
+
+    A single loss that is not finite may come from a step that a gradient scaler (fp16) then leaves out, so what counts
+    is a loss that is not finite up to the last step. It is followed on the device: no step waits for it.
+    """
+
+    _last_loss: torch.Tensor | None = None
+    _not_finite_since: torch.Tensor | None = None
+    """The first step of those without a finite loss, up to the last one; 0 if that has one."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        step, is_finite = self.state.global_step + 1, torch.isfinite(loss)
+        since = torch.zeros_like(loss, dtype=torch.int64) if self._not_finite_since is None else self._not_finite_since
+        since = torch.where(is_finite | (since > 0), since, step)
+        # Of a step's accumulated batches one that is not finite is enough.
+        self._not_finite_since = torch.where(is_finite & (since < step), 0, since)
+        self._last_loss = loss
+        return loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self.require_finite_loss()
+        return super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def require_finite_loss(self) -> None:
+        """Raise Diverged if the last step of the training had no finite loss, in whichever process."""
+        if self._not_finite_since is None or self._last_loss is None:
+            return
+        found = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
+        if self.args.world_size > 1:
+            found = self.accelerator.gather(found[None]).amax(0)  # pyright: ignore
+        since, is_nan = found.tolist()
+        if since:
+            raise self.diverged(f"the loss is {'NaN' if is_nan else 'infinite'} since step {since}")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's.
+
+        Raises:
+            Diverged: the loss of the evaluation is not finite.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        loss = (output.metrics or {}).get(name, 0.0)
+        if not math.isfinite(loss):
+            raise self.diverged(f"{name} is {loss} after step {self.state.global_step}")
+        return output
+
+    def diverged(self, what: str) -> Diverged:
+        """The error for a training that `what` tells to have diverged, with what had been measured before."""
+        best, step = self.state.best_metric, self.state.best_global_step
+        known = best is not None and math.isfinite(best)
+        before = f"; the best before was {self.args.metric_for_best_model} {best:.4g} at step {step}" if known else ""
+        return Diverged(
+            f"training diverged: {what}{before}. Lower trainer.args.learning_rate, raise "
+            "trainer.args.warmup_steps, or look for wrong values in the data with debug=overfit"
+        )

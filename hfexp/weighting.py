@@ -1,0 +1,176 @@
+"""The loss of a step, and of an evaluation, is a mean over its items, however batches divide them.
+
+An item is a row, or a labelled token where the task's loss is a mean over tokens. A model returns the mean over the
+items of one batch. A step has several batches (gradient accumulation, processes) and so has an evaluation, and these
+can hold unequally many items; so each batch's mean is weighted by its share of the items.
+
+Upstream (Transformers 5.23) leaves that to the models: it hands `num_items_in_batch` to each model whose `forward`
+takes `**kwargs`, and no longer divides the loss by the number of accumulated batches. But most classifiers ignore the
+count and return the mean of their batch, so that loss and gradients are too large by the number of accumulated batches
+(huggingface/transformers#47688). Here no model gets a count, and every model is treated alike.
+
+Accelerate fills up the last batches so that all processes have as many rows. Such fillers count in no loss.
+"""
+
+import functools
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import recursively_apply
+from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from hfexp.errors import RunError
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+IGNORED = -100
+"""A label that counts in no loss (`torch.nn.CrossEntropyLoss`)."""
+
+
+class WeightedLosses(_Base):
+    """Mixin for a Transformers `Trainer`: weights the loss of each batch by its share of the items."""
+
+    loss_per_token: bool = False
+    """The model's loss is a mean over the labelled tokens of a batch, not over its rows."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
+        self._divisors: deque[Any] = deque()
+        """Of the losses of the batches of the step that follows."""
+        self._loss_sum = self._items_scored = 0.0
+        """Of the present evaluation, in this process."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """As the Trainer's, without fillers; prepares the weights of the batches."""
+        rows: list[tuple[int, int]] = []
+        real_batches = (self._without_fillers(batch, rows) for batch in epoch_iterator)
+        batches, _ = super().get_batch_samples(real_batches, num_batches, device)
+        # DistributedDataParallel takes the mean of the processes' gradients, where their sum is wanted.
+        processes = self.args.world_size
+        if self.loss_per_token and batches:
+            tokens = [self._num_tokens(batch) for batch in batches]
+            total = self._over_processes(torch.stack(tokens).sum(), device).clamp(min=1)
+            self._divisors = deque(total / (processes * own) for own in tokens)
+        else:
+            of_all = sum(everywhere for _, everywhere in rows)
+            self._divisors = deque(of_all / (processes * own) if own else float("inf") for own, _ in rows)
+        return batches, None
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """As the Trainer's, which divides the loss by the number of accumulated batches: here by what weights it."""
+        self.current_gradient_accumulation_steps = self._divisors.popleft()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """As the Trainer's; 0 for a batch without any labelled token, whose mean is not defined."""
+        items = self._num_tokens(inputs) if self.loss_per_token and "labels" in inputs else None
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)  # pyright: ignore
+        if items is not None:
+            loss = torch.where(items > 0, loss, torch.zeros_like(loss))
+        return (loss, outputs) if return_outputs else loss
+
+    def _num_tokens(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Count the labelled tokens that a batch's loss is a mean over (a scalar)."""
+        labels = batch["labels"]
+        # The first token of a row is what a causal language model is not asked for.
+        return (labels[..., 1:] if self._loss_shifts_labels else labels).ne(IGNORED).sum()
+
+    def _over_processes(self, count: torch.Tensor, device: Any) -> torch.Tensor:
+        """Sum a count over all processes; without `average_tokens_across_devices` each is taken to have as many."""
+        if self.args.world_size == 1 or not self.args.average_tokens_across_devices:
+            return count * self.args.world_size
+        return self.accelerator.reduce(count.to(device), reduction="sum")  # pyright: ignore
+
+    def _without_fillers(self, batch: Any, rows: list[tuple[int, int]]) -> Any:
+        """Cut the fillers off a training batch; adds the number of real rows, here and in all processes, to `rows`."""
+        size = find_batch_size(batch) or 0
+        real, of_all = size, size * self.args.world_size
+        if self.args.world_size > 1 and self._remainder and self.accelerator.gradient_state.end_of_dataloader:
+            real, of_all = self._real_rows(size, self._remainder), self._remainder
+        rows.append((real, of_all))
+        return self._cut(batch, size, real)
+
+    @functools.cached_property
+    def _remainder(self) -> int:
+        """Training rows in the last batches of all processes, if these are not full; else 0.
+
+        Accelerate (1.15) forgets it when an epoch is resumed (`SkipBatchSampler` has no `batch_size`).
+        """
+        if self.args.dataloader_drop_last or not has_length(self.train_dataset):
+            return 0
+        return len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size)  # pyright: ignore
+
+    def _real_rows(self, size: int, remainder: int) -> int:
+        """Count the real rows of this process's last batch: the first ones, in the order of the processes."""
+        return min(max(remainder - size * self.args.process_index, 0), size)
+
+    def _cut(self, batch: Any, size: int, real: int) -> Any:
+        """Take the real rows; where there are none, one that does not count, as the model must be given something."""
+        if real == size:
+            return batch
+        kept: Any = recursively_apply(lambda tensor: tensor[: max(real, 1)], batch)
+        if real == 0 and self.loss_per_token:
+            kept["labels"] = torch.full_like(kept["labels"], IGNORED)
+        return kept
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As the Trainer's, with the mean loss over all items.
+
+        Raises:
+            RunError: it has not scored every row of the split.
+        """
+        self._loss_sum = self._items_scored = 0.0
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        sums = torch.tensor([self._loss_sum, self._items_scored], dtype=torch.float64)
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+        if f"{metric_key_prefix}_loss" in (output.metrics or {}):
+            output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1])  # pyright: ignore
+        _require_all_rows(output, dataloader, description)
+        return output
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """As the Trainer's, without fillers in the loss."""
+        size = find_batch_size(inputs) or 0
+        state, real = self.accelerator.gradient_state, size
+        if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
+            # `gather_for_metrics` keeps the first `remainder` rows of all last batches.
+            real = self._real_rows(size, state.remainder)
+        kept = self._cut(inputs, size, real)
+        loss, logits, labels = super().prediction_step(model, kept, prediction_loss_only, ignore_keys)  # pyright: ignore
+        if loss is not None and real:
+            items = int(self._num_tokens(kept)) if self.loss_per_token else real
+            self._loss_sum += float(loss) * items
+            self._items_scored += items
+        if kept is not inputs:  # all processes are to have as many rows when these are gathered
+            labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
+            labels = labels[0] if labels is not None and len(labels) == 1 else labels
+            logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)
+        return loss, logits, labels  # pyright: ignore
+
+
+def _require_all_rows(output: EvalLoopOutput, dataloader: Any, description: str) -> None:
+    """Raise RunError where the rows that were scored are not those of the split: no score would be of the split."""
+    labels = output.label_ids[0] if isinstance(output.label_ids, tuple) else output.label_ids
+    dataset = getattr(dataloader, "dataset", None)
+    if labels is not None and has_length(dataset) and len(labels) != len(dataset):  # pyright: ignore
+        raise RunError(f"{description.lower()} has scored {len(labels)} of {len(dataset)} rows")  # pyright: ignore

@@ -1,0 +1,186 @@
+"""Short trainings of tiny models of every architecture that ships, in one process or in several.
+
+python invariants.py FILE     as one of several processes: all of `TOGETHER`, with the results in FILE
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from hfexp.arguments import build_arguments
+from hfexp.batch_norm import _evaluate, share_statistics
+from hfexp.processing import ProcessedDataset
+from hfexp.training import Trainer
+
+ROWS, CLASSES, VOCABULARY = 54, 3, 40
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TEXT = {**SMALL, "vocab_size": VOCABULARY, "max_position_embeddings": 32}
+CAUSAL = {**TEXT, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+IMAGE = {"image_size": 8, "patch_size": 4}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "vit": {**SMALL, **IMAGE},
+    "dinov2": {**{k: v for k, v in SMALL.items() if k != "intermediate_size"}, **IMAGE},
+    "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2,
+             "drop_path_rate": 0.0},
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "timm_wrapper": {"architecture": "test_resnet"},
+    "bert": {**TEXT, **NO_DROPOUT},
+    "distilbert": {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "dim": 16, "n_layers": 1, "n_heads": 2,
+                   "hidden_dim": 16, "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+    "modernbert": {**TEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1,
+                   "sep_token_id": 2, "global_attn_every_n_layers": 1, "attn_implementation": "eager"},
+    "llama": CAUSAL,
+    "qwen3": {**CAUSAL, "head_dim": 8},
+    "gemma3_text": {**CAUSAL, "head_dim": 8, "sliding_window": 16},
+}  # fmt: skip
+"""One layer of each architecture, without anything random."""
+IMAGES, TEXTS, LANGUAGE = ("vit", "dinov2", "swin", "convnext", "resnet", "timm_wrapper"), (
+    "bert", "distilbert", "modernbert",
+), ("llama", "qwen3", "gemma3_text")  # fmt: skip
+KINDS = ("single_label_classification", "multi_label_classification", "regression")
+CASES = [
+    *((name, KINDS[0]) for name in IMAGES),
+    *((name, kind) for name in TEXTS for kind in KINDS),
+    *((name, "tokens") for name in LANGUAGE),
+]
+SHIPPED = {
+    "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
+    "resnet50": "resnet", "dinov2_small": "dinov2", "timm": "timm_wrapper", "bert_base": "bert", "minilm": "bert",
+    "minilm_packaged": "bert", "tiny_bert": "bert", "tiny_bert_subwords": "bert", "distilbert": "distilbert",
+    "modernbert_base": "modernbert", "gemma_3_1b": "gemma3_text", "qwen3_0_6b": "qwen3", "smollm2_135m": "llama",
+    "tiny_gpt": "llama",
+}  # fmt: skip
+"""The architecture of each option of the group `model`."""
+
+TOGETHER = [
+    ("bert", KINDS[0], {"train_sampling_strategy": "random"}),
+    ("bert", KINDS[2], {"train_sampling_strategy": "sequential"}),
+    ("bert", KINDS[1], {"train_sampling_strategy": "group_by_length"}),
+    ("llama", "tokens", {"train_sampling_strategy": "group_by_length"}),
+    ("llama", "tokens", {"gradient_accumulation_steps": 2}),
+    ("vit", KINDS[0], {"gradient_accumulation_steps": 2}),
+    ("resnet", KINDS[0], {"batch_norm": True, "num_rows": 56}),
+]
+"""Architecture, labels and settings of the trainings that are compared with those of one process."""
+
+
+class Rows(ProcessedDataset):
+    """Made-up rows of unequal lengths."""
+
+    def __init__(self, architecture: str, kind: str, count: int = ROWS) -> None:
+        draw = torch.Generator().manual_seed(3)
+        self.seed = None
+        labels: dict[str, Any] = {
+            KINDS[0]: torch.randint(CLASSES, (count,), generator=draw),
+            KINDS[1]: torch.randint(2, (count, CLASSES), generator=draw).float(),
+            KINDS[2]: torch.randn(count, generator=draw),
+        }
+        sizes = torch.randint(3, 20, (count,), generator=draw).tolist()
+        self.made = []
+        for row, size in enumerate(sizes):
+            if architecture in IMAGES:
+                side = 32 if architecture == "timm_wrapper" else CONFIGS[architecture].get("image_size", 16)
+                inputs = {"pixel_values": torch.randn(3, side, side, generator=draw)}
+            else:
+                inputs = {"input_ids": torch.randint(3, VOCABULARY, (size,), generator=draw)}
+            self.made.append({**inputs, "labels": inputs["input_ids"] if kind == "tokens" else labels[kind][row]})
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
+        return [dict(self.made[key % len(self)]) for key in keys]
+
+    def lengths(self, name: str) -> list[int]:
+        return [len(row[name]) for row in self.made]
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad to the longest row."""
+    pad = nn.utils.rnn.pad_sequence
+    batch = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        by_token = name == "input_ids" or (name == "labels" and values[0].ndim and values[0].dtype == torch.int64)
+        filler = -100 if name == "labels" else 0
+        batch[name] = pad(values, batch_first=True, padding_value=filler) if by_token else torch.stack(values)
+    if "input_ids" in batch:
+        batch["attention_mask"] = (batch["input_ids"] != 0).long()
+    return batch
+
+
+def build(architecture: str, kind: str, batch_norm: bool) -> Any:
+    """A model, always with the same weights; without batch normalisation, which looks at single batches."""
+    config = transformers.AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    if kind != "tokens":
+        config.num_labels, config.problem_type = 1 if kind == KINDS[2] else CLASSES, kind
+    classes = {"tokens": transformers.AutoModelForCausalLM, KINDS[0]: transformers.AutoModelForImageClassification}
+    texts = transformers.AutoModelForSequenceClassification
+    auto_class = classes.get(kind, texts) if architecture not in TEXTS else texts
+    torch.manual_seed(0)
+    model = auto_class.from_config(config)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not batch_norm:
+            module.register_forward_pre_hook(_evaluate)
+    return model
+
+
+def train(
+    architecture: str,
+    kind: str,
+    size: int,
+    gradient_accumulation_steps: int = 1,
+    batch_norm: bool = False,
+    num_rows: int = ROWS,
+    **args: Any,
+) -> dict[str, Any]:
+    """Losses, norms of gradients, evaluation and final weights of two short epochs."""
+    model = build(architecture, kind, batch_norm)
+    with tempfile.TemporaryDirectory() as place:
+        arguments = build_arguments(
+            {
+                "per_device_train_batch_size": size, "per_device_eval_batch_size": size, "num_train_epochs": 2,
+                "gradient_accumulation_steps": gradient_accumulation_steps, "logging_steps": 1, "optim": "sgd",
+                "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 1e9, "save_strategy": "no",
+                "use_cpu": True, **args,
+            },
+            output_dir=Path(place), seed=1, run_name="check", metric="loss", greater_is_better=False,
+            deterministic=False, loss_per_token=kind == "tokens",
+        )  # fmt: skip
+        if arguments.world_size > 1:
+            arguments.ddp_find_unused_parameters = True
+            share_statistics(model, on_accelerator=False)
+        rows = Rows(architecture, kind, num_rows)
+        trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.loss_per_token = kind == "tokens"
+        trainer.train()
+        steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        return {
+            "loss": [entry["loss"] for entry in steps],
+            "grad_norm": [entry["grad_norm"] for entry in steps],
+            "eval_loss": trainer.evaluate()["eval_loss"],
+            "weights": {name: value.double().tolist() for name, value in state.items()},
+        }
+
+
+def main(path: Path) -> None:
+    """Train all of `TOGETHER` among other processes."""
+    found = [train(architecture, kind, 4, **settings) for architecture, kind, settings in TOGETHER]
+    if os.environ["RANK"] == "0":
+        path.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
