@@ -32,13 +32,16 @@ class StopWhenDiverged(_Base):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
+        self._follow(loss)
+        return loss
+
+    def _follow(self, loss: torch.Tensor) -> None:
+        """Note since which step the loss is not finite; of a step's accumulated batches one such loss is enough."""
         step, is_finite = self.state.global_step + 1, torch.isfinite(loss)
         since = torch.zeros_like(loss, dtype=torch.int64) if self._not_finite_since is None else self._not_finite_since
         since = torch.where(is_finite | (since > 0), since, step)
-        # Of a step's accumulated batches one that is not finite is enough.
         self._not_finite_since = torch.where(is_finite & (since < step), 0, since)
         self._last_loss = loss
-        return loss
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:

@@ -13,6 +13,7 @@ Accelerate fills up the last batches so that all processes have as many rows. Su
 """
 
 import functools
+import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,8 @@ class WeightedLosses(_Base):
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         self._divisors: deque[Any] = deque()
         """Of the losses of the batches of the step that follows."""
-        self._loss_sum = self._items_scored = 0.0
-        """Of the present evaluation, in this process."""
+        self._scored = (0.0, 0, 0)
+        """Sum of losses, items and rows of the present evaluation, in this process."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """As the Trainer's, without fillers; prepares the weights of the batches."""
@@ -136,14 +137,17 @@ class WeightedLosses(_Base):
         Raises:
             RunError: it has not scored every row of the split.
         """
-        self._loss_sum = self._items_scored = 0.0
+        self._scored = (0.0, 0, 0)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        sums = torch.tensor([self._loss_sum, self._items_scored], dtype=torch.float64)
+        scored = torch.tensor(self._scored, dtype=torch.float64)
         if self.args.world_size > 1:
-            sums = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
-        if f"{metric_key_prefix}_loss" in (output.metrics or {}):
-            output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1])  # pyright: ignore
-        _require_all_rows(output, dataloader, description)
+            scored = self.accelerator.reduce(scored.to(self.accelerator.device), reduction="sum")
+        loss_sum, items, rows = scored.tolist()  # pyright: ignore
+        if output.metrics and f"{metric_key_prefix}_loss" in output.metrics:
+            output.metrics[f"{metric_key_prefix}_loss"] = loss_sum / items if items else math.nan
+        dataset = getattr(dataloader, "dataset", None)
+        if has_length(dataset) and rows != len(dataset):
+            raise RunError(f"{description.lower()} has scored {rows:.0f} of {len(dataset)} rows")
         return output
 
     def prediction_step(
@@ -157,20 +161,12 @@ class WeightedLosses(_Base):
             real = self._real_rows(size, state.remainder)
         kept = self._cut(inputs, size, real)
         loss, logits, labels = super().prediction_step(model, kept, prediction_loss_only, ignore_keys)  # pyright: ignore
-        if loss is not None and real:
-            items = int(self._num_tokens(kept)) if self.loss_per_token else real
-            self._loss_sum += float(loss) * items
-            self._items_scored += items
+        loss_sum, items, rows = self._scored
+        new = int(self._num_tokens(kept)) if self.loss_per_token and real else real
+        added = float(loss) * new if loss is not None and new else 0.0
+        self._scored = (loss_sum + added, items + new, rows + real)
         if kept is not inputs:  # all processes are to have as many rows when these are gathered
             labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
             labels = labels[0] if labels is not None and len(labels) == 1 else labels
             logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)
         return loss, logits, labels  # pyright: ignore
-
-
-def _require_all_rows(output: EvalLoopOutput, dataloader: Any, description: str) -> None:
-    """Raise RunError where the rows that were scored are not those of the split: no score would be of the split."""
-    labels = output.label_ids[0] if isinstance(output.label_ids, tuple) else output.label_ids
-    dataset = getattr(dataloader, "dataset", None)
-    if labels is not None and has_length(dataset) and len(labels) != len(dataset):  # pyright: ignore
-        raise RunError(f"{description.lower()} has scored {len(labels)} of {len(dataset)} rows")  # pyright: ignore

@@ -29,8 +29,8 @@ IMAGE = {"image_size": 8, "patch_size": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {**SMALL, **IMAGE},
     "dinov2": {**{k: v for k, v in SMALL.items() if k != "intermediate_size"}, **IMAGE},
-    "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2,
-             "drop_path_rate": 0.0},
+    "swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2],
+             "window_size": 2, "drop_path_rate": 0.0},
     "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "timm_wrapper": {"architecture": "test_resnet"},
@@ -135,35 +135,42 @@ def build(architecture: str, kind: str, batch_norm: bool) -> Any:
     return model
 
 
-def train(
+def make_trainer(
     architecture: str,
     kind: str,
     size: int,
+    place: Path,
     gradient_accumulation_steps: int = 1,
     batch_norm: bool = False,
     num_rows: int = ROWS,
     **args: Any,
-) -> dict[str, Any]:
-    """Losses, norms of gradients, evaluation and final weights of two short epochs."""
+) -> Trainer:
+    """hfexp's Trainer of a small model for two short epochs."""
     model = build(architecture, kind, batch_norm)
+    arguments = build_arguments(
+        {
+            "per_device_train_batch_size": size, "per_device_eval_batch_size": size, "num_train_epochs": 2,
+            "gradient_accumulation_steps": gradient_accumulation_steps, "logging_steps": 1, "optim": "sgd",
+            "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 1e9, "save_strategy": "no",
+            "use_cpu": True, **args,
+        },
+        output_dir=place, seed=1, run_name="check", metric="loss", greater_is_better=False,
+        deterministic=False, loss_per_token=kind == "tokens",
+    )  # fmt: skip
+    if arguments.world_size > 1:
+        arguments.ddp_find_unused_parameters = True
+        share_statistics(model, on_accelerator=False)
+    rows = Rows(architecture, kind, num_rows)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.loss_per_token = kind == "tokens"
+    return trainer
+
+
+def train(architecture: str, kind: str, size: int, **settings: Any) -> dict[str, Any]:
+    """Losses, norms of gradients, evaluation and final weights of a training."""
     with tempfile.TemporaryDirectory() as place:
-        arguments = build_arguments(
-            {
-                "per_device_train_batch_size": size, "per_device_eval_batch_size": size, "num_train_epochs": 2,
-                "gradient_accumulation_steps": gradient_accumulation_steps, "logging_steps": 1, "optim": "sgd",
-                "learning_rate": 0.05, "lr_scheduler_type": "constant", "max_grad_norm": 1e9, "save_strategy": "no",
-                "use_cpu": True, **args,
-            },
-            output_dir=Path(place), seed=1, run_name="check", metric="loss", greater_is_better=False,
-            deterministic=False, loss_per_token=kind == "tokens",
-        )  # fmt: skip
-        if arguments.world_size > 1:
-            arguments.ddp_find_unused_parameters = True
-            share_statistics(model, on_accelerator=False)
-        rows = Rows(architecture, kind, num_rows)
-        trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
-        trainer.remove_callback(transformers.PrinterCallback)
-        trainer.loss_per_token = kind == "tokens"
+        trainer = make_trainer(architecture, kind, size, Path(place), **settings)
         trainer.train()
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()

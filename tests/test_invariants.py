@@ -11,7 +11,13 @@ from typing import Any
 import invariants
 import pytest
 import torch
+import transformers
+from conftest import SMALL_DIGITS
+from faults import fault_at
+from safetensors.torch import load_file
 
+import hfexp
+from hfexp import cli
 from hfexp.composition import conf_dir
 
 
@@ -51,3 +57,70 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     for case, found in zip(invariants.TOGETHER, json.loads((tmp_path / "found.json").read_text()), strict=True):
         architecture, kind, settings = case
         assert_alike(found, invariants.train(architecture, kind, 8, **settings))
+
+
+STRATEGIES = [
+    ("trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2", "trainer.args.save_strategy=steps",
+     "trainer.args.save_steps=4"),
+    ("trainer.args.eval_strategy=epoch", "trainer.args.save_strategy=epoch", "trainer.args.save_total_limit=1"),
+    ("trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2", "trainer.args.save_strategy=best"),
+    ("trainer.args.eval_strategy=steps", "trainer.args.eval_steps=2", "trainer.args.save_strategy=epoch",
+     "trainer.args.load_best_model_at_end=false"),
+    ("trainer.args.eval_strategy=epoch", "trainer.args.save_strategy=no",
+     "trainer.args.load_best_model_at_end=false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("strategies", STRATEGIES)
+def test_the_best_model_is_the_saved_one(strategies: tuple[str, ...], place: Path) -> None:
+    # The highest loss is sought, which is that of the first evaluation: at step 2, or 3 (an epoch).
+    result = hfexp.train(
+        *SMALL_DIGITS, "tracking=none", "trainer.args.greater_is_better=true", "trainer.args.max_steps=8",
+        "transform=eval", *strategies,
+    )  # fmt: skip
+    final = result.metrics["final_eval_loss"]
+    assert result.best_metric == result.objective == pytest.approx(final, abs=1e-6)
+    saved = transformers.AutoModelForImageClassification.from_pretrained(result.run_dir / "model")
+    assert result.model.state_dict().keys() == saved.state_dict().keys()
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in result.model.state_dict().items())
+    if "trainer.args.load_best_model_at_end=false" in strategies:
+        assert result.best_step == 8
+        assert not [name for name in result.metrics if name.startswith("best_")]
+    else:
+        checkpoint = result.run_dir / "checkpoints" / f"checkpoint-{result.best_step}"
+        kept = load_file(checkpoint / "model.safetensors")
+        assert result.best_step in (2, 3)
+        assert all(torch.equal(value, saved.state_dict()[name]) for name, value in kept.items())
+
+
+def test_a_run_is_not_continued_with_other_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"line {number}" for number in range(40)]
+
+    def write(labels: list[str], more: int = 0) -> None:
+        rows = [{"text": text, "label": label} for text, label in zip(texts, labels, strict=True)]
+        Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows + rows[:more]))
+
+    words = [
+        "tracking=none", "task=text_classification", "model=tiny_bert", "model.config.num_hidden_layers=1",
+        "dataset=table", "dataset.source.data_files=rows.jsonl", "trainer.args.num_train_epochs=3",
+        "trainer.args.gradient_accumulation_steps=1", "trainer.args.per_device_train_batch_size=8", *fault_at(6),
+    ]  # fmt: skip
+
+    def start(break_it: bool) -> str:
+        if break_it:
+            Path("fault").write_text("error")
+        assert cli.main(words) == (1 if break_it else 0)
+        return capsys.readouterr().err
+
+    write(["a", "b"] * 20)
+    start(break_it=True)
+    assert "continuing" in start(break_it=True)
+    write(["b", "a"] * 20)
+    said = start(break_it=True)
+    assert "the data has changed since" in said
+    assert "train: other content" in said
+    assert "continuing" not in said
+    write(["b", "a"] * 20, more=10)
+    said = start(break_it=False)
+    assert "train: 32 -> 40 rows" in said
+    assert len(list(Path("outputs/table").glob("tiny_bert-*"))) == 3
