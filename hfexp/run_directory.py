@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hfexp.checkpoints import newest_whole, processes_of, set_aside_newer
+from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
@@ -229,7 +229,6 @@ def _choose(
     elif config.on_existing is OnExisting.resume and state.status != "finished":
         checkpoint = newest_whole(path / "checkpoints")
         if checkpoint is not None or state.status != "failed":
-            _require_processes(checkpoint, config)
             set_aside_newer(path / "checkpoints", checkpoint)
             return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
     return _create(parent, stem, identity, config.point)
@@ -248,16 +247,6 @@ def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, 
             rows = was["rows"], is_now["rows"]
             found.append(f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "other content"))
     return ", ".join(found)
-
-
-def _require_processes(checkpoint: Path | None, config: Config) -> None:
-    """A stream is divided among the processes: others would have some of its rows twice, and some never."""
-    was = processes_of(checkpoint) if checkpoint is not None and config.dataset.streaming else None
-    if was not in (None, config.launch.num_processes):
-        raise ConfigError(
-            f"launch.num_processes={config.launch.num_processes}: this run was stopped with {was}, among which its "
-            f"stream was divided; continue it with {was}, or begin anew with on_existing=rerun"
-        )
 
 
 def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDirectory:

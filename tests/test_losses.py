@@ -133,9 +133,9 @@ def test_identities_follow_the_rules_of_training() -> None:
         return config_hash(api.compose("experiment=digits_vit", *words))
 
     two = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16")
-    streamed = ("dataset.streaming=true", "trainer.args.max_steps=4")
+    grouped = "trainer.args.train_sampling_strategy=group_by_length"
     assert identity(*two) == identity()
-    assert identity(*two, *streamed) != identity(*streamed)  # a stream is divided among the processes
+    assert identity(*two, grouped) == identity(grouped)
 
 
 def test_runs_with_a_loss_that_was_too_large_are_named() -> None:
