@@ -1,5 +1,6 @@
 """What an image processor does to an image, as numbers."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,9 @@ import PIL.Image
 from hfexp.errors import ConfigError
 
 OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
+
+FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+"""PIL's resampling filters that torchvision has for tensors, by timm's names."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +27,15 @@ class Geometry:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Per channel, of levels in 0..1."""
+    rounds_to_even: bool = False
+    """Half of an odd margin of the centre crop is rounded to even, as torchvision does it, and not down."""
 
     @classmethod
     def of(cls, processor: Any) -> "Geometry":
         """Read it from a Transformers image processor (or its wrapper of a timm model).
 
         Raises:
-            ConfigError: its size is not given as numbers of pixels.
+            ConfigError: its size is not given as numbers of pixels, or it does something else.
         """
         settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
         if not settings:
@@ -40,14 +46,22 @@ class Geometry:
 
     @classmethod
     def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
-        """From timm's `resolve_data_config`; see `timm.data.transforms_factory.transforms_imagenet_eval`."""
-        _, height, width = config["input_size"]
-        squash = config.get("crop_mode") == "squash" or height != width
-        resize = (height, width) if squash else int(height / config["crop_pct"])
-        filters = {"bilinear": 2, "bicubic": 3, "nearest": 0, "lanczos": 1}
-        return cls(
-            (height, width), resize, filters[config["interpolation"]], tuple(config["mean"]), tuple(config["std"])
+        """From timm's `resolve_data_config`, as `timm.data.transforms_factory.transforms_imagenet_eval` reads it."""
+        (_, height, width), mode, filter_name = config["input_size"], config["crop_mode"], config["interpolation"]
+        resize: int | tuple[int, int] = (
+            math.floor(height / config["crop_pct"]),
+            math.floor(width / config["crop_pct"]),
         )
+        if mode == "center" and height == width:
+            resize = resize[0]
+        elif mode != "squash":
+            raise ConfigError(
+                f"the timm model fits images with crop_mode={mode} to {height} x {width} pixels{OTHERWISE}"
+            )
+        if filter_name not in FILTERS:
+            raise ConfigError(f"the timm model resizes images with interpolation={filter_name}{OTHERWISE}")
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return cls((height, width), resize, FILTERS[filter_name], mean, std, rounds_to_even=True)
 
 
 def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:

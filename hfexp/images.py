@@ -1,7 +1,7 @@
 """Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from hfexp import __version__
 from hfexp.errors import ConfigError, DataError
 from hfexp.geometry import OTHERWISE, Geometry, mean_and_std
 
+TRIED_SHAPES = ((128, 96), (101, 157), (61, 61), (33, 20))
+"""Width and height of the pictures on which a processor is tried."""
 LIKE = 1.5
 """Levels (of 255) by which an image may differ from the processor's, in the mean: backends round differently."""
 ORIENTATION = 0x0112
@@ -30,6 +32,10 @@ _TURNS = {
 }
 """What sets an image upright, by its orientation (CIPA DC-008, "Exchangeable image file format", tag 0x0112)."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+_KEY_SCALES: dict[str, Callable[[int], int]] = {
+    "L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8,
+}  # fmt: skip
+"""How Pillow brings levels of a PNG to 8 bits, by the layout of the file."""
 
 
 def open_image(stored: Any) -> PIL.Image.Image:
@@ -52,12 +58,25 @@ def open_image(stored: Any) -> PIL.Image.Image:
                 data = file.read()  # pyright: ignore
         source: Any = path if data is None else io.BytesIO(data)
         with PIL.Image.open(source) as image:
-            image.load()
+            load_pixels(image)
             return _upright(image)
     except PIL.UnidentifiedImageError as error:
         raise DataError(f"{path or 'an embedded image'} can't be read as an image: its format is unknown") from error
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
+
+
+def load_pixels(image: PIL.Image.Image) -> None:
+    """Read the pixels of an opened image.
+
+    A PNG may name one colour as transparent (chunk tRNS). Pillow (12) brings pixels of 2, 4 or 3 x 16 bits to 8, but
+    not that colour, and would find it nowhere, or elsewhere.
+    """
+    scale = _KEY_SCALES.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None  # pyright: ignore
+    image.load()
+    key = image.info.get("transparency")
+    if scale is not None and key is not None:
+        image.info["transparency"] = tuple(map(scale, key)) if isinstance(key, tuple) else scale(key)
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -75,10 +94,8 @@ def _access(address: str) -> dict[str, Any]:
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Any image as 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK converted."""
-    if image.mode == "RGB":
-        return image
     if image.mode in SIXTEEN_BIT_MODES:
-        return PIL.Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
+        return PIL.Image.fromarray(_to_8_bit(image)).convert("RGB")
     if image.mode == "F":
         levels = np.nan_to_num(np.asarray(image))
         scale = 255.0 if levels.max(initial=0) <= 1 else 1.0
@@ -87,14 +104,17 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         rgba = image.convert("RGBA")
         white = PIL.Image.new("RGBA", rgba.size, "white")
         return PIL.Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bit(levels: np.ndarray, mode: str) -> np.ndarray:
+def _to_8_bit(image: PIL.Image.Image) -> np.ndarray:
     """16-bit levels to 8 bits by their high byte; an "I" (32-bit) image that only holds 0..255 is 8-bit already."""
-    if mode == "I" and levels.max(initial=0) <= 255:
+    levels = np.asarray(image)
+    if image.mode == "I" and levels.max(initial=0) <= 255:
         return levels.clip(0).astype(np.uint8)
-    return (levels.clip(0, 65535) >> 8).astype(np.uint8)
+    small = (levels.clip(0, 65535) >> 8).astype(np.uint8)
+    small[levels == image.info.get("transparency", -1)] = 255
+    return small
 
 
 class ToRGB(torch.nn.Module):
@@ -127,19 +147,19 @@ class Fit(torch.nn.Module):
             self._require_likeness(processor)
 
     def _require_likeness(self, processor: Any) -> None:
-        if hasattr(processor, "data_config"):  # timm's own transform, which has no other settings
-            return
-        noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        picture = PIL.Image.fromarray(noise).resize((128, 96), PIL.Image.Resampling.BICUBIC)
-        theirs = processor(picture, return_tensors="pt")["pixel_values"]
-        row = self.forward({"image": functional.pil_to_tensor(picture)})
-        ours = ImageCollator.for_processor(processor).finish({"pixel_values": row["image"][None]})["pixel_values"]
-        level = 1 / 255 / min(self.geometry.std or (1,))
-        if ours.shape != theirs.shape or (ours - theirs).abs().mean() > LIKE * level:
-            raise ConfigError(
-                f"{type(processor).__name__} with these settings does more to an image than resizing, cropping and "
-                f"normalising it{OTHERWISE}"
-            )
+        """Compare with the processor on pictures of several shapes, for margins are rounded in several ways."""
+        collator, level = ImageCollator.for_processor(processor), 1 / 255 / min(self.geometry.std or (1,))
+        for shape in TRIED_SHAPES:
+            noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            picture = PIL.Image.fromarray(noise).resize(shape, PIL.Image.Resampling.BICUBIC)
+            theirs = processor(picture, return_tensors="pt")["pixel_values"]
+            row = self.forward({"image": functional.pil_to_tensor(picture)})
+            ours = collator.finish({"pixel_values": row["image"][None]})["pixel_values"]
+            if ours.shape != theirs.shape or (ours - theirs).abs().mean() > LIKE * level:
+                raise ConfigError(
+                    f"{type(processor).__name__} with these settings does more to an image than resizing, cropping "
+                    f"and normalising it{OTHERWISE}"
+                )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         # As a plain tensor, and by the function for tensors: what torchvision does to find it, and to keep the class
@@ -149,7 +169,8 @@ class Fit(torch.nn.Module):
             return row
         size = [geometry.resize] if isinstance(geometry.resize, int) else list(geometry.resize)
         pixels = functional.resize_image(pixels, size, self.interpolation, antialias=True)
-        return {**row, "image": _center_crop(pixels, *geometry.size).as_subclass(type(row["image"]))}
+        crop = functional.center_crop_image if geometry.rounds_to_even else _center_crop
+        return {**row, "image": crop(pixels, list(geometry.size)).as_subclass(type(row["image"]))}
 
 
 class ByProcessor(torch.nn.Module):
@@ -166,8 +187,8 @@ class ByProcessor(torch.nn.Module):
 class RandomAffine(torch.nn.Module):
     """Turn, shift and scale every image of a batch, each by its own draw; one call for the whole batch.
 
-    The same distribution as torchvision's `v2.RandomAffine` (bilinear, black outside) at a tenth of its cost on
-    small images.
+    The distribution of torchvision's `v2.RandomAffine` (`interpolation=BILINEAR`, black outside), except that shifts
+    are not rounded to whole pixels, at a tenth of its cost on small images.
     """
 
     num_draws = 4
@@ -184,26 +205,29 @@ class RandomAffine(torch.nn.Module):
 
     def forward(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
         """`images` (B, C, H, W) uint8, `draws` (B, 4) in [0, 1); returns images of the same shape and dtype."""
+        height, width = images.shape[-2:]
         angle = torch.deg2rad((2 * draws[:, 0] - 1) * self.degrees)
         zoom = self.scale[0] + draws[:, 1] * (self.scale[1] - self.scale[0])
-        # Shares of the image are half of grid_sample's units, which run from -1 to 1.
-        shift_x, shift_y = (2 * (2 * draws[:, 2 + i] - 1) * self.translate[i] for i in (0, 1))
-        height, width = images.shape[-2:]
+        x, y = ((1 - 2 * draws[:, 2 + i]) * self.translate[i] * (width, height)[i] for i in (0, 1))
+        # Where a pixel of the result comes from, seen from the centre: shifted back first, then turned and scaled back
+        # (`torchvision.transforms.functional._get_inverse_affine_matrix`); grid_sample's units are half an image.
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-        rows = [cos, sin * height / width, shift_x, -sin * width / height, cos, shift_y]
+        rows = [cos, sin * height / width, -2 / width * (cos * x + sin * y)]
+        rows += [-sin * width / height, cos, 2 / height * (sin * x - cos * y)]
         matrices = torch.stack(rows, 1).view(-1, 2, 3).float()
         grid = torch.nn.functional.affine_grid(matrices, list(images.shape), align_corners=False)
         moved = torch.nn.functional.grid_sample(images.float(), grid, align_corners=False)
         return moved.round().clamp(0, 255).to(torch.uint8)
 
 
-def _center_crop(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """As Transformers' image processors: an odd margin is rounded down (torchvision rounds to even)."""
+def _center_crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:
+    """As Transformers' image processors: half of an odd margin is rounded down (torchvision rounds to even)."""
+    height, width = size
     top, left = image.shape[-2] - height, image.shape[-1] - width
     if top == left == 0:
         return image
     if top < 0 or left < 0:
-        return functional.center_crop(image, [height, width])
+        return functional.center_crop_image(image, size)
     return functional.crop(image, top // 2, left // 2, height, width)
 
 

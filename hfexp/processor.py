@@ -80,7 +80,12 @@ def settings_of(processor: Any) -> dict[str, Any]:
 
 
 def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
-    """Processors ignore settings they don't know."""
+    """Processors ignore settings they don't know, and that of a timm model ignores all."""
+    if settings and hasattr(processor, "data_config"):
+        raise ConfigError(
+            f"model.processor.{next(iter(settings))}: the processor of a timm model takes no settings; how it fits "
+            "images is in the checkpoint's config.json, under pretrained_cfg (input_size, crop_pct, mean, ...)"
+        )
     is_tokenizer = isinstance(processor, transformers.PreTrainedTokenizerBase)
     extra = TOKENIZER_SETTINGS if is_tokenizer else ImagesKwargs.__annotations__
     allowed = {*settings_of(processor), *extra}

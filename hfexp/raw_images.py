@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 
 from hfexp.errors import DataError
-from hfexp.images import open_image, to_rgb
+from hfexp.images import load_pixels, open_image, to_rgb
 
 Row = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _from_bytes(data: bytes) -> PIL.Image.Image:
     PIL.Image.init()
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.OPEN])
-        image.load()
+        load_pixels(image)
         return image
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"{len(data)} bytes can't be read as an image: {error}") from error

@@ -1,6 +1,8 @@
 """Pixels: every kind of image, the processors' geometry, the notebook's transform, augmentation."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 import torch
 import torchvision.transforms as v1
 import transformers
+from torchvision.transforms.v2 import functional
 
-from hfexp import api
+from hfexp import api, raw_images
 from hfexp.errors import ConfigError, DataError
 from hfexp.geometry import Geometry
-from hfexp.images import ImageCollator, open_image, to_rgb
+from hfexp.images import ImageCollator, RandomAffine, open_image, to_rgb
 from hfexp.processing import Collator, ProcessedDataset, process
 from hfexp.sources import digits
 from hfexp.tasks.image_classification import ImageClassification
@@ -56,6 +59,31 @@ def test_transparency_is_white() -> None:
         assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
 
 
+WHITE, BLUE = (255, 255, 255), (10, 20, 30)
+KEYED = {
+    "RGB": (8, 2, bytes([255, 0, 255, *BLUE]), struct.pack(">3H", 255, 0, 255), BLUE),
+    "RGB, 16 bits": (16, 2, struct.pack(">6H", 40000, 0, 0, 2560, 5120, 7680), struct.pack(">3H", 40000, 0, 0), BLUE),
+    "grey": (8, 0, bytes([7, 8]), struct.pack(">H", 7), (8,) * 3),
+    "grey, 16 bits": (16, 0, struct.pack(">2H", 0x0701, 0x0702), struct.pack(">H", 0x0701), (7,) * 3),
+    "grey, 4 bits": (4, 0, bytes([0x37]), struct.pack(">H", 3), (0x77,) * 3),
+    "grey, 2 bits": (2, 0, bytes([0b01100000]), struct.pack(">H", 1), (0xAA,) * 3),
+}  # fmt: skip
+"""Bits, colour type, two pixels, the transparent colour (chunk tRNS), and what the second pixel is."""
+
+
+@pytest.mark.parametrize("kind", KEYED)
+def test_a_transparent_colour_is_white(kind: str) -> None:
+    depth, colour_type, levels, key, expected = KEYED[kind]
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, colour_type, 0, 0, 0)), (b"tRNS", key),
+        (b"IDAT", zlib.compress(b"\0" + levels)), (b"IEND", b""),
+    ]  # fmt: skip
+    parts = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    for opened in (open_image({"bytes": data, "path": None}), raw_images.image_row(data)["image"]):
+        assert [to_rgb(opened).getpixel((x, 0)) for x in (0, 1)] == [WHITE, expected]
+
+
 def test_odd_exif_data_does_not_keep_an_image_from_being_turned() -> None:
     exif = PIL.Image.Exif()
     exif[0x0100], exif[0x0112] = 100, 6
@@ -90,6 +118,12 @@ def test_exif_orientation_is_applied() -> None:
     assert open_image({"bytes": buffer.getvalue(), "path": None}).size == (4, 8)
 
 
+def timm_processor(**settings: Any) -> Any:
+    """The processor of a timm model."""
+    about = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    return transformers.TimmWrapperImageProcessor(pretrained_cfg={**about, **settings})
+
+
 PROCESSORS = {
     "vit": transformers.ViTImageProcessor(size={"height": 32, "width": 32}),
     "vit, not square": transformers.ViTImageProcessor(size={"height": 24, "width": 32}),
@@ -101,10 +135,18 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.parametrize("name", PROCESSORS)
+TIMM = {
+    "timm, odd margins": timm_processor(crop_pct=0.9),
+    "timm, squashed": timm_processor(crop_pct=0.9, crop_mode="squash"),
+    "timm, squashed, not square": timm_processor(input_size=(3, 40, 25), crop_pct=0.875, crop_mode="squash"),
+    "timm, larger than resized": timm_processor(crop_pct=1.1),
+}
+
+
+@pytest.mark.parametrize("name", [*PROCESSORS, *TIMM])
 @pytest.mark.parametrize("size", [(50, 70), (70, 50), (32, 32), (20, 33)])
 def test_eval_transform_is_what_the_processor_does(name: str, size: tuple[int, int]) -> None:
-    processor = PROCESSORS[name]
+    processor = {**PROCESSORS, **TIMM}[name]
     picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
     transforms = build_transforms(api.compose("transform=eval").transform, processor, {0: "a", 1: "b"}, [])
     row = TASK.preprocess(transforms.evaluation({"image": picture, "label": 0}), processor)
@@ -112,11 +154,16 @@ def test_eval_transform_is_what_the_processor_does(name: str, size: tuple[int, i
     ours = collate.finish(collate([row]))["pixel_values"]
     theirs = processor(picture, return_tensors="pt")["pixel_values"]
     assert ours.shape == theirs.shape
+    if name in TIMM:  # PIL resizes there; a margin that is one pixel off would be 80 levels
+        assert (ours - theirs).abs().mean() <= 0.5 / 255 / 0.25
+        return
     # Both resize 8-bit pixels; rounding may differ by one level.
     assert (ours - theirs).abs().max() <= 1.01 / 255 / min(Geometry.of(processor).std or (1,))
 
 
 OTHERS = {
+    "timm, with borders": timm_processor(crop_pct=0.9, crop_mode="border"),
+    "timm, not square": timm_processor(input_size=(3, 40, 25), crop_pct=0.9),
     "mobilevit": transformers.MobileViTImageProcessor(),
     "efficientnet": transformers.EfficientNetImageProcessor(size={"height": 32, "width": 32}, include_top=True),
     "levit": transformers.LevitImageProcessor(),
@@ -189,6 +236,18 @@ def test_augmentation_follows_seed_epoch_and_index_alone(transform: str) -> None
     same = train.rows.select([0] * 8)
     copies = pixels(ProcessedDataset(same, TASK, None, train.steps, 0).__getitems__(list(range(8))))
     assert len({tuple(c.flatten().tolist()) for c in copies}) > 1
+
+
+def test_a_turn_a_shift_and_a_zoom_are_one_affine_map_as_torchvisions() -> None:
+    height, width, draws = 40, 57, torch.rand(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    images = functional.gaussian_blur(torch.randint(0, 256, (16, 3, height, width), dtype=torch.uint8), [5, 5])
+    ours = RandomAffine(30, (0.2, 0.1), (0.7, 1.3))(images, draws)
+    for image, made, (turn, zoom, x, y) in zip(images, ours, draws.tolist(), strict=True):
+        shift = [(1 - 2 * x) * 0.2 * width, (1 - 2 * y) * 0.1 * height]
+        theirs = functional.affine(
+            image, (2 * turn - 1) * 30, shift, 0.7 + zoom * 0.6, [0.0, 0.0], v1.InterpolationMode.BILINEAR
+        )
+        assert (made.int() - theirs.int()).abs().max() <= 1
 
 
 def test_only_training_images_are_augmented() -> None:
