@@ -40,6 +40,7 @@ class Encode(torch.nn.Module):
         self.longest = max_length or limit
         self.tokenizer = copy.deepcopy(processor)
         self.tokenizer.model_max_length = 10**30  # it would warn of texts that are cut into blocks anyway
+        self.locating = _locating(self.tokenizer) if processor.chat_template else None
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Columns of texts become lists of token ids."""
@@ -75,12 +76,17 @@ class Encode(torch.nn.Module):
         spans = [
             self._span(messages, place, whole) for place, one in enumerate(messages) if one["role"] == "assistant"
         ]
-        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        if self.locating is None:
+            raise ConfigError(
+                f"{type(self.tokenizer).__name__} can't tell which text a token stands for (a slow tokenizer): "
+                "conversations need a fast one"
+            )
+        encoded = self.locating(whole, add_special_tokens=False, return_offsets_mapping=True)
         tokens = list(encoded["input_ids"])[: self.longest]
         places = encoded["offset_mapping"][: self.longest]
         labels = [
-            token if any(start <= begin and end <= stop and begin < end for start, stop in spans) else IGNORED
-            for token, (begin, end) in zip(tokens, places, strict=True)
+            token if any(_touches(place, span) for span in spans) else IGNORED
+            for token, place in zip(tokens, places, strict=True)
         ]
         if all(label == IGNORED for label in labels):
             raise DataError(
@@ -116,6 +122,30 @@ class Encode(torch.nn.Module):
         said = whole[len(before) : stop]
         mark = after[after.rindex(said) + len(said) :] if said and said in after else ""
         return len(before), stop + len(os.path.commonprefix([mark, behind]))
+
+
+def _locating(tokenizer: Any) -> Any:
+    """A copy whose offsets are those of the whole token; None for one that knows none.
+
+    Post-processors add special tokens, which a chat template writes itself, and may trim spaces from offsets: of a
+    token that is nothing but spaces (an indentation) nothing would be left.
+    """
+    if not tokenizer.is_fast:
+        return None
+    from tokenizers.processors import TemplateProcessing
+
+    located = copy.deepcopy(tokenizer)
+    located.backend_tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return located
+
+
+def _touches(place: tuple[int, int], span: tuple[int, int]) -> bool:
+    """Whether a token stands for any of a span's characters; an empty one belongs to what follows it.
+
+    A token over the edge of a span (a space of the prompt with the first word of the reply) is a part of both.
+    """
+    (begin, end), (start, stop) = place, span
+    return start < end and begin < stop if begin < end else start <= begin < stop
 
 
 class LanguageCollator:

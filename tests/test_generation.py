@@ -56,6 +56,47 @@ def test_a_text_is_learnt_with_its_end_and_a_prompt_is_not() -> None:
     assert len(encode({"prompt": "x" * 500})["input_ids"]) == 64
 
 
+def merging_tokenizer(post_processor: Any, template: str) -> Any:
+    """A tokenizer over bytes that has tokens of several spaces, and of a space with the word that follows it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        ["a: b\n\n    indented  code"] * 3,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=["</>"], initial_alphabet=letters, show_progress=False),
+    )
+    made.post_processor, made.decoder = post_processor, decoders.ByteLevel()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</>")
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("reply", ["b:\n\n    indented  code", "  b  ", "\n\nb\n", "👍 b 👍👍"])
+@pytest.mark.parametrize("post_processor", ["byte level", "roberta", "several"])
+def test_every_token_of_a_reply_is_learnt_whatever_the_tokenizer_says_of_spaces(
+    post_processor: str, reply: str
+) -> None:
+    from tokenizers import processors
+
+    trimming = processors.ByteLevel(trim_offsets=True)
+    kinds = {
+        "byte level": trimming,
+        "roberta": processors.RobertaProcessing(("</>", 0), ("</>", 0), trim_offsets=True, add_prefix_space=False),
+        "several": processors.Sequence([trimming, processors.TemplateProcessing("$A", "$A $B", special_tokens=[])]),
+    }
+    for prompt in ("a\n", "a: "):  # with the space of the second, a reply's first word is one token
+        template = "{% for m in messages %}{{ m['role'] }} " + prompt + "{{ m['content'] }}</>{% endfor %}"
+        template += "{% if add_generation_prompt %}assistant " + prompt + "{% endif %}"
+        encode = Encode(merging_tokenizer(kinds[post_processor], template))
+        row = encode({"messages": [{"role": "user", "content": "code"}, {"role": "assistant", "content": reply}]})
+        learnt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+        text = encode.tokenizer.decode(learnt)
+        assert text.endswith(f"{reply}</>")
+        assert text.removesuffix(f"{reply}</>") in ("", prompt[-1])
+
+
 def test_of_a_conversation_the_replies_are_learnt_and_nothing_else() -> None:
     encode = Encode(chat_tokenizer())
     row = encode({"messages": CHAT})
