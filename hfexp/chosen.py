@@ -72,7 +72,7 @@ def find_one(uri: str, word: str) -> RunRecord:
 
 
 def best_run_of_sweep(uri: str, name: str) -> RunRecord:
-    """The run that a sweep found best; of its replicates, the first.
+    """The run that a sweep found best; of its replicates, the best one.
 
     Raises:
         ConfigError: there is no such sweep, or it has no best run yet.

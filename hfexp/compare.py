@@ -8,6 +8,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from hfexp.chosen import choose_runs, is_sweep
 from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.records import RunRecord, metric_history
+from hfexp.records import RunRecord, metric_history, read_runs
+from hfexp.tracking.nesting import RANKING
 from hfexp.tracking.store import tracking_uri
 
 TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30
@@ -44,6 +46,8 @@ class Ranking:
     """Keys whose values differ among the runs."""
     metrics: list[str]
     """The ranking metric first."""
+    of_sweep: bool = False
+    """The order is that of the points of a sweep, by what its search optimises."""
 
 
 def main(words: list[str]) -> int:
@@ -52,7 +56,9 @@ def main(words: list[str]) -> int:
     uri = tracking_uri(args.uri, args.output_dir)
     runs, named = choose_runs(uri, args.what, args.where)
     parents = _parents(runs) - set(named)
-    ranking = rank([run for run in runs if run.run_id not in parents], args.metric, args.order, args.all)
+    shown = [run for run in runs if run.run_id not in parents]
+    places = {} if args.metric or args.order else _places_in_sweep(uri, shown)
+    ranking = rank(shown, args.metric, args.order, args.all, places)
     if len(args.what) == len(named) == len(runs) == 2:
         _show_pair(runs[0], runs[1], ranking, args.format)
         notes = []
@@ -107,13 +113,29 @@ def _parents(runs: list[RunRecord]) -> set[str]:
     return {r.run_id for r in runs if is_sweep(r) or (r.run_id in parents and keys.isdisjoint(r.params))}
 
 
-def rank(runs: list[RunRecord], metric: str | None = None, order: str | None = None, full: bool = False) -> Ranking:
+def _places_in_sweep(uri: str, runs: list[RunRecord]) -> dict[str, int]:
+    """Place of each run's point in the ranking of the one sweep that all runs are of, by run id; else empty."""
+    parents = {run.tags.get("mlflow.parentRunId", "") for run in runs}
+    found = read_runs(uri, run_ids=parents) if len(parents) == 1 and "" not in parents else []
+    numbers = found[0].tags.get(RANKING, "").split() if found else []
+    trials = {run.run_id: run.tags.get("hfexp.trial", "") for run in runs}
+    return {run_id: (*numbers, trial).index(trial) for run_id, trial in trials.items()} if numbers else {}
+
+
+def rank(
+    runs: list[RunRecord],
+    metric: str | None = None,
+    order: str | None = None,
+    full: bool = False,
+    places: Mapping[str, int] | None = None,
+) -> Ranking:
     """Order runs by a metric; NaN and missing values come last.
 
     Args:
         metric: default: the one that the runs name by tag, else the accuracy or the best score of the evaluation.
         order: `min` or `max`; default: as tagged, else by the metric's name.
         full: bookkeeping params and minor metrics as well.
+        places: order by these first, which are a rank that runs may share; by run id.
     """
     counts = Counter(name for run in runs for name in run.metrics)
     if metric is not None and metric not in counts and runs:
@@ -124,13 +146,14 @@ def rank(runs: list[RunRecord], metric: str | None = None, order: str | None = N
     direction = order or _direction(runs, metric or "")
     sign = 1 if direction == "min" else -1
     scores = {run.run_id: sign * run.metrics.get(metric or "", math.nan) for run in runs}
-    keys = {run_id: (1, 0.0) if math.isnan(score) else (0, score) for run_id, score in scores.items()}
-    ordered = sorted(runs, key=lambda run: keys[run.run_id])
-    places = sorted(keys.values())
-    ranks = [bisect.bisect_left(places, keys[run.run_id]) + 1 for run in ordered]
+    by_score = {run_id: (1, 0.0) if math.isnan(score) else (0, score) for run_id, score in scores.items()}
+    keys = {run_id: (places[run_id], 0.0) for run_id in by_score} if places else by_score
+    ordered = sorted(runs, key=lambda run: (keys[run.run_id], by_score[run.run_id]))
+    in_order = sorted(keys.values())
+    ranks = [bisect.bisect_left(in_order, keys[run.run_id]) + 1 for run in ordered]
     varied = [k for k in set().union(*(r.params for r in runs)) if len({r.params.get(k) for r in runs}) > 1]
     params = sorted(key for key in varied if full or not BOOKKEEPING.match(key))
-    return Ranking(ordered, ranks, metric, direction, params, _metric_names(counts, metric, full))
+    return Ranking(ordered, ranks, metric, direction, params, _metric_names(counts, metric, full), bool(places))
 
 
 def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
@@ -184,6 +207,7 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
         print("no run matches")
     else:
         best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
+        best = ", as the sweep ranks its points" if ranking.of_sweep else best
         experiments = one_of({run.experiment for run in ranking.runs}, 3)
         print(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n")
         hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # names that are not unique say nothing

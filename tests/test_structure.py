@@ -32,7 +32,7 @@ LAYERS = [
     ["hfexp.sweep.owner", "hfexp.sweep.outcome", "hfexp.sweep.study", "hfexp.sweep.samplers", "hfexp.sweep.summary"],
     ["hfexp.sweep.request"],
     ["hfexp.sweep.definition"],
-    ["hfexp.sweep.objective", "hfexp.sweep.space", "hfexp.sweep.statistics"],
+    ["hfexp.sweep.objective", "hfexp.sweep.space"],
     ["hfexp.sweep.dimension"],
     ["hfexp.launch.board"],
     ["hfexp.ui", "hfexp.sync", "hfexp.compare", "hfexp.sweep.parent"],
@@ -144,7 +144,7 @@ LAYERS = [
         "hfexp.launch.reports",
         "hfexp.predicting",
     ],
-    ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.trials", "hfexp.sweep.membership"],
+    ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials", "hfexp.sweep.membership"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 

@@ -225,7 +225,8 @@ def test_too_many_failures_end_it(place: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_replicates(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    calls = Calls(lambda rate, cfg: rate + 0.01 * cfg.seed)
+    noise = {5: -0.01, 6: 0.02, 7: -0.01}
+    calls = Calls(lambda rate, cfg: rate + 0.01 * cfg.seed + (noise[cfg.seed] if rate == 0.11 else 0))
     words = [f"{RATE}=0.1,0.11,0.9", "seed=5", "search.replicates=3"]
     assert sweep(calls, *words) == 0
     assert calls.seeds == [5, 6, 7] * 3
@@ -236,7 +237,24 @@ def test_replicates(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("as good as the best") == 1
     assert sweep(calls, *words, "search.optimise=bound") == 0
     bounds = [t.values[0] for t in stored(sorted(Path("outputs/sweeps").glob("grid-*"), key=os.path.getmtime)[-1])]  # pyright: ignore
-    assert sorted(bounds) == pytest.approx([0.16 + 0.024841, 0.17 + 0.024841, 0.96 + 0.024841], abs=1e-5)
+    assert sorted(bounds) == pytest.approx([0.16 + 0.024841, 0.17 + 0.049683, 0.96 + 0.024841], abs=1e-5)
+
+
+def test_the_point_with_the_best_bound_is_the_best_where_the_bound_is_optimised(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of the first point is smaller, the worse end of its interval larger."""
+    losses = {0.1: (0.05, 0.20, 0.05), 0.2: (0.11, 0.11, 0.105)}
+    calls = Calls(lambda rate, cfg: losses[rate][cfg.seed])
+    words = [f"{RATE}=0.1,0.2", "seed=0", "search.replicates=3"]
+    for optimise, best in (("mean", 0), ("bound", 1)):
+        assert sweep(calls, *words, f"search.optimise={optimise}") == 0
+        shown = capsys.readouterr().out
+        assert f"best: {best}, " in shown
+        assert ("eval_loss high 0.1155" in shown) == (optimise == "bound")
+        assert f"{RATE}={sorted(losses)[best]}" in shown[shown.index("best: ") :]
+    assert sweep(calls, f"{RATE}=0.1,0.2", "search.optimise=bound") == 2
+    assert "search.optimise=bound takes the worse end of an interval over several seeds" in capsys.readouterr().err
 
 
 def test_replicates_that_diverge_are_the_last_point(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from conftest import SMALL_DIGITS
 from sweeps import a_sweep, a_trial, run_point
 
 from hfexp import cli
+from hfexp.chosen import best_run_of_sweep
 from hfexp.composition import compose
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, SweepError
@@ -30,6 +31,7 @@ from hfexp.sweep.membership import Membership, Point, write_membership
 from hfexp.sweep.parent import open_parent
 from hfexp.sweep.ranking import best
 from hfexp.sweep.scales import scale_of
+from hfexp.sweep.statistics import estimate
 from hfexp.sweep.table import command_of, make_table
 from hfexp.sweep.trials import State, Sweep, TrialRun
 from hfexp.tracking.journal import Journal
@@ -136,16 +138,54 @@ def test_the_best_trials_are_sought_once_for_all_marks(monkeypatch: pytest.Monke
 
 
 def test_the_table_with_replicates() -> None:
-    def trial(number: int, low: float, high: float) -> Any:
+    def trial(number: int, low: float, high: float, *losses: float) -> Any:
         middle = (low + high) / 2
-        return a_trial(number, middle, deviations=(0.1,), intervals=((low, high),))
+        runs = tuple(TrialRun(seed, State.finished, values=(loss,)) for seed, loss in enumerate(losses))
+        return a_trial(number, middle, deviations=(0.1,), intervals=((low, high),), runs=runs)
 
     diverged = a_trial(3, float("nan"), deviations=(float("nan"),), intervals=((float("nan"),) * 2,))
     assert parents._best_values(a_sweep(Path("x"), diverged, trial(1, 0.25, 0.5))) == {"best_loss": 0.375}
-    sweep = a_sweep(Path("x"), trial(0, 0.1, 0.3), trial(1, 0.25, 0.5), trial(2, 0.4, 0.6))
+    trials = [trial(0, 0.1, 0.3, 0.1, 0.3), trial(1, 0.25, 0.5, 0.5, 0.25), trial(2, 0.4, 0.6, 0.4, 0.6)]
+    sweep = a_sweep(Path("x"), *trials)
     rows = list(csv.DictReader(make_table(sweep).csv().splitlines()))
     assert [row["tie"] for row in rows] == ["", "tie", ""]
     assert (rows[1]["loss low"], rows[1]["loss high"], rows[1]["loss sd"]) == ("0.25", "0.5", "0.1")
+
+
+def test_one_ranking_for_the_record_the_registry_and_compare(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Optimised is the worse end of the interval: trial 1 is best, though trial 0 has the smaller mean."""
+    directory = sweep_directory(place)
+    losses = {0: (0.05, 0.20, 0.05), 1: (0.11, 0.105, 0.11)}
+    with open_parent(*base("tracking.register=best-digits@best"), a_sweep(directory), directory) as parent:
+        assert parent.run_id is not None
+        experiment_id, trials = client().get_run(parent.run_id).info.experiment_id, []
+        for number, values in losses.items():
+            runs = []
+            for seed, loss in enumerate(values):
+                tags = {"mlflow.parentRunId": parent.run_id, "hfexp.sweep": "found", "hfexp.trial": str(number)}
+                run = client().create_run(experiment_id, tags=tags, run_name=f"{number}.{seed}")
+                client().log_metric(run.info.run_id, "final_eval_loss", loss)
+                run_dir = place / f"run-{number}-{seed}"
+                runs.append(TrialRun(seed, State.finished, run_dir, run.info.run_id, values=(loss,)))
+            found = estimate(values)
+            told = found.told("minimize", bound=True)
+            trials.append(a_trial(number, found.mean, runs=tuple(runs), objective=(told,)))
+        parent.update(a_sweep(directory, *trials, bound=True))
+    tags = client().get_run(parent.run_id).data.tags
+    best_run = trials[1].runs[1]
+    assert (tags["hfexp.best_trial"], tags["hfexp.ranking"]) == ("1", "1 0")
+    entries = [json.loads(line) for line in Journal(directory).path.read_text().splitlines()]
+    assert [entry["run_dir"] for entry in entries if entry["kind"] == "register"] == [str(best_run.run_dir)]
+    uri = f"sqlite:///{Path('outputs/mlflow.db').absolute()}"
+    assert best_run_of_sweep(uri, "found").run_id == best_run.run_id
+    page = (directory / "artifacts" / "report.html").read_text()
+    assert "to minimize loss high" in page
+    assert cli.main(["compare", "sweep=found", "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(run["rank"], run["name"][0]) for run in shown] == [(1, "1")] * 3 + [(4, "0")] * 3
+    assert [shown[0]["name"], shown[5]["name"]] == ["1.1", "0.1"]
+    assert cli.main(["compare", "sweep=found", "--metric", "final_eval_loss", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["name"] in ("0.0", "0.2")
 
 
 def test_the_table_keeps_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

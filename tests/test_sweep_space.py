@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import le
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from hfexp.sweep.ranking import best, ranked, ties
 from hfexp.sweep.settings import SearchConfig
 from hfexp.sweep.space import Space, read_space
 from hfexp.sweep.statistics import estimate
-from hfexp.sweep.trials import State, Trial
+from hfexp.sweep.trials import State, Trial, TrialRun
 
 
 class Recorder:
@@ -298,9 +299,15 @@ def test_an_interval_of_a_mean() -> None:
     assert estimate([7.0]).told("minimize", bound=True) == 7
 
 
-def trial(number: int, *values: float, half: float | None = None) -> Trial:
-    intervals = tuple((v - half, v + half) for v in values) if half is not None else None
-    return Trial(number, {}, (), State.finished, values=values, intervals=intervals)
+def trial(number: int, *values: float) -> Trial:
+    return Trial(number, {}, (), State.finished, values=values)
+
+
+def replicated(number: int, *values: float) -> Trial:
+    """A trial of one metric, with these values by seed."""
+    runs = tuple(TrialRun(seed, State.finished, values=(value,)) for seed, value in enumerate(values))
+    told = estimate(values).told("maximize")
+    return Trial(number, {}, (), State.finished, values=(estimate(values).mean,), runs=runs, objective=(told,))
 
 
 @pytest.mark.parametrize(
@@ -320,10 +327,8 @@ def test_values_that_are_infinitely_far_apart_come_last(values: list[float], dir
     assert found.deviation is not None
     assert found.interval is not None
     assert {found.told(direction), found.told(direction, bound=True)} == {worst}
-    far = Trial(
-        0, {}, (), State.finished, values=(found.mean,), deviations=(found.deviation,), intervals=(found.interval,)
-    )
-    others = [trial(1, 5.0, half=0.1), trial(2, 5.0, half=0.1)]
+    far = replace(replicated(0, *values), objective=(found.told(direction),))
+    others = [replicated(1, 5.0, 5.1), replicated(2, 5.0, 5.1)]
     assert [t.number for t in ranked([far, *others], [direction])] == [1, 2, 0]
     assert ties([far, *others], [direction]) == {2}
     assert ties([far], [direction]) == set()
@@ -334,11 +339,20 @@ def test_a_mean_that_a_sum_would_not_reach() -> None:
 
 
 def test_ranks_and_ties() -> None:
-    trials = [trial(0, 1.0, half=0.1), trial(1, 3.0, half=0.5), trial(2, 2.6, half=0.1), trial(3, 2.3, half=0.1)]
-    trials.append(Trial(4, {}, (), State.failed))
-    assert [t.number for t in ranked(trials, ["maximize"])] == [1, 2, 3, 0]
-    assert [t.number for t in best(trials, ["minimize"])] == [0]
-    assert ties(trials, ["maximize"]) == {2}
+    """Seeds differ by more than points do: all intervals overlap, and trial 2 is worse with every seed."""
+    seeds = (0.80, 0.84, 0.78, 0.88, 0.82)
+    trials = [
+        replicated(0, *(value - 0.02 for value in seeds)),
+        replicated(1, *seeds),
+        replicated(2, *(value - 0.03 - 0.001 * n for n, value in enumerate(seeds))),
+        replicated(3, *(value - change for value, change in zip(seeds, (0.1, 0.0, -0.05, 0.0, 0.0), strict=True))),
+        Trial(4, {}, (), State.failed),
+    ]
+    assert [t.number for t in ranked(trials, ["maximize"])] == [1, 3, 0, 2]
+    assert [t.number for t in best(trials, ["minimize"])] == [2]
+    assert ties(trials, ["maximize"]) == {3}
+    assert ties([replicated(0, 1.0), replicated(1, 1.0)], ["maximize"]) == set()  # one seed tells nothing
+    assert ties([replicated(0, 1.0, 1.0), replicated(1, 1.0, 1.0)], ["maximize"]) == {1}
 
 
 def test_points_that_no_other_is_better_than_among_many() -> None:

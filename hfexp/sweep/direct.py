@@ -18,6 +18,7 @@ from hfexp.sweep.definition import SweepDirectory, hold_sweep
 from hfexp.sweep.membership import Membership, write_membership
 from hfexp.sweep.pruners import make_pruner
 from hfexp.sweep.request import Composer, Request
+from hfexp.sweep.settings import Optimise
 from hfexp.sweep.space import Point
 from hfexp.sweep.trials import State, Sweep, Trial
 
@@ -167,7 +168,7 @@ class _Started:
         return Sweep(
             self.directory.name, self.directory.path, _command(), request.search.method.value, tuple(request.metrics),
             tuple(request.directions), tuple(map(mask_secrets, request.space.fixed)), request.space.texts,
-            self.directory.seconds,
+            self.directory.seconds, bound=request.search.optimise is Optimise.bound,
             flags=tuple(config_flags(sys.argv[1:])), trials=schedule.trials,
         )  # fmt: skip
 

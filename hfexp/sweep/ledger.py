@@ -47,7 +47,12 @@ class Entry:
         columns = zip(*(run.values for run in self.done() if run.values is not None), strict=True)
         return [estimate(column) for column in columns]
 
-    def view(self) -> Trial:
+    def objective(self, directions: Sequence[str], bound: bool) -> tuple[float, ...]:
+        """What the search is told, and what the trial is ranked by everywhere; empty without any run."""
+        found = self.estimates()
+        return tuple(e.told(d, bound) for e, d in zip(found, directions, strict=True)) if found else ()
+
+    def view(self, directions: Sequence[str], bound: bool) -> Trial:
         """As the record and the table show it."""
         found = self.estimates() if self.state in GOOD else []
         deviations = tuple(e.deviation for e in found if e.deviation is not None)
@@ -56,6 +61,7 @@ class Entry:
             self.number, self.point.params, self.point.words, self.state,
             values=tuple(e.mean for e in found) or None, deviations=deviations or None, intervals=intervals or None,
             runs=tuple(run for _, run in sorted(self.runs.items())), attempts=self.attempts, error=self.error,
+            objective=(self.objective(directions, bound) or None) if found else None,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from hfexp import targets
 from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, one_of
-from hfexp.sweep.settings import Method, Pruner, SearchConfig
+from hfexp.sweep.settings import Method, Optimise, Pruner, SearchConfig
 
 DIRECTIONS = ("minimize", "maximize")
 
@@ -83,6 +83,11 @@ def check_counts(search: SearchConfig) -> None:
         value = getattr(search, name)
         if value is not None and value < lowest:
             raise ConfigError(f"search.{name}={value} must be at least {lowest}")
+    if search.optimise is Optimise.bound and search.replicates == 1:
+        raise ConfigError(
+            "search.optimise=bound takes the worse end of an interval over several seeds: give search.replicates, at "
+            "least 2"
+        )
     if search.replicates > 1 and search.pruner not in (Pruner.none, Pruner.wilcoxon):
         raise ConfigError(
             f"search.pruner={search.pruner.value} compares evaluations of one run, and search.replicates="

@@ -18,12 +18,12 @@ from hfexp.reporting.canvas import guarded
 from hfexp.run_directory import RunDirectory, experiment_name, open_sweep_directory
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.plots import Shown, draw
-from hfexp.sweep.ranking import best, costs, ranked
+from hfexp.sweep.ranking import best, best_runs_first, costs, ranked
 from hfexp.sweep.report import SweepPage
 from hfexp.sweep.table import TrialTable, command_of, make_table, states, swept_keys
-from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.sweep.trials import State, Sweep
 from hfexp.sweep.values import validation_name
-from hfexp.tracking.nesting import KIND, SWEEP, register_of_sweep
+from hfexp.tracking.nesting import KIND, RANKING, SWEEP, register_of_sweep
 from hfexp.tracking.recovery import close_failed
 from hfexp.tracking.run import Opening, common_tags, open_record
 from hfexp.tracking.tracker import Tracker
@@ -38,6 +38,8 @@ LARGEST_SHARE = 0.02
 MOST_DRAWN = 300
 """Trials in the pictures."""
 FEWEST_FOR_IMPORTANCE = 4
+MOST_RANKED = 500
+"""Trials in the tag of the ranking: MLflow's tags have at most 8,000 characters (`mlflow/utils/validation.py`)."""
 
 
 @contextlib.contextmanager
@@ -128,9 +130,11 @@ class Parent:
         self.tracker.log_metrics({**totals, "hours": sweep.seconds / 3600}, round(sweep.seconds))
         found = best(sweep.trials, sweep.directions)
         if is_over and self.register and found:
-            run_dir = _best_run_dir(found[0], sweep)
-            if run_dir is not None:
-                self.tracker.record("register", run_dir=str(run_dir), name=self.register)
+            run_dirs = [
+                run.run_dir for run in best_runs_first(found[0], sweep.directions) if run.values and run.run_dir
+            ]
+            if run_dirs:
+                self.tracker.record("register", run_dir=str(run_dirs[0]), name=self.register)
 
     def _keep_up(self) -> None:
         """Publish what is newest, as often as that may be done."""
@@ -198,6 +202,7 @@ def _params(config: Config, sweep: Sweep) -> dict[str, Any]:
         "search.metrics": ", ".join(sweep.metrics),
         "search.directions": ", ".join(sweep.directions),
     }
+    asked |= {"search.optimise": "bound"} if sweep.bound else {}
     return asked | dict(sweep.space)
 
 
@@ -206,8 +211,9 @@ def _tags(sweep: Sweep) -> dict[str, str]:
     tags = {f"hfexp.trials.{state}": str(count) for state, count in states(sweep).items()}
     tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TRIALS, "type": "table"}])
     for trial in best(sweep.trials, sweep.directions)[:1]:
-        run_ids = [run.run_id for run in trial.runs if run.run_id]
+        run_ids = [run.run_id for run in best_runs_first(trial, sweep.directions) if run.run_id]
         tags |= {
+            RANKING: " ".join(str(other.number) for other in ranked(sweep.trials, sweep.directions)[:MOST_RANKED]),
             "hfexp.best_trial": str(trial.number),
             "hfexp.best_run_id": ", ".join(run_ids),
             "hfexp.best_command": command_of(sweep, trial),
@@ -223,15 +229,6 @@ def _best_values(sweep: Sweep) -> dict[str, float]:
         order = sorted(ranked(sweep.trials, sweep.directions), key=lambda t: costs(t, sweep.directions)[index])
         found |= {f"best_{metric}": trial.values[index] for trial in order[:1] if trial.values}
     return found
-
-
-def _best_run_dir(trial: Trial, sweep: Sweep) -> Path | None:
-    """Of the best of its runs, by the first metric."""
-    known = [(run.values[0], run.run_dir) for run in trial.runs if run.values and run.run_dir]
-    if not known:
-        return None
-    choose = max if sweep.directions[0] == "maximize" else min
-    return choose(known, key=lambda pair: pair[0])[1]
 
 
 def _importances(study: Any, sweep: Sweep) -> dict[str, float]:

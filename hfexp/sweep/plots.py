@@ -39,8 +39,8 @@ class Shown:
         return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
 
     def value(self, trial: Trial, metric: int = 0) -> float | None:
-        """Of a finished trial its value, of a pruned one what it had come to; None if there is no finite one."""
-        known = trial.values or next((run.values for run in trial.runs if run.values), None)
+        """Of a finished trial what it is ranked by, of a pruned one what it had come to; None if not finite."""
+        known = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
         return known[metric] if known and math.isfinite(known[metric]) else None
 
     def measured(self) -> list[tuple[Trial, float]]:
@@ -90,7 +90,7 @@ def history(shown: Shown) -> "Figure | None":
     measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
     if not measured or len(shown.sweep.directions) != 1:
         return None
-    figure, axes = _axes("value by trial", "trial", shown.sweep.metrics[0])
+    figure, axes = _axes("value by trial", "trial", shown.sweep.objectives[0])
     better = max if shown.sweep.directions[0] == "maximize" else min
     numbers: list[int] = []
     so_far: list[float] = []
@@ -109,7 +109,7 @@ def front(shown: Shown) -> "Figure | None":
     """Of several metrics the first two against each other."""
     if len(shown.sweep.metrics) < 2:
         return None
-    figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.metrics[:2])
+    figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.objectives[:2])
     for trial, value in shown.measured():
         other = shown.value(trial, 1)
         if other is not None:
@@ -123,7 +123,7 @@ def parallel(shown: Shown) -> "Figure | None":
     scales = _scales(shown, [trial for trial, _ in measured])
     if len(measured) < 2 or not scales:
         return None
-    values = scale_of(shown.sweep.metrics[0], [value for _, value in measured])
+    values = scale_of(shown.sweep.objectives[0], [value for _, value in measured])
     columns = [*scales.values(), values]
     figure, axes = _axes("parameters and value", width=max(WIDTH, 1.2 + 1.3 * len(columns)), left=0.9)
     for row, (trial, _) in enumerate(measured):
@@ -163,7 +163,7 @@ def slices(shown: Shown) -> "Figure | None":
         axes.set_xticks([place for place, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
         axes.set_xlim(-0.05, 1.05)
         axes.set_title(drawable(scale.name, 30))
-        axes.set_ylabel(drawable(shown.sweep.metrics[0], 20) if column == 0 else "")
+        axes.set_ylabel(drawable(shown.sweep.objectives[0], 20) if column == 0 else "")
         _value_scale(axes, [value for _, value in measured])
     return figure
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from hfexp.sweep.trials import State, Trial
+from hfexp.sweep.statistics import estimate
+from hfexp.sweep.trials import State, Trial, TrialRun
 
 
 def ranked(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
@@ -25,16 +26,31 @@ def best(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
 
 
 def ties(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
-    """Numbers of trials whose 95 % interval overlaps that of the best one."""
+    """Numbers of trials that are as good as the best one, as far as the seeds that both have can tell.
+
+    All points have the same seeds, so that a trial and the best one are compared seed by seed: it is worse if the
+    whole 95 % interval of its mean difference lies beyond 0 (Student's t of the differences within pairs, as in
+    section IX of Student, "The Probable Error of a Mean", Biometrika 6:1, 1908). With fewer than two common seeds
+    nothing can be told, and no trial is marked.
+    """
     order = ranked(trials, directions)
-    if len(directions) > 1 or not order or order[0].intervals is None:
+    if len(directions) > 1:
         return set()
-    known = [(trial.number, trial.intervals[0]) for trial in order if trial.intervals is not None]
-    known = [(number, ends) for number, ends in known if all(map(math.isfinite, ends))]
-    if not known or known[0][0] != order[0].number:
-        return set()
-    low, high = known[0][1]
-    return {number for number, (other_low, other_high) in known[1:] if other_low <= high and low <= other_high}
+    measured = [trial for trial in order if math.isfinite(costs(trial, directions)[0])]
+    return {trial.number for trial in measured[1:] if _is_as_good(trial, measured[0], directions[0])}
+
+
+def _is_as_good(trial: Trial, best: Trial, direction: str) -> bool:
+    ours, theirs = ({run.replicate: run.values[0] for run in t.runs if run.values} for t in (trial, best))
+    sign = -1 if direction == "maximize" else 1
+    worse_by = estimate([sign * (value - theirs[seed]) for seed, value in ours.items() if seed in theirs]).interval
+    return worse_by is not None and all(map(math.isfinite, worse_by)) and worse_by[0] <= 0
+
+
+def best_runs_first(trial: Trial, directions: Sequence[str]) -> list[TrialRun]:
+    """The runs of a trial; the first one stands for it, in the model registry and in `predict sweep=NAME`."""
+    sign = -1 if directions[0] == "maximize" else 1
+    return sorted(trial.runs, key=lambda run: sign * run.values[0] if run.values else math.inf)
 
 
 def _front(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
@@ -47,8 +63,8 @@ def _front(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
 
 
 def costs(trial: Trial, directions: Sequence[str]) -> list[float]:
-    """What is to be small; endless where runs are infinitely far apart, whatever their mean."""
-    assert trial.values is not None
-    spreads = trial.deviations or (0.0,) * len(trial.values)
-    known = zip(trial.values, spreads, directions, strict=True)
-    return [math.inf if math.isnan(v) or not math.isfinite(s) else -v if d == "maximize" else v for v, s, d in known]
+    """What is to be small; infinite where runs are infinitely far apart, whatever their mean."""
+    optimised = trial.objective or trial.values
+    assert optimised is not None
+    pairs = zip(optimised, directions, strict=True)
+    return [math.inf if math.isnan(value) else -value if d == "maximize" else value for value, d in pairs]

@@ -7,7 +7,7 @@ from hfexp.origin import mask_secrets
 from hfexp.reporting.page import Block, Code, Picture, Report, Section, Table, Text
 from hfexp.sweep.plots import Drawing
 from hfexp.sweep.ranking import best
-from hfexp.sweep.table import TrialTable, command_of, error_of, states
+from hfexp.sweep.table import TrialTable, command_of, error_of, measured, states
 from hfexp.sweep.trials import State, Sweep
 
 TITLES = {
@@ -110,7 +110,7 @@ class SweepPage:
 
     def _lead(self) -> str:
         counted = ", ".join(f"{count} {state}" for state, count in states(self.sweep).items() if count)
-        goals = zip(self.sweep.metrics, self.sweep.directions, strict=False)
+        goals = zip(self.sweep.objectives, self.sweep.directions, strict=False)
         goal = ", ".join(f"{direction} {metric}" for metric, direction in goals)
         hours = self.sweep.seconds / 3600
         return f"{self.sweep.method}, to {goal}: {counted or 'no trial yet'}; {hours:.2f} hours"
@@ -119,12 +119,13 @@ class SweepPage:
         found = best(self.sweep.trials, self.sweep.directions)
         blocks = []
         for trial in found[:3]:
-            pairs = zip(self.sweep.metrics, trial.values or (), strict=False)
-            values = ", ".join(f"{metric} {value:.6g}" for metric, value in pairs)
-            blocks += [Text(f"Trial {trial.number}: {values}"), Code(command_of(self.sweep, trial))]
+            blocks += [
+                Text(f"Trial {trial.number}: {measured(self.sweep, trial)}"),
+                Code(command_of(self.sweep, trial)),
+            ]
         same = len(self.table.ties)
         if same:
-            blocks.append(Text(f"{same} more whose 95 % interval overlaps with that of the best are marked as ties."))
+            blocks.append(Text(f"{same} more that are as good, as far as the seeds tell, are marked as ties."))
         return Section("Best", blocks)
 
     def _trials(self, interactive: bool) -> Section:

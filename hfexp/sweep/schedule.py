@@ -50,6 +50,11 @@ class Plan:
     def replicates(self) -> int:
         return self.search.replicates
 
+    @property
+    def bound(self) -> bool:
+        """The worse end of the interval is optimised."""
+        return self.search.optimise is Optimise.bound
+
 
 class Schedule:
     """A source of jobs for a launcher (`hfexp.launch.local.Source`)."""
@@ -226,10 +231,7 @@ class Schedule:
         if any(run.state is State.pruned for run in entry.runs.values()):
             self.ledger.close(entry, State.pruned)
             return
-        found = entry.estimates()
-        bound = self.plan.search.optimise is Optimise.bound
-        pairs = zip(found, self.plan.directions, strict=True)
-        self.ledger.close(entry, State.finished, [e.told(d, bound) for e, d in pairs])
+        self.ledger.close(entry, State.finished, entry.objective(self.plan.directions, self.plan.bound))
 
     def _fail(self, entry: Entry) -> None:
         error = next(run.error for run in entry.runs.values() if run.state is State.failed)
@@ -243,7 +245,7 @@ class Schedule:
         return any(run.state is State.failed for run in entry.runs.values())
 
     def _show(self, entry: Entry) -> None:
-        self._views[entry.number] = entry.view()
+        self._views[entry.number] = entry.view(self.plan.directions, self.plan.bound)
 
     def _point(self, entry: Entry, replicate: int) -> Point:
         return Point(self.plan.directory, entry.number, replicate)

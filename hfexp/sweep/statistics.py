@@ -35,7 +35,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
     They are infinite or NaN if a value is, or if they are too large for a float.
     """
-    count, mean = len(values), _mean(values)
+    count, mean = len(values), _mean(values) if values else math.nan
     if count < 2:
         return Estimate(mean)
     deviation = math.sqrt(_sum([(value - mean) * (value - mean) for value in values]) / (count - 1))

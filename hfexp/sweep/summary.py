@@ -9,7 +9,7 @@ from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
 from hfexp.screen import say
 from hfexp.sweep.ranking import best, ranked, ties
-from hfexp.sweep.table import command_of
+from hfexp.sweep.table import command_of, measured
 from hfexp.sweep.trials import State, Sweep, Trial
 
 MOST_ROWS = 20
@@ -19,8 +19,7 @@ def show(sweep: Sweep) -> None:
     """Print the table, the best point, and where everything is."""
     _show_table(sweep)
     for trial in best(sweep.trials, sweep.directions)[:3]:
-        values = ", ".join(f"{n} {v:.6g}" for n, v in zip(sweep.metrics, trial.values or (), strict=False))
-        say(f"best: {trial.number}, {values}; to run it again:")
+        say(f"best: {trial.number}, {measured(sweep, trial)}; to run it again:")
         say(f"  {command_of(sweep, trial)}")
     say(f"sweep: {os.path.relpath(sweep.directory)}")
 
@@ -98,7 +97,7 @@ def _values(trial: Trial, count: int) -> list[str]:
 
 def _remark(trial: Trial, same: set[int]) -> str:
     if trial.state is State.finished:
-        return "as good as the best, within the intervals" if trial.number in same else ""
+        return "as good as the best, as far as these seeds tell" if trial.number in same else ""
     if trial.state is State.failed:
         return f"failed: {mask_secrets(trial.error or '')}"
     if trial.state is State.pruned:

@@ -81,6 +81,13 @@ def command_of(sweep: Sweep, trial: Trial) -> str:
     return mask_secrets(shlex.join(["hfexp", *sweep.flags, *map(as_typed, words)]))
 
 
+def measured(sweep: Sweep, trial: Trial) -> str:
+    """The values of a trial; with `search.optimise=bound` also what it is ranked by."""
+    pairs = [*zip(sweep.metrics, trial.values or (), strict=False)]
+    pairs += zip(sweep.objectives, trial.objective or (), strict=False) if sweep.bound else ()
+    return ", ".join(f"{name} {value:.6g}" for name, value in pairs)
+
+
 def states(sweep: Sweep) -> dict[str, int]:
     """How many trials there are in each state."""
     counts = Counter(trial.state for trial in sweep.trials)

@@ -55,6 +55,8 @@ class Trial:
     attempts: int = 0
     """How often it was started and failed."""
     error: str | None = None
+    objective: tuple[float, ...] | None = None
+    """What the search is told, and what trials are ranked by; None: `values`."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,15 @@ class Sweep:
     """Swept key to what was written for it."""
     seconds: float
     """For which it has been directed, over all its starts."""
+    bound: bool = False
+    """The worse end of the interval is optimised, not the mean (`search.optimise`)."""
     flags: tuple[str, ...] = ()
     """Hydra's, that say where the configuration is."""
     trials: tuple[Trial, ...] = field(default=())
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What each metric is ranked by, as the table names its columns: `loss`, or `loss high` for the worse end."""
+        ends = {"minimize": "high", "maximize": "low"}
+        goals = zip(self.metrics, self.directions, strict=True)
+        return tuple(f"{metric} {ends[direction]}" for metric, direction in goals) if self.bound else self.metrics

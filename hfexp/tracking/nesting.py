@@ -21,6 +21,8 @@ SWEEP_KEY = "hfexp.sweep_key"
 """Tag of a child: the parent's `hfexp.run_key`."""
 KIND, SWEEP = "hfexp.kind", "sweep"
 """Tag of a sweep's own run."""
+RANKING = "hfexp.ranking"
+"""Tag of a sweep's own run: the numbers of its finished trials, best first."""
 PAGE = 1000
 ONLY_BEST = "@best"
 
