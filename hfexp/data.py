@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,10 +12,12 @@ from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
-from hfexp.labels import cast_labels, class_column
+from hfexp.labels import cast_labels, class_column, classes_of, first_faults, way_out
+from hfexp.screen import note
 from hfexp.sources import source_row
 from hfexp.stream_splits import load_source, make_splits
 from hfexp.streams import num_rows
+from hfexp.tables import header_hint, places
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
 
@@ -56,9 +57,12 @@ def load_dataset(
     if config.streaming:
         return make_splits(dataset, config, task)
     dataset = cast_labels(dataset, task, config.labels)
+    if config.on_bad_sample is OnBadSample.error:
+        _require_values(dataset, task)
     if needed is None or not dataset.keys() >= set(needed):
         dataset = _make_splits(dataset, config, task)
     dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
+    _tell_unseen_classes(dataset, task)
     if config.validate_on_train:
         dataset["validation"] = dataset["train"]
     return dataset
@@ -163,11 +167,12 @@ def _rename_columns(
                     f"{did_you_mean(own, rows.column_names)} It has: {one_of(rows.column_names) or 'none'}; "
                     f"map one with dataset.columns.{standard}=NAME"
                 )
+        hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
         unknown = sorted(set(config.columns) - set(task.columns))
         if unknown:
             problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError("; ".join(problems) + hint)
         missing = [name for name in keep if name not in rows.column_names]
         if missing:
             raise ConfigError(
@@ -197,30 +202,52 @@ def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
 
 def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | None) -> tuple[Dataset, Dataset]:
     """Cut `size` (a share, or a number of rows if 1 or more) off, stratified by label where that is possible."""
-    share = size if size < 1 else int(size)
     count = round(size * len(rows)) if size < 1 else int(size)
     if size <= 0 or (size > 1 and size != int(size)) or not 0 < count < len(rows):
         raise ConfigError(
             f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1"
         )
-    if label_column is not None:
-        labels = rows[label_column][:]
-        counts = Counter(labels)
-        if min(counts.values()) >= 2 and count >= len(counts) and len(rows) - count >= len(counts):
-            return _stratified(rows, labels, math.ceil(share * len(rows)) if size < 1 else count, seed)
-        logger.warning("%s: too few rows of some labels to stratify; split at random", key)
-    parts = rows.train_test_split(test_size=share, seed=seed)
-    return parts["train"], parts["test"]
-
-
-def _stratified(rows: Dataset, labels: list[int], count: int, seed: int) -> tuple[Dataset, Dataset]:
-    """As `rows.train_test_split(test_size=count, seed=seed, stratify_by_column=...)`, with the same rows in each part.
-
-    That reads the labels row by row (`datasets` 5.2, `Dataset.train_test_split`): about half a millisecond each.
-    """
-    draw = np.random.default_rng(seed)
-    kept, cut = next(stratified_shuffle_split_generate_indices(np.asarray(labels), len(rows) - count, count, rng=draw))
+    cut_size = math.ceil(size * len(rows)) if size < 1 else count
+    if label_column is None:
+        kept, cut = _drawn(np.arange(len(rows)), cut_size, seed)
+    else:
+        kept, cut = _drawn_by_class(rows, label_column, count, cut_size, seed, key)
     return rows.select(kept), rows.select(cut)
+
+
+def _drawn(numbers: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `size` of these numbers as `Dataset.train_test_split` does; first those that are left."""
+    parts = Dataset.from_dict({"number": numbers}).train_test_split(test_size=size, seed=seed)
+    return np.asarray(parts["train"]["number"][:]), np.asarray(parts["test"]["number"][:])
+
+
+def _drawn_by_class(
+    rows: Dataset, column: str, size: int, cut_size: int, seed: int, key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw numbers of rows with the classes in proportion; classes of a single row stay in what is left.
+
+    As `rows.train_test_split(test_size=cut_size, seed=seed, stratify_by_column=...)`, with the same rows in each part,
+    where each class has two. That reads the labels row by row (`datasets` 5.2): about half a millisecond each.
+    """
+    labels = np.asarray(rows[column][:])
+    classes, counts = np.unique(labels, return_counts=True)
+    single = np.isin(labels, classes[counts == 1])
+    others, num_classes = np.flatnonzero(~single), int((counts > 1).sum())
+    if cut_size >= len(others):
+        note(f"{key}: nearly all classes have one row; drawn at random")
+        return _drawn(np.arange(len(rows)), cut_size, seed)
+    if single.any():
+        names = map(rows.features[column].int2str, labels[single].tolist())
+        note(f"{key}: classes of a single row are in training alone: {one_of(names, 5)}")
+    if size >= num_classes and len(others) - size >= num_classes:
+        draw = np.random.default_rng(seed)
+        parts = stratified_shuffle_split_generate_indices(labels[others], len(others) - cut_size, cut_size, rng=draw)
+        kept, cut = (others[part] for part in next(parts))
+    else:
+        few = min(size, len(others) - size)
+        note(f"{key}: {few} rows are too few for each of {num_classes} classes; drawn at random")
+        kept, cut = _drawn(others, cut_size, seed)
+    return np.concatenate([kept, np.flatnonzero(single)]), cut
 
 
 def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
@@ -234,6 +261,46 @@ def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
             rows = rows.shuffle(seed=config.split_seed).select(range(limit))
         limited[split] = rows
     return DatasetDict(limited)
+
+
+def _require_values(dataset: DatasetDict, task: Task) -> None:
+    """Name the rows that lack what the task predicts from, or whose labels are not of its kind.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for split, rows in dataset.items():
+        for name in task.columns:
+            if name == task.label_column:
+                continue
+            column: Any = rows.with_format("arrow")[name][:]
+            missing = np.flatnonzero(np.asarray(column.is_null()))
+            if len(missing):
+                raise ConfigError(_bad_rows(rows, str(split), missing.tolist(), f"nothing in column {name!r}"))
+        faults = first_faults(rows, task)
+        if faults:
+            numbers, error = faults
+            raise ConfigError(_bad_rows(rows, str(split), numbers, f"no usable label: {error}"))
+
+
+def _bad_rows(rows: Dataset, split: str, numbers: list[int], lack: str) -> str:
+    found = places(rows, sorted(source_row(rows, number) for number in numbers))
+    verb = "rows have" if len(numbers) > 1 else "row has"
+    return (
+        f"{len(numbers)} {verb} {lack} ({found}; {split} split). Fill in what is missing, take these rows out, or "
+        f"leave them out with dataset.on_bad_sample=skip{way_out(split)}"
+    )
+
+
+def _tell_unseen_classes(dataset: DatasetDict, task: Task) -> None:
+    """Say which classes are in other splits and not in training: a model can't learn them."""
+    if "train" not in dataset or task.label_column is None:
+        return
+    known = classes_of(dataset["train"], task)
+    for split, rows in dataset.items():
+        unseen = classes_of(rows, task) - known
+        if unseen:
+            note(f"the {split} split has classes that no row of training has: {one_of(unseen, 5)}")
 
 
 def _undecoded(rows: Dataset) -> Dataset:

@@ -1,12 +1,21 @@
 """Label columns: one class a row, several, or a number; with the same classes in every split."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import datasets
+import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.cells import TRUTH, in_order, to_number, to_truth
+from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.screen import note
+from hfexp.tables import places
 from hfexp.tasks.base import CLASS, NUMBER, Task
+
+FEW_ROWS = 20
+"""Below so many labels nothing can be said of how often a class comes."""
 
 
 def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> DatasetDict:
@@ -14,7 +23,8 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
 
     * A class: a `ClassLabel`.
     * Several classes: a mapping of names to truth values; see `cast_classes`.
-    * A number, or no label: as it is.
+    * A number: a real number, where texts are numbers.
+    * No label: as it is.
 
     Args:
         labels: names of the classes in the order of their ids; None: the dataset's own, or sorted.
@@ -28,9 +38,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     if twice:
         raise ConfigError(f"dataset.labels has {twice[0]!r} more than once")
     if task.label_kind == NUMBER:
-        if isinstance(_features(dataset)[task.label_column], ClassLabel):
-            raise ConfigError(f"column {task.label_column!r} holds classes, whose numbers mean nothing; give a number")
-        return dataset
+        return cast_number(dataset, task.label_column)
     if task.label_kind == CLASS:
         return cast_class(dataset, task.label_column, labels)
     return cast_classes(dataset, task.label_column, labels, task.label_separator)
@@ -41,9 +49,65 @@ def _features(dataset: DatasetDict) -> Features:
     return next(iter(dataset.values())).features
 
 
+def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
+    """Make real numbers of texts that are numbers, as those of CSV files; others stay, for `first_faults`."""
+    if isinstance(_features(dataset)[column], ClassLabel):
+        raise ConfigError(f"column {column!r} holds classes, whose numbers mean nothing; give a number")
+    result = {}
+    for split, rows in dataset.items():
+        result[split] = rows
+        if _is_text(rows.features[column]):
+            values = rows[column][:]
+            if not _faults(values, to_number):
+                result[split] = _with_column(rows, column, list(map(to_number, values)), Value("float64"))
+    return DatasetDict(result)
+
+
+def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | None:
+    """Find labels that are not of the task's kind: the places of all, and what is wrong with the first."""
+    column = task.label_column or ""
+    if task.label_column is None or task.label_kind == CLASS:  # classes were named one by one
+        return None
+    values = rows[column][:]
+    if task.label_kind == NUMBER:
+        return _faults(values, to_number)
+    return _faults(values, lambda row: [to_truth(value, name) for name, value in (row or {"": None}).items()])
+
+
+def _faults(values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], DataError] | None:
+    found, first = [], None
+    for number, value in enumerate(values):
+        try:
+            read(value)
+        except DataError as error:
+            found.append(number)
+            first = first or error
+    return (found, first) if first else None
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+
+
+def _with_column(rows: Dataset, column: str, values: Sequence[Any], feature: Any) -> Dataset:
+    """Put other values into a column."""
+    return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
+
+
 def class_column(task: Task) -> str | None:
     """The column that holds one class a row, if there is one."""
     return task.label_column if task.label_kind == CLASS else None
+
+
+def classes_of(rows: Dataset, task: Task) -> set[str]:
+    """Give the names of the classes that rows have."""
+    column = task.label_column or ""
+    feature: Any = rows.features[column]
+    if task.label_kind == CLASS:
+        return {feature.names[number] for number in set(rows[column][:])}
+    if task.label_kind == NUMBER:
+        return set()
+    return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
 
 
 def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
@@ -54,19 +118,21 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         if names == feature_names:
             return _check_label_range(dataset, column, names)
         values = {split: _label_words(rows, column) for split, rows in dataset.items()}
-    elif isinstance(feature, Value):
-        values = {split: rows[column][:] for split, rows in dataset.items()}
-        names = wanted or _label_names(values, column)
-        values = {split: [None if v is None else str(v) for v in column_] for split, column_ in values.items()}
+    elif isinstance(feature, Value | datasets.Json):
+        values = {split: [None if v != v else v for v in rows[column][:]] for split, rows in dataset.items()}
+        for split, labels in values.items():
+            _require_labels(dataset[split], labels, split)
+        names = wanted or _label_names([label for labels in values.values() for label in labels], column)
+        values = {split: list(map(str, labels)) for split, labels in values.items()}
     else:
         raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
     ids = {name: index for index, name in enumerate(names)}
     result = {}
     for split, labels in values.items():
+        _require_labels(dataset[split], labels, split)
         _require_known(labels, ids, split)
-        rows = dataset[split].remove_columns(column)
-        features = Features({column: ClassLabel(names=list(names))})
-        result[split] = rows.add_column(column, [ids[str(label)] for label in labels], feature=features[column])
+        feature = ClassLabel(names=list(names))
+        result[split] = _with_column(dataset[split], column, [ids[str(label)] for label in labels], feature)
     return DatasetDict(result)
 
 
@@ -76,37 +142,81 @@ def _label_words(rows: Dataset, column: str) -> list[str | None]:
     return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
 
 
-def _label_names(values: dict[Any, list], column: str) -> list[str]:
-    """Sorted names of all labels; integers sort as numbers."""
-    seen = {value for labels in values.values() for value in labels if value is not None}
-    if any(isinstance(value, float) for value in seen):
+def _label_names(labels: list[Any], column: str) -> list[str]:
+    """Names of all labels, sorted; numbers by their value.
+
+    Raises:
+        ConfigError: they are real numbers, or (nearly) each row has its own.
+    """
+    if any(isinstance(value, float) for value in labels):
         raise ConfigError(f"column {column!r} holds real numbers; class names or integers are needed")
-    return [str(value) for value in sorted(seen)]
-
-
-def _require_known(labels: list[str | None], ids: dict[str, int], split: Any) -> None:
-    unknown = Counter(label for label in labels if label not in ids)
-    if unknown:
-        label, count = unknown.most_common(1)[0]
-        shown = "missing labels" if label is None else f"unknown label {label!r}"
-        hint = "" if label is None else did_you_mean(label, ids)
+    counts = Counter(map(str, labels))
+    if len(labels) >= FEW_ROWS and 2 * len(counts) > len(labels):
         raise ConfigError(
-            f"the {split} split has {shown} ({count} rows).{hint} Labels are: {one_of(ids)}{_way_out(split)}"
+            f"column {column!r} has {len(counts)} classes in {len(labels)} rows: if these are not classes (but "
+            "numbers of rows, texts, ...), name another column; if they are, name all of them in dataset.labels"
+        )
+    _tell_alike(counts, column)
+    return in_order(counts)
+
+
+def _tell_alike(counts: Counter[str], column: str) -> None:
+    """Say which classes differ in nothing but capitals and spaces: they are often meant to be one."""
+    groups = defaultdict(list)
+    for name in sorted(counts):
+        groups["".join(name.split()).casefold()].append(f"{name!r} ({_num_rows(counts[name])})")
+    alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
+    if alike:
+        more = f"; ... ({len(alike) - 5} more)" if len(alike) > 5 else ""
+        note(f"column {column!r} has classes that differ in spaces or capitals alone: {'; '.join(alike[:5])}{more}")
+
+
+def _require_labels(rows: Dataset, labels: Sequence[Any], split: Any) -> None:
+    missing = [number for number, label in enumerate(labels) if label is None]
+    if missing:
+        raise ConfigError(
+            f"{_num_rows(len(missing))} of the {split} split {'have' if len(missing) > 1 else 'has'} no label "
+            f"({places(rows, missing)}): fill in what is missing, or take these rows out{way_out(split)}"
         )
 
 
-def _way_out(split: Any) -> str:
-    """Test splits of public datasets often have no labels (-1)."""
+def _num_rows(count: int) -> str:
+    return f"{count} row{'s' * (count > 1)}"
+
+
+def _require_known(labels: Sequence[Any], ids: dict[str, int], split: Any) -> None:
+    unknown = Counter(label for label in labels if label not in ids)
+    if unknown:
+        label, count = unknown.most_common(1)[0]
+        raise ConfigError(
+            f"the {split} split has unknown label {label!r} ({count} rows).{_yaml_hint(label, ids)}"
+            f"{did_you_mean(label, ids)} Labels are: {one_of(ids)}{way_out(split)}"
+        )
+
+
+def _yaml_hint(label: str, names: Iterable[str]) -> str:
+    """Say how to write a label that YAML takes for something else, as no (False) and 007 (7)."""
+    try:
+        read = str(yaml.safe_load(label))
+    except yaml.YAMLError:
+        return ""
+    return f" YAML reads {label} as {read}: put it in quotes in dataset.labels." if read in names else ""
+
+
+def way_out(split: Any) -> str:
+    """Say how to do without a split; test splits of public datasets often have no labels (-1)."""
     return "" if split == "train" else f". dataset.splits.{split}=none leaves the split out"
 
 
 def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> DatasetDict:
     for split, rows in dataset.items():
-        wrong = [label for label in rows[column][:] if label is None or not 0 <= label < len(names)]
+        labels = rows[column][:]
+        _require_labels(rows, labels, split)
+        wrong = [label for label in labels if not 0 <= label < len(names)]
         if wrong:
             raise ConfigError(
                 f"the {split} split has unknown label {wrong[0]!r} ({len(wrong)} rows). Labels are: {one_of(names)}"
-                f"{_way_out(split)}"
+                f"{way_out(split)}"
             )
         other = rows.features[column]
         if isinstance(other, ClassLabel) and other.names != names:
@@ -121,34 +231,84 @@ def cast_classes(
 ) -> DatasetDict:
     """Lists of classes (names, numbers, or a `ClassLabel` each) as mappings of all classes to truth values.
 
+    Lists that are equally long in all rows, at least two long, and hold nothing but 0 and 1 are truth values
+    themselves, of the classes in `wanted`.
+
     Args:
         separator: what stands between the classes of a row where they are one text.
+
+    Raises:
+        ConfigError: the column holds something else, or truth values of classes without names.
     """
+    if separator:
+        dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
     feature = _features(dataset)[column]
     if isinstance(feature, dict):  # one truth value a class from the start
         names = wanted or list(feature)
         return DatasetDict({split: _in_order(rows, str(split), column, names) for split, rows in dataset.items()})
-    if isinstance(feature, Value) and separator and feature.dtype in ("string", "large_string"):
-        dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
-        feature = _features(dataset)[column]
-    if not isinstance(feature, List):
-        raise ConfigError(
-            f"column {column!r} holds {feature}; a list of classes in each row is needed, or one text in which "
-            "task.separator stands between them"
-        )
-    own = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
+    for rows in dataset.values():
+        if not isinstance(rows.features[column], List):
+            raise ConfigError(
+                f"column {column!r} holds {rows.features[column]}; a list of classes in each row is needed, or one "
+                "text in which task.separator stands between them"
+            )
     values = {split: _words_of_lists(rows, column) for split, rows in dataset.items()}
+    if not isinstance(feature.feature, ClassLabel) and _are_truth_values(dataset, values, column):
+        return _named_truth(dataset, column, values, wanted)
+    own = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
     seen = {split: [name for row in lists for name in row] for split, lists in values.items()}
-    names = wanted or own or _label_names(seen, column)
+    names = wanted or own or _label_names([name for words in seen.values() for name in words], column)
     ids = {name: index for index, name in enumerate(names)}
-    result = {}
+    truth: dict[Any, list[list[bool]]] = {}
     for split, lists in values.items():
         _require_known([str(name) for name in seen[split]], ids, split)
-        truth = [{name: name in set(map(str, row)) for name in names} for row in lists]
-        features = Features({column: {name: Value("bool") for name in names}})
-        rows = dataset[split].remove_columns(column)
-        result[split] = rows.add_column(column, truth, feature=features[column])  # pyright: ignore
-    return DatasetDict(result)
+        truth[split] = [[name in set(map(str, row)) for name in names] for row in lists]
+    return _with_truth(dataset, column, names, truth)
+
+
+def _with_truth(dataset: DatasetDict, column: str, names: list[str], truth: dict[Any, Any]) -> DatasetDict:
+    feature: Any = {name: Value("bool") for name in names}
+    mapped = {split: [dict(zip(names, row, strict=True)) for row in lists] for split, lists in truth.items()}
+    return DatasetDict({split: _with_column(dataset[split], column, mapped[split], feature) for split in mapped})
+
+
+def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], column: str) -> bool:
+    """Tell a one or zero for each class from lists of class ids.
+
+    Raises:
+        ConfigError: a list is neither: truth values are as many in each row, ids are whole numbers, each there once.
+    """
+    lists = [row for rows in values.values() for row in rows]
+    lengths = {len(row) for row in lists}
+    as_many = len(lengths) == 1 and min(lengths) > 1
+    if as_many and all(str(value).lower() in TRUTH for row in lists for value in row):
+        return True
+    for split, rows in values.items():
+        for number, row in enumerate(rows):
+            ids = [value for value in row if isinstance(value, int)]
+            if any(isinstance(value, bool | float) for value in row) or as_many and len(set(ids)) < len(ids):
+                raise ConfigError(
+                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80}. Truth "
+                    "values are 0 or 1, as many in each row as there are classes; ids of classes are whole numbers, "
+                    "each of them once in a row"
+                )
+    return False
+
+
+def _named_truth(
+    dataset: DatasetDict, column: str, values: dict[Any, list[list[Any]]], wanted: list[str] | None
+) -> DatasetDict:
+    """Truth values as mappings, by names that only the user knows."""
+    width = len(next(row for rows in values.values() for row in rows))
+    if wanted is None or len(wanted) != width:
+        given = "" if wanted is None else f", not {len(wanted)} ({one_of(wanted)})"
+        raise ConfigError(
+            f"column {column!r} holds {width} truth values in each row, one for each class: "
+            f"dataset.labels=[NAME, ...] names the {width} classes in their order{given}"
+        )
+    note(f"column {column!r}: the {width} ones and zeros of a row are read as truth values of the classes in order")
+    truth = {split: [[bool(to_truth(value, "")) for value in row] for row in rows] for split, rows in values.items()}
+    return _with_truth(dataset, column, wanted, truth)
 
 
 def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
@@ -161,14 +321,25 @@ def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Datas
     if list(feature) == names:
         return rows
     truth = [row and {name: row[name] for name in names} for row in rows[column][:]]
-    features = Features({column: {name: feature[name] for name in names}})
-    return rows.remove_columns(column).add_column(column, truth, feature=features[column])  # pyright: ignore
+    return _with_column(rows, column, truth, {name: feature[name] for name in names})
 
 
 def _parted(rows: Dataset, column: str, separator: str) -> Dataset:
-    """Texts as lists of the words between separators."""
-    lists = [[word.strip() for word in (text or "").split(separator) if word.strip()] for text in rows[column][:]]
-    return rows.remove_columns(column).add_column(column, lists, feature=List(Value("string")))  # pyright: ignore
+    """Texts as lists of the words between separators.
+
+    Raises:
+        ConfigError: the texts are lists as Python or JSON write them.
+    """
+    if not _is_text(rows.features[column]):
+        return rows
+    texts = [text or "" for text in rows[column][:]]
+    if any(texts) and all(text[:1] + text[-1:] in ("[]", "{}", "()", "") for text in texts):
+        raise ConfigError(
+            f"column {column!r} holds lists that are written as text, e.g. {max(texts, key=len)!r:.80}; write names "
+            f"with {separator!r} between them, or lists in JSON lines"
+        )
+    lists = [[word.strip() for word in text.split(separator) if word.strip()] for text in texts]
+    return _with_column(rows, column, lists, List(Value("string")))
 
 
 def _words_of_lists(rows: Dataset, column: str) -> list[list[Any]]:

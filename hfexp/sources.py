@@ -8,16 +8,11 @@ from typing import Any, cast
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetNotFoundError
 
-from hfexp.errors import ConfigError, one_of
+from hfexp.errors import ConfigError
 from hfexp.origin import mask_secrets
-
-FORMATS = {
-    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
-    ".txt": "text",
-}  # fmt: skip
-"""Readers of `datasets` by the ending of a file's name."""
+from hfexp.tables import files_of, read_table
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -90,18 +85,20 @@ def image_table(
     image_column: str = "image",
     image_dir: str | None = None,
     streaming: bool = False,
+    **kwargs: Any,
 ) -> DatasetDict:
     """Rows of a CSV or Parquet table, one column of which is the path of an image.
 
     Args:
         format: `csv` or `parquet`.
-        data_files: one path, a list of them, or a mapping from split to paths.
+        data_files: as of `table`.
         image_column: the column with the paths.
         image_dir: what relative paths are relative to; null: the directory of the (first) table.
+        kwargs: as of `table`.
     """
-    files, first = _files(data_files)
+    dataset = read_table(data_files, format, streaming, kwargs)
+    first = next(path for paths in files_of(data_files, format).values() for path in paths)
     root = Path(image_dir).expanduser() if image_dir else first.parent
-    dataset = _read(format, files, streaming)
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
 
 
@@ -111,51 +108,11 @@ def table(
     """Rows of CSV, TSV, JSON (an object a line), Parquet or plain text files, with the columns that they have.
 
     Args:
-        data_files: one path, a list of them, or a mapping from split to paths.
-        format: `csv`, `json`, `parquet` or `text` (each line a row, column `text`); null: by the first file's name.
-        kwargs: for the reader of `datasets`, e.g. `sep`.
+        data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
+        format: `csv`, `json`, `parquet` or `text` (each line a row, column `text`); null: by the files' names.
+        kwargs: for CSV those of `hfexp.csv_files.Dialect`, e.g. `sep`; else for the reader of `datasets`.
     """
-    files, first = _files(data_files)
-    suffix = first.suffix.lower()
-    if format is None and suffix not in FORMATS:
-        raise ConfigError(
-            f"dataset.source.data_files={first}: of its name nothing follows; set dataset.source.format to one of "
-            f"{one_of(sorted(set(FORMATS.values())))}"
-        )
-    if suffix == ".tsv":
-        kwargs = {"sep": "\t", **kwargs}
-    return _read(format or FORMATS[suffix], files, streaming, **kwargs)
-
-
-def _read(format: str, files: dict[str, Any], streaming: bool, **kwargs: Any) -> Any:
-    """Tables by a reader of `datasets`.
-
-    Raises:
-        ConfigError: a file is not of this format.
-    """
-    try:
-        return datasets.load_dataset(format, data_files=files, streaming=streaming, **kwargs)
-    except DatasetGenerationError as error:
-        cause = " ".join(str(error.__cause__ or error).split())
-        raise ConfigError(f"dataset.source.data_files can't be read as {format}: {cause}") from error
-
-
-def _files(data_files: str | list[str] | Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Paths by split, and the first of them.
-
-    Raises:
-        ConfigError: there is none, or one does not exist.
-    """
-    files = dict(data_files) if isinstance(data_files, Mapping) else {"train": data_files}
-    first = None
-    for split, names in files.items():
-        for name in [names] if isinstance(names, str) else names:
-            first = first or Path(name).expanduser()
-            if not Path(name).expanduser().is_file():
-                raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
-    if first is None:
-        raise ConfigError("dataset.source.data_files is empty")
-    return files, first
+    return read_table(data_files, format, streaming, kwargs)
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:

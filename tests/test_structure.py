@@ -71,6 +71,8 @@ LAYERS = [
     ["hfexp.tracking.linked", "hfexp.tracking.nesting", "hfexp.sweep.curves"],
     ["hfexp.tracking.delivered"],
     ["hfexp.streams", "hfexp.processor", "hfexp.labels", "hfexp.sources"],
+    ["hfexp.tables"],
+    ["hfexp.csv_files"],
     [
         "hfexp.model",
         "hfexp.tracking.store",
@@ -123,6 +125,7 @@ LAYERS = [
     ["hfexp.arguments"],
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
     [
+        "hfexp.cells",
         "hfexp.sweep.values",
         "hfexp.sweep.ranking",
         "hfexp.sweep.scales",

@@ -10,7 +10,8 @@ from typing import Any
 
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.predicting.settings import STANDARD_INPUT
-from hfexp.sources import FORMATS, table
+from hfexp.sources import table
+from hfexp.tables import FORMATS
 from hfexp.tasks.base import Task
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hfexp.cells import to_truth
 from hfexp.errors import ConfigError, DataError
 from hfexp.tasks.base import CLASSES, Task
 from hfexp.tasks.texts import Texts
@@ -33,12 +34,11 @@ class MultiLabel(Task):
         """Truth values by the names of the classes become a list of ones and zeros."""
         row = super().decode(row)
         label = row["label"]
+        if label is None:
+            raise DataError("no label")
         if not isinstance(label, dict):
             return row
-        empty = [name for name, value in label.items() if value is None]
-        if empty:
-            raise DataError(f"no truth value for the class {empty[0]!r}")
-        return {**row, "label": [int(value) for value in label.values()]}
+        return {**row, "label": [to_truth(value, name) for name, value in label.items()]}
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """`labels` as real numbers, (num_labels,): the loss is binary cross entropy of each class."""

@@ -1,12 +1,11 @@
 """Regression on texts: a text, or two, in, one number out."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from hfexp.errors import DataError
+from hfexp.cells import to_number
 from hfexp.tasks.base import NUMBER, Task
 from hfexp.tasks.texts import TextPairs, Texts
 
@@ -26,10 +25,8 @@ class Regression(Task):
         Raises:
             DataError: it is none.
         """
-        row, label = super().decode(row), row["label"]
-        if isinstance(label, bool) or not isinstance(label, int | float) or not math.isfinite(label):
-            raise DataError(f"column 'label' holds {label!r:.80}, which is no number")
-        return {**row, "label": float(label)}
+        row = super().decode(row)
+        return {**row, "label": to_number(row["label"])}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """The number (B,) in float32."""

@@ -1,0 +1,311 @@
+"""CSV files as tables of text: each cell as it is written, each line accounted for."""
+
+import csv
+import gzip
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, ClassVar
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.builder import Key
+
+from hfexp.cells import is_number
+from hfexp.errors import ConfigError
+
+ROWS_AT_ONCE = 2000
+CELL = pa.large_string()
+MISSING = pa.scalar(None, CELL)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How CSV files are written: options of `dataset.source`."""
+
+    sep: str = ","
+    quotechar: str | None = '"'
+    """None: quotes are characters like any other."""
+    escapechar: str | None = None
+    encoding: str | None = None
+    """None: UTF-8, or UTF-16 where the file begins with its mark."""
+    column_names: tuple[str, ...] | None = None
+    """For files without a header."""
+    skiprows: int = 0
+    """Lines before the header."""
+    decimal: str = "."
+    """What stands in numbers for the point, which takes its place in cells that are numbers and nothing else."""
+    multiline: bool = False
+    """Believe quotes that make one cell of several lines, even if each of these looks like a row."""
+
+    def reader(self, lines: Iterator[str]) -> Any:
+        """Read records from lines.
+
+        Raises:
+            ConfigError: `sep`, `quotechar` or `escapechar` is not one character.
+        """
+        csv.field_size_limit(sys.maxsize)
+        quoting = csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE
+        try:
+            return csv.reader(
+                lines, delimiter=self.sep.replace("\\t", "\t"), quotechar=self.quotechar or None,
+                escapechar=self.escapechar, quoting=quoting, strict=True,
+            )  # fmt: skip
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"dataset.source (sep, quotechar, escapechar): {error}") from error
+
+
+class CsvFile:
+    """One file; its messages name the line."""
+
+    def __init__(self, path: str, dialect: Dialect) -> None:
+        self.path, self.dialect = path, dialect
+        self.name = shown(path)
+        self.columns = self._columns()
+
+    def tables(self, columns: list[str]) -> Iterator[pa.Table]:
+        """Read all rows, some at a time; empty cells are missing.
+
+        Args:
+            columns: those of the file, in the order that is wanted.
+
+        Raises:
+            ConfigError: a line is not a row with as many cells as the header, or quotes swallow lines.
+        """
+        num_lines = num_records = 0
+        try:
+            with self._open() as reader:
+                self._pass_header(reader)
+                start = reader.line_num
+                while rows := list(itertools.islice(reader, ROWS_AT_ONCE)):
+                    num_records += len(rows)
+                    num_lines = reader.line_num - start
+                    rows = [row for row in rows if row] if [] in rows else rows
+                    if set(map(len, rows)) - {len(self.columns)}:
+                        self.check()
+                    if rows:
+                        yield self._table(rows).select(columns)
+        except (csv.Error, UnicodeError):
+            self.check()
+            raise
+        if num_lines != num_records:
+            self.check()
+
+    def _table(self, rows: list[list[str]]) -> pa.Table:
+        arrays = []
+        for cells in zip(*rows, strict=True):
+            cells = cells if self.dialect.decimal == "." else list(map(self._with_point, cells))
+            array = pa.array(cells, CELL)
+            arrays.append(pc.if_else(pc.equal(array, ""), MISSING, array) if "" in cells else array)  # pyright: ignore
+        return pa.table(arrays, names=self.columns)
+
+    def rows(self) -> Iterator[dict[str, str | None]]:
+        """Read row by row, for streams."""
+        for line, cells, _ in self._records():
+            self._require_width(line, cells)
+            yield {name: self._with_point(cell) or None for name, cell in zip(self.columns, cells, strict=True)}
+
+    def _with_point(self, cell: str) -> str:
+        point = cell.replace(self.dialect.decimal, ".")
+        return point if is_number(point) else cell
+
+    def lines(self) -> Iterator[int]:
+        """Give the line where each row begins, from 1."""
+        return (line for line, _, _ in self._records())
+
+    def check(self) -> None:
+        """Raise ConfigError for the first line that is not a row, or for quotes that swallow lines."""
+        swallowed = []
+        for line, cells, raw in self._records():
+            self._require_width(line, cells)
+            apart = [text.rstrip("\r\n").split(self.dialect.sep) for text in raw]
+            if len(raw) > 1 and all(len(part) == len(self.columns) for part in apart):
+                swallowed.append((line, apart))
+        if swallowed and not self.dialect.multiline:
+            self._require_one_cell(swallowed)
+
+    def _require_width(self, line: int, cells: list[str]) -> None:
+        count, width = len(cells), len(self.columns)
+        if count == width:
+            return
+        sep = self.dialect.sep
+        reason = f"put a cell that contains {sep!r} in quotes" if count > width else "cells are missing"
+        other = next((mark for mark in ";\t|" if width == 1 and mark in self.columns[0]), None)
+        if other:
+            reason = f"if {other!r} stands between columns: dataset.source.sep={other!r}"
+        raise ConfigError(
+            f"dataset.source.data_files: line {line} of {self.name} has {count} cells, the header {width} "
+            f"({', '.join(self.columns)[:200]}): {reason}"
+        )
+
+    def _require_one_cell(self, swallowed: list[tuple[int, list[list[str]]]]) -> None:
+        """Refuse cells of several lines where each line is like the rows around.
+
+        Each has as many cells as there are columns, and in some column all of these are what other rows hold there:
+        the same word, or a number among numbers.
+        """
+        width = len(self.columns)
+        wanted = [{part[place] for _, apart in swallowed for part in apart} for place in range(width)]
+        found: list[set[str]] = [set() for _ in range(width)]
+        numeric = [True] * width
+        for _, cells, raw in self._records():
+            for place, cell in enumerate(cells if len(raw) == 1 else []):
+                numeric[place] = numeric[place] and is_number(cell)
+                if cell in wanted[place]:
+                    found[place].add(cell)
+        for place in range(width):
+            if numeric[place]:
+                found[place] |= {cell for cell in wanted[place] if is_number(cell)}
+        for line, apart in swallowed:
+            if any(all(part[place] in found[place] for part in apart) for place in range(width)):
+                raise ConfigError(
+                    f"dataset.source.data_files: the quote that opens in line {line} of {self.name} makes one cell of "
+                    f"{len(apart)} lines, each of which looks like a row. Double the quote or take it out; "
+                    "dataset.source.quotechar=null reads quotes as ordinary characters, dataset.source.multiline=true "
+                    "takes the lines as one text"
+                )
+
+    def _columns(self) -> list[str]:
+        first = next(self._records(with_header=True), None)
+        if first is None:
+            raise ConfigError(f"dataset.source.data_files: {self.name} is empty")
+        line, cells, _ = first
+        if "\0" in "".join(cells):
+            raise ConfigError(
+                f"dataset.source.data_files: line {line} of {self.name} holds zero bytes; if it is text in UTF-16: "
+                "dataset.source.encoding=utf-16-le"
+            )
+        names = [cell or f"Unnamed: {place}" for place, cell in enumerate(self.dialect.column_names or cells)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ConfigError(f"dataset.source.data_files: {self.name} has two columns named {twice!r}")
+        return names
+
+    def _pass_header(self, reader: Any) -> None:
+        while not self.dialect.column_names and not next(reader):
+            pass
+
+    def _records(self, with_header: bool = False) -> Iterator[tuple[int, list[str], list[str]]]:
+        """Read with care: the line where a record begins, its cells, its lines; blank lines are none."""
+        header = not (with_header or self.dialect.column_names)
+        raw: list[str] = []
+        with self._open(raw) as reader:
+            while True:
+                raw.clear()
+                line = reader.line_num + 1 + self.dialect.skiprows
+                try:
+                    cells = next(reader, None)
+                except csv.Error as error:
+                    raise ConfigError(self._unreadable(line, str(error))) from error
+                except UnicodeError as error:
+                    raise ConfigError(self._undecodable(error)) from error
+                if cells is None:
+                    return
+                if cells and not header:
+                    yield line, cells, list(raw)
+                header = header and not cells
+
+    def _unreadable(self, line: int, reason: str) -> str:
+        return (
+            f"dataset.source.data_files: the quotes of the row that begins in line {line} of {self.name} do not match "
+            f"({reason}). A quote within a quoted cell is doubled; dataset.source.quotechar=null reads quotes as "
+            "ordinary characters"
+        )
+
+    def _undecodable(self, error: UnicodeError) -> str:
+        """Say which line is not in the encoding."""
+        encoding, place = self._encoding().removesuffix("-sig"), ""
+        with _open_bytes(self.path) as file:
+            for line, text in enumerate(file, 1):
+                try:
+                    text.decode(encoding)
+                except UnicodeError as found:
+                    place, error = f"line {line} of ", found
+                    break
+        return (
+            f"dataset.source.data_files: {place}{self.name} can't be read as {encoding}: {error}. "
+            "Files of older Windows programs: dataset.source.encoding=cp1252"
+        )
+
+    def _encoding(self) -> str:
+        if self.dialect.encoding:
+            return self.dialect.encoding
+        with _open_bytes(self.path) as file:
+            return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+
+    @contextmanager
+    def _open(self, raw: list[str] | None = None) -> Iterator[Any]:
+        """Give a reader of records; it adds the lines that it has read to `raw`."""
+        opened = gzip.open if _is_gzip(self.path) else open
+        try:
+            with opened(self.path, "rt", encoding=self._encoding(), newline="") as file:
+                lines = itertools.islice(file, self.dialect.skiprows, None)
+                yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
+        except LookupError as error:
+            raise ConfigError(f"dataset.source.encoding={self.dialect.encoding}: {error}") from error
+
+
+def _kept(lines: Iterator[str], kept: list[str]) -> Iterator[str]:
+    for line in lines:
+        kept.append(line)
+        yield line
+
+
+def _is_gzip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _open_bytes(path: str) -> IO[bytes]:
+    return gzip.open(path, "rb") if _is_gzip(path) else open(path, "rb")  # pyright: ignore
+
+
+def shown(path: str) -> str:
+    """Name a file as seen from the working directory, if it is below."""
+    below = os.path.relpath(path)
+    return path if below.startswith("..") else below
+
+
+@dataclass
+class CsvConfig(datasets.BuilderConfig):
+    """Configuration of `Csv`."""
+
+    dialect: Dialect = Dialect()
+    columns: tuple[str, ...] = ()
+
+
+class Csv(datasets.ArrowBasedBuilder):
+    """Rows of CSV files, kept by `datasets` in its cache until a file changes."""
+
+    VERSION = datasets.Version("1.0.0")
+    BUILDER_CONFIG_CLASS: ClassVar[type] = CsvConfig
+    config: CsvConfig
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(features=features_of(self.config.columns))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [
+            datasets.SplitGenerator(split, {"files": list(files)})
+            for split, files in (self.config.data_files or {}).items()
+        ]
+
+    def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
+        for place, file in enumerate(files):
+            for part, table in enumerate(CsvFile(file, self.config.dialect).tables(list(self.config.columns))):
+                yield Key(place, part), table
+
+
+def features_of(columns: tuple[str, ...]) -> datasets.Features:
+    """Give the features of a table of text."""
+    return datasets.Features({name: datasets.Value("large_string") for name in columns})
+
+
+def stream(files: list[str], dialect: Dialect) -> Iterator[dict[str, str | None]]:
+    """Read the rows of files one by one."""
+    for file in files:
+        yield from CsvFile(file, dialect).rows()

@@ -1,0 +1,404 @@
+"""Tables of rows from local files: which file is of which split, and where each row stands."""
+
+import glob
+import gzip
+import itertools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.exceptions import DatasetGenerationError
+
+from hfexp.csv_files import Csv, CsvFile, Dialect, features_of, shown, stream
+from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.screen import note
+
+FORMATS = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+"""Formats by the ending of a file's name (before `.gz`)."""
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Names of files (without their endings) and folders that are a split's, in small or capital letters."""
+SHARD = re.compile(r"-\d+-of-\d+$")
+"""End of the name of one of several files of a split."""
+FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive (or a workbook of Excel): unpack it (or save it as CSV)",
+    b"\x1f\x8b": "compressed: unpack it",
+    b"PAR1": "a Parquet file: set dataset.source.format=parquet",
+}
+"""What files begin with that are no text."""
+NAMED_PLACES = 5
+
+
+def read_table(data_files: Any, format: str | None, streaming: bool, options: dict[str, Any]) -> DatasetDict:
+    """Read tables from local files, each split by itself.
+
+    Args:
+        data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
+        format: `csv`, `json`, `parquet` or `text`; None: by the names of the files.
+        options: of `Dialect` for CSV; else for the reader of `datasets`.
+
+    Raises:
+        ConfigError: a file is missing, empty, or not a table.
+    """
+    splits = {}
+    for split, paths in files_of(data_files, format).items():
+        kind = format or _common_format(paths)
+        files = [str(path.absolute()) for path in paths]
+        if kind == "csv":
+            rows: Any = _read_csv(files, split, streaming, options)
+        else:
+            rows = _read_typed(kind, files, split, streaming, options)
+        splits[split] = rows
+    return DatasetDict(splits)
+
+
+def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]]:
+    """Find the files of each split.
+
+    A mapping says the splits. Otherwise a file, or a list of files, is for training. Files of a folder or a pattern
+    are those of the split that their name, or the folder they are in, says exactly (`SPLIT_NAMES`); where no name says
+    one, all are for training; where some do, the others are refused.
+
+    Raises:
+        ConfigError: one does not exist, or its split is unknown.
+    """
+    if isinstance(data_files, Mapping):
+        found = {str(split): _expand(_listed(value), format, str(split)) for split, value in data_files.items()}
+        files = {split: [path for path, _ in paths] for split, paths in found.items()}
+    else:
+        names = _listed(data_files)
+        paths = _expand(names, format, "train")
+        if all(Path(name).expanduser().is_file() for name in names):
+            files = {"train": [path for path, _ in paths]}
+            others = [path.name for path, _ in paths if _split_of(path, "") not in (None, "train")]
+            if len(paths) > 1 and others:
+                note(f"dataset.source.data_files is a list: all of it is for training, {one_of(others)} too")
+        else:
+            files = _by_name(paths)
+            note(f"{data_files}: " + "; ".join(f"{split}: {_names(paths)}" for split, paths in files.items()))
+    empty = next((split for split, paths in files.items() if not paths), None)
+    if not files or empty:
+        raise ConfigError(f"dataset.source.data_files is empty{f' (split {empty})' if empty else ''}")
+    return files
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(value)] if isinstance(value, str | Path) else list(map(str, value))
+
+
+def _names(paths: Sequence[Path]) -> str:
+    if len(paths) == 1:
+        return shown(str(paths[0]))
+    return f"{len(paths)} files"
+
+
+def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path, str]]:
+    """Give files, and of those that were searched for the folder below the place where the search began."""
+    found: list[tuple[Path, str]] = []
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_file():
+            found.append((path, ""))
+        elif path.is_dir():
+            found += _below(path, sorted(one for one in path.rglob("*") if one.is_file()), format)
+        else:
+            matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+            files = [one for one in matches if one.is_file()]
+            if not files:
+                raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
+            root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+            found += _below(root, files, format)
+    return found
+
+
+def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path, str]]:
+    """Choose the tables among files; the others are named on the screen.
+
+    Raises:
+        ConfigError: there is none, or there are several kinds.
+    """
+    plain = [path for path in files if not path.name.startswith((".", "_"))]
+    kinds = defaultdict(list)
+    for path in plain:
+        kinds[format or format_of(path) or ""].append(path)
+    tables = {kind: paths for kind, paths in kinds.items() if kind}
+    if len(tables) > 1:
+        tables.pop("text", None)  # texts beside tables describe them
+    if len(tables) > 1:
+        counts = ", ".join(f"{kind}: {len(paths)}" for kind, paths in sorted(tables.items()))
+        raise ConfigError(
+            f"dataset.source.data_files: {root} holds tables of several formats ({counts}); give one of them, e.g. "
+            f"dataset.source.data_files='{root}/*.csv'"
+        )
+    if not tables:
+        raise ConfigError(f"dataset.source.data_files: {root} holds no {one_of(FORMATS)} files")
+    (chosen,) = tables.values()
+    left_out = [path.name for path in files if path not in set(chosen)]
+    if left_out:
+        note(f"{root}: {len(left_out)} files are not read: {one_of(left_out, 5)}")
+    parts = [path.relative_to(root).parts for path in chosen]
+    return [(path, part[0] if len(part) > 1 else "") for path, part in zip(chosen, parts, strict=True)]
+
+
+def _split_of(path: Path, folder: str) -> str | None:
+    stem = SHARD.sub("", path.name.partition(".")[0])
+    return SPLIT_NAMES.get(stem.casefold()) or SPLIT_NAMES.get(folder.casefold())
+
+
+def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:
+    """Divide files among the splits that names say."""
+    splits = defaultdict(list)
+    for path, folder in paths:
+        splits[_split_of(path, folder)].append(path)
+    others = splits.pop(None, [])
+    if others and splits:
+        raise ConfigError(
+            f"dataset.source.data_files: {one_of(sorted(splits))} are splits by the names of their files, but "
+            f"{one_of((shown(str(path)) for path in others), 5)} says none: "
+            "dataset.source.data_files={train: FILE, test: FILE} says which are read"
+        )
+    return dict(splits) if splits else {"train": others}
+
+
+def format_of(path: Path) -> str | None:
+    """Tell the format by a file's name; None: unknown."""
+    return FORMATS.get(_suffix(path))
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def _common_format(paths: list[Path]) -> str:
+    formats = {format_of(path): path for path in paths}
+    if None in formats:
+        raise ConfigError(
+            f"dataset.source.data_files={formats[None]}: its name does not say its format; set dataset.source.format "
+            f"to one of {one_of(sorted(set(FORMATS.values())))}"
+        )
+    if len(formats) > 1:
+        raise ConfigError(
+            f"dataset.source.data_files: files of one split have one format, not {one_of(map(str, formats))}"
+        )
+    return str(next(iter(formats)))
+
+
+def _read_csv(files: list[str], split: str, streaming: bool, options: dict[str, Any]) -> Any:
+    dialect = _dialect(files, options)
+    columns = _common_columns(files, dialect)
+    if streaming:
+        given = {"files": files, "dialect": dialect}
+        return IterableDataset.from_generator(stream, features=features_of(columns), gen_kwargs=given)
+    times: list[Any] = [(str(Path(file).stat().st_mtime_ns), str(Path(file).stat().st_size)) for file in files]
+    # By the builder itself: `load_dataset` would take brackets in a file's name for a pattern.
+    builder = Csv(data_files=DataFilesDict({split: DataFilesList(files, times)}), dialect=dialect, columns=columns)
+    try:
+        builder.download_and_prepare(verification_mode="no_checks")
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise
+    if not sum(found.num_examples for found in (builder.info.splits or {}).values()):
+        raise ConfigError(f"dataset.source.data_files: {shown(files[0])} has a header and no rows ({split} split)")
+    rows: Any = builder.as_dataset(split)
+    return _with_origin(rows, "csv", files, dialect)
+
+
+def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
+    known = Dialect.__dataclass_fields__
+    wrong = next((name for name in options if name not in known), None)
+    if wrong:
+        raise ConfigError(
+            f"dataset.source.{wrong}: no option of CSV files.{did_you_mean(wrong, known)} There are: {one_of(known)}"
+        )
+    if "column_names" in options:
+        options = {**options, "column_names": tuple(map(str, options["column_names"]))}
+    if _suffix(Path(files[0])) == ".tsv":
+        options = {"sep": "\t", **options}
+    return Dialect(**options)
+
+
+def _common_columns(files: list[str], dialect: Dialect) -> tuple[str, ...]:
+    """Give the columns of the first file.
+
+    Raises:
+        ConfigError: others have others.
+    """
+    columns: dict[str, list[str]] = {}
+    for file in files:
+        _require_text(file)
+        columns[file] = CsvFile(file, dialect).columns
+        first = columns[files[0]]
+        if sorted(columns[file]) != sorted(first):
+            raise ConfigError(
+                f"dataset.source.data_files: {shown(file)} has the columns {one_of(columns[file])}, and "
+                f"{shown(files[0])} {one_of(first)}; files of one split have the same"
+            )
+    return tuple(columns[files[0]])
+
+
+def _require_text(file: str) -> None:
+    """Raise ConfigError for an empty file, an archive or a Parquet file."""
+    with Path(file).open("rb") as opened:
+        start = opened.read(4)
+    if not start:
+        raise ConfigError(f"dataset.source.data_files: {shown(file)} is empty")
+    kind = next((words for magic, words in FOREIGN.items() if start.startswith(magic)), None)
+    if kind and not file.endswith(".gz"):
+        raise ConfigError(f"dataset.source.data_files: {shown(file)} is {kind}")
+
+
+def _read_typed(kind: str, files: list[str], split: str, streaming: bool, options: dict[str, Any]) -> Any:
+    """Read files whose values have types by a reader of `datasets`."""
+    for file in files:
+        if kind == "parquet":
+            _require_parquet(file)
+        else:
+            _require_text(file)
+    names = {split: [glob.escape(file) for file in files]}
+    try:
+        rows: Any = datasets.load_dataset(kind, data_files=names, streaming=streaming, **options)
+        rows = rows[split]
+    except (DatasetGenerationError, ValueError) as error:
+        cause = _json_fault(files) if kind == "json" else None
+        cause = cause or f"{_shown(files)}: {' '.join(str(error.__cause__ or error).split())}"
+        raise ConfigError(f"dataset.source.data_files can't be read as {kind}: {cause}") from error
+    if streaming:
+        return rows
+    if kind == "json":
+        _require_utf8(rows, files)
+        rows = _dates_as_written(rows, files)
+    return _with_origin(rows, kind, files, None)
+
+
+def _require_utf8(rows: Dataset, files: list[str]) -> None:
+    """Raise ConfigError for texts that are not UTF-8, which `datasets` reads and can't give back."""
+    try:
+        rows.data.table.validate(full=True)
+    except pa.ArrowInvalid as error:
+        cause = _json_fault(files) or f"{_shown(files)}: {error}"
+        raise ConfigError(f"dataset.source.data_files can't be read as json: {cause}") from error
+
+
+def _shown(files: Sequence[str]) -> str:
+    return one_of(map(shown, files), 3)
+
+
+def _require_parquet(file: str) -> None:
+    try:
+        pyarrow.parquet.read_schema(file)
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"dataset.source.data_files: {shown(file)} is not a Parquet file: {error}") from error
+
+
+def _json_fault(files: list[str]) -> str | None:
+    """Find the line that is not JSON; None where the reader's own words have to do."""
+    try:
+        for file in files:
+            for _ in _json_rows(file):
+                pass
+    except DataError as error:
+        return str(error)
+    return None
+
+
+def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
+    """Read the rows of JSON lines, or of a list in one file, and the line where each begins (of a list: its place).
+
+    Raises:
+        DataError: a line is not JSON.
+    """
+    opened = gzip.open if file.endswith(".gz") else open
+    with opened(file, "rb") as lines:
+        for line, text in enumerate(lines, 1):
+            text = text.removeprefix(b"\xef\xbb\xbf").strip()
+            try:
+                if text.startswith(b"["):
+                    yield from enumerate(json.loads(text + lines.read()), 1)
+                elif text:
+                    yield line, json.loads(text)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"line {line + error.lineno - 1} of {shown(file)}: {error.msg} (column {error.colno})"
+                ) from error
+            except UnicodeDecodeError as error:
+                raise DataError(f"line {line} of {shown(file)} is not UTF-8: {error}") from error
+
+
+def _dates_as_written(rows: Dataset, files: list[str]) -> Dataset:
+    """Texts that look like dates are texts: `datasets` makes times of them if all texts of a column do."""
+    dated = [name for name, feature in rows.features.items() if "timestamp" in str(feature)]
+    if not dated:
+        return rows
+    order, written = rows.column_names, [row for file in files for _, row in _json_rows(file)]
+    for name in dated:
+        values = pa.array([row.get(name) for row in written])
+        feature = datasets.Features.from_arrow_schema(pa.schema([(name, values.type)]))[name]
+        rows = rows.remove_columns(name).add_column(name, values.to_pylist(), feature=feature)  # pyright: ignore
+    return rows.select_columns(order)
+
+
+def _with_origin(rows: Dataset, kind: str, files: list[str], dialect: Dialect | None) -> Dataset:
+    """Keep with rows where they are from, in the place that `datasets` has for it."""
+    rows.info.download_checksums = {file: {"kind": kind, "dialect": dialect} for file in files}
+    return rows
+
+
+def places(rows: Dataset, numbers: Iterable[int]) -> str:
+    """Name rows by the lines of their files, where these are known; else by their numbers from 0.
+
+    Args:
+        numbers: of rows as they were read (`source_row`), in their order.
+    """
+    numbers = list(numbers)
+    origin = {file: facts for file, facts in (rows.info.download_checksums or {}).items() if "kind" in facts}
+    more = f", ... ({len(numbers) - NAMED_PLACES} more)" if len(numbers) > NAMED_PLACES else ""
+    chosen = numbers[:NAMED_PLACES]
+    if not origin:
+        return f"row{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen))}{more}"
+    named, wanted = [], set(chosen)
+    positions = ((file, facts["kind"], line) for file, facts in origin.items() for line in _lines(file, **facts))
+    found = [place for number, place in enumerate(itertools.islice(positions, max(chosen) + 1)) if number in wanted]
+    for (file, kind), group in itertools.groupby(found, key=lambda place: place[:2]):
+        lines = [str(line) for *_, line in group]
+        word = "row" if kind == "parquet" else "line"
+        named.append(f"{word}{'s' * (len(lines) > 1)} {', '.join(lines)} of {shown(file)}")
+    return "; ".join(named) + more
+
+
+def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
+    """Give the line of each row of a file, from 1."""
+    if dialect is not None:
+        return CsvFile(file, dialect).lines()
+    if kind == "json":
+        return (line for line, _ in _json_rows(file))
+    if kind == "parquet":
+        return iter(range(1, pyarrow.parquet.read_metadata(file).num_rows + 1))
+    return itertools.count(1)
+
+
+def header_hint(rows: Any) -> str:
+    """Say how a CSV file is read that has no header, or another separator."""
+    origin = (rows.info.download_checksums or {}).items()
+    file = next((file for file, facts in origin if facts.get("kind") == "csv"), None)
+    if file is None:
+        return ""
+    (only, *others) = rows.column_names
+    sep = next((mark for mark in ";\t|" if mark in only and not others), None)
+    if sep:
+        return f". If {sep!r} stands between the columns of {shown(file)}: dataset.source.sep={sep!r}"
+    return f". If {shown(file)} has no header: dataset.source.column_names=[NAME, ...]"
