@@ -8,12 +8,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.builder import Key
 
 from hfexp.cells import is_number
 from hfexp.errors import ConfigError
@@ -137,8 +135,9 @@ class CsvFile:
         other = next((mark for mark in ";\t|" if width == 1 and mark in self.columns[0]), None)
         if other:
             reason = f"if {other!r} stands between columns: dataset.source.sep={other!r}"
+        found = "1 cell" if count == 1 else f"{count} cells"
         raise ConfigError(
-            f"dataset.source.data_files: line {line} of {self.name} has {count} cells, the header {width} "
+            f"dataset.source.data_files: line {line} of {self.name} has {found}, the header {width} "
             f"({', '.join(self.columns)[:200]}): {reason}"
         )
 
@@ -268,44 +267,3 @@ def shown(path: str) -> str:
     """Name a file as seen from the working directory, if it is below."""
     below = os.path.relpath(path)
     return path if below.startswith("..") else below
-
-
-@dataclass
-class CsvConfig(datasets.BuilderConfig):
-    """Configuration of `Csv`."""
-
-    dialect: Dialect = Dialect()
-    columns: tuple[str, ...] = ()
-
-
-class Csv(datasets.ArrowBasedBuilder):
-    """Rows of CSV files, kept by `datasets` in its cache until a file changes."""
-
-    VERSION = datasets.Version("1.0.0")
-    BUILDER_CONFIG_CLASS: ClassVar[type] = CsvConfig
-    config: CsvConfig
-
-    def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(features=features_of(self.config.columns))
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [
-            datasets.SplitGenerator(split, {"files": list(files)})
-            for split, files in (self.config.data_files or {}).items()
-        ]
-
-    def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
-        for place, file in enumerate(files):
-            for part, table in enumerate(CsvFile(file, self.config.dialect).tables(list(self.config.columns))):
-                yield Key(place, part), table
-
-
-def features_of(columns: tuple[str, ...]) -> datasets.Features:
-    """Give the features of a table of text."""
-    return datasets.Features({name: datasets.Value("large_string") for name in columns})
-
-
-def stream(files: list[str], dialect: Dialect) -> Iterator[dict[str, str | None]]:
-    """Read the rows of files one by one."""
-    for file in files:
-        yield from CsvFile(file, dialect).rows()

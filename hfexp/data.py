@@ -271,20 +271,27 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
     """
     for split, rows in dataset.items():
         for name in task.columns:
-            if name == task.label_column:
-                continue
-            column: Any = rows.with_format("arrow")[name][:]
-            missing = np.flatnonzero(np.asarray(column.is_null()))
-            if len(missing):
-                raise ConfigError(_bad_rows(rows, str(split), missing.tolist(), f"nothing in column {name!r}"))
+            missing = _missing(rows, name) if name != task.label_column else []
+            if missing:
+                raise ConfigError(_bad_rows(rows, split, missing, f"nothing in column {name!r}"))
         faults = first_faults(rows, task)
         if faults:
-            numbers, error = faults
-            raise ConfigError(_bad_rows(rows, str(split), numbers, f"no usable label: {error}"))
+            numbers = [source_row(rows, number) for number in faults[0]]
+            raise ConfigError(_bad_rows(rows, split, numbers, f"no usable label: {faults[1]}"))
 
 
-def _bad_rows(rows: Dataset, split: str, numbers: list[int], lack: str) -> str:
-    found = places(rows, sorted(source_row(rows, number) for number in numbers))
+def _missing(rows: Dataset, name: str) -> list[int]:
+    """Find rows of the source without a value, from the marks of missing values alone: images can be large."""
+    column = rows.data.column(name)
+    if not column.null_count:
+        return []
+    missing = np.flatnonzero(np.asarray(column.is_null()))
+    chosen = missing if rows._indices is None else np.intersect1d(missing, np.asarray(rows._indices.column(0)))
+    return chosen.tolist()
+
+
+def _bad_rows(rows: Dataset, split: Any, numbers: list[int], lack: str) -> str:
+    found = places(rows, sorted(numbers))
     verb = "rows have" if len(numbers) > 1 else "row has"
     return (
         f"{len(numbers)} {verb} {lack} ({found}; {split} split). Fill in what is missing, take these rows out, or "

@@ -4,9 +4,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import datasets
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from omegaconf import OmegaConf
 
 from hfexp.cells import TRUTH, in_order, to_number, to_truth
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
@@ -71,7 +71,13 @@ def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | Non
     values = rows[column][:]
     if task.label_kind == NUMBER:
         return _faults(values, to_number)
-    return _faults(values, lambda row: [to_truth(value, name) for name, value in (row or {"": None}).items()])
+    return _faults(values, _truth_values)
+
+
+def _truth_values(label: dict[str, Any] | None) -> list[int]:
+    if label is None:
+        raise DataError("there is none")
+    return [to_truth(value, name) for name, value in label.items()]
 
 
 def _faults(values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], DataError] | None:
@@ -118,7 +124,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         if names == feature_names:
             return _check_label_range(dataset, column, names)
         values = {split: _label_words(rows, column) for split, rows in dataset.items()}
-    elif isinstance(feature, Value | datasets.Json):
+    elif isinstance(feature, Value):
         values = {split: [None if v != v else v for v in rows[column][:]] for split, rows in dataset.items()}
         for split, labels in values.items():
             _require_labels(dataset[split], labels, split)
@@ -197,9 +203,10 @@ def _require_known(labels: Sequence[Any], ids: dict[str, int], split: Any) -> No
 def _yaml_hint(label: str, names: Iterable[str]) -> str:
     """Say how to write a label that YAML takes for something else, as no (False) and 007 (7)."""
     try:
-        read = str(yaml.safe_load(label))
+        read: Any = OmegaConf.to_container(OmegaConf.create(f"[{label}]"))
     except yaml.YAMLError:
         return ""
+    read = ", ".join(map(str, read))
     return f" YAML reads {label} as {read}: put it in quotes in dataset.labels." if read in names else ""
 
 

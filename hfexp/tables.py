@@ -17,7 +17,8 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
-from hfexp.csv_files import Csv, CsvFile, Dialect, features_of, shown, stream
+from hfexp.csv_dataset import Csv, features_of, stream
+from hfexp.csv_files import CsvFile, Dialect, shown
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.screen import note
 
@@ -149,7 +150,7 @@ def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path
     (chosen,) = tables.values()
     left_out = [path.name for path in files if path not in set(chosen)]
     if left_out:
-        note(f"{root}: {len(left_out)} files are not read: {one_of(left_out, 5)}")
+        note(f"{root}: not read: {one_of(left_out, 5)}")
     parts = [path.relative_to(root).parts for path in chosen]
     return [(path, part[0] if len(part) > 1 else "") for path, part in zip(chosen, parts, strict=True)]
 
@@ -167,9 +168,9 @@ def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:
     others = splits.pop(None, [])
     if others and splits:
         raise ConfigError(
-            f"dataset.source.data_files: {one_of(sorted(splits))} are splits by the names of their files, but "
-            f"{one_of((shown(str(path)) for path in others), 5)} says none: "
-            "dataset.source.data_files={train: FILE, test: FILE} says which are read"
+            f"dataset.source.data_files: there is a split by name ({one_of(splits)}), but of which split is "
+            f"{one_of((shown(str(path)) for path in others), 5)}? Say it with "
+            "dataset.source.data_files={train: FILE, test: FILE}"
         )
     return dict(splits) if splits else {"train": others}
 
@@ -186,6 +187,7 @@ def _suffix(path: Path) -> str:
 def _common_format(paths: list[Path]) -> str:
     formats = {format_of(path): path for path in paths}
     if None in formats:
+        _require_text(str(formats[None]))
         raise ConfigError(
             f"dataset.source.data_files={formats[None]}: its name does not say its format; set dataset.source.format "
             f"to one of {one_of(sorted(set(FORMATS.values())))}"
@@ -223,7 +225,8 @@ def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
     wrong = next((name for name in options if name not in known), None)
     if wrong:
         raise ConfigError(
-            f"dataset.source.{wrong}: no option of CSV files.{did_you_mean(wrong, known)} There are: {one_of(known)}"
+            f"dataset.source.{wrong}: CSV files have no such option.{did_you_mean(wrong, known)} "
+            f"There are: {one_of(known)}"
         )
     if "column_names" in options:
         options = {**options, "column_names": tuple(map(str, options["column_names"]))}
@@ -281,7 +284,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
         return rows
     if kind == "json":
         _require_utf8(rows, files)
-        rows = _dates_as_written(rows, files)
+        rows = _as_written(rows, files)
     return _with_origin(rows, kind, files, None)
 
 
@@ -306,14 +309,16 @@ def _require_parquet(file: str) -> None:
 
 
 def _json_fault(files: list[str]) -> str | None:
-    """Find the line that is not JSON; None where the reader's own words have to do."""
+    """Find the line that is not a row; None where the reader's own words have to do."""
+    place = row = None
     try:
         for file in files:
-            for _ in _json_rows(file):
-                pass
+            for place, row in _json_rows(file):
+                if not isinstance(row, dict):
+                    return f"row {place} of {shown(file)} is {row!r:.80}, not an object with a value for each column"
     except DataError as error:
         return str(error)
-    return None
+    return None if place else f"{_shown(files)} has no rows"
 
 
 def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
@@ -339,16 +344,22 @@ def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
                 raise DataError(f"line {line} of {shown(file)} is not UTF-8: {error}") from error
 
 
-def _dates_as_written(rows: Dataset, files: list[str]) -> Dataset:
-    """Texts that look like dates are texts: `datasets` makes times of them if all texts of a column do."""
+def _as_written(rows: Dataset, files: list[str]) -> Dataset:
+    """Make texts of a column of dates, which `datasets` reads as times, and of one of texts and numbers."""
     dated = [name for name, feature in rows.features.items() if "timestamp" in str(feature)]
-    if not dated:
+    mixed = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Json)]
+    if not dated and not mixed:
         return rows
     order, written = rows.column_names, [row for file in files for _, row in _json_rows(file)]
-    for name in dated:
-        values = pa.array([row.get(name) for row in written])
-        feature = datasets.Features.from_arrow_schema(pa.schema([(name, values.type)]))[name]
-        rows = rows.remove_columns(name).add_column(name, values.to_pylist(), feature=feature)  # pyright: ignore
+    for name in dated + mixed:
+        values = [row.get(name) if isinstance(row, dict) else row for row in written]
+        if name in mixed and any(isinstance(value, list | dict) for value in values):
+            continue
+        if name in mixed:
+            values = [value if isinstance(value, str | None) else json.dumps(value) for value in values]
+        kind = pa.array(values).type
+        feature = datasets.Features.from_arrow_schema(pa.schema([(name, kind)]))[name]
+        rows = rows.remove_columns(name).add_column(name, values, feature=feature)  # pyright: ignore
     return rows.select_columns(order)
 
 

@@ -72,6 +72,7 @@ LAYERS = [
     ["hfexp.tracking.delivered"],
     ["hfexp.streams", "hfexp.processor", "hfexp.labels", "hfexp.sources"],
     ["hfexp.tables"],
+    ["hfexp.csv_dataset"],
     ["hfexp.csv_files"],
     [
         "hfexp.model",

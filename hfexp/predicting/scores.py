@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hfexp.cells import in_order
 from hfexp.errors import ConfigError
 from hfexp.screen import say
 
@@ -53,7 +54,9 @@ def score_slices(
     size = len(next(iter(offered.values())))
     parts: list[tuple[str, np.ndarray]] = [(ALL, np.arange(size))]
     for name, values in columns.items():
-        known = sorted(set(values), key=lambda value: (value is None, str(type(value)), value))
+        words = in_order({value for value in values if isinstance(value, str)})
+        others = sorted(set(values) - set(words), key=lambda value: (value is None, str(type(value)), value))
+        known = [*words, *others]
         if len(known) > MOST_SLICES:
             raise ConfigError(f"by={name}: {len(known)} different values; at most {MOST_SLICES} slices are scored")
         for value in known:
