@@ -26,18 +26,19 @@ def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: flo
     return [float(objective)]
 
 
-def check_names(names: Sequence[str], evaluated: Iterable[str], has_test: bool) -> None:
+def check_names(names: Sequence[str], evaluated: Iterable[str], has_test: bool, keeps_best: bool = True) -> None:
     """Tell after the first evaluation whether the run will have these metrics at its end.
 
     Args:
         evaluated: names of what was measured on the validation split, with `eval_`.
         has_test: there is a test split.
+        keeps_best: the best model is saved; else the last one, and nothing is reported of the best.
 
     Raises:
         ConfigError: it will not.
     """
     bases = [name.removeprefix("eval_") for name in evaluated if name.startswith("eval_")]
-    prefixes = ["best_eval_", "final_eval_", *(["test_"] if has_test else [])]
+    prefixes = ["final_eval_", *(["best_eval_"] if keeps_best else []), *(["test_"] if has_test else [])]
     expected = {prefix + base for prefix in prefixes for base in bases} | {TRAIN_SECONDS}
     for name in names:
         _find(name, expected)

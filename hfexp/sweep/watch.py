@@ -72,7 +72,7 @@ class WatchPoint(TrainerCallback):
     ) -> None:
         metrics, step = metrics or {}, state.global_step
         if not self._checked:
-            check_names(self.membership.metrics, metrics, self.has_test)
+            check_names(self.membership.metrics, metrics, self.has_test, args.load_best_model_at_end)
             self._checked = True
         self._reached = step
         if self._judge is None or not step:
