@@ -50,7 +50,7 @@ class Dialect:
         quoting = csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE
         try:
             return csv.reader(
-                lines, delimiter=self.sep.replace("\\t", "\t"), quotechar=self.quotechar or None,
+                lines, delimiter=self.sep, quotechar=self.quotechar or None,
                 escapechar=self.escapechar, quoting=quoting, strict=True,
             )  # fmt: skip
         except (TypeError, ValueError) as error:
@@ -241,11 +241,12 @@ class CsvFile:
         """Give a reader of records; it adds the lines that it has read to `raw`."""
         opened = gzip.open if _is_gzip(self.path) else open
         try:
-            with opened(self.path, "rt", encoding=self._encoding(), newline="") as file:
-                lines = itertools.islice(file, self.dialect.skiprows, None)
-                yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
+            file = opened(self.path, "rt", encoding=self._encoding(), newline="")
         except LookupError as error:
             raise ConfigError(f"dataset.source.encoding={self.dialect.encoding}: {error}") from error
+        with file:
+            lines = itertools.islice(file, self.dialect.skiprows, None)
+            yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
 
 
 def _kept(lines: Iterator[str], kept: list[str]) -> Iterator[str]:

@@ -96,8 +96,9 @@ def image_table(
         image_dir: what relative paths are relative to; null: the directory of the (first) table.
         kwargs: as of `table`.
     """
-    dataset = read_table(data_files, format, streaming, kwargs)
-    first = next(path for paths in files_of(data_files, format).values() for path in paths)
+    files = files_of(data_files, format)
+    dataset = read_table(files, format, streaming, kwargs)
+    first = next(iter(files.values()))[0]
     root = Path(image_dir).expanduser() if image_dir else first.parent
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
 
@@ -112,7 +113,7 @@ def table(
         format: `csv`, `json`, `parquet` or `text` (each line a row, column `text`); null: by the files' names.
         kwargs: for CSV those of `hfexp.csv_files.Dialect`, e.g. `sep`; else for the reader of `datasets`.
     """
-    return read_table(data_files, format, streaming, kwargs)
+    return read_table(files_of(data_files, format), format, streaming, kwargs)
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:

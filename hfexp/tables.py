@@ -44,26 +44,27 @@ FOREIGN = {
 NAMED_PLACES = 5
 
 
-def read_table(data_files: Any, format: str | None, streaming: bool, options: dict[str, Any]) -> DatasetDict:
+def read_table(
+    files: Mapping[str, list[Path]], format: str | None, streaming: bool, options: dict[str, Any]
+) -> DatasetDict:
     """Read tables from local files, each split by itself.
 
     Args:
-        data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
+        files: those of each split, as `files_of` finds them.
         format: `csv`, `json`, `parquet` or `text`; None: by the names of the files.
         options: of `Dialect` for CSV; else for the reader of `datasets`.
 
     Raises:
-        ConfigError: a file is missing, empty, or not a table.
+        ConfigError: a file is empty, or not a table.
     """
     splits = {}
-    for split, paths in files_of(data_files, format).items():
+    for split, paths in files.items():
         kind = format or _common_format(paths)
-        files = [str(path.absolute()) for path in paths]
+        names = [str(path.absolute()) for path in paths]
         if kind == "csv":
-            rows: Any = _read_csv(files, split, streaming, options)
+            splits[split] = _read_csv(names, split, streaming, options)
         else:
-            rows = _read_typed(kind, files, split, streaming, options)
-        splits[split] = rows
+            splits[split] = _read_typed(kind, names, split, streaming, options)
     return DatasetDict(splits)
 
 
@@ -73,6 +74,9 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
     A mapping says the splits. Otherwise a file, or a list of files, is for training. Files of a folder or a pattern
     are those of the split that their name, or the folder they are in, says exactly (`SPLIT_NAMES`); where no name says
     one, all are for training; where some do, the others are refused.
+
+    Args:
+        data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
 
     Raises:
         ConfigError: one does not exist, or its split is unknown.
@@ -115,7 +119,7 @@ def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path
         if path.is_file():
             found.append((path, ""))
         elif path.is_dir():
-            found += _below(path, sorted(one for one in path.rglob("*") if one.is_file()), format)
+            found += _below(path, list(_walk(path)), format)
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
             files = [one for one in matches if one.is_file()]
@@ -126,13 +130,24 @@ def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path
     return found
 
 
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Give all files below a folder, also of linked folders; a link to where it is itself leads nowhere."""
+    above |= {folder.resolve()}
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above:
+            yield from _walk(path, above)
+
+
 def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path, str]]:
     """Choose the tables among files; the others are named on the screen.
 
     Raises:
         ConfigError: there is none, or there are several kinds.
     """
-    plain = [path for path in files if not path.name.startswith((".", "_"))]
+    hidden = [path for path in files if any(part[0] in "._" for part in path.relative_to(root).parts)]
+    plain = [path for path in files if path not in set(hidden)]
     kinds = defaultdict(list)
     for path in plain:
         kinds[format or format_of(path) or ""].append(path)
@@ -232,6 +247,8 @@ def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
         options = {**options, "column_names": tuple(map(str, options["column_names"]))}
     if _suffix(Path(files[0])) == ".tsv":
         options = {"sep": "\t", **options}
+    if isinstance(options.get("sep"), str):  # as it is typed in a shell
+        options = {**options, "sep": options["sep"].replace("\\t", "\t")}
     return Dialect(**options)
 
 

@@ -252,6 +252,13 @@ def test_files_that_no_split_is_known_of_are_refused(place: Path, capsys: pytest
     for wrong, message in (("none", "does not exist"), ("data/*.tsv", "does not exist"), ([], "is empty")):
         refused(message, wrong)
     assert len(table(write("odd[1]/rows*.csv"))["train"]) == 20  # a name, not a pattern
+    write("real/a.csv")
+    Path("linked").mkdir()
+    Path("linked/there").symlink_to(place / "real")
+    Path("real/back").symlink_to(place / "real")
+    assert len(table("linked")["train"]) == 20
+    write("linked/.checkpoints/a.csv")
+    assert len(table("linked")["train"]) == 20
 
 
 def test_files_of_one_split_have_the_same_columns(place: Path) -> None:
