@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
-from datasets.data_files import EmptyDatasetError
-from datasets.exceptions import DatasetNotFoundError
 
 from hfexp.errors import ConfigError
+from hfexp.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.origin import mask_secrets
 from hfexp.tables import files_of, read_table
 
@@ -48,35 +47,28 @@ def digits() -> Dataset:
     return Dataset.from_dict({"image": encoded, "label": bunch.target.tolist()}, features=features)
 
 
-def image_folder(data_dir: str, split: str | None = None, streaming: bool = False, **kwargs: Any) -> Any:
+def image_folder(
+    data_dir: str,
+    split: str | None = None,
+    streaming: bool = False,
+    split_folders: Mapping[str, str] | None = None,
+) -> Any:
     """Images in folders named by their class, optionally below `train/`, `validation/` and `test/`.
+
+    Args:
+        data_dir: the folder above those of the classes or splits.
+        split: only these rows, e.g. `train` or `train[:80%]`.
+        split_folders: split to folder below `data_dir`, for folders of other names; if empty, all folders are classes.
 
     Returns:
         A dataset of the split, or of every split by name; iterable ones if `streaming`.
 
     Raises:
-        ConfigError: the folder is missing, empty, or holds a single class.
+        ConfigError: there are no images, fewer than two classes, or it can't be told what the folders are.
     """
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
-        raise ConfigError(f"dataset.source.data_dir={data_dir}: there is no such directory")
-    try:
-        dataset: Any = datasets.load_dataset(
-            "imagefolder", data_dir=str(root), split=split, streaming=streaming, **kwargs
-        )
-    except (DatasetNotFoundError, EmptyDatasetError, FileNotFoundError) as error:
-        raise ConfigError(f"dataset.source.data_dir={data_dir}: no image files found below it") from error
-    except ValueError as error:
-        if split is None:
-            raise
-        raise ConfigError(f"dataset.source.split={split}: {error}") from error
-    first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-    if "label" not in first.column_names:
-        raise ConfigError(
-            f"dataset.source.data_dir={data_dir}: one class only; at least two folders of images, "
-            "each named by its class, are needed"
-        )
-    return dataset
+    listing = list_images(data_dir, split_folders)
+    listing.announce()
+    return to_datasets(listing, split, streaming)
 
 
 def image_table(
@@ -146,7 +138,8 @@ def saved_to_disk(path: str) -> DatasetDict | Dataset:
     """A dataset written by `save_to_disk`."""
     root = Path(path).expanduser()
     if not ((root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file()):
-        raise ConfigError(f"dataset.source.path={path}: not a directory written by Dataset.save_to_disk")
+        hint = hint_at_images(root)
+        raise ConfigError(f"dataset.source.path={path}: not a directory written by Dataset.save_to_disk{hint}")
     return datasets.load_from_disk(str(root))
 
 
@@ -167,5 +160,8 @@ def hub(
     """
     from hfexp.hub import explain_hub_errors
 
+    hint = hint_at_images(path)
+    if hint:
+        raise ConfigError(f"dataset.source.path={path}: a local folder, but not a dataset as the Hub has them{hint}")
     with explain_hub_errors("dataset", path):
         return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)

@@ -75,6 +75,7 @@ LAYERS = [
     ["hfexp.csv_dataset"],
     ["hfexp.csv_files"],
     [
+        "hfexp.image_folders",
         "hfexp.model",
         "hfexp.tracking.store",
         "hfexp.raw_images",
@@ -108,6 +109,8 @@ LAYERS = [
         "hfexp.weighting",
         "hfexp.divergence",
         "hfexp.arrays",
+        "hfexp.folder_metadata",
+        "hfexp.image_files",
         "hfexp.digest",
         "hfexp.row_arrays",
         "hfexp.threads",

@@ -2,6 +2,7 @@
 
 import glob
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.image_files import LeftOut, scan
 from hfexp.predicting.settings import STANDARD_INPUT
+from hfexp.screen import note
 from hfexp.sources import table
 from hfexp.tables import FORMATS
 from hfexp.tasks.base import Task
@@ -91,8 +94,7 @@ def _paths(path: Path, task: Task) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = sorted(one for one in path.rglob("*") if one.is_file() and not _is_hidden(one.relative_to(path)))
-        wanted = found if takes_texts(task) else [one for one in found if one.suffix.lower() in _image_endings()]
+        wanted = _files_below(path) if takes_texts(task) else _images_below(path)
         if not wanted:
             raise ConfigError(f"{path}: no {'files' if takes_texts(task) else 'image files'} are below it")
         return wanted
@@ -103,15 +105,18 @@ def _paths(path: Path, task: Task) -> list[Path]:
     return found
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _files_below(path: Path) -> list[Path]:
+    found = (one for one in path.rglob("*") if one.is_file())
+    return sorted(one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts))
 
 
-def _image_endings() -> set[str]:
-    import PIL.Image
-
-    PIL.Image.init()
-    return set(PIL.Image.EXTENSION)
+def _images_below(path: Path) -> list[Path]:
+    """Image files; says how many others are left out."""
+    left_out = LeftOut(str(path))
+    found = scan(path, left_out).all_images
+    if left_out.counts:
+        note(f"{path}: left out: {left_out}")
+    return sorted(path / os.path.relpath(one, path) for one in found)
 
 
 def _of_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:

@@ -1,0 +1,405 @@
+"""Which folders of images are splits and which are classes; a dataset of what they hold.
+
+A row is an image with the name of its class and, where a metadata table names the image, that table's columns.
+"""
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+)
+
+from hfexp.errors import ConfigError, one_of
+from hfexp.folder_metadata import IMAGE, Described, columns_of, read_metadata
+from hfexp.image_files import ARCHIVES, Folder, LeftOut, scan
+from hfexp.screen import note, say
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_ENDINGS = ("", "set", "split", "data", "images")
+SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in words for end in SPLIT_ENDINGS}
+"""Names of folders that mean a split; case, spaces, `-` and `_` do not count."""
+MOST_SHOWN = 12
+"""Classes whose numbers of images are shown one by one."""
+TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".txt", ".tar", ".zip")
+"""Endings of files that datasets consist of, other than images."""
+KEY = "dataset.source.data_dir"
+OPTION = "dataset.source.split_folders"
+LABEL = "label"
+WAY_OUT = (
+    f". Call them train, validation and test, or say which is which with '{OPTION}={{train:FOLDER,test:FOLDER}}' "
+    f"({OPTION}={{}}: they are classes)"
+)
+
+Columns = dict[str, list[Any]]
+"""Values by column: `image` (absolute paths), `label` (names) and what metadata adds; equally many in each."""
+
+
+@dataclass
+class Listing:
+    """All images below a folder, by split, and what was left out."""
+
+    data_dir: str
+    """As the user wrote it."""
+    left_out: LeftOut
+    splits: dict[str, Columns] = field(default_factory=dict)
+    classes: list[str] | None = None
+    """Names of the class folders, sorted; None: metadata says what there is to learn."""
+    notes: list[str] = field(default_factory=list)
+    """What else a person should know."""
+
+    def announce(self) -> None:
+        """Show how many images each split and class has, and which files were left out."""
+        say(f"  {self.data_dir}: " + ", ".join(f"{split} {_counts(rows)}" for split, rows in self.splits.items()))
+        for text in [*self.notes, *([f"left out: {self.left_out}"] if self.left_out.counts else [])]:
+            note(f"{self.data_dir}: {text}")
+
+
+def _counts(columns: Columns) -> str:
+    """The number of images, and that of each class where classes are known."""
+    classes = Counter(str(label) for label in columns.get(LABEL, []) if isinstance(label, str | int))
+    if len(classes) > MOST_SHOWN:
+        parts = f"{len(classes):,} classes of {min(classes.values()):,} to {max(classes.values()):,}"
+    else:
+        parts = ", ".join(f"{name} {classes[name]:,}" for name in sorted(classes))
+    count = f"{len(columns[IMAGE]):,}"
+    return f"{count} ({parts})" if parts else count
+
+
+def hint_at_images(path: str | Path) -> str:
+    """For the end of a message: how a local folder of images is read; empty for anything else."""
+    root = Path(path).expanduser()
+    card = root / "README.md"
+    if not root.is_dir() or (card.is_file() and "data_files:" in card.read_text(errors="replace")):
+        return ""
+    tables = sum(file.suffix.lower() in TABLES for file in root.rglob("*"))
+    if len(scan(root, LeftOut(str(root))).all_images) <= tables:  # `datasets` takes the most frequent ending
+        return ""
+    return f"; it holds images, which dataset=imagefolder {KEY}={path} reads"
+
+
+def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -> Listing:
+    """Find all images below a folder, their splits and their classes.
+
+    Args:
+        split_folders: split to folder below `data_dir`; if empty, all folders are classes. None: see `SPLITS`.
+
+    Raises:
+        ConfigError: there are no images, or fewer than two classes, or what is a split can't be told.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"{KEY}={data_dir}: {_why_no_folder(root)}")
+    listing = Listing(data_dir, LeftOut(os.path.abspath(root)))
+    folder = scan(root, listing.left_out)
+    if not folder.all_images:
+        raise ConfigError(f"{KEY}={data_dir}: no image files found below it{_left_out(listing)}")
+    splits = _find_splits(folder, listing) if split_folders is None else _named_splits(folder, split_folders, listing)
+    metadata = [row for path in folder.all_metadata for row in read_metadata(path)]
+    classes = {name for split in splits.values() for name in split.folders}
+    if any(LABEL in row.values for row in metadata) or (metadata and len(classes) < 2):
+        _take_described(splits, metadata, listing)
+    else:
+        _take_classes(splits, metadata, listing)
+    if not listing.splits:
+        raise ConfigError(f"{KEY}={data_dir}: its metadata names no file of the splits{_left_out(listing)}")
+    return listing
+
+
+def _why_no_folder(path: Path) -> str:
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        return "an archive; unpack it and give the folder"
+    return "a file; a folder of images is needed" if path.is_file() else "there is no such directory"
+
+
+def _left_out(listing: Listing) -> str:
+    """For the end of a message: the files that were left out."""
+    return f"; left out: {listing.left_out}" if listing.left_out.counts else ""
+
+
+def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
+    """The folder of each split; one training split where no folder is one.
+
+    Raises:
+        ConfigError: folders look like splits, but which ones they are can't be told.
+    """
+    while True:
+        splits = _splits_of(root, listing)
+        if splits:
+            return _unwrapped(splits, listing)
+        _refuse_doubtful(root, listing)
+        inner = list(root.folders.values())
+        if len(inner) != 1 or root.metadata or not _holds_folders(inner[0]):
+            return {"train": root}
+        _leave_out(root.images, listing)
+        root = inner[0]
+
+
+def _splits_of(root: Folder, listing: Listing) -> dict[str, Folder]:
+    """The folders of `root` if they are splits: all are called so, and that for training holds class folders."""
+    named = {name: SPLITS.get(_plain(name)) for name in root.folders}
+    training = [name for name, split in named.items() if split == "train"] or list(named)
+    described = bool(root.metadata)
+    if not all(named.values()) or not all(
+        described or root.folders[name].all_metadata or _holds_folders(root.folders[name]) for name in training
+    ):
+        return {}
+    splits: dict[str, Folder] = {}
+    for split in SPLIT_WORDS:
+        names = [name for name in named if named[name] == split]
+        if len(names) > 1:
+            raise ConfigError(f"{KEY}={listing.data_dir}: {' and '.join(names)} both mean {split}{WAY_OUT}")
+        if names:
+            splits[split] = root.folders[names[0]]
+    if splits:
+        _leave_out(root.images, listing)
+        _note_empty(root, listing)
+    return splits
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
+
+
+def _holds_folders(folder: Folder) -> bool:
+    """Most of its images lie in folders of its own."""
+    return len(folder.images) < len(folder.all_images) / 2
+
+
+def _refuse_doubtful(root: Folder, listing: Listing) -> None:
+    """Refuse to take folders for classes that hold folders themselves and are called like splits."""
+    if len(root.folders) < 2:
+        return
+    for name, folder in root.folders.items():
+        words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
+        if _holds_folders(folder) and any(word.lower() in SPLITS for word in words):
+            raise ConfigError(
+                f"{KEY}={listing.data_dir}: the folders {one_of(root.folders, 6)} may be splits or classes: {name!r} "
+                f"is called like a split and holds folders, but not all of them have the name of a split{WAY_OUT}"
+            )
+
+
+def _unwrapped(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]:
+    """Pass through folders that hold nothing but one folder of class folders, as in `train/images/cat`."""
+    training = splits.get("train") or next(iter(splits.values()))
+    while (
+        len(training.folders) == 1 and not training.metadata and _holds_folders(next(iter(training.folders.values())))
+    ):
+        for split, folder in splits.items():
+            if len(folder.folders) == 1:
+                _leave_out(folder.images, listing)
+                splits[split] = next(iter(folder.folders.values()))
+        training = splits.get("train") or next(iter(splits.values()))
+    return splits
+
+
+def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listing) -> dict[str, Folder]:
+    """The folder of each split, as the user says.
+
+    Raises:
+        ConfigError: there is no such folder, or it has no images.
+    """
+    splits = {}
+    for split, name in split_folders.items():
+        folder: Folder | None = root
+        for part in Path(name).parts:
+            folder = folder and folder.folders.get(part)
+        if folder is None:
+            raise ConfigError(f"{OPTION}.{split}={name}: no such folder with images in {listing.data_dir}")
+        splits[str(split)] = folder
+    used = {path for folder in splits.values() for path in folder.all_images}
+    if splits:
+        _leave_out([path for path in root.all_images if path not in used], listing, f"images in no folder of {OPTION}")
+    return splits or {"train": root}
+
+
+def _leave_out(images: Sequence[str], listing: Listing, reason: str = "images outside of the class folders") -> None:
+    for path in images:
+        listing.left_out.add(reason, path)
+
+
+def _note_empty(folder: Folder, listing: Listing) -> None:
+    if folder.empty:
+        names = [os.path.relpath(os.path.join(folder.path, name), listing.left_out.root) for name in folder.empty]
+        listing.notes.append(f"folders without images: {one_of(names, 6)}")
+
+
+def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+    """Fill the listing with images whose classes are their folders, in the order of their paths.
+
+    Raises:
+        ConfigError: there are fewer than two classes, or splits lie below them.
+    """
+    described = {row.image: row for row in metadata}
+    nested: dict[str, set[str]] = {}
+    for split, folder in splits.items():
+        labels: dict[str, str] = {}
+        for name, inner in folder.folders.items():
+            _refuse_splits_below(name, inner, listing)
+            nested.setdefault(name, set()).update(inner.folders)
+            labels |= dict.fromkeys(inner.all_images, unicodedata.normalize("NFC", name))
+        _leave_out(folder.images, listing)
+        images = sorted(labels)
+        if images:
+            columns = columns_of([described.get(path) for path in images], metadata)
+            listing.splits[split] = {IMAGE: images, LABEL: [labels[path] for path in images], **columns}
+        _note_empty(folder, listing)
+    listing.classes = sorted({label for columns in listing.splits.values() for label in columns[LABEL]})
+    _require_classes(listing)
+    listing.notes += _about_classes(listing, {name: inner for name, inner in nested.items() if inner})
+
+
+def _refuse_splits_below(name: str, folder: Folder, listing: Listing) -> None:
+    splits = {SPLITS.get(_plain(inner)) for inner in folder.folders}
+    if len(splits) > 1 and "train" in splits and None not in splits:
+        raise ConfigError(
+            f"{KEY}={listing.data_dir}: the splits {one_of(folder.folders)} are looked for above the classes, not in "
+            f"{name!r}: make folders train/{name} and so on, of links if you like"
+        )
+
+
+def _require_classes(listing: Listing) -> None:
+    if not listing.classes:
+        raise ConfigError(
+            f"{KEY}={listing.data_dir}: no class is known of its images: put them into folders named by their class, "
+            f"or add a metadata.csv with the columns file_name and label{_left_out(listing)}"
+        )
+    if len(listing.classes) < 2:
+        raise ConfigError(
+            f"{KEY}={listing.data_dir}: one class only ({one_of(listing.classes)}); at least two folders of images, "
+            f"each named by its class, are needed{_left_out(listing)}"
+        )
+
+
+def _about_classes(listing: Listing, nested: dict[str, set[str]]) -> list[str]:
+    """What may surprise: folders below those of the classes, and classes that are not trained."""
+    notes = []
+    if nested:
+        shown = [f"{name} ({one_of(inner, 4)})" for name, inner in sorted(nested.items())[:4]]
+        more = f", ... ({len(nested) - 4} more)" if len(nested) > 4 else ""
+        notes.append(f"images in folders below count to the class above: {', '.join(shown)}{more}")
+    trained = set(listing.splits.get("train", {}).get(LABEL, []))
+    for split, columns in listing.splits.items() if trained else []:
+        unknown = set(columns[LABEL]) - trained
+        notes += [f"classes of {split} without training images: {one_of(unknown, 6)}"] if unknown else []
+    return notes
+
+
+def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+    """Fill the listing with what metadata names, in its order.
+
+    Raises:
+        ConfigError: a label contradicts the folder of its image.
+    """
+    _refuse_contradictions(splits, metadata, listing)
+    named = {row.image for row in metadata}
+    for split, folder in splits.items():
+        rows = [row for row in metadata if row.image.startswith(os.path.join(folder.path, ""))]
+        _leave_out(
+            [path for path in folder.all_images if path not in named], listing, "images that metadata does not name"
+        )
+        if rows:
+            listing.splits[split] = {IMAGE: [row.image for row in rows], **columns_of(rows, metadata)}
+    if any(folder.folders for folder in splits.values()):
+        listing.notes.append("classes are those of metadata, not the folders")
+
+
+def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+    """Refuse labels that are not the folders of their images although folders are called like labels."""
+    labels = {str(row.values.get(LABEL)) for row in metadata}
+    for folder in splits.values():
+        if not labels & folder.folders.keys():
+            continue
+        for row in metadata:
+            name = os.path.relpath(row.image, folder.path).split(os.sep)[0]
+            if name in folder.folders and str(row.values.get(LABEL)) != name:
+                raise ConfigError(
+                    f"{row.place}: label is {row.values.get(LABEL)!r}, but {row.image} lies in the folder {name!r}; "
+                    "correct one of them, or remove the column"
+                )
+
+
+def to_datasets(listing: Listing, split: str | None = None, streaming: bool = False) -> Any:
+    """Images as a dataset of each split, or of one.
+
+    Args:
+        split: a split, or parts of splits as in `train[:80%]+test`.
+
+    Raises:
+        ConfigError: there is no such split, or a column of metadata holds values of several kinds.
+    """
+    features = _features(listing)
+    make: Any = _stream if streaming else _dataset
+    together: Any = IterableDatasetDict if streaming else DatasetDict
+    if split is not None:
+        return make(_coded(_part(listing, split), listing), features)
+    return together({name: make(_coded(columns, listing), features) for name, columns in listing.splits.items()})
+
+
+def _part(listing: Listing, split: str) -> Columns:
+    lengths = {name: len(columns[IMAGE]) for name, columns in listing.splits.items()}
+    try:
+        parts: Any = ReadInstruction.from_spec(split).to_absolute(lengths)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"dataset.source.split={split}: {error}. There are: {one_of(lengths)}") from error
+    names = next(iter(listing.splits.values()))
+    return {
+        name: [value for part in parts for value in listing.splits[part.splitname][name][part.from_ : part.to]]
+        for name in names
+    }
+
+
+def _coded(columns: Columns, listing: Listing) -> Columns:
+    """Names of classes as their numbers."""
+    if listing.classes is None:
+        return columns
+    ids = {name: number for number, name in enumerate(listing.classes)}
+    return {**columns, LABEL: [ids[name] for name in columns[LABEL]]}
+
+
+def _features(listing: Listing) -> Features:
+    """The columns' types, from the values of all splits."""
+    known = {IMAGE: Image()} | ({LABEL: ClassLabel(names=listing.classes)} if listing.classes else {})
+    names = next(iter(listing.splits.values()))
+    values = {name: [v for columns in listing.splits.values() for v in columns[name]] for name in names - known.keys()}
+    try:
+        found = Features.from_arrow_schema(pa.table(values).schema)
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{KEY}={listing.data_dir}: metadata has values of several kinds in a column: {error}"
+        ) from error
+    return Features({name: known.get(name) or found[name] for name in names})
+
+
+def _dataset(columns: Columns, features: Features) -> Dataset:
+    return Dataset.from_dict(columns, features=features)
+
+
+def _stream(columns: Columns, features: Features) -> IterableDataset:
+    """Rows one by one; the paths are an argument of their own, by which `hfexp.streams` knows the files."""
+    others = {name: values for name, values in columns.items() if name != IMAGE}
+    arguments = {"images": tuple(columns[IMAGE]), "others": others}
+    return IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)
+
+
+def _rows(images: Sequence[str], others: Columns) -> Iterator[dict[str, Any]]:
+    for number, image in enumerate(images):
+        yield {IMAGE: image, **{name: values[number] for name, values in others.items()}}
