@@ -35,7 +35,7 @@ class Encode(torch.nn.Module):
             raise ConfigError("the tokenizer has no token that ends a text: set model.processor.eos_token")
         limit = int(processor.model_max_length)
         if max_length is not None and not 1 <= max_length <= limit:
-            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the tokenizer")
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the model")
         self.max_length = max_length
         self.longest = max_length or limit
         self.tokenizer = copy.deepcopy(processor)

@@ -14,7 +14,6 @@ from hfexp.arguments import build_arguments, check_choices
 from hfexp.checks import (
     check_disk,
     check_forward,
-    check_head,
     check_labels,
     check_places,
     check_sampling,
@@ -33,6 +32,7 @@ from hfexp.stream_splits import check_streaming
 from hfexp.streams import num_rows
 from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
+from hfexp.tokenizer import fit_tokenizer
 from hfexp.training import trainer_class
 from hfexp.transforms import Transforms, build_transforms
 
@@ -98,7 +98,7 @@ def prepare(config: Config) -> Inputs:
     _announce_downloads(config)
     problems = _Problems()
     allowed = config.security.allowed_targets
-    task = dataset = dropped = processor = transforms = metrics = model_config = id2label = None
+    task = dataset = dropped = processor = transforms = metrics = model_config = skeleton = id2label = None
     callbacks: list[Any] = []
     _check_settings(config, problems)
     for name, node in config.trainer.callbacks.items():
@@ -118,14 +118,16 @@ def prepare(config: Config) -> Inputs:
     with problems:
         processor = load_processor(config.model, _need(task), allowed)
     with problems:
+        skeleton = _skeleton(config, _need(task), model_config)
+        if skeleton is not None:
+            fit_tokenizer(_need(processor), skeleton, _need(task))
+    with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
     with problems:
         transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.found:
-            problems.add(
-                _check_fit(config, _need(task), _need(dataset), processor, transforms, model_config, id2label)
-            )
+            problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton, id2label))
     problems.raise_any()
     return Inputs(
         _need(task), _need(dataset), dropped or {}, id2label, processor, _need(transforms), _need(metrics), callbacks,
@@ -190,11 +192,11 @@ def _check_fit(
     dataset: DatasetDict,
     processor: Any,
     transforms: Transforms,
-    model_config: Any,
+    skeleton: Any,
     id2label: dict[int, str] | None,
 ) -> list[str]:
     """A real batch through a model without weights, the head's labels, and the space that checkpoints take."""
-    problems = check_head(model_config, id2label) if config.model.path else []
+    problems: list[str] = []
     splits = streaming.process(dataset, task, processor, transforms, config.seed, config.dataset)
     collate = processing.Collator(task, processor, None, config.seed)
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
@@ -209,8 +211,7 @@ def _check_fit(
         problems.append(
             "trainer.args.train_sampling_strategy=group_by_length: all rows of this task are of one length"
         )
-    if model_config is not None and model_config.model_type != "timm_wrapper":
-        skeleton = _skeleton(config, task, model_config)
+    if skeleton is not None:
         problems += check_forward(skeleton, first["train"], shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))
@@ -222,9 +223,11 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
 
     `DistributedDataParallel` must look for them in every step then. None: it can't be told.
     """
-    if inputs.model_config is None or inputs.model_config.model_type == "timm_wrapper":
+    skeleton = _skeleton(config, inputs.task, inputs.model_config)
+    if skeleton is None:
         return None
-    skeleton = _skeleton(config, inputs.task, inputs.model_config).train()
+    fit_tokenizer(inputs.processor, skeleton, inputs.task)
+    skeleton.train()
     try:
         skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
@@ -242,7 +245,12 @@ def _first(split: Any, name: str) -> dict[str, Any]:
 
 
 def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
-    """The model's structure on the meta device, with what is not trained frozen: no memory, no weights."""
+    """The model's structure on the meta device, with what is not trained frozen: no memory, no weights.
+
+    None for models that are not made from a configuration alone: the user's own, and timm's.
+    """
+    if model_config is None or model_config.model_type == "timm_wrapper":
+        return None
     import torch
     import transformers
 

@@ -34,9 +34,9 @@ class Tokenize(torch.nn.Module):
         super().__init__()
         limit = min(int(processor.model_max_length), UNLIMITED)
         if max_length is None and limit == UNLIMITED:
-            raise ConfigError("the tokenizer knows no longest text: give max_length")
+            raise ConfigError("neither the tokenizer nor the model knows a longest text: give max_length")
         if max_length is not None and not 1 <= max_length <= limit:
-            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the tokenizer")
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the model")
         self.max_length = max_length or limit
         # A copy whose truncation is set here: setting it later, from several threads, would be an error.
         self.tokenizer = copy.deepcopy(processor)

@@ -93,6 +93,7 @@ LAYERS = [
     [
         "hfexp.tasks.classification",
         "hfexp.tasks.texts",
+        "hfexp.tokenizer",
         "hfexp.images",
         "hfexp.text",
         "hfexp.checkpoints",

@@ -22,6 +22,7 @@ from hfexp.run_state import STATE, read_state
 from hfexp.sweep.dimension import spelling
 from hfexp.targets import instantiate
 from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
+from hfexp.tokenizer import fit_tokenizer
 from hfexp.tracking.store import tracking_uri
 from hfexp.transforms import build_transforms
 
@@ -205,6 +206,7 @@ def _plain(words: list[str], device: str | None, config_dir: str | Path | None) 
     has_classes = task.label_column is not None and task.label_kind != NUMBER
     names = getattr(model.config, "id2label", None) if has_classes else None
     id2label = {int(key): str(name) for key, name in names.items()} if names else None
+    fit_tokenizer(processor, model, task)
     transforms = build_transforms(config.transform, processor, id2label, allowed)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Predictor(model, processor, task, transforms, id2label)

@@ -48,9 +48,15 @@ class TextGeneration(Task):
         return row
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        """`labels` are the tokens themselves, unless the transform has said which count; a prompt has none."""
+        """`labels` are the tokens themselves, unless the transform has said which count; a prompt has none.
+
+        A text that is a row of its own is cut to what the model takes.
+        """
         if "prompt" in row:
             return {"input_ids": row["input_ids"]}
+        if self.block_size is None:
+            cut = (name for name in ("input_ids", "labels") if name in row)
+            row = {**row, **{name: row[name][: processor.model_max_length] for name in cut}}
         return row if "labels" in row else {**row, "labels": list(row["input_ids"])}
 
     def picture(self, inputs: dict[str, Any], processor: Any) -> str:

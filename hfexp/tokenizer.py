@@ -1,0 +1,102 @@
+"""A tokenizer and a model that fit: the longest text, the tokens that the model knows, the padding."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from hfexp.errors import ConfigError, one_of
+from hfexp.screen import note
+from hfexp.tasks.base import Task
+
+POSITIONS = ("max_position_embeddings", "max_seq_len")
+"""Fields of configurations (the second is MPT's) that say how many tokens a text may have."""
+OF_OTHER_INPUTS = ("audio_token", "image_token", "video_token")
+"""Special tokens that no text has: a model that only reads texts may have no embedding for them (Gemma 3)."""
+
+
+def fit_tokenizer(tokenizer: Any, model: Any, task: Task) -> None:
+    """Set the longest text and the padding that a tokenizer shares with its model; other processors stay as they are.
+
+    Args:
+        model: may be on the meta device; its configuration is told the padding token if it has none.
+
+    Raises:
+        ConfigError: they can't be used together.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    _fit_length(tokenizer, model, task)
+    _fit_padding(tokenizer, model, task)
+    _require_embeddings(tokenizer, model)
+
+
+def longest_text(model: Any) -> int | None:
+    """The number of tokens that a model's configuration allows; None: any, e.g. with relative positions (T5)."""
+    config = model.config.get_text_config()
+    known = [getattr(config, name, None) for name in POSITIONS]
+    limits = [limit for limit in known if isinstance(limit, int) and limit > 0]
+    counted = _counted_positions(model)
+    return min([*limits, *(e.num_embeddings - int(e.padding_idx) - 1 for e in counted)], default=None)
+
+
+def _counted_positions(model: Any) -> list[Any]:
+    """Embeddings of positions that count on from the padding token's id: those of RoBERTa and its kind."""
+    named = model.named_modules()
+    embeddings = [m for name, m in named if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    return [embedding for embedding in embeddings if embedding.padding_idx is not None]
+
+
+def _require_embeddings(tokenizer: Any, model: Any) -> None:
+    config = model.config.get_text_config()
+    rows = getattr(config, "vocab_size", None)
+    if rows is None:  # CANINE reads characters
+        return
+    ignored = {str(getattr(tokenizer, name, None)) for name in OF_OTHER_INPUTS}
+    vocabulary = tokenizer.get_vocab()
+    unknown = sorted(
+        (token for token, n in vocabulary.items() if n >= rows and token not in ignored), key=vocabulary.get
+    )
+    if not unknown:
+        return
+    needed = max(vocabulary.values()) + 1
+    way_out = (
+        f"add rows to it once and save both: model.resize_token_embeddings({needed}), model.save_pretrained(DIR), "
+        "tokenizer.save_pretrained(DIR); then model.path=DIR"
+        if config.name_or_path
+        else f"set model.config.vocab_size={needed}"
+    )
+    raise ConfigError(
+        f"the model has embeddings for {rows} tokens, and its tokenizer has {len(unknown)} more "
+        f"({one_of(map(repr, unknown), 3)}): {way_out}"
+    )
+
+
+def _fit_length(tokenizer: Any, model: Any, task: Task) -> None:
+    limit = longest_text(model)
+    if limit is None:
+        return
+    if task.block_size is not None and task.block_size > limit:
+        raise ConfigError(f"task.block_size={task.block_size} is more than the {limit} tokens that the model takes")
+    if tokenizer.model_max_length > limit:
+        before = tokenizer.model_max_length
+        tokenizer.model_max_length = limit
+        if task.block_size is None:  # blocks are short enough, and texts are not cut to fit
+            said = f"{before}" if before < 10**9 else "nothing of it"
+            note(f"texts are cut to {limit} tokens, which is what the model takes (its tokenizer says {said})")
+
+
+def _fit_padding(tokenizer: Any, model: Any, task: Task) -> None:
+    config = model.config.get_text_config()
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None and not task.loss_per_token:
+        tokenizer.pad_token = tokenizer.eos_token
+        note(f"the tokenizer has no padding token: {tokenizer.eos_token!r}, which ends a text, is used for it")
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    for embedding in _counted_positions(model):
+        if tokenizer.pad_token_id not in (None, embedding.padding_idx):
+            right = tokenizer.convert_ids_to_tokens(int(embedding.padding_idx))
+            raise ConfigError(
+                f"the tokenizer pads with {tokenizer.pad_token!r} (token {tokenizer.pad_token_id}), but the model "
+                f"counts positions from token {embedding.padding_idx}: set model.processor.pad_token={right!r}"
+            )
