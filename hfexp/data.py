@@ -12,7 +12,7 @@ from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
-from hfexp.labels import cast_labels, class_column, classes_of, first_faults, way_out
+from hfexp.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
 from hfexp.screen import note
 from hfexp.sources import source_row
 from hfexp.stream_splits import load_source, make_splits
@@ -229,7 +229,7 @@ def _drawn_by_class(
     As `rows.train_test_split(test_size=cut_size, seed=seed, stratify_by_column=...)`, with the same rows in each part,
     where each class has two. That reads the labels row by row (`datasets` 5.2): about half a millisecond each.
     """
-    labels = np.asarray(rows[column][:])
+    labels = class_ids(rows, column)
     classes, counts = np.unique(labels, return_counts=True)
     single = np.isin(labels, classes[counts == 1])
     others, num_classes = np.flatnonzero(~single), int((counts > 1).sum())

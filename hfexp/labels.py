@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from omegaconf import OmegaConf
@@ -110,10 +111,16 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
     column = task.label_column or ""
     feature: Any = rows.features[column]
     if task.label_kind == CLASS:
-        return {feature.names[number] for number in set(rows[column][:])}
+        return {feature.names[number] for number in np.unique(class_ids(rows, column))}
     if task.label_kind == NUMBER:
         return set()
     return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
+
+
+def class_ids(rows: Dataset, column: str) -> np.ndarray:
+    """Give the id of each row's class, (N,); `rows[column]` takes ten times as long where rows are chosen ones."""
+    ids = np.asarray(rows.data.column(column))
+    return ids if rows._indices is None else ids[np.asarray(rows._indices.column(0))]
 
 
 def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
@@ -178,8 +185,8 @@ def _tell_alike(counts: Counter[str], column: str) -> None:
 
 
 def _require_labels(rows: Dataset, labels: Sequence[Any], split: Any) -> None:
-    missing = [number for number, label in enumerate(labels) if label is None]
-    if missing:
+    if None in labels:
+        missing = [number for number, label in enumerate(labels) if label is None]
         raise ConfigError(
             f"{_num_rows(len(missing))} of the {split} split {'have' if len(missing) > 1 else 'has'} no label "
             f"({places(rows, missing)}): fill in what is missing, or take these rows out{way_out(split)}"
@@ -191,9 +198,10 @@ def _num_rows(count: int) -> str:
 
 
 def _require_known(labels: Sequence[Any], ids: dict[str, int], split: Any) -> None:
-    unknown = Counter(label for label in labels if label not in ids)
+    unknown = {label: count for label, count in Counter(labels).items() if label not in ids}
     if unknown:
-        label, count = unknown.most_common(1)[0]
+        label = max(unknown, key=lambda name: unknown[name])
+        count = unknown[label]
         raise ConfigError(
             f"the {split} split has unknown label {label!r} ({count} rows).{_yaml_hint(label, ids)}"
             f"{did_you_mean(label, ids)} Labels are: {one_of(ids)}{way_out(split)}"
