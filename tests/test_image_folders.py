@@ -13,6 +13,8 @@ from datasets import Image
 from hfexp import api, sources
 from hfexp.errors import ConfigError
 from hfexp.image_folders import list_images, to_datasets
+from hfexp.predicting.inputs import read_inputs
+from hfexp.tasks.image_classification import ImageClassification
 
 
 def write(root: Path, *files: str) -> Path:
@@ -222,6 +224,15 @@ def test_a_folder_of_images_is_not_taken_for_a_dataset(tmp_path: Path) -> None:
     for source in (sources.hub, sources.saved_to_disk):
         with pytest.raises(ConfigError, match=f"it holds images, which dataset=imagefolder .*data_dir={photos} reads"):
             source(str(photos))
+
+
+def test_predictions_are_of_the_same_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = write(tmp_path / "store", "2")
+    root = write(tmp_path / "photos", "cat/1", ".other/1", "cat/a.HEIC", "cat/.DS_Store")
+    (root / "linked").symlink_to(store)
+    names = [os.path.relpath(one.name, root) for one in read_inputs([root], [], ImageClassification(), {})]
+    assert names == [".other/0.png", "cat/0.png", "linked/0.png", "linked/1.png"]
+    assert "left out: hidden files: 1 (cat/.DS_Store); .heic files, which Pillow" in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
