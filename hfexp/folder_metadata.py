@@ -53,7 +53,7 @@ def _described(path: str, number: int, row: Any) -> Described:
     if not isinstance(row, dict) or FILE not in row or IMAGE in row:
         has = one_of(row) if isinstance(row, dict) else repr(row)
         raise ConfigError(f"{place}: a column {FILE!r} is needed, and none that is called {IMAGE!r}. It has: {has}")
-    image = os.path.normpath(os.path.join(folder, str(row[FILE])))
+    image = os.path.normpath(os.path.join(folder, str(row[FILE]).replace("\\", "/")))
     if not row[FILE] or not image.startswith(os.path.join(folder, "")):
         raise ConfigError(f"{place}: {FILE} is {row[FILE]!r}; the path of an image relative to {folder} is needed")
     return Described(place, image, {name: value for name, value in row.items() if name != FILE})

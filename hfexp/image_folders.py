@@ -262,6 +262,9 @@ def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], list
             columns = columns_of([described.get(path) for path in images], metadata)
             listing.splits[split] = {IMAGE: images, LABEL: [labels[path] for path in images], **columns}
         _note_empty(folder, listing)
+    images = {path for columns in listing.splits.values() for path in columns[IMAGE]}
+    lost = [row.place for row in metadata if row.image not in images]
+    listing.notes += [f"rows of metadata that name no image of a class: {len(lost):,} ({lost[0]})"] if lost else []
     listing.classes = sorted({label for columns in listing.splits.values() for label in columns[LABEL]})
     _require_classes(listing)
     listing.notes += _about_classes(listing, {name: inner for name, inner in nested.items() if inner})
@@ -341,7 +344,7 @@ def to_datasets(listing: Listing, split: str | None = None, streaming: bool = Fa
     """Images as a dataset of each split, or of one.
 
     Args:
-        split: a split, or parts of splits as in `train[:80%]+test`.
+        split: a split, parts of splits as in `train[:80%]+test`, or `all`.
 
     Raises:
         ConfigError: there is no such split, or a column of metadata holds values of several kinds.
@@ -357,7 +360,7 @@ def to_datasets(listing: Listing, split: str | None = None, streaming: bool = Fa
 def _part(listing: Listing, split: str) -> Columns:
     lengths = {name: len(columns[IMAGE]) for name, columns in listing.splits.items()}
     try:
-        parts: Any = ReadInstruction.from_spec(split).to_absolute(lengths)
+        parts: Any = ReadInstruction.from_spec("+".join(lengths) if split == "all" else split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"dataset.source.split={split}: {error}. There are: {one_of(lengths)}") from error
     names = next(iter(listing.splits.values()))

@@ -174,15 +174,19 @@ def test_metadata_beside_images(files: list[str], tables: Any, splits: Any, left
     assert found(root) == (splits, left_out)
 
 
-def test_what_metadata_says_becomes_columns_of_the_right_rows(tmp_path: Path) -> None:
+def test_what_metadata_says_becomes_columns_of_the_right_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = write(tmp_path, "cat/2", "dog/1")
-    (root / "metadata.csv").write_text("file_name,camera,year\ndog/0.png,null,2020\ncat/1.png,phone,\n")
+    (root / "metadata.csv").write_text("file_name,camera,year\ndog\\0.png,null,2020\ncat/1.png,phone,\na.png,,\n")
     rows = sources.image_folder(str(root))["train"].cast_column("image", Image(decode=False))
     names = [os.path.relpath(image["path"], root) for image in rows["image"]]
     assert names == ["cat/0.png", "cat/1.png", "dog/0.png"]
     assert rows["camera"][:] == [None, "phone", "null"]
     assert rows["year"][:] == [None, None, 2020]
     assert rows["label"][:] == [0, 0, 1]
+    said = capsys.readouterr().err
+    assert f"rows of metadata that name no image of a class: 1 ({root}/metadata.csv, row 3)" in said
 
 
 @pytest.mark.parametrize(
@@ -212,6 +216,7 @@ def test_rows_of_a_split_and_of_a_stream(tmp_path: Path) -> None:
     root = str(write(tmp_path, "train/cat/4", "train/dog/4", "test/cat/2", "test/dog/2"))
     whole = {name: rows["label"][:] for name, rows in sources.image_folder(root).items()}
     assert sources.image_folder(root, split="train[:75%]+test")["label"][:] == [*whole["train"][:6], *whole["test"]]
+    assert len(sources.image_folder(root, split="all")) == 12
     with pytest.raises(ConfigError, match="split=validation: .*test, train"):
         sources.image_folder(root, split="validation")
     streams = sources.image_folder(root, streaming=True)
