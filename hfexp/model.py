@@ -12,6 +12,7 @@ from hfexp.adapters import adapt, adapter_config, base_of
 from hfexp.batch_norm import freeze_statistics
 from hfexp.config import ModelConfig
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.head import Head, match_head
 from hfexp.hub import explain_hub_errors
 from hfexp.pretrained import check_path, local_model
 from hfexp.targets import check, instantiate
@@ -84,6 +85,8 @@ class ModelSummary:
     num_trainable: int
     new_tensors: list[str] = field(default_factory=list)
     """Weights that were not in the checkpoint (or did not fit) and start random."""
+    head: str | None = None
+    """What became of the checkpoint's head, where there was something to decide."""
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.num_parameters:,} parameters"
@@ -102,21 +105,23 @@ def build_model(
     """
     labels = task.model_fields(id2label)
     new_tensors: list[str] = []
+    head = Head()
     if config.build is not None:
         model = build_own(config.build, task, id2label, allowed)
     elif config.path is not None:
-        model, new_tensors = _load(config, task, labels)
+        model, new_tensors, head = _load(config, task, labels)
     else:
         model_config = transformers.AutoConfig.for_model(str(config.model_type), **config.config, **labels)
         auto_class = getattr(transformers, task.model_class)
         model = auto_class.from_config(model_config, **_load_options(config))
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    model = freeze_or_adapt(model, config, new_tensors, allowed)
+    # An adapter is saved with the layers that are not those of its pretrained weights, moved ones among them.
+    model = freeze_or_adapt(model, config, [*new_tensors, *head.moved], allowed)
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     name = type(base_of(model)).__name__
-    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors)
+    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors, head.said)
 
 
 def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], allowed: list[str]) -> Any:
@@ -154,12 +159,13 @@ def _load_options(config: ModelConfig) -> dict[str, Any]:
     return options
 
 
-def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str]]:
-    """Load pretrained weights; a head of another size is replaced."""
+def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str], Head]:
+    """Load pretrained weights; a head of another size, or of other classes, is replaced."""
     auto_class = getattr(transformers, task.model_class)
     path = local_model(str(config.path))
     options = _source_options(config)
     with explain_hub_errors("model", path):
+        stored = transformers.AutoConfig.from_pretrained(path, **options)
         model_config = transformers.AutoConfig.from_pretrained(path, **options, **config.config, **labels)
         try:
             model, info = auto_class.from_pretrained(
@@ -184,7 +190,9 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
     if hasattr(model.config, "label_names"):  # the timm wrapper writes this list, and would keep the old one
         model.config.label_names = list(model.config.id2label.values())
     resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]
-    return model, sorted({*resized, *map(str, info["missing_keys"])})
+    missing = {str(key) for key in info["missing_keys"]}
+    head = match_head(model, stored, labels, {*resized, *missing}, missing)
+    return model, sorted({*resized, *missing, *head.new}), head
 
 
 def frozen_parameters(model: Any, patterns: list[str]) -> list[Any]:

@@ -99,6 +99,8 @@ def show_model(summary: "ModelSummary") -> None:
     if summary.new_tensors:
         shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
         say(f"  new weights, not from the checkpoint: {shown}")
+    if summary.head:
+        say(f"  {summary.head}")
 
 
 def show_result(result: "Result") -> None:

@@ -91,6 +91,7 @@ LAYERS = [
     ["hfexp.language"],
     ["hfexp.environment", "hfexp.tracking.journal", "hfexp.transforms", "hfexp.decoding", "hfexp.launch.failures"],
     [
+        "hfexp.head",
         "hfexp.tasks.classification",
         "hfexp.tasks.texts",
         "hfexp.tokenizer",

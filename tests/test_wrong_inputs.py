@@ -80,7 +80,6 @@ TABLE = [
     (["model.path=x"], ["exactly one of model.path", "model.model_type"]),
     (["model=local", "model.path=empty"], ["model.path=empty has no config.json"]),
     (["model=local", "model.path=./nowhere/at/all"], ["model.path=./nowhere/at/all: there is no such directory"]),
-    (["model=local", "model.path=turned", "dataset.labels=[0,1,2,3,4,5,6,7,8,9]"], ["same labels", "another order"]),
     (["model.freeze=[nothing]"], ["model.freeze: 'nothing' matches no parameter"]),
     (["model.freeze=['(']"], ["model.freeze: '(' is not a regular expression"]),
     (["trainer.args.save_strategy=steps"], ["load_best_model_at_end needs equal save_strategy (steps)"]),
