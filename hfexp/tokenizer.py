@@ -83,7 +83,7 @@ def _fit_length(tokenizer: Any, model: Any, task: Task) -> None:
         tokenizer.model_max_length = limit
         if task.block_size is None:  # blocks are short enough, and texts are not cut to fit
             said = f"{before}" if before < 10**9 else "nothing of it"
-            note(f"texts are cut to {limit} tokens, which is what the model takes (its tokenizer says {said})")
+            note(f"texts have at most {limit} tokens, which is what the model takes (its tokenizer says {said})")
 
 
 def _fit_padding(tokenizer: Any, model: Any, task: Task) -> None:
