@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, Image
+from datasets.exceptions import DatasetsError
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
 from hfexp.screen import note
-from hfexp.sources import source_row
+from hfexp.sources import name_of, source_row
 from hfexp.stream_splits import load_source, make_splits
 from hfexp.streams import num_rows
 from hfexp.tables import header_hint, places
@@ -51,7 +52,11 @@ def load_dataset(
     Raises:
         ConfigError: a column, split or label is not what the configuration says.
     """
-    source = _load_source(config, allowed_targets)
+    try:
+        source = _load_source(config, allowed_targets)
+    except DatasetsError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        raise ConfigError(f"dataset.source: {name_of(config.source)} can't be read: {cause}") from error
     dataset = _select_splits(source, config, needed is None)
     dataset = _rename_columns(dataset, config, task, keep)
     if config.streaming:

@@ -28,15 +28,8 @@ from hfexp.errors import ConfigError, one_of
 from hfexp.folder_metadata import IMAGE, Described, columns_of, read_metadata
 from hfexp.image_files import ARCHIVES, Folder, LeftOut, scan
 from hfexp.screen import note, say
+from hfexp.split_names import SPLIT_WORDS, split_called
 
-SPLIT_WORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-SPLIT_ENDINGS = ("", "set", "split", "data", "images")
-SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in words for end in SPLIT_ENDINGS}
-"""Names of folders that mean a split; case, spaces, `-` and `_` do not count."""
 MOST_SHOWN = 12
 """Classes whose numbers of images are shown one by one."""
 TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".txt", ".tar", ".zip")
@@ -100,7 +93,8 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
     """Find all images below a folder, their splits and their classes.
 
     Args:
-        split_folders: split to folder below `data_dir`; if empty, all folders are classes. None: see `SPLITS`.
+        split_folders: split to folder below `data_dir`; if empty, all folders are classes. None: their names
+            say it (`hfexp.split_names`).
 
     Raises:
         ConfigError: there are no images, or fewer than two classes, or what is a split can't be told.
@@ -155,7 +149,7 @@ def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
 
 def _splits_of(root: Folder, listing: Listing) -> dict[str, Folder]:
     """The folders of `root` if they are splits: all are called so, and that for training holds class folders."""
-    named = {name: SPLITS.get(_plain(name)) for name in root.folders}
+    named = {name: split_called(name) for name in root.folders}
     training = [name for name, split in named.items() if split == "train"] or list(named)
     described = bool(root.metadata)
     if not all(named.values()) or not all(
@@ -175,10 +169,6 @@ def _splits_of(root: Folder, listing: Listing) -> dict[str, Folder]:
     return splits
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())
-
-
 def _holds_folders(folder: Folder) -> bool:
     """Most of its images lie in folders of its own."""
     return len(folder.images) < len(folder.all_images) / 2
@@ -190,7 +180,7 @@ def _refuse_doubtful(root: Folder, listing: Listing) -> None:
         return
     for name, folder in root.folders.items():
         words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name))
-        if _holds_folders(folder) and any(word.lower() in SPLITS for word in words):
+        if _holds_folders(folder) and any(split_called(word) for word in words):
             raise ConfigError(
                 f"{KEY}={listing.data_dir}: the folders {one_of(root.folders, 6)} may be splits or classes: {name!r} "
                 f"is called like a split and holds folders, but not all of them have the name of a split{WAY_OUT}"
@@ -271,7 +261,7 @@ def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], list
 
 
 def _refuse_splits_below(name: str, folder: Folder, listing: Listing) -> None:
-    splits = {SPLITS.get(_plain(inner)) for inner in folder.folders}
+    splits = {split_called(inner) for inner in folder.folders}
     if len(splits) > 1 and "train" in splits and None not in splits:
         raise ConfigError(
             f"{KEY}={listing.data_dir}: the splits {one_of(folder.folders)} are looked for above the classes, not in "

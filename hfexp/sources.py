@@ -140,7 +140,10 @@ def saved_to_disk(path: str) -> DatasetDict | Dataset:
     if not ((root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file()):
         hint = hint_at_images(root)
         raise ConfigError(f"dataset.source.path={path}: not a directory written by Dataset.save_to_disk{hint}")
-    return datasets.load_from_disk(str(root))
+    try:
+        return datasets.load_from_disk(str(root))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"dataset.source.path={path} can't be read: {error}") from error
 
 
 def hub(
@@ -156,12 +159,19 @@ def hub(
         A dataset of the split, or of every split by name; iterable ones if `streaming`.
 
     Raises:
-        ConfigError: no such dataset, configuration, split or access.
+        ConfigError: no such dataset, configuration, split or access; or a folder that says nothing of its splits,
+            which `datasets` would guess from words in the names of files.
     """
     from hfexp.hub import explain_hub_errors
 
     hint = hint_at_images(path)
     if hint:
         raise ConfigError(f"dataset.source.path={path}: a local folder, but not a dataset as the Hub has them{hint}")
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "README.md").is_file():
+        raise ConfigError(
+            f"dataset.source.path={path} is a folder: dataset=table dataset.source.data_files={path} reads tables, "
+            f"dataset=imagefolder dataset.source.data_dir={path} images, dataset=disk what was saved by save_to_disk"
+        )
     with explain_hub_errors("dataset", path):
         return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)

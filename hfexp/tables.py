@@ -21,18 +21,13 @@ from hfexp.csv_dataset import Csv, features_of, stream
 from hfexp.csv_files import CsvFile, Dialect, shown
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.screen import note
+from hfexp.split_names import split_called
 
 FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
 """Formats by the ending of a file's name (before `.gz`)."""
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test",
-}  # fmt: skip
-"""Names of files (without their endings) and folders that are a split's, in small or capital letters."""
 SHARD = re.compile(r"-\d+-of-\d+$")
 """End of the name of one of several files of a split."""
 FOREIGN = {
@@ -72,8 +67,8 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
     """Find the files of each split.
 
     A mapping says the splits. Otherwise a file, or a list of files, is for training. Files of a folder or a pattern
-    are those of the split that their name, or the folder they are in, says exactly (`SPLIT_NAMES`); where no name says
-    one, all are for training; where some do, the others are refused.
+    are those of the split that their name, or the folder they are in, says as a whole (`hfexp.split_names`); where no
+    name says one, all are for training; where some do, the others are refused.
 
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
@@ -172,7 +167,7 @@ def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path
 
 def _split_of(path: Path, folder: str) -> str | None:
     stem = SHARD.sub("", path.name.partition(".")[0])
-    return SPLIT_NAMES.get(stem.casefold()) or SPLIT_NAMES.get(folder.casefold())
+    return split_called(stem) or split_called(folder)
 
 
 def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:

@@ -132,6 +132,7 @@ LAYERS = [
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
     [
         "hfexp.cells",
+        "hfexp.split_names",
         "hfexp.sweep.values",
         "hfexp.sweep.ranking",
         "hfexp.sweep.scales",

@@ -12,7 +12,7 @@ from hfexp import cli, evaluate, predict, train
 from hfexp.config import DatasetConfig, OnBadSample, SplitsConfig
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError
-from hfexp.sources import image_table, table
+from hfexp.sources import hub, image_table, saved_to_disk, table
 from hfexp.tasks.base import Task
 from hfexp.tasks.text_classification import TextClassification
 from hfexp.tasks.text_generation import TextGeneration
@@ -205,6 +205,23 @@ def test_a_file_that_is_no_table_is_said_in_one_message(
     refused(message, name)
 
 
+def test_errors_of_datasets_are_one_message(place: Path) -> None:
+    """Also of a source that hfexp does not read itself."""
+    write("bad.csv", [("a", "b"), ("a", "b", "c")])
+    node = {"_target_": "datasets.load_dataset", "path": "csv", "data_files": "bad.csv"}
+    with pytest.raises(ConfigError, match=r"dataset\.source: csv can't be read: .*Expected 2 fields in line 3, saw 3"):
+        load_dataset(DatasetConfig(source=node), TextClassification())
+    write("folder/test_bench.csv")
+    with pytest.raises(
+        ConfigError, match=r"path=folder is a folder: dataset=table dataset\.source\.data_files=folder"
+    ):
+        hub("folder")
+    table("folder")["train"].save_to_disk("saved")
+    next(Path("saved").glob("*.arrow")).write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"dataset\.source\.path=saved can't be read: "):
+        saved_to_disk("saved")
+
+
 def test_options_are_checked(place: Path) -> None:
     refused(r"dataset\.source\.quotechr: .*no such option.*Did you mean 'quotechar'.*sep", write("rows.csv"),
             source={"quotechr": None})  # fmt: skip
@@ -223,7 +240,7 @@ def test_options_are_checked(place: Path) -> None:
         (["train.csv", "test.csv"], {"train": 1, "test": 1}),
         (["Training/a.csv", "Training/b.csv", "Testing/c.csv", "VAL/d.csv"], {"train": 2, "test": 1, "validation": 1}),
         (["train-00000-of-00002.csv", "train-00001-of-00002.csv", "dev.csv"], {"train": 2, "validation": 1}),
-        (["train_a.csv", "b_test.csv", "evaluation.csv", "devices/x.csv"], {"train": 4}),
+        (["train_a.csv", "b_test.csv", "evaluations.csv", "devices/x.csv"], {"train": 4}),
         (["2020.csv", "2021.csv", "notes.md", "README.txt", ".hidden.csv"], {"train": 2}),
     ],
 )

@@ -1,0 +1,16 @@
+"""Names by which files and folders say that they are a split."""
+
+import re
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+SPLIT_ENDINGS = ("", "set", "split", "data", "images")
+_SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in words for end in SPLIT_ENDINGS}
+
+
+def split_called(name: str) -> str | None:
+    """Tell which split a name means as a whole; case, spaces, `-` and `_` do not count. None: it means none."""
+    return _SPLITS.get(re.sub(r"[\s_-]+", "", name.lower()))
