@@ -147,20 +147,6 @@ def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[
     return []
 
 
-def check_head(model_config: Any, id2label: dict[int, str] | None) -> list[str]:
-    """A head for the same classes in another order would be trained from a wrong start, and mislabel."""
-    if model_config is None or id2label is None:
-        return []
-    head = [str(model_config.id2label[i]) for i in sorted(model_config.id2label)]
-    ours = list(id2label.values())
-    if head != ours and sorted(head) == sorted(ours):
-        return [
-            "the checkpoint's head has the same labels as the dataset in another order; "
-            f"set 'dataset.labels=[{','.join(head)}]' to keep its order"
-        ]
-    return []
-
-
 def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
     """Whether a model on the meta device takes a batch of these shapes."""
     import torch
