@@ -188,17 +188,20 @@ def _refuse_doubtful(root: Folder, listing: Listing) -> None:
 
 
 def _unwrapped(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]:
-    """Pass through folders that hold nothing but one folder of class folders, as in `train/images/cat`."""
-    training = splits.get("train") or next(iter(splits.values()))
-    while (
-        len(training.folders) == 1 and not training.metadata and _holds_folders(next(iter(training.folders.values())))
-    ):
+    """Pass through folders that hold nothing but one folder of class folders, as in `train/images/cat`.
+
+    Where the training split has such a folder, so do others whose only folder is not called like a class.
+    """
+    first = "train" if "train" in splits else next(iter(splits))
+    while True:
+        inner = next(iter(splits[first].folders.values()), None)
+        if inner is None or len(splits[first].folders) > 1 or splits[first].metadata or not _holds_folders(inner):
+            return splits
         for split, folder in splits.items():
-            if len(folder.folders) == 1:
+            is_class = split != first and bool(folder.folders.keys() & inner.folders.keys())
+            if len(folder.folders) == 1 and not is_class:
                 _leave_out(folder.images, listing)
                 splits[split] = next(iter(folder.folders.values()))
-        training = splits.get("train") or next(iter(splits.values()))
-    return splits
 
 
 def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listing) -> dict[str, Folder]:
@@ -215,10 +218,11 @@ def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listi
         if folder is None:
             raise ConfigError(f"{OPTION}.{split}={name}: no such folder with images in {listing.data_dir}")
         splits[str(split)] = folder
+    if not splits:
+        return {"train": root}
     used = {path for folder in splits.values() for path in folder.all_images}
-    if splits:
-        _leave_out([path for path in root.all_images if path not in used], listing, f"images in no folder of {OPTION}")
-    return splits or {"train": root}
+    _leave_out([path for path in root.all_images if path not in used], listing, f"images in no folder of {OPTION}")
+    return _unwrapped(splits, listing)
 
 
 def _leave_out(images: Sequence[str], listing: Listing, reason: str = "images outside of the class folders") -> None:

@@ -56,6 +56,10 @@ LAYOUTS = [
      {"train": {"cat": 3, "dog": 2}, "validation": {"dog": 1}, "test": {"cat": 1}}, {}),
     (["train/images/cat/3", "train/images/dog/2", "dev/images/cat/1"],
      {"train": {"cat": 3, "dog": 2}, "validation": {"cat": 1}}, {}),
+    (["train/images/cat/3", "train/images/dog/2", "test/cat/2"],
+     {"train": {"cat": 3, "dog": 2}, "test": {"cat": 2}}, {}),
+    (["train/a/a/cat/3", "train/a/a/dog/2"], {"train": {"cat": 3, "dog": 2}}, {}),
+    (["train/train/cat/3", "train/train/dog/2", "test/test/4"], {"train": {"cat": 3, "dog": 2}}, {OUTSIDE: 4}),
     (["train/cat/3", "train/dog/2", "test/4"], {"train": {"cat": 3, "dog": 2}}, {OUTSIDE: 4}),
     (["test/cat/3", "test/dog/2"], {"test": {"cat": 3, "dog": 2}}, {}),
     (["photos/cat/3", "photos/dog/2", "1"], {"train": {"cat": 3, "dog": 2}}, {OUTSIDE: 1}),
@@ -142,6 +146,9 @@ def test_folders_of_splits_can_be_named(tmp_path: Path) -> None:
     assert counts == {"train": {"cat": 2, "dog": 1}, "test": {"cat": 3}}
     assert left_out == {"images in no folder of dataset.source.split_folders": 4}
     assert found(root, split_folders={})[0] == {"train": {"train": 3, "holdout": 3, "extra": 4}}
+    nested = write(tmp_path / "nested", "seg_train/seg_train/a/2", "seg_train/seg_train/b/1", "seg_test/seg_test/a/1")
+    named = {"train": "seg_train", "test": "seg_test/seg_test"}
+    assert found(nested, split_folders=named)[0] == {"train": {"a": 2, "b": 1}, "test": {"a": 1}}
     with pytest.raises(ConfigError, match=r"split_folders\.test=hold_out: no such folder"):
         list_images(str(root), {"train": "train", "test": "hold_out"})
 
