@@ -3,8 +3,10 @@
 import ast
 import functools
 import importlib.util
+import math
 import os
 import re
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,58 @@ from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, did_you_mean
 from hfexp.machine import cpus
 
+AUTOMATIC = "nothing: hfexp trains, evaluates after it, and scores the test split if there is one"
+NOT_YET_PUSHED = "nothing: hfexp does not push models; `hf upload` does, with the run's directory model/"
+ONE_STRATEGY = "launch=ddp, by which each process has a copy of the model"
+
 OWNED = {
     "output_dir": "output_dir (top level)",
     "seed": "seed (top level)",
     "data_seed": "seed (top level)",
     "run_name": "name (top level)",
-    "report_to": "tracking=mlflow or tracking=none",
+    "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
     "remove_unused_columns": "nothing: hfexp sets it by the task",
-    "resume_from_checkpoint": "on_existing (top level)",
+    "resume_from_checkpoint": "on_existing (top level); the same command continues",
     "full_determinism": "trainer.deterministic",
-    "push_to_hub": "nothing: hfexp does not push models yet",
     "enable_jit_checkpoint": "nothing: on SIGTERM hfexp checkpoints by itself",
+    "do_train": AUTOMATIC,
+    "do_eval": AUTOMATIC,
+    "do_predict": AUTOMATIC,
+    "local_rank": "launch=ddp",
+    "ddp_timeout": "launch.timeout",
+    "label_names": "dataset.columns, and dataset.labels for the names of classes",
+    "length_column_name": "nothing: hfexp knows the lengths of its rows",
+    "project": "tracking.experiment",
 }
 """Fields that hfexp sets itself, and what the user sets instead."""
+
+REFUSED = {
+    "push_to_hub": NOT_YET_PUSHED,
+    "hub_token": NOT_YET_PUSHED,
+    "hub_private_repo": NOT_YET_PUSHED,
+    "hub_model_id": NOT_YET_PUSHED,
+    "hub_strategy": NOT_YET_PUSHED,
+    "hub_always_push": NOT_YET_PUSHED,
+    "hub_revision": NOT_YET_PUSHED,
+    "trackio_space_id": "tracking=mlflow",
+    "trackio_bucket_id": "tracking=mlflow",
+    "trackio_static_space_id": "tracking=mlflow",
+    "fsdp": ONE_STRATEGY,
+    "fsdp_config": ONE_STRATEGY,
+    "deepspeed": ONE_STRATEGY,
+    "parallelism_config": ONE_STRATEGY,
+    "accelerator_config": ONE_STRATEGY,
+    "auto_find_batch_size": "a smaller trainer.args.per_device_train_batch_size with more "
+    "gradient_accumulation_steps: a batch that depends on the machine would be another experiment",
+    "eval_do_concat_batches": "nothing: metrics need all predictions as one",
+    "include_for_metrics": "nothing: metrics get predictions and labels",
+    "prediction_loss_only": "nothing: metrics need all predictions at once",
+    "batch_eval_metrics": "nothing: metrics need all predictions at once",
+}
+"""Fields of which nothing would come, or a failure in mid-run, and what there is instead.
+
+A value that asks for nothing (false, null, empty) passes.
+"""
 
 RENAMED = {
     "warmup_ratio": "trainer.args.warmup_steps (a value below 1 is a fraction)",
@@ -44,6 +85,53 @@ RENAMED = {
     "use_legacy_prediction_loop": "nothing: it is gone",
 }
 """Names from older tutorials, and what they are called now."""
+
+SHORT = {
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "batch_size": "per_device_train_batch_size",
+    "clip_grad": "max_grad_norm",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "gradient_clip_val": "max_grad_norm",
+    "label_smoothing": "label_smoothing_factor",
+    "lr": "learning_rate",
+    "lr_scheduler": "lr_scheduler_type",
+    "max_epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "num_workers": "dataloader_num_workers",
+    "steps": "max_steps",
+    "train_batch_size": "per_device_train_batch_size",
+    "warmup": "warmup_steps",
+    "wd": "weight_decay",
+    "workers": "dataloader_num_workers",
+}
+"""What other tools call fields of `TrainingArguments`."""
+
+OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "adamw_hf": "adamw_torch", "momentum": "sgd"}
+"""What `optim` is called elsewhere."""
+
+COUNT = ("at least 1", lambda value: value >= 1)
+POSITIVE = ("more than 0, and finite", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = ("at least 0, and finite", lambda value: 0 <= value < math.inf)
+SHARE = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "max_steps": ("at least 1, or -1 (num_train_epochs decides)", lambda value: value == -1 or value >= 1),
+    "num_train_epochs": POSITIVE,
+    "save_steps": POSITIVE,
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+         "save_total_limit", "eval_accumulation_steps", "dataloader_prefetch_factor", "torch_empty_cache_steps"),
+        COUNT,
+    ),
+    **dict.fromkeys(
+        ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "eval_steps",
+         "logging_steps", "eval_delay", "dataloader_num_workers", "neftune_noise_alpha"),
+        NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), SHARE),
+}  # fmt: skip
+"""Numbers that make sense; with others Transformers or torch fails in mid-run, or trains something else."""
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list, "None": type(None)}
 
@@ -90,14 +178,25 @@ def check_args(args: dict[str, Any]) -> dict[str, Any]:
 def _problem(name: str, value: Any, types: dict[str, str]) -> str | None:
     key = f"trainer.args.{name}"
     if name in RENAMED and name not in types:
-        return f"{key} is no longer a TrainingArguments field; use {RENAMED[name]}"
+        return f"{key} is no longer a TrainingArguments field; {way_out(RENAMED[name])}"
     if name not in types:
-        return f"unknown key {key!r}: not a field of transformers.TrainingArguments.{did_you_mean(name, types)}"
+        hint = f" Its name is {SHORT[name]}" if name in SHORT else did_you_mean(name, types)
+        return f"unknown key {key!r}: not a field of transformers.TrainingArguments.{hint}"
     if name in OWNED:
-        return f"{key} is set by hfexp; use {OWNED[name]}"
+        return f"{key} is set by hfexp; {way_out(OWNED[name])}"
+    if name in REFUSED and value:
+        return f"{key}={str(value).lower() if value is True else value} is not supported; {way_out(REFUSED[name])}"
     if not _fits(value, types[name]):
         return f"{key}={value!r} ({type(value).__name__}) must be of type {types[name]}"
+    allowed, is_allowed = RANGES.get(name, ("", bool))
+    if name in RANGES and value is not None and not is_allowed(value):
+        return f"{key}={value} must be {allowed}"
     return None
+
+
+def way_out(instead: str, verb: str = "use") -> str:
+    """What to do in place of a key that does not exist: `nothing: why` is to leave it out."""
+    return instead.replace("nothing: ", "leave it out: ", 1) if instead.startswith("nothing") else f"{verb} {instead}"
 
 
 def _fits(value: Any, annotation: str) -> bool:
@@ -128,7 +227,8 @@ def check_choices(args: dict[str, Any]) -> None:
             continue
         allowed = [str(member.value) for member in enum]
         if args[name] not in allowed:
-            hint = did_you_mean(str(args[name]), allowed)
+            usual = OPTIMIZERS.get(str(args[name])) if name == "optim" else None
+            hint = f" Did you mean {usual!r}?" if usual else did_you_mean(str(args[name]), allowed)
             problems.append(f"trainer.args.{name}={args[name]}: no such choice.{hint} Allowed: {one_of(allowed)}")
     if problems:
         raise ConfigError(join_problems(problems))

@@ -12,8 +12,9 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.arguments import check_args
+from hfexp.arguments import check_args, way_out
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.habits import advise
 from hfexp.sweep.settings import SearchConfig
 
 
@@ -67,6 +68,8 @@ class ModelConfig:
     peft: dict[str, Any] = field(default_factory=dict)
     """Train an adapter in place of the weights: arguments of `peft.LoraConfig`, or of what its `_target_` names."""
     trust_remote_code: bool = False
+    kind: str | None = None
+    """`image`, `text` or `causal_lm`: which tasks it fits (`hfexp.choices`), known before it is loaded; null: any."""
     build: dict[str, Any] | None = None
     """`_target_` and arguments of the user's own model function; `task` and `id2label` are passed to it."""
 
@@ -84,6 +87,8 @@ class SplitsConfig:
 class DatasetConfig:
     source: dict[str, Any] = field(default_factory=dict)
     """`_target_` and arguments of a callable that returns a `Dataset` or `DatasetDict`."""
+    kind: str | None = None
+    """`image` or `text`: which tasks its rows fit; null: any."""
     columns: dict[str, str] = field(default_factory=dict)
     """Standard column name to the dataset's own, e.g. `{image: img, label: fine_label}`."""
     labels: list[str] | None = None
@@ -160,7 +165,7 @@ class TrackingConfig:
     uri: str | None = None
     """MLflow tracking URI; null: `MLFLOW_TRACKING_URI`, else `<output_dir>/mlflow.db`."""
     experiment: str | None = None
-    """MLflow experiment; null: the name of the dataset option."""
+    """MLflow experiment; null: `MLFLOW_EXPERIMENT_NAME`, else the name of the dataset option."""
     tags: dict[str, str] = field(default_factory=dict)
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
@@ -208,7 +213,7 @@ class Config:
     """One experiment."""
 
     task: dict[str, Any] = MISSING
-    model: Any = MISSING
+    model: Any = field(default_factory=dict)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -249,7 +254,7 @@ def _to_model_config(node: Any) -> ModelConfig:
     """Type the model section; `model._target_` is the short form of `model.build`."""
     if not isinstance(node, dict):
         raise ConfigError(f"model must be a mapping, got {node!r}")
-    own = {f for f in ModelConfig.__dataclass_fields__ if f != "build"}
+    own = set(ModelConfig.__dataclass_fields__) - {"build", "kind"}  # `kind` may be an argument of the user's function
     if "_target_" in node:
         build = {k: v for k, v in node.items() if k not in own}
         node = {k: v for k, v in node.items() if k in own} | {"build": build}
@@ -273,6 +278,9 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
     message = str(error.msg).splitlines()[0] if error.msg else str(error)
     if "not in" in message and parent is not None:
         allowed = [k for k in parent if k != "hydra"]
+        advice = advise("hydra/sweeper" if str(full_key).startswith("hydra.sweeper.") else str(full_key))
+        if advice is not None:
+            return f"unknown key {full_key!r}: {way_out(advice, 'in hfexp write')}"
         return f"unknown key {full_key!r}.{did_you_mean(str(key), allowed)} Allowed here: {one_of(allowed)}"
     return f"{full_key}: {message}" if full_key else message
 

@@ -39,6 +39,7 @@ def config_hash(config: Config) -> str:
     if rules:
         plain["rules"] = rules
     plain["transform"].pop("cache")
+    del plain["model"]["kind"], plain["dataset"]["kind"]
     if not plain["model"]["channels_last"]:
         del plain["model"]["channels_last"]
     if not plain["dataset"]["streaming"]:

@@ -1,22 +1,35 @@
 """`trainer.args` against the installed TrainingArguments."""
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
 
 from hfexp import api, checks
-from hfexp.arguments import OWNED, RENAMED, build_arguments, check_args, loader_defaults, training_argument_types
+from hfexp.arguments import (
+    OWNED,
+    RANGES,
+    REFUSED,
+    RENAMED,
+    SHORT,
+    build_arguments,
+    check_args,
+    loader_defaults,
+    training_argument_types,
+)
 from hfexp.errors import ConfigError
 
 
 def test_the_fields_read_from_source_are_the_real_ones() -> None:
     real = {field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
     assert set(training_argument_types()) == real
-    assert set(OWNED) <= real
-    assert not set(RENAMED) & real
+    assert {*OWNED, *REFUSED, *RANGES, *SHORT.values()} <= real
+    assert not {*RENAMED, *SHORT} & real
+    assert not OWNED.keys() & REFUSED.keys()
 
 
 def test_all_wrong_arguments_at_once() -> None:
@@ -88,3 +101,59 @@ def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
     assert checks.check_compiler({"torch_compile_backend": "aot_eager", "use_cpu": True}) == []
     monkeypatch.setenv("CXX", f"'{sys.executable}' -E")
     assert checks.check_compiler({"torch_compile": True, "use_cpu": True}) == []
+
+
+def given(**args: object) -> Any:
+    return build_arguments(
+        args, output_dir=Path("x"), seed=7, run_name="r", metric="accuracy", greater_is_better=True,
+        deterministic=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("per_device_train_batch_size", [0, -4], [1]), ("per_device_eval_batch_size", [0], [1]),
+        ("gradient_accumulation_steps", [0], [1]), ("num_train_epochs", [0, -1, math.inf], [0.5]),
+        ("max_steps", [0, -2], [-1, 1]), ("learning_rate", [-1e-3, math.inf, math.nan], [0.0, 1e30]),
+        ("adam_beta2", [1.0, 1.5], [0.0, 0.999]), ("save_total_limit", [0], [None, 1]),
+        ("warmup_steps", [-1], [0, 0.1]), ("save_steps", [0], [0.1, 5]), ("dataloader_num_workers", [-1], [0]),
+    ],
+)  # fmt: skip
+def test_numbers_that_make_no_sense(name: str, wrong: list[float], right: list[float]) -> None:
+    for value in wrong:
+        with pytest.raises(ConfigError, match=f"trainer.args.{name}=.* must be "):
+            check_args({name: value})
+    for value in right:
+        assert check_args({name: value}) == {name: value}
+
+
+def test_what_asks_for_nothing_passes() -> None:
+    args = {"fsdp": "", "deepspeed": None, "push_to_hub": False, "include_for_metrics": []}
+    assert check_args(args) == args
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"),
+    [(0.1, 0.3), (0.02, 0.1), (0.1, 0.7), (2, 4), (2.0, 4), (0.1, 0.25), (0.1, 4), (2, 0.5), (3, 4)],
+)
+def test_multiples_are_those_of_training_arguments(every: float, saved: float) -> None:
+    args = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at_end": True, "eval_steps": every,
+            "save_steps": saved}  # fmt: skip
+    try:
+        given(**args)
+        accepted = True
+    except ConfigError:
+        accepted = False
+    assert accepted is ((every, saved) in [(0.1, 0.3), (0.02, 0.1), (0.1, 0.7), (2, 4), (2.0, 4)])
+    assert (checks.check_strategies(args, None) == []) is accepted
+
+
+def test_optimizer_and_schedule_are_tried_beforehand() -> None:
+    assert checks.check_optimisation(given()) == []
+    assert checks.check_optimisation(given(lr_scheduler_type="polynomial", optim="sgd")) == []
+    min_lr = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-6}}
+    assert checks.check_optimisation(given(**min_lr)) == []
+    wrong = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"mn_lr": 1e-6}}
+    assert "mn_lr" in checks.check_optimisation(given(**wrong))[0]
+    assert "bitsandbytes" in checks.check_optimisation(given(optim="paged_adamw_8bit"))[0]

@@ -1,0 +1,97 @@
+"""Keys and options that people bring along from scripts, templates and other tools, and what to write here."""
+
+import functools
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hfexp.arguments import OWNED, REFUSED, RENAMED, SHORT, training_argument_types
+
+ARGS = "trainer.args."
+AUTOMATIC_DEVICE = "nothing: an accelerator is used when there is one, and with trainer.args.use_cpu=true the CPU"
+CONTINUES = "nothing: the same command continues, and with on_existing=rerun it begins anew"
+MODEL, DATA = "model.path=OWNER/NAME (of the Hub) or model=NAME", "dataset=NAME dataset.source.KEY=..."
+HABITS = {
+    "accelerator": AUTOMATIC_DEVICE,
+    "ckpt_path": CONTINUES,
+    "data": DATA,
+    "data_dir": "dataset=imagefolder dataset.source.data_dir=DIR",
+    "data_files": "dataset=table dataset.source.data_files=FILE",
+    "dataset_config_name": "dataset.source.name=NAME",
+    "dataset_name": "dataset=hub dataset.source.path=OWNER/NAME",
+    "datamodule": DATA,
+    "device": AUTOMATIC_DEVICE,
+    "devices": "launch=ddp launch.num_processes=N",
+    "gpus": "launch=ddp launch.num_processes=N",
+    "early_stopping": "trainer.early_stopping_patience=N",
+    "experiment_name": "tracking.experiment=NAME",
+    "hparams_search": "hfexp -m search=tpe search.trials=N and a range for each key, e.g. "
+    "'trainer.args.learning_rate=interval(1e-5,1e-3)'",
+    "logger": "tracking=mlflow or tracking=none",
+    "max_length": "transform.prepare (conf/transform/tokenize.yaml), which cuts texts",
+    "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which cuts texts",
+    "model_name": MODEL,
+    "model_name_or_path": MODEL,
+    "n_trials": "search.trials=N",
+    "optimizer": "trainer.args.optim=NAME",
+    "optimized_metric": "search.metrics=[NAME]",
+    "paths": "output_dir=DIR",
+    "precision": "trainer.args.bf16=true, or nothing for float32",
+    "pretrained_model_name_or_path": MODEL,
+    "project": "tracking.experiment=NAME",
+    "project_name": "tracking.experiment=NAME",
+    "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "resume": CONTINUES,
+    "resume_from_checkpoint": CONTINUES,
+    "scheduler": "trainer.args.lr_scheduler_type=NAME",
+    "strategy": "launch=ddp",
+    "train_file": "dataset=table dataset.source.data_files=FILE",
+    "trainer=cpu": "trainer.args.use_cpu=true",
+    "trainer=ddp": "launch=ddp",
+    "trainer=gpu": "nothing: an accelerator is used when there is one",
+    "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
+    "wandb": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "hydra/sweeper": "search=tpe search.trials=N (hfexp sweeps by itself: random, tpe, gp, cmaes, nsga2, grid)",
+}
+"""By the last part of a key, or by key=value."""
+
+
+def advise(key: str, value: str = "...") -> str | None:
+    """Name what to write in place of a key that does not exist, if that is known.
+
+    Args:
+        key: as it was typed, maybe with a section before it (`optimizer.lr`).
+    """
+    name = key.rpartition(".")[2]
+    for known in (f"{key}={value}", key, name):
+        if known in HABITS:
+            return HABITS[known]
+    homes = _homes().get(name, [])
+    if name in homes or len(homes) == 1:
+        return f"{name if name in homes else homes[0]}={value}"
+    name = SHORT.get(name, name)
+    if name in {**OWNED, **REFUSED}:
+        return {**OWNED, **REFUSED}[name]
+    if name in training_argument_types():
+        return f"{ARGS}{name}={value}"
+    return RENAMED.get(name)
+
+
+@functools.cache
+def _homes() -> Mapping[str, list[str]]:
+    """Keys of the schema by their last part."""
+    from hfexp.config import Config, ModelConfig
+
+    found: dict[str, list[str]] = {}
+
+    def walk(kind: Any, prefix: str) -> None:
+        types = typing.get_type_hints(kind)
+        for field in fields(kind):
+            inner = ModelConfig if field.name == "model" else types[field.name]
+            found.setdefault(field.name, []).append(f"{prefix}{field.name}")
+            if is_dataclass(inner):
+                walk(inner, f"{prefix}{field.name}.")
+
+    walk(Config, "")
+    return found
