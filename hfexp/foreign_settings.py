@@ -1,0 +1,111 @@
+"""Environment variables by which libraries would change a result that the configuration does not know of."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hfexp.machine import visible_devices
+
+OFF = ("false", "0", "no", "off", "n", "f")
+"""Words for "no", in lower case (`accelerate.utils.str_to_bool`)."""
+UNUSED_OF_MLFLOW = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable that a library reads, and when it agrees with the configuration."""
+
+    name: str
+    agrees: Callable[[str, Mapping[str, Any], bool], bool]
+    """Called with its value in lower case, `trainer.args`, and whether the run uses an accelerator."""
+    instead: str
+    """What to write in the configuration."""
+
+
+def _off(value: str, args: Mapping[str, Any], accelerator: bool) -> bool:
+    return value in OFF
+
+
+def _tf32(value: str, args: Mapping[str, Any], accelerator: bool) -> bool:
+    return not accelerator or args.get("tf32") is (value not in OFF)
+
+
+NO_SUCH_STRATEGY = "hfexp trains with launch=single or launch=ddp"
+PRECISION = "trainer.args.bf16=true or trainer.args.fp16=true"
+TF32 = "trainer.args.tf32=true or trainer.args.tf32=false"
+FPMATH = "trainer.args.bf16=true (or nothing, for float32)"
+
+VARIABLES = (
+    Variable(
+        "ACCELERATE_MIXED_PRECISION",
+        lambda value, args, _: value == "no" or bool(args.get("fp16") or args.get("bf16")),
+        PRECISION,
+    ),
+    Variable(
+        "ACCELERATE_DYNAMO_BACKEND",
+        lambda value, args, _: value == "no" or _compiles(args),
+        "trainer.args.torch_compile=true trainer.args.torch_compile_backend=NAME",
+    ),
+    Variable(
+        "ACCELERATE_DYNAMO_MODE",
+        lambda value, args, _: value in ("default", str(args.get("torch_compile_mode"))) or not _compiles(args),
+        "trainer.args.torch_compile_mode=NAME",
+    ),
+    Variable(
+        "ACCELERATE_USE_CPU",
+        lambda value, args, accelerator: value in OFF or not accelerator,
+        "trainer.args.use_cpu=true",
+    ),
+    Variable(
+        "ACCELERATE_TORCH_DEVICE",
+        lambda value, args, accelerator: value == "cpu" and not accelerator,
+        "CUDA_VISIBLE_DEVICES, which chooses a device, or trainer.args.use_cpu=true",
+    ),
+    Variable("ACCELERATE_USE_FSDP", _off, NO_SUCH_STRATEGY),
+    Variable("ACCELERATE_USE_DEEPSPEED", _off, NO_SUCH_STRATEGY),
+    Variable("ACCELERATE_USE_MEGATRON_LM", _off, NO_SUCH_STRATEGY),
+    Variable("ACCELERATE_USE_PARALLELISM_CONFIG", _off, NO_SUCH_STRATEGY),
+    Variable("ACCELERATE_USE_SAGEMAKER", _off, NO_SUCH_STRATEGY),
+    Variable("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", lambda *given: given[0] in OFF or _tf32(*given), TF32),
+    Variable("NVIDIA_TF32_OVERRIDE", _tf32, TF32),
+    # oneDNN rounds what it multiplies, in matrix products and convolutions of float32 on a CPU.
+    Variable("ONEDNN_DEFAULT_FPMATH_MODE", lambda value, *_: value == "strict", FPMATH),
+    Variable("DNNL_DEFAULT_FPMATH_MODE", lambda value, *_: value == "strict", FPMATH),
+)  # fmt: skip
+"""Read in accelerate 1.15, transformers 5.23 and torch 2.14 whenever they train.
+
+Not here: what has no effect by itself or on a `Trainer` (`ACCELERATE_GRADIENT_ACCUMULATION_STEPS`, `FSDP_*`,
+`ACCELERATE_DEEPSPEED_*`, `MEGATRON_LM_*`, the file of `accelerate config`, which `accelerate launch` turns into these
+variables), and what only says where things are or how much is said (`TRANSFORMERS_*`, `HF_HOME`, `TORCH_HOME`).
+"""
+
+
+def find_foreign_settings(args: Mapping[str, Any]) -> list[str]:
+    """Find variables of the environment that contradict the configuration, under which the run would be recorded.
+
+    Args:
+        args: `trainer.args`.
+    """
+    accelerator = bool(visible_devices()) and not args.get("use_cpu")
+    return [
+        f"the environment variable {variable.name}={os.environ[variable.name]} would change what is trained, and the "
+        f"configuration says nothing of it; unset it, and write in its place: {variable.instead}"
+        for variable in VARIABLES
+        if variable.name in os.environ
+        and not variable.agrees(os.environ[variable.name].strip().lower(), args, accelerator)
+    ]
+
+
+def drop_unused_mlflow_variables(say: Callable[[str], None]) -> None:
+    """Take variables away by which MLflow would write into another run or experiment, and say so."""
+    found = [f"{name}={os.environ.pop(name)}" for name in UNUSED_OF_MLFLOW if name in os.environ]
+    if found:
+        say(
+            f"{' and '.join(found)} of the environment {'are' if len(found) > 1 else 'is'} not used: each run of "
+            "hfexp is a new run in MLflow; tracking.experiment=NAME (or MLFLOW_EXPERIMENT_NAME) names its experiment"
+        )
+
+
+def _compiles(args: Mapping[str, Any]) -> bool:
+    return any(args.get(f"torch_compile{part}") for part in ("", "_mode", "_backend"))
