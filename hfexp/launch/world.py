@@ -1,27 +1,71 @@
 """The processes that train one model together, and this one's place among them."""
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+from hfexp import screen
 from hfexp.config import LaunchConfig, Strategy
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, RunError, first_line
 from hfexp.machine import visible_devices
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and `accelerate launch` set for each of several processes."""
+MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Numbers of processes that Accelerate takes for those of a training, too."""
+QUIET_SECONDS = 10
+"""Waiting for other processes so long is not worth a word."""
 
 
 def rank() -> int:
     """Of this process among those of its run; 0 is the one that logs and writes."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0) if is_together() else 0
 
 
 def size() -> int:
     """Number of processes of this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def is_together() -> bool:
     """Whether this process is one of several: a worker of ours, or started by torchrun or `accelerate launch`."""
     return "RANK" in os.environ and size() > 1
+
+
+def _number(name: str, default: int) -> int:
+    given = os.environ.get(name, "")
+    return int(given) if given.isdecimal() else default
+
+
+def check_environment() -> None:
+    """Refuse variables that say that this is one of several processes, but not which, or where the others are.
+
+    Raises:
+        ConfigError: with what is there and what is missing; Accelerate would look for the others in vain.
+    """
+    found = {name: os.environ[name] for name in NEEDED if os.environ.get(name)}
+    shown = " ".join(f"{name}={found[name]}" for name in NEEDED[:3] if name in found)
+    way_out = "unset them for a run of its own; torchrun and `accelerate launch` set all of them"
+    if size() > 1 or found.get("LOCAL_RANK", "-1") != "-1":
+        missing = [name for name in NEEDED if name not in found]
+        if missing:
+            raise ConfigError(
+                f"{shown} of the environment: this is one of several processes, but {', '.join(missing)} "
+                f"{'is' if len(missing) == 1 else 'are'} not set; {way_out}"
+            )
+    wrong = [name for name in NEEDED[:3] if name in found and not found[name].removeprefix("-").isdecimal()]
+    if wrong or (is_together() and _number("RANK", size()) >= size()):
+        raise ConfigError(f"{shown} of the environment: no process of a training has these numbers; {way_out}")
+    started = [name for name in MPI if _number(name, 1) > 1 and not is_together()]
+    if started:
+        raise ConfigError(
+            f"{started[0]}={os.environ[started[0]]} of the environment: MPI has started several processes, each of "
+            "which would be a run of its own; start one, with launch=ddp launch.num_processes=N, or use torchrun"
+        )
 
 
 def restarts() -> int:
@@ -35,6 +79,7 @@ def settle(launch: LaunchConfig, use_cpu: bool) -> None:
     Raises:
         ConfigError: there can't be as many processes as asked for.
     """
+    check_environment()
     wanted = launch.num_processes
     if is_together():
         if wanted not in (1, "auto", size()):
@@ -75,6 +120,7 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
     Accelerate, which would do it later, gives collectives on the CPU no time limit of the user's.
 
     Raises:
+        RunError: the others did not come in time.
         RuntimeError: there are more or fewer processes than were started: each would train a model of its own.
     """
     import torch
@@ -82,10 +128,48 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
     backend = "gloo" if use_cpu or not torch.accelerator.is_available() else _device_backend()
     timeout = timedelta(seconds=launch.timeout)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
+        with _waiting(launch.timeout):
+            torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
     found = torch.distributed.get_world_size()
     if found != launch.num_processes:
         raise RuntimeError(f"{launch.num_processes} processes were started, but {found} found each other")
+
+
+@contextlib.contextmanager
+def _waiting(seconds: int) -> Iterator[None]:
+    """Say what is waited for when the others let it wait."""
+    import torch
+
+    others = f"{size() - 1} other process{'es' if size() > 2 else ''}"
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    text = (
+        f"this is process {rank()} of {size()} (RANK, WORLD_SIZE): waiting for {others} at {where}, "
+        f"for {seconds} s in all (launch.timeout)"
+    )
+    reminder = threading.Timer(QUIET_SECONDS, screen.note, (text,))
+    reminder.daemon = True
+    reminder.start()
+    try:
+        with _ended_by_ctrl_c():
+            yield
+    except torch.distributed.DistError as error:
+        raise RunError(f"{text}; they did not come: {first_line(error)}") from error
+    finally:
+        reminder.cancel()
+
+
+@contextlib.contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """End at once on Ctrl-C, where it is for this process: torch waits without hearing Python's handler."""
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _meeting_point(timeout: timedelta) -> dict[str, Any]:
