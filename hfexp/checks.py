@@ -1,5 +1,7 @@
 """Single checks of what a run is asked for; each returns the problems that it found."""
 
+import importlib.util
+import inspect
 import os
 import re
 import shlex
@@ -11,11 +13,13 @@ from typing import Any
 from datasets import DatasetDict
 
 from hfexp import screen
+from hfexp.adapters import base_of
 from hfexp.cache import parse_size
 from hfexp.config import Config
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.machine import computes_in_bf16
 from hfexp.streams import show_rows
+from hfexp.tasks.base import Task
 from hfexp.tracking.store import find_problem, tracking_uri
 
 MAX_EXPERIMENT_NAME = 500
@@ -60,11 +64,18 @@ def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
         problems.append("trainer.args.load_best_model_at_end needs evaluations: set eval_strategy to epoch or steps")
     if best and evaluate == save == "steps":
         every, saved = args.get("eval_steps") or args.get("logging_steps", 500), args.get("save_steps", 500)
-        if saved % every:
+        if not _is_multiple(saved, every):
             problems.append(f"trainer.args.save_steps={saved} must be a multiple of eval_steps={every}")
     if patience is not None and not best:
         problems.append("trainer.early_stopping_patience needs trainer.args.load_best_model_at_end=true")
     return problems + check_precision(args) + check_compiler(args)
+
+
+def _is_multiple(saved: float, every: float) -> bool:
+    """Whether `save_steps` is a multiple of `eval_steps`, as `TrainingArguments._validate_args` has it."""
+    if (saved < 1) is not (every < 1):
+        return False  # a share of the steps and a number of them
+    return (saved * 1_000_000) % (every * 1_000_000) == 0
 
 
 def check_support(config: Config) -> list[str]:
@@ -77,9 +88,8 @@ def check_support(config: Config) -> list[str]:
     dtype = config.model.dtype
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         problems.append(f"model.dtype={dtype}: no such type; use float32, bfloat16, float16 or auto")
-    for name in ("prediction_loss_only", "batch_eval_metrics"):
-        if config.trainer.args.get(name):
-            problems.append(f"trainer.args.{name}=true is not supported: metrics need all predictions at once")
+    if config.trainer.args.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        problems.append("trainer.args.use_liger_kernel=true needs the package liger-kernel (pip install liger-kernel)")
     return problems
 
 
@@ -115,6 +125,91 @@ def check_precision(args: dict[str, Any]) -> list[str]:
     if args.get("tf32") and not cuda:
         problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
     return problems
+
+
+def check_optimisation(arguments: Any) -> list[str]:
+    """Make the optimizer and the schedule for one number, as the Trainer will for the model after a run is opened.
+
+    Args:
+        arguments: `TrainingArguments`.
+    """
+    import torch
+    import transformers
+
+    model = torch.nn.Linear(1, 1)
+    try:
+        optimizer = torch.optim.SGD(model.parameters(), lr=arguments.learning_rate)
+        if arguments.optim_target_modules is None:  # others need the real model
+            kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
+            if kind.__module__.startswith("torch.optim"):  # others may need their device
+                optimizer = kind(model.parameters(), **settings)
+    except (ImportError, ValueError, TypeError) as error:
+        return [f"trainer.args.optim={arguments.optim.value}: {first_line(error)}"]
+    kwargs = arguments.lr_scheduler_kwargs
+    try:
+        transformers.get_scheduler(arguments.lr_scheduler_type, optimizer, 1, 10, kwargs)
+    except (ImportError, ValueError, TypeError, AttributeError) as error:
+        return [
+            f"trainer.args.lr_scheduler_type={arguments.lr_scheduler_type.value} with lr_scheduler_kwargs={kwargs}: "
+            f"{first_line(error)}"
+        ]
+    return []
+
+
+def check_loader(arguments: Any) -> list[str]:
+    """Refuse settings of data loader workers where there are none, which torch does when the first batch is loaded."""
+    if arguments.dataloader_num_workers > 0:
+        return []
+    names = ("dataloader_persistent_workers", "dataloader_multiprocessing_context")
+    return [
+        f"trainer.args.{name}={getattr(arguments, name)} needs workers: set trainer.args.dataloader_num_workers"
+        for name in names
+        if getattr(arguments, name)
+    ]
+
+
+def check_activation_checkpointing(skeleton: Any, args: dict[str, Any]) -> list[str]:
+    """Recomputing activations is up to the model's architecture."""
+    names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if args.get(name)]
+    if not names or base_of(skeleton).supports_gradient_checkpointing:
+        return []
+    return [f"trainer.args.{names[0]}=true: {type(base_of(skeleton)).__name__} does not support it; leave it out"]
+
+
+def check_processor(processor: Any, task: Task) -> list[str]:
+    """Refuse a processor of images for texts, and a tokenizer for images."""
+    from transformers import PreTrainedTokenizerBase
+    from transformers.image_processing_utils import BaseImageProcessor
+
+    unfit = {"AutoTokenizer": BaseImageProcessor, "AutoImageProcessor": PreTrainedTokenizerBase}
+    if not isinstance(processor, unfit.get(task.processor_class, ())):
+        return []
+    return [
+        f"model.processor: {type(task).__name__} can't use a {type(processor).__name__}; choose another model or "
+        "task, or set model.processor._target_"
+    ]
+
+
+def check_architecture(model_config: Any, task: Task) -> list[str]:
+    """Refuse a model whose architecture the task can't train; None is a model of the user's own code."""
+    import transformers
+
+    mapping = getattr(transformers, task.model_class)._model_mapping
+    if model_config is None:
+        return []
+    if type(model_config) not in mapping:
+        return [
+            f"model: Transformers has no {task.model_class.removeprefix('AutoModelFor')} model of the type "
+            f"{model_config.model_type}, which {type(task).__name__} needs; choose another model or task"
+        ]
+    # Such a class says so in a warning when it is made: without it, each token sees those that it is to foretell.
+    reads_ahead = "add `is_decoder=True" in inspect.getsource(mapping[type(model_config)])
+    if task.model_class == "AutoModelForCausalLM" and reads_ahead and not model_config.is_decoder:
+        return [
+            f"model: {model_config.model_type} reads a text in both directions, and would see what it is to foretell; "
+            "choose a causal language model, or set model.config.is_decoder=true"
+        ]
+    return []
 
 
 def check_compiler(args: dict[str, Any]) -> list[str]:

@@ -12,10 +12,15 @@ from hfexp import processing, screen, streaming
 from hfexp.adapters import is_adapted
 from hfexp.arguments import build_arguments, check_choices
 from hfexp.checks import (
+    check_activation_checkpointing,
+    check_architecture,
     check_disk,
     check_forward,
     check_labels,
+    check_loader,
+    check_optimisation,
     check_places,
+    check_processor,
     check_sampling,
     check_strategies,
     check_support,
@@ -23,6 +28,7 @@ from hfexp.checks import (
 from hfexp.config import Config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
+from hfexp.foreign_settings import find_foreign_settings
 from hfexp.model import freeze_or_adapt, load_model_config
 from hfexp.preparing import require_deterministic
 from hfexp.pretrained import is_local
@@ -106,7 +112,7 @@ def prepare(config: Config) -> Inputs:
             callbacks += [instantiate(node, f"trainer.callbacks.{name}", allowed)] if node else []
     with problems:
         task = instantiate(config.task, "task", allowed)
-        _try_arguments(config, task)
+        problems.add(_try_arguments(config, task))
     with problems:
         dataset, dropped = drop_bad_samples(
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
@@ -115,8 +121,10 @@ def prepare(config: Config) -> Inputs:
         problems.add(check_labels(id2label, dataset))
     with problems:
         model_config = load_model_config(config.model, _need(task), allowed)
+        problems.add(check_architecture(model_config, _need(task)))
     with problems:
         processor = load_processor(config.model, _need(task), allowed)
+        problems.add(check_processor(processor, _need(task)))
     with problems:
         skeleton = _skeleton(config, _need(task), model_config)
         if skeleton is not None:
@@ -139,16 +147,16 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     """What needs neither task nor data: places, and settings that contradict each other."""
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
-    problems.add(check_support(config))
+    problems.add(check_support(config) + find_foreign_settings(args))
     problems.add(check_streaming(config) + check_sampling(config))
     with problems:
         trainer_class(config.trainer._target_, config.security.allowed_targets)
 
 
-def _try_arguments(config: Config, task: Task) -> None:
-    """Let TrainingArguments check itself, before anything is created."""
+def _try_arguments(config: Config, task: Task) -> list[str]:
+    """Let TrainingArguments check itself, and make what follows from it, before anything is created."""
     check_choices(config.trainer.args)
-    build_arguments(
+    arguments = build_arguments(
         config.trainer.args,
         output_dir=Path(config.output_dir),
         seed=config.seed,
@@ -157,6 +165,7 @@ def _try_arguments(config: Config, task: Task) -> None:
         greater_is_better=task.greater_is_better,
         deterministic=config.trainer.deterministic,
     )
+    return check_loader(arguments) + check_optimisation(arguments)
 
 
 def _announce_downloads(config: Config) -> None:
@@ -212,6 +221,7 @@ def _check_fit(
             "trainer.args.train_sampling_strategy=group_by_length: all rows of this task are of one length"
         )
     if skeleton is not None:
+        problems += check_activation_checkpointing(skeleton, config.trainer.args)
         problems += check_forward(skeleton, first["train"], shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))

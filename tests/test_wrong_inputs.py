@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from conftest import SMALL_DIGITS, write_images
 from test_checkpoints import write_checkpoint
 
-from hfexp import cli
+from hfexp import checks, cli
+from hfexp.tasks.image_classification import ImageClassification
+from hfexp.tasks.text_classification import TextClassification
+from hfexp.tasks.text_generation import TextGeneration
+from hfexp.text import byte_tokenizer
 
-DIGITS = [word for word in SMALL_DIGITS if word != "experiment=digits_vit"]
+DIGITS = ["dataset=digits", *(word for word in SMALL_DIGITS if word != "experiment=digits_vit")]
 
+RESNET = ["model=local", "model.path=resnet", "trainer.args.activation_checkpointing=true"]
 TABLE = [
     # words, what the message says
     (["model=vit_bas"], ["no model=vit_bas", "Did you mean 'vit_base'?", "convnext_tiny"]),
@@ -77,6 +83,22 @@ TABLE = [
     (["model.dtype=float33"], ["model.dtype=float33: no such type"]),
     (["model=local", "model.path=turned", "model.processor.image_meen=[0]"], ["Did you mean 'image_mean'?"]),
     (["model=local", "model.path=turned", "model.config.hidden_dropot_prob=0.5"], ["'hidden_dropout_prob'?"]),
+    (["trainer.args.fsdp=full_shard"], ["trainer.args.fsdp=full_shard is not supported", "launch=ddp"]),
+    (["trainer.args.deepspeed=ds.json"], ["trainer.args.deepspeed=ds.json is not supported", "launch=ddp"]),
+    (["trainer.args.auto_find_batch_size=true"], ["auto_find_batch_size=true is not supported"]),
+    (["trainer.args.push_to_hub=true"], ["push_to_hub=true is not supported", "hf upload"]),
+    (["trainer.args.report_to=wandb"], ["trainer.args.report_to is set by hfexp", "tracking=mlflow or tracking=none"]),
+    (["trainer.args.do_train=false"], ["trainer.args.do_train is set by hfexp", "leave it out"]),
+    (["trainer.args.per_device_train_batch_size=0"], ["per_device_train_batch_size=0 must be at least 1"]),
+    (["trainer.args.optim=adamw_bnb_8bit"], ["trainer.args.optim=adamw_bnb_8bit", "bitsandbytes"]),
+    (["trainer.args.lr_scheduler_type=cosine_with_min_lr"], ["lr_scheduler_type=cosine_with_min_lr", "min_lr"]),
+    (["trainer.args.dataloader_persistent_workers=true"], ["set trainer.args.dataloader_num_workers"]),
+    (["trainer.args.use_liger_kernel=true"], ["pip install liger-kernel"]),
+    (RESNET, ["trainer.args.activation_checkpointing=true: ResNetForImageClassification does not support it"]),
+    (["model=local", "model.path=bert"], ["no ImageClassification model of the type bert"]),
+    (["hydra.job.chdir=true", "hydra.run.dir=elsewhere"], ["hydra.job.chdir=true: hfexp runs where you are"]),
+    (["hydra.run.dir=elsewhere"], ["hydra.run.dir=elsewhere", "output_dir=DIR"]),
+    (["--config-dir", "own", "+move=there"], ["hydra.job.chdir=true: hfexp runs where you are"]),
     (["model.path=x"], ["exactly one of model.path", "model.model_type"]),
     (["model=local", "model.path=empty"], ["model.path=empty has no config.json"]),
     (["model=local", "model.path=./nowhere/at/all"], ["model.path=./nowhere/at/all: there is no such directory"]),
@@ -105,6 +127,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_images(place / "single", classes=("cat",))
     (place / "own" / "model").mkdir(parents=True)
     (place / "own" / "model" / "mine.yaml").write_text("path: x\nrevison: main\n")
+    (place / "own" / "move").mkdir()
+    (place / "own" / "move" / "there.yaml").write_text(
+        "# @package _global_\nhydra: {job: {chdir: true}, run: {dir: elsewhere}}\n"
+    )
+    write_checkpoint("resnet", place / "resnet", num_labels=10)
+    transformers.BertConfig(hidden_size=8, num_attention_heads=1, intermediate_size=8).save_pretrained(place / "bert")
     turned = write_checkpoint("vit", place / "turned", num_labels=10)
     config = json.loads((turned / "config.json").read_text())
     config["id2label"] = {str(i): str(9 - i) for i in range(10)}
@@ -121,6 +149,7 @@ def complain(
     before = sorted(place.rglob("*"))
     chosen = {word.partition("=")[0] for word in words}
     own_model = any(word.startswith("model=") for word in words)
+    chosen |= {"dataset"} if "experiment" in chosen else set()
     rest = [w for w in DIGITS if w.partition("=")[0] not in chosen and not (own_model and w.startswith("model"))]
     context = [] if words[0].startswith(("-", "tr")) and "=" not in words[0] and words[0] != "--config-dir" else rest
     try:
@@ -200,3 +229,16 @@ def test_what_the_hub_refuses(error: str, said: list[str]) -> None:
         raise OSError("You are trying to access something") from refused
     for part in said:
         assert part in str(caught.value)
+
+
+def test_a_text_model_for_images_and_a_model_that_reads_ahead_are_refused() -> None:
+    task, bert = TextGeneration(), transformers.BertConfig()
+    assert "reads a text in both directions" in checks.check_architecture(bert, task)[0]
+    assert checks.check_architecture(transformers.BertConfig(is_decoder=True), task) == []
+    assert checks.check_architecture(transformers.LlamaConfig(), task) == []
+    assert checks.check_architecture(bert, TextClassification()) == []
+    assert "type vit" in checks.check_architecture(transformers.ViTConfig(), TextClassification())[0]
+    image, tokenizer = transformers.ViTImageProcessor(), byte_tokenizer()
+    assert checks.check_processor(image, ImageClassification()) == checks.check_processor(tokenizer, task) == []
+    assert "can't use a ViTImageProcessor" in checks.check_processor(image, task)[0]
+    assert f"can't use a {type(tokenizer).__name__}" in checks.check_processor(tokenizer, ImageClassification())[0]
