@@ -5,8 +5,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp import composition
+from hfexp import composition, screen
+from hfexp.choices import check_choices
 from hfexp.config import Config, to_config
+from hfexp.foreign_settings import drop_unused_mlflow_variables
 from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
 
 let_idle_threads_sleep()
@@ -59,6 +61,8 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     """
     cfg, choices = composition.compose(*overrides, config_dir=config_dir)
     config = to_config(cfg)
+    check_choices(config, choices)
+    drop_unused_mlflow_variables(screen.note)
     let_idle_threads_sleep_in(config)
     from hfexp import experiment
     from hfexp.origin import Origin

@@ -1,7 +1,9 @@
 """The command line: command names to functions. Nothing heavy is imported before a run begins."""
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
@@ -53,9 +55,11 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 
 def train(words: list[str]) -> int:
     """Compose with Hydra and run one experiment, or several with `-m`."""
-    from hfexp import hydra_app
+    from hfexp import hydra_app, screen
+    from hfexp.foreign_settings import drop_unused_mlflow_variables
 
     _refuse_sweep_among_processes(words)
+    drop_unused_mlflow_variables(screen.note)
     if MULTIRUN & set(words):
         begin_collection()  # jobs have processes of their own; this one may stay for days
     job = _Job(words)
@@ -88,13 +92,14 @@ class _Job:
         from omegaconf import OmegaConf
 
         from hfexp import screen
-        from hfexp.composition import as_typed, config_flags
+        from hfexp.choices import check_choices
+        from hfexp.composition import as_typed, choices_of, config_flags
         from hfexp.config import to_config
         from hfexp.launch import world
         from hfexp.origin import Origin, command_line, without_sweep
 
         hydra_cfg = HydraConfig.get()
-        choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if "/" not in k}
+        _refuse_other_directory(hydra_cfg)
         # The words may hold interpolations, which belong to the configuration.
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
@@ -103,6 +108,8 @@ class _Job:
         if config.point is not None:  # what runs this one alone
             overrides = without_sweep(overrides)
             words = [*config_flags(self.words), *map(as_typed, overrides)]
+        choices = choices_of(HydraConfig.instance().cfg)
+        check_choices(config, choices)
         origin = Origin(choices, overrides, command_line(words), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
@@ -133,10 +140,20 @@ def _refuse_search_of_one(overrides: list[str]) -> None:
         raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
 
 
+def _refuse_other_directory(hydra_cfg: Any) -> None:
+    """A file of the user's has set what is refused on the command line: Hydra has gone there by now."""
+    if hydra_cfg.job.chdir:
+        os.chdir(hydra_cfg.runtime.cwd)
+        with contextlib.suppress(OSError):  # something else is in it
+            Path(hydra_cfg.runtime.output_dir).rmdir()
+        raise ConfigError("hydra.job.chdir=true: hfexp runs where you are; output_dir=DIR is where it writes")
+
+
 def _refuse_sweep_among_processes(words: list[str]) -> None:
     """torchrun around `-m` would run the whole sweep in every process, out of step."""
     from hfexp.launch import world
 
+    world.check_environment()
     if world.is_together() and MULTIRUN & set(words):
         raise ConfigError(
             "torchrun and `accelerate launch` start one run; a sweep of such runs is `hfexp -m ... launch=ddp "
@@ -219,9 +236,10 @@ def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
 
 def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
     """Print one message; the traceback only for who asked for it."""
+    from hfexp.launch import world
     from hfexp.origin import mask_secrets
 
-    if code == EXIT_WRONG_INPUT and os.environ.get("RANK", "0") != "0":
+    if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
         return code  # torchrun starts several processes with the same wrong input; the first one says it
     if full_traceback:
         import traceback

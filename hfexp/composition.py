@@ -1,7 +1,10 @@
 """From the words of a command line to a composed configuration, through Hydra."""
 
+import contextlib
 import importlib.util
+import re
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,11 +18,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf.errors import OmegaConfBaseException
 
+from hfexp.arguments import way_out
 from hfexp.config import Config, explain_key_error
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.habits import HABITS
+from hfexp.literal_words import keep_words
+from hfexp.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
 
 CONFIG_NAME = "config"
 DEFAULT_EXPERIMENT = "experiment=digits_vit"
+HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionException)
 
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
@@ -32,13 +40,6 @@ PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
 """Classes of `hydra_plugins.hfexp`."""
 
 
-def conf_dir() -> Path:
-    """The shipped configuration: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    shipped = package / "conf"
-    return shipped if shipped.is_dir() else package.parent / "conf"
-
-
 def hydra_kwargs() -> dict[str, Any]:
     """Arguments for `hydra.main` and `hydra.initialize*`: from 1.4 on there is no `version_base` to choose."""
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
@@ -47,6 +48,7 @@ def hydra_kwargs() -> dict[str, Any]:
 def register_schema() -> None:
     """Make the schema known to Hydra under the name that `config.yaml` lists, and our launcher and sweeper."""
     ConfigStore.instance().store(name="hfexp_schema", node=Config, provider="hfexp")
+    Plugins.instance().register(OwnOptionsFirst)
     _register_plugins()
 
 
@@ -73,13 +75,36 @@ def _register_plugins() -> None:
         plugins.register(vars(module)[plugin])
 
 
-def prepare_overrides(words: list[str]) -> list[str]:
-    """Add the default experiment where nothing was chosen, and open the free-form sections."""
+def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[str]:
+    """Add the default experiment where nothing was chosen, open the free-form sections, keep words words.
+
+    Args:
+        config_name: the primary config, which may choose something itself where it is the user's own.
+    """
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
-    words = [opened(word) for word in words]
-    if not chosen & {"experiment", "task", "model", "dataset"}:
+    words = [opened(keep_words(word)) for word in words]
+    if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
         words.append(DEFAULT_EXPERIMENT)
     return words
+
+
+def _chooses(config_name: str) -> bool:
+    """Whether a primary config chooses a task, a model or a dataset; also if it can't be composed, which says why."""
+    own_directories = search_path()[:-1]
+    if config_name == CONFIG_NAME and not any((path / f"{CONFIG_NAME}.yaml").is_file() for path in own_directories):
+        return False
+    try:
+        theirs = _composed(config_name, [])
+    except (*HYDRA_ERRORS, RecursionError):
+        return True
+    with own_options_first():
+        shipped = _composed(CONFIG_NAME, [])
+    return any(theirs.get(section) != shipped[section] for section in ("task", "model", "dataset"))
+
+
+def _composed(config_name: str, words: list[str]) -> Any:
+    with hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()):
+        return hydra.compose(config_name, words, return_hydra_config=True)
 
 
 def opened(word: str) -> str:
@@ -109,26 +134,43 @@ def importable_cwd() -> None:
 
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's errors as one message that names the key and what is allowed."""
-    cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_missing_option(error)
     if isinstance(error, OverrideParseException):
         return (
-            f"{error.override!r} can't be parsed as key=value. Quote values with special characters twice, "
-            f"e.g. 'name=\"a, b\"' ({str(error).splitlines()[0].strip()})"
+            f"{as_typed(str(error.override))!r} can't be parsed as key=value. Quote values with special characters "
+            f"twice, e.g. 'name=\"a, b\"' ({str(error).splitlines()[0].strip()})"
         )
-    if isinstance(cause, OmegaConfBaseException):
-        return explain_key_error(cause)
-    if isinstance(error, OmegaConfBaseException):
-        return explain_key_error(error)
+    first = str(error).splitlines()[0]
+    ambiguous = re.match(r"Ambiguous value for argument '(.*)'$", first)
+    if ambiguous:
+        return _explain_several_values(ambiguous.group(1))
+    group = re.match(r"(.*Could not override '([^']*)')", first)
+    if group and group.group(2) in HABITS:
+        return f"{group.group(1)}: {way_out(HABITS[group.group(2)], 'in hfexp write')}"
+    inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    if isinstance(inner, OmegaConfBaseException):
+        place = re.match(r"In '[^']*': ", first)  # in a file; otherwise on the command line
+        return f"{place.group() if place else ''}{explain_key_error(inner)}"
     return " ".join(
         line.strip() for line in str(error).splitlines() if "search path" not in line and "provider=" not in line
+    )
+
+
+def _explain_several_values(word: str) -> str:
+    key, _, values = word.partition("=")
+    return (
+        f"{word}: several values make a sweep, which starts with -m: hfexp -m {word}. "
+        f"As one value: '{key}=[{values}]' is a list, {key}=\\'{values}\\' a text"
     )
 
 
 def _explain_missing_option(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = list(error.options or [])
+    advice = HABITS.get(f"{group}={option}", HABITS.get(group))
+    if advice:
+        return f"there is no {group}={option}: {way_out(advice, 'in hfexp write')}"
     if not group:
         return str(error).splitlines()[0]
     if not options:
@@ -151,16 +193,38 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
     """
     register_schema()
     importable_cwd()
-    words = prepare_overrides(list(overrides))
-    if config_dir is not None:
-        words.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
+    own = [Path(config_dir).resolve()] if config_dir is not None else []
+    with own_options_first(*own, *searched(overrides)), explained():
+        words = prepare_overrides(list(overrides))
+        cfg = _composed(CONFIG_NAME, words)
+        choices = choices_of(cfg)
+        return without_hydra(cfg), choices
+
+
+def choices_of(cfg: Any) -> dict[str, str]:
+    """The option of each of our groups in which one was chosen."""
+    return {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and v is not None}
+
+
+def searched(overrides: Iterable[str]) -> list[Path]:
+    """Directories of `hydra.searchpath=[...]`."""
+    given = [word.partition("=")[2].strip("[]") for word in overrides if word.startswith("hydra.searchpath=")]
+    places = [place.strip(" '\"") for text in given for place in text.split(",") if place]
+    return [Path(place.removeprefix("file://")).absolute() for place in places if not place.startswith("pkg://")]
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn Hydra's errors into messages that people understand."""
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()):
-            cfg = hydra.compose(CONFIG_NAME, words, return_hydra_config=True)
-            choices = {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k}
-            return without_hydra(cfg), choices
-    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
+        yield
+    except HYDRA_ERRORS as error:
         raise ConfigError(explain(error)) from error
+    except RecursionError as error:
+        raise ConfigError(
+            "a file of yours includes itself: its defaults list names the shipped file whose place it takes; give it "
+            f"another name ({one_of(find_replaced())})"
+        ) from error
 
 
 def without_hydra(cfg: Any) -> Any:

@@ -1,19 +1,22 @@
 """Hydra, called with the words of a command line: its own decorator, with messages that people understand."""
 
+import argparse
 import contextlib
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf.errors import OmegaConfBaseException
 
-from hfexp import composition
+from hfexp import composition, screen
+from hfexp.arguments import way_out
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.habits import advise
+from hfexp.own_options import conf_dir, find_replaced, own_options_first
 
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
@@ -29,20 +32,18 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     """
     composition.register_schema()
     composition.importable_cwd()
-    sys.argv[1:] = hydra_words(words, commands)
-    app = hydra.main(
-        config_path=str(composition.conf_dir()), config_name=composition.CONFIG_NAME, **composition.hydra_kwargs()
-    )
-    try:
-        with _hydra_raises():
-            app(function)()
-    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        raise ConfigError(composition.explain(error)) from error
+    args = _parse(words)
+    own = [Path(given).resolve() for given in (args.config_dir, args.config_path) if given]
+    app = hydra.main(config_path=str(conf_dir()), config_name=composition.CONFIG_NAME, **composition.hydra_kwargs())
+    with own_options_first(*own, *composition.searched(args.overrides)), composition.explained(), _hydra_raises():
+        sys.argv[1:] = hydra_words(words, commands)
+        _say_what_is_replaced(args.shell_completion)
+        app(function)()
 
 
 def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
-    """Flags as they are, overrides prepared; flags may stand anywhere."""
-    args = get_args_parser().parse_intermixed_args(words)
+    """Flags as they are, but directories absolute; overrides prepared; flags may stand anywhere."""
+    args = _parse(words)
     if args.shell_completion:
         _strip_command_from_completion(commands)
         return words
@@ -52,6 +53,7 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
                 f"{word!r} is neither a command nor key=value.{did_you_mean(word, commands)} "
                 f"Commands: {one_of(commands)}; `hfexp --help` lists the keys"
             )
+        _refuse_other_places(word)
     overrides = Counter(args.overrides)
     flags = []
     for word in words:
@@ -59,7 +61,44 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
             overrides[word] -= 1
         else:
             flags.append(word)
-    return flags + composition.prepare_overrides(args.overrides)
+    if args.config_path:  # Hydra takes a relative one from the package, not from where the user is
+        flags += ["--config-path", str(Path(args.config_path).absolute())]
+    return flags + composition.prepare_overrides(args.overrides, args.config_name or composition.CONFIG_NAME)
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    args, unknown = get_args_parser().parse_known_intermixed_args(words)
+    if unknown:
+        name, _, value = unknown[0].lstrip("-").partition("=")
+        key = name.replace("-", "_")
+        following = words[words.index(unknown[0]) + 1 :][:1]
+        value = value or next((word for word in following if not word.startswith("-")), "...")
+        raise ConfigError(
+            f"{unknown[0]} is not a flag of hfexp, which takes key=value: "
+            f"{way_out(advise(key, value) or f'{key}={value}', 'write')} "
+            "(`hfexp --help` lists the keys, `hfexp --hydra-help` the flags)"
+        )
+    return args
+
+
+def _refuse_other_places(word: str) -> None:
+    """Hydra's own directory would be made and stay empty, and relative paths would mean other files in it."""
+    key, _, value = word.lstrip("+").partition("=")
+    if key == "hydra.run.dir" or (key == "hydra.job.chdir" and value.lower() != "false"):
+        raise ConfigError(
+            f"{word}: hfexp runs where you are, so that relative paths mean what they say; "
+            "output_dir=DIR is where it writes"
+        )
+
+
+def _say_what_is_replaced(quiet: bool) -> None:
+    replaced = find_replaced()
+    if replaced and not quiet:
+        several = len(replaced) > 1
+        screen.note(
+            f"{one_of(replaced)} {'take' if several else 'takes'} the place of the shipped "
+            f"file{'s' if several else ''} with {'these names' if several else 'this name'}"
+        )
 
 
 @contextlib.contextmanager

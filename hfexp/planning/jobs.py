@@ -10,6 +10,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp import composition
+from hfexp.choices import check_choices
 from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError, first_line
 from hfexp.identity import config_hash
@@ -129,7 +130,10 @@ def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
 def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
     """With its configuration and identity, or with what is wrong."""
     try:
-        config = to_config(composition.without_hydra(composer.compose(job.words)))
+        composed = composer.compose(job.words)
+        choices = composition.choices_of(composed)
+        config = to_config(composition.without_hydra(composed))
+        check_choices(config, choices)
         world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
         return replace(job, config=config, identity=config_hash(config))
     except ConfigError as error:
@@ -139,8 +143,7 @@ def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
 
 
 def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
-    choices = composer.compose(words).hydra.runtime.choices
-    return Origin({k: v for k, v in choices.items() if "/" not in k}, list(words), "hfexp plan")
+    return Origin(composition.choices_of(composer.compose(words)), list(words), "hfexp plan")
 
 
 def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:

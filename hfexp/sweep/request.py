@@ -9,9 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.composition import opened, without_hydra
+from hfexp.choices import check_choices
+from hfexp.composition import choices_of, opened, without_hydra
 from hfexp.config import Config, OnExisting, to_config
-from hfexp.errors import ConfigError, one_of
+from hfexp.errors import ConfigError, join_problems, one_of
+from hfexp.foreign_settings import find_foreign_settings
 from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define
 from hfexp.sweep.dimension import spelling
 from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
@@ -112,8 +114,16 @@ class Composer:
         return search, plain
 
     def _example_config(self, space: Space) -> Config | None:
-        composed = without_hydra(self.compose(space.job(space.samples()[0])))
-        return to_config(composed) if OmegaConf.get_type(composed) is Config else None
+        first = self.compose(space.job(space.samples()[0]))
+        choices, composed = choices_of(first), without_hydra(first)
+        if OmegaConf.get_type(composed) is not Config:
+            return None
+        config = to_config(composed)
+        check_choices(config, choices)
+        problems = find_foreign_settings(config.trainer.args)
+        if problems:
+            raise ConfigError(join_problems(problems))
+        return config
 
 
 class _Present:

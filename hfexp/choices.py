@@ -1,0 +1,91 @@
+"""The model, the dataset and the task of a run: all are chosen, and fit together by what their options declare."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from hfexp.config import Config, ModelConfig
+from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
+from hfexp.own_options import conf_dir
+from hfexp.targets import locate
+from hfexp.tasks.base import Task
+
+MODELS = {
+    "AutoModelForImageClassification": ("image",),
+    "AutoModelForSequenceClassification": ("text", "causal_lm"),
+    "AutoModelForCausalLM": ("causal_lm",),
+}
+"""`model.kind` that a task can train, by its `model_class`."""
+ROWS = {"AutoImageProcessor": ("image",), "AutoTokenizer": ("text",)}
+"""`dataset.kind` that a task can read, by its `processor_class`."""
+VERBS = {"image": "reads images", "text": "reads texts", "causal_lm": "writes texts"}
+HOLDS = {"image": "holds images", "text": "holds texts"}
+KINDS = {"model": VERBS, "dataset": HOLDS}
+
+
+def check_choices(config: Config, choices: Mapping[str, str | None]) -> None:
+    """Refuse a run without a model or a dataset, and one whose parts are for different kinds of data.
+
+    Args:
+        choices: option of each configuration group.
+
+    Raises:
+        ConfigError: with the options that fit.
+    """
+    task = locate(str(config.task.get("_target_")), "task._target_", config.security.allowed_targets)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise ConfigError(f"task._target_: {config.task.get('_target_')} is not a subclass of {Task.__module__}.Task")
+    name = f"task={choices.get('task') or config.task.get('_target_')}"
+    fitting = {"model": MODELS.get(task.model_class), "dataset": ROWS.get(task.processor_class)}
+    kinds = {"model": config.model.kind, "dataset": config.dataset.kind}
+    missing = {"model": config.model == ModelConfig(), "dataset": not config.dataset.source}
+    problems, misfits = [], []
+    for group, fits in fitting.items():
+        if kinds[group] not in (None, *KINDS[group]):
+            hint = did_you_mean(str(kinds[group]), KINDS[group])
+            problems.append(f"{group}.kind={kinds[group]}: no such kind.{hint} Allowed: {one_of(KINDS[group])}")
+        elif missing[group]:
+            problems.append(f"no {group} is chosen for {name}: write {group}=NAME. {_options(group, fits)}")
+        elif fits and kinds[group] not in (None, *fits):
+            misfits.append(group)
+    if misfits:
+        problems.append(_misfit(misfits, name, choices, kinds, fitting))
+    if problems:
+        raise ConfigError(join_problems(problems))
+
+
+def _misfit(
+    groups: list[str],
+    task: str,
+    choices: Mapping[str, str | None],
+    kinds: Mapping[str, str | None],
+    fitting: Mapping[str, tuple[str, ...] | None],
+) -> str:
+    """What does not fit, and what would: other options of the one group, or another task."""
+    parts = [f"{group}={choices.get(group) or '(your own)'} {KINDS[group][str(kinds[group])]}" for group in groups]
+    wanted = VERBS[next(fits[0] for fits in fitting.values() if fits)]
+    others = f" {_options(groups[0], fitting[groups[0]])}" if len(groups) == 1 else ""
+    tasks = set.intersection(*(_tasks(group, kinds[group]) for group in groups))
+    return f"{' and '.join(parts)}, but {task} {wanted}.{others} Tasks that fit: {one_of(tasks) or 'none'}"
+
+
+def _options(group: str, fits: tuple[str, ...] | None) -> str:
+    found = {path.stem: _read(path).get("kind") for path in (conf_dir() / group).glob("*.yaml")}
+    suitable = [name for name, kind in found.items() if kind is None or fits is None or kind in fits]
+    return f"Options that fit: {one_of(suitable)}."
+
+
+def _tasks(group: str, kind: str | None) -> set[str]:
+    """Options of `task` that can use a model or dataset of this kind."""
+    found = set()
+    for path in (conf_dir() / "task").glob("*.yaml"):
+        task = locate(_read(path)["_target_"], "task._target_")
+        fits = MODELS.get(task.model_class) if group == "model" else ROWS.get(task.processor_class)
+        if fits and kind in fits:
+            found.add(path.stem)
+    return found
+
+
+def _read(path: Any) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}

@@ -1,0 +1,46 @@
+"""Overrides whose value is a text, whatever it looks like: `name=1E5` is the word 1E5."""
+
+import functools
+import re
+import typing
+from dataclasses import is_dataclass
+from typing import Any
+
+from hfexp.config import Config, ModelConfig
+
+TEXTS = (
+    "tracking.tags.", "dataset.columns.", "dataset.source.data_dir", "dataset.source.data_files",
+    "dataset.source.image_dir", "dataset.source.image_column", "dataset.source.name", "dataset.source.path",
+    "dataset.source.revision", "dataset.source.split",
+)  # fmt: skip
+"""Keys (or how they begin) that hold texts, beside those whose type the schema says."""
+_NUMBER = r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)|true|false"
+_NOT_A_WORD = re.compile(rf"(^|[\[,{{]\s*(?:[\w./-]+\s*:\s*)?)({_NUMBER})(?=\s*(?:$|[,\]}}]))", re.IGNORECASE)
+"""A number or a truth value by itself, or as an element of a list or a mapping."""
+
+
+def keep_words(override: str) -> str:
+    """Quote what would be read as a number or a truth value where the schema has a text (`name=1E5`)."""
+    key, equals, value = override.partition("=")
+    bare = key.lstrip("+")
+    is_text = bare in _text_keys() or bare.startswith(TEXTS)
+    if not is_text or not equals or "(" in value or "'" in value or '"' in value:
+        return override
+    quoted = _NOT_A_WORD.sub(r"\1'\2'", value)
+    return f"{key}={quoted}"
+
+
+@functools.cache
+def _text_keys(kind: Any = Config, prefix: str = "") -> frozenset[str]:
+    """Keys of the schema that hold texts, or lists or mappings of them."""
+    keys: set[str] = set()
+    for name, annotation in typing.get_type_hints(kind).items():
+        types = set(typing.get_args(annotation)) - {type(None)} or {annotation}
+        if name == "model":
+            types = {ModelConfig}
+        for one in types if len(types) == 1 else ():
+            if is_dataclass(one):
+                keys |= _text_keys(one, f"{prefix}{name}.")
+            elif one in (str, list[str], dict[str, str]):
+                keys.add(f"{prefix}{name}")
+    return frozenset(keys)

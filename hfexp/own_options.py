@@ -1,0 +1,67 @@
+"""Where options are looked for: the user's own directories come before the shipped configuration."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from hfexp.errors import ConfigError
+
+_own_directories: tuple[Path, ...] | None = None
+"""Where the user's own options are; None: Hydra is not composing for hfexp."""
+
+
+def conf_dir() -> Path:
+    """The shipped configuration: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    shipped = package / "conf"
+    return shipped if shipped.is_dir() else package.parent / "conf"
+
+
+def search_path() -> tuple[Path, ...]:
+    """Where options are looked for: the first directory that has one gives it."""
+    return (*(_own_directories or ()), conf_dir())
+
+
+@contextlib.contextmanager
+def own_options_first(*directories: Path) -> Iterator[None]:
+    """Let Hydra look into these directories before the shipped configuration.
+
+    Raises:
+        ConfigError: one of them does not exist.
+    """
+    global _own_directories
+    before = _own_directories
+    for directory in directories:
+        if not directory.is_dir():
+            raise ConfigError(f"the directory of options '{directory}' not found")
+    _own_directories = directories
+    try:
+        yield
+    finally:
+        _own_directories = before
+
+
+def find_replaced() -> list[str]:
+    """Find files of the user that are used in place of a shipped one, and differ from it."""
+    found = []
+    for directory in search_path()[:-1]:
+        for path in sorted(directory.rglob("*.yaml")):
+            shipped = conf_dir() / path.relative_to(directory)
+            if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+                found.append(str(path))
+    return found
+
+
+class OwnOptionsFirst(SearchPathPlugin):
+    """Puts the directories of `own_options_first` before the shipped one, which `--config-path` would leave out."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if _own_directories is None:
+            return
+        for directory in _own_directories:
+            search_path.prepend("hfexp", f"file://{directory}", SearchPathQuery(provider="main"))
+        if not any(str(conf_dir()) in str(element.path) for element in search_path.get_path()):
+            search_path.append("hfexp", f"file://{conf_dir()}")
