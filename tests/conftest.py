@@ -69,7 +69,7 @@ def own_logging() -> Iterator[None]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, with no trace of the user's settings."""
     monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "HYDRA_FULL_ERROR"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 

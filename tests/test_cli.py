@@ -1,5 +1,6 @@
 """The command line: light where it must be, and its words, codes and messages."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from hfexp import cli
+from hfexp.config import LaunchConfig
+from hfexp.errors import RunError
 from hfexp.hydra_app import hydra_words
+from hfexp.launch import world
 
 HEAVY = ("torch", "transformers", "datasets", "mlflow", "evaluate", "accelerate", "numpy")
 
@@ -77,6 +81,97 @@ def test_traceback_only_for_who_asks(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert cli.main(["seed=abc"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lr=1e-3"], "trainer.args.learning_rate"),
+        (["learning_rate=1e-3"], "trainer.args.learning_rate"),
+        (["trainer.learning_rate=1e-3"], "trainer.args.learning_rate"),
+        (["optimizer.lr=1e-3"], "trainer.args."),
+        (["--learning_rate", "1e-3"], "trainer.args.learning_rate=1e-3"),
+        (["--per-device-train-batch-size=8"], "trainer.args.per_device_train_batch_size=8"),
+        (["--seed", "3"], "write seed=3"),
+        (["--model_name_or_path", "x"], "model.path="),
+        (["epochs=3"], "trainer.args.num_train_epochs"),
+        (["trainer.max_epochs=3"], "trainer.args.num_train_epochs"),
+        (["trainer.args.epochs=3"], "Its name is num_train_epochs"),
+        (["batch_size=8"], "trainer.args.per_device_train_batch_size"),
+        (["validation_size=0.3"], "dataset.validation_size"),
+        (["seed=1,2"], "hfexp -m seed=1,2"),
+        (["hparams_search=mnist"], "search=tpe"),
+        (["logger=wandb"], "tracking=mlflow"),
+        (["report_to=wandb"], "tracking=mlflow"),
+        (["push_to_hub=true"], "hf upload"),
+        (["trainer=ddp"], "launch=ddp"),
+        (["hydra/sweeper=optuna"], "search=tpe"),
+        (["trainer.args.optim=adam"], "Did you mean 'adamw_torch'?"),
+        (["--config-dir", "own", "experiment=template"], "search=tpe"),
+        (["--config-dir", "own", "experiment=lightning"], "trainer.args.num_train_epochs"),
+        (["--config-dir", "own", "experiment=logger"], "tracking=mlflow"),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "",
+)
+def test_habits_are_answered_in_one_line(
+    words: list[str], said: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments = {
+        "template": "hydra: {sweeper: {n_trials: 2, direction: maximize}}",
+        "lightning": "trainer: {max_epochs: 3}",
+        "logger": "defaults: [{override /logger: wandb}]",
+    }
+    (place / "own" / "experiment").mkdir(parents=True)
+    for name, content in experiments.items():
+        (place / "own" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("hfexp: error: ")
+    assert said in message
+    assert [path.name for path in place.iterdir()] == ["own"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "4"}, ["WORLD_SIZE=4", "RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"]),
+        ({"LOCAL_RANK": "0"}, ["LOCAL_RANK=0", "are not set"]),
+        ({"WORLD_SIZE": "2", "RANK": "5", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, ["RANK=5"]),
+        ({"WORLD_SIZE": "two", "RANK": "0"}, ["WORLD_SIZE=two"]),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE=4", "launch=ddp"]),
+        ({"RANK": "3"}, ["unknown key 'sed'"]),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, ["unknown key 'sed'"]),
+    ],
+)
+def test_variables_of_processes_that_are_not_there(
+    variables: dict[str, str],
+    said: list[str],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["sed=3"]) == 2
+    message = capsys.readouterr().err
+    for part in said:
+        assert part in message
+
+
+def test_waiting_for_processes_that_do_not_come_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    there = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(world, "QUIET_SECONDS", 0.5)
+    with pytest.raises(RunError, match="they did not come"):
+        world.connect(LaunchConfig(timeout=2), use_cpu=True)
+    shown = f"process 0 of 2 (RANK, WORLD_SIZE): waiting for 1 other process at 127.0.0.1:{port}, for 2 s in all"
+    assert shown in capsys.readouterr().err
 
 
 def test_ui_without_a_store_says_what_to_do(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

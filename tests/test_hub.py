@@ -63,7 +63,7 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
             "there is no model owner/missing on the Hub, or it is private",
         ),
         pytest.param(
-            ["dataset=hub", "dataset.source.path=owner/gated"],
+            ["model=vit_digits", "dataset=hub", "dataset.source.path=owner/gated"],
             "https://huggingface.co/datasets/owner/gated",
             marks=pytest.mark.slow,
         ),
@@ -73,7 +73,7 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            ["dataset=hub", "dataset.source.path=owner/missing"],
+            ["model=vit_digits", "dataset=hub", "dataset.source.path=owner/missing"],
             "there is no dataset owner/missing on the Hub",
             marks=pytest.mark.slow,
         ),

@@ -60,6 +60,7 @@ def test_who_has_switched_it_off_keeps_it_so() -> None:
 
 def test_programs_begin_to_look_where_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert spied("dataset=imagefolder", "dataset.source.data_dir=nowhere") == "[(False, True), (True, True)] True True"
+    words = ("model=vit_digits", "dataset=imagefolder", "dataset.source.data_dir=nowhere")
+    assert spied(*words) == "[(False, True), (True, True)] True True"
     assert spied("-m", "seed=1,2", "search=no_such").startswith("[(False, False), (True, False)")
     assert spied("compare", "no_such").startswith("[] True")

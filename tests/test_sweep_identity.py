@@ -82,7 +82,7 @@ def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.Ca
         ["search.space={dataset.source.data_files: [a.csv, b.csv]}"],
         ["seed=1,2", "search.space={dataset.source.data_files: {values: [a.csv, b.csv], when: {seed: 2}}}"],
         ["dataset.source.data_files.train='${oc.env:HERE}/a.csv','${oc.env:HERE}/b.csv'"],
-        ["--config-dir", "conf", "dataset=own_a,own_b"],
+        ["--config-dir", "conf", "dataset=own_a,own_b", "model=vit_digits"],
     ],
 )
 def test_a_changed_file_that_is_not_of_the_first_point(
