@@ -34,4 +34,14 @@ def _files(node: Any) -> Iterator[Path]:
     named = os.path.expanduser(node)
     for name in [named] if os.path.exists(named) else glob.glob(named, recursive=True):
         path = Path(name).absolute()
-        yield from (found for found in path.rglob("*") if found.is_file()) if path.is_dir() else (path,)
+        yield from _below(path) if path.is_dir() else (path,)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Give the files below a folder, also through links to folders; each folder once, as links can lead in a circle."""
+    seen = {os.path.realpath(folder)}
+    for place, inner, names in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in inner}
+        inner[:] = [name for name in inner if real[name] not in seen]
+        seen.update(real.values())
+        yield from (path for path in (Path(place, name) for name in names) if path.is_file())

@@ -85,6 +85,12 @@ def test_the_stamp_of_local_data(place: Path) -> None:
     (place / "photos" / "cat" / "0.jpg").write_bytes(b"another one")
     assert data_stamp(named) != before
     assert data_stamp({"_target_": "x", "name": "photos", "path": "hf://photos"}) == data_stamp({})
+    (place / "linked").mkdir()
+    (place / "linked" / "cat").symlink_to(place / "photos" / "cat")
+    (place / "linked" / "cat" / "circle").symlink_to(place / "linked")
+    before = data_stamp({"data_dir": "linked"})
+    (place / "photos" / "cat" / "0.jpg").write_bytes(b"and another")
+    assert data_stamp({"data_dir": "linked"}) != before
 
 
 @pytest.mark.slow
