@@ -169,7 +169,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 def test_what_draws_random_numbers_is_no_preparation(operation: str, more: str, place: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{operation} draws random numbers: put it under transform\.augment"):
         prepare(
-            api.compose(*SMALL_MODEL, "transform=eval",
+            api.compose(*SMALL_MODEL, "dataset=digits", "transform=eval",
                         "transform.prepare=[{_target_: hfexp.images.ToRGB}, "
                         "{_target_: torchvision.transforms.v2.ToImage},"
                         f"{{_target_: torchvision.transforms.v2.{operation}{more}}}]")

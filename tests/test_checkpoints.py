@@ -276,7 +276,8 @@ def test_the_notebooks_recipe_on_local_stand_ins(place: Path) -> None:
     """`experiment=food101_vit` with a small checkpoint and a folder of images in place of the Hub's."""
     write_images(place / "photos", count=60, size=20)
     write_checkpoint("vit", place / "pretrained")
-    words = ["experiment=food101_vit", f"model.path={place / 'pretrained'}", f"dataset.source.path={place / 'photos'}"]
+    data = ["dataset=imagefolder", f"dataset.source.data_dir={place / 'photos'}"]
+    words = ["experiment=food101_vit", f"model.path={place / 'pretrained'}", *data]
     result = api.train(*words, "dataset.source.split='train[:100]'", "tracking=none")
     assert set(result.model.config.id2label.values()) == {"cat", "dog"}
     assert result.metrics["final_eval_accuracy"] == result.metrics["best_eval_accuracy"]

@@ -58,9 +58,15 @@ def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
             world.settle(launch, use_cpu)
 
 
+def among_others(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
+    """Set the variables of a process that torchrun has started."""
+    place = {"LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in {"RANK": rank, "WORLD_SIZE": size, **place}.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def test_a_process_among_others_takes_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    among_others(monkeypatch, rank=1, size=4)
     launch = settled(LaunchConfig())
     assert (launch.strategy, launch.num_processes) == (Strategy.ddp, 4)
     with pytest.raises(ConfigError, match="started as one of 4"):
@@ -70,11 +76,10 @@ def test_a_process_among_others_takes_their_number(monkeypatch: pytest.MonkeyPat
 def test_a_sweep_is_not_for_torchrun(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    among_others(monkeypatch, rank=0, size=2)
     assert cli.main(["-m", "seed=1,2"]) == 2
     assert "hfexp -m ... launch=ddp launch.num_processes=2" in capsys.readouterr().err
-    monkeypatch.setenv("RANK", "1")
+    among_others(monkeypatch, rank=1, size=2)
     assert cli.main(["-m", "seed=1,2"]) == 2
     assert capsys.readouterr().err == ""
     assert not list(place.iterdir())
