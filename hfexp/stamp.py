@@ -38,7 +38,7 @@ def _files(node: Any) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Give the files below a folder, also through links to folders; each folder once, as links can lead in a circle."""
+    """Give the files below a folder, also through links; each folder once, as links can lead in a circle."""
     seen = {os.path.realpath(folder)}
     for place, inner, names in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(place, name)) for name in inner}
