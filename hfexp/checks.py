@@ -202,14 +202,23 @@ def check_architecture(model_config: Any, task: Task) -> list[str]:
             f"model: Transformers has no {task.model_class.removeprefix('AutoModelFor')} model of the type "
             f"{model_config.model_type}, which {type(task).__name__} needs; choose another model or task"
         ]
-    # Such a class says so in a warning when it is made: without it, each token sees those that it is to foretell.
-    reads_ahead = "add `is_decoder=True" in inspect.getsource(mapping[type(model_config)])
-    if task.model_class == "AutoModelForCausalLM" and reads_ahead and not model_config.is_decoder:
+    if task.model_class == "AutoModelForCausalLM" and _reads_ahead(mapping[type(model_config)], model_config):
         return [
             f"model: {model_config.model_type} reads a text in both directions, and would see what it is to foretell; "
             "choose a causal language model, or set model.config.is_decoder=true"
         ]
     return []
+
+
+def _reads_ahead(found: Any, model_config: Any) -> bool:
+    """Tell whether each token would see those that it is to predict: such a class warns of it when it is made.
+
+    Args:
+        found: the class, or several of which the configuration chooses one.
+    """
+    classes = found if isinstance(found, tuple) else (found,)
+    warns = any("add `is_decoder=True" in inspect.getsource(kind) for kind in classes)
+    return warns and not model_config.is_decoder
 
 
 def check_compiler(args: dict[str, Any]) -> list[str]:
