@@ -117,18 +117,23 @@ def save(model: Any, directory: Path) -> None:
     base_of(model).config.save_pretrained(directory / BASE)
 
 
-def load_saved(auto_class: Any, directory: Path) -> Any:
-    """The model that was saved in a directory: whole, or as an adapter of another one.
+def load_saved(auto_class: Any, directory: Path, remote_code: bool = False) -> Any:
+    """Load the model that was saved in a directory: whole, or as an adapter of another one.
+
+    Args:
+        remote_code: code that lies beside its weights (`auto_map`) is trusted.
 
     Raises:
         ConfigError: it is an adapter, and PEFT or the pretrained model is not there.
     """
     if (directory / CONFIG_FILE).is_file():
-        return load_adapted(auto_class, directory)
-    return auto_class.from_pretrained(directory, use_safetensors=True, local_files_only=True)
+        return load_adapted(auto_class, directory, remote_code)
+    return auto_class.from_pretrained(
+        directory, use_safetensors=True, local_files_only=True, trust_remote_code=remote_code
+    )
 
 
-def load_adapted(auto_class: Any, directory: Path) -> Any:
+def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) -> Any:
     """The pretrained model with the adapter that `save` has written.
 
     Raises:
@@ -147,7 +152,10 @@ def load_adapted(auto_class: Any, directory: Path) -> Any:
     with explain_hub_errors("model", path):
         base = auto_class.from_pretrained(
             local_model(path),
-            config=transformers.AutoConfig.from_pretrained(directory / BASE, local_files_only=True),
+            config=transformers.AutoConfig.from_pretrained(
+                directory / BASE, local_files_only=True, trust_remote_code=remote_code
+            ),
+            trust_remote_code=remote_code,
             revision=adapter.revision,
             use_safetensors=True,
             ignore_mismatched_sizes=True,

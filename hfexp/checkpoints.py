@@ -17,11 +17,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.adapters import is_adapted, require_same_weights
-from hfexp.errors import RunError
+from hfexp.errors import RunError, one_of
+from hfexp.outside import DamagedRecord, inside, read_record
 
 if TYPE_CHECKING:
     import transformers
@@ -33,8 +35,41 @@ else:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+TRAINER_STATE = "trainer_state.json"
 STAGING = ".incomplete"
 NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass
+class FileFacts:
+    """A file as it was written."""
+
+    size: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """`manifest.json` of a checkpoint."""
+
+    files: dict[str, FileFacts]
+    """By path inside the checkpoint."""
+    resumable: bool
+    world_size: int = 1
+    """Number of processes that wrote it."""
+
+
+@dataclass
+class Progress:
+    """Of `trainer_state.json`, what going on needs."""
+
+    global_step: int
+    log_history: list[dict[str, Any]]
+    epoch: float | None = None
+    best_global_step: int | None = None
+    best_metric: float | None = None
+    best_model_checkpoint: str | None = None
+    stateful_callbacks: dict[str, Any] = field(default_factory=dict)
 
 
 class CheckpointError(RunError):
@@ -70,35 +105,63 @@ def set_aside_newer(directory: Path, chosen: Path | None) -> None:
 def best_step(directory: Path) -> int | None:
     """The best step so far, as the newest checkpoint remembers it."""
     for checkpoint in reversed(list_checkpoints(directory)):
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((checkpoint / "trainer_state.json").read_text())["best_global_step"]
+        state = trainer_state(checkpoint)
+        if state:
+            best = state.get("best_global_step")
+            return best if isinstance(best, int) else None
     return None
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """Read what the Trainer has noted in a checkpoint; empty if that is missing or damaged."""
+    try:
+        return read_record(checkpoint / TRAINER_STATE, dict[str, Any])
+    except (FileNotFoundError, DamagedRecord):
+        return {}
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, or None when every file is there with the recorded size and hash."""
+    """Say what is wrong with a checkpoint; None if every file is there with the recorded size and hash."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest = read_record(checkpoint / MANIFEST, Manifest)
+        for name, expected in manifest.files.items():
+            path = inside(checkpoint, name)
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected.size:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected.size}"
+            if _sha256(path) != expected.sha256:
+                return f"{name} was altered"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except ValueError:
-        return f"{MANIFEST} is damaged"
-    for name, expected in manifest["files"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} was altered"
-    if not manifest["resumable"]:
+    except DamagedRecord as error:
+        return str(error)
+    if not manifest.resumable:
         return "it holds the weights only (trainer.args.save_only_model)"
-    return None
+    return _problem_of_state(checkpoint)
+
+
+def _problem_of_state(checkpoint: Path) -> str | None:
+    """Say why the Trainer could not go on from what it has noted; None if it can."""
+    from transformers import TrainerState
+
+    try:
+        state = read_record(checkpoint / TRAINER_STATE, Progress)
+    except FileNotFoundError:
+        return f"{TRAINER_STATE} is missing"
+    except DamagedRecord as error:
+        return str(error)
+    if checkpoint.name != f"checkpoint-{state.global_step}":
+        return f"{TRAINER_STATE} is of step {state.global_step}"
+    unknown = sorted(trainer_state(checkpoint).keys() - {entry.name for entry in fields(TrainerState)})
+    return (
+        f"{TRAINER_STATE} has {one_of(unknown)}, which this version of Transformers does not know" if unknown else None
+    )
 
 
 def processes_of(checkpoint: Path) -> int:
-    """How many processes a whole checkpoint was written by."""
-    return int(json.loads((checkpoint / MANIFEST).read_text()).get("world_size", 1))
+    """Give the number of processes that wrote a whole checkpoint."""
+    return read_record(checkpoint / MANIFEST, Manifest).world_size
 
 
 def write_manifest(checkpoint: Path, **facts: Any) -> None:
@@ -175,7 +238,7 @@ class TrueCheckpoints(_Base):
         best = self.state.best_model_checkpoint
         # On disk the best checkpoint is known by its name alone: the run directory may be moved.
         self.state.best_model_checkpoint = Path(best).name if best else None
-        self.state.save_to_json(str(staged / "trainer_state.json"))
+        self.state.save_to_json(str(staged / TRAINER_STATE))
         self.state.best_model_checkpoint = best
         resumable = not self.args.save_only_model
         write_manifest(staged, resumable=resumable, world_size=self.args.world_size, config_hash=self.config_hash)

@@ -1,9 +1,12 @@
 """Which runs a person means: by experiment, name, id, or as those of a sweep."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.outside import why_foreign
 from hfexp.records import RunRecord, list_runs, newest_run, read_runs
+from hfexp.run_state import read_state
 
 MIN_PREFIX = 6
 SWEEP = "sweep="
@@ -59,6 +62,18 @@ def _jobs(uri: str, names: list[str], parents: set[str], where: str | None) -> l
 def _no_such_sweep(name: str, known: Collection[str]) -> ConfigError:
     hint = did_you_mean(name, known)
     return ConfigError(f"{SWEEP}{name}: there is no such sweep.{hint} Sweeps: {one_of(known, 20) or 'none'}")
+
+
+def home_of(run: RunRecord, output_dir: Path) -> Path | None:
+    """Give the directory in which a run was trained, if it is here and the user's own.
+
+    The tag that says it may have been written by anybody who writes to the store.
+    """
+    place = Path(run.tags.get("hfexp.run_dir", ""))
+    if not place.is_absolute() or why_foreign(place, output_dir):
+        return None
+    state = read_state(place)
+    return place if state is not None and state.run_id == run.run_id else None
 
 
 def find_one(uri: str, word: str) -> RunRecord:

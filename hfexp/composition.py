@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,8 @@ from hfexp.literal_words import keep_words
 from hfexp.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
 
 CONFIG_NAME = "config"
+RECORDED = "_recorded"
+"""Option of a group: what a run was recorded with."""
 DEFAULT_EXPERIMENT = "experiment=digits_vit"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionException)
 
@@ -199,6 +201,45 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
         cfg = _composed(CONFIG_NAME, words)
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
+
+
+@contextlib.contextmanager
+def recorded_options(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
+    """Offer recorded sections, such as `dataset`, as options of their groups.
+
+    They are values: what Hydra would look up for them, or compose with them, is refused.
+
+    Yields:
+        The words that choose them.
+
+    Raises:
+        ConfigError: a section would be more than values.
+    """
+    for section, content in sections.items():
+        _require_values(content, section)
+        if "defaults" in content:
+            raise ConfigError(f"the record has a key {section}.defaults, which would compose other files")
+    store = ConfigStore.instance()
+    for section, content in sections.items():
+        store.store(group=section, name=RECORDED, node=dict(content))
+    try:
+        yield [f"{section}={RECORDED}" for section in sections]
+    finally:
+        for section in sections:
+            store.repo[section].pop(f"{RECORDED}.yaml")
+
+
+def _require_values(node: Any, key: str) -> None:
+    """Refuse a recorded value that would be looked up elsewhere when it is composed."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            _require_values(str(name), f"{key}.{name}")
+            _require_values(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _require_values(value, f"{key}.{index}")
+    elif isinstance(node, str) and ("${" in node or node == "???"):
+        raise ConfigError(f"the record has {key}={node}: a record holds values, and nothing is looked up for it")
 
 
 def choices_of(cfg: Any) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 import contextlib
 import functools
+import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import transformers
 from hfexp import quiet, screen, together, work
 from hfexp.adapters import CONFIG_FILE, load_saved
 from hfexp.checkpoints import processes_of
-from hfexp.config import Config
+from hfexp.config import Config, OnExisting
 from hfexp.environment import Environment
 from hfexp.errors import RunError
 from hfexp.html import result_html
@@ -22,20 +23,25 @@ from hfexp.idle_threads import processors_shared
 from hfexp.launch import stop, world
 from hfexp.memory import keep_freed_memory
 from hfexp.origin import Origin
+from hfexp.outside import DamagedRecord, read_record
 from hfexp.preflight import Inputs, prepare
 from hfexp.reporting.classes import ClassReport
-from hfexp.run_directory import RunDirectory, open_run_directory
+from hfexp.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.streams import show_rows
-from hfexp.sweep.membership import Point, read_membership
+from hfexp.sweep.membership import Point, read_membership, write_private
 from hfexp.sweep.values import TRAIN_SECONDS, values_of
 from hfexp.threads import use_threads
 from hfexp.tracking.lineage import split_digests
+from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run import open_run
+from hfexp.tracking.store import tracking_uri
 from hfexp.tracking.system import SystemMonitor
 from hfexp.tracking.tracker import Tracker
 from hfexp.training import StopOnSignal
 
 logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
 
 
 @dataclass
@@ -66,6 +72,7 @@ class Result:
     processor: Any = field(repr=False)
     _model: Any = field(repr=False)
     _model_class: str = field(repr=False)
+    _remote_code: bool = field(repr=False)
 
     @property
     def objective(self) -> float | None:
@@ -89,7 +96,7 @@ class Result:
         place = self.run_dir / "model"
         if not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
             raise RunError(f"the model was trained by other processes; its weights are in {place}")
-        return load_saved(getattr(transformers, self._model_class), place)
+        return load_saved(getattr(transformers, self._model_class), place, self._remote_code)
 
 
 def run(config: Config, origin: Origin) -> Result:
@@ -110,6 +117,9 @@ def run(config: Config, origin: Origin) -> Result:
         if not is_first:
             return follow()
         inputs = prepare(config)
+        finished = complete_end(config, origin, inputs)
+        if finished is not None:
+            return finished
         environment = Environment.gather(origin)
         with (
             processors_shared(use_cpu),
@@ -127,7 +137,63 @@ def run(config: Config, origin: Origin) -> Result:
             outcome = train(job, inputs, tracker, stop_on_signal)
             result = summarise(job, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
+            save_result(result)
         result.run_id = tracker.run_id  # which a server that was away may have given at last
+    screen.show_result(result)
+    return result
+
+
+@dataclass
+class Kept:
+    """`result.json` of a run directory: the part of a `Result` that its process takes with it when it dies."""
+
+    metrics: dict[str, float]
+    metric_name: str
+    best_metric: float | None
+    best_step: int | None
+    seconds: float
+    train_seconds: float
+
+
+def save_result(result: Result) -> None:
+    """Write what a later process needs to give the result once more."""
+    kept = Kept(**{entry.name: getattr(result, entry.name) for entry in fields(Kept)})
+    write_private(result.run_dir / RESULT, json.dumps(asdict(kept), indent=1))
+
+
+def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | None:
+    """Deliver what is left of a run that had finished when its process was killed, and give its result.
+
+    None if there is no such run.
+    """
+    found = find_run(config, origin)
+    if found is None or config.point or config.on_existing is not OnExisting.resume:
+        return None
+    path, uri = found[0], tracking_uri(config.tracking.uri, config.output_dir)
+    with held_run(path) as state:
+        if state is None or state.status != "finished" or state.closed:
+            return None
+        try:
+            kept = read_record(path / RESULT, Kept)
+        except (FileNotFoundError, DamagedRecord):
+            return None
+        if config.tracking.backend != "none":
+            close_finished(path, state, uri, Path(config.output_dir))
+    screen.note(f"{path.name} had finished when its process was killed: nothing is trained anew")
+    result = Result(
+        **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)},
+        task_metric=inputs.task.metric,
+        run_dir=path,
+        run_id=state.run_id,
+        tracking_uri=uri,
+        report=None,
+        values=state.values,
+        pruned_step=state.pruned_step,
+        processor=inputs.processor,
+        _model=None,
+        _model_class=inputs.task.model_class,
+        _remote_code=config.model.trust_remote_code,
+    )
     screen.show_result(result)
     return result
 
@@ -182,6 +248,7 @@ def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
         processor=inputs.processor,
         _model=outcome.model,
         _model_class=inputs.task.model_class,
+        _remote_code=job.config.model.trust_remote_code,
     )
     if job.config.point is not None:
         names = read_membership(Point.parse(job.config.point).directory).metrics

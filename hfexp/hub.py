@@ -51,6 +51,11 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
     if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
         return f"{kind} {name} is gated: accept its terms at {page}, then `hf auth login`", True
+    if "trust_remote_code=True" in text:
+        return (
+            f"{kind} {name} brings code of its own, which would run here with all your rights: if you trust it, set "
+            "model.trust_remote_code=true"
+        ), True
     if "RevisionNotFoundError" in kinds or text.startswith("Revision '"):
         return f"{kind} {name} has no such revision", True
     if kinds & OFFLINE or "couldn't connect to" in text.lower() or "couldn't reach" in text.lower():

@@ -34,7 +34,9 @@ import torch
 from hfexp.adapters import load_saved
 from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
+from hfexp.hub import explain_hub_errors
 from hfexp.model import build_own
+from hfexp.outside import DamagedRecord, read_record
 from hfexp.processing import Collator
 from hfexp.row_arrays import Row
 from hfexp.targets import instantiate, targets_in
@@ -43,13 +45,29 @@ from hfexp.threads import map_in_threads
 from hfexp.transforms import Transforms, apply, build_transforms
 
 RECIPE_FILE = "hfexp.json"
+FORMAT = 1
+"""Of that file; a version reads its own and those before."""
 TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "hfexp.language", "torchvision.transforms")
 """What a recipe may build by itself: it comes with a model, and so from outside."""
 AHEAD = 16
 """Batches whose rows are sorted by their length."""
 ALLOWED_VARIABLE = "HFEXP_ALLOWED_TARGETS"
 """Environment variable with further modules, separated by commas."""
-_given: ContextVar[tuple[str, ...]] = ContextVar("allowed_targets", default=())
+REMOTE_CODE_VARIABLE = "HFEXP_TRUST_REMOTE_CODE"
+"""Environment variable; 1: models that are served may run code that lies beside their weights."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a saved model may run beside what hfexp ships."""
+
+    targets: tuple[str, ...] = ()
+    remote_code: bool = False
+    """Code that lies beside the weights, as `auto_map` of their configuration names it."""
+
+
+NO_TRUST = Trust()
+_given: ContextVar[Trust] = ContextVar("trust", default=NO_TRUST)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,25 @@ class Recipe:
         return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
 
 
+@dataclass
+class _Steps:
+    """`transform` in the file."""
+
+    prepare: list[Any]
+    evaluate: list[Any]
+
+
+@dataclass
+class _Content:
+    """The file."""
+
+    task: dict[str, Any]
+    transform: _Steps
+    id2label: dict[int, str] | None
+    model: dict[str, Any] | None = None
+    format: int = 1
+
+
 def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
     """The part of a configuration that decides how a validation row becomes a model input."""
     return Recipe(config.task, config.transform.prepare, config.transform.evaluate, id2label, config.model.build)
@@ -77,7 +114,7 @@ def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
 def save_recipe(directory: Path, recipe: Recipe) -> None:
     """Write it beside the weights that it belongs to."""
     content = {
-        "format": 1,
+        "format": FORMAT,
         "task": recipe.task,
         "transform": {"prepare": recipe.prepare, "evaluate": recipe.evaluate},
         "id2label": recipe.id2label,
@@ -92,22 +129,21 @@ def load_recipe(directory: Path) -> Recipe:
     Raises:
         ConfigError: there is none, or it can't be read.
     """
-    path = directory / RECIPE_FILE
     try:
-        content = json.loads(path.read_text())
-        labels, transform = content["id2label"], content["transform"]
-        id2label = None if labels is None else {int(key): str(name) for key, name in labels.items()}
-        return Recipe(content["task"], transform["prepare"], transform["evaluate"], id2label, content.get("model"))
+        content = read_record(directory / RECIPE_FILE, _Content)
     except FileNotFoundError as error:
         raise ConfigError(f"{directory} has no {RECIPE_FILE}: it was not saved by hfexp") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not a recipe: {error!r}") from error
+    except DamagedRecord as error:
+        raise ConfigError(str(error)) from error
+    if content.format > FORMAT:
+        raise ConfigError(f"{directory / RECIPE_FILE} is of a newer hfexp (format {content.format}): update hfexp")
+    return Recipe(content.task, content.transform.prepare, content.transform.evaluate, content.id2label, content.model)
 
 
 @contextlib.contextmanager
-def allow_targets(targets: Iterable[str]) -> Iterator[None]:
-    """Trust these modules in recipes that are loaded inside the block."""
-    token = _given.set(tuple(targets))
+def trusting(targets: Iterable[str] = (), remote_code: bool = False) -> Iterator[None]:
+    """Trust these modules, and code beside the weights, in models that are loaded inside the block."""
+    token = _given.set(Trust(tuple(targets), remote_code))
     try:
         yield
     finally:
@@ -128,7 +164,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     import transformers
 
     recipe = load_recipe(directory)
-    trusted = [*allowed, *_given.get(), *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
+    trusted = [*allowed, *_given.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
     for target in recipe.foreign_targets():
         if not _is_below(target, trusted):
             module = target.rpartition(".")[0]
@@ -136,12 +172,16 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
                 f"{directory / RECIPE_FILE} builds {target}: if you trust this model, set {ALLOWED_VARIABLE}={module}"
             )
     task: Task = instantiate(recipe.task, "task", trusted)
-    processor = getattr(transformers, task.processor_class).from_pretrained(directory, local_files_only=True)
-    if recipe.model is not None:
-        model = build_own(recipe.model, task, recipe.id2label, trusted)
-        safetensors.torch.load_model(model, directory / "model.safetensors")
-    else:
-        model = load_saved(getattr(transformers, task.model_class), directory)
+    remote_code = _given.get().remote_code or os.environ.get(REMOTE_CODE_VARIABLE) == "1"
+    with explain_hub_errors("model", str(directory)):
+        processor = getattr(transformers, task.processor_class).from_pretrained(
+            directory, local_files_only=True, trust_remote_code=remote_code
+        )
+        if recipe.model is not None:
+            model = build_own(recipe.model, task, recipe.id2label, trusted)
+            safetensors.torch.load_model(model, directory / "model.safetensors")
+        else:
+            model = load_saved(getattr(transformers, task.model_class), directory, remote_code)
     config = TransformConfig(prepare=recipe.prepare, evaluate=recipe.evaluate)
     transforms = build_transforms(config, processor, recipe.id2label, trusted)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

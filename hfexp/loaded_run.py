@@ -1,17 +1,17 @@
 """A recorded run in Python: its numbers, its pictures, its model."""
 
 import functools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.chosen import best_run_of_sweep, find_one
+from hfexp.chosen import best_run_of_sweep, find_one, home_of
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.html import result_html
+from hfexp.outside import read_record
 from hfexp.predicting import command, evaluation
 from hfexp.records import RunRecord, metric_history
-from hfexp.run_state import STATE
+from hfexp.run_state import STATE, read_state
 from hfexp.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
@@ -108,20 +108,22 @@ def load_run(
     if directory is not None and directory.is_dir():
         return _of_directory(directory)
     store = tracking_uri(uri, output_dir)
-    return _of_record(best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run)), store)
+    record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
+    return _of_record(record, store, Path(output_dir))
 
 
 def _of_directory(directory: Path) -> LoadedRun:
-    if not (directory / STATE).is_file():
-        raise ConfigError(f"{directory} is no run's directory: it has no {STATE}")
-    results = directory / "artifacts" / "results.json"
-    metrics = json.loads(results.read_text()) if results.is_file() else {}
-    status = json.loads((directory / STATE).read_text())["status"]
-    return LoadedRun(directory.resolve().name, metrics, {}, {}, status, directory=directory)
+    state = read_state(directory)
+    if state is None:
+        raise ConfigError(f"{directory} is no run's directory: it has no readable {STATE}")
+    try:
+        metrics = read_record(directory / "artifacts" / "results.json", dict[str, float])
+    except FileNotFoundError:
+        metrics = {}
+    return LoadedRun(directory.resolve().name, metrics, {}, {}, state.status, directory=directory)
 
 
-def _of_record(record: RunRecord, uri: str) -> LoadedRun:
-    place = Path(record.tags.get("hfexp.run_dir", ""))
-    here = place if place.is_absolute() and (place / STATE).is_file() else None
+def _of_record(record: RunRecord, uri: str, output_dir: Path) -> LoadedRun:
+    here = home_of(record, output_dir)
     values = (record.name, record.metrics, record.params, record.tags, record.status)
     return LoadedRun(*values, run_id=record.run_id, uri=uri, directory=here)

@@ -24,6 +24,7 @@ from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model
 from hfexp.streams import first_rows, num_rows
 from hfexp.tracking import lineage
+from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.models import FINAL
 from hfexp.tracking.nesting import register_of_run
 from hfexp.tracking.tracker import Tracker
@@ -93,7 +94,7 @@ class Recorder:
 
     def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
         if self.config.tracking.checkpoints is Checkpoints.all:
-            place = self.directory.path / "mlflow_models" / path.name
+            place = self.directory.path / CHECKPOINT_MODELS / path.name
             saved = self._save(model, place, path, card=None)
             if saved is not None:
                 content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": path.name}

@@ -2,8 +2,6 @@
 
 import contextlib
 import hashlib
-import json
-import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +16,12 @@ from hfexp.config import Config, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.origin import Origin, file_name
+from hfexp.outside import why_foreign, why_not_contained
 from hfexp.process import ProcessId
-from hfexp.run_state import STATE, RunState, read_state, save_state
+from hfexp.run_state import RunState, read_state, save_state
 from hfexp.screen import note
 from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import Point, write_private
-
-logger = logging.getLogger(__name__)
+from hfexp.sweep.membership import Point, note_run_directory
 
 
 @dataclass
@@ -65,7 +62,7 @@ class RunDirectory:
         if state.last_started:
             state.seconds += max(0.0, _last_sign(self.path) - state.last_started)
         state.host, state.pid, state.process = process.host, process.pid, process.started
-        state.status, state.last_started = "running", time.time()
+        state.status, state.closed, state.last_started = "running", False, time.time()
         state.git_sha_before, state.git_sha = state.git_sha, git_sha
         self.save_state()
 
@@ -109,7 +106,7 @@ def open_run_directory(
             directory.state.data = data_stamp(config.dataset.source)
         directory.begin(git_sha)
         if config.point is not None:
-            write_private(Point.parse(config.point).file, json.dumps({"run_dir": str(directory.path)}))
+            note_run_directory(Point.parse(config.point), directory.path)
         yield directory
 
 
@@ -278,8 +275,10 @@ def _next_name(parent: Path, stem: str) -> str:
 def _latest(parent: Path, stem: str, point: str | None) -> tuple[Path, RunState] | None:
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         state = read_state(path)
-        if state is None:
-            logger.warning("%s has no readable %s and is left alone", path, STATE)
-        elif state.point == point:
+        if state is None or state.point != point:
+            continue
+        problem = why_foreign(path, parent.parent) or why_not_contained(path, path)
+        if problem is None:
             return path, state
+        note(f"passing over {path.name}: {problem}")
     return None

@@ -1,10 +1,15 @@
 """`run.json`: what is known of a run from outside."""
 
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from hfexp.outside import DamagedRecord, parse, read_bytes
+
+logger = logging.getLogger(__name__)
 
 STATE = "run.json"
 
@@ -43,21 +48,38 @@ class RunState:
     """Of a finished part of a sweep: what the sweep optimises."""
     pruned_step: int | None = None
     """The evaluation after which a sweep gave it up."""
+    closed: bool = True
+    """The process that ended the run saw to its record, as far as the store took it."""
+    others: dict[str, Any] = field(default_factory=dict)
+    """What another version of hfexp has written: kept as it is."""
 
 
 def read_state(path: Path) -> RunState | None:
-    """What is known of a run directory; None if it has no readable state (it was being made when its process died)."""
+    """Read the state of a run directory; None if it has none, or a damaged one, which is logged.
+
+    A process may have died while it made the directory. Keys of another version of hfexp are kept in `others`.
+    """
+    file = path / STATE
     try:
-        return RunState(**json.loads((path / STATE).read_text()))
-    except (OSError, ValueError, TypeError):
+        content = read_bytes(file)
+        state = parse(content, RunState, str(file))
+        known = {entry.name for entry in fields(RunState)}
+        state.others = {key: value for key, value in json.loads(content).items() if key not in known}
+    except FileNotFoundError:
         return None
+    except DamagedRecord as error:
+        logger.warning("%s: the directory is left alone", error)
+        return None
+    return state
 
 
 def save_state(path: Path, state: RunState) -> None:
     """Write the state of a run directory, whole or not at all."""
+    content = asdict(state)
+    others = content.pop("others")
     temporary = path / f".{STATE}"
     with temporary.open("w") as file:
-        json.dump(asdict(state), file, indent=1)
+        json.dump({**others, **content}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path / STATE)

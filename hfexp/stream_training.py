@@ -1,9 +1,11 @@
 """The part of the Trainer that reads streams."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfexp.outside import read_record
 from hfexp.streaming import EvaluationStream, TrainingStream, as_it_is
 
 if TYPE_CHECKING:
@@ -12,6 +14,13 @@ if TYPE_CHECKING:
     _Base = transformers.Trainer
 else:
     _Base = object
+
+
+@dataclass
+class _Facts:
+    """What a checkpoint knows of a stream, beside the Trainer's own state."""
+
+    batches_per_epoch: int | None
 
 
 class StreamTraining(_Base):
@@ -76,14 +85,14 @@ class StreamTraining(_Base):
             stream.had = position[1]
             path = Path(str(resume_from_checkpoint), self._stream_file)
             if path.is_file():
-                stream.batches_per_epoch = json.loads(path.read_text())["batches_per_epoch"]
+                stream.batches_per_epoch = read_record(path, _Facts).batches_per_epoch
         return position
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, TrainingStream):
-            facts = {"batches_per_epoch": self.train_dataset.batches_per_epoch}
-            Path(output_dir, self._stream_file).write_text(json.dumps(facts))
+            facts = _Facts(self.train_dataset.batches_per_epoch)
+            Path(output_dir, self._stream_file).write_text(json.dumps(asdict(facts)))
 
     @property
     def _stream_file(self) -> str:

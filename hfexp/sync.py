@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hfexp.errors import ConfigError, RunError, first_line
 from hfexp.origin import mask_secrets
+from hfexp.outside import why_foreign, why_not_contained, why_not_owned
 from hfexp.screen import say
 
 
@@ -45,8 +46,13 @@ def _sync(path: Path, args: argparse.Namespace) -> str:
     """Deliver one run directory and say so."""
     from hfexp.process import ProcessId
     from hfexp.run_directory import held_run
-    from hfexp.tracking.recovery import deliver_rest, is_complete, recorded_uri
+    from hfexp.run_state import read_state
+    from hfexp.tracking.recovery import deliver_rest, is_complete
 
+    problem = why_not_owned(path, args.output_dir) or why_not_contained(path, path)
+    if problem or read_state(path) is None:
+        say(f"{path}: not delivered: {problem or 'it has no readable run.json'}")
+        return "failed"
     with held_run(path) as state:
         if state is None:
             return "running"
@@ -56,7 +62,7 @@ def _sync(path: Path, args: argparse.Namespace) -> str:
             say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
             return "running"
         try:
-            wanted = args.uri or recorded_uri(path, args.output_dir)
+            wanted = _store_for(path, args)
             if is_complete(path, state, wanted):
                 return "complete"
             delivery = deliver_rest(path, state, wanted, args.output_dir)
@@ -65,3 +71,23 @@ def _sync(path: Path, args: argparse.Namespace) -> str:
             return "failed"
         say(mask_secrets(f"{path}: {state.status}, delivered to {wanted}, run {delivery.state.run_id}"))
         return "delivered"
+
+
+def _store_for(path: Path, args: argparse.Namespace) -> str:
+    """Choose the store: `--uri`, or else the one that the run directory names, if that lies in the output directory.
+
+    Raises:
+        ConfigError: it lies elsewhere and names a store of its own.
+    """
+    from hfexp.tracking.recovery import recorded_uri
+    from hfexp.tracking.store import tracking_uri
+
+    if args.uri:
+        return args.uri
+    wanted = recorded_uri(path, args.output_dir)
+    if wanted != tracking_uri(None, str(args.output_dir)) and why_foreign(path, args.output_dir):
+        raise ConfigError(
+            f"it is outside of --output-dir={args.output_dir} and names the store {wanted}: to deliver it there, give "
+            f"--uri={wanted}"
+        )
+    return wanted

@@ -7,7 +7,7 @@ import numpy as np
 import pandas
 
 from hfexp.errors import RunError
-from hfexp.inference import Predictor, allow_targets, load_recipe
+from hfexp.inference import Predictor, load_recipe, trusting
 from hfexp.serving import SavedModel, input_column, quiet_mlflow
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
@@ -29,7 +29,7 @@ def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[byt
     trusted = load_recipe(saved.weights).foreign_targets()  # this process wrote it
     paths = list(sys.path)  # MLflow puts code/ in front and leaves it there
     try:
-        with allow_targets(trusted), quiet_mlflow():
+        with trusting(trusted), quiet_mlflow():
             import mlflow.pyfunc
 
             loaded = mlflow.pyfunc.load_model(str(saved.path))

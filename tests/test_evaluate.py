@@ -109,9 +109,9 @@ def test_another_dataset_is_scored_by_the_classes_of_the_model(run: str) -> None
 
 
 def copied_directory() -> Path:
-    """A run's directory with words of somebody else's."""
+    """A run's directory with a configuration of somebody else's."""
     shutil.copytree(next(path.parent for path in Path().glob("outputs/digits/*/run.json")), "copied", symlinks=True)
-    shutil.copy("overrides.yaml", "copied/overrides.yaml")
+    shutil.copy("config.yaml", "copied/config.yaml")
     return Path("copied")
 
 
@@ -123,13 +123,11 @@ def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: P
     table = evaluate(run=run, resamples=0, record=False)
     assert {row["metric"]: row["value"] for row in table.to_dict("records")} == expected
     # It is data from outside by now: what it would build must be hfexp's own.
-    words = [
-        "experiment=digits_vit",
-        "security.allowed_targets=[tempfile]",
-        "dataset.source._target_=tempfile.mkdtemp",
-    ]
-    Path("overrides.yaml").write_text(yaml.safe_dump(words))
-    client.log_artifact(recorded.info.run_id, "overrides.yaml")
+    config = yaml.safe_load(next(Path().glob("outputs/digits/*/config.yaml")).read_text())
+    config["dataset"]["source"] = {"_target_": "tempfile.mkdtemp"}
+    config["security"]["allowed_targets"] = ["tempfile"]
+    Path("config.yaml").write_text(yaml.safe_dump(config))
+    client.log_artifact(recorded.info.run_id, "config.yaml")
     for named in (run, copied_directory()):
         with pytest.raises(ConfigError, match=r"not known to be yours, and its dataset .* built by tempfile\.mkdtemp"):
             evaluate("dataset.max_test_samples=5", run=named, resamples=0, record=False)

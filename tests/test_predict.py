@@ -142,7 +142,7 @@ def test_images_come_from_tables_standard_input_and_python(
 @pytest.mark.slow
 def test_a_model_that_is_only_in_the_store_is_fetched(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = predict(run=run, inputs="photos")
-    monkeypatch.setattr("hfexp.predicting.models.recipe_of_run", lambda record: None)
+    monkeypatch.setattr("hfexp.predicting.models.home_of", lambda record, output_dir: None)
     assert list(predict(run=run, inputs="photos")["label"]) == list(expected["label"])
 
 

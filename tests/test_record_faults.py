@@ -154,7 +154,7 @@ def test_a_run_continued_without_tracking_ends_as_its_directory_says(
 ) -> None:
     _, delivery = left_behind(run_dir, uri, status=status, run_id=None)
     client = mlflow.MlflowClient(uri)
-    assert recovery.close_gone_runs(client, uri, run_dir) == [delivery.state.run_id]
+    assert recovery.close_gone_runs(client, uri, run_dir.parent) == [delivery.state.run_id]
     assert client.get_run(str(delivery.state.run_id)).info.status == expected
     assert history(uri, delivery.state.run_id, "loss") == [(7, 2.0)]
 

@@ -266,19 +266,19 @@ def left_behind(run_dir: Path, uri: str, **state: Any) -> tuple[Journal, Deliver
 def test_a_run_whose_process_is_gone_is_closed_with_all_that_it_had_said(run_dir: Path, uri: str) -> None:
     _, delivery = left_behind(run_dir, uri)
     client = mlflow.MlflowClient(uri)
-    assert recovery.close_gone_runs(client, uri, run_dir) == [delivery.state.run_id]
+    assert recovery.close_gone_runs(client, uri, run_dir.parent) == [delivery.state.run_id]
     run = client.get_run(str(delivery.state.run_id))
     assert (run.info.status, run.info.end_time) == ("KILLED", CREATE["time"] + 90)
     assert run.data.tags["hfexp.status_reason"] == recovery.GONE
     assert history(uri, delivery.state.run_id, "loss") == [(7, 2.0)]
     assert json.loads((run_dir / "run.json").read_text())["status"] == "killed"
-    assert recovery.close_gone_runs(client, uri, run_dir) == []
+    assert recovery.close_gone_runs(client, uri, run_dir.parent) == []
 
 
 def test_a_run_that_had_finished_but_not_delivered_that_is_finished(run_dir: Path, uri: str) -> None:
     journal, delivery = left_behind(run_dir, uri, status="finished")
     journal.append("end", status="finished", reason="", time=CREATE["time"] + 99)
-    recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir)
+    recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir.parent)
     assert mlflow.MlflowClient(uri).get_run(str(delivery.state.run_id)).info.status == "FINISHED"
 
 
@@ -288,14 +288,14 @@ def test_a_held_lock_says_that_a_run_lives(run_dir: Path, uri: str) -> None:
     _, delivery = left_behind(run_dir, uri)
     (run_dir.parent / ".locks").mkdir()
     with FileLock(run_dir.parent / ".locks" / f"{'0' * 16}.lock"):
-        assert recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir) == []
+        assert recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir.parent) == []
     assert mlflow.MlflowClient(uri).get_run(str(delivery.state.run_id)).info.status == "RUNNING"
 
 
 def test_a_run_without_its_directory_was_killed(run_dir: Path, uri: str, tmp_path: Path) -> None:
     _, delivery = left_behind(run_dir, uri)
     run_dir.rename(tmp_path / "moved")
-    recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir)
+    recovery.close_gone_runs(mlflow.MlflowClient(uri), uri, run_dir.parent)
     assert mlflow.MlflowClient(uri).get_run(str(delivery.state.run_id)).info.status == "KILLED"
 
 

@@ -242,3 +242,8 @@ def test_a_text_model_for_images_and_a_model_that_reads_ahead_are_refused() -> N
     assert checks.check_processor(image, ImageClassification()) == checks.check_processor(tokenizer, task) == []
     assert "can't use a ViTImageProcessor" in checks.check_processor(image, task)[0]
     assert f"can't use a {type(tokenizer).__name__}" in checks.check_processor(tokenizer, ImageClassification())[0]
+
+
+def test_an_architecture_with_several_classes_is_accepted() -> None:
+    """DeiT has a class with a teacher and one without, both for the same task."""
+    assert checks.check_architecture(transformers.DeiTConfig(), ImageClassification()) == []

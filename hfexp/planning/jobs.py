@@ -1,6 +1,5 @@
 """The jobs of a command, and how far each of them is already."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,7 +16,7 @@ from hfexp.identity import config_hash
 from hfexp.launch import world
 from hfexp.origin import Origin, mask_secrets
 from hfexp.run_directory import find_run
-from hfexp.sweep.membership import Point
+from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.request import Composer, Request
 
 
@@ -169,11 +168,8 @@ def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number:
     if not left and job.standing is not Standing.invalid:
         return replace(job, standing=Standing.finished, runs=0)
     for point in left:
-        try:
-            run_dir = Path(json.loads(point.file.read_text())["run_dir"])
-        except (OSError, ValueError, KeyError):  # it has not begun
-            continue
-        job = _continued(job, run_dir) if job.is_to_run else job
+        run_dir = run_directory_of(point)
+        job = _continued(job, run_dir) if run_dir and job.is_to_run else job
     if not job.is_to_run:
         return job
     return replace(job, runs=len(left), steps_done=job.steps_done // len(left))

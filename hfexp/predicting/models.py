@@ -2,20 +2,19 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from hfexp.chosen import best_run_of_sweep, find_one
+from hfexp.chosen import best_run_of_sweep, find_one, home_of
 from hfexp.composition import compose, conf_dir
 from hfexp.config import Config, to_config
 from hfexp.errors import ConfigError, RunError, one_of
-from hfexp.inference import RECIPE_FILE, Predictor, allow_targets, load_predictor, load_recipe
+from hfexp.inference import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
 from hfexp.memory import begin_collection
 from hfexp.model import build_model, load_model_config
+from hfexp.outside import read_yaml, why_foreign
 from hfexp.processor import load_processor
 from hfexp.records import RunRecord, read_runs
 from hfexp.run_state import STATE, read_state
@@ -28,6 +27,7 @@ from hfexp.transforms import build_transforms
 
 CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+REMOTE_CODE = "model.trust_remote_code"
 BELOW = ("mlflow_model/model", "model", "")
 """Where in the directory of a run, of an MLflow model or of a model the weights are."""
 
@@ -43,7 +43,9 @@ class Asked:
     directory: Path | None = None
     """Of the run, if it is here."""
     is_mine: bool = False
-    """A store says that it was trained here, by who asks: what it builds of the user's own code is trusted as then."""
+    """It was trained here by the user who asks: what it builds of the user's own code is trusted as then."""
+    dataset: str | None = None
+    """Option of its dataset, as the record of its run names it."""
     words: tuple[str, ...] = ()
     """Of a model that no run has trained: those that compose it, its task among them."""
 
@@ -69,9 +71,10 @@ def load(
     """
     begin_collection()  # what takes long to import has been
     directory = Path(run).expanduser() if run else None
-    mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
+    with trusting(remote_code=any(word.lstrip("+").lower() == f"{REMOTE_CODE}=true" for word in composed)):
+        mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
     if mine is not None:
-        other = [word for word in composed if not word.lstrip("+").startswith("security.")]
+        other = [word for word in composed if not word.lstrip("+").startswith(("security.", REMOTE_CODE))]
         if other:
             raise ConfigError(f"{other[0]}: {mine.name} says itself what its model, task and transform are")
         return mine
@@ -96,36 +99,70 @@ def _of_a_run(
     if directory is not None and directory.is_dir():
         found = _recipe_below(directory)
         if found is not None:
-            run_id, store = _recorded_as(directory, uri)
+            record, store = _recorded_as(directory, Path(output_dir), uri)
             home = directory if (directory / STATE).is_file() else None
-            return Asked(load_predictor(found, device=device), str(run), run_id, store, home)
+            run_id, dataset = (
+                (record.run_id, _dataset_of(record)) if record else (None, directory.resolve().parent.name)
+            )
+            return Asked(load_predictor(found, device=device), str(run), run_id, store, home, dataset=dataset)
     elif sweep or (run and not HUB_ID.fullmatch(run)):
         store = tracking_uri(uri, output_dir)
         record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
-        with _weights_of(record, store) as weights:
-            home = Path(record.tags["hfexp.run_dir"]) if recipe_of_run(record) else None
+        home = home_of(record, Path(output_dir))
+        weights = _recipe_below(home) if home else None
+        if home and weights:
+            # The run was trained here, by who asks now: what it builds of its own is trusted as then.
+            with trusting(load_recipe(weights).foreign_targets(), _trusted_remote_code(home)):
+                predictor = load_predictor(weights, device=device)
+            return Asked(predictor, record.name, record.run_id, store, home, True, _dataset_of(record))
+        with _downloaded(record, store) as weights:
             predictor = load_predictor(weights, device=device)
-            return Asked(predictor, record.name, record.run_id, store, home, is_mine=home is not None)
+            return Asked(predictor, record.name, record.run_id, store, dataset=_dataset_of(record))
     return None
 
 
-def _recorded_as(directory: Path, uri: str | None) -> tuple[str | None, str | None]:
-    """The id in MLflow of the run of a directory, and the store that knows it; None and None if it can't be found."""
+def _dataset_of(record: RunRecord) -> str | None:
+    return record.tags.get("hfexp.dataset")
+
+
+def _trusted_remote_code(home: Path) -> bool:
+    """Tell whether a run of the user's own was asked to trust code beside the weights."""
+    model = _recorded_config(home).get("model")
+    return isinstance(model, dict) and model.get("trust_remote_code") is True
+
+
+def _recorded_as(directory: Path, output_dir: Path, uri: str | None) -> tuple[RunRecord | None, str | None]:
+    """Find the record of the run of a directory, and the store that has it; None and None if it can't be found.
+
+    The store that the directory names is asked only if the directory is one of the user's own runs: any other could
+    name an address, which would be told the user's password of MLflow.
+    """
     state = read_state(directory)
-    if state is None or state.run_id is None:
+    if state is None or state.run_id is None or (uri is None and why_foreign(directory, output_dir)):
         return None, None
-    tracking = (_yaml(directory / CONFIG) or {}).get("tracking") or {}
-    store = tracking_uri(uri or tracking.get("uri"), str(directory.absolute().parents[1]))
+    tracking = _recorded_config(directory).get("tracking")
+    named = tracking.get("uri") if isinstance(tracking, dict) else None
+    store = tracking_uri(uri or named, str(directory.absolute().parents[1]))
     try:
-        return (state.run_id, store) if read_runs(store, run_ids=[state.run_id]) else (None, None)
+        found = read_runs(store, run_ids=[state.run_id])
     except (ConfigError, RunError):
         return None, None
+    return (found[0], store) if found else (None, None)
+
+
+def _recorded_config(directory: Path) -> dict[str, Any]:
+    """Read `config.yaml` of a run directory; empty if there is none."""
+    try:
+        found = read_yaml(directory / CONFIG)
+    except FileNotFoundError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def recorded_file(asked: Asked, name: str) -> Any | None:
     """Content of a YAML file that a run was recorded with, from its directory or from MLflow; None: it has none."""
     if asked.directory is not None and (asked.directory / name).is_file():
-        return _yaml(asked.directory / name)
+        return read_yaml(asked.directory / name)
     if asked.run_id is None:
         return None
     import tempfile
@@ -135,12 +172,8 @@ def recorded_file(asked: Asked, name: str) -> Any | None:
 
     address = f"runs:/{asked.run_id}/{name}"
     with tempfile.TemporaryDirectory() as place, contextlib.suppress(MlflowException, OSError):
-        return _yaml(Path(download_artifacts(address, dst_path=place, tracking_uri=asked.uri)))
+        return read_yaml(Path(download_artifacts(address, dst_path=place, tracking_uri=asked.uri)))
     return None
-
-
-def _yaml(path: Path) -> Any | None:
-    return yaml.safe_load(path.read_text()) if path.is_file() else None
 
 
 def _recipe_below(directory: Path) -> Path | None:
@@ -148,14 +181,8 @@ def _recipe_below(directory: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _weights_of(record: RunRecord, uri: str) -> Any:
-    """Directory with the weights of a run: where it was trained, or else as MLflow gives them."""
-    found = recipe_of_run(record)
-    if found is not None:
-        # The run was started here, by who asks now: what it builds of its own is trusted as then.
-        with allow_targets(load_recipe(found).foreign_targets()):
-            yield found
-        return
+def _downloaded(record: RunRecord, uri: str) -> Iterator[Path]:
+    """Download the weights of a run from its store: data from outside."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="hfexp-model-") as place:
@@ -163,12 +190,6 @@ def _weights_of(record: RunRecord, uri: str) -> Any:
         if found is None:
             raise ConfigError(f"the run {record.name} has no model that can be asked (tracking.checkpoints=none?)")
         yield found
-
-
-def recipe_of_run(record: RunRecord) -> Path | None:
-    """Directory of the weights where the run was trained, if that is on this machine and still there."""
-    place = record.tags.get("hfexp.run_dir")
-    return _recipe_below(Path(place)) if place and Path(place).is_absolute() else None
 
 
 def _download(record: RunRecord, uri: str, place: str) -> Path:

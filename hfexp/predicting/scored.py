@@ -3,23 +3,21 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from hfexp.composition import compose
-from hfexp.config import Config, to_config
+from hfexp.composition import compose, recorded_options
+from hfexp.config import Config, flatten, to_config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, one_of
-from hfexp.origin import file_name
+from hfexp.origin import MASK, file_name
 from hfexp.predicting.models import Asked, recorded_file
 from hfexp.screen import say
 from hfexp.sources import name_of
 from hfexp.targets import targets_in
 
 ALL = "all"
-NOT_OF_DATA = ("search", "point", "launch", "tracking", "hydra")
-"""Sections of a run's words that say nothing of its dataset or metrics."""
-
 SHIPPED = {"dataset": ("hfexp.sources.", "hfexp.docstrings."), "metrics": ("hfexp.metrics.",)}
 """What a record may build of itself."""
 
@@ -48,44 +46,57 @@ def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config
         ConfigError: nothing says which dataset, or the words don't fit.
     """
     is_own = not any(_key(word) == "dataset" for word in words)
-    before = [*asked.words, *(_own_words(asked) if is_own else [])]
-    said = {_key(word) for word in words}
-    anew = said & {"metrics"}  # as `dataset`, whose own words are left out altogether
-    kept = [word for word in before if _key(word) not in said and _key(word).partition(".")[0] not in anew]
-    cfg, choices = compose(*kept, *words, config_dir=config_dir)
+    sections = _recorded_sections(asked, is_own, {_key(word) for word in words})
+    with recorded_options(sections) as chosen:
+        cfg, choices = compose(*asked.words, *chosen, *words, config_dir=config_dir)
     config = to_config(cfg)
-    if not is_own:
-        _take_metrics(config, asked, words)
-    if not (asked.is_mine or asked.words):
-        _require_shipped(config, asked, said, is_own)
+    if asked.is_mine:
+        config.security.allowed_targets += _recorded_targets(asked)
+    elif not asked.words:
+        _require_shipped(config, asked, {_key(word) for word in words}, is_own)
+    _require_secrets(config, asked)
     split = split or ("test" if is_own else ALL)
-    option = choices.get("dataset") or "dataset"
+    option = (asked.dataset if is_own else None) or choices.get("dataset") or "dataset"
     source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
     parts = [option, split] if source in ("", option) else [option, source, split]
     return Scored(config, "-".join(parts), split, is_own)
 
 
-def _own_words(asked: Asked) -> list[str]:
-    """Those that the run was started with.
+def _recorded_sections(asked: Asked, is_own: bool, said: set[str]) -> dict[str, dict[str, Any]]:
+    """Read what the run was recorded with, resolved: its metrics, and its dataset if it is scored on that.
 
     Raises:
-        ConfigError: they are not known.
+        ConfigError: the dataset is asked for, and no record says it.
     """
-    before: list[str] | None = recorded_file(asked, "overrides.yaml")
-    if before is None:
-        raise ConfigError(f"{asked.name} has no record that says its dataset: give dataset=...")
-    foreign = NOT_OF_DATA if asked.is_mine else (*NOT_OF_DATA, "security")
-    return [word for word in before if _key(word).partition(".")[0] not in foreign]
-
-
-def _take_metrics(config: Config, asked: Asked, words: Sequence[str]) -> None:
-    """Score by the run's metrics."""
+    if asked.words:
+        return {}
     recorded = recorded_file(asked, "config.yaml")
-    if recorded is None or any(_key(word).partition(".")[0] == "metrics" for word in words):
-        return
-    config.metrics = recorded["metrics"]
-    if asked.is_mine:
-        config.security.allowed_targets += recorded["security"]["allowed_targets"]
+    found = {name: recorded.get(name) for name in ("dataset", "metrics")} if isinstance(recorded, dict) else {}
+    sections = {name: content for name, content in found.items() if isinstance(content, dict)}
+    if is_own and "dataset" not in sections:
+        raise ConfigError(f"{asked.name} has no record that says its dataset: give dataset=...")
+    kept = {"dataset"} if is_own else set()
+    kept |= {"metrics"} - said
+    return {name: content for name, content in sections.items() if name in kept}
+
+
+def _recorded_targets(asked: Asked) -> list[str]:
+    """Read what the user's own run was allowed to build beside the known packages."""
+    recorded = recorded_file(asked, "config.yaml")
+    security = recorded.get("security") if isinstance(recorded, dict) else None
+    allowed = security.get("allowed_targets") if isinstance(security, dict) else None
+    return [str(target) for target in allowed] if isinstance(allowed, list) else []
+
+
+def _require_secrets(config: Config, asked: Asked) -> None:
+    """Refuse a recorded value without its secret, which no record has.
+
+    Raises:
+        ConfigError: it is needed; the message names the key.
+    """
+    for key, value in flatten(config.dataset.source, "dataset.source").items():
+        if MASK in str(value):
+            raise ConfigError(f"{asked.name} was recorded with {key}={value}, without the secret: give {key}=...")
 
 
 def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool) -> None:
@@ -105,6 +116,12 @@ def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool)
                     f"{asked.name} is not known to be yours, and its {section} would be built by {target}: if you "
                     f"trust that, say so with {section}=..."
                 )
+    for key, value in flatten(config.dataset.source, "dataset.source").items():
+        if is_own and "://" in str(value) and key not in said:
+            raise ConfigError(
+                f"{asked.name} is not known to be yours, and its dataset would be fetched from {key}={value}: if you "
+                f"trust that, say so with {key}=..."
+            )
 
 
 def _key(word: str) -> str:

@@ -1,11 +1,10 @@
 """Learning curves of the runs of a sweep, read from what they leave on disk while they train."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfexp.checkpoints import list_checkpoints
-from hfexp.tracking.journal import FOLDER, JOURNAL
+from hfexp.checkpoints import list_checkpoints, trainer_state
+from hfexp.tracking.journal import FOLDER, JOURNAL, parse_entry
 
 Curve = dict[int, float]
 """Value by step."""
@@ -36,14 +35,14 @@ class Curves:
                     break
                 self._read_until[journal] = self._read_until.get(journal, 0) + len(line)
                 if self.metric.encode() in line:
-                    entry = json.loads(line)
-                    if entry.get("kind") == "metrics" and self.metric in entry["metrics"]:
+                    entry = parse_entry(line)
+                    if entry and entry["kind"] == "metrics" and self.metric in entry["metrics"]:
                         curve[entry["step"]] = float(entry["metrics"][self.metric])
         return curve
 
     def _from_checkpoint(self, run_dir: Path) -> Curve:
         """Without a record, the newest checkpoint knows what was measured before it."""
         for checkpoint in reversed(list_checkpoints(run_dir / "checkpoints")):
-            history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+            history = trainer_state(checkpoint).get("log_history", [])
             return {entry["step"]: float(entry[self.metric]) for entry in history if self.metric in entry}
         return {}

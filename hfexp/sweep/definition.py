@@ -16,6 +16,7 @@ from hfexp.config import Config, LaunchConfig, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.origin import file_name, mask_secrets
+from hfexp.outside import DamagedRecord, read_record
 from hfexp.process import ProcessId
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import write_private
@@ -168,7 +169,9 @@ def hold_sweep(
         continued = (path / FILE).exists()
         if not continued:
             write_private(path / FILE, json.dumps({STEM: stem, **asdict(definition)}, indent=1))
-        directory = SweepDirectory(path, continued, _read(path / DIRECTOR).get("seconds", 0.0), time.monotonic())
+        seconds = _read(path / DIRECTOR).get("seconds")
+        before = float(seconds) if isinstance(seconds, int | float) else 0.0
+        directory = SweepDirectory(path, continued, before, time.monotonic())
         directory.note_time()
         yield directory
         directory.note_time()
@@ -216,14 +219,15 @@ def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExis
 
 def _refuse(path: Path) -> None:
     holder = _read(path / DIRECTOR)
-    who = f" by process {holder['pid']} on {holder['host']}" if holder else ""
+    who = f" by process {holder.get('pid')} on {holder.get('host')}" if holder else ""
     raise ConfigError(f"this very sweep is directed now{who}, in {path}; wait for it, or change something (e.g. seed)")
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read a file of a sweep; empty if it is missing or damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_record(path, dict[str, Any])
+    except (FileNotFoundError, DamagedRecord):
         return {}
 
 

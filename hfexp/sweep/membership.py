@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.outside import DamagedRecord, read_record, why_foreign
+
 DEFINITION = "sweep.json"
 POINTS = "points"
 
@@ -32,6 +34,13 @@ class Membership:
     directions: list[str] = field(default_factory=list)
     pruner: str = "none"
     pruner_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class _Place:
+    """A file of `points`."""
+
+    run_dir: str
 
 
 @dataclass(frozen=True)
@@ -62,8 +71,28 @@ def write_membership(directory: Path, membership: Membership) -> None:
 
 
 def read_membership(directory: Path) -> Membership:
-    """Raises OSError or ValueError if it is missing or damaged."""
-    return Membership(**json.loads((directory / DEFINITION).read_text()))
+    """Read `sweep.json`.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        DamagedRecord: it is damaged.
+    """
+    return read_record(directory / DEFINITION, Membership)
+
+
+def note_run_directory(point: Point, run_dir: Path) -> None:
+    """Write down where the run directory of a point is."""
+    write_private(point.file, json.dumps({"run_dir": str(run_dir)}))
+
+
+def run_directory_of(point: Point) -> Path | None:
+    """Give the run directory of a point; None if it has not begun, or if what is noted is not one of the user's."""
+    try:
+        run_dir = Path(read_record(point.file, _Place).run_dir)
+    except (FileNotFoundError, DamagedRecord):
+        return None
+    output_dir = point.directory.parent.parent
+    return None if why_foreign(run_dir, output_dir) else run_dir
 
 
 def write_private(path: Path, text: str) -> None:

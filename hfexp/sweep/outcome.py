@@ -1,17 +1,16 @@
 """What became of a job: from what it returned, and from the `run.json` of its run directory."""
 
-import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hfexp.errors import Interrupted, first_line
 from hfexp.origin import mask_secrets
 from hfexp.process import ProcessId
-from hfexp.sweep.membership import Point
+from hfexp.run_state import read_state
+from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.trials import State, TrialRun
-
-RUN_STATE = "run.json"
 
 
 def outcome(point: Point, result: Any, metrics: int) -> TrialRun:
@@ -49,9 +48,9 @@ def is_open(point: Point) -> bool:
 def process_of(point: Point) -> ProcessId | None:
     """The process that works, or has worked, on an unfinished job."""
     _, record = _look(point)
-    if record.get("status") != "running" or "pid" not in record:
+    if record.get("status") != "running":
         return None
-    return ProcessId(str(record.get("host", "")), int(record["pid"]), str(record.get("process", "")))
+    return ProcessId(record["host"], record["pid"], record["process"])
 
 
 def _finished(point: Point, returned: Any, metrics: int) -> TrialRun:
@@ -85,13 +84,7 @@ def _problem(numbers: list[Any], metrics: int) -> str | None:
 
 
 def _look(point: Point) -> tuple[Path | None, dict[str, Any]]:
-    """The run directory of a job and what its `run.json` says; nothing if there is none yet."""
-    try:
-        run_dir = Path(json.loads(point.file.read_text())["run_dir"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None, {}
-    try:
-        record = json.loads((run_dir / RUN_STATE).read_text())
-    except (OSError, ValueError):
-        return run_dir, {}
-    return run_dir, record if isinstance(record, dict) else {}
+    """Read the run directory of a job and what its `run.json` says; nothing if there is none yet."""
+    run_dir = run_directory_of(point)
+    state = read_state(run_dir) if run_dir else None
+    return run_dir, asdict(state) if state else {}

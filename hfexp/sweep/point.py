@@ -1,6 +1,5 @@
 """One point of a sweep, as a job: done once, and afterwards remembered."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hfexp.run_directory import experiment_name
 from hfexp.run_state import RunState, read_state
 from hfexp.screen import note, say
 from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import Point
+from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.tracking.nesting import membership_of, opening_of
 
 Values = float | tuple[float, ...]
@@ -43,12 +42,9 @@ def run(config: Config, origin: Origin) -> Values:
 
 def finished_run(point: Point) -> tuple[Path, RunState] | None:
     """The run directory of a point that is finished, also one that was pruned; None if it has still to be run."""
-    try:
-        path = Path(json.loads(point.file.read_text())["run_dir"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    state = read_state(path)
-    if state is None or state.status != "finished" or state.values is None or state.point is None:
+    path = run_directory_of(point)
+    state = read_state(path) if path else None
+    if path is None or state is None or state.status != "finished" or state.values is None or state.point is None:
         return None
     return (path, state) if Point.parse(state.point) == point else None
 

@@ -1,13 +1,15 @@
 """How far a run's journal has been delivered, as a file beside it."""
 
-import contextlib
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from hfexp.outside import DamagedRecord, read_record
 from hfexp.tracking.journal import FOLDER
+
+logger = logging.getLogger(__name__)
 
 STATE = "delivered.json"
 
@@ -34,13 +36,12 @@ class DeliveryState:
         Args:
             size: of the journal. After a crash of the machine, more may be noted than is left of it.
         """
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            state = cls(**json.loads((run_dir / FOLDER / STATE).read_text()))
-            state.offset = min(state.offset, size)
-            state.deferred = [position for position in state.deferred if position < size]
-            if state.uri == uri:
-                return state
-        return cls(uri, creating=size > 0)
+        state = read_delivered(run_dir)
+        if state is None or state.uri != uri:
+            return cls(uri, creating=size > 0)
+        state.offset = min(state.offset, size)
+        state.deferred = [position for position in state.deferred if position < size]
+        return state
 
     def save(self, run_dir: Path) -> None:
         """Write it whole or not at all."""
@@ -49,9 +50,19 @@ class DeliveryState:
         os.replace(temporary, run_dir / FOLDER / STATE)
 
 
-def recorded_state(run_dir: Path) -> dict[str, Any]:
-    """What is noted of the delivery of a run; empty if nothing is."""
+def read_delivered(run_dir: Path) -> DeliveryState | None:
+    """Read what is noted of the delivery of a run; None if nothing is, or a damaged note."""
     try:
-        return json.loads((run_dir / FOLDER / STATE).read_text())
-    except (OSError, ValueError):
-        return {}
+        state = read_record(run_dir / FOLDER / STATE, DeliveryState)
+    except FileNotFoundError:
+        return None
+    except DamagedRecord as error:
+        logger.warning("%s: what it records is delivered anew", error)
+        return None
+    return state if state.offset >= 0 and all(position >= 0 for position in state.deferred) else None
+
+
+def recorded_run_id(run_dir: Path) -> str | None:
+    """Give the id of the run that was recorded from a directory; None if none was."""
+    state = read_delivered(run_dir)
+    return state.run_id if state else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
+from hfexp.outside import DamagedRecord, inside, why_foreign, why_not_contained
 from hfexp.tracking import nesting
 from hfexp.tracking.delivered import DeliveryState
 from hfexp.tracking.journal import Entry, Journal
@@ -25,6 +26,8 @@ ENTRIES_PER_STEP = 1000
 BATCHED = ("params", "tags", "metrics")
 TURNING_POINTS = ("create", "resume", "end")
 CHECKPOINTS = "checkpoints"
+CHECKPOINT_MODELS = "mlflow_models"
+"""Directory of the MLflow models that are made of checkpoints, and removed once they are delivered."""
 
 REFUSALS = frozenset(
     {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
@@ -150,7 +153,7 @@ class Delivery:
 
         try:
             ACTIONS[entry["kind"]](self, entry)
-        except (MlflowException, FileNotFoundError) as error:
+        except (MlflowException, FileNotFoundError, DamagedRecord) as error:
             if not _is_refusal(error):
                 raise
             if entry["kind"] == "create":
@@ -219,11 +222,23 @@ class Delivery:
             self.client().delete_tag(self.state.run_id, REASON)
 
     def log_artifacts(self, entry: Entry) -> None:
-        path = self.run_dir / entry["path"]
+        path = self._path(entry["path"])
         if path.is_dir():
             self.client().log_artifacts(self.state.run_id, str(path), entry["name"])
         else:
             self.client().log_artifact(self.state.run_id, str(path), entry["name"])
+
+    def _path(self, name: str) -> Path:
+        """Give the path of something in the run directory that is to be uploaded.
+
+        Raises:
+            DamagedRecord: it is not inside, or something in it leads out.
+        """
+        path = inside(self.run_dir, name)
+        problem = why_not_contained(path, self.run_dir) if path.exists() else None
+        if problem:
+            raise DamagedRecord(problem)
+        return path
 
     def log_inputs(self, entry: Entry) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -236,19 +251,24 @@ class Delivery:
 
     def log_model(self, entry: Entry) -> None:
         content = {name: entry[name] for name in ("name", "key", "step", "metrics", "register")}
+        directory = self._path(entry["directory"])
         deliver_model(
             self.client(),
             run_id=str(self.state.run_id),
             experiment_id=str(self.state.experiment_id),
-            directory=self.run_dir / entry["directory"],
+            directory=directory,
             **content,
         )
-        if entry.get("temporary"):
-            shutil.rmtree(self.run_dir / entry["directory"], ignore_errors=True)
+        if entry.get("temporary") and directory.parent == self.run_dir / CHECKPOINT_MODELS:
+            shutil.rmtree(directory, ignore_errors=True)
 
     def register_best(self, entry: Entry) -> None:
         """Register the final model of another run; raises until that one is recorded."""
-        run_id = nesting.recorded_run(Path(entry["run_dir"]))
+        run_dir = Path(entry["run_dir"])
+        problem = why_foreign(run_dir, self.output_dir)
+        if problem:
+            raise DamagedRecord(problem)
+        run_id = nesting.recorded_run(run_dir)
         register_final(self.client(), run_id, entry["name"])
 
     def link_checkpoints(self, entry: Entry) -> None:
@@ -281,7 +301,7 @@ class Delivery:
 
 
 def _is_refusal(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) or getattr(error, "error_code", "") in REFUSALS
+    return isinstance(error, FileNotFoundError | DamagedRecord) or getattr(error, "error_code", "") in REFUSALS
 
 
 ACTIONS = {

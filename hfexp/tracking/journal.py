@@ -9,14 +9,39 @@ import json
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from hfexp.outside import has_shape
 
 logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
+
+Texts = dict[str, str]
+_SHAPES: dict[str, dict[str, Any]] = {
+    "create": {"tags": Texts, "time": int, "experiment": str, "name": str, "key": str},
+    "resume": {"time": int},
+    "end": {"status": Literal["finished", "failed", "killed"], "reason": str, "time": int},
+    "params": {"params": Texts},
+    "tags": {"tags": Texts},
+    "metrics": {"metrics": dict[str, float], "step": int, "time": int},
+    "artifacts": {"path": str, "name": str | None},
+    "inputs": {"inputs": list[TypedDict("Input", {"dataset": dict[str, str | None], "tags": Texts})]},
+    "model": {
+        "directory": str, "name": str, "key": str, "step": int, "metrics": dict[str, float], "register": str | None,
+        "temporary": NotRequired[bool],
+    },
+    "register": {"run_dir": str, "name": str},
+    "checkpoints": {"last": NotRequired[bool]},
+}  # fmt: skip
+"""Content of the entries by their kind; an entry of another kind or shape is of another version, or not ours."""
+SHAPES = {kind: TypedDict(kind, content) for kind, content in _SHAPES.items()}  # pyright: ignore
 
 FOLDER = "tracking"
 JOURNAL = "journal.jsonl"
@@ -115,13 +140,12 @@ class Journal:
                 file.truncate(end)
 
     def read(self, offset: int = 0) -> Iterator[tuple[Entry, int]]:
-        """Entries from a position on, each with the position after it."""
+        """Read the entries from a position on, each with the position after it; others are passed over."""
         for line in self._lines(offset):
             offset += len(line)
-            with contextlib.suppress(ValueError):  # remains of a crash of the machine
-                entry = json.loads(line)
-                if isinstance(entry, dict) and "kind" in entry:
-                    yield entry, offset
+            entry = parse_entry(line)
+            if entry is not None:
+                yield entry, offset
 
     def _lines(self, offset: int) -> Iterator[bytes]:
         with self._lock:
@@ -157,6 +181,21 @@ class Journal:
                 for name in entry["metrics"]:
                     last_step[name] = max(entry["step"], last_step.get(name, -1))
         return params, last_step
+
+
+def parse_entry(line: bytes) -> Entry | None:
+    """Parse a line; None for the remains of a crash, and for what this version does not know."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    shape = SHAPES.get(entry.get("kind")) if isinstance(entry, dict) and isinstance(entry.get("kind"), str) else None
+    return entry if shape is not None and has_shape(entry, shape) else None
+
+
+def now() -> int:
+    """Give the time in milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
 
 
 def _line(entry: Entry) -> bytes:

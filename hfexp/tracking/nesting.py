@@ -4,15 +4,15 @@ MLflow nests by the tag `mlflow.parentRunId`. While the store is away, no run ha
 with which the parent's journal begins, and the one that is delivered last sets the tag.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hfexp.config import Config
 from hfexp.errors import ConfigError
+from hfexp.outside import DamagedRecord
 from hfexp.sweep.membership import DEFINITION, Membership, Point, read_membership
-from hfexp.tracking.delivered import recorded_state
-from hfexp.tracking.journal import FOLDER, JOURNAL, Entry
+from hfexp.tracking.delivered import recorded_run_id
+from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry
 
 PARENT = "mlflow.parentRunId"
 KEY = "hfexp.run_key"
@@ -49,7 +49,7 @@ def membership_of(point: str) -> Membership:
     directory = Point.parse(point).directory
     try:
         return read_membership(directory)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, DamagedRecord) as error:
         raise ConfigError(
             f"point={point}: {directory / DEFINITION} can't be read ({error}); `hfexp -m` sets this key"
         ) from error
@@ -64,7 +64,7 @@ def child_tags(point: str | None) -> dict[str, str]:
     opened = opening_of(parsed.directory)
     if opened:
         tags[SWEEP_KEY] = opened["key"]
-    parent = membership.parent_run_id or recorded_state(parsed.directory).get("run_id")
+    parent = membership.parent_run_id or recorded_run_id(parsed.directory)
     return tags | ({PARENT: parent} if parent else {})
 
 
@@ -72,10 +72,10 @@ def opening_of(directory: Path) -> Entry | None:
     """The first entry of a journal that another process may be writing; None if there is none."""
     try:
         with (directory / FOLDER / JOURNAL).open("rb") as file:
-            entry = json.loads(file.readline())
-    except (OSError, ValueError):
+            entry = parse_entry(file.readline())
+    except OSError:
         return None
-    return entry if entry.get("kind") == "create" else None
+    return entry if entry and entry["kind"] == "create" else None
 
 
 def recorded_run(run_dir: Path) -> str:
@@ -84,7 +84,7 @@ def recorded_run(run_dir: Path) -> str:
     Raises:
         LookupError: it is not recorded yet.
     """
-    run_id = recorded_state(run_dir).get("run_id")
+    run_id = recorded_run_id(run_dir)
     if run_id is None:
         raise LookupError(f"the run of {run_dir} is not recorded yet")
     return run_id

@@ -2,23 +2,25 @@
 
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import MASK, mask_secrets
+from hfexp.outside import why_foreign
 from hfexp.process import ProcessId
 from hfexp.run_directory import held_run
-from hfexp.run_state import RunState, save_state
-from hfexp.tracking.delivered import recorded_state
+from hfexp.run_state import RunState, read_state, save_state
+from hfexp.screen import note
+from hfexp.tracking.delivered import read_delivered, recorded_run_id
 from hfexp.tracking.delivery import REASON, TURNING_POINTS, Delivery
-from hfexp.tracking.journal import Entry, Journal, exists
+from hfexp.tracking.journal import Entry, Journal, exists, now
 from hfexp.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)
 
 GONE = "its process is gone (killed, or the machine was)"
+DAMAGED = f"{GONE}, and its run.json is damaged or missing"
 UNTOLD = "as its directory says; the record was not told when it happened"
 
 
@@ -55,16 +57,24 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
     if not process.is_gone():
         return False
     run_dir = Path(tags.get("hfexp.run_dir", ""))
-    if exists(run_dir):
+    reason = GONE
+    if not exists(run_dir):
+        if not process.is_of_this_boot():
+            return False  # twins of one virtual machine share their name and number; only the directory would be proof
+    elif problem := why_foreign(run_dir, output_dir):
+        # A tag may name any directory; of the user's other output directories, their next command looks after it.
+        logger.info("the run %s is left alone: %s", run_id, problem)
+        return False
+    elif read_state(run_dir) is None:
+        reason = DAMAGED
+    else:
         with held_run(run_dir) as state:
             if state is None:
                 return False
-            if recorded_state(run_dir).get("run_id") == run_id:
+            if recorded_run_id(run_dir) == run_id:
                 deliver_rest(run_dir, state, uri, output_dir)
                 return True
-    elif not process.is_of_this_boot():
-        return False  # twins of one virtual machine share their name and number; only the directory would be proof
-    client.set_tag(run_id, REASON, GONE)
+    client.set_tag(run_id, REASON, reason)
     client.set_terminated(run_id, "KILLED")
     return True
 
@@ -82,11 +92,21 @@ def close_failed(run_dir: Path, output_dir: Path, reason: str) -> None:
         recorded = journal.begun()
         if recorded:
             append_closing(run_dir, journal)
-            journal.append("end", status="failed", reason=reason, time=time.time())
+            journal.append("end", status="failed", reason=reason, time=now())
         state.status = "failed"
         save_state(run_dir, state)
         if recorded:
             deliver_rest(run_dir, state, recorded_uri(run_dir, output_dir), output_dir)
+
+
+def close_finished(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> None:
+    """Deliver what is left of a finished run, which the caller holds; what can't be delivered now is said and kept."""
+    try:
+        deliver_rest(run_dir, state, uri, output_dir)
+    except Exception as error:  # the run has finished, whatever the store says
+        note(f"the record of {run_dir.name} is incomplete: {first_line(error)}; `hfexp sync` delivers the rest")
+    state.closed = True
+    save_state(run_dir, state)
 
 
 def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> Delivery:
@@ -145,7 +165,8 @@ def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
 
 def recorded_uri(run_dir: Path, output_dir: Path) -> str:
     """Where a run was to be recorded; with a password in it, which is not kept, `MLFLOW_TRACKING_URI` must say it."""
-    uri = str(recorded_state(run_dir).get("uri") or tracking_uri(None, str(output_dir)))
+    known = read_delivered(run_dir)
+    uri = known.uri if known else tracking_uri(None, str(output_dir))
     if MASK in uri:
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
         if mask_secrets(given) != uri:

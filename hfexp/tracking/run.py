@@ -16,9 +16,10 @@ from hfexp.origin import Origin, mask_secrets
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.screen import note
 from hfexp.signals import uninterrupted
+from hfexp.tracking.journal import now
 from hfexp.tracking.nesting import child_tags
 from hfexp.tracking.store import is_temporary, tracking_uri, why_unreachable
-from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker, masked, now
+from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker, masked
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,9 @@ def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) 
         _save_state(directory)
     if isinstance(tracker, MlflowTracker):
         tracker.flush()
-        if tracker.run_id != directory.state.run_id:
-            directory.state.run_id = tracker.run_id
-            _save_state(directory)
+        directory.state.run_id = tracker.run_id
+    directory.state.closed = True
+    _save_state(directory)
 
 
 def _save_state(directory: RunDirectory) -> None:

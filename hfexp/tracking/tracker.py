@@ -2,7 +2,6 @@
 
 import logging
 import re
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +10,7 @@ from hfexp.origin import mask_secrets
 from hfexp.run_directory import RunDirectory
 from hfexp.screen import note
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal
+from hfexp.tracking.journal import Journal, now
 from hfexp.tracking.recovery import append_closing, close_gone_runs
 from hfexp.tracking.store import settle
 from hfexp.tracking.writer import Writer
@@ -153,11 +152,6 @@ class MlflowTracker:
     def _close_gone_runs(self) -> None:
         for run_id in close_gone_runs(self.delivery.client(), str(self.uri), self.delivery.output_dir):
             logger.info("closed the run %s, whose process is gone", run_id)
-
-
-def now() -> int:
-    """Milliseconds since 1970, as MLflow counts."""
-    return int(time.time() * 1000)
 
 
 def masked(tags: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,167 @@
+"""Read what other people, other versions or a crash may have written: as plain data, inside its own directory.
+
+A run directory may be unpacked from an archive, lie on a disk that others write to, or be named by a tag of a shared
+store. Its files say what they like: nothing that they name is opened, sent, removed or built unless it passed here.
+"""
+
+import functools
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from hfexp.errors import DataError
+
+MAX_BYTES = 64 * 2**20
+"""A record is a few kilobytes; a larger file is none."""
+
+T = TypeVar("T")
+
+
+class DamagedRecord(DataError):
+    """A file of a record can't be read, or does not hold what it should."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file; a pipe or a device, which could block for ever, is refused.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedRecord: it can't be read.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise DamagedRecord(f"{path} is not a regular file")
+            content = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(path)) from error
+    except OSError as error:
+        raise DamagedRecord(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise DamagedRecord(f"{path} has more than {MAX_BYTES >> 20} MiB, which no record has")
+    return content
+
+
+def read_record(path: Path, shape: type[T]) -> T:
+    """Read a JSON file as a dataclass or another type; keys that the type does not have are left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedRecord: it can't be read, or a value is missing or of another type.
+    """
+    return parse(read_bytes(path), shape, str(path))
+
+
+def parse(content: bytes, shape: type[T], name: str) -> T:
+    """Parse JSON as a dataclass or another type; `name` says in messages where it is from.
+
+    Raises:
+        DamagedRecord: it is not JSON, or a value is missing or of another type.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(shape).validate_json(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DamagedRecord(f"{name} is damaged{f' at {place!r}' if place else ''}: {first['msg']}") from error
+
+
+@functools.cache
+def _adapter(shape: type[T]) -> Any:
+    """Build the checker of a type once; pydantic is imported where a record is read, not with a `--help`."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def has_shape(value: Any, shape: Any) -> bool:
+    """Tell whether a value that was parsed from JSON fits a type."""
+    from pydantic import ValidationError
+
+    try:
+        _adapter(shape).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file as plain values.
+
+    Aliases are refused: a few lines of them become gigabytes of values (the "billion laughs").
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedRecord: it can't be read.
+    """
+    content = read_bytes(path)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=loader)):
+            raise DamagedRecord(f"{path} has aliases, which hfexp never writes and does not read")
+        return yaml.load(content, Loader=loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedRecord(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def inside(directory: Path, name: str) -> Path:
+    """Give the path of a file or directory below another one.
+
+    Raises:
+        DamagedRecord: the name is absolute or has a `..`, or a link on its way leads out of the directory.
+    """
+    path = directory / name
+    is_plain = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+    if not is_plain or not path.resolve().is_relative_to(directory.resolve()):
+        raise DamagedRecord(f"{name!r} is not inside {directory}")
+    return path
+
+
+def why_foreign(directory: Path, output_dir: Path) -> str | None:
+    """Say why a run directory is not one of the user's own; None if nothing speaks against it.
+
+    It must lie in `output_dir`, where links lead, and belong to the user of this process or to the owner of
+    `output_dir`, which the user named: on some network disks and in containers, files belong to neither root nor
+    oneself.
+    """
+    try:
+        place, top = directory.resolve(strict=True), output_dir.resolve(strict=True)
+    except OSError as error:
+        return f"{directory} can't be read: {error.strerror}"
+    if place == top or not place.is_relative_to(top):
+        return f"{directory} is not in {output_dir}"
+    return why_not_owned(place, output_dir)
+
+
+def why_not_owned(directory: Path, output_dir: Path) -> str | None:
+    """Say whose a directory is, if it is neither the user's nor of the owner of `output_dir`."""
+    if not hasattr(os, "geteuid"):
+        return None
+    owner = directory.stat().st_uid
+    owners = {os.geteuid(), *([output_dir.stat().st_uid] if output_dir.is_dir() else [])}
+    return None if owner in owners else f"{directory} belongs to another user (uid {owner})"
+
+
+def why_not_contained(path: Path, directory: Path) -> str | None:
+    """Say what in a file or tree below `directory` leads out of it, or is neither file nor directory."""
+    if path.is_symlink() or not path.is_dir():
+        return _why_not_plain(path, directory)
+    with os.scandir(path) as entries:
+        for entry in entries:
+            place = Path(entry.path)
+            is_plain = entry.is_file(follow_symlinks=False)
+            problem = None if is_plain else why_not_contained(place, directory)
+            if problem:
+                return problem
+    return None
+
+
+def _why_not_plain(path: Path, directory: Path) -> str | None:
+    if not path.resolve().is_relative_to(directory.resolve()):
+        return f"{path} is a link that leads out of {directory}"
+    return None if path.is_file() or path.is_dir() else f"{path} is neither a file nor a directory"
