@@ -13,13 +13,6 @@ from hfexp.launch import reports
 from hfexp.recording import Recorder
 from hfexp.screen import end_bar, is_terminal, move_bar, say
 
-SESSION_METRICS = frozenset(
-    {
-        "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss", "total_flos",
-        "train_data_seconds", "train_compute_seconds", "train_evaluate_and_save_seconds",
-    }
-)  # fmt: skip
-
 
 class RecordTraining(TrainerCallback):
     """Passes what the Trainer logs to the record, at its step, and says which checkpoints there are."""
@@ -44,8 +37,6 @@ class RecordTraining(TrainerCallback):
             return
         # Own metrics and callbacks may give NumPy's numbers, or tensors of one.
         numbers = {name: float(value) for name, value in logs.items() if hasattr(value, "__float__")}
-        if self.recorder.directory.resumed:  # these cover only the part since the resumption, not the run
-            numbers = {name: value for name, value in numbers.items() if name not in SESSION_METRICS}
         self.recorder.tracker.log_metrics(numbers, state.global_step)
 
 

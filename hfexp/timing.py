@@ -1,14 +1,19 @@
 """Where the time of a training goes: waiting for data, computing, evaluating and saving; and its memory."""
 
 import contextlib
+import json
 import resource
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_pt_utils import find_batch_size
+
+from hfexp.outside import read_record
 
 if TYPE_CHECKING:
     import transformers
@@ -18,6 +23,20 @@ else:
     _Base = object
 
 
+FILE = "timing.json"
+
+
+@dataclass
+class Sums:
+    """What a training has taken up to a checkpoint, over all its starts: in seconds, rows, and losses of steps."""
+
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    aside_seconds: float = 0.0
+    samples: int = 0
+    loss: float = 0.0
+
+
 class Timed(_Base):
     """Mixin for a Transformers `Trainer`: adds rates to what it logs, and totals to what it logs last.
 
@@ -25,17 +44,27 @@ class Timed(_Base):
     processes together and without the time of evaluations; `data_time_share`, the share of that time in which the
     model waited for data. At the end `train_data_seconds`, `train_compute_seconds`, `train_evaluate_and_save_seconds`,
     `peak_memory_mb` of the process and, per accelerator, `peak_gpu_<i>_memory_mb` of torch's allocator.
+
+    A resumed training goes on from the sums in its checkpoint: what it logs last is of the whole training, of all the
+    steps that count.
     """
 
+    _before: "Sums | None" = None
+    """Of the checkpoint that the training goes on from."""
     _data_seconds = 0.0
     _aside_seconds = 0.0
     """Logging, evaluating and saving."""
-    _is_aside = False
+    _aside_since: float | None = None
     _samples = 0
     _tokens = 0
     _began: float | None = None
     _mark: tuple[float, float, float, int, int] | None = None
     """Time, data seconds, seconds aside, samples, tokens when the last loss was logged."""
+
+    @property
+    def seconds_before(self) -> float:
+        """Give the seconds of training up to the checkpoint that this start goes on from."""
+        return self._before.seconds if self._before else 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -53,15 +82,15 @@ class Timed(_Base):
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """What is done in the block is no training: its time counts as that of logging, evaluating and saving."""
-        if self._is_aside:
+        if self._aside_since is not None:
             yield
             return
-        start, self._is_aside = time.perf_counter(), True
+        self._aside_since = time.perf_counter()
         try:
             yield
         finally:
-            self._aside_seconds += time.perf_counter() - start
-            self._is_aside = False
+            self._aside_seconds += time.perf_counter() - self._aside_since
+            self._aside_since = None
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
         with self.aside():
@@ -70,9 +99,43 @@ class Timed(_Base):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._mark is not None:
             logs |= self._rates()
-        elif "train_runtime" in logs and self._began is not None:
-            logs |= self._totals(self._began)
+        elif "train_runtime" in logs:
+            logs |= self._totals(logs)
         super().log(logs, start_time)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        if resume_from_checkpoint is not None:
+            with contextlib.suppress(FileNotFoundError):  # of a version that kept none: only this part is known
+                self._before = read_record(Path(str(resume_from_checkpoint), FILE), Sums)
+        return super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            loss = self._total_loss_scalar + self._tr_loss.item()  # the latter since the last one was logged
+            Path(output_dir, FILE).write_text(json.dumps(asdict(self._sums(loss))))
+
+    def _sums(self, loss: float) -> "Sums":
+        """Add up what this start has taken, and those before it; `loss`: the sum over the steps of this one."""
+        before, now = self._before or Sums(), time.perf_counter()
+        elapsed = now - self._began if self._began is not None else 0.0
+        aside = self._aside_seconds + (now - self._aside_since if self._aside_since is not None else 0.0)
+        return Sums(
+            before.seconds + elapsed,
+            before.data_seconds + self._data_seconds,
+            before.aside_seconds + aside,
+            before.samples + self._samples * self.args.world_size,
+            before.loss + loss,
+        )
 
     def _rates(self) -> dict[str, float]:
         """Since the loss before this one."""
@@ -85,14 +148,21 @@ class Timed(_Base):
         rates = {"samples_per_second": processes * samples / busy, "data_time_share": min(data / busy, 1.0)}
         return rates | ({"tokens_per_second": processes * tokens / busy} if tokens else {})
 
-    def _totals(self, began: float) -> dict[str, float]:
-        total = time.perf_counter() - began
-        return {
-            "train_data_seconds": self._data_seconds,
-            "train_compute_seconds": total - self._data_seconds - self._aside_seconds,
-            "train_evaluate_and_save_seconds": self._aside_seconds,
-            **peak_memory(),
+    def _totals(self, logs: dict[str, float]) -> dict[str, float]:
+        """Give what is logged last: of the whole training, also where a part of it was done before."""
+        sums = self._sums(self._total_loss_scalar)
+        parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}
+        parts["train_compute_seconds"] = sums.seconds - sums.data_seconds - sums.aside_seconds
+        if self._before is None:
+            return {**parts, **peak_memory()}
+        runtime, steps = self._before.seconds + logs["train_runtime"], self.state.global_step
+        whole = {
+            "train_runtime": runtime,
+            "train_samples_per_second": sums.samples / runtime,
+            "train_steps_per_second": steps / runtime,
+            "train_loss": sums.loss / max(steps, 1),
         }
+        return {**whole, **parts, **peak_memory()}
 
 
 def peak_memory() -> dict[str, float]:

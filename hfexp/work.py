@@ -94,7 +94,7 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
         best_metric=best_metric,
         best_step=best_step,
         report=report,
-        train_seconds=progress.train_seconds,
+        train_seconds=trainer.seconds_before + progress.train_seconds,
         pruned_step=pruned_step,
         model=trainer.model,
     )
