@@ -35,7 +35,8 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     args = _parse(words)
     own = [Path(given).resolve() for given in (args.config_dir, args.config_path) if given]
     app = hydra.main(config_path=str(conf_dir()), config_name=composition.CONFIG_NAME, **composition.hydra_kwargs())
-    with own_options_first(*own, *composition.searched(args.overrides)), composition.explained(), _hydra_raises():
+    options = own_options_first(*own, *composition.searched(args.overrides))
+    with options, composition.explained(), _hydra_raises(), _checked_sections():
         sys.argv[1:] = hydra_words(words, commands)
         _say_what_is_replaced(args.shell_completion)
         app(function)()
@@ -99,6 +100,30 @@ def _say_what_is_replaced(quiet: bool) -> None:
             f"{one_of(replaced)} {'take' if several else 'takes'} the place of the shipped "
             f"file{'s' if several else ''} with {'these names' if several else 'this name'}"
         )
+
+
+@contextlib.contextmanager
+def _checked_sections() -> Iterator[None]:
+    """Check Hydra's own sections once they are composed; its callbacks are the first thing that it builds of them."""
+    from hydra._internal import hydra as internal
+    from omegaconf import OmegaConf
+
+    from hfexp.targets import check_hydra
+
+    original = internal.Callbacks
+
+    def checked(config: Any = None) -> Any:
+        if config is not None:
+            sections: Any = OmegaConf.to_container(config.hydra, resolve=False)
+            allowed = OmegaConf.select(config, "security.allowed_targets")
+            check_hydra(sections, list(allowed or []))
+        return original(config)
+
+    internal.Callbacks = checked  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        internal.Callbacks = original
 
 
 @contextlib.contextmanager

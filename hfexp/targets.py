@@ -6,29 +6,69 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
-ALLOWED = (
-    "hfexp.docstrings", "hfexp.sources", "hfexp.tasks", "hfexp.metrics", "hfexp.images", "hfexp.language",
-    "hfexp.text", "hfexp.training", "hfexp.profiling",
-    "accelerate", "datasets", "evaluate", "optuna", "peft", "sklearn", "timm", "torch.nn", "torch.optim",
-    "torch.utils.data", "torchvision", "transformers",
-)  # fmt: skip
-"""Where targets may live, beside the user's own project and `security.allowed_targets`."""
 
-DENIED = (
-    "accelerate.commands", "accelerate.launchers", "accelerate.utils", "accelerate.test_utils",
-    "datasets.commands", "datasets.utils", "evaluate.commands", "evaluate.utils", "optuna.storages", "optuna.cli",
-    "sklearn.utils", "sklearn.externals", "timm.models.load_checkpoint", "timm.models.helpers", "timm.models._helpers",
-    "timm.utils", "torch.utils.data.datapipes", "torchvision.datasets.utils", "torchvision._internally_replaced_utils",
-    "transformers.commands", "transformers.cli", "transformers.dynamic_module_utils", "transformers.testing_utils",
-    "transformers.utils",
+@dataclass(frozen=True)
+class Place:
+    """What may be built at a key, beside the user's own code and `security.allowed_targets`."""
+
+    modules: tuple[str, ...] = ()
+    """All that lives in them."""
+    names: tuple[str, ...] = ()
+    """Exactly these."""
+    kinds: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """A package, and names of base classes: its classes that have one of these."""
+
+    def admits(self, path: str, target: Any) -> bool:
+        """Tell whether an object at a dotted path may be built."""
+        package, home = path.partition(".")[0], _home(target)
+        if path in self.names:
+            return home.partition(".")[0] == package
+        if _is_below(path, self.modules) and _is_below(home, self.modules):
+            return True
+        bases = {base.__name__ for base in target.__mro__} if isinstance(target, type) else set()
+        return home.partition(".")[0] == package and any(
+            package == allowed and bases & set(names) for allowed, names in self.kinds
+        )
+
+    def __str__(self) -> str:
+        kinds = (f"a {' or '.join(names)} of {package}" for package, names in self.kinds)
+        return one_of([*self.modules, *self.names, *kinds]) or "nothing of a package"
+
+
+SAFE_SOURCES = (
+    "load_dataset", "load_from_disk", "concatenate_datasets", "interleave_datasets", "DatasetDict", "Features",
+    "Value", "ClassLabel", "Image", "List", "Dataset.from_csv", "Dataset.from_json", "Dataset.from_parquet",
+    "Dataset.from_text", "Dataset.from_dict", "Dataset.from_list",
 )  # fmt: skip
-"""Inside the allowed packages: what runs code, starts processes or loads pickles."""
+PROCESSORS = ("ImageProcessingMixin", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin")
+PLACES = {
+    "task": Place(modules=("hfexp.tasks",)),
+    "model": Place(modules=("torch.nn",)),
+    "model.processor": Place(
+        names=("hfexp.text.byte_tokenizer", "hfexp.text.subword_tokenizer"), kinds=(("transformers", PROCESSORS),)
+    ),
+    "model.peft": Place(kinds=(("peft", ("PeftConfig",)),)),
+    "dataset.source": Place(
+        modules=("hfexp.sources", "hfexp.docstrings"), names=tuple(f"datasets.{name}" for name in SAFE_SOURCES)
+    ),
+    "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
+    "trainer": Place(names=("hfexp.training.Trainer",)),
+    "trainer.callbacks": Place(
+        names=("hfexp.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
+    ),
+    "metrics": Place(modules=("hfexp.metrics",), names=("evaluate.load", "evaluate.combine")),
+    "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
+    "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
+}
+"""What is built at each key, and below it. A package as a whole has too much that runs code, loads pickles, writes or
+fetches (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
 
 
 def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:
@@ -88,15 +128,56 @@ def targets_in(node: Any) -> set[str]:
 
 
 def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
-    """Import the object at a dotted path, if the allow-list admits it."""
-    _require_allowed(path, key, path, allowed)
+    """Import the object at a dotted path, if it may be built at this key.
+
+    Raises:
+        ConfigError: it may not, or does not exist.
+    """
+    place = _place_of(key)
+    if not (_is_trusted(path, allowed) or _may_hold(place, path)):
+        raise _refused(path, key, place)
     target = _import(path, key)
     if not callable(target):
         raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
-    # An allowed package can expose a foreign object as an attribute (torch.os.system): what counts is where it lives.
-    home = getattr(target, "__module__", None) or type(getattr(target, "__self__", None)).__module__
-    _require_allowed(f"{home}.{getattr(target, '__name__', '')}", key, path, allowed)
+    # A module can expose a foreign object as an attribute (torch.os.system): what counts is where it lives.
+    home = _home(target)
+    is_trusted = _is_trusted(path, allowed) and (_is_trusted(home, allowed) or place.admits(home, target))
+    if not (is_trusted or place.admits(path, target)):
+        raise _refused(path, key, place)
     return target
+
+
+def _home(target: Any) -> str:
+    """Give the dotted path under which an object was defined."""
+    module = getattr(target, "__module__", None) or type(getattr(target, "__self__", None)).__module__
+    return f"{module}.{getattr(target, '__name__', '')}"
+
+
+def _place_of(key: str) -> Place:
+    """Find what may be built at a key: of `trainer.callbacks.x._target_`, that of `trainer.callbacks`."""
+    parts = key.split(".")
+    known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((PLACES[name] for name in known if name in PLACES), Place())
+
+
+def _may_hold(place: Place, path: str) -> bool:
+    """Tell whether a path may be imported at all, to be looked at; private names are nobody's interface."""
+    is_private = any(part.startswith("_") for part in path.split("."))
+    packages = tuple(package for package, _ in place.kinds)
+    return not is_private and (path in place.names or _is_below(path, (*place.modules, *packages)))
+
+
+def _refused(path: str, key: str, place: Place) -> ConfigError:
+    return ConfigError(
+        f"{key}: {path} is not allowed here, where it could run code, load pickles, write or fetch. Allowed: {place}, "
+        f"modules of your own project (below {Path.cwd()}), and what security.allowed_targets lists"
+    )
+
+
+def _is_trusted(path: str, allowed: list[str] | None) -> bool:
+    """Tell whether an object is of the user's own project, or one that the user allows."""
+    package = path.partition(".")[0]
+    return _is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package))
 
 
 def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
@@ -125,20 +206,6 @@ def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: fr
     lacking = [n for n in needed if n not in given and n not in runtime]
     if lacking:
         raise ConfigError(f"{key}.{lacking[0]} is required by {node['_target_']}: give {key}.{lacking[0]}=...")
-
-
-def _require_allowed(path: str, key: str, shown: str, allowed: list[str] | None) -> None:
-    package = path.partition(".")[0]
-    if _is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package)):
-        return
-    private = path == shown and any(part.startswith("_") for part in path.split("."))
-    if _is_below(path, ALLOWED) and (private or _is_below(path, DENIED)):
-        raise ConfigError(f"{key}: {shown} is refused, because it can run code or load pickles")
-    if not _is_below(path, ALLOWED):
-        raise ConfigError(
-            f"{key}: {shown} is not allowed. Allowed: {one_of(ALLOWED)}, modules of your own project "
-            f"(below {Path.cwd()}), and what security.allowed_targets lists"
-        )
 
 
 def _is_below(path: str, names: Iterable[str]) -> bool:
@@ -182,3 +249,53 @@ def _import(path: str, key: str) -> Any:
                 raise ConfigError(f"{key}: {path} is refused: it leads out of {parts[0]}, to {target.__name__}")
         return target
     raise ConfigError(f"{key}: there is no module {parts[0]!r}; write the full dotted path of a class or function")
+
+
+PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")
+"""Where Hydra takes launchers and sweepers from, and nothing else."""
+LOGGING_KEYS = ("()", "class", "_target_", "factory", "queue", "listener")
+LOGGING = (
+    "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter", "logging.Filter",
+    "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
+    "logging.handlers.WatchedFileHandler", "colorlog.ColoredFormatter", "rich.logging.RichHandler",
+)  # fmt: skip
+"""Classes of handlers and formatters that only write to a stream or a file."""
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+
+def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -> None:
+    """Check what Hydra builds by itself before hfexp begins: callbacks, launcher, sweeper, logging.
+
+    Args:
+        sections: `hydra` of the composed configuration, as plain values.
+
+    Raises:
+        ConfigError: one is not allowed.
+    """
+    for name in ("callbacks", "launcher", "sweeper"):
+        for key, node in _nodes(sections.get(name), f"hydra.{name}"):
+            target = str(node["_target_"])
+            if name == "callbacks" or not _is_below(target, PLUGINS):
+                locate(target, f"{key}._target_", allowed)
+    for name in ("job_logging", "hydra_logging"):
+        _check_logging(sections.get(name), f"hydra.{name}", allowed)
+
+
+def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings with a `_target_`, by their keys."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield key, node
+    for name, value in items:
+        yield from _nodes(value, f"{key}.{name}")
+
+
+def _check_logging(node: Any, key: str, allowed: list[str] | None) -> None:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        place, text = f"{key}.{name}", value if isinstance(value, str) else ""
+        if text and name in LOGGING_KEYS and text not in LOGGING and not _is_trusted(text, allowed):
+            raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(LOGGING)}, and your own modules")
+        if text.startswith("ext://") and text not in STREAMS:
+            raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(STREAMS)}")
+        _check_logging(value, place, allowed)

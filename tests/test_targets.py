@@ -5,50 +5,91 @@ from pathlib import Path
 
 import pytest
 
+from hfexp import cli
 from hfexp.errors import ConfigError
-from hfexp.targets import check, instantiate, locate
+from hfexp.targets import PLACES, check, check_hydra, instantiate, locate
 
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "os.system",
-        "subprocess.run",
-        "builtins.eval",
-        "torch.os.system",
-        "torch.load",
-        "torch.hub.load",
-        "torch._utils._rebuild_tensor",
-        "mlflow.pyfunc.load_model",
-        "torch.serialization.load",
-        "shutil.rmtree",
-        "transformers.utils.os.system",
-        "datasets.load.importlib.import_module",
-        "torch.sys.path.append",
-        "torch.utils.collect_env.run",
-        "transformers.utils.import_utils.direct_transformers_import",
-        "mlflow.sklearn.load_model",
-        "timm.models.helpers.load_checkpoint",
-        "hfexp.cli.main",
-        "hfexp.targets.locate",
-        "torchvision.datasets.os.system",
-        "sklearn.datasets.warnings.warn",
-    ],
-)
-def test_dangerous_targets_are_refused(path: str) -> None:
-    with pytest.raises(ConfigError, match="refused|not allowed|has no"):
-        locate(path, "task._target_")
-
-
-USEFUL = (
-    "torch.nn.Linear torch.optim.AdamW torchvision.transforms.v2.Resize transformers.ViTImageProcessor "
-    "datasets.load_dataset evaluate.load sklearn.svm.SVC"
+KEYS = sorted(PLACES)
+DANGEROUS = (
+    "os.system subprocess.run builtins.eval torch.os.system torch.load torch.hub.load torch._utils._rebuild_tensor "
+    "mlflow.pyfunc.load_model torch.serialization.load shutil.rmtree transformers.utils.os.system pandas.read_pickle "
+    "datasets.load.importlib.import_module torch.sys.path.append torch.utils.collect_env.run fractions.Fraction "
+    "transformers.utils.import_utils.direct_transformers_import mlflow.sklearn.load_model "
+    "torch.nn.modules.module.torch "
+    "timm.models.helpers.load_checkpoint hfexp.cli.main hfexp.targets.locate torchvision.datasets.os.system "
+    "sklearn.datasets.warnings.warn torchvision.transforms.transforms.torch.load torch.nn.modules.module.torch.load "
+    # Of known packages: they run code, load pickles, write or fetch.
+    "datasets.load.import_main_class datasets.Dataset.from_generator datasets.Dataset.from_sql "
+    "datasets.Dataset.from_spark "
+    "datasets.load_dataset_builder evaluate.loading.import_main_class evaluate.loading.evaluation_module_factory "
+    "torchvision.io.write_png torchvision.io.write_jpeg torchvision.io.read_file torchvision.datasets.DatasetFolder "
+    "sklearn.datasets.dump_svmlight_file sklearn.datasets.clear_data_home sklearn.datasets.fetch_openml "
+    "sklearn.preprocessing.FunctionTransformer transformers.AutoModel.from_pretrained transformers.pipeline "
+    "transformers.AutoTokenizer.from_pretrained transformers.ViTImageProcessor.from_pretrained optuna.delete_study "
+    "optuna.load_study optuna.storages.RDBStorage peft.PeftModel.from_pretrained hfexp.images.open_image "
+    "timm.create_model accelerate.notebook_launcher torch.utils.data.DataLoader transformers.TrainingArguments "
+    "hydra.utils.get_method hydra.utils.instantiate hydra.experimental.callbacks.PickleJobInfoCallback"
 )
 
 
-@pytest.mark.parametrize("path", USEFUL.split())
-def test_useful_targets_are_allowed(path: str) -> None:
-    assert callable(locate(path, "x"))
+@pytest.mark.parametrize("path", DANGEROUS.split())
+def test_dangerous_targets_are_refused_everywhere(path: str) -> None:
+    for key in KEYS:
+        with pytest.raises(ConfigError, match="not allowed|has no|leads out|is a module"):
+            locate(path, f"{key}.x._target_")
+
+
+USEFUL = {
+    "task": "hfexp.tasks.image_classification.ImageClassification",
+    "model.head": "torch.nn.Linear",
+    "model.processor": "transformers.ViTImageProcessor transformers.PreTrainedTokenizerFast hfexp.text.byte_tokenizer",
+    "model.peft": "peft.LoraConfig peft.IA3Config",
+    "dataset.source": "datasets.load_dataset datasets.Dataset.from_csv hfexp.sources.table hfexp.sources.hub",
+    "transform.prepare.0": "torchvision.transforms.v2.Resize torchvision.transforms.Compose hfexp.images.ToRGB",
+    "transform.augment.1.transforms.0": "torch.nn.Identity torchvision.transforms.v2.functional.hflip",
+    "trainer": "hfexp.training.Trainer",
+    "trainer.callbacks.own": "transformers.integrations.MLflowCallback transformers.EarlyStoppingCallback",
+    "metrics.accuracy": "hfexp.metrics.Accuracy evaluate.load",
+    "search.sampler": "optuna.samplers.TPESampler",
+    "hydra.callbacks.log": "hydra.experimental.callbacks.LogJobReturnCallback",
+}
+
+
+@pytest.mark.parametrize("key", USEFUL)
+def test_useful_targets_are_allowed_where_they_belong(key: str) -> None:
+    for path in USEFUL[key].split():
+        assert callable(locate(path, f"{key}._target_"))
+
+
+def test_what_hydra_builds_is_checked_too() -> None:
+    own = {"handlers": {"file": {"class": "logging.FileHandler", "filename": "x.log"}}, "root": {"handlers": ["file"]}}
+    console = {"handlers": {"console": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}}}
+    launcher = {"_target_": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "n_jobs": 2}
+    check_hydra({"callbacks": None, "launcher": launcher, "job_logging": own, "hydra_logging": console})
+    wrong: list[dict[str, object]] = [
+        {"callbacks": {"a": {"_target_": "pandas.read_pickle"}}},
+        {
+            "callbacks": {
+                "a": {"_target_": "hydra.experimental.callbacks.LogJobReturnCallback", "x": [{"_target_": "a.b"}]}
+            }
+        },
+        {"launcher": {**launcher, "verbose": {"_target_": "pandas.read_pickle"}}},
+        {"sweeper": {"_target_": "tempfile.mkdtemp"}},
+        {"job_logging": {"formatters": {"a": {"()": "logging.config.fileConfig", "fname": "x"}}}},
+        {"hydra_logging": {"handlers": {"a": {"class": "logging.handlers.SMTPHandler"}}}},
+        {"job_logging": {"handlers": {"a": {"class": "logging.StreamHandler", "stream": "ext://os.environ"}}}},
+        {"job_logging": {"filters": [{"()": "tempfile.mkdtemp"}]}},
+    ]
+    for sections in wrong:
+        with pytest.raises(ConfigError, match=r"hydra\..* is not allowed"):
+            check_hydra(sections)
+
+
+def test_a_callback_of_hydra_is_refused_before_it_is_built(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["debug=fast", "+hydra.callbacks.a._target_=tempfile.mkdtemp", f"+hydra.callbacks.a.dir={place}"]
+    assert cli.main(words) == 2
+    assert "hydra.callbacks.a._target_: tempfile.mkdtemp is not allowed here" in capsys.readouterr().err
+    assert list(place.iterdir()) == []
 
 
 def test_own_module_in_the_project_is_allowed_and_others_on_request(
@@ -60,36 +101,38 @@ def test_own_module_in_the_project_is_allowed_and_others_on_request(
     with pytest.raises(ConfigError, match="security.allowed_targets"):
         locate("fractions.Fraction", "x")
     assert instantiate({"_target_": "fractions.Fraction", "numerator": 3}, "x", ["fractions"]) == 3
+    (place / "my_loot.py").write_text("from pandas import read_pickle\n")  # what it only passes on is not its own
+    with pytest.raises(ConfigError, match="not allowed"):
+        locate("my_loot.read_pickle", "dataset.source")
 
 
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": "hfexp.metrics.TopKAccuracy", "kk": 1}, "unknown key 'm.kk'.*Did you mean 'k'"),
-        ({"_target_": "hfexp.sources.image_folder"}, "m.data_dir is required"),
+        ({"_target_": "hfexp.metrics.TopKAccuracy", "kk": 1}, "unknown key 'metrics.kk'.*Did you mean 'k'"),
         ({"_target_": "hfexp.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
-        ({"_target_": "hfexp.tasks.nothing.X"}, "hfexp.tasks has no 'nothing'"),
-        ([{"_target_": "os.system"}], r"m\.0\._target_"),
+        ({"_target_": "hfexp.metrics.Nothing.X"}, "hfexp.metrics has no 'Nothing'"),
+        ([{"_target_": "os.system"}], r"metrics\.0\._target_"),
         (
             {"_target_": "hfexp.metrics.TopKAccuracy", "k": "${oc.create:{_target_:pandas.read_pickle}}"},
-            r"m\.k=.* is not resolved here",
+            r"metrics\.k=.* is not resolved here",
         ),
     ],
 )
 def test_wrong_nodes_name_their_key(node: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(node, "m")
+        check(node, "metrics")
 
 
 def test_runtime_objects_may_not_be_config_keys() -> None:
-    with pytest.raises(ConfigError, match="m.k is set by hfexp"):
-        instantiate({"_target_": "hfexp.metrics.TopKAccuracy", "k": 1}, "m", k=2)
+    with pytest.raises(ConfigError, match="metrics.k is set by hfexp"):
+        instantiate({"_target_": "hfexp.metrics.TopKAccuracy", "k": 1}, "metrics", k=2)
 
 
 def test_containers_are_plain_and_partial_works() -> None:
-    built = instantiate({"_target_": "transformers.BatchEncoding", "data": {"a": {"b": [1, 2]}}}, "m")
-    assert type(built["a"]) is dict
-    assert type(built["a"]["b"]) is list
+    built = instantiate({"_target_": "transformers.ViTImageProcessor", "own": {"b": [1, 2]}}, "model.processor")
+    assert type(built.own) is dict
+    assert type(built.own["b"]) is list
     assert isinstance(
-        instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "in_features": 2}, "m"), functools.partial
+        instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "in_features": 2}, "model"), functools.partial
     )
