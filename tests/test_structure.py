@@ -149,7 +149,6 @@ LAYERS = [
         "hfexp.predicting.settings",
     ],
     [
-        "hfexp.errors",
         "hfexp.directions",
         "hfexp.idle_threads",
         "hfexp.machine",
@@ -163,8 +162,11 @@ LAYERS = [
         "hfexp.docstrings",
         "hfexp.launch.reports",
         "hfexp.predicting",
+        "hfexp.sweep.membership",
     ],
-    ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials", "hfexp.sweep.membership"],
+    ["hfexp.outside"],
+    ["hfexp.errors"],
+    ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials"],
 ]
 """From the shell down; a module imports only from layers below its own."""
 
