@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 EXIT_FAILED = 1
 EXIT_WRONG_INPUT = 2
+EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+EXITS_ASKED_FOR = (EXIT_HANGUP, EXIT_TERMINATED)
+"""Of a process that ended itself because SIGHUP or SIGTERM asked it to."""
 
 
 class _Told(Exception):
@@ -59,11 +62,23 @@ def in_row(number: Callable[[], int]) -> Iterator[None]:
         raise DataError(f"row {number()}: {error}") from error
 
 
+def exit_code(number: int) -> int:
+    """Give the exit code for an end by a signal, as shells count: 128 and its number."""
+    return 128 + number
+
+
 class Terminated(SystemExit):
-    """The process was asked to stop (SIGTERM); a checkpoint has been written if training had begun."""
+    """The process was asked to stop (SIGTERM, SIGHUP); a checkpoint has been written if training had begun."""
 
     def __init__(self, code: int = EXIT_TERMINATED) -> None:
         super().__init__(code)
+
+    @property
+    def reason(self) -> str:
+        """Say what asked it to."""
+        return (
+            "stopped by SIGHUP (hangup: its terminal was closed)" if self.code == EXIT_HANGUP else "stopped by SIGTERM"
+        )
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -104,7 +104,7 @@ def run(config: Config, origin: Origin) -> Result:
 
     Raises:
         ConfigError: it can't be run as asked; nothing was created.
-        Terminated: SIGTERM arrived; the same experiment continues from the checkpoint that was written.
+        Terminated: SIGTERM or SIGHUP arrived; the same experiment continues from the checkpoint that was written.
     """
     started = time.time()
     quiet.quiet_libraries()

@@ -30,7 +30,7 @@ from hfexp.errors import ConfigError, in_row
 from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, rng_state, seed_cpu
-from hfexp.screen import note, say
+from hfexp.screen import console, note, say
 from hfexp.sources import name_of, source_row
 from hfexp.targets import targets_in
 from hfexp.tasks.base import Task
@@ -272,6 +272,6 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     from rich.progress import Progress
 
-    with Progress(transient=True, refresh_per_second=4) as bar:
+    with Progress(transient=True, refresh_per_second=4, console=console()) as bar:
         task_id = bar.add_task(text, total=total)
         yield lambda count: bar.advance(task_id, count)

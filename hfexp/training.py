@@ -1,10 +1,9 @@
 """The Trainer, and training with it: resumable, stoppable, with keyed sampling."""
 
+import contextlib
 import functools
 import importlib.util
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -15,10 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfexp.checkpoints import TrueCheckpoints
 from hfexp.divergence import StopWhenDiverged
-from hfexp.errors import EXIT_TERMINATED, ConfigError, Terminated
+from hfexp.errors import ConfigError, Terminated, exit_code
 from hfexp.processing import ProcessedDataset
 from hfexp.sampling import EpochSampler
 from hfexp.scoring import MetricSet
+from hfexp.signals import count_once, handled
 from hfexp.stream_training import StreamTraining
 from hfexp.tasks.base import Task
 from hfexp.timing import Timed
@@ -127,25 +127,30 @@ class TellEpoch(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM in training: finish the step, write a checkpoint, then end with exit code 143; elsewhere at once.
+    """On SIGTERM or SIGHUP in training: finish the step, write a checkpoint, then end (143, 129); elsewhere at once.
 
     At the end of an epoch the checkpoint waits for the epoch's evaluation, which a resumed run would not repeat.
-    A second signal does not wait.
+    A second SIGTERM does not wait.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._asked: list[int] = []
+        """Signals that have come."""
         self._training = False
-        self._previous: Any = None
+        self._handled = contextlib.ExitStack()
 
     def __enter__(self) -> "StopOnSignal":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+        self._handled.enter_context(handled(self._request))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self._handled.close()
+
+    @property
+    def ending(self) -> Terminated:
+        """Give what ends the run; the signal that came first says why."""
+        return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
 
     @property
     def due(self) -> bool:
@@ -153,8 +158,10 @@ class StopOnSignal(TrainerCallback):
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or not self._training:
-            raise Terminated(EXIT_TERMINATED)
+        count_once(number)
+        if number in self._asked or not self._training:
+            raise Terminated(exit_code(number))
+        self._asked.append(number)
         self.requested = True
 
     def on_train_begin(
@@ -167,7 +174,7 @@ class StopOnSignal(TrainerCallback):
     ) -> None:
         self._training = False
         if self.requested:
-            raise Terminated(EXIT_TERMINATED)
+            raise self.ending
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -184,7 +191,7 @@ class StopOnSignal(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.due:
-            raise Terminated(EXIT_TERMINATED)
+            raise self.ending
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:

@@ -12,7 +12,6 @@ from hfexp.batch_norm import share_statistics
 from hfexp.concluding import chosen, evaluate, note_skipped, recorded_best, require_finite, save_model
 from hfexp.config import Config
 from hfexp.environment import Environment
-from hfexp.errors import Terminated
 from hfexp.launch import world
 from hfexp.model import build_model
 from hfexp.origin import Origin
@@ -64,7 +63,7 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     """Train, evaluate, save and record; of several processes, the first one saves and records.
 
     Raises:
-        Terminated: SIGTERM arrived; the same experiment continues from the checkpoint that was written.
+        Terminated: SIGTERM or SIGHUP arrived; the same experiment continues from the checkpoint that was written.
     """
     config, directory, is_first = job.config, job.directory, world.rank() == 0
     transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
@@ -80,7 +79,7 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
         trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
     except Exception as error:
         if stop.requested:  # a data loader worker, or another process of the run, that got the signal too
-            raise Terminated from error
+            raise stop.ending from error
         raise
     finally:
         progress.close()

@@ -8,7 +8,7 @@ from typing import Any
 from hfexp.errors import first_line
 from hfexp.launch.jobs import Order, error_of
 from hfexp.launch.reports import Progress
-from hfexp.screen import note, say
+from hfexp.screen import console, note, say
 
 
 class Board:
@@ -65,7 +65,7 @@ class Live(Lines):
         self._rows: dict[str, tuple[Order, float, Progress | None, Progress | None, float]] = {}
         self._done = 0
         self._shown = 0.0
-        self._live = RichLive(auto_refresh=False, transient=True)
+        self._live = RichLive(auto_refresh=False, transient=True, console=console())
         self._live.start()
 
     def started(self, order: Order) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp import errors
-from hfexp.errors import EXIT_TERMINATED, RunError, Terminated
+from hfexp.errors import EXITS_ASKED_FOR, RunError, Terminated
 from hfexp.process import how_it_ended
 
 INTERVAL = 0.2
@@ -51,7 +51,7 @@ class Note:
     @property
     def is_consequence(self) -> bool:
         """Whether it may only say that another process was gone, or that this one was asked to stop."""
-        return self.code == EXIT_TERMINATED or any(text in self.message for text in NEIGHBOUR_GONE)
+        return self.code in EXITS_ASKED_FOR or any(text in self.message for text in NEIGHBOUR_GONE)
 
 
 def begin(place: Path, rank: int) -> None:
@@ -124,8 +124,8 @@ class Witness:
         return next(((rank, code) for rank, code in bad if rank not in spoken), None)
 
     def _error(self, found: Note) -> BaseException:
-        if found.code == EXIT_TERMINATED:
-            return Terminated()
+        if found.code in EXITS_ASKED_FOR:
+            return Terminated(found.code)
         kind = getattr(errors, found.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
             error: Exception = kind(found.message)

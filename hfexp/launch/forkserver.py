@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 WARM = "hfexp.launch.warm"
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def context() -> ForkServerContext:
@@ -85,7 +85,7 @@ def _as_in_this_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_signals() -> Iterator[None]:
-    """A Ctrl-C while the server starts waits: here a moment, there until it has learned to ignore it."""
+    """Let a signal that comes while the server starts wait: here a moment, there until it has learned to ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

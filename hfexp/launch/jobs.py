@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import EXIT_FAILED, EXIT_TERMINATED, Interrupted, RunError, Terminated
+from hfexp.errors import EXIT_FAILED, Interrupted, RunError, Terminated
 from hfexp.launch import reports, watch
 from hfexp.launch.place import Place
 from hfexp.launch.reports import Progress
@@ -59,9 +59,10 @@ def main(order: Order, connection: Connection) -> None:
             result = _run(order)
         except BaseException as error:
             result = failure(order.overrides, _explain(error))
-            code = EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_FAILED
+            code = error.code if isinstance(error, Terminated) else EXIT_FAILED
         content = _pickle(order, result)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from here on it would only cut the result short
+        for number in (signal.SIGTERM, signal.SIGHUP):  # from here on they would only cut the result short
+            signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the launcher is gone
             connection.send_bytes(content)
     sys.exit(code)
@@ -161,7 +162,7 @@ def _require_clean_server() -> None:
 def _explain(error: BaseException) -> Exception:
     """What ended a job otherwise than by an error: that is no end of the sweep."""
     if isinstance(error, Terminated):
-        explained: Exception = Interrupted("stopped by SIGTERM; the same command continues it")
+        explained: Exception = Interrupted(f"{error.reason}; the same command continues it")
     elif isinstance(error, SystemExit):
         explained = RunError(f"the job ended itself by sys.exit({error.code!r})")
     elif isinstance(error, Exception):

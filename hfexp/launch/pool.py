@@ -3,19 +3,17 @@
 import contextlib
 import os
 import signal
-import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from types import FrameType
 from typing import Any
 
-from hfexp.errors import RunError, Terminated
+from hfexp.errors import RunError
 from hfexp.launch import forkserver, jobs
 from hfexp.launch.board import Board
 from hfexp.launch.jobs import Order
@@ -23,6 +21,7 @@ from hfexp.launch.reports import Progress
 from hfexp.launch.slots import Slot
 from hfexp.process import how_it_ended
 from hfexp.screen import note
+from hfexp.signals import noted, stop_raises
 
 
 @dataclass
@@ -86,7 +85,7 @@ class Pool:
     def run(self, orders: Sequence[Callable[[Slot], Order]]) -> list[Any]:
         """Hydra's `JobReturn` of each job, in order. A failed job does not stop the others.
 
-        Ctrl-C and SIGTERM do: every job gets SIGTERM and `grace` seconds, then they are raised.
+        Ctrl-C, SIGTERM and SIGHUP do: every job gets SIGTERM and `grace` seconds, then they are raised.
         """
         waiting, results = deque(orders), {}
         self.serve(
@@ -105,7 +104,7 @@ class Pool:
             ended: gets each job with Hydra's `JobReturn` of it, at once.
         """
         self._ended = ended
-        with sigterm_raises():
+        with stop_raises():
             try:
                 while True:
                     while self._free and (order := next_order()) is not None:
@@ -175,7 +174,7 @@ class Pool:
 
     def _stop(self) -> None:
         """End all jobs in the order in which they were started; a further signal does not wait for them."""
-        with _noted_signals() as signals:
+        with noted() as signals:
             alive = [running for running in self._running if running.process.is_alive()]
             if alive:
                 note(f"stopping, in at most {self.grace:g} s (again: at once); jobs that run: {len(alive)}")
@@ -183,7 +182,7 @@ class Pool:
                 running.process.terminate()
             deadline = time.monotonic() + self.grace
             while alive := [running for running in alive if running.process.is_alive()]:
-                if signals or time.monotonic() > deadline:
+                if set(signals) - {signal.SIGHUP} or time.monotonic() > deadline:
                     for running in alive:
                         running.kill()
                 readers = [running.reader for running in alive if not running.reader.closed]
@@ -197,36 +196,3 @@ class Pool:
         """Read what a job still sends, which would otherwise wait for that."""
         if isinstance(found, Connection) and not os.read(found.fileno(), 1 << 16):
             found.close()
-
-
-@contextlib.contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises `Terminated` meanwhile, as Ctrl-C raises `KeyboardInterrupt`."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM are only written down meanwhile."""
-    arrived: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield arrived
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: arrived.append(number)) for number in numbers}
-    try:
-        yield arrived
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.errors import Terminated
+from hfexp.errors import Terminated, exit_code
+from hfexp.signals import count_once
 from hfexp.training import StopOnSignal
 
 FOLDER = ".stop"
@@ -43,8 +44,10 @@ class StopTogether(StopOnSignal):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         # Whoever started the processes may ask more than once, and ends them if they take too long.
+        count_once(number)
         if not self._training:
-            raise Terminated
+            raise Terminated(exit_code(number))
+        self._asked.append(number)
         self.requested = True
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)

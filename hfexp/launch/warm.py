@@ -42,20 +42,23 @@ problem: str | None = None
 
 
 def _prepare_signals() -> None:
-    """Ctrl-C and SIGTERM are the launcher's business: it needs the server until its jobs have ended.
+    """Leave Ctrl-C, SIGTERM and SIGHUP to the launcher: it needs the server until its jobs have ended.
 
-    What is forked gets SIGTERM's own meaning back at once; the server itself resets SIGINT for what it forks.
+    What is forked gets the meaning of SIGTERM and SIGHUP back at once; under `nohup` the latter stays ignored. The
+    server itself resets SIGINT for what it forks.
     """
-    server = os.getpid()
+    server, hangup = os.getpid(), signal.getsignal(signal.SIGHUP)
 
     def reset() -> None:
         if os.getppid() == server:  # not in what a job forks
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, hangup)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
     os.register_at_fork(after_in_child=reset)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
 
 def _find_problem() -> str | None:

@@ -1,7 +1,6 @@
 """A plan on the screen."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from hfexp.origin import mask_secrets
 from hfexp.planning.estimate import JobCost, Total
 from hfexp.planning.jobs import PlannedJob, Standing
 from hfexp.planning.measurement import Measurement
-from hfexp.screen import note, say
+from hfexp.screen import console, note, say
 
 MOST_ROWS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -25,7 +24,6 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
         shapes: of each job, as a letter; None: it was not measured.
         costs: of one run of each job; None: not known.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -38,7 +36,7 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
         runs = f" x {job.runs}" if job.runs > 1 and cost else ""
         cells = (*cells[:2], cells[2] + runs) if measured else ()
         table.add_row(job.name, Text(job.shown or "(as composed)"), *cells, Text(mask_secrets(_standing(job))))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console().print(table)
     if len(jobs) > MOST_ROWS:
         say(f"... {len(jobs) - MOST_ROWS} more of {len(jobs)} jobs")
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hfexp.composition import as_typed, config_flags, opened
 from hfexp.errors import ConfigError
 from hfexp.launch.batches import run_in_batches
-from hfexp.launch.pool import sigterm_raises
 from hfexp.origin import Origin, command_line, mask_secrets
 from hfexp.screen import note, say
+from hfexp.signals import stop_raises
 from hfexp.sweep import summary
 from hfexp.sweep.definition import SweepDirectory, hold_sweep
 from hfexp.sweep.membership import Membership, write_membership
@@ -179,9 +179,9 @@ class _Started:
 
     @contextlib.contextmanager
     def _stopping(self, schedule: "Schedule") -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the sweep with a word about how far it is."""
+        """Ctrl-C, SIGTERM and SIGHUP end the sweep with a word about how far it is."""
         try:
-            with sigterm_raises():
+            with stop_raises():
                 yield
         except (KeyboardInterrupt, SystemExit):
             note(f"stopped: {summary.progress(schedule.trials)}; the same command continues the sweep")

@@ -1,13 +1,12 @@
 """What a person sees when a sweep ends: the table, the best point and how to run it again, what failed."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from hfexp.composition import as_typed
 from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
-from hfexp.screen import say
+from hfexp.screen import console, say
 from hfexp.sweep.ranking import best, ranked, ties
 from hfexp.sweep.table import command_of, measured
 from hfexp.sweep.trials import State, Sweep, Trial
@@ -67,7 +66,6 @@ def words(trial: Trial) -> str:
 
 
 def _show_table(sweep: Sweep) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -77,13 +75,13 @@ def _show_table(sweep: Sweep) -> None:
     rows = [*order, *others]
     table = Table("job", "overrides", *sweep.metrics, "", box=None, padding=(0, 2, 0, 0))
     for trial in rows[:MOST_ROWS]:
-        shown = _values(trial, len(sweep.metrics))
-        table.add_row(str(trial.number), Text(words(trial)), *shown, Text(_remark(trial, same)))
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print()
-    console.print(table)
+        values = _values(trial, len(sweep.metrics))
+        table.add_row(str(trial.number), Text(words(trial)), *values, Text(_remark(trial, same)))
+    shown = console()
+    shown.print()
+    shown.print(table)
     if len(rows) > MOST_ROWS:
-        console.print(f"... {len(rows) - MOST_ROWS} more of {len(rows)} points")
+        shown.print(f"... {len(rows) - MOST_ROWS} more of {len(rows)} points")
 
 
 def _values(trial: Trial, count: int) -> list[str]:

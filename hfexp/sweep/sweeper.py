@@ -3,7 +3,6 @@
 Imported by Hydra with every start of the command line: nothing heavy here.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,6 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     Args:
         jobs: what tells each job from the others, and what became of it.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -99,6 +97,7 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     from hfexp.launch.board import show_objective
     from hfexp.launch.jobs import error_of
     from hfexp.origin import mask_secrets
+    from hfexp.screen import console
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []
@@ -109,7 +108,7 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
         shown = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
         table.add_row(str(number), Text(words), Text(mask_secrets(shown)))
     if len(jobs) > 1:
-        console = Console(width=None if sys.stdout.isatty() else 200)
-        console.print()
-        console.print(table)
+        screen = console()
+        screen.print()
+        screen.print(table)
     return failures

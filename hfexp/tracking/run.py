@@ -90,8 +90,8 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
     except KeyboardInterrupt:
         _close(directory, ending.tracker, "killed", "stopped by Ctrl-C")
         raise
-    except Terminated:
-        _close(directory, ending.tracker, "killed", "stopped by SIGTERM")
+    except Terminated as stop:
+        _close(directory, ending.tracker, "killed", stop.reason)
         raise
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
