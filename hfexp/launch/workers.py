@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from uuid import uuid4
 
 from hfexp import screen
 from hfexp.config import LaunchConfig
-from hfexp.errors import Terminated
-from hfexp.launch import failures, forkserver
+from hfexp.errors import Terminated, exit_code
+from hfexp.launch import failures, forkserver, world
 from hfexp.launch.failures import Witness
 from hfexp.launch.place import Place
 from hfexp.launch.watch import stop_when_orphaned
+from hfexp.signals import count_once, handled
 
 LOGS = "logs"
 
@@ -44,11 +44,14 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
 
+    from hfexp.launch import rendezvous
+
+    rendezvous.register()
     forkserver.context()
     (run_dir / LOGS).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="hfexp-") as temporary,
-        _watched() as interrupted,
+        _watched() as signals,
         forkserver.hidden_main(),
     ):
         notes = Path(temporary)
@@ -58,14 +61,12 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
             max_nodes=1,
             nproc_per_node=int(launch.num_processes),
             run_id=uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",  # a free port, held by this process from the beginning
-            local_addr="127.0.0.1",
+            rdzv_backend=rendezvous.BACKEND,
             max_restarts=launch.max_restarts,
             monitor_interval=0.1,
             start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=str(notes / "agent")),
-            signals_to_handle="SIGTERM",
+            signals_to_handle="",  # `_watched` does
             shutdown_timeout=launch.grace_seconds,
         )
         try:
@@ -73,7 +74,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
                 surroundings = (Place.here(), os.getpgrp(), run_dir, notes)
                 results = elastic_launch(elastic, _worker)(*surroundings, entry, args)
         except SignalException:
-            raise (KeyboardInterrupt if interrupted else Terminated) from None
+            raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
         except ChildFailedError as error:
             cause = witness.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
@@ -81,38 +82,36 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[list[bool]]:
-    """Ctrl-C ends the processes as SIGTERM does; afterwards no process is left, and the handlers are as they were.
+def _watched() -> Iterator[list[int]]:
+    """End the processes by SIGTERM on Ctrl-C, SIGTERM or SIGHUP; leave no process behind.
 
     Yields:
-        A list that is not empty once Ctrl-C was pressed.
+        The signals that have come.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
-    interrupted: list[bool] = []
+    arrived: list[int] = []
 
-    def on_interrupt(number: int, frame: Any) -> None:
-        interrupted.append(True)
-        raise SignalException("Ctrl-C", sigval=signal.SIGTERM)
+    def stop(number: int, frame: Any) -> None:
+        count_once(number)
+        if number == signal.SIGHUP and arrived:  # it comes along with others, and would cut the waiting short
+            return
+        arrived.append(number)
+        raise SignalException(signal.Signals(number).name, sigval=signal.SIGTERM)
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     children = set(multiprocessing.active_children())
     loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing")]
     levels = [logger.level for logger in loggers]
     if os.environ.get("HFEXP_VERBOSE") != "1":
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)  # they print tracebacks of their own
-    if in_main:
-        signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield interrupted
+        with handled(stop, signal.SIGINT):
+            yield arrived
     finally:
         for child in set(multiprocessing.active_children()) - children:  # a second signal cuts the waiting short
             child.kill()
             child.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -124,9 +123,11 @@ def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callabl
     own |= {k: v for k, v in os.environ.items() if k.endswith("WORLD_SIZE")}
     place.enter()
     os.environ.update(own)
+    world.stay_on_this_machine(notes)
     with contextlib.suppress(OSError):
         os.setpgid(0, group)  # so that who ends the starting process with all that it started ends this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the starting process passes it on
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach all of a terminal; the starting process passes them on
+        signal.signal(number, signal.SIG_IGN)
     log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from hfexp import screen
@@ -17,6 +18,10 @@ NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and `accelerate launch` set for each of several processes."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Numbers of processes that Accelerate takes for those of a training, too."""
+RENDEZVOUS = "HFEXP_RENDEZVOUS"
+"""Variable of the processes that hfexp itself starts: the file in which they find each other."""
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+"""Variables that tell torch's backends which network interface to exchange gradients through."""
 QUIET_SECONDS = 10
 """Waiting for other processes so long is not worth a word."""
 
@@ -71,6 +76,29 @@ def check_environment() -> None:
 def restarts() -> int:
     """How often the processes of this run have been started again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def stay_on_this_machine(directory: Path) -> None:
+    """Let this process find the others in a file, and exchange with them over the loopback interface.
+
+    An interface that the user has named stays.
+
+    Args:
+        directory: of this run alone, which no other user can enter.
+    """
+    os.environ[RENDEZVOUS] = str(directory / f"rendezvous{restarts()}")
+    loopback = _loopback()
+    for name in INTERFACES if loopback else ():
+        os.environ.setdefault(name, loopback)
+
+
+def _loopback() -> str:
+    """Name of the loopback interface: `lo`, `lo0`, ...; empty if this machine has none."""
+    import psutil
+
+    addresses = psutil.net_if_addrs()
+    found = (name for name, known in addresses.items() if any(a.address in ("127.0.0.1", "::1") for a in known))
+    return next(found, "")
 
 
 def settle(launch: LaunchConfig, use_cpu: bool) -> None:
@@ -141,7 +169,7 @@ def _waiting(seconds: int) -> Iterator[None]:
     import torch
 
     others = f"{size() - 1} other process{'es' if size() > 2 else ''}"
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    where = os.environ.get(RENDEZVOUS) or f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     text = (
         f"this is process {rank()} of {size()} (RANK, WORLD_SIZE): waiting for {others} at {where}, "
         f"for {seconds} s in all (launch.timeout)"
@@ -175,17 +203,21 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 def _meeting_point(timeout: timedelta) -> dict[str, Any]:
     """Where the processes look for each other, if it is not the default.
 
-    The store of torch's elastic agent stays the same when it starts the processes again (torch 2.14,
-    `DynamicRendezvousHandler.next_rendezvous`): they would look for those of the attempt before.
+    A file for those that hfexp started: torch's TCPStore listens on all addresses, whichever it is given (torch 2.14).
+    The store of torch's elastic agent stays the same when it starts the processes again
+    (`DynamicRendezvousHandler.next_rendezvous`): they would look for those of the attempt before.
     """
+    from torch.distributed import FileStore, PrefixStore, TCPStore  # pyright: ignore
+
+    own = {"rank": rank(), "world_size": size()}
+    if os.environ.get(RENDEZVOUS):
+        return {"store": FileStore(os.environ[RENDEZVOUS], size()), **own}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}
-    from torch.distributed import PrefixStore, TCPStore  # pyright: ignore
-
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size=size(), is_master=False, timeout=timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return {"store": PrefixStore(f"hfexp/{attempt}", store), "rank": rank(), "world_size": size()}
+    return {"store": PrefixStore(f"hfexp/{attempt}", store), **own}
 
 
 def _device_backend() -> str:

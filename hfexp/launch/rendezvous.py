@@ -1,0 +1,59 @@
+"""How the processes of one run on one machine find each other: through files that only this user can reach.
+
+Torch's own rendezvous listens on every address of the machine, and unpickles what anybody writes into it
+(`torch.distributed.elastic.rendezvous.c10d_rendezvous_backend`, torch 2.14).
+"""
+
+from torch.distributed import HashStore  # pyright: ignore
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    rendezvous_handler_registry,
+)
+
+BACKEND = "hfexp"
+NO_SERVER = RendezvousStoreInfo("127.0.0.1", 0)
+"""MASTER_ADDR and MASTER_PORT of the workers: nothing listens there."""
+
+
+class PrivateRendezvous(RendezvousHandler):
+    """Makes the elastic agent of this process the only one; nothing outside the process takes part.
+
+    The workers meet elsewhere: in the file that `hfexp.launch.world.RENDEZVOUS` names.
+    """
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        self._run_id = parameters.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        return False
+
+    def get_backend(self) -> str:
+        return BACKEND
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Begin an attempt, with an empty store in the memory of this process."""
+        return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=NO_SERVER)
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Do nothing: nobody else could join."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self._run_id
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def register() -> None:
+    """Make the backend known to torch's launcher; again and again without harm."""
+    rendezvous_handler_registry.register(BACKEND, PrivateRendezvous)
