@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from hfexp.errors import ConfigError, RunError
+from hfexp.sqlite_address import sqlite_address, sqlite_path
 from hfexp.tracking.store import find_problem, why_unreachable
 
-SQLITE = "sqlite:///"
 PAGE = 1000
 BUSY_SECONDS = 20
 EXAMPLE = "\"metrics.test_accuracy > 0.9 and params.seed = '1'\""
@@ -118,9 +118,9 @@ def _dataset_order(dataset: dict[str, Any]) -> tuple[str, str, str]:
 
 def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
     """What `read` finds in a SQLite store; None if the store is of another kind or its tables are of another shape."""
-    if not uri.startswith(SQLITE):
-        return None
     path = _database_path(uri)
+    if path is None:
+        return None
     try:
         address = f"file:{quote(str(path.absolute()))}?mode=ro"
         with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
@@ -136,9 +136,11 @@ def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
         raise RunError(f"the store {path} can't be read: {error}") from error
 
 
-def _database_path(uri: str) -> Path:
-    path = Path(uri.removeprefix(SQLITE).partition("?")[0])
-    problem = find_problem(f"{SQLITE}{path}")
+def _database_path(uri: str) -> Path | None:
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    problem = find_problem(uri)
     if problem:
         raise ConfigError(problem)
     if not path.is_file():
@@ -197,12 +199,8 @@ def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> 
 @contextmanager
 def _client(uri: str) -> Iterator[Any]:
     """MLflow's client; what it can't do is said in one line. A SQLite store is opened read-only."""
-    if uri.startswith(SQLITE):
-        path = str(_database_path(uri).absolute())
-        # Opened for writing, an older store would be given new tables. Spelled `sqlite:///file:`, MLflow 3.17 makes a
-        # directory of that name (`_make_parent_dirs_if_sqlite`). A path that needs quoting is one that SQLAlchemy 2.1
-        # unquotes and 2.0 does not.
-        uri = f"sqlite+pysqlite:///file:{path}?mode=ro&uri=true" if quote(path) == path else f"{SQLITE}{path}"
+    if path := _database_path(uri):
+        uri = sqlite_address(path.absolute(), read_only=True)  # else an older store would be given new tables
     elif problem := find_problem(uri) or why_unreachable(uri):
         raise ConfigError(problem)
     from mlflow import MlflowClient

@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hfexp import __version__
 from hfexp.config import Config
 from hfexp.origin import Origin, mask_secrets
+from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 if TYPE_CHECKING:
     from hfexp.experiment import Result
@@ -57,6 +60,33 @@ def note(text: str) -> None:
         print(f"hfexp: {mask_secrets(text)}", file=sys.stderr, flush=True)
 
 
+class _Reader:
+    """Standard output for Rich; the run goes on when its reader has gone (a closed terminal, a pipe)."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stdout
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+def console(**settings: Any) -> Any:
+    """Rich's console on standard output; wide where there is no terminal to fill."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 200
+    return Console(file=_Reader(), width=width, **settings)  # pyright: ignore
+
+
 def move_bar(completed: int, total: int, description: str, values: str) -> None:
     """Show the progress of training as a bar (in a terminal only); the first call draws it."""
     global _bar
@@ -67,7 +97,8 @@ def move_bar(completed: int, total: int, description: str, values: str) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        _bar = Progress(*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn(), refresh_per_second=4)
+        columns = (*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn())
+        _bar = Progress(*columns, refresh_per_second=4, console=console())
         _bar.start()
         _bar.add_task("training", total=total, completed=completed, values="")
     _bar.update(_bar.task_ids[0], completed=completed, description=description, values=values)
@@ -105,16 +136,13 @@ def show_model(summary: "ModelSummary") -> None:
 
 def show_result(result: "Result") -> None:
     """The final table: numbers, baseline, the weakest classes, and where everything is."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _rows(result):
         table.add_row(name, value, style="bold" if name.startswith("best") else None)
-    width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, highlight=False, soft_wrap=True)
     say()
-    console.print(table)
+    console(highlight=False, soft_wrap=True).print(table)
 
 
 def _rows(result: "Result") -> list[tuple[str, str]]:
@@ -142,7 +170,9 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
 
 def _how_to_look(uri: str) -> str:
     """The command or address that shows this store."""
-    if not uri.startswith("sqlite:///"):
+    path = sqlite_path(uri)
+    if path is None:
         return uri
-    path = os.path.relpath(uri.removeprefix("sqlite:///"))
-    return "hfexp ui" if path == os.path.join("outputs", "mlflow.db") else f"hfexp ui --uri sqlite:///{path}"
+    path = os.path.relpath(path)
+    address = shlex.quote(sqlite_address(Path(path)))
+    return "hfexp ui" if path == os.path.join("outputs", "mlflow.db") else f"hfexp ui --uri {address}"

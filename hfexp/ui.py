@@ -3,11 +3,11 @@
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from hfexp.errors import ConfigError
 from hfexp.origin import mask_secrets
 from hfexp.records import newest_run
+from hfexp.sqlite_address import sqlite_path
 from hfexp.tracking.store import tracking_uri
 
 
@@ -25,10 +25,9 @@ def main(words: list[str]) -> int:
     if uri.startswith("http"):
         print(mask_secrets(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}"))
         return 0
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(
-            f"there is no store at {uri.removeprefix('sqlite:///')} yet: run `hfexp` first, or give --uri"
-        )
+    path = sqlite_path(uri)
+    if path is not None and not path.is_file():
+        raise ConfigError(f"there is no store at {path} yet: run `hfexp` first, or give --uri")
     address = f"http://{args.host}:{args.port}"
     print(
         f"MLflow on {mask_secrets(uri)}: {address}  (Ctrl-C stops it)\nlast run: {_last_run(uri, address)}", flush=True

@@ -16,6 +16,7 @@ from hfexp.identity import config_hash
 from hfexp.launch import world
 from hfexp.origin import Origin, mask_secrets
 from hfexp.run_directory import find_run
+from hfexp.sqlite_address import sqlite_path
 from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.request import Composer, Request
 
@@ -184,7 +185,8 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
 
     standings = {"COMPLETE": Standing.finished, "PRUNED": Standing.pruned, "FAIL": Standing.failed}
     url = storage_url(directory, request.search.storage)
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
         return
     storage = open_storage(url)
     try:

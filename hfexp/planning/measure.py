@@ -13,6 +13,7 @@ from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError, RunError
 from hfexp.origin import Origin
 from hfexp.planning.measurement import Measurement
+from hfexp.sqlite_address import sqlite_address
 
 BATCHES = 32
 """Of a split that is only evaluated: as many are enough to know how long they all take."""
@@ -91,7 +92,7 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
     stopwatch = {"_target_": "hfexp.planning.stopwatch.Stopwatch", "path": str(place / "times.json")}
     allowed = [*config.security.allowed_targets, "hfexp.planning"]
     tracks = config.tracking.backend == "mlflow"
-    uri = f"sqlite:///{place / 'mlflow.db'}" if tracks else None
+    uri = sqlite_address(place / "mlflow.db") if tracks else None
     shortened = replace(
         config,
         dataset=dataset,

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from hfexp.errors import ConfigError, RunError, first_line
 from hfexp.origin import mask_secrets
 from hfexp.screen import note
+from hfexp.sqlite_address import sqlite_address
 
 DATABASE = "study.db"
 BUSY_SECONDS = 60
@@ -30,7 +31,7 @@ LONGEST_PAUSE = 5.0
 
 def storage_url(directory: Path, storage: str | None) -> str:
     """`search.storage`, or a SQLite file in the sweep's directory."""
-    return storage or f"sqlite:///{directory / DATABASE}"
+    return storage or sqlite_address(directory / DATABASE)
 
 
 def open_storage(url: str, patient: bool = False) -> RDBStorage:

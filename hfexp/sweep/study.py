@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.origin import mask_secrets
+from hfexp.sqlite_address import sqlite_address, sqlite_path
 from hfexp.sweep.definition import HASHED, Definition
 from hfexp.sweep.storage import close_storage, open_storage
 from hfexp.sweep.trials import State, TrialRun
@@ -38,8 +38,9 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    if url.startswith("sqlite:///"):
-        _create_file(Path(url.removeprefix("sqlite:///").partition("?")[0]), name, directions)
+    path = sqlite_path(url)
+    if path is not None:
+        _create_file(path, name, directions)
     with quiet():
         try:
             return optuna.create_study(
@@ -101,12 +102,12 @@ def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.new")
     for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
         left.unlink(missing_ok=True)
-    study = optuna.create_study(storage=f"sqlite:///{unfinished}", study_name=name, directions=_directions(directions))
+    address = sqlite_address(unfinished)
+    study = optuna.create_study(storage=address, study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
         # Jobs that report and the sweeper don't wait for each other's reading; kept in the file.
         connection.execute("PRAGMA journal_mode=WAL")
-    os.chmod(unfinished, 0o644)
     unfinished.rename(path)
 
 

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from hfexp.errors import ConfigError
+from hfexp.errors import ConfigError, RunError
 from hfexp.origin import file_name, mask_secrets
+from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 DATABASE = "mlflow.db"
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
@@ -26,11 +27,10 @@ DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 def tracking_uri(uri: str | None, output_dir: str) -> str:
     """`tracking.uri`, else `MLFLOW_TRACKING_URI`, else SQLite in the output directory; SQLite paths made absolute."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(output_dir).absolute() / DATABASE}"
-    scheme, _, rest = uri.partition(":///")
-    if scheme == "sqlite" and rest and not rest.startswith("/"):
-        return f"sqlite:///{Path(rest).absolute()}"
-    return uri
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(Path(output_dir, DATABASE))
+    path = sqlite_path(uri)
+    has_options = "?" in uri and "uri=true" not in uri
+    return uri if path is None or has_options else sqlite_address(path.absolute())
 
 
 def find_problem(uri: str) -> str | None:
@@ -47,7 +47,8 @@ def find_problem(uri: str) -> str | None:
     if scheme not in (*SERVER_SCHEMES, *DATABASE_SCHEMES):
         return f"tracking.uri={uri}: unknown kind of store {scheme!r}; use sqlite:///FILE, postgresql://..., http://HOST:PORT"
     if scheme == "sqlite":
-        return _sqlite_problem(Path(uri.partition(":///")[2]))
+        path = sqlite_path(uri)
+        return _sqlite_problem(path) if path else f"tracking.uri={uri}: names no file; write sqlite:///FILE"
     return _driver_problem(uri) if scheme in DATABASE_SCHEMES else None
 
 
@@ -118,8 +119,8 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
         logging.getLogger(name).setLevel(logging.ERROR)
     for name, value in HTTP_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if uri.startswith("sqlite:///"):
-        database = Path(uri.removeprefix("sqlite:///"))
+    database = sqlite_path(uri)
+    if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(database.with_name(f".{database.name}.lock")):
             _create_database(database)
@@ -133,8 +134,8 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
 
 def settle(uri: str) -> None:
     """Bring what was written into the SQLite file itself, so that a copy of it is complete (else it is in `-wal`)."""
-    database = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or not database.is_file():
+    database = sqlite_path(uri)
+    if database is None or not database.is_file():
         return
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -170,7 +171,7 @@ def _database_lock(uri: str) -> Iterator[None]:
 
 
 def _create_database(database: Path) -> None:
-    """Make a fresh SQLite store whole or not at all.
+    """Make a fresh SQLite store whole or not at all, or fail if MLflow makes it elsewhere.
 
     MLflow 3.17 runs its migrations on the file itself (`SqlAlchemyStore.__init__`): killed or met by a second process
     meanwhile, they leave a database that can't be used any more.
@@ -181,7 +182,9 @@ def _create_database(database: Path) -> None:
         return
     unfinished = database.with_name(f".{database.name}.new")
     unfinished.unlink(missing_ok=True)
-    mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments()
+    mlflow.MlflowClient(sqlite_address(unfinished)).search_experiments()
+    if not unfinished.is_file():
+        raise RunError(f"MLflow has not made its store at {database}; give it another place by tracking.uri")
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
         # Readers (`hfexp ui`, `hfexp compare`) and a writing run don't wait for each other; kept in the file.
         connection.execute("PRAGMA journal_mode=WAL")
