@@ -1,5 +1,6 @@
 """Where a run comes from: the choices, overrides and command that asked for it; nothing of it shows a secret."""
 
+import hashlib
 import os
 import re
 import shlex
@@ -59,6 +60,15 @@ def mask_secrets(text: str) -> str:
     return _URL_PASSWORD.sub(rf"\1{MASK}@", text)
 
 
+LONGEST_NAME = 200
+"""Bytes of a name in UTF-8: file systems take 255, of which an identity, a number and an ending need some."""
+
+
 def file_name(text: str) -> str:
-    """A name that is safe as a file or directory."""
-    return re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"
+    """Make a name that is safe as a file or directory; a long one is shortened, and told from others by a hash."""
+    name = re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"
+    if len(name.encode()) <= LONGEST_NAME:
+        return name
+    # With a letter: numbers at the end count the starts of one sweep.
+    ending = f"-h{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:8]}"
+    return name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending
