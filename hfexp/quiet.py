@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from hfexp.errors import first_line
 from hfexp.origin import mask_secrets
 from hfexp.screen import note
 
@@ -47,11 +49,27 @@ class _MaskingFormatter(logging.Formatter):
         return mask_secrets(super().format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that says once that it can't be written; `logging` prints a traceback for each line."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tell of the error that is being handled."""
+        if not self._told:
+            self._told = True
+            note(f"{self.baseFilename} can't be written: {first_line(sys.exception() or OSError())}")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what was not written by now; it was told
+            super().close()
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Write hfexp's log messages to a file meanwhile."""
     root = logging.getLogger("hfexp")
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root.addHandler(handler)
     root.setLevel(logging.INFO)
