@@ -15,6 +15,7 @@ MULTIRUN = {"-m", "--multirun"}
 
 def program() -> int:
     """`main` in a process of its own, which ends with it."""
+    os.umask(os.umask(0o077) | 0o002)  # what others could change is not to be trusted: checkpoints, caches, records
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
         put_off_collection()
     try:
@@ -26,7 +27,7 @@ def program() -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done; 1 failed while running; 2 wrong input; 130 Ctrl-C; 143 SIGTERM.
+    0 done; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"

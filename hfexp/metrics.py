@@ -37,6 +37,10 @@ class _ArrayMetric(evaluate.Metric):
     def __init__(self) -> None:
         super().__init__()
 
+    def _build_data_dir(self) -> str:
+        """Make no directory for Arrow files, which are not written: the home directory may be read-only."""
+        return self._data_dir_root
+
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features(dict(self.inputs))
         return evaluate.MetricInfo(description=self.summary, citation="", features=features)
