@@ -110,7 +110,8 @@ def _checked_sections() -> Iterator[None]:
 
     from hfexp.targets import check_hydra
 
-    original = internal.Callbacks
+    names = vars(internal)
+    original = names["Callbacks"]
 
     def checked(config: Any = None) -> Any:
         if config is not None:
@@ -119,11 +120,11 @@ def _checked_sections() -> Iterator[None]:
             check_hydra(sections, list(allowed or []))
         return original(config)
 
-    internal.Callbacks = checked  # pyright: ignore[reportAttributeAccessIssue]
+    names["Callbacks"] = checked
     try:
         yield
     finally:
-        internal.Callbacks = original
+        names["Callbacks"] = original
 
 
 @contextlib.contextmanager

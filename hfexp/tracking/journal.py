@@ -189,7 +189,8 @@ def parse_entry(line: bytes) -> Entry | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    shape = SHAPES.get(entry.get("kind")) if isinstance(entry, dict) and isinstance(entry.get("kind"), str) else None
+    kind = entry.get("kind") if isinstance(entry, dict) else None
+    shape = SHAPES.get(kind) if isinstance(kind, str) else None
     return entry if shape is not None and has_shape(entry, shape) else None
 
 
