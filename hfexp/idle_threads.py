@@ -114,4 +114,5 @@ def _user_decides() -> bool:
 def _lock_file() -> Path:
     """One for each user and set of processors."""
     processors = sum(1 << number for number in os.sched_getaffinity(0))
-    return Path(os.environ.get("TMPDIR") or "/tmp") / f"hfexp-{os.getuid()}-{processors:x}.lock"
+    directory = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  opened without following links, and only locked
+    return Path(directory) / f"hfexp-{os.getuid()}-{processors:x}.lock"

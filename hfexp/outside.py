@@ -104,7 +104,7 @@ def read_yaml(path: Path) -> Any:
     try:
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=loader)):
             raise DamagedRecord(f"{path} has aliases, which hfexp never writes and does not read")
-        return yaml.load(content, Loader=loader)
+        return yaml.load(content, Loader=loader)  # noqa: S506  both loaders are safe ones
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DamagedRecord(f"{path} is no YAML: {' '.join(str(error).split())}") from error
 

@@ -174,8 +174,8 @@ def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> 
     ids = json.dumps(list(runs))
 
     def rows(columns: str, table: str) -> Iterator[tuple[Any, ...]]:
-        query = f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN (SELECT value FROM json_each(?))"
-        return connection.execute(query, (ids,))
+        query = f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN (SELECT value FROM json_each(?))"  # noqa: S608
+        return connection.execute(query, (ids,))  # the names are those below
 
     for run_id, key, value in rows("key, value", "params"):
         runs[run_id].params[key] = value

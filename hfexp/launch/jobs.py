@@ -197,7 +197,7 @@ def _portable(error: Exception) -> Exception:
     try:
         if type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error):
             return error
-    except Exception:  # whatever a class of the user's raises
+    except Exception:  # noqa: S110  whatever a class of the user raises: its text is sent instead
         pass
     replaced = RunError(f"{type(error).__name__}: {error}")
     for note in error.__notes__:

@@ -21,7 +21,7 @@ from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
 from hfexp.sweep.space import Space
 from hfexp.sweep.trials import State, Trial, TrialRun
 
-SECRET = "search.storage="
+SECRET = "search.storage="  # noqa: S105  the name of a key
 """A word that may hold a password; jobs find the storage in `sweep.json`, and nowhere else."""
 PATIENCE = 60.0
 """Seconds beyond their grace that jobs of a killed start may take to end."""
