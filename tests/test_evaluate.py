@@ -123,7 +123,8 @@ def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: P
     table = evaluate(run=run, resamples=0, record=False)
     assert {row["metric"]: row["value"] for row in table.to_dict("records")} == expected
     # It is data from outside by now: what it would build must be hfexp's own.
-    config = yaml.safe_load(next(Path().glob("outputs/digits/*/config.yaml")).read_text())
+    original = next(Path().glob("outputs/digits/*/config.yaml"))
+    config = yaml.safe_load(original.read_text())
     config["dataset"]["source"] = {"_target_": "tempfile.mkdtemp"}
     config["security"]["allowed_targets"] = ["tempfile"]
     Path("config.yaml").write_text(yaml.safe_dump(config))
@@ -131,6 +132,7 @@ def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: P
     for named in (run, copied_directory()):
         with pytest.raises(ConfigError, match=r"not known to be yours, and its dataset .* built by tempfile\.mkdtemp"):
             evaluate("dataset.max_test_samples=5", run=named, resamples=0, record=False)
+    client.log_artifact(recorded.info.run_id, str(original))  # the store keeps files where the other tests find them
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_run_is_loaded_by_its_name_with_all_that_is_known(
 def test_what_is_no_run_is_said(place: Path) -> None:
     with pytest.raises(ConfigError, match="which run"):
         load_run()
-    with pytest.raises(ConfigError, match=r"has no run\.json"):
+    with pytest.raises(ConfigError, match=r"has no readable run\.json"):
         load_run(place)
 
 

@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_continued_by_who_began_it(place: Path, all_runs: R
 def test_killed_before_it_is_noted_where_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = make_sweep("found")
     with monkeypatch.context() as patched:
-        patched.setattr("hfexp.run_directory.write_private", lambda *args: 1 / 0)
+        patched.setattr("hfexp.run_directory.note_run_directory", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_point(*NO_RECORD, f"point={sweep}:0:0")
     run_point(*NO_RECORD, f"point={sweep}:0:0")

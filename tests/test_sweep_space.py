@@ -367,3 +367,13 @@ def test_points_that_no_other_is_better_than() -> None:
     trials = [trial(0, 1, 1), trial(1, 2, 3), trial(2, 3, 2), trial(3, 3, 3)]
     assert [t.number for t in best(trials, ["maximize", "minimize"])] == [2, 0]
     assert [t.number for t in ranked(trials, ["maximize", "minimize"])] == [2, 0, 3, 1]
+
+
+def test_words_that_others_wrote_into_a_storage_are_no_words_of_the_sweep() -> None:
+    space = read(["seed=1,2", "++trainer.args.learning_rate=interval(0.1,1)"])
+    assert space.job(["seed=2", "++trainer.args.learning_rate=0.5"])[-2:] == (
+        "seed=2", "++trainer.args.learning_rate=0.5",
+    )  # fmt: skip
+    for word in ("seed=3", "++trainer.args.learning_rate=${oc.env:HOME}", "dataset.source._target_=own.run", "~seed"):
+        with pytest.raises(ConfigError, match="is not a value of this sweep"):
+            space.job([word])

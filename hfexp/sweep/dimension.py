@@ -77,6 +77,15 @@ class Dimension:
         nearest = min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))
         return f"{self.element}={self.spellings[nearest]}"
 
+    def takes(self, spelling: str) -> bool:
+        """Tell whether a spelling is one that `word` gives."""
+        if self.is_finite:
+            return spelling in self.spellings
+        try:
+            return math.isfinite(float(spelling))
+        except ValueError:
+            return False
+
     def suggest(self, trial: Any) -> Any:
         """The value that a sampler chooses, asked for through an Optuna trial."""
         bounds = self.bounds

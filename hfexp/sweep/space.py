@@ -50,10 +50,26 @@ class Space:
         return texts | ({"search.space": str(self.function[TARGET])} if self.function else {})
 
     def job(self, words: Sequence[str]) -> tuple[str, ...]:
-        """All words of a job, in the order in which Hydra's own sweeper gives them."""
+        """Give all words of a job, in the order in which Hydra's own sweeper gives them.
+
+        Args:
+            words: of its point, as the storage has them, to which others may have written.
+
+        Raises:
+            ConfigError: they are not of a point of this space.
+        """
+        self._require_own(words)
         own = {word.partition("=")[0]: word for word in words}
         placed = [word if word is not None else own.pop(key, None) for key, word in self.layout]
         return (*(word for word in placed if word is not None), *own.values())
+
+    def _require_own(self, words: Sequence[str]) -> None:
+        known = {dimension.element: dimension for dimension in self.dimensions}
+        for word in words if self.function is None else ():
+            element, _, value = word.partition("=")
+            dimension = known.get(element)
+            if dimension is None or not dimension.takes(value):
+                raise ConfigError(f"search.storage holds a trial with {word}, which is not a value of this sweep")
 
     def grid(self) -> list[Point]:
         """Every combination once, the last key varying fastest.
