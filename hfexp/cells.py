@@ -8,6 +8,8 @@ from typing import Any
 from hfexp.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Beginnings of what spreadsheets compute, or skip before it; the last ones: wide forms of the first."""
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
@@ -48,6 +50,16 @@ def to_truth(value: Any, name: str) -> int:
     if known is None:
         raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, not 0, 1, false or true")
     return known
+
+
+def csv_cell(value: Any) -> Any:
+    """Keep a spreadsheet from taking a text for a formula: `'` before what begins like one and is no number.
+
+    By OWASP, "CSV Injection": https://owasp.org/www-community/attacks/CSV_Injection.
+    """
+    if isinstance(value, str) and value.startswith(FORMULA) and not is_number(value):
+        return f"'{value}"
+    return value
 
 
 def in_order(names: Iterable[str]) -> list[str]:

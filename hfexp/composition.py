@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,6 +39,8 @@ OPEN_SECTIONS = (
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
 
 
+MAX_NAME = 240
+"""Bytes of the name of an option; files have longer ones nowhere."""
 PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
 """Classes of `hydra_plugins.hfexp`."""
 
@@ -82,12 +85,24 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
 
     Args:
         config_name: the primary config, which may choose something itself where it is the user's own.
+
+    Raises:
+        ConfigError: the name of an option is too long for a file.
     """
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
+    _refuse_long_options(words)
     words = [opened(keep_words(word)) for word in words]
     if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
         words.append(DEFAULT_EXPERIMENT)
     return words
+
+
+def _refuse_long_options(words: Iterable[str]) -> None:
+    """Raise ConfigError for the name of an option that no file can have: Hydra would look for it all the same."""
+    for word in words:
+        group, _, option = word.lstrip("+~").partition("=")
+        if len(option.encode(errors="replace")) > MAX_NAME and os.path.isdir(conf_dir() / group.partition("@")[0]):
+            raise ConfigError(f"{group}={option[:40]}...: the name of an option has at most {MAX_NAME} bytes")
 
 
 def _chooses(config_name: str) -> bool:

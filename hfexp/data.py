@@ -13,6 +13,7 @@ from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
+from hfexp.image_memory import row_of_images
 from hfexp.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
 from hfexp.screen import note
 from hfexp.sources import name_of, source_row
@@ -100,6 +101,7 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
     return DatasetDict({split: (streams | kept)[split] for split in dataset}), dropped
 
 
+@row_of_images
 def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) -> bool:
     try:
         with in_row(lambda: source_row(rows, number)):

@@ -7,6 +7,7 @@ simplejpeg brings libjpeg-turbo, as Pillow does, but without Pillow's way over i
 import contextlib
 import functools
 import io
+import os
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,14 @@ import torch
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image
 
-from hfexp.images import ORIENTATION, ConvertRGB, ToRGB, open_image
+from hfexp.image_files import MAX_PIXELS
+from hfexp.image_memory import budget
+from hfexp.images import HALVED_FROM, ORIENTATION, ConvertRGB, ToRGB, open_image
+from hfexp.input_files import MAX_BYTES, is_address, local_path, open_regular
 
 JPEG = b"\xff\xd8\xff"
+LEVELS = 3
+"""Bytes of a pixel of a tensor."""
 COLOURS = ("YCbCr", "RGB", "Gray")
 """Colour spaces of a file that mean the same to everybody; CMYK has its inverted kind."""
 TURNS = (b"Exif\0", b"tiff:Orientation")
@@ -38,27 +44,28 @@ def _decodes_alike() -> bool:
     return bool(PIL.features.check_feature("libjpeg_turbo"))
 
 
-def decode_to_tensor(row: dict[str, Any], first: Any) -> dict[str, Any]:
+def decode_to_tensor(row: dict[str, Any], first: Any, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
     """The row with its image as `v2.ToImage` would give it after the operation `first`: (3, H, W), uint8.
 
     Raises:
-        DataError: it can't be read; the message names the file.
+        DataError: it can't be read, or has more than `max_pixels`; the message names the file.
     """
-    pixels = _plain_jpeg(row["image"])
+    pixels = _plain_jpeg(row["image"], max_pixels)
     if pixels is None:
-        return v2.ToImage()(first({**row, "image": open_image(row["image"])}))
+        return v2.ToImage()(first({**row, "image": open_image(row["image"], max_pixels)}))
     return {**row, "image": Image(torch.from_numpy(pixels).permute(2, 0, 1))}
 
 
-def _plain_jpeg(stored: Any) -> np.ndarray | None:
-    """Levels (H, W, 3), uint8; None if it is another kind of file, or not in order."""
+def _plain_jpeg(stored: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
+    """Levels (H, W, 3), uint8; None if it is another kind of file, a huge one, or not in order."""
     data = _jpeg_data(stored)
     if data is None:
         return None
-    with contextlib.suppress(ValueError, OSError, SyntaxError):  # PIL may know better, or says what is wrong
+    with contextlib.suppress(Exception):  # PIL may know better, or says what is wrong
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        most = PIL.Image.MAX_IMAGE_PIXELS
-        if colours in COLOURS and (most is None or int(height) * int(width) <= most) and not _is_turned(data):
+        pixels = int(height) * int(width)
+        if colours in COLOURS and pixels <= min(HALVED_FROM, max_pixels) and not _is_turned(data):
+            budget.take(pixels, LEVELS)
             return simplejpeg.decode_jpeg(data, "RGB")
     return None
 
@@ -70,15 +77,17 @@ def _jpeg_data(stored: Any) -> bytes | None:
     data, path = stored.get("bytes"), stored.get("path")
     if data is not None:
         return data if data.startswith(JPEG) else None
-    if path and "://" not in path:
-        with contextlib.suppress(OSError), open(path, "rb") as file:  # PIL says what is wrong with it
+    if path and not is_address(path):
+        # PIL says what is wrong with it.
+        with contextlib.suppress(OSError, ValueError), open_regular(local_path(path)) as file:
             start = file.read(len(JPEG))
-            return start + file.read() if start == JPEG else None
+            if start == JPEG and os.fstat(file.fileno()).st_size <= MAX_BYTES:
+                return start + file.read()
     return None
 
 
 def _is_turned(data: bytes) -> bool:
     if not any(mark in data for mark in TURNS):
         return False
-    with PIL.Image.open(io.BytesIO(data)) as image:
+    with PIL.Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         return image.getexif().get(ORIENTATION, 1) != 1

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.formatting import query_table
 
+from hfexp.input_files import open_regular
+
 MAX_BYTES_READ = 2**28
 SAMPLED_ROWS = 2000
 ROWS_AT_ONCE = 10_000
@@ -133,6 +135,7 @@ def _file_size(path: str | None) -> int:
 
 def _file_content(path: str | None) -> bytes:
     try:
-        return Path(path or "").read_bytes()
-    except OSError:  # on another machine, or missing: named when it is read for training
+        with open_regular(path or "") as file:
+            return file.read()
+    except (OSError, ValueError):  # on another machine, or missing: named when it is read for training
         return (path or "").encode()

@@ -16,17 +16,29 @@ SYSTEM_FOLDERS = (
     "System Volume Information", "@eaDir", ".thumbnails", ".ipynb_checkpoints", ".cache", ".git",
 )  # fmt: skip
 """Folders that systems and programs put beside a person's files."""
-NOT_DECODED = ("BUFR", "GRIB", "HDF5", "MPEG", "WMF")
-"""Formats that Pillow recognises, but cannot decode without a handler of the user's own."""
+FORMATS = (
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT",
+    "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER",
+    "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
+)  # fmt: skip
+"""Formats that are decoded, in training as in prediction, where Pillow has them.
+
+Not among them: EPS, which starts Ghostscript; IPTC, which opens what it holds as any format, EPS too; FITS, which
+unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG, WMF, which Pillow can't decode by itself; formats of plugins.
+"""
+
+
+MAX_PIXELS = 178_956_970
+"""Pixels of an image that is decoded unless more are allowed: as many as Pillow decodes, twice what it warns of."""
 
 
 @functools.cache
 def image_endings() -> frozenset[str]:
-    """Endings of file names, in lower case, of the formats that Pillow decodes."""
+    """Endings of file names, in lower case, of the formats that are decoded."""
     import PIL.Image
 
     PIL.Image.init()
-    formats = PIL.Image.OPEN.keys() - set(NOT_DECODED) | {"MPO"}  # which the reader of JPEG opens
+    formats = {*PIL.Image.OPEN, "MPO"}.intersection(FORMATS)  # MPO: the reader of JPEG opens it
     return frozenset(ending for ending, format in PIL.Image.EXTENSION.items() if format in formats)
 
 
@@ -162,6 +174,4 @@ def _take_file(folder: Folder, entry: os.DirEntry[str], left_out: LeftOut) -> No
     elif ending in ARCHIVES:
         left_out.add("archives, which have to be unpacked", entry.path)
     else:
-        left_out.add(
-            f"{ending} files, which Pillow does not read" if ending else "files without an ending", entry.path
-        )
+        left_out.add(f"{ending} files, which are not read" if ending else "files without an ending", entry.path)

@@ -79,9 +79,9 @@ def _counts(columns: Columns) -> str:
 
 def hint_at_images(path: str | Path) -> str:
     """For the end of a message: how a local folder of images is read; empty for anything else."""
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     card = root / "README.md"
-    if not root.is_dir() or (card.is_file() and "data_files:" in card.read_text(errors="replace")):
+    if not os.path.isdir(root) or (card.is_file() and "data_files:" in card.read_text(errors="replace")):
         return ""
     tables = sum(file.suffix.lower() in TABLES for file in root.rglob("*"))
     if len(scan(root, LeftOut(str(root))).all_images) <= tables:  # `datasets` takes the most frequent ending
@@ -99,8 +99,8 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
     Raises:
         ConfigError: there are no images, or fewer than two classes, or what is a split can't be told.
     """
-    root = Path(data_dir).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(data_dir))
+    if not os.path.isdir(root):
         raise ConfigError(f"{KEY}={data_dir}: {_why_no_folder(root)}")
     listing = Listing(data_dir, LeftOut(os.path.abspath(root)))
     folder = scan(root, listing.left_out)
@@ -119,9 +119,9 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
 
 
 def _why_no_folder(path: Path) -> str:
-    if path.suffix.lower() in ARCHIVES and path.is_file():
+    if path.suffix.lower() in ARCHIVES and os.path.isfile(path):
         return "an archive; unpack it and give the folder"
-    return "a file; a folder of images is needed" if path.is_file() else "there is no such directory"
+    return "a file; a folder of images is needed" if os.path.isfile(path) else "there is no such directory"
 
 
 def _left_out(listing: Listing) -> str:

@@ -1,8 +1,8 @@
 """Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
@@ -11,9 +11,19 @@ import transformers
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from hfexp import __version__
 from hfexp.errors import ConfigError, DataError
 from hfexp.geometry import OTHERWISE, Geometry, mean_and_std
+from hfexp.image_files import FORMATS, MAX_PIXELS
+from hfexp.image_memory import BYTES_PER_PIXEL, budget
+from hfexp.input_files import is_address, local_path, open_regular, read_address
+
+HALVED_FROM = MAX_PIXELS // 2
+"""Pixels from which on a JPEG is decoded at half its size, which takes a quarter of the memory."""
+MORE_PIXELS = "task.max_image_pixels=NUMBER allows more."
+BAND = 2**22
+"""Pixels that are brought to RGB at once."""
+COMMON = ("BMP", "GIF", "JPEG", "PPM", "PNG")
+"""Formats that Pillow always knows."""
 
 TRIED_SHAPES = ((128, 96), (101, 157), (61, 61), (33, 20))
 """Width and height of the pictures on which a processor is tried."""
@@ -38,32 +48,95 @@ _KEY_SCALES: dict[str, Callable[[int], int]] = {
 """How Pillow brings levels of a PNG to 8 bits, by the layout of the file."""
 
 
-def open_image(stored: Any) -> PIL.Image.Image:
+def open_image(stored: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
     """Open an image as `datasets` stores it undecoded ({"bytes", "path"}), turned by its EXIF orientation.
 
     Raises:
-        DataError: it can't be read; the message names the file.
+        DataError: it can't be read, or has more than `max_pixels`; the message names the file.
     """
     if isinstance(stored, PIL.Image.Image):
-        return _upright(stored)
+        with reading("an image"):
+            return _upright(stored)
     if not isinstance(stored, Mapping) or (stored.get("path") is None and stored.get("bytes") is None):
         shown = "nothing" if stored is None or isinstance(stored, Mapping) else f"{stored!r:.80}"
         raise DataError(f"column 'image' holds {shown}, which is no image (bytes, or the path of a file)")
-    path, data = stored.get("path"), stored.get("bytes")
-    try:
-        if data is None and "://" in str(path):
-            import fsspec
+    name = str(stored.get("path") or "an embedded image")
+    with reading(name), _open(stored) as file:
+        return _upright(read_encoded(file, name, max_pixels))
 
-            with fsspec.open(path, "rb", **_access(str(path))) as file:
-                data = file.read()  # pyright: ignore
-        source: Any = path if data is None else io.BytesIO(data)
-        with PIL.Image.open(source) as image:
-            load_pixels(image)
-            return _upright(image)
-    except PIL.UnidentifiedImageError as error:
-        raise DataError(f"{path or 'an embedded image'} can't be read as an image: its format is unknown") from error
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{path or 'an embedded image'} can't be read as an image: {error}") from error
+
+def stored_bytes(stored: Mapping[str, Any]) -> bytes:
+    """Give an image as it is encoded.
+
+    Raises:
+        DataError: its file can't be read.
+    """
+    with reading(str(stored.get("path"))), _open(stored) as file:
+        return file.read()
+
+
+def _open(stored: Mapping[str, Any]) -> IO[bytes]:
+    path, data = stored.get("path"), stored.get("bytes")
+    if data is None and is_address(str(path)):
+        data = read_address(str(path))
+    return open_regular(local_path(str(path))) if data is None else io.BytesIO(data)
+
+
+class reading:
+    """Turn errors of reading an image into a DataError with its name.
+
+    All of them: on a damaged file decoders fail with whatever their libraries and their own arithmetic raise. A class,
+    as a generator would take a tenth of the time of a small image.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if not isinstance(error, Exception) or isinstance(error, DataError):
+            return
+        reason = str(error) or type(error).__name__
+        if isinstance(error, PIL.UnidentifiedImageError):
+            reason = "its format is unknown"
+        elif isinstance(error, PIL.Image.DecompressionBombError):
+            reason += f" {MORE_PIXELS}"
+        raise DataError(f"{self.name} can't be read as an image: {reason}") from error
+
+
+def read_encoded(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
+    """Decode an image as it lies in its file; a JPEG of more than `HALVED_FROM` pixels at half its width and height.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        DataError: it has more than `max_pixels`.
+        Exception: it can't be read (see `reading`).
+    """
+    if max_pixels > MAX_PIXELS:
+        PIL.Image.MAX_IMAGE_PIXELS = max_pixels
+    image = _identified(file)
+    pixels = image.width * image.height
+    if pixels > max_pixels:
+        raise DataError(f"{name} has {pixels:,} pixels, more than {max_pixels:,}. {MORE_PIXELS}")
+    if image.format in ("JPEG", "MPO") and pixels > HALVED_FROM:
+        image.draft(None, (image.width // 2, image.height // 2))
+    budget.take(image.width * image.height, BYTES_PER_PIXEL)
+    load_pixels(image)
+    return image
+
+
+def _identified(file: IO[bytes]) -> PIL.Image.Image:
+    """Open an image of one of `FORMATS`; importing Pillow's readers of the rarer ones takes a tenth of a second."""
+    try:
+        return PIL.Image.open(file, formats=COMMON)
+    except PIL.UnidentifiedImageError:
+        PIL.Image.init()
+        file.seek(0)
+        return PIL.Image.open(file, formats=[name for name in PIL.Image.ID if name in FORMATS])
 
 
 def load_pixels(image: PIL.Image.Image) -> None:
@@ -85,20 +158,41 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
-def _access(address: str) -> dict[str, Any]:
-    """Options for an address: some servers refuse programs that do not say who they are."""
-    if not address.startswith(("http://", "https://")):
-        return {}
-    return {"client_kwargs": {"headers": {"User-Agent": f"hfexp/{__version__}"}}}
-
-
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any image as 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK converted."""
+    """Any image as 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK converted.
+
+    A large one goes band by band, as most ways to RGB take several copies.
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    bands = list(_bands(image))
+    highest = max((_highest(image.crop(band)) for band in bands), default=0) if image.mode in ("F", "I") else 0
+    if len(bands) <= 1:
+        return _band_to_rgb(image, highest)
+    result = PIL.Image.new("RGB", image.size)
+    for band in bands:
+        result.paste(_band_to_rgb(image.crop(band), highest), band)
+    return result
+
+
+def _bands(image: PIL.Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes (left, top, right, bottom) of at most `BAND` pixels, from the top down."""
+    rows = max(1, BAND // max(1, image.width))
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _highest(image: PIL.Image.Image) -> float:
+    return float(np.nan_to_num(np.asarray(image)).max(initial=0))
+
+
+def _band_to_rgb(image: PIL.Image.Image, highest: float) -> PIL.Image.Image:
+    """`highest`: level of the whole image, for modes F and I."""
     if image.mode in SIXTEEN_BIT_MODES:
-        return PIL.Image.fromarray(_to_8_bit(image)).convert("RGB")
+        return PIL.Image.fromarray(_to_8_bit(image, highest)).convert("RGB")
     if image.mode == "F":
         levels = np.nan_to_num(np.asarray(image))
-        scale = 255.0 if levels.max(initial=0) <= 1 else 1.0
+        scale = 255.0 if highest <= 1 else 1.0
         return PIL.Image.fromarray((levels * scale).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
@@ -107,10 +201,10 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bit(image: PIL.Image.Image) -> np.ndarray:
+def _to_8_bit(image: PIL.Image.Image, highest: float) -> np.ndarray:
     """16-bit levels to 8 bits by their high byte; an "I" (32-bit) image that only holds 0..255 is 8-bit already."""
     levels = np.asarray(image)
-    if image.mode == "I" and levels.max(initial=0) <= 255:
+    if image.mode == "I" and highest <= 255:
         return levels.clip(0).astype(np.uint8)
     small = (levels.clip(0, 65535) >> 8).astype(np.uint8)
     small[levels == image.info.get("transparency", -1)] = 255

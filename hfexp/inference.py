@@ -35,6 +35,7 @@ from hfexp.adapters import load_saved
 from hfexp.config import Config, TransformConfig
 from hfexp.errors import ConfigError, DataError
 from hfexp.hub import explain_hub_errors
+from hfexp.image_memory import row_of_images
 from hfexp.model import build_own
 from hfexp.outside import DamagedRecord, read_record
 from hfexp.processing import Collator
@@ -293,6 +294,7 @@ class Predictor:
             batch = {name: as_weights(tensor, weights) for name, tensor in batch.items()}
             return self.task.respond(self.model, batch, self.processor, options)
 
+    @row_of_images
     def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
         """One value as model inputs, as `ProcessedDataset` does it for a split without randomness."""
         try:

@@ -1,12 +1,14 @@
 """Where options are looked for: the user's own directories come before the shipped configuration."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+from hfexp.bounded_yaml import check_directory
 from hfexp.errors import ConfigError
 
 _own_directories: tuple[Path, ...] | None = None
@@ -30,13 +32,14 @@ def own_options_first(*directories: Path) -> Iterator[None]:
     """Let Hydra look into these directories before the shipped configuration.
 
     Raises:
-        ConfigError: one of them does not exist.
+        ConfigError: one of them does not exist, or has a file whose aliases stand for too much.
     """
     global _own_directories
     before = _own_directories
     for directory in directories:
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise ConfigError(f"the directory of options '{directory}' not found")
+        check_directory(directory)
     _own_directories = directories
     try:
         yield
@@ -50,7 +53,7 @@ def find_replaced() -> list[str]:
     for directory in search_path()[:-1]:
         for path in sorted(directory.rglob("*.yaml")):
             shipped = conf_dir() / path.relative_to(directory)
-            if shipped.is_file() and shipped.read_bytes() != path.read_bytes():
+            if shipped.is_file() and path.is_file() and shipped.read_bytes() != path.read_bytes():
                 found.append(str(path))
     return found
 

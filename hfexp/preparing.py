@@ -27,6 +27,7 @@ from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_
 from hfexp.config import Config
 from hfexp.digest import identity
 from hfexp.errors import ConfigError, in_row
+from hfexp.image_memory import row_of_images
 from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.sampling import preserved_rng, rng_state, seed_cpu
@@ -170,6 +171,7 @@ class _Work:
         indices = range(start, min(start + AT_ONCE, len(self.rows)))
         return [self._one(index, row) for index, row in zip(indices, rows_of(self.rows[indices]), strict=True)]
 
+    @row_of_images
     def _one(self, index: int, row: Row) -> Arrays:
         with in_row(lambda: source_row(self.rows, index)):
             row = self.decode(row)

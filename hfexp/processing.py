@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
 from hfexp.errors import in_row
+from hfexp.image_memory import row_of_images
 from hfexp.preparing import Preparation, Prepared
 from hfexp.row_arrays import Row
 from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
@@ -65,9 +66,10 @@ class ProcessedDataset(TorchDataset):
             inputs: Any = self.task.preprocess(self._batched(self.prepared.columns(indices), keys), self.processor)
             return inputs if self.seed is None else {**inputs, "sample_key": keys}
         if self.prepared is not None:
-            return self.inputs(self.prepared.rows(indices), keys)
+            rows = self.prepared.rows(indices)
+            return self.finished(map_batch_in_threads(self.fixed, rows) if self.rest else rows, keys)
         stored = list(zip(indices, rows_of(self.rows[indices]), strict=True))
-        return self._finished(map_batch_in_threads(self._decoded, stored), keys)
+        return self.finished(map_batch_in_threads(self._fixed_in_row, stored), keys)
 
     def __iter__(self) -> Iterator[Row]:
         """Once over the rows; Python would go on through all epochs, for there is a row to every key."""
@@ -79,23 +81,21 @@ class ProcessedDataset(TorchDataset):
             return self.prepared.reader.lengths(name)
         return [len(row[name]) for row in self]
 
-    def inputs(self, rows: list[Row], keys: list[int]) -> list[Row]:
-        """Rows that are decoded (or prepared) as model inputs; each draws its random numbers by its key."""
-        return self._finished(map_batch_in_threads(self._fixed, rows) if self.rest else rows, keys)
-
-    def _decoded(self, numbered: tuple[int, Row]) -> Row:
+    @row_of_images
+    def _fixed_in_row(self, numbered: tuple[int, Row]) -> Row:
         """A row as it is stored after the deterministic operations."""
         index, row = numbered
         with in_row(lambda: source_row(self.rows, index)):
-            return self._fixed(self.decode(row))
+            return self.fixed(self.decode(row))
 
-    def _fixed(self, row: Row) -> Row:
+    def fixed(self, row: Row) -> Row:
         """A row that `decode` gave (or a prepared one) after the deterministic operations."""
         for operation in self.rest:
             row = apply(operation, row)
         return row
 
-    def _finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
+    def finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
+        """Rows after the deterministic operations as model inputs; each draws its random numbers by its key."""
         if self.seed is None:
             return [self.task.preprocess(row, self.processor) for row in rows]
         rows = self._random(rows, keys, self.seed)

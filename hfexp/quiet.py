@@ -33,6 +33,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Accelerate moves batches that are on the CPU already; torch warns about pinning without an accelerator.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    # Of odd image files Pillow tells with lines of its own code; those that can't be read are named by us.
+    warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 class _ScreenHandler(logging.Handler):

@@ -10,20 +10,19 @@ import numpy as np
 import PIL.Image
 
 from hfexp.errors import DataError
-from hfexp.images import load_pixels, open_image, to_rgb
+from hfexp.image_files import MAX_PIXELS
+from hfexp.images import open_image, read_encoded, reading, stored_bytes, to_rgb
 
 Row = dict[str, Any]
 
-FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP")
-"""Image formats that are decoded; among PIL's others is EPS, which starts Ghostscript."""
 _BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}\s*")
 
 
-def image_row(value: Any) -> Row:
+def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
     """One raw image as a row.
 
     Raises:
-        DataError: it is none, or can't be read.
+        DataError: it is none, can't be read, or has more than `max_pixels`.
     """
     if isinstance(value, PIL.Image.Image):
         return {"image": value}
@@ -33,7 +32,10 @@ def image_row(value: Any) -> Row:
         data = value.encode() if isinstance(value, str) else bytes(value)
         # Depending on the request, MLflow's server hands base64 text over as bytes; no image looks like it.
         is_text = isinstance(value, str) or _BASE64.fullmatch(data)
-        return {"image": _from_bytes(_from_base64(data) if is_text else data)}
+        data = _from_base64(data) if is_text else data
+        name = f"an image of {len(data):,} bytes"
+        with reading(name):  # a copy: some decoders of Pillow read again when their image is used
+            return {"image": read_encoded(io.BytesIO(data), name, max_pixels).copy()}
     raise DataError(
         f"an encoded image (bytes or base64 text), a uint8 array or a PIL image is needed, not {type(value).__name__}"
     )
@@ -41,15 +43,10 @@ def image_row(value: Any) -> Row:
 
 def image_bytes(row: Row, most: int = 100_000) -> bytes:
     """The encoded image of a row as `datasets` stores it undecoded; made smaller if it has more than `most` bytes."""
-    data, path = row["image"].get("bytes"), row["image"].get("path")
-    if data is None:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
-            data = file.read()  # pyright: ignore
+    data = stored_bytes(row["image"])
     if len(data) <= most:
         return data
-    image = to_rgb(open_image({"bytes": data, "path": path}))
+    image = to_rgb(open_image({"bytes": data, "path": row["image"].get("path")}))
     image.thumbnail((256, 256))
     small = io.BytesIO()
     image.save(small, "JPEG")
@@ -61,16 +58,6 @@ def _from_base64(text: bytes) -> bytes:
         return base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error as error:
         raise DataError(f"this text is not base64 of an image (names of files are no inputs): {error}") from error
-
-
-def _from_bytes(data: bytes) -> PIL.Image.Image:
-    PIL.Image.init()
-    try:
-        image = PIL.Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name in PIL.Image.OPEN])
-        load_pixels(image)
-        return image
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"{len(data)} bytes can't be read as an image: {error}") from error
 
 
 def _from_array(array: np.ndarray) -> PIL.Image.Image:

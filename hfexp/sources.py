@@ -1,6 +1,7 @@
 """Datasets that hfexp makes itself; each function is a `dataset.source._target_`."""
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -136,8 +137,8 @@ def _address(path: Any, root: Path) -> str | None:
 
 def saved_to_disk(path: str) -> DatasetDict | Dataset:
     """A dataset written by `save_to_disk`."""
-    root = Path(path).expanduser()
-    if not ((root / "dataset_dict.json").is_file() or (root / "dataset_info.json").is_file()):
+    root = Path(os.path.expanduser(path))
+    if not (os.path.isfile(root / "dataset_dict.json") or os.path.isfile(root / "dataset_info.json")):
         hint = hint_at_images(root)
         raise ConfigError(f"dataset.source.path={path}: not a directory written by Dataset.save_to_disk{hint}")
     try:
@@ -167,8 +168,8 @@ def hub(
     hint = hint_at_images(path)
     if hint:
         raise ConfigError(f"dataset.source.path={path}: a local folder, but not a dataset as the Hub has them{hint}")
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "README.md").is_file():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder) and not (folder / "README.md").is_file():
         raise ConfigError(
             f"dataset.source.path={path} is a folder: dataset=table dataset.source.data_files={path} reads tables, "
             f"dataset=imagefolder dataset.source.data_dir={path} images, dataset=disk what was saved by save_to_disk"

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from hfexp import processing
 from hfexp.config import DatasetConfig, OnBadSample
 from hfexp.errors import ConfigError, DataError
+from hfexp.image_memory import row_of_images
 from hfexp.packing import PackedDataset
 from hfexp.preparing import Preparation
 from hfexp.processing import ProcessedDataset
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 128
 Item = tuple[Row, Row | None]
-"""A row as it is stored and, where it had to be tried, decoded."""
+"""A row as it is stored and, where it had to be tried, after the deterministic operations."""
 
 
 class ProcessedStream(IterableDataset):
@@ -68,6 +69,7 @@ class ProcessedStream(IterableDataset):
     def inputs(self, items: list[Item], epoch: int) -> list[Row]:
         """Rows of an epoch as model inputs; a random transform draws from (seed, epoch, content of the row)."""
 
+        @row_of_images
         def decoded(item: Item) -> tuple[int, Row]:
             row, ready = item
             if self.seed is None:
@@ -75,10 +77,10 @@ class ProcessedStream(IterableDataset):
             else:
                 row = with_content(row)  # read once, for its key and to be decoded
                 key = mix(epoch, stored_key(row))
-            return key, self.processed.decode(row) if ready is None else ready
+            return key, self.processed.fixed(self.processed.decode(row)) if ready is None else ready
 
         pairs = map_batch_in_threads(decoded, items)
-        return self.processed.inputs([row for _, row in pairs], [key for key, _ in pairs])
+        return self.processed.finished([row for _, row in pairs], [key for key, _ in pairs])
 
     def items(self, rows: Iterator[Row]) -> Iterator[Item]:
         """Rows as they are; with `on_bad_sample=skip` those that can be decoded."""
@@ -88,7 +90,7 @@ class ProcessedStream(IterableDataset):
         worker = get_worker_info()
         for row in rows:
             try:
-                yield row, self.processed.decode(row)
+                yield row, self.processed.fixed(self.processed.decode(row))
             except DataError as error:
                 logger.warning("skipped: %s", error)
                 self._skipped[worker.id + 1 if worker else 0] += 1

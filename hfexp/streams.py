@@ -17,6 +17,7 @@ from datasets import ClassLabel, Features, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.input_files import open_regular
 from hfexp.sampling import mix
 
 Row = dict[str, Any]
@@ -157,8 +158,8 @@ def with_content(row: Row) -> Row:
     read = {}
     for name, value in row.items():
         if _is_file(value) and value["bytes"] is None:
-            with contextlib.suppress(OSError, TypeError):
-                read[name] = {**value, "bytes": Path(value["path"]).read_bytes()}
+            with contextlib.suppress(OSError, TypeError, ValueError), open_regular(value["path"]) as file:
+                read[name] = {**value, "bytes": file.read()}
     return {**row, **read}
 
 

@@ -4,6 +4,7 @@ import glob
 import gzip
 import itertools
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -82,7 +83,7 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
     else:
         names = _listed(data_files)
         paths = _expand(names, format, "train")
-        if all(Path(name).expanduser().is_file() for name in names):
+        if all(os.path.isfile(os.path.expanduser(name)) for name in names):
             files = {"train": [path for path, _ in paths]}
             others = [path.name for path, _ in paths if _split_of(path, "") not in (None, "train")]
             if len(paths) > 1 and others:
@@ -110,14 +111,16 @@ def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path
     """Give files, and of those that were searched for the folder below the place where the search began."""
     found: list[tuple[Path, str]] = []
     for name in names:
-        path = Path(name).expanduser()
-        if path.is_file():
+        path = Path(os.path.expanduser(name))
+        if os.path.isfile(path):
             found.append((path, ""))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found += _below(path, list(_walk(path)), format)
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
             files = [one for one in matches if one.is_file()]
+            if not files and matches:
+                raise ConfigError(f"dataset.source.data_files: {name} (split {split}) is not a regular file")
             if not files:
                 raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
             root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
@@ -316,8 +319,9 @@ def _shown(files: Sequence[str]) -> str:
 def _require_parquet(file: str) -> None:
     try:
         pyarrow.parquet.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise ConfigError(f"dataset.source.data_files: {shown(file)} is not a Parquet file: {error}") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"dataset.source.data_files: {shown(file)} is not a Parquet file: {reason}") from error
 
 
 def _json_fault(files: list[str]) -> str | None:

@@ -117,10 +117,11 @@ def test_a_missing_file_is_named() -> None:
         decoding.decode_to_tensor({"image": {"bytes": None, "path": "gone.jpg"}}, ToRGB())
 
 
-def test_too_many_pixels_are_for_pil_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match="decompression bomb"):
-        decoding.decode_to_tensor({"image": {"bytes": encoded(), "path": None}}, ToRGB())
+def test_too_many_pixels_are_refused() -> None:
+    stored = {"bytes": encoded(size=(61, 37)), "path": None}
+    with pytest.raises(DataError, match=r"2,257 pixels, more than 2,256\. task\.max_image_pixels="):
+        decoding.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2256)
+    assert decoding.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2257)["image"].shape == (3, 37, 61)
 
 
 def test_resizing_is_the_same() -> None:

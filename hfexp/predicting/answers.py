@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.cells import csv_cell
 from hfexp.errors import ConfigError, one_of
 
 PROBABILITIES = "probabilities"
@@ -108,7 +109,8 @@ class AnswerFile:
 
         frame = pandas.DataFrame(rows)
         if self.path.suffix == ".csv":
-            frame.to_csv(self.temporary, mode="a", header=not self._begun, index=False)
+            safe = frame.rename(columns=csv_cell).map(csv_cell)
+            safe.to_csv(self.temporary, mode="a", header=not self._begun, index=False)
             return
         import pyarrow
         import pyarrow.parquet
@@ -194,20 +196,18 @@ def _plain(value: Any) -> Any:
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    import sys
-
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from hfexp.screen import cell, print_table
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in names:
-        table.add_column(name, overflow="fold")
+        table.add_column(cell(name), overflow="fold")
     for row in rows:
-        cells = [row.get(name, "") for name in names]
-        table.add_row(*(Text(cell if len(cell) <= LONGEST_CELL else f"{cell[:LONGEST_CELL]}...") for cell in cells))
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False).print(table)
+        texts = [row.get(name, "") for name in names]
+        table.add_row(*(cell(text if len(text) <= LONGEST_CELL else f"{text[:LONGEST_CELL]}...") for text in texts))
+    print_table(table)
 
 
 def check_classes(top_k: int | None, id2label: Mapping[int, str]) -> None:

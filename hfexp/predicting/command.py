@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp.errors import EXIT_FAILED, ConfigError, DataError
 from hfexp.predicting.settings import ALL, PredictSettings, as_words, check_paths, parse
-from hfexp.screen import end_bar, is_terminal, move_bar, note, say
+from hfexp.screen import end_bar, is_terminal, move_bar, note, printable, say
 
 if TYPE_CHECKING:
     import pandas
@@ -222,7 +222,7 @@ def _stream(settings: PredictSettings, asked: "Asked", count: int, default: bool
 
 
 def _write_now(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(printable(text))
     sys.stdout.flush()
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-import yaml
-
+from hfexp.bounded_yaml import load
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.predicting.settings import check_output
 
 HELP = """hfexp evaluate: a trained model on another dataset or split.
 
@@ -66,7 +66,7 @@ def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
             known = (*NAMES, *COMPOSED)
             raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} There are: {one_of(known)}")
         kind = type(getattr(settings, key))
-        parsed = yaml.safe_load(value) if kind in (int, bool) else value
+        parsed = load(value, word) if kind in (int, bool) else value
         if kind in (int, bool) and type(parsed) is not kind:
             needed = "true or false" if kind is bool else "a whole number"
             raise ConfigError(f"{key}={value}: {needed} is needed")
@@ -75,6 +75,7 @@ def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
         raise ConfigError(f"split={settings.split}: there are {one_of(SPLITS)}")
     if settings.resamples < 0 or settings.batch_size < 1:
         raise ConfigError("resamples must be at least 0 and batch_size at least 1")
+    check_output(settings.output)
     if settings.run and settings.sweep:
         raise ConfigError("run and sweep both name a model: give one of them")
     return settings, composed

@@ -78,7 +78,7 @@ def _of_word(word: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Inpu
     elif "://" in str(word):
         yield _file(str(word), task)
     else:
-        for path in _paths(Path(word).expanduser(), task):
+        for path in _paths(Path(os.path.expanduser(word)), task):
             yield from _of_path(path, task, columns)
 
 
@@ -91,9 +91,9 @@ def _of_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Inpu
 
 def _paths(path: Path, task: Task) -> list[Path]:
     """The file, those below the folder, or those that the pattern means; in the order of their names."""
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    if path.is_dir():
+    if os.path.isdir(path):
         wanted = _files_below(path) if takes_texts(task) else _images_below(path)
         if not wanted:
             raise ConfigError(f"{path}: no {'files' if takes_texts(task) else 'image files'} are below it")

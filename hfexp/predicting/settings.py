@@ -6,13 +6,13 @@ Words that choose a model (`task=`, `model=`, `transform=`) are left to Hydra.
 
 import glob
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hfexp.bounded_yaml import load
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
 COMPOSED = ("task", "model", "transform", "security")
@@ -69,6 +69,7 @@ class PredictSettings:
             raise ConfigError("run and sweep both name a model: give one of them")
         if self.output is not None and Path(self.output).suffix not in FORMATS:
             raise ConfigError(f"output={self.output}: the name has to end in {one_of(FORMATS)}")
+        check_output(self.output)
         if self.top_k != ALL and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ConfigError(f"top_k={self.top_k}: a number from 1 on, or {ALL}, is needed")
         for name in ("batch_size", "show"):
@@ -99,7 +100,7 @@ def parse(words: Sequence[str]) -> PredictSettings:
             _set(settings, key, value)
         elif head in SECTIONS and rest and equals:
             getattr(settings, head)[rest] = value if head == "columns" else _plain(value, key)
-        elif equals and not Path(word).exists() and "://" not in key and key.replace("_", "").isalnum():
+        elif equals and not os.path.exists(word) and "://" not in key and key.replace("_", "").isalnum():
             raise ConfigError(
                 f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} There are: {one_of((*KEYS, *COMPOSED))}"
             )
@@ -122,6 +123,12 @@ def as_words(settings: Mapping[str, Any]) -> list[str]:
     return words
 
 
+def check_output(path: str | None) -> None:
+    """Raise ConfigError if what is to be written would wait for a reader, or take the place of a device."""
+    if path is not None and os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f"output={path} is there and is not a regular file: give another name")
+
+
 def says_the_model(word: str) -> bool:
     """Whether a word of a command says something of a model that no run has trained."""
     return word.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
@@ -131,15 +138,17 @@ def check_paths(words: Sequence[str]) -> None:
     """Find mistyped paths before a model is loaded.
 
     Raises:
-        ConfigError: one does not exist.
+        ConfigError: one does not exist, or is a FIFO, a device or a socket.
     """
     for word in words:
         if word == STANDARD_INPUT or "://" in word:
             continue
-        path = Path(word).expanduser()
-        if not (path.exists() or glob.glob(str(path), recursive=True)):
+        path = os.path.expanduser(word)
+        if not (os.path.exists(path) or glob.glob(path, recursive=True)):
             kind = "no file fits this pattern" if glob.has_magic(word) else "there is no such file or folder"
             raise ConfigError(f"{word}: {kind}; a text is given with text=... or prompt=...")
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise ConfigError(f"{word} is neither a regular file nor a folder")
 
 
 def _set(settings: PredictSettings, key: str, value: str) -> None:
@@ -158,7 +167,4 @@ def _set(settings: PredictSettings, key: str, value: str) -> None:
 
 
 def _plain(value: str, key: str) -> Any:
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}={value}: not a value of YAML") from error
+    return load(value, f"{key}={value}")

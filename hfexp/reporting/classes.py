@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hfexp.cells import csv_cell
+
 MAX_SQUARE_CSV = 200
 """Classes above which the matrix is written as a long table of its non-zero cells."""
 
@@ -116,8 +118,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     """A table as UTF-8."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(map(csv_cell, row) for row in (header, *rows))
 
 
 def digits(value: float | None) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hfexp.cells import csv_cell
 from hfexp.composition import as_typed
 from hfexp.origin import mask_secrets, without_sweep
 from hfexp.sweep.ranking import ranked, ties
@@ -37,7 +38,7 @@ class TrialTable:
         """With a header."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerows([self.columns, *(["" if cell is None else cell for cell in row] for row in self.rows)])
+        writer.writerows([csv_cell(cell) for cell in row] for row in (self.columns, *self.rows))
         return buffer.getvalue()
 
     def json(self) -> str:

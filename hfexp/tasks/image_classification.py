@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from hfexp.errors import ConfigError
+from hfexp.image_files import MAX_PIXELS
 from hfexp.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -20,11 +22,17 @@ class ImageClassification(Classification):
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
     takes_columns: ClassVar[bool] = True
 
+    def __init__(self, max_image_pixels: int = MAX_PIXELS) -> None:
+        """`max_image_pixels`: an image with more of them can't be read."""
+        if max_image_pixels < 1:
+            raise ConfigError(f"task.max_image_pixels={max_image_pixels} must be at least 1")
+        self.max_image_pixels = max_image_pixels
+
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Open the image at its right way up; colours are brought to RGB by the transform."""
         from hfexp.images import open_image
 
-        return {**row, "image": open_image(row["image"])}
+        return {**row, "image": open_image(row["image"], self.max_image_pixels)}
 
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Straight to tensors where nothing is to be done with PIL's image but that."""
@@ -32,7 +40,7 @@ class ImageClassification(Classification):
 
         if type(self).decode is not ImageClassification.decode or not begins_with_tensor(operations):
             return self.decode, 0
-        return functools.partial(decode_to_tensor, first=operations[0]), 2
+        return functools.partial(decode_to_tensor, first=operations[0], max_pixels=self.max_image_pixels), 2
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """`image` (C, H, W; uint8, or float that is already normalised) becomes `pixel_values`."""
@@ -59,7 +67,7 @@ class ImageClassification(Classification):
         """An encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image."""
         from hfexp.raw_images import image_row
 
-        return image_row(value)
+        return image_row(value, self.max_image_pixels)
 
     def inference_example(self, row: dict[str, Any]) -> bytes:
         """The encoded image; a large one made smaller."""
