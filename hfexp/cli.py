@@ -16,6 +16,7 @@ MULTIRUN = {"-m", "--multirun"}
 def program() -> int:
     """`main` in a process of its own, which ends with it."""
     os.umask(os.umask(0o077) | 0o002)  # what others could change is not to be trusted: checkpoints, caches, records
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # as stderr: no name ends a command
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
         put_off_collection()
     try:
@@ -229,9 +230,11 @@ BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
 
 def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
     """Print one message for each job that failed, and how many those were."""
+    from hfexp.screen import note
+
     for job, cause in error.failures:
         _fail(cause, EXIT_FAILED, full_traceback, f"{job}: ")
-    print(f"hfexp: {error}", file=sys.stderr)
+    note(str(error))
     return EXIT_FAILED
 
 
@@ -239,6 +242,7 @@ def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") ->
     """Print one message; the traceback only for who asked for it."""
     from hfexp.launch import world
     from hfexp.origin import mask_secrets
+    from hfexp.screen import printable
 
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
         return code  # torchrun starts several processes with the same wrong input; the first one says it
@@ -249,7 +253,7 @@ def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") ->
         return code
     expected = isinstance(error, ConfigError | RunError)
     name = "" if expected else f"{type(error).__name__}: "
-    print(mask_secrets(f"hfexp: error: {where}{name}{error}"), file=sys.stderr)
+    print(printable(mask_secrets(f"hfexp: error: {where}{name}{error}")), file=sys.stderr)
     if not expected:
         print("(set HYDRA_FULL_ERROR=1 for the traceback)", file=sys.stderr)
     return code

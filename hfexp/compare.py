@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfexp.cells import csv_cell
 from hfexp.chosen import choose_runs, is_sweep
 from hfexp.directions import lower_is_better
 from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.markdown import plain
 from hfexp.records import RunRecord, metric_history, read_runs
+from hfexp.screen import one_line, printable
 from hfexp.tracking.nesting import RANKING
 from hfexp.tracking.store import tracking_uri
 
@@ -66,7 +69,7 @@ def main(words: list[str]) -> int:
         notes = _show_ranking(ranking, args.format, args.top, args.all)
         notes += [f"{len(parents)} left out: parents of sweeps, without params of their own"] if parents else []
     for note in notes + _wrong_accumulation(ranking.runs):
-        print(f"({note})", file=sys.stdout if args.format in ("table", "md") else sys.stderr)
+        print(printable(f"({note})"), file=sys.stdout if args.format in ("table", "md") else sys.stderr)
     if args.plot is not None:
         plot(ranking, Path(args.plot), uri, min(args.top or TOP, MAX_BARS))
     return 0
@@ -202,14 +205,14 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
     if form == "json":
         _print_json(objects)
     elif form == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows([head, *rows])
+        _print_csv([head, *rows])
     elif not rows:
         print("no run matches")
     else:
         best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
         best = ", as the sweep ranks its points" if ranking.of_sweep else best
         experiments = one_of({run.experiment for run in ranking.runs}, 3)
-        print(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n")
+        print(printable(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n"))
         hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # names that are not unique say nothing
         hidden |= {3} if {row[3] for row in rows} <= {"FINISHED"} else set()
         labels = ["rank", "run", "run", "status", *_short(params, ranking.runs), *metrics, "seconds"]
@@ -234,10 +237,10 @@ def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
         _print_json({"runs": heads, **tables})
     elif form == "csv":
         rows = [[name, *row, *[None] * (4 - len(row))] for name, rows in sections.items() for row in rows[1:]]
-        csv.writer(sys.stdout, lineterminator="\n").writerows([["section", "name", "a", "b", "difference"], *rows])
+        _print_csv([["section", "name", "a", "b", "difference"], *rows])
     else:
         heads = [f"{letter}: {r.name} ({r.run_id}, {r.status})" for letter, r in (("A", a), ("B", b))]
-        print(("\n\n" if form == "md" else "\n").join(heads))
+        print(("\n\n" if form == "md" else "\n").join(map(plain if form == "md" else one_line, heads)))
         titles = ("Config", "Data and environment", "Final metrics")
         for title, (head, *rows) in zip(titles, sections.values(), strict=True):
             labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(word, word) for word in head]
@@ -276,7 +279,7 @@ def _short(keys: list[str], runs: list[RunRecord]) -> list[str]:
 def _table(*rows: list[Any], form: str) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     if form == "md":
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        lines = ["| " + " | ".join(map(plain, row)) + " |" for row in cells]
         return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [all(c in NO_NUMBER or NUMBER.fullmatch(c) for c in column[1:]) for column in zip(*cells, strict=True)]
@@ -287,8 +290,13 @@ def _table(*rows: list[Any], form: str) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
-    text = "-" if value is None else " ".join(str(value).split())
+    text = "-" if value is None else one_line(" ".join(str(value).split()))
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+
+
+def _print_csv(rows: list[list[Any]]) -> None:
+    texts = [[one_line(value) if isinstance(value, str) else value for value in row] for row in rows]
+    csv.writer(sys.stdout, lineterminator="\n").writerows(map(csv_cell, row) for row in texts)
 
 
 def _print_json(content: Any) -> None:
@@ -298,7 +306,7 @@ def _print_json(content: Any) -> None:
 
 def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
     """Draw the metric against the one number that varies, or as bars; for a few runs its course as well."""
-    from matplotlib.figure import Figure
+    import matplotlib
 
     metric = ranking.metric or ""
     runs = [run for run in ranking.runs if math.isfinite(run.metrics.get(metric, math.nan))]
@@ -307,6 +315,15 @@ def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
     key = f"eval_{_base(metric)}"
     histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
     curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+        figure = _drawn(ranking, runs, curves, key, top)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _drawn(ranking: Ranking, runs: list[RunRecord], curves: list[tuple[str, Any]], key: str, top: int) -> Any:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(14 if curves else 8, 5), layout="constrained")
     axes, *others = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
     _plot_values(axes, runs, ranking, top)
@@ -315,8 +332,7 @@ def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
             other.plot(*zip(*points, strict=True), marker=".", label=name)
         other.set(xlabel="step", ylabel=key)
         other.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _plot_values(axes: Any, runs: list[RunRecord], ranking: Ranking, top: int) -> None:

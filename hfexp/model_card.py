@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.markdown import code, plain
 from hfexp.origin import mask_secrets
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
@@ -65,7 +66,7 @@ class CardFacts:
 def model_card(facts: CardFacts) -> str:
     """The whole file: YAML metadata and Markdown; tokens and passwords are masked."""
     sections = [
-        f"# {facts.name}",
+        f"# {plain(facts.name)}",
         _introduction(facts),
         "## Results\n\n" + _results(facts),
         "## Data\n\n" + _data(facts),
@@ -122,12 +123,14 @@ def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
 
 
 def _introduction(facts: CardFacts) -> str:
-    start = f"fine-tuned from `{facts.base_model}`" if facts.base_model else "trained from random weights"
+    start = f"fine-tuned from {code(facts.base_model)}" if facts.base_model else "trained from random weights"
     adapter = f" of which {facts.num_adapter:,} are an adapter's, the rest unchanged," if facts.num_adapter else ""
-    text = f"`{facts.architecture}` with {facts.num_parameters:,} parameters,{adapter} {start} on {facts.dataset}."
+    text = (
+        f"`{facts.architecture}` with {facts.num_parameters:,} parameters,{adapter} {start} on {plain(facts.dataset)}."
+    )
     if not facts.labels:
         return text
-    shown = ", ".join(f"`{label}`" for label in facts.labels[:MAX_LABELS])
+    shown = ", ".join(map(code, facts.labels[:MAX_LABELS]))
     more = ", ..." if len(facts.labels) > MAX_LABELS else ""
     return f"{text} It tells {len(facts.labels)} classes apart: {shown}{more}."
 
@@ -140,7 +143,8 @@ def _results(facts: CardFacts) -> str:
         return "None were recorded."
     names = sorted({name for scores in by_split.values() for name in scores})
     rows = [
-        [name, *(f"{scores[name]:.4f}" if name in scores else "" for scores in by_split.values())] for name in names
+        [plain(name), *(f"{scores[name]:.4f}" if name in scores else "" for scores in by_split.values())]
+        for name in names
     ]
     return _table(["metric", *by_split], rows)
 
@@ -194,9 +198,9 @@ def _training(facts: CardFacts) -> str:
         for name, value in facts.params.items()
         if value not in (None, [], {}) and any(name == p or name.startswith(f"{p}.") for p in SHOWN_PARAMS)
     }
-    parts = [_table(["setting", "value"], [[f"`{name}`", str(value)] for name, value in shown.items()])]
+    parts = [_table(["setting", "value"], [[code(name), plain(value)] for name, value in shown.items()])]
     if facts.command:
-        parts.append(f"Command: `{facts.command}`")
+        parts.append(f"Command: {code(facts.command)}")
     if facts.git_sha:
         parts.append(f"Commit: `{facts.git_sha}`")
     if facts.run_id:
@@ -219,8 +223,4 @@ def _limits(facts: CardFacts) -> Iterable[str]:
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

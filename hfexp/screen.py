@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,10 +14,20 @@ from hfexp.origin import Origin, mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
     from hfexp.experiment import Result
     from hfexp.model import ModelSummary
 
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
+
+
+_UNSHOWN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
+"""Characters that do something to a terminal or to the order of what is read: of control (C0 and C1, but newlines and
+tabs), of direction (Unicode Annex 9), and what is no character."""
 
 
 class _Elsewhere(Protocol):
@@ -42,13 +53,39 @@ def is_terminal() -> bool:
     return _terminal_elsewhere if _elsewhere is not None else sys.stdout.isatty()
 
 
+def printable(text: object) -> str:
+    """Make a text safe to show: no name or message moves the cursor, changes colours or turns letters around."""
+    return _UNSHOWN.sub(_escaped, str(text).replace("\r\n", "\n"))
+
+
+def one_line(text: object) -> str:
+    """Make a text safe to show in a line of others."""
+    return re.sub(r"[\n\t]", _escaped, printable(text))
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return character.group().encode("unicode_escape").decode()
+
+
+def cell(text: object, style: str = "") -> "Text":
+    """A cell of a table: Rich would read a `str` as its own markup."""
+    from rich.text import Text
+
+    return Text(one_line(text), style)
+
+
+def print_table(table: "Table", soft_wrap: bool = False) -> None:
+    """Print a table, as wide as the terminal."""
+    console(highlight=False).print(table, soft_wrap=soft_wrap)
+
+
 def say(text: str = "") -> None:
     """One line for the person, at once."""
     if _elsewhere is not None:
         _elsewhere("say", text)
         return
     with contextlib.suppress(OSError):  # the reader went away, or the disk of a log file is full: the run goes on
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def note(text: str) -> None:
@@ -57,7 +94,7 @@ def note(text: str) -> None:
         _elsewhere("note", text)
         return
     with contextlib.suppress(OSError):
-        print(f"hfexp: {mask_secrets(text)}", file=sys.stderr, flush=True)
+        print(f"hfexp: {printable(mask_secrets(text))}", file=sys.stderr, flush=True)
 
 
 class _Reader:
@@ -96,12 +133,18 @@ def move_bar(completed: int, total: int, description: str, values: str) -> None:
     if _bar is None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        columns = (*columns, TextColumn("{task.fields[values]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+        )
+        values_column = TextColumn("{task.fields[values]}", markup=False)
+        columns = (*columns, values_column, TimeRemainingColumn())
         _bar = Progress(*columns, refresh_per_second=4, console=console())
         _bar.start()
         _bar.add_task("training", total=total, completed=completed, values="")
-    _bar.update(_bar.task_ids[0], completed=completed, description=description, values=values)
+    texts = {"description": one_line(description), "values": one_line(values)}
+    _bar.update(_bar.task_ids[0], completed=completed, **texts)
 
 
 def end_bar() -> None:
@@ -140,9 +183,9 @@ def show_result(result: "Result") -> None:
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, value in _rows(result):
-        table.add_row(name, value, style="bold" if name.startswith("best") else None)
+        table.add_row(cell(name), cell(value), style="bold" if name.startswith("best") else None)
     say()
-    console(highlight=False, soft_wrap=True).print(table)
+    print_table(table, soft_wrap=True)
 
 
 def _rows(result: "Result") -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from hfexp.errors import first_line
 from hfexp.launch.jobs import Order, error_of
 from hfexp.launch.reports import Progress
-from hfexp.screen import console, note, say
+from hfexp.screen import cell, console, note, say
 
 
 class Board:
@@ -92,7 +92,6 @@ class Live(Lines):
 
     def _table(self) -> Any:
         from rich.table import Table
-        from rich.text import Text
 
         title = f"{self._done} of {self.total} jobs done"
         table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
@@ -102,13 +101,13 @@ class Live(Lines):
         now = time.monotonic()
         for name, (order, began, first, last, since) in self._rows.items():
             if first is None or last is None:
-                table.add_row(name, Text(order.words), "", f"starting, {now - began:.0f} s", "", "")
+                table.add_row(name, cell(order.words), "", f"starting, {now - began:.0f} s", "", "")
                 continue
             metric = "  ".join(f"{name} {value:.4f}" for name, value in list(last.metrics.items())[-1:])
             done, left = last.step - first.step, last.max_steps - last.step
             to_go = f"{left * (now - since) / done:.0f} s" if done else ""
             step = f"{last.step}/{last.max_steps}"
-            table.add_row(name, Text(order.words), Text(last.name), step, Text(metric), to_go)
+            table.add_row(name, cell(order.words), cell(last.name), step, cell(metric), to_go)
         return table
 
 

@@ -207,8 +207,9 @@ def _portable(error: Exception) -> Exception:
 
 def _write_masked(text: str) -> None:
     from hfexp.origin import mask_secrets
+    from hfexp.screen import printable
 
-    print(mask_secrets(text), file=sys.stderr, flush=True)
+    print(printable(mask_secrets(text)), file=sys.stderr, flush=True)
 
 
 def _send_progress(connection: Connection, progress: Progress) -> None:

@@ -11,7 +11,7 @@ from hfexp.origin import mask_secrets
 from hfexp.planning.estimate import JobCost, Total
 from hfexp.planning.jobs import PlannedJob, Standing
 from hfexp.planning.measurement import Measurement
-from hfexp.screen import console, note, say
+from hfexp.screen import cell, note, print_table, say
 
 MOST_ROWS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -25,7 +25,6 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
         costs: of one run of each job; None: not known.
     """
     from rich.table import Table
-    from rich.text import Text
 
     measured = any(cost is not None for cost in costs)
     table = Table(
@@ -35,8 +34,8 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
         cells = (shape or "", str(cost.steps), show_seconds(cost.seconds)) if cost else ("", "", "")
         runs = f" x {job.runs}" if job.runs > 1 and cost else ""
         cells = (*cells[:2], cells[2] + runs) if measured else ()
-        table.add_row(job.name, Text(job.shown or "(as composed)"), *cells, Text(mask_secrets(_standing(job))))
-    console().print(table)
+        table.add_row(job.name, cell(job.shown or "(as composed)"), *cells, cell(mask_secrets(_standing(job))))
+    print_table(table)
     if len(jobs) > MOST_ROWS:
         say(f"... {len(jobs) - MOST_ROWS} more of {len(jobs)} jobs")
 

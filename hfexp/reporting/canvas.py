@@ -20,6 +20,7 @@ SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
+    "text.parse_math": False,  # names of classes are no formulas
     "axes.titley": 1.0,  # a fixed place: finding a free one measures every tick
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -99,10 +100,10 @@ def text_width(texts: Sequence[str], size: float = 9) -> float:
 
 
 def drawable(text: str, limit: int = 24) -> str:
-    """A text as matplotlib can draw it: one line, no mathtext, a box for what no font has, cut at `limit`."""
+    """A text as matplotlib can draw it: one line, a box for what no font has, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line if len(line) <= limit else line[: limit - 1] + "\u2026"
-    return "".join(c if ord(c) in _glyphs() else MISSING for c in line).replace("$", r"\$")
+    return "".join(c if ord(c) in _glyphs() else MISSING for c in line)
 
 
 def drawable_labels(labels: Sequence[str], limit: int = 24) -> list[str]:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from hfexp.markdown import plain
+from hfexp.screen import printable
+
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dce1; --page: #fff; --box: #f5f6f8;
   --link: #2257a0; }
@@ -40,7 +43,6 @@ img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--l
   figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass
@@ -140,14 +142,14 @@ class Report:
 
     def markdown(self) -> str:
         """The same, with pictures by their names."""
-        parts = [f"# {_md(self.title)}", _md(self.lead)]
+        parts = [f"# {plain(self.title)}", plain(self.lead)]
         for section in self.filled():
-            parts += [f"## {_md(section.title)}", *map(_md_block, section.blocks)]
+            parts += [f"## {plain(section.title)}", *map(_md_block, section.blocks)]
         return "\n\n".join(parts) + "\n"
 
 
 def _html(text: str) -> str:
-    return html.escape(_UNPRINTABLE.sub("\ufffd", text))
+    return html.escape(printable(text))
 
 
 def _html_block(block: Block, images: dict[str, bytes]) -> str:
@@ -177,35 +179,27 @@ def _html_table(table: Table) -> str:
     return f'<div class="scroll"><table{kind}>{title}{head}<tbody>\n{body}\n</tbody></table></div>'
 
 
-def _md(text: str) -> str:
-    """Text in which Markdown and HTML mean nothing."""
-    line = " ".join(_UNPRINTABLE.sub("\ufffd", text).split())
-    line = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", line)
-    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # inside words it means nothing
-    return html.escape(line, quote=False)
-
-
 def _md_block(block: Block) -> str:
     if isinstance(block, Table):
         return _md_table(block)
     if isinstance(block, Picture):
-        return f"![{_md(block.alt)}]({block.name})"
+        return f"![{plain(block.alt)}]({block.name})"
     if isinstance(block, Heading):
-        return f"### {_md(block.text)}"
+        return f"### {plain(block.text)}"
     if isinstance(block, Code):
-        text = _UNPRINTABLE.sub("\ufffd", block.text)
+        text = printable(block.text)
         longest = max(map(len, re.findall("`+", text)), default=0)
         fence = "`" * max(3, longest + 1)
         return f"{fence}text\n{text}\n{fence}"
-    return _md(block.text)
+    return plain(block.text)
 
 
 def _md_table(table: Table) -> str:
     def row(cells: Sequence[str], strong: bool = False) -> str:
         mark = "**" if strong else ""
-        return "| " + " | ".join(f"{mark}{_md(cell)}{mark}" if cell else "" for cell in cells) + " |"
+        return "| " + " | ".join(f"{mark}{plain(cell)}{mark}" if cell else "" for cell in cells) + " |"
 
     rule = "| " + " | ".join("--:" if table.is_number(n) else "---" for n in range(len(table.header))) + " |"
     rows = [row(cells, n in table.strong) for n, cells in enumerate(table.rows)]
-    title = [_md(table.title), ""] if table.title else []
+    title = [plain(table.title), ""] if table.title else []
     return "\n".join([*title, row(table.header), rule, *rows])

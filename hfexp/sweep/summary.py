@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from hfexp.composition import as_typed
 from hfexp.errors import RunError, SweepError
 from hfexp.origin import mask_secrets
-from hfexp.screen import console, say
+from hfexp.screen import cell, print_table, say
 from hfexp.sweep.ranking import best, ranked, ties
 from hfexp.sweep.table import command_of, measured
 from hfexp.sweep.trials import State, Sweep, Trial
@@ -67,21 +67,21 @@ def words(trial: Trial) -> str:
 
 def _show_table(sweep: Sweep) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     order, same = ranked(sweep.trials, sweep.directions), ties(sweep.trials, sweep.directions)
     placed = {trial.number for trial in order}
     others = [trial for trial in sweep.trials if trial.number not in placed]
     rows = [*order, *others]
-    table = Table("job", "overrides", *sweep.metrics, "", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head in ("job", "overrides", *sweep.metrics, ""):
+        table.add_column(cell(head))
     for trial in rows[:MOST_ROWS]:
-        values = _values(trial, len(sweep.metrics))
-        table.add_row(str(trial.number), Text(words(trial)), *values, Text(_remark(trial, same)))
-    shown = console()
-    shown.print()
-    shown.print(table)
+        shown = _values(trial, len(sweep.metrics))
+        table.add_row(str(trial.number), cell(words(trial)), *shown, cell(_remark(trial, same)))
+    say()
+    print_table(table)
     if len(rows) > MOST_ROWS:
-        shown.print(f"... {len(rows) - MOST_ROWS} more of {len(rows)} points")
+        say(f"... {len(rows) - MOST_ROWS} more of {len(rows)} points")
 
 
 def _values(trial: Trial, count: int) -> list[str]:

@@ -91,13 +91,12 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
         jobs: what tells each job from the others, and what became of it.
     """
     from rich.table import Table
-    from rich.text import Text
 
     from hfexp.errors import first_line
     from hfexp.launch.board import show_objective
     from hfexp.launch.jobs import error_of
     from hfexp.origin import mask_secrets
-    from hfexp.screen import console
+    from hfexp.screen import cell, print_table, say
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []
@@ -106,9 +105,8 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
         if error is not None:
             failures.append((f"job {number} ({words})" if len(jobs) > 1 else f"job {number}", error))
         shown = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
-        table.add_row(str(number), Text(words), Text(mask_secrets(shown)))
+        table.add_row(str(number), cell(words), cell(mask_secrets(shown)))
     if len(jobs) > 1:
-        screen = console()
-        screen.print()
-        screen.print(table)
+        say()
+        print_table(table)
     return failures
