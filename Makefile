@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # names: those with the fewest tests last, as is usual, would leave the longest of all, chaos, to one process.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run demos test test-all chaos lint audit format type ui wheel bench clean
+.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui wheel bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ chaos: install ## kill sweeps a hundred and more times (about an hour): they mus
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)
+
+fuzz: install ## read 100,000 damaged files, records and commands (about ten minutes): each is read or refused, soon
+	$(BIN)/python tests/fuzz.py
 
 lint: install ## check style, format and types
 	$(BIN)/ruff check .

@@ -295,7 +295,7 @@ def _cell(value: Any) -> str:
 
 
 def _print_csv(rows: list[list[Any]]) -> None:
-    texts = [[one_line(value) if isinstance(value, str) else value for value in row] for row in rows]
+    texts = [[printable(value) if isinstance(value, str) else value for value in row] for row in rows]
     csv.writer(sys.stdout, lineterminator="\n").writerows(map(csv_cell, row) for row in texts)
 
 

@@ -174,4 +174,14 @@ def _take_file(folder: Folder, entry: os.DirEntry[str], left_out: LeftOut) -> No
     elif ending in ARCHIVES:
         left_out.add("archives, which have to be unpacked", entry.path)
     else:
-        left_out.add(f"{ending} files, which are not read" if ending else "files without an ending", entry.path)
+        left_out.add(_why_not_read(ending), entry.path)
+
+
+def _why_not_read(ending: str) -> str:
+    """The reason for a file that is neither an image, a table nor an archive."""
+    import PIL.Image
+
+    if not ending:
+        return "files without an ending"
+    known = PIL.Image.EXTENSION.get(ending)
+    return f"{ending} files, " + (f"as {known} is not read" if known else "which Pillow does not read")

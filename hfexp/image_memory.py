@@ -5,11 +5,15 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from hfexp.memory import give_back_freed_memory
+
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
 MAX_BYTES = 2 * 2**30
 """Bytes that images in work may take together; one that takes more is in work alone."""
+GIVEN_BACK = MAX_BYTES // 4
+"""Bytes from which on the C library gives back what an image took: it keeps what is free for each thread apart."""
 SMALL = 2**20
 """Pixels up to which an image is not counted: of those, hundreds of threads can have one each."""
 BYTES_PER_PIXEL = 13
@@ -40,6 +44,8 @@ class Budget:
 
     def release(self) -> None:
         """The images of the row are done with."""
+        if self.own.bytes > GIVEN_BACK:
+            give_back_freed_memory()
         if self.own.bytes:
             with self.changed:
                 self.in_work -= self.own.bytes

@@ -59,6 +59,15 @@ def keep_freed_memory() -> None:
         library.mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP)
 
 
+def give_back_freed_memory() -> None:
+    """Let the C library give all that is free back to the system, which takes a while; others do nothing."""
+    if _is_gnu():
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _is_gnu() -> bool:
     try:
         return os.confstr("CS_GNU_LIBC_VERSION") is not None

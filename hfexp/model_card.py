@@ -8,6 +8,7 @@ from typing import Any
 
 from hfexp.markdown import code, plain
 from hfexp.origin import mask_secrets
+from hfexp.screen import printable
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
 """Prefix of the metrics of each split that is reported."""
@@ -74,7 +75,7 @@ def model_card(facts: CardFacts) -> str:
         "## Training\n\n" + _training(facts),
         "## Limits\n\n" + "\n".join(f"* {text}" for text in _limits(facts)),
     ]
-    return mask_secrets(f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n")
+    return printable(mask_secrets(f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"))
 
 
 def _metadata(facts: CardFacts) -> str:

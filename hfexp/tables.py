@@ -297,19 +297,20 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
         raise ConfigError(f"dataset.source.data_files can't be read as {kind}: {cause}") from error
     if streaming:
         return rows
+    _require_utf8(rows, files, kind)
     if kind == "json":
-        _require_utf8(rows, files)
         rows = _as_written(rows, files)
     return _with_origin(rows, kind, files, None)
 
 
-def _require_utf8(rows: Dataset, files: list[str]) -> None:
+def _require_utf8(rows: Dataset, files: list[str], kind: str) -> None:
     """Raise ConfigError for texts that are not UTF-8, which `datasets` reads and can't give back."""
     try:
         rows.data.table.validate(full=True)
     except pa.ArrowInvalid as error:
-        cause = _json_fault(files) or f"{_shown(files)}: {error}"
-        raise ConfigError(f"dataset.source.data_files can't be read as json: {cause}") from error
+        cause = _json_fault(files) if kind == "json" else None
+        cause = cause or f"{_shown(files)}: {error}"
+        raise ConfigError(f"dataset.source.data_files can't be read as {kind}: {cause}") from error
 
 
 def _shown(files: Sequence[str]) -> str:
@@ -318,8 +319,8 @@ def _shown(files: Sequence[str]) -> str:
 
 def _require_parquet(file: str) -> None:
     try:
-        pyarrow.parquet.read_schema(file)
-    except (OSError, pa.ArrowException) as error:
+        str(pyarrow.parquet.read_schema(file))  # its names are decoded when they are asked for
+    except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"dataset.source.data_files: {shown(file)} is not a Parquet file: {reason}") from error
 

@@ -149,9 +149,8 @@ LAYERS = [
         "hfexp.sweep.scales",
         "hfexp.predicting.settings",
     ],
-    ["hfexp.input_files", "hfexp.image_files", "hfexp.bounded_yaml"],
+    ["hfexp.input_files", "hfexp.image_files", "hfexp.image_memory", "hfexp.bounded_yaml"],
     [
-        "hfexp.image_memory",
         "hfexp.directions",
         "hfexp.idle_threads",
         "hfexp.machine",
