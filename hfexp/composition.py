@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.arguments import way_out
 from hfexp.config import Config, explain_key_error
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.habits import HABITS
 from hfexp.literal_words import keep_words
 from hfexp.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
@@ -98,11 +98,14 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
 
 
 def _refuse_long_options(words: Iterable[str]) -> None:
-    """Raise ConfigError for the name of an option that no file can have: Hydra would look for it all the same."""
+    """Raise ConfigError for a key, or the name of an option, that no file can have: Hydra would look for it."""
     for word in words:
-        group, _, option = word.lstrip("+~").partition("=")
-        if len(option.encode(errors="replace")) > MAX_NAME and os.path.isdir(conf_dir() / group.partition("@")[0]):
-            raise ConfigError(f"{group}={option[:40]}...: the name of an option has at most {MAX_NAME} bytes")
+        key, _, option = word.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        is_group = group.startswith("hydra/") or any(os.path.isdir(place / group) for place in search_path())
+        for name in (*key.split("/"), option if is_group else ""):
+            if len(name.encode(errors="replace")) > MAX_NAME:
+                raise ConfigError(f"{word[:40]}...: the name of a key or an option has at most {MAX_NAME} bytes")
 
 
 def _chooses(config_name: str) -> bool:
@@ -158,7 +161,7 @@ def explain(error: Exception) -> str:
             f"{as_typed(str(error.override))!r} can't be parsed as key=value. Quote values with special characters "
             f"twice, e.g. 'name=\"a, b\"' ({str(error).splitlines()[0].strip()})"
         )
-    first = str(error).splitlines()[0]
+    first = first_line(error)
     ambiguous = re.match(r"Ambiguous value for argument '(.*)'$", first)
     if ambiguous:
         return _explain_several_values(ambiguous.group(1))
@@ -169,9 +172,9 @@ def explain(error: Exception) -> str:
     if isinstance(inner, OmegaConfBaseException):
         place = re.match(r"In '[^']*': ", first)  # in a file; otherwise on the command line
         return f"{place.group() if place else ''}{explain_key_error(inner)}"
-    return " ".join(
-        line.strip() for line in str(error).splitlines() if "search path" not in line and "provider=" not in line
-    )
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = " ".join(line for line in lines if "search path" not in line and "provider=" not in line)
+    return said or f"the overrides can't be composed ({type(error).__name__} without a reason)"
 
 
 def _explain_several_values(word: str) -> str:
