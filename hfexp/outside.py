@@ -6,13 +6,13 @@ store. Its files say what they like: nothing that they name is opened, sent, rem
 
 import functools
 import os
-import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from hfexp.errors import DataError
+from hfexp.input_files import open_regular
 
 MAX_BYTES = 64 * 2**20
 """A record is a few kilobytes; a larger file is none."""
@@ -32,14 +32,12 @@ def read_bytes(path: Path) -> bytes:
         DamagedRecord: it can't be read.
     """
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise DamagedRecord(f"{path} is not a regular file")
+        with open_regular(path) as file:
             content = file.read(MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(path)) from error
     except OSError as error:
-        raise DamagedRecord(f"{path} can't be read: {error.strerror}") from error
+        raise DamagedRecord(f"{path} can't be read: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:
         raise DamagedRecord(f"{path} has more than {MAX_BYTES >> 20} MiB, which no record has")
     return content

@@ -149,14 +149,13 @@ LAYERS = [
         "hfexp.sweep.scales",
         "hfexp.predicting.settings",
     ],
-    ["hfexp.input_files", "hfexp.image_files", "hfexp.image_memory", "hfexp.bounded_yaml"],
+    ["hfexp.image_files", "hfexp.image_memory"],
     [
         "hfexp.directions",
         "hfexp.idle_threads",
         "hfexp.machine",
         "hfexp.memory",
         "hfexp.html",
-        "hfexp",
         "hfexp.stamp",
         "hfexp.launch",
         "hfexp.launch.forkserver",
@@ -167,7 +166,8 @@ LAYERS = [
         "hfexp.sweep.membership",
     ],
     ["hfexp.outside"],
-    ["hfexp.errors"],
+    ["hfexp.input_files", "hfexp.bounded_yaml"],
+    ["hfexp.errors", "hfexp"],
     ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials"],
 ]
 """From the shell down; a module imports only from layers below its own."""
