@@ -30,6 +30,15 @@ pytestmark = pytest.mark.slow
 STORES = ["SQLite", "PostgreSQL", "server on SQLite", "server on PostgreSQL"]
 SERVERS = STORES[2:]
 OBSERVED: dict[str, dict[str, str]] = {}
+MORE = """\
+**A closed terminal** (SIGHUP) ends a run as SIGTERM does: a checkpoint, KILLED with the reason
+`stopped by SIGHUP (hangup: its terminal was closed)`, exit code 129; the same command continues it. Under `nohup` the
+run goes on.
+
+**A full disk** ends a run with one message, exit code 1 and FAILED. If the log can't be written any more, one line
+says so. Checkpoints that were whole before stay whole; the same command continues from the newest of them.
+"""
+"""What is below the table."""
 
 
 @dataclass
@@ -85,7 +94,7 @@ def write_table() -> None:
         "test;\n`HFEXP_WRITE_DOCS=1 pytest tests/test_stores.py` writes it anew.\n\n"
     )
     path = TESTS.parent / "docs" / "endings.md"
-    path.write_text(text + "\n".join(lines) + "\n")
+    path.write_text(text + "\n".join(lines) + f"\n\n{MORE}")
 
 
 class Case:
