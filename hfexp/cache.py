@@ -141,6 +141,9 @@ class Cache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoomError(f"the disk of {self.directory} is full") from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+                reader = self.find(key)  # somebody else's cache, which we may only read
+                if reader is not None:
+                    return reader, False
                 raise NoRoomError(f"{self.directory} can't be written ({error.strerror})") from error
             raise
         reader = self.find(key)

@@ -20,7 +20,7 @@ from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.machine import computes_in_bf16
 from hfexp.streams import show_rows
 from hfexp.tasks.base import Task
-from hfexp.tracking.store import find_problem, tracking_uri
+from hfexp.tracking.store import find_problem, tracking_uri, why_not_writable
 
 MAX_EXPERIMENT_NAME = 500
 """Of MLflow (`mlflow/utils/validation.py`)."""
@@ -33,7 +33,8 @@ def check_places(config: Config) -> list[str]:
     if config.tracking.backend not in ("mlflow", "none"):
         problems.append(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
     if config.tracking.backend == "mlflow":
-        problem = find_problem(tracking_uri(config.tracking.uri, config.output_dir))
+        uri = tracking_uri(config.tracking.uri, config.output_dir)
+        problem = find_problem(uri) or why_not_writable(uri)
         problems += [problem] if problem else []
     if config.tracking.register is not None and not re.fullmatch(r"[^/:]{1,250}", config.tracking.register):
         problems.append(f"tracking.register={config.tracking.register}: a name without / and : is needed")
@@ -44,7 +45,7 @@ def check_places(config: Config) -> list[str]:
     except ConfigError as error:
         problems.append(str(error))
     place = Path(config.output_dir).absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:  # false, too, where one may not look
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")

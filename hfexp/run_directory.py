@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hfexp.checkpoints import newest_whole, set_aside_newer
 from hfexp.config import Config, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
+from hfexp.locks import SharedLock
 from hfexp.origin import Origin, file_name
 from hfexp.outside import why_foreign, why_not_contained
 from hfexp.process import ProcessId
@@ -160,7 +161,7 @@ def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunSta
         lock.release()
 
 
-def _refuse_or_wait(lock: FileLock, kind: str, holder: tuple[Path, RunState] | None) -> None:
+def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] | None) -> None:
     """The lock is held: by the experiment itself, or by somebody who delivers what its dead process left."""
     state = holder[1] if holder else RunState("")
     what, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
@@ -199,7 +200,7 @@ def _last_sign(path: Path) -> float:
     return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
 
 
-def _lock(parent: Path, state: RunState) -> FileLock:
+def _lock(parent: Path, state: RunState) -> SharedLock:
     """Of an identity; points of sweeps have each their own, as several may be of one identity."""
     name, locks = state.config_hash[:16], parent / ".locks"
     if state.point is not None:
@@ -208,7 +209,7 @@ def _lock(parent: Path, state: RunState) -> FileLock:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
-    return FileLock(locks / f"{name}.lock", timeout=0)
+    return SharedLock(locks / f"{name}.lock", timeout=0)
 
 
 def _choose(

@@ -2,11 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfexp.errors import ConfigError, RunError, first_line
 from hfexp.origin import mask_secrets
 from hfexp.outside import why_foreign, why_not_contained, why_not_owned
 from hfexp.screen import say
+
+if TYPE_CHECKING:
+    from hfexp.run_state import RunState
 
 
 def main(words: list[str]) -> int:
@@ -44,33 +48,37 @@ def main(words: list[str]) -> int:
 
 def _sync(path: Path, args: argparse.Namespace) -> str:
     """Deliver one run directory and say so."""
-    from hfexp.process import ProcessId
     from hfexp.run_directory import held_run
     from hfexp.run_state import read_state
-    from hfexp.tracking.recovery import deliver_rest, is_complete
 
     problem = why_not_owned(path, args.output_dir) or why_not_contained(path, path)
     if problem or read_state(path) is None:
         say(f"{path}: not delivered: {problem or 'it has no readable run.json'}")
         return "failed"
-    with held_run(path) as state:
-        if state is None:
-            return "running"
-        # Locks do not reach every machine that shares a file system.
-        is_gone = ProcessId(state.host, state.pid, state.process).is_gone()
-        if state.status == "running" and not is_gone and not args.force:
-            say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
-            return "running"
-        try:
-            wanted = _store_for(path, args)
-            if is_complete(path, state, wanted):
-                return "complete"
-            delivery = deliver_rest(path, state, wanted, args.output_dir)
-        except Exception as error:
-            say(mask_secrets(f"{path}: not delivered: {first_line(error)}"))
-            return "failed"
-        say(mask_secrets(f"{path}: {state.status}, delivered to {wanted}, run {delivery.state.run_id}"))
-        return "delivered"
+    try:
+        with held_run(path) as state:
+            return "running" if state is None else _deliver(path, state, args)
+    except Exception as error:
+        say(mask_secrets(f"{path}: not delivered: {first_line(error)}"))
+        return "failed"
+
+
+def _deliver(path: Path, state: "RunState", args: argparse.Namespace) -> str:
+    """Deliver a run whose lock is held."""
+    from hfexp.process import ProcessId
+    from hfexp.tracking.recovery import deliver_rest, is_complete
+
+    # Locks do not reach every machine that shares a file system.
+    is_gone = ProcessId(state.host, state.pid, state.process).is_gone()
+    if state.status == "running" and not is_gone and not args.force:
+        say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
+        return "running"
+    wanted = _store_for(path, args)
+    if is_complete(path, state, wanted):
+        return "complete"
+    delivery = deliver_rest(path, state, wanted, args.output_dir)
+    say(mask_secrets(f"{path}: {state.status}, delivered to {wanted}, run {delivery.state.run_id}"))
+    return "delivered"
 
 
 def _store_for(path: Path, args: argparse.Namespace) -> str:

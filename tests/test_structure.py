@@ -166,7 +166,7 @@ LAYERS = [
         "hfexp.sweep.membership",
     ],
     ["hfexp.outside"],
-    ["hfexp.input_files", "hfexp.bounded_yaml"],
+    ["hfexp.input_files", "hfexp.bounded_yaml", "hfexp.locks"],
     ["hfexp.errors", "hfexp"],
     ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials"],
 ]

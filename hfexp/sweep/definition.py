@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from hfexp.config import Config, LaunchConfig, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
+from hfexp.locks import SharedLock
 from hfexp.origin import file_name, mask_secrets
 from hfexp.outside import DamagedRecord, read_record
 from hfexp.process import ProcessId
@@ -157,10 +158,10 @@ def hold_sweep(
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
-    with FileLock(parent / ".lock"):
+    with SharedLock(parent / ".lock"):
         path = _choose(parent, stem, definition, on_existing)
         path.mkdir(exist_ok=True)
-        lock = FileLock(path / ".lock", timeout=0)
+        lock = SharedLock(path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.errors import ConfigError, first_line
+from hfexp.locks import SharedLock
 from hfexp.origin import mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 from hfexp.sweep.definition import HASHED, Definition
@@ -93,7 +93,7 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):  # of several first starts one makes it
+    with SharedLock(path.with_name(f".{path.name}.lock")):  # of several first starts one makes it
         if not path.exists():
             _write_file(path, name, directions)
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from hfexp.errors import ConfigError, RunError
+from hfexp.locks import SharedLock
 from hfexp.origin import file_name, mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 
@@ -92,16 +91,34 @@ def why_unreachable(uri: str) -> str | None:
 
 
 def _sqlite_problem(path: Path) -> str | None:
-    if path.is_dir():
-        return f"tracking.uri: {path} is a directory, not a SQLite file"
-    if path.is_file() and path.stat().st_size:
-        try:
+    try:
+        if path.is_dir():
+            return f"tracking.uri: {path} is a directory, not a SQLite file"
+        if path.is_file() and path.stat().st_size:
             with path.open("rb") as file:
                 if file.read(16) != b"SQLite format 3\x00":
                     return f"tracking.uri: {path} is not a SQLite database"
-        except (OSError, sqlite3.Error) as error:
-            return f"tracking.uri: {path} can't be read: {error}"
+    except OSError as error:
+        return f"tracking.uri: {path} can't be read: {error.strerror}"
     return None
+
+
+def why_not_writable(uri: str) -> str | None:
+    """Say why this user can't record in a store, as far as that shows without opening it.
+
+    SQLite needs to write beside its file, too.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        return None
+    for place in (path, _lock_path(path), path.parent):
+        if place.exists() and not os.access(place, os.W_OK):
+            return f"tracking.uri: {place} can't be written by you; set output_dir, or tracking.uri=sqlite:///FILE"
+    return None
+
+
+def _lock_path(database: Path) -> Path:
+    return database.with_name(f".{database.name}.lock")
 
 
 def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
@@ -122,7 +139,7 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
     database = sqlite_path(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(database.with_name(f".{database.name}.lock")):
+        with SharedLock(_lock_path(database)):
             _create_database(database)
             client = mlflow.MlflowClient(uri)
             return client, _experiment_id(client, experiment, database.parent)
