@@ -1,12 +1,14 @@
 """`hfexp ui`: MLflow's own interface on the store that runs are recorded in."""
 
 import argparse
+import ipaddress
 import os
 import sys
 
 from hfexp.errors import ConfigError
 from hfexp.origin import mask_secrets
 from hfexp.records import newest_run
+from hfexp.screen import note
 from hfexp.sqlite_address import sqlite_path
 from hfexp.tracking.store import tracking_uri
 
@@ -32,6 +34,11 @@ def main(words: list[str]) -> int:
     print(
         f"MLflow on {mask_secrets(uri)}: {address}  (Ctrl-C stops it)\nlast run: {_last_run(uri, address)}", flush=True
     )
+    if not _is_loopback(args.host):
+        note(
+            f"--host {args.host}: MLflow asks nobody for a password; who reaches port {args.port} of this machine "
+            "can read, change and delete the runs"
+        )
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
@@ -39,6 +46,13 @@ def main(words: list[str]) -> int:
     environment = {**quiet, **os.environ}
     # In place of this process: signals reach the server itself, and nothing is left behind when it is stopped.
     return os.execve(sys.executable, command, environment)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _last_run(uri: str, address: str) -> str:
