@@ -17,12 +17,19 @@ def program() -> int:
     """`main` in a process of its own, which ends with it."""
     os.umask(os.umask(0o077) | 0o002)  # what others could change is not to be trusted: checkpoints, caches, records
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # as stderr: no name ends a command
+    name_a_home()
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
         put_off_collection()
     try:
         return main()
     finally:
         leave_all()
+
+
+def name_a_home() -> None:
+    """Set `HOME` to `/`, as Docker does, where nobody knows this user: MLflow fails without one (3.17)."""
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
 
 
 def main(argv: list[str] | None = None) -> int:
