@@ -106,7 +106,7 @@ def run(config: Config, origin: Origin) -> Result:
         ConfigError: it can't be run as asked; nothing was created.
         Terminated: SIGTERM or SIGHUP arrived; the same experiment continues from the checkpoint that was written.
     """
-    started = time.time()
+    started = time.monotonic()
     quiet.quiet_libraries()
     use_cpu = bool(config.trainer.args.get("use_cpu"))
     world.settle(config.launch, use_cpu)
@@ -241,7 +241,7 @@ def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
         run_id=job.run_id,
         tracking_uri=job.uri,
         report=outcome.report,
-        seconds=time.time() - job.started,
+        seconds=time.monotonic() - job.started,
         train_seconds=outcome.train_seconds,
         values=None,
         pruned_step=outcome.pruned_step,

@@ -35,6 +35,8 @@ class RunDirectory:
     """The run had been started before and is being continued."""
     checkpoint: Path | None
     """The newest whole checkpoint, to resume from."""
+    began: float = 0.0
+    """When this process began to work in it, by a clock that nobody sets."""
 
     @property
     def name(self) -> str:
@@ -65,12 +67,13 @@ class RunDirectory:
         state.host, state.pid, state.process = process.host, process.pid, process.started
         state.status, state.closed, state.last_started = "running", False, time.time()
         state.git_sha_before, state.git_sha = state.git_sha, git_sha
+        self.began = time.monotonic()
         self.save_state()
 
     def end(self, status: str) -> None:
         """Set how it ended, to be saved."""
         self.state.status = status
-        self.state.seconds += time.time() - self.state.last_started
+        self.state.seconds += time.monotonic() - self.began
         self.state.last_started = 0.0
 
 

@@ -149,13 +149,15 @@ class Timed(_Base):
         return rates | ({"tokens_per_second": processes * tokens / busy} if tokens else {})
 
     def _totals(self, logs: dict[str, float]) -> dict[str, float]:
-        """Give what is logged last: of the whole training, also where a part of it was done before."""
+        """Give what is logged last: of the whole training, also where a part of it was done before.
+
+        Transformers takes `train_runtime` from the time of day, which may be set meanwhile; here is another clock.
+        """
         sums = self._sums(self._total_loss_scalar)
         parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}
         parts["train_compute_seconds"] = sums.seconds - sums.data_seconds - sums.aside_seconds
-        if self._before is None:
-            return {**parts, **peak_memory()}
-        runtime, steps = self._before.seconds + logs["train_runtime"], self.state.global_step
+        runtime, unknown = max(sums.seconds, 1e-9), 0 if self._before else self._initial_global_step
+        steps = self.state.global_step - unknown
         whole = {
             "train_runtime": runtime,
             "train_samples_per_second": sums.samples / runtime,

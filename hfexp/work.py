@@ -36,7 +36,7 @@ class Job:
     environment: Environment
     directory: RunDirectory
     started: float
-    """Seconds since 1970, of this start."""
+    """When this start began, in seconds of `time.monotonic`."""
     uri: str | None
     run_id: str | None
     terminal: bool
@@ -123,7 +123,7 @@ def conclude(
         return metrics, None
     save_model(trainer, inputs, recorder.directory)
     note_skipped(splits)
-    return metrics, recorder.finish(trainer, metrics, scores, splits, time.time() - started)
+    return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started)
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:

@@ -398,7 +398,7 @@ def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeyp
     steps: list[int] = []
     tracker = types.SimpleNamespace(log_metrics=lambda metrics, step: steps.append(step))
     ends = iter([False, True])
-    monkeypatch.setattr(system, "time", types.SimpleNamespace(time=lambda: 1100.4))
+    monkeypatch.setattr(system, "time", types.SimpleNamespace(time=lambda: 1100.4, monotonic=lambda: 7.0))
     monitor = system.SystemMonitor(tracker, 5.0, 1000.0)  # pyright: ignore
     monkeypatch.setattr(monitor, "_stop", types.SimpleNamespace(wait=lambda interval: next(ends), set=lambda: None))
     with monitor:

@@ -28,7 +28,8 @@ class SystemMonitor:
         """
         self._tracker = tracker
         self._interval = interval
-        self._started = started or time.time()
+        # By a clock that nobody sets: steps don't go back.
+        self._began = time.monotonic() - (max(0.0, time.time() - started) if started else 0.0)
         self._others = processes > 1
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -56,7 +57,7 @@ class SystemMonitor:
 
     def _age(self) -> int:
         """Of the run, in seconds."""
-        return round(time.time() - self._started)
+        return round(time.monotonic() - self._began)
 
     def sample(self) -> dict[str, float]:
         """Load since the last sample."""

@@ -1,0 +1,144 @@
+"""Odd places: clocks that are set, caches and directories of other users, servers that everybody reaches."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import SMALL_DIGITS
+from faults import fault_at
+
+from hfexp import api, cli
+from hfexp.arrays import ArrayWriter
+from hfexp.cache import Cache, NoRoomError
+from hfexp.cli import name_a_home
+from hfexp.errors import ConfigError
+from hfexp.locks import SharedLock
+from hfexp.records import read_runs
+from hfexp.run_directory import held_run
+from hfexp.run_state import RunState, read_state, save_state
+from hfexp.tracking.store import find_problem, why_not_writable
+from hfexp.ui import main as ui
+
+NOBODY = 65534
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_is_set_changes_no_duration(
+    hours: int, place: Path, monkeypatch: pytest.MonkeyPatch, all_runs: Callable[[], list[Any]]
+) -> None:
+    before = time.time
+
+    def set_clock(_: str) -> None:
+        monkeypatch.setattr(time, "time", lambda: before() + 3600 * hours)
+
+    monkeypatch.setattr("faults.set_clock", set_clock, raising=False)
+
+    (place / "fault").write_text("set_clock")
+    result = api.train(*SMALL_DIGITS, *fault_at(3))
+    assert time.time() - before() == pytest.approx(3600 * hours, abs=5)
+    (run,) = all_runs()
+    (record,) = read_runs(result.tracking_uri or "", "digits")
+    assert (record.seconds is None) == (hours < 0)  # the store has only the time of day
+    metrics = run.data.metrics
+    state = read_state(result.run_dir)
+    assert state is not None
+    for seconds in (result.seconds, result.train_seconds, state.seconds, metrics["train_runtime"]):
+        assert 0 < seconds < 1800
+    assert metrics["train_samples_per_second"] > 0
+    parts = [metrics[f"train_{part}_seconds"] for part in ("data", "compute", "evaluate_and_save")]
+    assert sum(parts) == pytest.approx(metrics["train_runtime"])
+
+
+def write_rows(writer: ArrayWriter) -> dict[str, Any]:
+    writer.append({"image": np.full((3, 4, 4), 7, np.uint8)})
+    return {}
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """A directory of root's that everybody may write to, read by another user until the test ends."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+        os.setresuid(0, 0, 0)
+
+
+def become_another() -> None:
+    os.setresuid(NOBODY, NOBODY, 0)
+
+
+def test_a_run_of_another_user_is_not_delivered(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = theirs / "outputs" / "digits" / "a-run"
+    (run_dir / "tracking").mkdir(parents=True)
+    (run_dir / "tracking" / "journal.jsonl").touch()
+    save_state(run_dir, RunState("0" * 64))
+    with held_run(run_dir):
+        pass
+    cli.main(["sync", "--output-dir", str(theirs / "outputs")])  # Python may lie where others can't import from it
+    capsys.readouterr()
+    become_another()
+    assert cli.main(["sync", "--output-dir", str(theirs / "outputs")]) == 1
+    said = capsys.readouterr()
+    assert f"{run_dir}: not delivered: " in said.out
+    assert "another user has started the same here" in said.out
+    assert "Traceback" not in said.err
+
+
+def test_a_cache_of_another_user_is_read(theirs: Path) -> None:
+    shared = Cache(theirs / "cache", 10**6)
+    shared.find_or_build("a", 300, write_rows)
+    become_another()
+    reader, built = shared.find_or_build("a", 300, write_rows)
+    assert not built
+    assert reader.read([0])["image"][0].min() == 7
+    with pytest.raises(NoRoomError, match="can't be written"):
+        shared.find_or_build("b", 300, write_rows)
+
+
+def test_output_of_another_user_is_refused(theirs: Path) -> None:
+    store, lock = theirs / "mlflow.db", theirs / "a.lock"
+    store.write_bytes(b"SQLite format 3\0")
+    with SharedLock(lock):
+        pass
+    assert why_not_writable(f"sqlite:///{store}") is None
+    become_another()
+    assert why_not_writable(f"sqlite:///{theirs / 'own.db'}") is None
+    refused = f"tracking.uri: {store} can't be written by you; set output_dir, or tracking.uri=sqlite:///FILE"
+    assert why_not_writable(f"sqlite:///{store}") == refused
+    with pytest.raises(ConfigError, match="another user has started the same here; set output_dir"):
+        SharedLock(lock).acquire()
+
+
+def test_a_directory_that_one_may_not_enter_is_no_traceback(theirs: Path) -> None:
+    (theirs / "private").mkdir(mode=0o700)
+    become_another()
+    for name in ("mlflow.db", "a/mlflow.db"):
+        path = theirs / "private" / name
+        assert find_problem(f"sqlite:///{path}") == f"tracking.uri: {path} can't be read: Permission denied"
+
+
+@pytest.mark.parametrize(("host", "is_open"), [("127.0.0.1", False), ("localhost", False), ("::1", False),
+                                               ("0.0.0.0", True), ("192.168.1.5", True)])  # fmt: skip
+def test_a_server_that_others_reach_is_said(
+    host: str, is_open: bool, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: 0)
+    assert ui(["--uri", uri, "--host", host]) == 0
+    assert ("MLflow asks nobody for a password" in capsys.readouterr().err) is is_open
+
+
+def test_a_user_whom_nobody_knows_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/mine")
+    name_a_home()
+    assert Path.home() == Path("/mine")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # not in /etc/passwd
+    name_a_home()
+    assert Path.home() == Path("/")
