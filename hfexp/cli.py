@@ -248,15 +248,15 @@ def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
 def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
     """Print one message; the traceback only for who asked for it."""
     from hfexp.launch import world
-    from hfexp.origin import mask_secrets
     from hfexp.screen import printable
+    from hfexp.secrets import mask_secrets
 
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
         return code  # torchrun starts several processes with the same wrong input; the first one says it
     if full_traceback:
         import traceback
 
-        traceback.print_exception(error)
+        print(mask_secrets("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         return code
     expected = isinstance(error, ConfigError | RunError)
     name = "" if expected else f"{type(error).__name__}: "

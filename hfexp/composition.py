@@ -25,6 +25,7 @@ from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.habits import HABITS
 from hfexp.literal_words import keep_words
 from hfexp.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
+from hfexp.secrets import learn_secrets, mask_secrets
 
 CONFIG_NAME = "config"
 RECORDED = "_recorded"
@@ -89,6 +90,7 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
     Raises:
         ConfigError: the name of an option is too long for a file.
     """
+    learn_secrets(words)
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
     _refuse_long_options(words)
     words = [opened(keep_words(word)) for word in words]
@@ -278,7 +280,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except HYDRA_ERRORS as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(mask_secrets(explain(error))) from error
     except RecursionError as error:
         raise ConfigError(
             "a file of yours includes itself: its defaults list names the shipped file whose place it takes; give it "

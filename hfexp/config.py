@@ -15,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from hfexp.arguments import check_args, way_out
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.habits import advise
+from hfexp.secret_shapes import MASK
+from hfexp.secrets import find_masked, learn_secrets, mask_values
 from hfexp.sweep.settings import SearchConfig
 
 
@@ -237,6 +239,7 @@ SWEEP_KEYS = ("search", "point")
 def to_config(cfg: Any) -> Config:
     """Turn the composed `DictConfig` into the typed object: resolved, complete, with the model section checked."""
     try:
+        learn_secrets(OmegaConf.to_container(cfg, resolve=False))
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
             raise ConfigError(f"{missing[0]} has no value: give one with {missing[0]}=...")
@@ -245,9 +248,21 @@ def to_config(cfg: Any) -> Config:
             raise TypeError(f"expected the hfexp schema, got {type(config).__name__}")
         config.model = _to_model_config(config.model)
         config.trainer.args = check_args(config.trainer.args)
+        values = to_dict(config)
+        _refuse_masked(values)
+        learn_secrets(values)
     except OmegaConfBaseException as error:  # e.g. an interpolation that leads nowhere
         raise ConfigError(explain_key_error(error)) from error
     return config
+
+
+def _refuse_masked(values: dict[str, Any]) -> None:
+    """Refuse what is recorded in the place of a secret, e.g. in a command that was copied from a record."""
+    key = find_masked(values)
+    if key is not None:
+        raise ConfigError(
+            f"{key}: {MASK} stands for a secret, which is not recorded; give it again, e.g. {key}='${{oc.env:NAME}}'"
+        )
 
 
 def _to_model_config(node: Any) -> ModelConfig:
@@ -291,8 +306,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def recorded_values(config: Config) -> dict[str, Any]:
-    """The configuration of a run by itself, without what is a sweep's."""
-    return {key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS}
+    """The configuration of a run by itself, without what is a sweep's, and without secrets."""
+    return mask_values({key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS})
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.process import ProcessId
+from hfexp.secrets import mask_secrets
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections import Counter
@@ -10,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from hfexp import composition, screen
 from hfexp.arguments import way_out
 from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.habits import advise
 from hfexp.own_options import conf_dir, find_replaced, own_options_first
+from hfexp.secret_names import is_secret_name
+from hfexp.secret_shapes import MASK
+from hfexp.secrets import learn_secrets, mask_secrets, mask_values
 
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
@@ -39,7 +46,8 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     with options, composition.explained(), _hydra_raises(), _checked_sections():
         sys.argv[1:] = hydra_words(words, commands)
         _say_what_is_replaced(args.shell_completion)
-        app(function)()
+        with _prints_masked(args):
+            app(function)()
 
 
 def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
@@ -138,6 +146,40 @@ def _hydra_raises() -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
+
+
+@contextlib.contextmanager
+def _prints_masked(args: argparse.Namespace) -> Iterator[None]:
+    """Mask what Hydra prints by itself: the configuration (`--cfg`), and what it was made of."""
+    if not (args.cfg or args.info or args.help):
+        yield
+        return
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            yield
+    finally:
+        text = printed.getvalue()
+        print(_masked_config(text, args.package or "") if args.cfg else mask_secrets(text), end="")
+
+
+def _masked_config(text: str, package: str) -> str:
+    """Mask a configuration as `--cfg` prints it.
+
+    Args:
+        package: the key of what is printed; empty: it is the whole.
+    """
+    if is_secret_name(package):
+        return f"{MASK}\n"
+    try:
+        shown: Any = OmegaConf.to_container(OmegaConf.create(text))
+    except (OmegaConfBaseException, yaml.YAMLError, AssertionError):  # a single value, or a word of Hydra's
+        return mask_secrets(text)
+    learn_secrets(shown)
+    masked = mask_values(shown)
+    if masked == shown:
+        return text
+    head = text.partition("\n")[0] + "\n" if text.startswith("# @package") else ""
+    return head + OmegaConf.to_yaml(masked)
 
 
 def _strip_command_from_completion(commands: Collection[str]) -> None:

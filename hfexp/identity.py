@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from hfexp.config import Config, Strategy, to_dict
+from hfexp.secrets import without_secrets
 
 SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
 """Sections that decide the result of an experiment, and so its identity."""
@@ -23,8 +24,11 @@ IRRELEVANT_ARGS = frozenset(
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments."""
-    plain = {key: value for key, value in to_dict(config).items() if key in SCIENTIFIC}
+    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments.
+
+    A secret only lets one in to the data: it is not part of it, nor can it be guessed from the hash.
+    """
+    plain = without_secrets({key: value for key, value in to_dict(config).items() if key in SCIENTIFIC})
     args = plain["trainer"]["args"]
     # Without eval_steps, Transformers evaluates every logging_steps.
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()

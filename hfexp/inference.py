@@ -40,6 +40,7 @@ from hfexp.model import build_own
 from hfexp.outside import DamagedRecord, read_record
 from hfexp.processing import Collator
 from hfexp.row_arrays import Row
+from hfexp.secrets import find_masked, mask_values
 from hfexp.targets import instantiate, targets_in
 from hfexp.tasks.base import Task
 from hfexp.threads import map_in_threads
@@ -109,7 +110,10 @@ class _Content:
 
 def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
     """The part of a configuration that decides how a validation row becomes a model input."""
-    return Recipe(config.task, config.transform.prepare, config.transform.evaluate, id2label, config.model.build)
+    task, prepare, evaluate, build = mask_values(
+        [config.task, config.transform.prepare, config.transform.evaluate, config.model.build]
+    )
+    return Recipe(task, prepare, evaluate, id2label, build)
 
 
 def save_recipe(directory: Path, recipe: Recipe) -> None:
@@ -165,6 +169,11 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     import transformers
 
     recipe = load_recipe(directory)
+    masked = find_masked([recipe.task, recipe.prepare, recipe.evaluate, recipe.model])
+    if masked is not None:
+        raise ConfigError(
+            f"{directory / RECIPE_FILE}: {masked} was a secret, which is not kept: the model can't be built"
+        )
     trusted = [*allowed, *_given.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
     for target in recipe.foreign_targets():
         if not _is_below(target, trusted):

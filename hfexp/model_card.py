@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.markdown import code, plain
-from hfexp.origin import mask_secrets
 from hfexp.screen import printable
+from hfexp.secrets import mask_secrets
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
 """Prefix of the metrics of each split that is reported."""

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hfexp.errors import first_line
-from hfexp.origin import mask_secrets
 from hfexp.screen import note
+from hfexp.secrets import mask_secrets
 
 
 def quiet_libraries() -> None:

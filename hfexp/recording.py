@@ -14,7 +14,7 @@ from hfexp.errors import RunError
 from hfexp.inference import Predictor, Recipe, recipe_of, save_recipe
 from hfexp.model import ModelSummary
 from hfexp.model_card import CardFacts, hub_id, model_card
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.preflight import Inputs
 from hfexp.reporting.classes import ClassReport
 from hfexp.reporting.facts import ReportFacts, SplitScores
@@ -209,7 +209,7 @@ class Recorder:
             command=self.origin.command,
             metrics=metrics,
             history=history,
-            params={k: mask_secrets(str(v)) for k, v in flatten(recorded_values(self.config)).items()},
+            params={k: str(v) for k, v in flatten(recorded_values(self.config)).items()},
             environment=self.environment.summary(),
             data={str(s): self._split_facts(d) for s, d in zip(self.inputs.dataset, self.data, strict=True)},
             model={"architecture": self.summary.name if self.summary else "", **model},

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hfexp import __version__
 from hfexp.config import Config
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
+from hfexp.secrets import mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def print_table(table: "Table", soft_wrap: bool = False) -> None:
 
 
 def say(text: str = "") -> None:
-    """One line for the person, at once."""
+    """One line for the person, at once; without secrets."""
+    text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("say", text)
         return
@@ -90,11 +92,12 @@ def say(text: str = "") -> None:
 
 def note(text: str) -> None:
     """A line worth noticing, on the error stream; without secrets, and without an error of its own."""
+    text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("note", text)
         return
     with contextlib.suppress(OSError):
-        print(f"hfexp: {printable(mask_secrets(text))}", file=sys.stderr, flush=True)
+        print(f"hfexp: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class _Reader:

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from hfexp.errors import ConfigError
 from hfexp.image_folders import hint_at_images, list_images, to_datasets
-from hfexp.origin import mask_secrets
+from hfexp.secrets import mask_secrets
 from hfexp.tables import files_of, read_table
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfexp.errors import ConfigError, RunError, first_line
-from hfexp.origin import mask_secrets
 from hfexp.outside import why_foreign, why_not_contained, why_not_owned
 from hfexp.screen import say
+from hfexp.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from hfexp.run_state import RunState

@@ -9,6 +9,7 @@ from hfexp.launch.relay import Relay, relayed
 from hfexp.launch.stop import StopTogether
 from hfexp.memory import keep_freed_memory
 from hfexp.preflight import Inputs, prepare
+from hfexp.secrets import share_secrets
 from hfexp.threads import use_threads
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.work import Job, Outcome, work
@@ -24,7 +25,7 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
             tracker.continue_journal()
 
     with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
-        return workers.start(job.config.launch, job.directory.path, _started_process, job, sender)
+        return workers.start(job.config.launch, job.directory.path, _started_process, job, sender, share_secrets())
 
 
 def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
@@ -47,8 +48,9 @@ def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
         return work(job, inputs, tracker if is_first else NullTracker(), signals)
 
 
-def _started_process(job: Job, sender: Connection) -> Outcome | None:
+def _started_process(job: Job, sender: Connection, known_secrets: frozenset[str]) -> Outcome | None:
     """A process that was started for the run by the one that composed it; `sender`: to that one."""
+    share_secrets(known_secrets)
     rank, directory = world.rank(), job.directory
     quiet.quiet_libraries()
     use_threads(job.config.launch)

@@ -6,9 +6,9 @@ import os
 import sys
 
 from hfexp.errors import ConfigError
-from hfexp.origin import mask_secrets
 from hfexp.records import newest_run
 from hfexp.screen import note
+from hfexp.secrets import mask_secrets
 from hfexp.sqlite_address import sqlite_path
 from hfexp.tracking.store import tracking_uri
 

@@ -20,9 +20,10 @@ from test_tracking import CREATE, begin, history, left_behind
 from hfexp import api, cli, process, quiet, run_directory, screen
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.process import ProcessId
 from hfexp.run_state import RunState, save_state
+from hfexp.secrets import mask_secrets
 from hfexp.tracking import recovery, store
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal

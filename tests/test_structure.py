@@ -138,6 +138,7 @@ LAYERS = [
     ["hfexp.literal_words"],
     ["hfexp.targets", "hfexp.hub", "hfexp.pretrained", "hfexp.config", "hfexp.signals", "hfexp.sweep.pruners"],
     ["hfexp.origin"],
+    ["hfexp.secrets"],
     ["hfexp.habits", "hfexp.foreign_settings", "hfexp.own_options", "hfexp.sqlite_address"],
     ["hfexp.arguments"],
     ["hfexp.launch.slots", "hfexp.launch.watch", "hfexp.launch.place"],
@@ -151,6 +152,8 @@ LAYERS = [
     ],
     ["hfexp.image_files", "hfexp.image_memory"],
     [
+        "hfexp.secret_names",
+        "hfexp.secret_shapes",
         "hfexp.directions",
         "hfexp.idle_threads",
         "hfexp.machine",

@@ -79,11 +79,11 @@ def failure(overrides: Sequence[str], error: Exception) -> Any:
 
 def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
     """The overrides of each job that not all of them have; of a single job all. Without secrets."""
-    from hfexp.origin import mask_secrets
+    from hfexp.secrets import mask_override
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     own = ([word for word in job if word not in common and not word.startswith(HIDDEN)] for job in jobs)
-    return [mask_secrets(" ".join(words)) for words in own]
+    return [" ".join(map(mask_override, words)) for words in own]
 
 
 def error_of(result: Any) -> Exception | None:
@@ -206,8 +206,8 @@ def _portable(error: Exception) -> Exception:
 
 
 def _write_masked(text: str) -> None:
-    from hfexp.origin import mask_secrets
     from hfexp.screen import printable
+    from hfexp.secrets import mask_secrets
 
     print(printable(mask_secrets(text)), file=sys.stderr, flush=True)
 

@@ -14,8 +14,9 @@ from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError, first_line
 from hfexp.identity import config_hash
 from hfexp.launch import world
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.run_directory import find_run
+from hfexp.secrets import mask_override
 from hfexp.sqlite_address import sqlite_path
 from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.request import Composer, Request
@@ -117,7 +118,7 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
 
 def show(words: tuple[str, ...]) -> str:
     """Overrides as they are typed, without secrets."""
-    return mask_secrets(" ".join(map(composition.as_typed, words)))
+    return " ".join(mask_override(composition.as_typed(word)) for word in words)
 
 
 def _examples(composer: Composer, request: Request) -> list[PlannedJob]:

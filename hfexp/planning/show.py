@@ -7,11 +7,11 @@ from pathlib import Path
 
 from hfexp.cache import show_size
 from hfexp.errors import first_line
-from hfexp.origin import mask_secrets
 from hfexp.planning.estimate import JobCost, Total
 from hfexp.planning.jobs import PlannedJob, Standing
 from hfexp.planning.measurement import Measurement
 from hfexp.screen import cell, note, print_table, say
+from hfexp.secrets import mask_secrets
 
 MOST_ROWS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

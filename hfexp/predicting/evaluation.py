@@ -49,6 +49,7 @@ def evaluate(
     from hfexp.predicting.scores import as_dicts, score_slices, show_scores
     from hfexp.predicting.settings import says_the_model
     from hfexp.scoring import build_metrics
+    from hfexp.secrets import mask_override, mask_secrets
 
     quiet.quiet_libraries()
     importable_cwd()
@@ -70,9 +71,10 @@ def evaluate(
     if show:
         say(f"{asked.name} on {name}, {slices[0].rows:,} rows (95 % interval by resampling the rows)")
         show_scores(slices, asked.predictor.task.metric)
-    content = {"name": name, "model": asked.name, "split": scored.split, "words": composed, "slices": as_dicts(slices)}
+    told = [mask_override(word) for word in composed]
+    content = {"name": name, "model": asked.name, "split": scored.split, "words": told, "slices": as_dicts(slices)}
     if settings.output:
-        Path(settings.output).write_text(json.dumps(content, indent=1) + "\n")
+        Path(settings.output).write_text(mask_secrets(json.dumps(content, indent=1)) + "\n")
     if settings.record and asked.run_id is not None:
         _record(scored.config, asked, name, rows, slices, content)
     elif settings.record and asked.directory is not None:
@@ -141,7 +143,8 @@ def _record(
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    from hfexp.origin import file_name, mask_secrets
+    from hfexp.origin import file_name
+    from hfexp.secrets import mask_secrets
     from hfexp.tracking.lineage import evaluated_input
 
     client, run_id = MlflowClient(asked.uri), str(asked.run_id)

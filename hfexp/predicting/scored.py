@@ -11,7 +11,7 @@ from hfexp.composition import compose, recorded_options
 from hfexp.config import Config, flatten, to_config
 from hfexp.data import drop_bad_samples, load_dataset
 from hfexp.errors import ConfigError, one_of
-from hfexp.origin import MASK, file_name
+from hfexp.origin import file_name
 from hfexp.predicting.models import Asked, recorded_file
 from hfexp.screen import say
 from hfexp.sources import name_of
@@ -54,7 +54,6 @@ def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config
         config.security.allowed_targets += _recorded_targets(asked)
     elif not asked.words:
         _require_shipped(config, asked, {_key(word) for word in words}, is_own)
-    _require_secrets(config, asked)
     split = split or ("test" if is_own else ALL)
     option = (asked.dataset if is_own else None) or choices.get("dataset") or "dataset"
     source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
@@ -86,17 +85,6 @@ def _recorded_targets(asked: Asked) -> list[str]:
     security = recorded.get("security") if isinstance(recorded, dict) else None
     allowed = security.get("allowed_targets") if isinstance(security, dict) else None
     return [str(target) for target in allowed] if isinstance(allowed, list) else []
-
-
-def _require_secrets(config: Config, asked: Asked) -> None:
-    """Refuse a recorded value without its secret, which no record has.
-
-    Raises:
-        ConfigError: it is needed; the message names the key.
-    """
-    for key, value in flatten(config.dataset.source, "dataset.source").items():
-        if MASK in str(value):
-            raise ConfigError(f"{asked.name} was recorded with {key}={value}, without the secret: give {key}=...")
 
 
 def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool) -> None:

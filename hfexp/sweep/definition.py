@@ -16,9 +16,10 @@ from hfexp.config import Config, LaunchConfig, OnExisting
 from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.locks import SharedLock
-from hfexp.origin import file_name, mask_secrets
+from hfexp.origin import file_name
 from hfexp.outside import DamagedRecord, read_record
 from hfexp.process import ProcessId
+from hfexp.secrets import mask_override, mask_values, without_secrets
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import write_private
 from hfexp.sweep.settings import SearchConfig
@@ -74,13 +75,13 @@ def define(
     search: SearchConfig, space: Space, metrics: list[str], directions: list[str], configuration: str, data: str
 ) -> Definition:
     """The definition of a sweep, without secrets."""
-    fixed = sorted(mask_secrets(word) for word in space.fixed if _counts(word))
+    fixed = sorted(mask_override(word) for word in space.fixed if _counts(word))
     texts = space.texts
     for dimension in space.dimensions:
         if "glob(" in dimension.text:  # which gives another list when a file is added
             texts[dimension.key] += f" = {','.join(dimension.spellings)}"
     if space.function:
-        texts["search.space"] = json.dumps(space.function, sort_keys=True)
+        texts["search.space"] = json.dumps(mask_values(space.function), sort_keys=True)
     return Definition(
         fixed, texts, search.method.value, search.seed, search.sampler, search.pruner.value, search.pruner_args,
         search.replicates, search.optimise.value, metrics, directions, configuration,
@@ -91,7 +92,7 @@ def define(
 def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
     """What the words of points come to: a file that was edited makes another sweep of the same words."""
     first = [config_hash(replace(config, launch=LaunchConfig()))] if config else []  # what runs how is in the words
-    plain = [{key: value for key, value in example.items() if key not in LEFT_OUT} for example in examples]
+    plain = [without_secrets({k: v for k, v in example.items() if k not in LEFT_OUT}) for example in examples]
     others = plain[len(first) :]
     if not others:
         return first[0]

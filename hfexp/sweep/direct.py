@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from hfexp.composition import as_typed, config_flags, opened
 from hfexp.errors import ConfigError
 from hfexp.launch.batches import run_in_batches
-from hfexp.origin import Origin, command_line, mask_secrets
+from hfexp.origin import Origin, command_line
 from hfexp.screen import note, say
+from hfexp.secrets import mask_override
 from hfexp.signals import stop_raises
 from hfexp.sweep import summary
 from hfexp.sweep.definition import SweepDirectory, hold_sweep
@@ -167,7 +168,7 @@ class _Started:
         request = self.request
         return Sweep(
             self.directory.name, self.directory.path, _command(), request.search.method.value, tuple(request.metrics),
-            tuple(request.directions), tuple(map(mask_secrets, request.space.fixed)), request.space.texts,
+            tuple(request.directions), tuple(map(mask_override, request.space.fixed)), request.space.texts,
             self.directory.seconds, bound=request.search.optimise is Optimise.bound,
             flags=tuple(config_flags(sys.argv[1:])), trials=schedule.trials,
         )  # fmt: skip

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.errors import Interrupted, first_line
-from hfexp.origin import mask_secrets
 from hfexp.process import ProcessId
 from hfexp.run_state import read_state
+from hfexp.secrets import mask_secrets
 from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.trials import State, TrialRun
 

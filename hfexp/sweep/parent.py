@@ -13,9 +13,10 @@ from typing import Any
 from hfexp.config import Config
 from hfexp.environment import Environment
 from hfexp.errors import SweepError, first_line
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.reporting.canvas import guarded
 from hfexp.run_directory import RunDirectory, experiment_name, open_sweep_directory
+from hfexp.secrets import mask_secrets
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.plots import Shown, draw
 from hfexp.sweep.ranking import best, best_runs_first, costs, ranked

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hfexp.origin import mask_secrets
 from hfexp.reporting.page import Block, Code, Picture, Report, Section, Table, Text
+from hfexp.secrets import mask_secrets
 from hfexp.sweep.plots import Drawing
 from hfexp.sweep.ranking import best
 from hfexp.sweep.table import TrialTable, command_of, error_of, measured, states

@@ -14,6 +14,7 @@ from hfexp.composition import choices_of, opened, without_hydra
 from hfexp.config import Config, OnExisting, to_config
 from hfexp.errors import ConfigError, join_problems, one_of
 from hfexp.foreign_settings import find_foreign_settings
+from hfexp.secrets import without_secrets
 from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define
 from hfexp.sweep.dimension import spelling
 from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
@@ -73,6 +74,7 @@ class Composer:
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         space = read_space(words, search.space, parser, search.seed, opened, _Present(self))
+        _refuse_secrets(space)
         points = space.grid() if search.method is Method.grid else None
         composed, config = self.samples(space), self._example_config(space)
         sources = [config.dataset.source, *_sources(composed, space, parser)] if config else []
@@ -148,6 +150,16 @@ class _Present:
             )
         (value,) = found.values()
         return value
+
+
+def _refuse_secrets(space: Space) -> None:
+    """Refuse to sweep over secrets: the values of a sweep are kept, and a secret does not change a result."""
+    for dimension in space.dimensions:
+        told = {dimension.key: list(dimension.values)}
+        if without_secrets(told) != told:
+            raise ConfigError(
+                f"{dimension.key}: its values are secrets, and a sweep keeps what is swept; give it one value"
+            )
 
 
 def _value(composed: Any, key: str) -> Any:

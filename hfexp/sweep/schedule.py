@@ -11,8 +11,8 @@ from hfexp.composition import as_typed
 from hfexp.errors import RunError
 from hfexp.launch.jobs import error_of
 from hfexp.launch.local import Job
-from hfexp.origin import mask_secrets
 from hfexp.screen import note
+from hfexp.secrets import mask_secrets
 from hfexp.sweep import outcome, owner, study
 from hfexp.sweep.dimension import spelling
 from hfexp.sweep.ledger import GOOD, Entry, Ledger

@@ -15,8 +15,8 @@ from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from hfexp.errors import ConfigError, RunError, first_line
-from hfexp.origin import mask_secrets
 from hfexp.screen import note
+from hfexp.secrets import mask_secrets
 from hfexp.sqlite_address import sqlite_address
 
 DATABASE = "study.db"

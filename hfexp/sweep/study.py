@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.locks import SharedLock
-from hfexp.origin import mask_secrets
+from hfexp.secrets import mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 from hfexp.sweep.definition import HASHED, Definition
 from hfexp.sweep.storage import close_storage, open_storage

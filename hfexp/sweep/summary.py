@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from hfexp.composition import as_typed
 from hfexp.errors import RunError, SweepError
-from hfexp.origin import mask_secrets
 from hfexp.screen import cell, print_table, say
+from hfexp.secrets import mask_override, mask_secrets
 from hfexp.sweep.ranking import best, ranked, ties
 from hfexp.sweep.table import command_of, measured
 from hfexp.sweep.trials import State, Sweep, Trial
@@ -62,7 +62,7 @@ def progress(trials: Sequence[Trial]) -> str:
 
 def words(trial: Trial) -> str:
     """What tells a point from the others."""
-    return mask_secrets(" ".join(map(as_typed, trial.overrides)))
+    return " ".join(mask_override(as_typed(word)) for word in trial.overrides)
 
 
 def _show_table(sweep: Sweep) -> None:

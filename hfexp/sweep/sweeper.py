@@ -95,8 +95,8 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     from hfexp.errors import first_line
     from hfexp.launch.board import show_objective
     from hfexp.launch.jobs import error_of
-    from hfexp.origin import mask_secrets
     from hfexp.screen import cell, print_table, say
+    from hfexp.secrets import mask_secrets
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []

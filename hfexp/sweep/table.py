@@ -13,7 +13,8 @@ from typing import Any
 
 from hfexp.cells import csv_cell
 from hfexp.composition import as_typed
-from hfexp.origin import mask_secrets, without_sweep
+from hfexp.origin import without_sweep
+from hfexp.secrets import mask_override, mask_secrets
 from hfexp.sweep.ranking import ranked, ties
 from hfexp.sweep.trials import State, Sweep, Trial
 
@@ -79,7 +80,7 @@ def swept_keys(sweep: Sweep) -> list[str]:
 def command_of(sweep: Sweep, trial: Trial) -> str:
     """The command of a single run of this point, quoted for a shell."""
     words = [word for word in without_sweep([*sweep.fixed, *trial.overrides]) if not _OF_A_SWEEP.match(word)]
-    return mask_secrets(shlex.join(["hfexp", *sweep.flags, *map(as_typed, words)]))
+    return mask_secrets(shlex.join(["hfexp", *sweep.flags, *(mask_override(as_typed(word)) for word in words)]))
 
 
 def measured(sweep: Sweep, trial: Trial) -> str:

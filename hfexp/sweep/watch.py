@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfexp.errors import ConfigError, first_line
 from hfexp.launch import world
-from hfexp.origin import mask_secrets
+from hfexp.secrets import mask_secrets
 from hfexp.sweep.membership import Membership, Point, read_membership
 from hfexp.sweep.pruners import BETWEEN_EVALUATIONS, make_pruner
 from hfexp.sweep.settings import Pruner

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hfexp.outside import DamagedRecord, read_record
+from hfexp.secrets import mask_secrets
 from hfexp.tracking.journal import FOLDER
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ class DeliveryState:
     """What is noted in `delivered.json`."""
 
     uri: str
-    """Tracking URI, passwords masked."""
+    """Tracking URI, secrets masked."""
     run_id: str | None = None
     experiment_id: str | None = None
     offset: int = 0
@@ -37,8 +38,9 @@ class DeliveryState:
             size: of the journal. After a crash of the machine, more may be noted than is left of it.
         """
         state = read_delivered(run_dir)
-        if state is None or state.uri != uri:
+        if state is None or mask_secrets(state.uri) != uri:
             return cls(uri, creating=size > 0)
+        state.uri = uri
         state.offset = min(state.offset, size)
         state.deferred = [position for position in state.deferred if position < size]
         return state

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.errors import ConfigError, first_line
-from hfexp.origin import mask_secrets
 from hfexp.outside import DamagedRecord, inside, why_foreign, why_not_contained
+from hfexp.secrets import mask_secrets
 from hfexp.tracking import nesting
 from hfexp.tracking.delivered import DeliveryState
 from hfexp.tracking.journal import Entry, Journal

@@ -18,6 +18,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from hfexp.outside import has_shape
+from hfexp.secrets import mask_values
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ SHAPES = {kind: TypedDict(kind, content) for kind, content in _SHAPES.items()}  
 FOLDER = "tracking"
 JOURNAL = "journal.jsonl"
 MAX_KEPT_ON_FULL_DISK = 10_000
+ADDRESSES = ("hfexp.host", "hfexp.pid", "hfexp.process", "hfexp.run_dir")
+"""Tags by which a run whose process is gone is found again: never masked, also if a password is `postgres`."""
 RESERVE = ".reserve"
 RESERVED_BYTES = 2**18
 
@@ -72,8 +75,11 @@ class Journal:
         """Of whole lines: on a full disk, the file may end with a part of the first one that waits."""
 
     def append(self, kind: str, **content: Any) -> None:
-        """Add an entry; on a full disk it waits in memory until there is space again."""
-        line = _line({"kind": kind, **content})
+        """Add an entry, without secrets; on a full disk it waits in memory until there is space again."""
+        told = {name: mask_values(content[name]) for name in ("params", "inputs", "reason") if name in content}
+        if "tags" in content:
+            told["tags"] = mask_tags(content["tags"])
+        line = _line({"kind": kind, **content, **told})
         with self._lock:
             first_failure = not self._waiting
             if len(self._waiting) >= MAX_KEPT_ON_FULL_DISK and kind == "metrics":
@@ -181,6 +187,11 @@ class Journal:
                 for name in entry["metrics"]:
                     last_step[name] = max(entry["step"], last_step.get(name, -1))
         return params, last_step
+
+
+def mask_tags(tags: dict[str, str]) -> dict[str, str]:
+    """Mask the secrets in tags."""
+    return mask_values(tags) | {name: tags[name] for name in ADDRESSES if name in tags}
 
 
 def parse_entry(line: bytes) -> Entry | None:

@@ -11,9 +11,9 @@ from datasets import ClassLabel, Dataset
 
 from hfexp.config import Config, to_dict
 from hfexp.digest import digest
-from hfexp.origin import mask_secrets
 from hfexp.pretrained import PACKAGE, local_model
 from hfexp.processor import settings_of
+from hfexp.secrets import mask_values
 from hfexp.sources import name_of
 from hfexp.streams import Stream
 from hfexp.tasks.base import Task
@@ -38,7 +38,7 @@ def dataset_inputs(
                 "name": f"{name_of(config.dataset.source)[:200]}-{split}",
                 "digest": _digest(rows),
                 "source_type": _source_type(config),
-                "source": mask_secrets(json.dumps(_source(config, rows)))[:MAX_SOURCE],
+                "source": json.dumps(mask_values(_source(config, rows)))[:MAX_SOURCE],
                 "schema": _schema(rows),
                 "profile": json.dumps(_profile(rows, task, dropped.get(split, 0))),
             },

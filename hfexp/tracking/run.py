@@ -12,9 +12,10 @@ from uuid import uuid4
 from hfexp.config import Config, TrackingConfig, flatten, recorded_values
 from hfexp.environment import Environment
 from hfexp.errors import ConfigError, RunError, SweepError, Terminated, first_line
-from hfexp.origin import Origin, mask_secrets
+from hfexp.origin import Origin
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.screen import note
+from hfexp.secrets import mask_secrets
 from hfexp.signals import uninterrupted
 from hfexp.tracking.journal import now
 from hfexp.tracking.nesting import child_tags

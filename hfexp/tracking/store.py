@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 
 from hfexp.errors import ConfigError, RunError
 from hfexp.locks import SharedLock
-from hfexp.origin import file_name, mask_secrets
+from hfexp.origin import file_name
+from hfexp.secrets import mask_secrets
 from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 DATABASE = "mlflow.db"

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hfexp.errors import first_line
-from hfexp.origin import mask_secrets
 from hfexp.run_directory import RunDirectory
 from hfexp.screen import note
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal, now
+from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.recovery import append_closing, close_gone_runs
 from hfexp.tracking.store import settle
 from hfexp.tracking.writer import Writer
@@ -93,7 +92,7 @@ class MlflowTracker:
         return self.delivery.state.run_id
 
     def log_params(self, params: dict[str, Any]) -> None:
-        new = {k: mask_secrets(str(v)) for k, v in valid(params).items() if k not in self._recorded_params}
+        new = {k: str(v) for k, v in valid(params).items() if k not in self._recorded_params}
         if new:
             self.journal.append("params", params=new)
 
@@ -156,7 +155,9 @@ class MlflowTracker:
 
 def masked(tags: dict[str, str]) -> dict[str, str]:
     """Tags without secrets, and short enough for every store."""
-    return {key: mask_secrets(str(value))[:MAX_TAG_LENGTH] for key, value in valid(tags).items()}
+    return {
+        key: value[:MAX_TAG_LENGTH] for key, value in mask_tags({k: str(v) for k, v in valid(tags).items()}).items()
+    }
 
 
 def valid(values: dict[str, Any]) -> dict[str, Any]:

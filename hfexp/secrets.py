@@ -1,0 +1,301 @@
+"""Mask secrets in texts and values: by the name of their key, as values that are known, and by their shape."""
+
+import html
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from hfexp.secret_names import is_secret_name, is_secret_variable
+from hfexp.secret_shapes import MASK, mask_shapes, passwords_of_addresses
+
+SHORTEST = 4
+"""Characters that a value must have to be searched for in texts."""
+
+_VARIABLE_DEFAULT = re.compile(r"(oc\.env\\?: ?(\w+) ?\\?,)([^}\s]+)")
+
+_HINTS = ("pass", "pw", "secret", "token", "key", "cred", "sig", "auth", "hook", "bearer", "jwt", "cookie", "otp")
+"""One of these is in every name that tells a secret."""
+_PAIR = re.compile(
+    r"""(?:(?<=%[0-9A-Fa-f]{2})|(?<![\w.%-])) (?P<name>[\w.-]++)
+        (?P<sep>\\*["']?\]?[ \t]{0,3}
+                (?:\\*=>?(?!=)|%3D|\\*:(?!//)(?:[ ]?[\w.\[\]|]{1,60}[ ]?=[ ]?(?=["']))?)
+                [ \t]{0,3})""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""A name and what leads to its value: `name=`, `name: `, `"name": `, `name: str = `, `name%3D`."""
+_STRING = r"[bfru]{0,2}(?:\"(?:[^\"\\\n]|\\.)*+\"|'(?:[^'\\\n]|\\.)*+')"
+_QUOTE = re.compile(r"\\*[\"']")
+_QUOTED = re.compile(rf"(?:{_STRING})++|(\\+[\"'])(?:(?!\1)[^\n]){{0,4000}}\1", re.IGNORECASE)
+_BARE = re.compile(
+    r"(?:(?:Bearer|Basic|Token|Digest|Negotiate)[ ]+(?=\S))?(?:\\*\$\\*\{[^}\s]*\}|[\[{][^\]}\n]{0,200}[\]}]"
+    r"|[\"']\S+|(?:[^\s,;&\"'<>)\]}\\]|\\(?![\"'nrt])|[\"'](?=\w)|[,)\]}](?=[^\s,;)\]}\"'\\]))++)",
+    re.IGNORECASE,
+)
+_SETTING = re.compile(
+    r"(?P<start>[+ -]?[ \t]*(?:- |export |set )?(?P<name>[\w.-]+)[ \t]*(?:=(?!=)|:(?=[ \t]|$))[ \t]*)"
+    r"(?P<value>[^\s\"'{\[].*)?"
+)
+_OVERRIDE = re.compile(r"([+~]*[\w.@/-]+)=(.*)", re.DOTALL)
+_MASKED = re.compile(r"^\*{3}$|(?<=://)\*{3}@|(?<=[\w\"'][=:])[ ]?[\"']?\*{3}(?![*\w])")
+_IN_FLOW = re.compile(r"[^,}\]\"'\n]+")
+_NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[+-]?\d+)?(?=[,}\]\s])", re.IGNORECASE)
+_FLAG = re.compile(rf"(?<![\w-])(--[\w-]++)([ ]+)(?!is )({_STRING}|[^\s-]\S*)", re.IGNORECASE)
+_NO_SECRET = re.compile(
+    r"true|false|none|null|\**|\\*\$\\*\{(?:oc\.env\\*:)?[\w.]+\\*\}|[<>=~^!]{1,2} ?\d[\w.,<>=~^! *-]*", re.IGNORECASE
+)
+"""What may stand in the place of a secret: nothing, a switch, an interpolation; the version of a package."""
+_WORDS = frozenset(("auto", "default", "required", "optional", "test", "train", "validation", "user", "admin", "root"))
+"""Values that are not searched for: they stand in too many places."""
+
+
+def mask_secrets(text: str) -> str:
+    """Replace the secrets in a text by `***`.
+
+    It takes time in proportion to the length: microseconds for a line.
+    """
+    return _mask_names(mask_shapes(_mask_known(text)))
+
+
+def mask_code(text: str) -> str:
+    """Mask source code, where what is assigned is a secret only if it is quoted: `token = tokens[0]` is not."""
+    return _mask_names(mask_shapes(_mask_known(text)), only_quoted=True)
+
+
+def mask_settings(text: str) -> str:
+    """Mask YAML and the like (or a diff of it), where a value without quotes goes on to the end of its line.
+
+    Lines that belong to a secret by their indentation are masked with it.
+    """
+    masked: list[str] = []
+    depth: int | None = None
+    for line in text.split("\n"):
+        indent = len(line) - len(line[1:].lstrip())
+        if depth is not None and indent > depth and line[1:].strip():
+            masked.append(f"{line[:indent]}{MASK}")
+            continue
+        setting = _SETTING.fullmatch(line)
+        value = setting["value"] or "|" if setting and is_secret_name(setting["name"]) else "null"
+        depth = indent if value[0] in "|>" else None
+        is_open = depth is not None or _NO_SECRET.fullmatch(value.strip())
+        masked.append(line if setting is None or is_open else f"{setting['start']}{MASK}")
+    return mask_secrets("\n".join(masked))
+
+
+def mask_values(tree: Any) -> Any:
+    """Replace the secrets in nested dictionaries and lists, e.g. of a configuration; all else stays as it is."""
+    return _mapped(tree, lambda text: MASK if text in _known().exact else mask_secrets(text))
+
+
+def without_secrets(tree: Any) -> Any:
+    """Mask what the tree itself says to be secret, so that the result is the same in every environment.
+
+    In a text that is neither an address nor has settings in it (a prompt), a name says nothing.
+    """
+    return _mapped(tree, lambda text: _mask_names(mask_shapes(text)) if "=" in text else mask_shapes(text))
+
+
+def mask_override(word: str) -> str:
+    """Mask the value of an override, up to its end, whatever is in it."""
+    override = _OVERRIDE.fullmatch(word)
+    if override is not None:
+        key, value = override[1], override[2].strip().strip("\"'")
+        if (is_secret_name(key) and not _NO_SECRET.fullmatch(value)) or value in _known().exact:
+            return f"{key}={MASK}"
+    return mask_secrets(word)
+
+
+def find_masked(tree: Any, key: str = "") -> str | None:
+    """Find a value that has the mask in the place of a secret, and so can't be used; give its dotted key."""
+    if isinstance(tree, dict | list | tuple):
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found = (find_masked(value, f"{key}.{name}" if key else str(name)) for name, value in items)
+        return next(filter(None, found), None)
+    return key if isinstance(tree, str) and _MASKED.search(tree) else None
+
+
+def learn_secrets(tree: Any) -> None:
+    """Search from now on for the secrets of a configuration, or of overrides, in all that is said and written."""
+    share_secrets(frozenset(filter(_is_searched_for, _secrets_of(tree))))
+
+
+def share_secrets(values: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Give what was learned, for another process, which learns it by this function."""
+    global _learned
+    if not values <= _learned:
+        _learned |= values
+    return _learned
+
+
+def _mapped(tree: Any, mask: Callable[[str], str], secret: bool = False) -> Any:
+    """Mask the texts of a tree.
+
+    Args:
+        secret: a key above says that all of it is one.
+    """
+    if isinstance(tree, dict):
+        return {key: _mapped(value, mask, secret or is_secret_name(str(key))) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_mapped(value, mask, secret) for value in tree]
+    if isinstance(tree, str):
+        return MASK if secret and not _NO_SECRET.fullmatch(tree) else mask(tree)
+    return MASK if secret and isinstance(tree, int | float) and not isinstance(tree, bool) else tree
+
+
+def _mask_names(text: str, only_quoted: bool = False) -> str:
+    """Mask the values whose name says that they are secrets."""
+    if not _may_name_some(text):
+        return text
+    parts, done = [], 0
+    for start, end in _named(text, only_quoted):
+        quotes = _QUOTE.match(text, start)
+        quote = quotes[0] if quotes and text.endswith(quotes[0], start, end) else ""
+        parts += text[done:start], f"{quote}{MASK}{quote}"
+        done = end
+    text = "".join([*parts, text[done:]])
+    if "oc.env" in text:
+        text = _VARIABLE_DEFAULT.sub(lambda m: m[1] + MASK if is_secret_variable(m[2]) else m[0], text)
+    return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret_name(m[1]) else m[0], text) if "--" in text else text
+
+
+def _may_name_some(text: str) -> bool:
+    small = text.lower()
+    return any(hint in small for hint in _HINTS)
+
+
+def _named(text: str, only_quoted: bool = False) -> Iterator[tuple[int, int]]:
+    """Find the begin and the end of each value whose name tells a secret."""
+    done = 0
+    for match in _PAIR.finditer(text):
+        if match.start() < done or not is_secret_name(match["name"]):
+            continue
+        # Within quotes there are addresses and the like also in code.
+        is_code = only_quoted and text[match.start() - 1 : match.start()] not in (";", "?", "&", "'", '"')
+        value = _QUOTED.match(text, match.end()) or (None if is_code else _bare_value(text, match))
+        if value is not None and not _NO_SECRET.fullmatch(value[0].strip("\\\"' ")):
+            yield value.span()
+            done = value.end()
+
+
+def _bare_value(text: str, pair: re.Match[str]) -> re.Match[str] | None:
+    """Find the end of a value without quotes; None where none follows, but an explanation or a count."""
+    sep, before = pair["sep"], text[max(0, pair.start() - 40) : pair.start()].rstrip()
+    if sep[:1] in ("'", '"') and _NUMBER.match(text, pair.end()):  # JSON: how many there are of a class of this name
+        return None
+    if sep == ": " and before.endswith(("{", ",")) and "{" in before:
+        return _IN_FLOW.match(text, pair.end())
+    if (sep == ": " and "." in pair["name"]) or (sep == ":" and before.endswith("/")):  # a message about a key; a path
+        return None
+    return _BARE.match(text, pair.end())
+
+
+class _Known(NamedTuple):
+    """The secrets that are known by their value."""
+
+    basis: tuple[Any, ...]
+    """What they were found in, to notice that it has changed."""
+    names: tuple[str, ...] = ()
+    """Variables that hold some."""
+    pattern: re.Pattern[str] | None = None
+    forms: tuple[str, ...] = ()
+    """Those of the pattern: to look for them first is twenty times as fast."""
+    exact: frozenset[str] = frozenset()
+    """A text that is nothing but one of these is a secret, also if it is a number."""
+
+
+_learned: frozenset[str] = frozenset()
+_last = _Known(())
+
+
+def _known() -> _Known:
+    """Compile them anew only if a variable that holds one, or the number of variables, has changed."""
+    global _last
+    last = _last
+    if last.basis != _basis(last.names):
+        held = {name: set(_secrets_of_variable(name, value)) for name, value in os.environ.items()}
+        names = tuple(name for name, values in held.items() if values)
+        exact = frozenset(filter(_is_searched_for, set().union(_learned, *held.values())))
+        forms = {form: value for value in exact if not _is_number(value) for form in _forms(value)}
+        ordered = sorted(forms, key=len, reverse=True)
+        pattern = re.compile("|".join(_bounded(form, forms[form]) for form in ordered)) if ordered else None
+        _last = last = _Known(_basis(names), names, pattern, tuple(ordered), exact)
+    return last
+
+
+def _basis(names: tuple[str, ...]) -> tuple[Any, ...]:
+    return (_learned, len(os.environ), *map(os.environ.get, names))
+
+
+def _mask_known(text: str) -> str:
+    known = _known()
+    if known.pattern is None or not any(form in text for form in known.forms):
+        return text
+    return known.pattern.sub(MASK, text)
+
+
+def _is_searched_for(value: str) -> bool:
+    return len(value) >= SHORTEST and value.lower() not in _WORDS and not _NO_SECRET.fullmatch(value)
+
+
+def _is_number(value: str) -> bool:
+    """Tell a short number, which stands in too many places: step 1234 of 2000."""
+    return len(value) < 8 and value.replace(".", "", 1).isdigit()
+
+
+def _bounded(form: str, value: str) -> str:
+    """Search for a short value, or one that may be a word or a number, only as a whole word."""
+    is_word = len(value) < 8 or value.isalpha() or value.isdigit()
+    return rf"(?<![A-Za-z0-9_]){re.escape(form)}(?![A-Za-z0-9_])" if is_word else re.escape(form)
+
+
+def _forms(value: str) -> set[str]:
+    """Give a value as it stands in a shell's quotes, JSON, YAML, Python, addresses, HTML, and in Hydra's overrides."""
+    texts = {value, value.strip(), *(line.strip() for line in value.splitlines() if len(line) >= 16)}
+    found = set(texts)
+    for text in texts:
+        found |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
+        found |= {text.replace("'", other) for other in ("'\"'\"'", "''", "\\'")} | {text.replace('"', '\\"')}
+        found |= {urllib.parse.quote(text, safe, errors="surrogateescape") for safe in ("/", "")}
+        found |= {urllib.parse.quote_plus(text, errors="surrogateescape")}
+        found |= {html.escape(text), re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", text)}
+    return {form for form in found if len(form) >= SHORTEST}
+
+
+def _secrets_of_variable(name: str, value: str) -> Iterator[str]:
+    if is_secret_variable(name):
+        is_file = value.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(value))
+        yield from () if is_file else (value,)
+    yield from _secrets_in(value)
+
+
+def _secrets_of(tree: Any, secret: bool = False) -> Iterator[str]:
+    """Find the secrets of a tree.
+
+    Args:
+        secret: a key above says that all of it is one.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _secrets_of(value, secret or is_secret_name(str(key)))
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from _secrets_of(value, secret)
+    elif isinstance(tree, str):
+        yield from (tree, tree.strip("\"'")) if secret else _secrets_in(tree)
+    elif secret and not isinstance(tree, bool) and tree is not None:
+        yield str(tree)
+
+
+def _secrets_in(text: str) -> Iterator[str]:
+    """Find the values of secret names, and the passwords of addresses."""
+    override = _OVERRIDE.fullmatch(text)
+    if override is not None and is_secret_name(override[1]):
+        yield from (override[2], override[2].strip("\"'"))
+    if _may_name_some(text):
+        yield from (text[start:end].strip("\"'") for start, end in _named(text) if text[start - 1] in "=\"'")
+    for match in _VARIABLE_DEFAULT.finditer(text) if "oc.env" in text else ():
+        yield from (match[3],) if is_secret_variable(match[2]) else ()
+    if "://" in text:
+        yield from passwords_of_addresses(text)
