@@ -39,11 +39,11 @@ def main(words: list[str]) -> int:
             f"--host {args.host}: MLflow asks nobody for a password; who reaches port {args.port} of this machine "
             "can read, change and delete the runs"
         )
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
     quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-    environment = {**quiet, **os.environ}
+    environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the command, which `ps` shows
     # In place of this process: signals reach the server itself, and nothing is left behind when it is stopped.
     return os.execve(sys.executable, command, environment)
 
