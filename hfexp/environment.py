@@ -7,13 +7,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hfexp.git import git_state
 from hfexp.origin import Origin
 from hfexp.process import ProcessId
+from hfexp.secret_names import is_secret_variable
+from hfexp.secret_shapes import MASK
 from hfexp.secrets import mask_secrets
 
 
@@ -57,7 +59,7 @@ class Environment:
             memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
             **(_computing() if computes else {"devices": [], "cuda": None, "threads": None}),
             variables=_variables(),
-            config_sources=list(origin.config_sources),
+            config_sources=list(map(mask_secrets, origin.config_sources)),
             packages=_packages(),
             git=git_state(),
         )
@@ -105,7 +107,7 @@ class Environment:
         (directory / "requirements.txt").write_text(pins)
         if diff or untracked:
             listed = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
-            (directory / "git.diff").write_text(listed + diff)
+            (directory / "git.diff").write_bytes((listed + diff).encode("utf-8", "surrogateescape"))
 
 
 def _computing() -> dict[str, Any]:
@@ -119,32 +121,6 @@ def _computing() -> dict[str, Any]:
     }
 
 
-def git_state() -> dict[str, str]:
-    """Commit, branch, remote and uncommitted changes of the current directory; empty outside a repository."""
-    sha = _git("rev-parse", "HEAD").strip()
-    if not sha:
-        return {}
-    return {
-        "sha": sha,
-        "branch": _git("rev-parse", "--abbrev-ref", "HEAD").strip(),
-        "remote": mask_secrets(_git("config", "--get", "remote.origin.url").strip()),
-        "diff": mask_secrets(_git("diff", "HEAD")),
-        "untracked": _git("ls-files", "--others", "--exclude-standard"),
-    }
-
-
-def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, timeout=20, check=False, errors="replace"
-        )
-    except OSError:
-        return ""
-    except subprocess.TimeoutExpired:
-        return f"# git {words[0]} took longer than 20 s\n"
-    return done.stdout if done.returncode == 0 else ""
-
-
 @functools.cache
 def _packages() -> dict[str, str]:
     metadata = (distribution.metadata for distribution in importlib.metadata.distributions())
@@ -154,7 +130,8 @@ def _packages() -> dict[str, str]:
 
 def _variables() -> dict[str, str]:
     prefixes = ("HF_", "HFEXP_", "TORCH", "PYTORCH", "CUDA_", "NCCL_", "OMP_", "MKL_", "ACCELERATE_", "TRANSFORMERS_")
-    return {k: mask_secrets(v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+    found = [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)]
+    return {k: MASK if is_secret_variable(k) else mask_secrets(v) for k, v in found}
 
 
 def _cpu_name() -> str:

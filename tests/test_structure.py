@@ -137,7 +137,7 @@ LAYERS = [
     ["hfexp.screen", "hfexp.composition", "hfexp.tasks", "hfexp.tracking"],
     ["hfexp.literal_words"],
     ["hfexp.targets", "hfexp.hub", "hfexp.pretrained", "hfexp.config", "hfexp.signals", "hfexp.sweep.pruners"],
-    ["hfexp.origin"],
+    ["hfexp.origin", "hfexp.git"],
     ["hfexp.secrets"],
     ["hfexp.habits", "hfexp.foreign_settings", "hfexp.own_options", "hfexp.sqlite_address"],
     ["hfexp.arguments"],

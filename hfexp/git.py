@@ -1,0 +1,135 @@
+"""The git repository that a run is started in; asked so that nothing in it can start a program or fetch anything."""
+
+import os
+import re
+import subprocess
+import threading
+from pathlib import Path
+
+from hfexp.secret_names import is_secret_file
+from hfexp.secrets import mask_code, mask_secrets, mask_settings
+
+TIMEOUT = 20.0
+"""Seconds for one command."""
+LARGEST_DIFF = 10 * 2**20
+"""Bytes; a larger one is left out, which is said in its place."""
+_SETTINGS = {
+    "core.fsmonitor": "false", "core.hooksPath": os.devnull, "core.quotePath": "false", "core.sshCommand": "false",
+    "core.gitProxy": "", "protocol.allow": "never", "diff.orderFile": os.devnull,
+}  # fmt: skip
+_VARIABLES = {
+    "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
+}  # fmt: skip
+_DIFF = (
+    "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-relative", "--binary",
+    "--full-index", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers",
+    "--submodule=short", "--ignore-submodules=dirty",
+)  # fmt: skip
+_UNKNOWN = "# git diff failed: what was changed is not known\n"
+_FILTERS = (".clean", ".smudge", ".process", ".required")
+_CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".go", ".java")
+
+
+def git_state() -> dict[str, str]:
+    """Read commit, branch, remote and uncommitted changes of the current directory, without secrets.
+
+    Returns:
+        `sha`, `branch`, `remote`, `diff`, `untracked` (names); empty outside a repository, and in one whose work tree
+        is not where its `.git` is.
+    """
+    settings = {**_SETTINGS, **_filters_off()}
+    sha = _git("rev-parse", "HEAD", settings=settings).strip()
+    if not sha or not _is_here(settings):
+        return {}
+    return {
+        "sha": sha,
+        "branch": _git("rev-parse", "--abbrev-ref", "HEAD", settings=settings).strip(),
+        "remote": mask_secrets(_git("config", "--get", "remote.origin.url", settings=settings).strip()),
+        "diff": _diff(settings),
+        "untracked": _git("ls-files", "--others", "--exclude-standard", settings=settings),
+    }
+
+
+def _filters_off() -> dict[str, str]:
+    """Give settings against the programs that the repository itself (not the user) wants to be run on its files."""
+    words = _git("config", "--show-scope", "--includes", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
+    names = [name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")]
+    return {name: "false" if name.endswith(".required") else "" for name in names if name.endswith(_FILTERS)}
+
+
+def _is_here(settings: dict[str, str]) -> bool:
+    """Tell whether the work tree is where `.git` is: `core.worktree` can name any directory, with its files."""
+    if "GIT_DIR" in os.environ or "GIT_WORK_TREE" in os.environ:
+        return True  # the user's own word
+    here = Path.cwd()
+    holder = next((place for place in (here, *here.parents) if (place / ".git").exists()), None)
+    top = _git("rev-parse", "--show-toplevel", settings=settings).rstrip("\n")
+    return holder is not None and bool(top) and Path(top).resolve() == holder.resolve()
+
+
+def _diff(settings: dict[str, str]) -> str:
+    """Give uncommitted changes, as `git apply` takes them but for what is masked; comments say what is left out."""
+    names = _git(*_DIFF, "--name-only", "-z", settings=settings, failing=_UNKNOWN)
+    if names.startswith("# git"):
+        return names
+    changed = [name for name in names.split("\0") if name]
+    hidden = [name for name in changed if is_secret_file(name)]
+    said = "".join(f"# left out, as it may hold secrets: {name}\n" for name in hidden)
+    if len(changed) == len(hidden):
+        return said
+    others = [":(top)", *(f":(top,exclude,literal){name}" for name in hidden)]
+    parts = re.split(r"(?m)^(?=diff --git )", _git(*_DIFF, "--", *others, settings=settings, failing=_UNKNOWN))
+    return said + "".join(map(_masked, parts))
+
+
+def _masked(part: str) -> str:
+    """Mask the changes of one file."""
+    header = part.partition("\n")[0]
+    if "\nGIT binary patch\n" in part:
+        return part
+    if header.rstrip('"').endswith(_CODE):
+        return mask_code(part)
+    return mask_settings(part)
+
+
+def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "") -> str:
+    """Give the output of a git command; a comment if it takes too long or says too much.
+
+    Args:
+        settings: in place of those of the repository and the user.
+        failing: what to give if it fails.
+    """
+    command = ["git", "--no-pager", *words]
+    environment = {**os.environ, **_VARIABLES, **_as_variables(settings or _SETTINGS)}
+    try:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+    except OSError:
+        return ""
+    timer = threading.Timer(TIMEOUT, process.kill)
+    timer.start()
+    with process:
+        assert process.stdout is not None
+        content = process.stdout.read(LARGEST_DIFF + 1)
+        is_late = not timer.is_alive()
+        timer.cancel()
+        process.kill() if len(content) > LARGEST_DIFF else process.wait()
+    if is_late:
+        return f"# git {words[0]} took longer than {TIMEOUT:.0f} s\n"
+    if len(content) > LARGEST_DIFF:
+        return f"# git {words[0]} gives more than {LARGEST_DIFF:,} bytes, which are left out\n"
+    return content.decode("utf-8", "surrogateescape") if process.returncode == 0 else failing
+
+
+def _as_variables(settings: dict[str, str]) -> dict[str, str]:
+    """Give settings as git reads them last of all, beside those that the user's own environment gives it.
+
+    Not as `-c NAME=VALUE`, which a name with `=` in it escapes.
+    """
+    given = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(given) if given.isdigit() else 0
+    found = {"GIT_CONFIG_COUNT": str(first + len(settings))}
+    for number, (name, value) in enumerate(settings.items(), first):
+        found |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return found
