@@ -1,5 +1,6 @@
 """The git repository that a run is started in; asked so that nothing in it can start a program or fetch anything."""
 
+import json
 import os
 import re
 import subprocess
@@ -74,7 +75,7 @@ def _diff(settings: dict[str, str]) -> str:
         return names
     changed = [name for name in names.split("\0") if name]
     hidden = [name for name in changed if is_secret_file(name)]
-    said = "".join(f"# left out, as it may hold secrets: {name}\n" for name in hidden)
+    said = "".join(f"# left out, as it may hold secrets: {json.dumps(name, ensure_ascii=False)}\n" for name in hidden)
     if len(changed) == len(hidden):
         return said
     others = [":(top)", *(f":(top,exclude,literal){name}" for name in hidden)]

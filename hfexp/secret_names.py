@@ -12,11 +12,11 @@ def _words(text: str) -> frozenset[str]:
 _WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _ENDINGS = (
     "password", "passwords", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials",
-    "apikey", "accesskey", "secretkey", "privatekey", "accountkey", "authkey", "sharedkey", "authtoken", "accesstoken",
+    "apikey", "accesskey", "secretkey", "privatekey", "accountkey", "authkey", "sharedkey", "storagekey", "signingkey",
+    "masterkey", "sshkey", "encryptionkey", "authtoken", "accesstoken", "apitoken", "hftoken", "bottoken", "idtoken",
+    "sessiontoken", "refreshtoken", "securitytoken", "signature", "pwd", "dbpass", "sshpass", "userpass",
 )  # fmt: skip
-_WHOLE = _words(
-    "pwd passkey signature sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp"
-)
+_WHOLE = _words("passkey sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp")
 _TELL_NOTHING = _words(
     "file files path paths dir directory folder id ids name names type types mode method kind length len size count "
     "counts max min version ttl expiry expires expiration enabled disabled required optional url uri endpoint host "
@@ -68,8 +68,8 @@ def _is_secret_part(words: list[str]) -> bool:
 def is_secret_variable(name: str) -> bool:
     """Tell whether an environment variable holds a secret: more of them do than of the keys of a configuration."""
     words = [word.lower() for word in _WORDS.findall(name)]
-    ends = words[-1:] in (["key"], ["keys"], ["pass"], ["pat"]) or words[-2:] == ["connection", "string"]
-    return name != "PWD" and ((ends and len(words) > 1) or is_secret_name(name))
+    ends = words[-1:] in (["key"], ["keys"], ["pass"], ["pat"], ["pw"]) or words[-2:] == ["connection", "string"]
+    return name not in ("PWD", "OLDPWD") and ((ends and len(words) > 1) or is_secret_name(name))
 
 
 _SECRET_FILE = re.compile(
