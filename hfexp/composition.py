@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,8 @@ OPEN_SECTIONS = (
 
 MAX_NAME = 240
 """Bytes of the name of an option; files have longer ones nowhere."""
+NO_NAME = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
+"""What Hydra's grammar reads as another value than a text."""
 PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
 """Classes of `hydra_plugins.hfexp`."""
 
@@ -88,19 +91,19 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
         config_name: the primary config, which may choose something itself where it is the user's own.
 
     Raises:
-        ConfigError: the name of an option is too long for a file.
+        ConfigError: the name of an option is too long for a file, or is none.
     """
     learn_secrets(words)
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
-    _refuse_long_options(words)
+    _check_options(words)
     words = [opened(keep_words(word)) for word in words]
     if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
         words.append(DEFAULT_EXPERIMENT)
     return words
 
 
-def _refuse_long_options(words: Iterable[str]) -> None:
-    """Raise ConfigError for a key, or the name of an option, that no file can have: Hydra would look for it."""
+def _check_options(words: Iterable[str]) -> None:
+    """Raise ConfigError for what Hydra fails on: names that no file can have, and options that are no names."""
     for word in words:
         key, _, option = word.lstrip("+~").partition("=")
         group = key.partition("@")[0]
@@ -108,6 +111,8 @@ def _refuse_long_options(words: Iterable[str]) -> None:
         for name in (*key.split("/"), option if is_group else ""):
             if len(name.encode(errors="replace")) > MAX_NAME:
                 raise ConfigError(f"{word[:40]}...: the name of a key or an option has at most {MAX_NAME} bytes")
+        if is_group and NO_NAME.fullmatch(option):
+            raise ConfigError(f"{word}: {option.strip()} is not the name of an option; for none leave the word out")
 
 
 def _chooses(config_name: str) -> bool:
@@ -281,11 +286,21 @@ def explained() -> Iterator[None]:
         yield
     except HYDRA_ERRORS as error:
         raise ConfigError(mask_secrets(explain(error))) from error
+    except TypeError as error:  # a key of a list that is no number
+        if not _is_of_omegaconf(error):
+            raise
+        raise ConfigError(f"a key can't be set: {error}") from error
     except RecursionError as error:
         raise ConfigError(
             "a file of yours includes itself: its defaults list names the shipped file whose place it takes; give it "
             f"another name ({one_of(find_replaced())})"
         ) from error
+
+
+def _is_of_omegaconf(error: Exception) -> bool:
+    """Tell if OmegaConf has raised an error itself."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "").startswith("omegaconf.")
 
 
 def without_hydra(cfg: Any) -> Any:

@@ -1,10 +1,12 @@
 """CSV files as tables of text: each cell as it is written, each line accounted for."""
 
+import codecs
 import csv
 import gzip
 import itertools
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import pyarrow.compute as pc
 from hfexp.cells import is_number
 from hfexp.errors import ConfigError
 
+GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+"""Raised for a file that is cut or damaged."""
 ROWS_AT_ONCE = 2000
 CELL = pa.large_string()
 MISSING = pa.scalar(None, CELL)
@@ -232,7 +236,10 @@ class CsvFile:
 
     def _encoding(self) -> str:
         if self.dialect.encoding:
-            return self.dialect.encoding
+            try:
+                return codecs.lookup(self.dialect.encoding).name
+            except LookupError as error:
+                raise ConfigError(f"dataset.source.encoding={self.dialect.encoding}: {error}") from error
         with _open_bytes(self.path) as file:
             return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
@@ -241,12 +248,11 @@ class CsvFile:
         """Give a reader of records; it adds the lines that it has read to `raw`."""
         opened = gzip.open if _is_gzip(self.path) else open
         try:
-            file = opened(self.path, "rt", encoding=self._encoding(), newline="")
-        except LookupError as error:
-            raise ConfigError(f"dataset.source.encoding={self.dialect.encoding}: {error}") from error
-        with file:
-            lines = itertools.islice(file, self.dialect.skiprows, None)
-            yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
+            with opened(self.path, "rt", encoding=self._encoding(), newline="") as file:
+                lines = itertools.islice(file, self.dialect.skiprows, None)
+                yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
+        except GZIP_ERRORS as error:
+            raise ConfigError(f"dataset.source.data_files: {self.name} can't be unpacked: {error}") from error
 
 
 def _kept(lines: Iterator[str], kept: list[str]) -> Iterator[str]:

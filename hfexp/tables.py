@@ -1,5 +1,6 @@
 """Tables of rows from local files: which file is of which split, and where each row stands."""
 
+import contextlib
 import glob
 import gzip
 import itertools
@@ -19,7 +20,7 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
 from hfexp.csv_dataset import Csv, features_of, stream
-from hfexp.csv_files import CsvFile, Dialect, shown
+from hfexp.csv_files import GZIP_ERRORS, CsvFile, Dialect, shown
 from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.screen import note
 from hfexp.split_names import split_called
@@ -53,6 +54,9 @@ def read_table(
     Raises:
         ConfigError: a file is empty, or not a table.
     """
+    kinds = sorted(set(FORMATS.values()))
+    if format is not None and format not in kinds:
+        raise ConfigError(f"dataset.source.format={format}: there are {one_of(kinds)}")
     splits = {}
     for split, paths in files.items():
         kind = format or _common_format(paths)
@@ -291,7 +295,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
     try:
         rows: Any = datasets.load_dataset(kind, data_files=names, streaming=streaming, **options)
         rows = rows[split]
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, ValueError, *GZIP_ERRORS) as error:
         cause = _json_fault(files) if kind == "json" else None
         cause = cause or f"{_shown(files)}: {' '.join(str(error.__cause__ or error).split())}"
         raise ConfigError(f"dataset.source.data_files can't be read as {kind}: {cause}") from error
@@ -345,7 +349,7 @@ def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
         DataError: a line is not JSON.
     """
     opened = gzip.open if file.endswith(".gz") else open
-    with opened(file, "rb") as lines:
+    with _unpacked(file), opened(file, "rb") as lines:
         for line, text in enumerate(lines, 1):
             text = text.removeprefix(b"\xef\xbb\xbf").strip()
             try:
@@ -359,6 +363,15 @@ def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
                 ) from error
             except UnicodeDecodeError as error:
                 raise DataError(f"line {line} of {shown(file)} is not UTF-8: {error}") from error
+
+
+@contextlib.contextmanager
+def _unpacked(file: str) -> Iterator[None]:
+    """Turn errors of a file that is packed, and damaged, into a DataError."""
+    try:
+        yield
+    except GZIP_ERRORS as error:
+        raise DataError(f"{shown(file)} can't be unpacked: {error}") from error
 
 
 def _as_written(rows: Dataset, files: list[str]) -> Dataset:

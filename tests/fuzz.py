@@ -6,6 +6,7 @@ An input is made from (SEED, reader, number) alone, so that a finding can be had
 """
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -381,12 +382,9 @@ ASKED = [
 
 
 def _tables() -> list[tuple[str, bytes]]:
-    return [
-        (".csv", CSV),
-        (".jsonl", LINES),
-        (".json", b"[" + LINES.replace(b"}\n{", b"},{") + b"]"),
-        (".parquet", _parquet()),
-    ]
+    listed = b"[" + LINES.replace(b"}\n{", b"},{") + b"]"
+    packed = [(".csv.gz", gzip.compress(CSV)), (".jsonl.gz", gzip.compress(LINES))]
+    return [(".csv", CSV), (".jsonl", LINES), (".json", listed), (".parquet", _parquet()), *packed]
 
 
 def _metadata_tables() -> list[tuple[str, bytes]]:
