@@ -272,8 +272,9 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     if not sys.stdout.isatty():
         yield lambda count: None
         return
+    from rich.markup import escape
     from rich.progress import Progress
 
     with Progress(transient=True, refresh_per_second=4, console=console()) as bar:
-        task_id = bar.add_task(text, total=total)
+        task_id = bar.add_task(escape(text), total=total)
         yield lambda count: bar.advance(task_id, count)
