@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import multiprocessing
 import os
 import re
 import shlex
@@ -50,6 +51,25 @@ def check_places(config: Config) -> list[str]:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")
     return problems
+
+
+def check_semaphores(config: Config) -> list[str]:
+    """Refuse several processes without room for their semaphores, which Linux keeps in `/dev/shm`."""
+    keys = [
+        f"{key}={value}"
+        for key, value, alone in (
+            ("launch.num_processes", config.launch.num_processes, ("1", "auto")),
+            ("trainer.args.dataloader_num_workers", config.trainer.args.get("dataloader_num_workers", 0), ("0",)),
+        )
+        if str(value) not in alone
+    ]
+    if not keys:
+        return []
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except OSError as error:
+        return [f"{keys[0]} needs /dev/shm: {error.strerror}; make room there (in a container: --shm-size=1g)"]
+    return []
 
 
 def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:

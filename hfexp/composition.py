@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -286,6 +287,8 @@ def explained() -> Iterator[None]:
         yield
     except HYDRA_ERRORS as error:
         raise ConfigError(mask_secrets(explain(error))) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a file of options is not YAML: {' '.join(str(error).split())}") from error
     except TypeError as error:  # a key of a list that is no number
         if not _is_of_omegaconf(error):
             raise

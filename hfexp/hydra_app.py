@@ -25,6 +25,9 @@ from hfexp.secret_names import is_secret_name
 from hfexp.secret_shapes import MASK
 from hfexp.secrets import learn_secrets, mask_secrets, mask_values
 
+CALLBACKS = "Callbacks"
+"""Name in `hydra._internal.hydra` of the class that builds `hydra.callbacks`."""
+
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
     """Compose with Hydra and call a function with the configuration, or hand it to Hydra's sweeper with `-m`.
@@ -118,8 +121,7 @@ def _checked_sections() -> Iterator[None]:
 
     from hfexp.targets import check_hydra
 
-    names = vars(internal)
-    original = names["Callbacks"]
+    original: Any = getattr(internal, CALLBACKS)
 
     def checked(config: Any = None) -> Any:
         if config is not None:
@@ -128,11 +130,11 @@ def _checked_sections() -> Iterator[None]:
             check_hydra(sections, list(allowed or []))
         return original(config)
 
-    names["Callbacks"] = checked
+    setattr(internal, CALLBACKS, checked)
     try:
         yield
     finally:
-        names["Callbacks"] = original
+        setattr(internal, CALLBACKS, original)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from hfexp.checks import (
     check_places,
     check_processor,
     check_sampling,
+    check_semaphores,
     check_strategies,
     check_support,
 )
@@ -148,7 +149,7 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
     problems.add(check_support(config) + find_foreign_settings(args))
-    problems.add(check_streaming(config) + check_sampling(config))
+    problems.add(check_streaming(config) + check_sampling(config) + check_semaphores(config))
     with problems:
         trainer_class(config.trainer._target_, config.security.allowed_targets)
 

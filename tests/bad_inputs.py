@@ -188,14 +188,14 @@ def _configurations() -> list[Case]:
         "task=vision", "trainer.args.learning_rate=fast", "trainer.args.learning_rat=1", "trainer.args.eval_steps=-1",
         "trainer.args.num_train_epochs=many", "trainer.args.per_device_train_batch_size=0", "trainer.args.optim=best",
         "trainer.args.lr_scheduler_type=up", "metrics=accurracy", "trainer.args.metric_for_best_model=beauty",
-        "model.config.num_attention_heads=5", "model.config.hidden_size=big", "model.config.hiden_size=16",
+        "model.config.hidden_size=big", "model.config.hiden_size=16",
         "model.freeze=[x]",
         
         "transform=upside_down", "transform.cache.max_size=lots", "transform.augment.x._target_=os.system",
         "transform.augment.x._target_=torchvision.gone", "dataset.test_size=2", "dataset.max_train_samples=0",
-        "dataset.source._target_=os.system", "tracking.uri=nowhere://x", "tracking.experiment=", "launch=rocket",
+        "dataset.source._target_=os.system", "tracking.uri=nowhere://x", "launch=rocket",
         "launch.num_processes=0", "name=${gone}", "name=${oc.env:NO_SUCH_VARIABLE}", "hydra.run.dir=x", "seed=1,2",
-        "trainer.args={a", "'a b'", "--verbose", "-m", "search=tpe", "output_dir=/proc/x", "task.max_image_pixels=0",
+        "trainer.args={a", "'a b'", "--verbose", "search=tpe", "output_dir=/proc/x", "task.max_image_pixels=0",
         "trainer.callbacks.x._target_=builtins.exec", "security.allowed_targets=7", f"model={'x' * 300}",
         "dataset=\x1b[31m",
     ]  # fmt: skip

@@ -1,10 +1,12 @@
 """Odd places: clocks that are set, caches and directories of other users, servers that everybody reaches."""
 
+import errno
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from faults import fault_at
 from hfexp import api, cli
 from hfexp.arrays import ArrayWriter
 from hfexp.cache import Cache, NoRoomError
+from hfexp.checks import check_semaphores
 from hfexp.cli import name_a_home
 from hfexp.errors import ConfigError
 from hfexp.locks import SharedLock
@@ -142,3 +145,24 @@ def test_a_user_whom_nobody_knows_has_a_home(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "getuid", lambda: 54321)  # not in /etc/passwd
     name_a_home()
     assert Path.home() == Path("/")
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "key"),
+    [(2, 0, "launch.num_processes=2"), (1, 0, None), (1, 3, "trainer.args.dataloader_num_workers=3")],
+)
+def test_a_full_shared_memory_is_named(
+    processes: int, workers: int, key: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = SimpleNamespace(
+        launch=SimpleNamespace(num_processes=processes),
+        trainer=SimpleNamespace(args={"dataloader_num_workers": workers}),
+    )
+    assert check_semaphores(config) == []
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("_multiprocessing.SemLock", full)
+    wanted = f"{key} needs /dev/shm: No space left on device; make room there (in a container: --shm-size=1g)"
+    assert check_semaphores(config) == ([wanted] if key else [])
