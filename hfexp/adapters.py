@@ -124,10 +124,12 @@ def load_saved(auto_class: Any, directory: Path, remote_code: bool = False) -> A
         remote_code: code that lies beside its weights (`auto_map`) is trusted.
 
     Raises:
-        ConfigError: it is an adapter, and PEFT or the pretrained model is not there.
+        ConfigError: it has no weights, or is an adapter, and PEFT or the pretrained model is not there.
     """
     if (directory / CONFIG_FILE).is_file():
         return load_adapted(auto_class, directory, remote_code)
+    if not any(directory.glob("*.safetensors")):
+        raise ConfigError(f"{directory} has no weights (model.safetensors); other formats can run code")
     return auto_class.from_pretrained(
         directory, use_safetensors=True, local_files_only=True, trust_remote_code=remote_code
     )

@@ -300,11 +300,11 @@ def _recipe(data: bytes, place: Path) -> None:
 
 
 def _delivered(data: bytes, place: Path) -> None:
-    from hfexp.tracking.delivered import FOLDER, STATE, DeliveryState, recorded_state
+    from hfexp.tracking.delivered import FOLDER, STATE, DeliveryState, read_delivered
 
     (place / FOLDER).mkdir(exist_ok=True)
     (place / FOLDER / STATE).write_bytes(data)
-    recorded_state(place)
+    read_delivered(place)
     DeliveryState.load(place, "sqlite:///x.db", 100)
 
 
