@@ -104,7 +104,7 @@ def test_a_model_that_was_saved_wrong_is_noticed(made: Made, tmp_path: Path) -> 
     with pytest.raises(RunError, match="differs by 0"):
         verifying.verify_model(saved, inference.Predictor(other, *parts), made.images)
     (saved.weights / "model.safetensors").unlink()
-    with pytest.raises(RunError, match="can't be used: OSError"):
+    with pytest.raises(RunError, match="can't be used: .* has no weights"):
         verifying.verify_model(saved, made.predictor, made.images)
     assert sys.path == before
 
@@ -136,7 +136,7 @@ def test_a_recipe_builds_only_what_is_trusted(made: Made, place: Path, monkeypat
             inference.load_predictor(saved.weights)
     for broken in ("[]", "{", '{"task": {}}', '{"id2label": 3, "transform": {}}'):
         (saved.weights / "hfexp.json").write_text(broken)
-        with pytest.raises(ConfigError, match="is not a recipe"):
+        with pytest.raises(ConfigError, match="hfexp.json is damaged"):
             inference.load_predictor(saved.weights)
     with pytest.raises(ConfigError, match=r"has no hfexp\.json"):
         inference.load_predictor(place)

@@ -73,12 +73,10 @@ def test_tables_and_lines_know_no_markup(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_bar_knows_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich import progress
-
-    monkeypatch.setattr(progress, "get_console", lambda: Console(file=io.StringIO(), force_terminal=True, width=200))
+    written = io.StringIO()
+    monkeypatch.setattr(screen, "console", lambda: Console(file=written, force_terminal=True, width=200))
     monkeypatch.setattr(screen, "_bar", None)
     screen.move_bar(1, 2, "[/b]", "loss[/b] 1.0")
-    written = screen._bar.console.file
     screen.end_bar()
     assert "loss[/b] 1.0" in written.getvalue()
 
