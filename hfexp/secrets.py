@@ -44,9 +44,12 @@ _IN_FLOW = re.compile(r"[^,}\]\"'\n]+")
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[+-]?\d+)?(?=[,}\]\s])", re.IGNORECASE)
 _FLAG = re.compile(rf"(?<![\w-])(--[\w-]++)([ ]+)(?!is )({_STRING}|[^\s-]\S*)", re.IGNORECASE)
 _NO_SECRET = re.compile(
-    r"true|false|none|null|\**|\\*\$\\*\{(?:oc\.env\\*:)?[\w.]+\\*\}|[<>=~^!]{1,2} ?\d[\w.,<>=~^! *-]*", re.IGNORECASE
+    r"true|false|none|null|\**|\\*\$\\*\{(?:oc\.env\\*:)?[\w.]+\\*\}|[<>=~^!]{1,2} ?\d[\w.,<>=~^! *-]*"
+    r"|\[[A-Z_]+\d*\]|<[/|]?\w+\|?>",
+    re.IGNORECASE,
 )
-"""What may stand in the place of a secret: nothing, a switch, an interpolation; the version of a package."""
+"""What may stand in the place of a secret: nothing, a switch, an interpolation; the version of a package; a special
+token of a tokenizer."""
 _WORDS = frozenset(("auto", "default", "required", "optional", "test", "train", "validation", "user", "admin", "root"))
 """Values that are not searched for: they stand in too many places."""
 

@@ -333,6 +333,7 @@ def test_names_that_tell_secrets() -> None:
     "text",
     [
         "tokenizer=bert pad_token=[PAD] eos_token=</s> max_new_tokens=20 sort_key=name model_key=x",
+        "the tokenizer has no padding token: '[SEP]', which ends a text; token: '<|endoftext|>', token: '</s>'",
         "step 1234/2000 loss 0.1234 seed=1234 2026-11-28 14:02:58,123",
         "http://127.0.0.1:5000/#/models/a@best models:/pets@best me@host.org: hello http://[::1]:5000/a@b",
         "hf://datasets/org/name@0a1b2c/data/train.parquet https://h.example:8080/a?page=2&size=3 C:\\a\\b",

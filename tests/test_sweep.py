@@ -292,7 +292,14 @@ def test_a_job_that_had_finished_is_not_run_again(place: Path) -> None:
     assert sweep(calls, *words) == 130
     run_dir = place / "outputs" / "a-run"
     run_dir.mkdir()
-    state = {"status": "finished", "values": [0.5], "pruned_step": None, "seconds": 2.5, "run_id": "abc"}
+    state = {
+        "config_hash": "0" * 64,
+        "status": "finished",
+        "values": [0.5],
+        "pruned_step": None,
+        "seconds": 2.5,
+        "run_id": "abc",
+    }
     (run_dir / "run.json").write_text(json.dumps(state))
     (the_sweep() / "points").mkdir()
     (the_sweep() / "points" / "1.0.json").write_text(json.dumps({"run_dir": str(run_dir)}))
@@ -306,7 +313,8 @@ def test_a_pruned_job_is_told_as_such(place: Path, capsys: pytest.CaptureFixture
         directory, number, replicate = cfg.point.rsplit(":", 2)
         run_dir = Path("outputs") / number
         run_dir.mkdir(parents=True)
-        state = {"status": "finished", "values": [rate], "pruned_step": 7 if rate > 0.1 else None}
+        state = {"config_hash": "0" * 64, "status": "finished", "values": [rate]}
+        state["pruned_step"] = 7 if rate > 0.1 else None
         (run_dir / "run.json").write_text(json.dumps(state))
         file = Path(directory) / "points" / f"{number}.{replicate}.json"
         file.parent.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from toys import RATE, sweep
 from hfexp.errors import RunError
 from hfexp.sweep import owner, storage, study
 from hfexp.sweep import schedule as schedules
+from hfexp.sweep.dimension import Dimension
 from hfexp.sweep.ledger import Ledger
 from hfexp.sweep.schedule import Plan, Schedule
 from hfexp.sweep.settings import SearchConfig
@@ -206,7 +207,9 @@ def test_nobody_is_thought_dead_who_could_not_sign(
 
 def schedule_of(ledger: Ledger, directory: Path, **settings: Any) -> Schedule:
     search = SearchConfig(storage="a database", **settings)
-    plan = Plan(search, Space((), ()), directory, search.trials or 1, ("minimize",), 1, False)
+    numbers = tuple(range(20))
+    space = Space((("x", None),), (Dimension("x", "range(0,20)", tuple(map(str, numbers)), numbers),))
+    plan = Plan(search, space, directory, search.trials or 1, ("minimize",), 1, False)
     return Schedule(plan, ledger, lambda: None, lambda *died: None)
 
 
