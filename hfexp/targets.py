@@ -59,7 +59,8 @@ PLACES = {
         modules=("hfexp.sources", "hfexp.docstrings"), names=tuple(f"datasets.{name}" for name in SAFE_SOURCES)
     ),
     "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
-    "trainer": Place(names=("hfexp.training.Trainer",)),
+    # Of Transformers, to be told why not.
+    "trainer": Place(names=("hfexp.training.Trainer", "transformers.Trainer")),
     "trainer.callbacks": Place(
         names=("hfexp.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
     ),

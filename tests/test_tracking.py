@@ -325,7 +325,10 @@ def test_a_password_is_not_kept_and_asked_for(
     save_state(run_dir, RunState("0" * 64, status="finished"))
     assert not any("hush" in path.read_text() for path in run_dir.rglob("*.json*"))
     assert cli.main(["sync"]) == 1
-    assert "postgresql://me:***@127.0.0.1:9/runs needs its password" in capsys.readouterr().out
+    assert (
+        "postgresql://***@127.0.0.1:9/runs is recorded without its secret part; give the whole address with --uri"
+        in capsys.readouterr().out
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", secret)
     assert cli.main(["sync"]) == 1
     shown = capsys.readouterr()

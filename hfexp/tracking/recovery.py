@@ -171,6 +171,6 @@ def recorded_uri(run_dir: Path, output_dir: Path) -> str:
     if MASK in uri:
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
         if mask_secrets(given) != mask_secrets(uri):  # which an earlier version masked less of
-            raise ConfigError(f"{uri} needs its password: give the whole address with --uri")
+            raise ConfigError(f"{uri} is recorded without its secret part; give the whole address with --uri")
         return given
     return uri
