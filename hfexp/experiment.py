@@ -119,7 +119,7 @@ def run(config: Config, origin: Origin) -> Result:
         inputs = prepare(config)
         finished = complete_end(config, origin, inputs)
         if finished is not None:
-            return finished
+            return world.share(finished) if world.is_together() else finished
         environment = Environment.gather(origin)
         with (
             processors_shared(use_cpu),
@@ -224,8 +224,11 @@ def joined_processes(config: Config) -> Iterator[bool]:
 
 
 def follow() -> Result:
-    """Take part in the run that the first process opens."""
-    job, inputs, outcome = together.follow()
+    """Take part in the run that the first process opens, or take its result if there is nothing left to do."""
+    job = together.wait_for_first()
+    if isinstance(job, Result):
+        return job
+    inputs, outcome = together.follow(job)
     return summarise(job, inputs, outcome)
 
 

@@ -9,8 +9,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from hfexp import bounded_yaml
 from hfexp.errors import DataError
 from hfexp.input_files import open_regular
 
@@ -91,20 +90,12 @@ def has_shape(value: Any, shape: Any) -> bool:
 def read_yaml(path: Path) -> Any:
     """Read a YAML file as plain values.
 
-    Aliases are refused: a few lines of them become gigabytes of values (the "billion laughs").
-
     Raises:
         FileNotFoundError: there is none.
         DamagedRecord: it can't be read.
+        ConfigError: it is no YAML, or its aliases stand for too much.
     """
-    content = read_bytes(path)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, Loader=loader)):
-            raise DamagedRecord(f"{path} has aliases, which hfexp never writes and does not read")
-        return yaml.load(content, Loader=loader)  # noqa: S506  both loaders are safe ones
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DamagedRecord(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    return bounded_yaml.load(read_bytes(path).decode(errors="replace"), path)
 
 
 def inside(directory: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from hfexp.run_state import RunState, read_state, save_state
 from hfexp.screen import note
 from hfexp.stamp import data_stamp
 from hfexp.sweep.membership import Point, note_run_directory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -218,7 +221,7 @@ def _lock(parent: Path, state: RunState) -> SharedLock:
 def _choose(
     parent: Path, stem: str, identity: str, config: Config, splits: dict[str, dict[str, Any]] | None
 ) -> RunDirectory:
-    latest = _latest(parent, stem, config.point)
+    latest = _latest(parent, stem, config.point, note)
     if latest is None:
         return _create(parent, stem, identity, config.point)
     path, state = latest
@@ -276,7 +279,10 @@ def _next_name(parent: Path, stem: str) -> str:
     return f"{stem}-{max(taken) + 1}" if taken else stem
 
 
-def _latest(parent: Path, stem: str, point: str | None) -> tuple[Path, RunState] | None:
+def _latest(
+    parent: Path, stem: str, point: str | None, tell: Callable[[str], None] = logger.debug
+) -> tuple[Path, RunState] | None:
+    """Find the newest run of an identity that is the user's own; `tell` says which are passed over, and why."""
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         state = read_state(path)
         if state is None or state.point != point:
@@ -284,5 +290,5 @@ def _latest(parent: Path, stem: str, point: str | None) -> tuple[Path, RunState]
         problem = why_foreign(path, parent.parent) or why_not_contained(path, path)
         if problem is None:
             return path, state
-        note(f"passing over {path.name}: {problem}")
+        tell(f"passing over {path.name}: {problem}")
     return None

@@ -103,20 +103,11 @@ class Timed(_Base):
             logs |= self._totals(logs)
         super().log(logs, start_time)
 
-    def _init_training_state(
-        self,
-        max_steps: int,
-        num_update_steps_per_epoch: int,
-        num_train_epochs: int,
-        resume_from_checkpoint: Any,
-        trial: Any,
-    ) -> tuple[int, int]:
-        if resume_from_checkpoint is not None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
             with contextlib.suppress(FileNotFoundError):  # of a version that kept none: only this part is known
-                self._before = read_record(Path(str(resume_from_checkpoint), FILE), Sums)
-        return super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
-        )
+                self._before = read_record(Path(checkpoint, FILE), Sums)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

@@ -1,6 +1,7 @@
 """One run in several processes: started for it by the one that composes, or all by torchrun or `accelerate launch`."""
 
 from multiprocessing.connection import Connection
+from typing import Any
 
 from hfexp import quiet, screen
 from hfexp.checkpoints import newest_whole, set_aside_newer
@@ -33,12 +34,16 @@ def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
     return _work_together(world.share(job), inputs, tracker)
 
 
-def follow() -> tuple[Job, Inputs, Outcome]:
-    """`work` as another one of them, on what the first one has opened."""
+def wait_for_first() -> Any:
+    """Wait as another one of them, silent from now on, for what the first one shares: its job, or its result."""
     screen.speak_through(lambda name, *args: None)
-    job = world.share(None)
+    return world.share(None)
+
+
+def follow(job: Job) -> tuple[Inputs, Outcome]:
+    """Do `work` as another one of them, on what the first one has opened."""
     inputs = prepare(job.config)
-    return job, inputs, _work_together(job, inputs, NullTracker())
+    return inputs, _work_together(job, inputs, NullTracker())
 
 
 def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:

@@ -392,6 +392,13 @@ def test_started_by_others_all_join_one_run(by: str, place: Path, all_runs: Call
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.params["launch.num_processes"] == "2"
+    (run_dir,) = (place / "outputs" / "digits").glob("vit*")
+    # Killed while its end was delivered: there is nothing left to do, for none of the processes.
+    (run_dir / "run.json").write_text((run_dir / "run.json").read_text().replace('"closed": true', '"closed": false'))
+    process = start(["-m", "hfexp", *words], place, by=TORCHRUN if by == "torchrun" else ACCELERATE)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert output.count("nothing is trained anew") == 1
     assert len(list((place / "outputs" / "digits").glob("vit*"))) == 1
 
 

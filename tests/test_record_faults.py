@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import os
 import socket
 import threading
 from pathlib import Path
@@ -22,9 +23,10 @@ from hfexp.errors import ConfigError
 from hfexp.identity import config_hash
 from hfexp.origin import Origin
 from hfexp.process import ProcessId
-from hfexp.run_state import RunState, save_state
+from hfexp.run_state import RunState, read_state, save_state
 from hfexp.secrets import mask_secrets
 from hfexp.tracking import recovery, store
+from hfexp.tracking.delivered import read_delivered
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.tracker import valid
@@ -122,6 +124,37 @@ def test_a_journal_without_its_beginning_begins_anew(left: bytes, place: Path, a
     assert result.run_dir == run_dir
     (run,) = all_runs()
     assert (run.info.status, run.info.run_id) == ("FINISHED", result.run_id)
+
+
+def test_a_run_that_was_killed_while_its_end_was_delivered_is_completed(place: Path, all_runs: Any) -> None:
+    first = api.train(*SMALL_DIGITS)
+    client = mlflow.MlflowClient(str(first.tracking_uri))
+    client.update_run(str(first.run_id), status="RUNNING")
+    state, delivered = read_state(first.run_dir), read_delivered(first.run_dir)
+    assert state is not None
+    assert delivered is not None
+    state.closed = False
+    save_state(first.run_dir, state)
+    *_, (_, delivered.offset), (last, _) = Journal(first.run_dir).read()
+    assert last["kind"] == "end"
+    delivered.save(first.run_dir)
+    again = api.train(*SMALL_DIGITS)
+    assert (again.run_dir, again.run_id, again.metrics) == (first.run_dir, first.run_id, first.metrics)
+    assert again.model.config.id2label == first.model.config.id2label
+    assert [run.info.status for run in all_runs()] == ["FINISHED"]
+    state = read_state(first.run_dir)
+    assert state is not None
+    assert state.closed
+
+
+def test_a_run_of_another_user_is_passed_over(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    first = api.train(*SMALL_DIGITS, "tracking=none")
+    os.chown(first.run_dir, 65534, 65534)
+    second = api.train(*SMALL_DIGITS, "tracking=none")
+    assert second.run_dir.name == f"{first.run_dir.name}-2"
+    assert capsys.readouterr().err.count("belongs to another user") == 1
 
 
 @pytest.mark.slow

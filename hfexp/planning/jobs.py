@@ -77,6 +77,8 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
     path, state = found
     if job.config.on_existing is OnExisting.error:
         return job.invalid(f"on_existing=error: it exists already ({state.status}) in {path}")
+    if state.status == "finished" and not state.closed and job.config.on_existing is OnExisting.resume:
+        return replace(job, standing=Standing.finished, runs=0, remark=f"only the record of {path.name} is completed")
     again = replace(job, remark=f"runs again; {path.name} is {state.status}")
     if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
         return again
