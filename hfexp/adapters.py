@@ -31,13 +31,13 @@ Efficient Finetuning of Quantized LLMs", NeurIPS 2023, section 4)."""
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether it is a PEFT model; PEFT itself is not imported for the answer."""
+    """Tell whether it is a PEFT model; PEFT itself is not imported for the answer."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def base_of(model: Any) -> Any:
-    """The model that an adapter is in; any other model itself."""
+    """Give the model that an adapter is in; any other model itself."""
     return model.get_base_model() if is_adapted(model) else model
 
 
@@ -106,7 +106,7 @@ def _quiet() -> Iterator[None]:
 
 
 def save(model: Any, directory: Path) -> None:
-    """What `load_saved` reads: a whole model, or an adapter with the configuration (label maps) of the whole.
+    """Save what `load_saved` reads: a whole model, or an adapter with the configuration (label maps) of the whole.
 
     Left to itself PEFT would ask the Hub at each save whether the vocabulary has grown.
     """
@@ -136,7 +136,7 @@ def load_saved(auto_class: Any, directory: Path, remote_code: bool = False) -> A
 
 
 def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) -> Any:
-    """The pretrained model with the adapter that `save` has written.
+    """Load the pretrained model with the adapter that `save` has written.
 
     Raises:
         ConfigError: PEFT or the pretrained model is not there.

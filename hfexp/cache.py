@@ -152,7 +152,7 @@ class Cache:
         return reader, True
 
     def entries(self) -> list[Entry]:
-        """All entries, the longest unused first; damaged ones, which nobody can use, before the others."""
+        """List all entries, the longest unused first; damaged ones, which nobody can use, before the others."""
         found = [_entry(path.parent) for path in self.directory.glob(f"*/{META}")]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
@@ -229,7 +229,7 @@ class Cache:
         return total
 
     def _begin(self, key: str, needed: int) -> Path:
-        """The directory in which an entry is built."""
+        """Make the directory in which an entry is built."""
         temporary = self.directory / f".building-{key}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -256,7 +256,7 @@ class Cache:
 
 
 def _entry(path: Path) -> Entry | None:
-    """What is known of an entry; None if it was removed meanwhile, or is none."""
+    """Read what is known of an entry; None if it was removed meanwhile, or is none."""
     try:
         meta = ArrayReader(path).meta
         return Entry(path, meta["bytes"], meta["rows"], str(meta.get("about", "")), (path / USED).stat().st_mtime)

@@ -85,7 +85,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_whole(directory: Path) -> Path | None:
-    """The newest checkpoint that is complete and unaltered; those that are not are named in a warning."""
+    """Find the newest checkpoint that is complete and unaltered; those that are not are named in a warning."""
     for checkpoint in reversed(list_checkpoints(directory)):
         problem = find_problem(checkpoint)
         if problem is None:
@@ -103,7 +103,7 @@ def set_aside_newer(directory: Path, chosen: Path | None) -> None:
 
 
 def best_step(directory: Path) -> int | None:
-    """The best step so far, as the newest checkpoint remembers it."""
+    """Read the best step so far, as the newest checkpoint remembers it."""
     for checkpoint in reversed(list_checkpoints(directory)):
         state = trainer_state(checkpoint)
         if state:

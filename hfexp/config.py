@@ -306,7 +306,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def recorded_values(config: Config) -> dict[str, Any]:
-    """The configuration of a run by itself, without what is a sweep's, and without secrets."""
+    """Give the configuration of a run by itself, without what is a sweep's, and without secrets."""
     return mask_values({key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS})
 
 

@@ -57,7 +57,7 @@ def decode_to_tensor(row: dict[str, Any], first: Any, max_pixels: int = MAX_PIXE
 
 
 def _plain_jpeg(stored: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
-    """Levels (H, W, 3), uint8; None if it is another kind of file, a huge one, or not in order."""
+    """Decode to levels (H, W, 3), uint8; None if it is another kind of file, a huge one, or not in order."""
     data = _jpeg_data(stored)
     if data is None:
         return None

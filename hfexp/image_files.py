@@ -178,7 +178,7 @@ def _take_file(folder: Folder, entry: os.DirEntry[str], left_out: LeftOut) -> No
 
 
 def _why_not_read(ending: str) -> str:
-    """The reason for a file that is neither an image, a table nor an archive."""
+    """Say why a file is left out that is neither an image, a table nor an archive."""
     import PIL.Image
 
     if not ending:

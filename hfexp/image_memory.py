@@ -21,7 +21,7 @@ BYTES_PER_PIXEL = 13
 
 
 class Budget:
-    """Bytes that are in work."""
+    """Counts the bytes that are in work, and lets threads wait for room."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -43,7 +43,7 @@ class Budget:
         self.own.bytes = mine + needed
 
     def release(self) -> None:
-        """The images of the row are done with."""
+        """Count the images of the row no longer."""
         if self.own.bytes > GIVEN_BACK:
             give_back_freed_memory()
         if self.own.bytes:

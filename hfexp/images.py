@@ -176,7 +176,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _bands(image: PIL.Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes (left, top, right, bottom) of at most `BAND` pixels, from the top down."""
+    """Give boxes (left, top, right, bottom) of at most `BAND` pixels, from the top down."""
     rows = max(1, BAND // max(1, image.width))
     for top in range(0, image.height, rows):
         yield 0, top, image.width, min(top + rows, image.height)
@@ -187,7 +187,7 @@ def _highest(image: PIL.Image.Image) -> float:
 
 
 def _band_to_rgb(image: PIL.Image.Image, highest: float) -> PIL.Image.Image:
-    """`highest`: level of the whole image, for modes F and I."""
+    """Bring a band to RGB; `highest`: level of the whole image, for modes F and I."""
     if image.mode in SIXTEEN_BIT_MODES:
         return PIL.Image.fromarray(_to_8_bit(image, highest)).convert("RGB")
     if image.mode == "F":

@@ -38,7 +38,7 @@ def is_address(path: str) -> bool:
 
 
 def local_path(path: str) -> str:
-    """The path that `file://...` means, or the path as it is."""
+    """Give the path that `file://...` means, or the path as it is."""
     return next((path.removeprefix(start) for start in LOCAL if path.startswith(start)), path)
 
 
@@ -79,7 +79,7 @@ def _read(address: str) -> bytes:
 
 
 def _access(address: str) -> dict[str, Any]:
-    """Options for a web address: some servers refuse programs that do not say who they are, others never answer."""
+    """Give options for a web address: some servers refuse programs without a name, others never answer."""
     if not address.startswith(("http://", "https://")):
         return {}
     import aiohttp

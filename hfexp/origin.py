@@ -28,7 +28,7 @@ class Origin:
 
 
 def command_line(words: list[str]) -> str:
-    """The command as it can be typed again, with secrets masked.
+    """Write the command as it can be typed again, with secrets masked.
 
     Args:
         words: what was typed after the program's name.

@@ -83,19 +83,19 @@ class ProcessedDataset(TorchDataset):
 
     @row_of_images
     def _fixed_in_row(self, numbered: tuple[int, Row]) -> Row:
-        """A row as it is stored after the deterministic operations."""
+        """Bring a row as it is stored through the deterministic operations."""
         index, row = numbered
         with in_row(lambda: source_row(self.rows, index)):
             return self.fixed(self.decode(row))
 
     def fixed(self, row: Row) -> Row:
-        """A row that `decode` gave (or a prepared one) after the deterministic operations."""
+        """Bring a row that `decode` gave (or a prepared one) through the deterministic operations."""
         for operation in self.rest:
             row = apply(operation, row)
         return row
 
     def finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
-        """Rows after the deterministic operations as model inputs; each draws its random numbers by its key."""
+        """Make model inputs of rows after the deterministic operations; each draws its random numbers by its key."""
         if self.seed is None:
             return [self.task.preprocess(row, self.processor) for row in rows]
         rows = self._random(rows, keys, self.seed)

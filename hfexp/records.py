@@ -47,7 +47,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """From start to end; None for a run that has not ended, or whose clock was set back so far meanwhile."""
+        """Count from start to end; None for a run that has not ended, or whose clock was set back so far meanwhile."""
         if self.start_time is None or self.end_time is None or self.end_time < self.start_time:
             return None
         return (self.end_time - self.start_time) / 1000

@@ -69,7 +69,7 @@ def _escaped(character: re.Match[str]) -> str:
 
 
 def cell(text: object, style: str = "") -> "Text":
-    """A cell of a table: Rich would read a `str` as its own markup."""
+    """Make a cell of a table: Rich would read a `str` as its own markup."""
     from rich.text import Text
 
     return Text(one_line(text), style)
@@ -81,7 +81,7 @@ def print_table(table: "Table", soft_wrap: bool = False) -> None:
 
 
 def say(text: str = "") -> None:
-    """One line for the person, at once; without secrets."""
+    """Print one line for the person, at once; without secrets."""
     text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("say", text)
@@ -91,7 +91,7 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """A line worth noticing, on the error stream; without secrets, and without an error of its own."""
+    """Print a line worth noticing on the error stream; without secrets, and without an error of its own."""
     text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("note", text)
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def console(**settings: Any) -> Any:
-    """Rich's console on standard output; wide where there is no terminal to fill."""
+    """Open Rich's console on standard output; wide where there is no terminal to fill."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200

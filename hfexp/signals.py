@@ -54,7 +54,7 @@ def stop_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Only write down meanwhile which signals come, Ctrl-C among them."""
+    """Write down meanwhile which signals come, Ctrl-C among them, and do nothing else."""
     arrived: list[int] = []
     with handled(lambda number, frame: arrived.append(number), signal.SIGINT):
         yield arrived

@@ -37,6 +37,6 @@ def sqlite_path(address: str) -> Path | None:
 
 
 def _is_unquoted() -> bool:
-    """True if SQLAlchemy reads `%3F` in an address as `?`, as it does since 2.1."""
+    """Tell whether SQLAlchemy reads `%3F` in an address as `?`, as it does since 2.1."""
     major, minor, *_ = importlib.metadata.version("sqlalchemy").split(".")
     return (int(major), int(minor)) >= (2, 1)

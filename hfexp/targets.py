@@ -283,7 +283,7 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """All mappings with a `_target_`, by their keys."""
+    """Find all mappings with a `_target_`, with their keys."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, Mapping) and "_target_" in node:
         yield key, node

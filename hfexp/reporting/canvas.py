@@ -100,7 +100,7 @@ def text_width(texts: Sequence[str], size: float = 9) -> float:
 
 
 def drawable(text: str, limit: int = 24) -> str:
-    """A text as matplotlib can draw it: one line, a box for what no font has, cut at `limit`."""
+    """Make a text that matplotlib can draw: one line, a box for what no font has, cut at `limit`."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line if len(line) <= limit else line[: limit - 1] + "\u2026"
     return "".join(c if ord(c) in _glyphs() else MISSING for c in line)
