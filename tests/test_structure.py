@@ -169,7 +169,7 @@ LAYERS = [
         "hfexp.sweep.membership",
     ],
     ["hfexp.outside"],
-    ["hfexp.input_files", "hfexp.bounded_yaml", "hfexp.locks"],
+    ["hfexp.input_files", "hfexp.bounded_yaml", "hfexp.locks", "hfexp.whole_files"],
     ["hfexp.errors", "hfexp"],
     ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials"],
 ]

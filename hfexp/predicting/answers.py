@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hfexp.cells import csv_cell
 from hfexp.errors import ConfigError, one_of
+from hfexp.whole_files import WholeFile
 
 PROBABILITIES = "probabilities"
 AT_ONCE = 1000
@@ -65,13 +65,11 @@ class AnswerFile:
     def __init__(self, path: Path, id2label: Mapping[int, str], count: int | None) -> None:
         """Raises ConfigError if nothing can be written there."""
         self.path, self.id2label, self.count = path, id2label, count
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._waiting: list[Answer] = []
         self._parquet: Any = None
         self._begun = False
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.temporary.touch()
+            self._file = WholeFile(path)
         except OSError as error:
             raise ConfigError(f"output={path} can't be written: {error.strerror}") from error
 
@@ -87,10 +85,7 @@ class AnswerFile:
             self._write()
         if self._parquet is not None:
             self._parquet.close()
-        if keep:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+        self._file.close(keep)
 
     def _write(self) -> None:
         answers, self._waiting = self._waiting, []
@@ -98,7 +93,7 @@ class AnswerFile:
             return
         if self.path.suffix == ".jsonl":
             lines = [json.dumps(record_of(one, self.id2label, self.count), ensure_ascii=False) for one in answers]
-            with self.temporary.open("a", encoding="utf-8") as file:
+            with self._file.temporary.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
         else:
             self._write_table([columns_of(one, self.id2label, self.count) for one in answers])
@@ -110,14 +105,14 @@ class AnswerFile:
         frame = pandas.DataFrame(rows)
         if self.path.suffix == ".csv":
             safe = frame.rename(columns=csv_cell).map(csv_cell)
-            safe.to_csv(self.temporary, mode="a", header=not self._begun, index=False)
+            safe.to_csv(self._file.temporary, mode="a", header=not self._begun, index=False)
             return
         import pyarrow
         import pyarrow.parquet
 
         table = pyarrow.Table.from_pandas(frame, preserve_index=False)
         if self._parquet is None:
-            self._parquet = pyarrow.parquet.ParquetWriter(self.temporary, table.schema)
+            self._parquet = pyarrow.parquet.ParquetWriter(self._file.temporary, table.schema)
         self._parquet.write_table(table)
 
 

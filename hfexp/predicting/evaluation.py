@@ -11,6 +11,7 @@ from hfexp.errors import ConfigError
 from hfexp.predicting.command import split_config_dir
 from hfexp.predicting.evaluation_settings import HELP, EvaluationSettings, parse
 from hfexp.screen import note, say
+from hfexp.whole_files import write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -74,7 +75,7 @@ def evaluate(
     told = [mask_override(word) for word in composed]
     content = {"name": name, "model": asked.name, "split": scored.split, "words": told, "slices": as_dicts(slices)}
     if settings.output:
-        Path(settings.output).write_text(mask_secrets(json.dumps(content, indent=1)) + "\n")
+        write_whole(Path(settings.output), mask_secrets(json.dumps(content, indent=1)) + "\n")
     if settings.record and asked.run_id is not None:
         _record(scored.config, asked, name, rows, slices, content)
     elif settings.record and asked.directory is not None:
@@ -149,15 +150,16 @@ def _record(
 
     client, run_id = MlflowClient(asked.uri), str(asked.run_id)
     item = evaluated_input(config, asked.predictor.task, rows)
-    inputs: Any = client.get_run(run_id).inputs
-    known = {entry.dataset.name: entry.dataset.digest for entry in inputs.dataset_inputs}
+    run: Any = client.get_run(run_id)
+    known = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     plain = file_name(name)
     if known.get(plain, item["dataset"]["digest"]) != item["dataset"]["digest"]:  # other rows are called so already
         plain = f"{plain}-{item['dataset']['digest'][:8]}"
     item["dataset"]["name"] = plain
-    for metric, score in slices[0].scores.items():
-        if math.isfinite(score.value):
-            client.log_metric(run_id, f"{FOLDER}/{plain}/{metric}", score.value)
+    scores = {f"{FOLDER}/{plain}/{metric}": score.value for metric, score in slices[0].scores.items()}
+    for metric, value in scores.items():
+        if math.isfinite(value) and run.data.metrics.get(metric) != value:  # or it is there twice, if repeated
+            client.log_metric(run_id, metric, value)
     tags = [InputTag(key, value) for key, value in item["tags"].items()]
     client.log_inputs(run_id, [DatasetInput(Dataset(**item["dataset"]), tags)])
     with tempfile.TemporaryDirectory() as place:

@@ -7,12 +7,12 @@ moment knows, when it is started again, what was finished and what is to be cont
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfexp.outside import DamagedRecord, read_record, why_foreign
+from hfexp.whole_files import write_whole
 
 DEFINITION = "sweep.json"
 POINTS = "points"
@@ -97,11 +97,4 @@ def run_directory_of(point: Point) -> Path | None:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file whole or not at all, readable by its owner only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    write_whole(path, text, 0o600)
