@@ -33,11 +33,22 @@ class RecordTraining(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not state.is_world_process_zero or not logs:
-            return
+        if state.is_world_process_zero and logs:
+            self._record(logs, state.global_step)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record what was logged before the checkpoint; it is new where the recording process was killed first."""
+        if state.is_world_process_zero:
+            for entry in state.log_history:
+                logs = {name: value for name, value in entry.items() if name != "step"}
+                self._record(logs, int(entry["step"]))
+
+    def _record(self, logs: dict[str, float], step: int) -> None:
         # Own metrics and callbacks may give NumPy's numbers, or tensors of one.
         numbers = {name: float(value) for name, value in logs.items() if hasattr(value, "__float__")}
-        self.recorder.tracker.log_metrics(numbers, state.global_step)
+        self.recorder.tracker.log_metrics(numbers, step)
 
 
 class DrawSamples(TrainerCallback):

@@ -1,13 +1,18 @@
 """What is said of a training while it goes on."""
 
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp import progress
-from hfexp.progress import ShowProgress
+from hfexp.progress import RecordTraining, ShowProgress
+from hfexp.run_directory import RunDirectory
+from hfexp.run_state import RunState
+from hfexp.tracking.journal import Journal
+from hfexp.tracking.tracker import MlflowTracker
 
 
 @pytest.fixture
@@ -44,3 +49,18 @@ def test_the_first_step_is_in_no_forecast(clock: list[float], tmp_path: Any, cap
 def test_compiling_is_said_beforehand(clock: list[float], tmp_path: Any, capsys: Any) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), torch_compile_backend="aot_eager", use_cpu=True)
     assert "the first step compiles the model" in lines(args, clock, [], capsys)[0]
+
+
+def test_what_a_checkpoint_knows_and_the_record_does_not_is_recorded(run_dir: Path, uri: str) -> None:
+    directory = RunDirectory(run_dir, RunState("0" * 64), resumed=True, checkpoint=None)
+    Journal(run_dir).append("metrics", metrics={"loss": 3.0}, step=1, time=1)
+    tracker = MlflowTracker(directory, uri, run_dir.parent)
+    history = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}, {"eval_loss": 2.5, "step": 2}]
+    state = TrainerState(global_step=2, log_history=history, is_world_process_zero=True)
+    record = RecordTraining(types.SimpleNamespace(tracker=tracker))  # pyright: ignore
+    args = TrainingArguments(output_dir=str(run_dir), use_cpu=True, report_to="none")
+    record.on_train_begin(args, state, TrainerControl())
+    state.global_step = 3
+    record.on_log(args, state, TrainerControl(), logs={"loss": 1.0})
+    recorded = [(entry["step"], entry["metrics"]) for entry, _ in tracker.journal.read()]
+    assert recorded == [(1, {"loss": 3.0}), (2, {"loss": 2.0}), (2, {"eval_loss": 2.5}), (3, {"loss": 1.0})]
