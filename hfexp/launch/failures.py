@@ -29,6 +29,10 @@ class WorkerError(RunError):
     """One of the processes of a run ended it; the cause shows the traceback of that process."""
 
 
+class WorkerKilledError(WorkerError):
+    """One of the processes of a run was killed from outside; the run itself did nothing wrong."""
+
+
 class _Remote(Exception):
     """The traceback of another process, to be shown as the cause of an error here."""
 
@@ -106,7 +110,8 @@ class Witness:
         silent = self._silent({found.rank for found in notes}, reported)
         if silent is not None and (not notes or notes[0].is_consequence):
             rank, code = silent
-            return WorkerError(f"process {rank} of {self.processes} {how_it_ended(code)}")
+            kind = WorkerKilledError if code == -signal.SIGKILL else WorkerError
+            return kind(f"process {rank} of {self.processes} {how_it_ended(code)}")
         if not notes:
             return WorkerError(f"one of {self.processes} processes ended without a word")
         first = next((found for found in notes if not found.is_consequence), notes[0])

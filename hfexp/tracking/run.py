@@ -12,6 +12,7 @@ from uuid import uuid4
 from hfexp.config import Config, TrackingConfig, flatten, recorded_values
 from hfexp.environment import Environment
 from hfexp.errors import ConfigError, RunError, SweepError, Terminated, first_line
+from hfexp.launch.failures import WorkerKilledError
 from hfexp.origin import Origin
 from hfexp.run_directory import RunDirectory, experiment_name
 from hfexp.screen import note
@@ -93,6 +94,9 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
         raise
     except Terminated as stop:
         _close(directory, ending.tracker, "killed", stop.reason)
+        raise
+    except WorkerKilledError as error:  # as if there had been one process only
+        _close(directory, ending.tracker, "killed", str(error))
         raise
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
