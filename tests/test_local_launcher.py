@@ -295,6 +295,18 @@ def test_a_job_can_start_processes_from_the_same_server(tmp_path: Path) -> None:
     assert values(launch(task, [["bar=0"]], tmp_path)) == [(0, True)]
 
 
+def test_the_end_of_the_server_is_no_failure_of_a_job(tmp_path: Path) -> None:
+    def task(cfg: Any) -> None:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(600)
+
+    with pytest.raises(RunError, match="the same command continues"):
+        launch(task, [["bar=0"], ["bar=1"]], tmp_path)
+    assert not alive([int((tmp_path / "pid").read_text())])
+    assert values(launch(lambda cfg: cfg.bar, [["bar=2"]], tmp_path)) == [2]
+
+
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     values(launch(lambda cfg: 1, [["bar=0"]], tmp_path))
     before = psutil.Process().num_fds()

@@ -6,6 +6,7 @@ One per process, started with the first use; it ends when the last process that 
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import types
@@ -33,6 +34,16 @@ def start() -> None:
     context()
     with _as_in_this_process(), _held_signals():
         forkserver._forkserver.ensure_running()  # pyright: ignore
+
+
+def has_ended() -> bool:
+    """Tell whether the server that this process has used is gone: nobody reads the pipe that keeps it alive."""
+    server: Any = forkserver._forkserver  # pyright: ignore
+    if server._forkserver_alive_fd is None:
+        return False
+    pipe = select.poll()
+    pipe.register(server._forkserver_alive_fd, 0)
+    return bool(pipe.poll(0))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from hfexp.process import how_it_ended
 from hfexp.screen import note
 from hfexp.signals import noted, stop_raises
 
+SERVER_ENDED = "the process that jobs are forked from has ended; what it said is above"
+
 
 @dataclass
 class Running:
@@ -132,10 +134,7 @@ class Pool:
                 with forkserver.hidden_main():
                     process.start()
             except (EOFError, ConnectionError) as error:
-                raise RunError(
-                    "the process that jobs are forked from has ended; what it said is above "
-                    "(hydra/launcher=basic runs jobs without it)"
-                ) from error
+                raise RunError(f"{SERVER_ENDED} (hydra/launcher=basic runs jobs without it)") from error
         self.board.started(order)
 
     def _wait(self) -> None:
@@ -162,6 +161,8 @@ class Pool:
             self._receive(running)
         running.process.join()
         result = running.result
+        if result is None and forkserver.has_ended():  # the job is no failure: the next start continues it
+            raise RunError(f"{SERVER_ENDED}; the same command continues")
         if result is None:
             result = jobs.failure(
                 running.order.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
