@@ -28,8 +28,8 @@ demos: install ## train the demonstrations that need no download, beside simple 
 test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
-chaos: install ## kill sweeps a hundred and more times (about an hour): they must end as if undisturbed
-	HFEXP_CHAOS=10 $(BIN)/python -m pytest tests/test_chaos.py
+chaos: install ## kill commands two hundred times and more (two hours): they must end as if undisturbed
+	HFEXP_CHAOS=10 HFEXP_KILLS=7 $(BIN)/python -m pytest tests/test_chaos.py tests/test_kills.py
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -76,14 +76,22 @@ class Postgres:
         if self.user:
             shutil.chown(self.place, self.user)
         self._run("initdb", "-D", str(self.place / "data"), "-A", "trust", "-U", "runs", "--no-sync")
+        return self.serve()
+
+    def serve(self) -> "Postgres":
+        """Start the server on the cluster, also after a crash."""
         options = f"-p {self.port} -k {self.place} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._run(
             "pg_ctl", "-D", str(self.place / "data"), "-l", str(self.place / "log"), "-w", "-o", options, "start"
         )
         return self
 
-    def stop(self) -> None:
+    def crash(self) -> None:
+        """End all its processes at once, without a last word to clients or disk."""
         self._run("pg_ctl", "-D", str(self.place / "data"), "-m", "immediate", "stop")
+
+    def stop(self) -> None:
+        self.crash()
         shutil.rmtree(self.place)
 
     def new_database(self) -> str:

@@ -1,26 +1,19 @@
 """Sweeps of real trainings, killed with everything that belongs to them, end as if undisturbed."""
 
-import contextlib
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import optuna
-import psutil
 import pytest
+from commands import Fork, Program, kill_all
 from conftest import SMALL_DIGITS
 
-from hfexp import cli
-from hfexp.launch import forkserver
-
-TESTS = Path(__file__).parent
+Start = type[Program] | type[Fork]
 ROUNDS = int(os.environ.get("HFEXP_CHAOS", "1"))
 """Of commands that are started from nothing; `make chaos` makes ten."""
 FORKED_ROUNDS = 2
@@ -31,83 +24,8 @@ RATES = ",".join(f"{(number + 1) * 1e-4:g}" for number in range(POINTS))
 WORDS = ["-m", *SMALL_DIGITS, f"trainer.args.learning_rate={RATES}", "search.name=chaos", "launch.num_threads=1"]
 
 
-class Program:
-    """The command as it is typed, in a session of its own."""
-
-    def __init__(self, place: Path) -> None:
-        place.mkdir(exist_ok=True)
-        with (place / "output").open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "hfexp", *WORDS], cwd=place, start_new_session=True,
-                stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
-            )  # fmt: skip
-
-    def exit_code(self, seconds: float) -> int | None:
-        """Once it has ended; None if it goes on for longer than that."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(seconds)
-        return self._process.returncode
-
-    def family(self) -> list[psutil.Process]:
-        """All that it has started, and itself."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._process.pid)
-            return [process, *process.children(recursive=True)]
-        return []
-
-
-class Fork:
-    """The same from a process that has done the imports, as have the jobs it starts: a third of the time."""
-
-    def __init__(self, place: Path) -> None:
-        place.mkdir(exist_ok=True)
-        forkserver.start()
-        self._process = forkserver.context().Process(target=as_typed, args=(place, list(sys.path)))
-        with forkserver.hidden_main():
-            self._process.start()
-        self._server = psutil.Process(self._process.pid or 0).parent()
-
-    def exit_code(self, seconds: float) -> int | None:
-        self._process.join(seconds)
-        return self._process.exitcode
-
-    def family(self) -> list[psutil.Process]:
-        """Its jobs are children of the server, as it is one itself."""
-        return self._server.children(recursive=True) if self._server else []
-
-
-def as_typed(place: Path, path: list[str]) -> None:
-    """Run the command in a process that was forked for it."""
-    os.setsid()
-    os.chdir(place)
-    sys.path[:] = path
-    output = os.open("output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-    sys.exit(cli.main(WORDS))
-
-
-Start = Callable[[Path], Program | Fork]
-
-
-def kill_all(process: Program | Fork) -> None:
-    """With all that it has started, so that nothing has time for a checkpoint or a last word."""
-    killed: list[psutil.Process] = []
-    for _ in range(2):  # again: what was started in between
-        for member in process.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.suspend()
-                killed.append(member)
-    for member in killed:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    assert process.exit_code(60) is not None
-    psutil.wait_procs(killed, timeout=60)
-
-
 def finish(start: Start, place: Path) -> None:
-    code = start(place).exit_code(3600)
+    code = start(place, WORDS).exit_code(3600)
     assert code == 0, (place / "output").read_text()
 
 
@@ -149,7 +67,7 @@ def kill_again_and_again(start: Start, moments: random.Random, place: Path) -> N
     """
     for kill in range(KILLS):
         before, last = points_begun(place), POINTS - KILLS + 1 + kill
-        process = start(place)
+        process = start(place, WORDS)
         while process.exit_code(0.02) is None and points_begun(place) == before:
             pass
         moment = time.monotonic() + moments.uniform(0, LONGEST)

@@ -19,6 +19,7 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import SMALL_DIGITS
+from documents import write_section
 from faults import fault_at
 from servers import MlflowServer, Postgres
 from test_faults import TESTS, finish, start
@@ -82,19 +83,15 @@ def stores(
 
 def write_table() -> None:
     """The table of what was observed, for the documentation."""
-    if os.environ.get("HFEXP_WRITE_DOCS") != "1":
-        return
     lines = [f"| ending | {' | '.join(STORES)} |", "|---" * (1 + len(STORES)) + "|"]
     for ending, by_store in OBSERVED.items():
         lines.append(f"| {ending} | {' | '.join(by_store.get(store, '-') for store in STORES)} |")
     text = (
-        "# How runs end in the record\n\n"
         "Observed by `tests/test_stores.py`: status after the next start, metrics in the store of those that the "
         "run had reported, and how many files it has there (a dash: does not apply, or not tried). Written by that "
         "test;\n`HFEXP_WRITE_DOCS=1 pytest tests/test_stores.py` writes it anew.\n\n"
     )
-    path = TESTS.parent / "docs" / "endings.md"
-    path.write_text(text + "\n".join(lines) + f"\n\n{MORE}")
+    write_section("endings.md", "# How runs end in the record", text + "\n".join(lines) + f"\n\n{MORE}")
 
 
 class Case:
