@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.arguments import way_out
@@ -42,6 +43,8 @@ OPEN_SECTIONS = (
 """Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
 
 
+OWN_WORDS = ("security.allowed_targets", "model.trust_remote_code")
+"""Keys that let code of others run: they count only as overrides, which the user has typed."""
 MAX_NAME = 240
 """Bytes of the name of an option; files have longer ones nowhere."""
 NO_NAME = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
@@ -225,8 +228,30 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
     with own_options_first(*own, *searched(overrides)), explained():
         words = prepare_overrides(list(overrides))
         cfg = _composed(CONFIG_NAME, words)
+        require_own_word(cfg)
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
+
+
+def require_own_word(cfg: Any) -> None:
+    """Refuse a configuration that trusts more than its user has said: a file of options may be somebody else's.
+
+    Args:
+        cfg: composed, with Hydra's own sections.
+
+    Raises:
+        ConfigError: a file of options sets one of `OWN_WORDS`, and no override does.
+    """
+    words = [str(word).lstrip("+").partition("=") for word in cfg.hydra.overrides.task]
+    said = {key for key, _, _ in words} | {f"{key}." for key, _, value in words if value.startswith("{")}
+    for key in OWN_WORDS:
+        value = OmegaConf.select(cfg, key)
+        if value and key not in said and not any(key.startswith(prefix) for prefix in said if prefix.endswith(".")):
+            shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
+            raise ConfigError(
+                f"a file of options sets {key}={shown}, which lets code of others run: if you trust it, say so on the "
+                f"command line: {key}={shown}"
+            )
 
 
 @contextlib.contextmanager
@@ -293,6 +318,10 @@ def explained() -> Iterator[None]:
         if not _is_of_omegaconf(error):
             raise
         raise ConfigError(f"a key can't be set: {error}") from error
+    except ValueError as error:  # of logging.config, which names the part
+        if not str(error).startswith("Unable to configure"):
+            raise
+        raise ConfigError(f"hydra's logging can't be set up: {error}: {error.__cause__}") from error
     except RecursionError as error:
         raise ConfigError(
             "a file of yours includes itself: its defaults list names the shipped file whose place it takes; give it "

@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,9 +25,6 @@ from hfexp.own_options import conf_dir, find_replaced, own_options_first
 from hfexp.secret_names import is_secret_name
 from hfexp.secret_shapes import MASK
 from hfexp.secrets import learn_secrets, mask_secrets, mask_values
-
-CALLBACKS = "Callbacks"
-"""Name in `hydra._internal.hydra` of the class that builds `hydra.callbacks`."""
 
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
@@ -65,7 +63,6 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
                 f"{word!r} is neither a command nor key=value.{did_you_mean(word, commands)} "
                 f"Commands: {one_of(commands)}; `hfexp --help` lists the keys"
             )
-        _refuse_other_places(word)
     overrides = Counter(args.overrides)
     flags = []
     for word in words:
@@ -93,16 +90,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
     return args
 
 
-def _refuse_other_places(word: str) -> None:
-    """Hydra's own directory would be made and stay empty, and relative paths would mean other files in it."""
-    key, _, value = word.lstrip("+").partition("=")
-    if key == "hydra.run.dir" or (key == "hydra.job.chdir" and value.lower() != "false"):
-        raise ConfigError(
-            f"{word}: hfexp runs where you are, so that relative paths mean what they say; "
-            "output_dir=DIR is where it writes"
-        )
-
-
 def _say_what_is_replaced(quiet: bool) -> None:
     replaced = find_replaced()
     if replaced and not quiet:
@@ -115,26 +102,38 @@ def _say_what_is_replaced(quiet: bool) -> None:
 
 @contextlib.contextmanager
 def _checked_sections() -> Iterator[None]:
-    """Check Hydra's own sections once they are composed; its callbacks are the first thing that it builds of them."""
-    from hydra._internal import hydra as internal
-    from omegaconf import OmegaConf
+    """Check Hydra's own sections as soon as they are composed: it sets its logging up by them at once."""
+    original = ConfigLoaderImpl.load_configuration
 
-    from hfexp.targets import check_hydra
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        from hfexp.targets import check_hydra
 
-    original: Any = getattr(internal, CALLBACKS)
+        config = original(*args, **kwargs)
+        composition.require_own_word(config)
+        check_hydra(_resolved(config.hydra), list(OmegaConf.select(config, "security.allowed_targets") or []))
+        return config
 
-    def checked(config: Any = None) -> Any:
-        if config is not None:
-            sections: Any = OmegaConf.to_container(config.hydra, resolve=False)
-            allowed = OmegaConf.select(config, "security.allowed_targets")
-            check_hydra(sections, list(allowed or []))
-        return original(config)
-
-    setattr(internal, CALLBACKS, checked)
+    ConfigLoaderImpl.load_configuration = checked
     try:
         yield
     finally:
-        setattr(internal, CALLBACKS, original)
+        ConfigLoaderImpl.load_configuration = original
+
+
+def _resolved(node: Any) -> Any:
+    """Give a section as plain values; a text that needs what only a running job has stays as it is written."""
+    if not OmegaConf.is_config(node):
+        return node
+    if node._is_none() or node._is_missing():
+        return None
+    keys = range(len(node)) if OmegaConf.is_list(node) else node.keys()
+    found: dict[Any, Any] = {}
+    for key in keys:
+        try:
+            found[key] = _resolved(node[key])
+        except OmegaConfBaseException:
+            found[key] = node._get_node(key)._value()
+    return list(found.values()) if OmegaConf.is_list(node) else found
 
 
 @contextlib.contextmanager

@@ -262,24 +262,56 @@ LOGGING = (
 )  # fmt: skip
 """Classes of handlers and formatters that only write to a stream or a file."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+LOG_ENDING = ".log"
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",
+)  # fmt: skip
+"""Environment variables that a configuration may set: none that chooses a program, a library, an address or whom to
+trust, as PATH, LD_PRELOAD, HF_ENDPOINT do."""
 
 
 def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -> None:
-    """Check what Hydra builds by itself before hfexp begins: callbacks, launcher, sweeper, logging.
+    """Check what Hydra does by itself before hfexp begins: callbacks, launcher, sweeper, logging, variables.
 
     Args:
-        sections: `hydra` of the composed configuration, as plain values.
+        sections: `hydra` of the composed configuration, as plain values, resolved as far as they can be.
 
     Raises:
         ConfigError: one is not allowed.
     """
     for name in ("callbacks", "launcher", "sweeper"):
-        for key, node in _nodes(sections.get(name), f"hydra.{name}"):
+        place = f"hydra.{name}"
+        for key, node in _nodes(sections.get(name), place):
             target = str(node["_target_"])
-            if name == "callbacks" or not _is_below(target, PLUGINS):
+            # Hydra itself takes nothing but a known plugin here; what is below it can be any function.
+            if key != place or name == "callbacks" or not _is_below(target, PLUGINS):
                 locate(target, f"{key}._target_", allowed)
     for name in ("job_logging", "hydra_logging"):
         _check_logging(sections.get(name), f"hydra.{name}", allowed)
+    for name in (sections.get("job") or {}).get("env_set") or {}:
+        if name not in VARIABLES:
+            raise ConfigError(
+                f"hydra.job.env_set.{name}: a configuration may set {one_of(VARIABLES, len(VARIABLES))}. Set other "
+                "variables in your shell"
+            )
+    _check_places(sections)
+
+
+def _check_places(sections: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a directory of Hydra's own: it would stay empty, and relative paths mean files in it."""
+    found = {
+        "hydra.job.chdir": (sections.get("job") or {}).get("chdir"),
+        "hydra.run.dir": (sections.get("run") or {}).get("dir", "."),
+        "hydra.output_subdir": sections.get("output_subdir"),
+    }
+    for key, value in found.items():
+        if value not in (None, False, "."):
+            shown = "true" if value is True else value
+            raise ConfigError(
+                f"{key}={shown}: hfexp runs where you are, so that relative paths mean what they say; "
+                "output_dir=DIR is where it writes"
+            )
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -295,8 +327,10 @@ def _check_logging(node: Any, key: str, allowed: list[str] | None) -> None:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
         place, text = f"{key}.{name}", value if isinstance(value, str) else ""
-        if text and name in LOGGING_KEYS and text not in LOGGING and not _is_trusted(text, allowed):
-            raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(LOGGING)}, and your own modules")
-        if text.startswith("ext://") and text not in STREAMS:
+        if name in LOGGING_KEYS and value is not None and text not in LOGGING and not _is_trusted(text, allowed):
+            raise ConfigError(f"{place}: {value} is not allowed. Allowed: {one_of(LOGGING)}, and your own modules")
+        if text.lower().startswith("ext://") and text not in STREAMS:
             raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(STREAMS)}")
+        if name == "filename" and not text.endswith(LOG_ENDING):
+            raise ConfigError(f"{place}: {value} is not allowed: the name of a log file ends in {LOG_ENDING}")
         _check_logging(value, place, allowed)

@@ -74,11 +74,13 @@ def test_what_hydra_builds_is_checked_too() -> None:
             }
         },
         {"launcher": {**launcher, "verbose": {"_target_": "pandas.read_pickle"}}},
+        {"launcher": {**launcher, "verbose": {"_target_": "hydra_plugins.hydra_joblib_launcher._core.Path.mkdir"}}},
         {"sweeper": {"_target_": "tempfile.mkdtemp"}},
         {"job_logging": {"formatters": {"a": {"()": "logging.config.fileConfig", "fname": "x"}}}},
         {"hydra_logging": {"handlers": {"a": {"class": "logging.handlers.SMTPHandler"}}}},
         {"job_logging": {"handlers": {"a": {"class": "logging.StreamHandler", "stream": "ext://os.environ"}}}},
         {"job_logging": {"filters": [{"()": "tempfile.mkdtemp"}]}},
+        {"job_logging": {"handlers": {"a": {"class": "logging.FileHandler", "filename": "/home/me/.bashrc"}}}},
     ]
     for sections in wrong:
         with pytest.raises(ConfigError, match=r"hydra\..* is not allowed"):
@@ -90,6 +92,30 @@ def test_a_callback_of_hydra_is_refused_before_it_is_built(place: Path, capsys: 
     assert cli.main(words) == 2
     assert "hydra.callbacks.a._target_: tempfile.mkdtemp is not allowed here" in capsys.readouterr().err
     assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("hydra: {hydra_logging: {version: 1, root: {handlers: [x]}, handlers: {x: {(): os.mkdir, path: MADE}}}}",
+         "hydra.hydra_logging.handlers.x.()"),
+        ("name: ext://this.x\nhydra: {job_logging: {version: 1, root: {handlers: [x]},"
+         " handlers: {x: {class: logging.StreamHandler, stream: '${name}'}}}}", "hydra.job_logging.handlers.x.stream"),
+        ("hydra: {job: {env_set: {PATH: bin}}}", "hydra.job.env_set.PATH"),
+        ("hydra: {run: {dir: MADE}}", "hydra.run.dir=MADE"),
+        ("security: {allowed_targets: [os]}\ntransform: {augment: [{_target_: os.mkdir, path: MADE}]}",
+         "security.allowed_targets=[os]"),
+        ("model: {trust_remote_code: true}", "model.trust_remote_code=true"),
+    ],
+)  # fmt: skip
+def test_a_file_of_options_runs_nothing(
+    setting: str, key: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "conf" / "experiment").mkdir(parents=True)
+    (place / "conf" / "experiment" / "sent.yaml").write_text(f"# @package _global_\n{setting}\n")
+    assert cli.main(["--config-dir", "conf", "experiment=sent", "dataset=digits", "model=vit_digits"]) == 2
+    assert key in capsys.readouterr().err
+    assert [path.name for path in place.iterdir()] == ["conf"]
 
 
 def test_own_module_in_the_project_is_allowed_and_others_on_request(
