@@ -16,7 +16,9 @@ _ENDINGS = (
     "masterkey", "sshkey", "encryptionkey", "authtoken", "accesstoken", "apitoken", "hftoken", "bottoken", "idtoken",
     "sessiontoken", "refreshtoken", "securitytoken", "signature", "pwd", "dbpass", "sshpass", "userpass",
 )  # fmt: skip
-_WHOLE = _words("passkey sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp")
+_WHOLE = _words(
+    "passkey sas totp sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp"
+)
 _TELL_NOTHING = _words(
     "file files path paths dir directory folder id ids name names type types mode method kind length len size count "
     "counts max min version ttl expiry expires expiration enabled disabled required optional url uri endpoint host "
@@ -41,6 +43,7 @@ _KEYS = _words(
     "databricks snowflake mongo redis"
 )
 """A key with one of these words before it opens something: `api_key`; others (`sort_key`) only name something."""
+_TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"], ["session", "id"])
 _PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
 
 
@@ -62,7 +65,7 @@ def _is_secret_part(words: list[str]) -> bool:
         return bool(before & _KEYS)
     if last in ("pass", "pw"):
         return not before or words[-2] in _PASS_OF
-    return any(word in _WHOLE or word.endswith(_ENDINGS) for word in words) or words[-2:] == ["token", "value"]
+    return any(word in _WHOLE or word.endswith(_ENDINGS) for word in words) or words[-2:] in _TWO
 
 
 def is_secret_variable(name: str) -> bool:

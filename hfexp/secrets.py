@@ -139,12 +139,18 @@ def _mapped(tree: Any, mask: Callable[[str], str], secret: bool = False) -> Any:
         secret: a key above says that all of it is one.
     """
     if isinstance(tree, dict):
-        return {key: _mapped(value, mask, secret or is_secret_name(str(key))) for key, value in tree.items()}
+        return {key: _mapped(value, mask, secret or _names_secret(tree, key)) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
         return [_mapped(value, mask, secret) for value in tree]
     if isinstance(tree, str):
         return MASK if secret and not _NO_SECRET.fullmatch(tree) else mask(tree)
     return MASK if secret and isinstance(tree, int | float) and not isinstance(tree, bool) else tree
+
+
+def _names_secret(tree: dict[Any, Any], key: Any) -> bool:
+    """Tell if the value of a key is a secret: by the key, or as in `{name: password, value: ...}`."""
+    said = str(tree.get("name", tree.get("key", ""))) if key == "value" else str(key)
+    return is_secret_name(said)
 
 
 def _mask_names(text: str, only_quoted: bool = False) -> str:
@@ -281,7 +287,7 @@ def _secrets_of(tree: Any, secret: bool = False) -> Iterator[str]:
     """
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _secrets_of(value, secret or is_secret_name(str(key)))
+            yield from _secrets_of(value, secret or _names_secret(tree, key))
     elif isinstance(tree, list | tuple):
         for value in tree:
             yield from _secrets_of(value, secret)

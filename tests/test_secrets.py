@@ -53,6 +53,7 @@ VARIABLES = {
     "TORCH_COOKIE": "CANARY13",
     "DATABASE_URL": "postgresql://me:CANARY14@db.example/x",
     "HFEXP_WEBHOOK_URL": "https://h.example/CANARY15",
+    "HF_ENDPOINT_OF_TEAM": "https://CANARY16aaaaaaaa@h.example",
 }
 
 PLACES = {
@@ -95,6 +96,10 @@ PLACES = {
     "u": "https://discord.com/api/webhooks/1/CANARY58",
     "v": "Bearer CANARY59",
     "w": "curl --password CANARY60 h.example",
+    "x": "curl -u me:CANARY84 h.example",
+    "y": "https://h.example/x?key=CANARY85aaaa&page=2",
+    "z": "abc8Q~CANARY86aaaaaaaaaaaaaaaaaaaaaaa",
+    "telegram": "123456789:AACANARY87aaaaaaaaaaaaaaaaaaaaaaa",
 }
 INTERPOLATED = (
     "DB_PASS",
@@ -113,6 +118,7 @@ IN_FILE = {
         "credentials": {"user": "CANARY61", "login": "CANARY62: with spaces"},
         "headers": {"Authorization": "Basic CANARY63"},
     },
+    "setting": {"name": "db_password", "value": "CANARY88"},
     "list": [{"secret": "CANARY64"}, {"secret": 20262027}, {"tokenizer": "bert", "max_new_tokens": 20}],
     "block": "first line\npassword=CANARY65\n",
     "address": "http://h.example:8080/a/b.csv?page=2",
@@ -342,6 +348,7 @@ def test_names_that_tell_secrets() -> None:
         "password=${oc.env:DB_PASS} token=null use_auth_token=true password=",
         "PYTHONPATH=/home/me/secrets:/home/me/code google-auth==2.1 token == 3",
         "global-attention-pooling-layer sk-learn-contrib-something sk_logistic_regression_baseline",
+        "Basic training, python -u x.py:3, basic tokenizer https://h.example/x?key=title&code=DE",
         "model.path=google/vit-base-patch16-224 trainer.args.learning_rate=3e-4 metrics=[accuracy,f1]",
     ],
 )
@@ -360,6 +367,7 @@ def test_masking_is_exact_and_idempotent(monkeypatch: pytest.MonkeyPatch) -> Non
         'def f(password: str = "abc", n=1)': 'def f(password: str = "***", n=1)',
         "x?a=1&token=b%2Fc&d=2": "x?a=1&token=***&d=2",
         "password=O'Brien": "password=***",
+        '["Authorization", "Basic bWU6aHVzaA=="]': '["Authorization", "Basic ***"]',
         "${oc.env:DB_PASS,other}": "${oc.env:DB_PASS,***}",
         "-----BEGIN A KEY-----\n+abc\n+def\n": "-----BEGIN A KEY-----\n+***\n+***\n",
         "": "",
