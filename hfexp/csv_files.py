@@ -5,7 +5,6 @@ import csv
 import gzip
 import itertools
 import os
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ from hfexp.errors import ConfigError
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 """Raised for a file that is cut or damaged."""
 ROWS_AT_ONCE = 2000
+MAX_LINE = 2**24
+"""Characters of a line, and of a cell; each takes several times as many bytes while it is read."""
 CELL = pa.large_string()
 MISSING = pa.scalar(None, CELL)
 
@@ -50,7 +51,7 @@ class Dialect:
         Raises:
             ConfigError: `sep`, `quotechar` or `escapechar` is not one character.
         """
-        csv.field_size_limit(sys.maxsize)
+        csv.field_size_limit(MAX_LINE)
         quoting = csv.QUOTE_MINIMAL if self.quotechar else csv.QUOTE_NONE
         try:
             return csv.reader(
@@ -213,10 +214,18 @@ class CsvFile:
                 header = header and not cells
 
     def _unreadable(self, line: int, reason: str) -> str:
+        if "field limit" in reason:
+            return self._too_long(line)
         return (
             f"dataset.source.data_files: the quotes of the row that begins in line {line} of {self.name} do not match "
             f"({reason}). A quote within a quoted cell is doubled; dataset.source.quotechar=null reads quotes as "
             "ordinary characters"
+        )
+
+    def _too_long(self, line: int) -> str:
+        return (
+            f"dataset.source.data_files: the row that begins in line {line} of {self.name} has more than {MAX_LINE:,} "
+            "characters in one place; is it text with a row in each line?"
         )
 
     def _undecodable(self, error: UnicodeError) -> str:
@@ -243,13 +252,23 @@ class CsvFile:
         with _open_bytes(self.path) as file:
             return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
+    def _lines_of(self, file: IO[str]) -> Iterator[str]:
+        """Read line by line, but none that would fill the memory."""
+        for number in itertools.count(1):
+            line = file.readline(MAX_LINE)
+            if not line:
+                return
+            if len(line) == MAX_LINE and line[-1] not in "\r\n":
+                raise ConfigError(self._too_long(number))
+            yield line
+
     @contextmanager
     def _open(self, raw: list[str] | None = None) -> Iterator[Any]:
         """Give a reader of records; it adds the lines that it has read to `raw`."""
         opened = gzip.open if _is_gzip(self.path) else open
         try:
             with opened(self.path, "rt", encoding=self._encoding(), newline="") as file:
-                lines = itertools.islice(file, self.dialect.skiprows, None)
+                lines = itertools.islice(self._lines_of(file), self.dialect.skiprows, None)
                 yield self.dialect.reader(lines if raw is None else _kept(lines, raw))
         except GZIP_ERRORS as error:
             raise ConfigError(f"dataset.source.data_files: {self.name} can't be unpacked: {error}") from error

@@ -32,6 +32,8 @@ FORMATS = {
 """Formats by the ending of a file's name (before `.gz`)."""
 SHARD = re.compile(r"-\d+-of-\d+$")
 """End of the name of one of several files of a split."""
+NESTED = 500
+"""Lists and objects in a line of JSON from which on their depth is looked at."""
 FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a workbook of Excel): unpack it (or save it as CSV)",
     b"\x1f\x8b": "compressed: unpack it",
@@ -284,6 +286,22 @@ def _require_text(file: str) -> None:
         raise ConfigError(f"dataset.source.data_files: {shown(file)} is {kind}")
 
 
+def _require_shallow(file: str) -> None:
+    """Raise ConfigError for a line of JSON that is nested so deep that Arrow's reader (25) would end the process."""
+    opened = gzip.open if file.endswith(".gz") else open
+    with contextlib.suppress(*GZIP_ERRORS), opened(file, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.count(b"[") + line.count(b"{") > NESTED:
+                try:
+                    json.loads(line)
+                except RecursionError as error:
+                    raise ConfigError(
+                        f"dataset.source.data_files: line {number} of {shown(file)} is nested too deeply"
+                    ) from error
+                except ValueError:  # which the reader names
+                    continue
+
+
 def _read_typed(kind: str, files: list[str], split: str, streaming: bool, options: dict[str, Any]) -> Any:
     """Read files whose values have types by a reader of `datasets`."""
     for file in files:
@@ -291,6 +309,8 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
             _require_parquet(file)
         else:
             _require_text(file)
+        if kind == "json":
+            _require_shallow(file)
     names = {split: [glob.escape(file) for file in files]}
     try:
         rows: Any = datasets.load_dataset(kind, data_files=names, streaming=streaming, **options)

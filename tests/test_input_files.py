@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hfexp import bounded_yaml, decoding, images, input_files
+from hfexp import bounded_yaml, csv_files, decoding, images, input_files
 from hfexp.cells import csv_cell
 from hfexp.composition import compose
 from hfexp.digest import digest
@@ -23,6 +23,7 @@ from hfexp.images import ToRGB, open_image, to_rgb
 from hfexp.predicting.answers import Answer, answer_files
 from hfexp.predicting.settings import check_paths, parse
 from hfexp.raw_images import image_row
+from hfexp.sources import table
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 WMF = b"\xd7\xcd\xc6\x9a" + bytes(200)
@@ -251,3 +252,21 @@ def test_aliases_of_yaml_are_bounded(tmp_path: Path) -> None:
             compose("experiment=mine", config_dir=tmp_path)
         assert time.monotonic() - began < 2
     assert bounded_yaml.load("a: &a [1]\nb: [*a, *a]", "x") == {"a": [1], "b": [[1], [1]]}
+
+
+def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_files, "MAX_LINE", 1000)
+    rows = "text,label\n" + "a,b\n" * 3
+    for content in (rows + "x" * 2000 + ",a\n", rows + '"' + "x\n" * 2000):
+        (tmp_path / "rows.csv").write_text(content)
+        file = csv_files.CsvFile(str(tmp_path / "rows.csv"), csv_files.Dialect())
+        with pytest.raises(ConfigError, match=r"line 5 of .*rows.csv has more than 1,000 characters"):
+            list(file.tables(["text"]))
+    (tmp_path / "rows.csv").write_text(rows + "x" * 900 + ",a\n")
+    assert sum(map(len, csv_files.CsvFile(str(tmp_path / "rows.csv"), csv_files.Dialect()).tables(["text"]))) == 4
+
+
+def test_json_that_is_nested_deep_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"text": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
+    with pytest.raises(ConfigError, match=r"line 1 of .*rows.jsonl is nested too deeply"):
+        table(str(tmp_path / "rows.jsonl"))
