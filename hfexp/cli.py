@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError
+from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError, exit_code
 from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
 from hfexp.memory import begin_collection, leave_all, put_off_collection
 
@@ -16,7 +17,13 @@ MULTIRUN = {"-m", "--multirun"}
 def program() -> int:
     """`main` in a process of its own, which ends with it."""
     os.umask(os.umask(0o077) | 0o002)  # what others could change is not to be trusted: checkpoints, caches, records
+    _open_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # as stderr: no name ends a command
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("hfexp: error: the directory in which you are has been removed: cd to another one", file=sys.stderr)
+        return EXIT_WRONG_INPUT
     name_a_home()
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
         put_off_collection()
@@ -24,6 +31,17 @@ def program() -> int:
         return main()
     finally:
         leave_all()
+
+
+def _open_streams() -> None:
+    """Open standard streams that were closed (`>&-`) on nothing: a file opened later would take their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
 def name_a_home() -> None:
@@ -51,6 +69,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SweepError as error:
         return _fail_sweep(error, full_traceback)
+    except BrokenPipeError:  # who reads has enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written
+        return exit_code(signal.SIGPIPE)
     except Exception as error:
         return _fail(error, EXIT_FAILED, full_traceback)
 
@@ -108,7 +129,6 @@ class _Job:
         from hfexp.origin import Origin, command_line, without_sweep
 
         hydra_cfg = HydraConfig.get()
-        _refuse_other_directory(hydra_cfg)
         # The words may hold interpolations, which belong to the configuration.
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
@@ -147,15 +167,6 @@ def _refuse_search_of_one(overrides: list[str]) -> None:
     asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
     if asked is not None and not _is_multirun():
         raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
-
-
-def _refuse_other_directory(hydra_cfg: Any) -> None:
-    """A file of the user's has set what is refused on the command line: Hydra has gone there by now."""
-    if hydra_cfg.job.chdir:
-        os.chdir(hydra_cfg.runtime.cwd)
-        with contextlib.suppress(OSError):  # something else is in it
-            Path(hydra_cfg.runtime.output_dir).rmdir()
-        raise ConfigError("hydra.job.chdir=true: hfexp runs where you are; output_dir=DIR is where it writes")
 
 
 def _refuse_sweep_among_processes(words: list[str]) -> None:

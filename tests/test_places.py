@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ from hfexp.cache import Cache, NoRoomError
 from hfexp.checks import check_semaphores
 from hfexp.cli import name_a_home
 from hfexp.errors import ConfigError
+from hfexp.launch import world
 from hfexp.locks import SharedLock
 from hfexp.records import read_runs
 from hfexp.run_directory import held_run
@@ -166,3 +170,34 @@ def test_a_full_shared_memory_is_named(
     monkeypatch.setattr("_multiprocessing.SemLock", full)
     wanted = f"{key} needs /dev/shm: No space left on device; make room there (in a container: --shm-size=1g)"
     assert check_semaphores(config) == ([wanted] if key else [])
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&- <&-"])
+def test_closed_streams_end_no_command(closed: str, tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m hfexp version > /dev/null {closed}"
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == 0
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m hfexp --help | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode in (0, 141)
+    assert done.stderr == ""
+
+
+def test_a_directory_that_is_gone_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+    command = f"rmdir {place}; {shlex.quote(sys.executable)} -m hfexp version"
+    done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "has been removed" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_processes_of_one_machine_meet_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "eth0")
+    monkeypatch.setenv(world.RENDEZVOUS, "")
+    world.stay_on_this_machine(tmp_path)
+    assert {os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} == {"lo"}

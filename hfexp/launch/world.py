@@ -81,7 +81,8 @@ def restarts() -> int:
 def stay_on_this_machine(directory: Path) -> None:
     """Let this process find the others in a file, and exchange with them over the loopback interface.
 
-    An interface that the user has named stays.
+    All of them are on this machine, and what listens on another interface is open to other machines: one that the
+    environment names, as clusters do, is meant for runs on several.
 
     Args:
         directory: of this run alone, which no other user can enter.
@@ -89,7 +90,7 @@ def stay_on_this_machine(directory: Path) -> None:
     os.environ[RENDEZVOUS] = str(directory / f"rendezvous{restarts()}")
     loopback = _loopback()
     for name in INTERFACES if loopback else ():
-        os.environ.setdefault(name, loopback)
+        os.environ[name] = loopback
 
 
 def _loopback() -> str:
