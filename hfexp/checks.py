@@ -15,7 +15,7 @@ from datasets import DatasetDict
 
 from hfexp import screen
 from hfexp.adapters import base_of
-from hfexp.cache import parse_size
+from hfexp.cache import parse_size, show_size
 from hfexp.config import Config
 from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.machine import computes_in_bf16
@@ -302,7 +302,7 @@ def check_disk(config: Config, num_parameters: int) -> list[str]:
     free = shutil.disk_usage(place).free
     if needed > free:
         return [
-            f"output_dir={config.output_dir}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            f"output_dir={config.output_dir}: checkpoints need about {show_size(needed)}, {show_size(free)} are "
             "free; lower trainer.args.save_total_limit, or use another output_dir"
         ]
     return []

@@ -179,6 +179,9 @@ def explain(error: Exception) -> str:
     group = re.match(r"(.*Could not override '([^']*)')", first)
     if group and group.group(2) in HABITS:
         return f"{group.group(1)}: {way_out(HABITS[group.group(2)], 'in hfexp write')}"
+    whole = re.match(r"In '(experiment/[^']*)': ", first)
+    if whole and "Key 'experiment' not in" in str(error.__cause__ or error):
+        return f"{whole[1]}.yaml: begin it with the line '# @package _global_', and go on with lines of key: value"
     inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(inner, OmegaConfBaseException):
         place = re.match(r"In '[^']*': ", first)  # in a file; otherwise on the command line
@@ -317,7 +320,10 @@ def explained() -> Iterator[None]:
     except TypeError as error:  # a key of a list that is no number
         if not _is_of_omegaconf(error):
             raise
-        raise ConfigError(f"a key can't be set: {error}") from error
+        raise ConfigError(
+            f"an override sets a key in a list ({error}): give the whole list, key=[...], or the number of the entry, "
+            "key.0=..."
+        ) from error
     except ValueError as error:  # of logging.config, which names the part
         if not str(error).startswith("Unable to configure"):
             raise

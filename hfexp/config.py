@@ -297,6 +297,8 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
         if advice is not None:
             return f"unknown key {full_key!r}: {way_out(advice, 'in hfexp write')}"
         return f"unknown key {full_key!r}.{did_you_mean(str(key), allowed)} Allowed here: {one_of(allowed)}"
+    if "is not a ListConfig" in message:
+        message = f"a list is needed: {full_key}=[A,B]"
     return f"{full_key}: {message}" if full_key else message
 
 

@@ -212,7 +212,8 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
     count = round(size * len(rows)) if size < 1 else int(size)
     if size <= 0 or (size > 1 and size != int(size)) or not 0 < count < len(rows):
         raise ConfigError(
-            f"{key}={size} leaves an empty split of {len(rows)} training rows; give a share between 0 and 1"
+            f"{key}={size}: of {len(rows)} rows, it and the training split must both get at least one. Give a share "
+            "between 0 and 1 or a number of rows; or add rows"
         )
     cut_size = math.ceil(size * len(rows)) if size < 1 else count
     if label_column is None:

@@ -49,17 +49,22 @@ class DataError(RunError):
     """A sample or file turned out to be unusable while it was being read."""
 
 
+LEAVE_OUT = "dataset.on_bad_sample=skip leaves out the rows that can't be read"
+
+
 @contextlib.contextmanager
-def in_row(number: Callable[[], int]) -> Iterator[None]:
+def in_row(number: Callable[[], int], advice: str = "") -> Iterator[None]:
     """Name the row that could not be used.
 
     Args:
         number: gives it, from 0, as the source counts its rows.
+        advice: what the user may do.
     """
     try:
         yield
     except DataError as error:
-        raise DataError(f"row {number()}: {error}") from error
+        message = f"row {number()}: {error}"
+        raise DataError(f"{message.rstrip('.')}. {advice}" if advice else message) from error
 
 
 def exit_code(number: int) -> int:

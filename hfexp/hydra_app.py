@@ -82,9 +82,10 @@ def _parse(words: list[str]) -> argparse.Namespace:
         key = name.replace("-", "_")
         following = words[words.index(unknown[0]) + 1 :][:1]
         value = value or next((word for word in following if not word.startswith("-")), "...")
+        advice = advise(key, value) or (f"{key}={value}" if "." in key else None)
+        shown = f": {way_out(advice, 'write')}" if advice else ""
         raise ConfigError(
-            f"{unknown[0]} is not a flag of hfexp, which takes key=value: "
-            f"{way_out(advise(key, value) or f'{key}={value}', 'write')} "
+            f"{unknown[0]} is not a flag of hfexp, which takes key=value{shown} "
             "(`hfexp --help` lists the keys, `hfexp --hydra-help` the flags)"
         )
     return args

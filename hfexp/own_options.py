@@ -38,7 +38,7 @@ def own_options_first(*directories: Path) -> Iterator[None]:
     before = _own_directories
     for directory in directories:
         if not os.path.isdir(directory):
-            raise ConfigError(f"the directory of options '{directory}' not found")
+            raise ConfigError(f"--config-dir: there is no directory {directory}")
         check_directory(directory)
     _own_directories = directories
     try:

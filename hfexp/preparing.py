@@ -26,7 +26,7 @@ from hfexp.arrays import ArrayReader, ArrayWriter
 from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_size
 from hfexp.config import Config
 from hfexp.digest import identity
-from hfexp.errors import ConfigError, in_row
+from hfexp.errors import LEAVE_OUT, ConfigError, in_row
 from hfexp.image_memory import row_of_images
 from hfexp.processor import settings_of
 from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
@@ -99,7 +99,7 @@ class Preparation:
         """
         if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
             return None  # a format may be any function, of which the digest knows nothing
-        with in_row(lambda: source_row(rows, 0)):
+        with in_row(lambda: source_row(rows, 0), LEAVE_OUT):
             kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
             return None
@@ -173,7 +173,7 @@ class _Work:
 
     @row_of_images
     def _one(self, index: int, row: Row) -> Arrays:
-        with in_row(lambda: source_row(self.rows, index)):
+        with in_row(lambda: source_row(self.rows, index), LEAVE_OUT):
             row = self.decode(row)
             for operation in self.rest:
                 row = apply(operation, row)

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
-from hfexp.errors import in_row
+from hfexp.errors import LEAVE_OUT, in_row
 from hfexp.image_memory import row_of_images
 from hfexp.preparing import Preparation, Prepared
 from hfexp.row_arrays import Row
@@ -85,7 +85,7 @@ class ProcessedDataset(TorchDataset):
     def _fixed_in_row(self, numbered: tuple[int, Row]) -> Row:
         """Bring a row as it is stored through the deterministic operations."""
         index, row = numbered
-        with in_row(lambda: source_row(self.rows, index)):
+        with in_row(lambda: source_row(self.rows, index), LEAVE_OUT):
             return self.fixed(self.decode(row))
 
     def fixed(self, row: Row) -> Row:

@@ -42,7 +42,8 @@ def main(words: list[str]) -> int:
         + (f", {counts['running']} still running" if counts["running"] else "")
     )
     if counts["failed"]:
-        raise RunError(f"{counts['failed']} runs could not be delivered; nothing is lost, try again later")
+        runs = "1 run" if counts["failed"] == 1 else f"{counts['failed']} runs"
+        raise RunError(f"{runs} could not be delivered; nothing is lost, try again later")
     return 0
 
 

@@ -178,7 +178,7 @@ def _answer(
     if settings.output:
         say(f"{len(inputs) - skipped} answers in {settings.output}")
     if skipped:
-        note(f"{skipped} of {len(inputs)} inputs could not be read")
+        note(f"{skipped} of {len(inputs)} input{'s' * (len(inputs) > 1)} could not be read")
     return skipped
 
 
