@@ -245,7 +245,9 @@ def require_own_word(cfg: Any) -> None:
     Raises:
         ConfigError: a file of options sets one of `OWN_WORDS`, and no override does.
     """
-    words = [str(word).lstrip("+").partition("=") for word in cfg.hydra.overrides.task]
+    # The words may hold interpolations, which belong to the configuration.
+    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    words = [word.lstrip("+").partition("=") for word in typed]
     said = {key for key, _, _ in words} | {f"{key}." for key, _, value in words if value.startswith("{")}
     for key in OWN_WORDS:
         value = OmegaConf.select(cfg, key)

@@ -33,7 +33,7 @@ import torch
 
 from hfexp.adapters import load_saved
 from hfexp.config import Config, TransformConfig
-from hfexp.errors import ConfigError, DataError
+from hfexp.errors import ConfigError, DataError, first_line
 from hfexp.hub import explain_hub_errors
 from hfexp.image_memory import row_of_images
 from hfexp.model import build_own
@@ -184,9 +184,12 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     task: Task = instantiate(recipe.task, "task", trusted)
     remote_code = _given.get().remote_code or os.environ.get(REMOTE_CODE_VARIABLE) == "1"
     with explain_hub_errors("model", str(directory)):
-        processor = getattr(transformers, task.processor_class).from_pretrained(
-            directory, local_files_only=True, trust_remote_code=remote_code
-        )
+        try:
+            processor = getattr(transformers, task.processor_class).from_pretrained(
+                directory, local_files_only=True, trust_remote_code=remote_code
+            )
+        except OSError as error:
+            raise ConfigError(f"{directory} has no processor that can be read: {first_line(error)}") from error
         if recipe.model is not None:
             model = build_own(recipe.model, task, recipe.id2label, trusted)
             safetensors.torch.load_model(model, directory / "model.safetensors")

@@ -3,9 +3,11 @@
 Exit code 1 if an input gives a traceback, takes more than a minute, or is accepted without a word.
 """
 
+import gzip
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -18,6 +20,8 @@ from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "bad-inputs.md"
 MAX_SECONDS = 60.0
+LONGEST = 400
+"""Letters of a message that are shown."""
 Content = str | bytes | Callable[[Path], object]
 TEXT = ["task=text_classification", "model=tiny_bert", "dataset=table", "debug=fast", "tracking=none"]
 IMAGES = ["model=vit_digits", "dataset=imagefolder", "debug=fast", "tracking=none", "dataset.source.data_dir=photos"]
@@ -91,7 +95,7 @@ LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
 )
 RECIPE = {
-    "format": 1, "task": {"_target_": "os.system"}, "transform": {"prepare": {}, "evaluate": {}}, "id2label": None
+    "format": 1, "task": {"_target_": "os.system"}, "transform": {"prepare": [], "evaluate": []}, "id2label": None
 }  # fmt: skip
 
 
@@ -140,7 +144,13 @@ def _tables() -> list[Case]:
         table("JSON lines that are numbers", "1\n2\n3\n", file="rows.jsonl"),
         table("JSON lists in place of rows", "[1, 2]\n[3, 4]\n", file="rows.jsonl"),
         table("JSON that is not UTF-8", b'{"text": "\xff", "label": "x"}\n' * 20, file="rows.jsonl"),
-        table("JSON texts that are objects", '{"text": {"a": 1}, "label": "x"}\n' * 20, file="rows.jsonl"),
+        table("JSON texts that are objects", "".join(
+            f'{{"text": {{"a": {n}}}, "label": "{"xy"[n % 2]}"}}\n' for n in range(40)), file="rows.jsonl"),
+        table("JSON that is nested deep", '{"text": ' + "[" * 10**5 + "]" * 10**5 + "}\n", file="rows.jsonl"),
+        table("a line of 40 MB", ROWS + "x" * 40_000_000 + ",a\n"),
+        table("a quote that opens and a cell of 40 MB", ROWS + '"' + ("x" * 99 + "\n") * 400_000),
+        table("gzip of 1 GB in one line", lambda path: path.write_bytes(gzip.compress(b"x" * 2**30, 1)),
+              file="rows.csv.gz"),
         table("Parquet that is CSV", ROWS, file="rows.parquet"),
         table("Parquet with nothing behind its mark", b"PAR1" + bytes(50) + b"PAR1", file="rows.parquet"),
         table("sizes that leave nothing", ROWS, "dataset.test_size=0.99"),
@@ -170,7 +180,8 @@ def _folders() -> list[Case]:
         folder("two folders for one split", {
             f"{split}/{name}/1.png": png() for split in ("train", "eval", "test") for name in "ab"}),
         folder("unknown split folder", two_classes(), "dataset.source.split_folders={train: gone}"),
-        folder("metadata that names a missing file", two_classes(**{"metadata.csv": "file_name,label\ngone.png,x\n"})),
+        folder("metadata that names a missing file", two_classes(**{"metadata.csv": "file_name,label\n" + "".join(
+            f"{name}/{n}.png,{name}\n" for name in ("cat", "dog", "gone") for n in range(12))})),
         folder("metadata without file_name", two_classes(**{"metadata.csv": "name,label\n1.png,x\n"})),
         folder("metadata that leads outside", two_classes(**{"metadata.csv": "file_name,label\n../../x.png,x\n"})),
         folder("metadata with a column twice", two_classes(**{"metadata.csv": "file_name,a,a\ncat/1.png,x,y\n"})),
@@ -192,11 +203,12 @@ def _configurations() -> list[Case]:
         "model.freeze=[x]",
         
         "transform=upside_down", "transform.cache.max_size=lots", "transform.augment.x._target_=os.system",
-        "transform.augment.x._target_=torchvision.gone", "dataset.test_size=2", "dataset.max_train_samples=0",
+        "transform.augment.x._target_=torchvision.gone", "dataset.test_size=0.0001", "dataset.max_train_samples=0",
         "dataset.source._target_=os.system", "tracking.uri=nowhere://x", "launch=rocket",
         "launch.num_processes=0", "name=${gone}", "name=${oc.env:NO_SUCH_VARIABLE}", "hydra.run.dir=x", "seed=1,2",
         "trainer.args={a", "'a b'", "--verbose", "search=tpe", "output_dir=/proc/x", "task.max_image_pixels=0",
-        "trainer.callbacks.x._target_=builtins.exec", "security.allowed_targets=7", f"model={'x' * 300}",
+        "trainer.callbacks.x._target_=builtins.exec", "hydra.job.chdir=true", "+hydra.job.env_set.PATH=bin",
+        "security.allowed_targets=7", f"model={'x' * 300}",
         "dataset=\x1b[31m",
     ]  # fmt: skip
     own = {"conf/experiment/mine.yaml": "# @package _global_\nseed: [1\n"}
@@ -209,6 +221,18 @@ def _configurations() -> list[Case]:
                files={"conf/experiment/mine.yaml": "- a\n"}),
         config("option file with an unknown key", "--config-dir", "conf", "experiment=mine",
                files={"conf/experiment/mine.yaml": "# @package _global_\nsead: 1\n"}),
+        config("option file that lets other packages run", "--config-dir", "conf", "experiment=mine",
+               files={"conf/experiment/mine.yaml": "# @package _global_\nsecurity: {allowed_targets: [os]}\n"}),
+        config("option file that trusts code beside weights", "--config-dir", "conf", "experiment=mine",
+               files={"conf/experiment/mine.yaml": "# @package _global_\nmodel: {trust_remote_code: true}\n"}),
+        config("option file that sets up logging by a program", "--config-dir", "conf", "experiment=mine", files={
+            "conf/experiment/mine.yaml": "# @package _global_\nhydra: {hydra_logging: {version: 1, "
+            "root: {handlers: [x]}, handlers: {x: {(): os.system, command: id}}}}\n"}),
+        config("option file that logs into another file", "--config-dir", "conf", "experiment=mine", files={
+            "conf/experiment/mine.yaml": "# @package _global_\nhydra: {job_logging: {version: 1, "
+            "root: {handlers: [x]}, handlers: {x: {class: logging.FileHandler, filename: notes.txt}}}}\n"}),
+        config("option file without # @package _global_", "--config-dir", "conf", "experiment=mine",
+               files={"conf/experiment/mine.yaml": "seed: 1\n"}),
         config("no such --config-dir", "--config-dir", "gone"),
     ]  # fmt: skip
 
@@ -271,9 +295,10 @@ def run(case: Case, trained: str) -> Outcome:
         began = time.monotonic()
         code = _wait(_started(words, place), began)
         said = (place / ".said").read_text(errors="replace")
-    lines = [line for line in said.splitlines() if line.startswith("hfexp: ")]
-    message = next((line for line in lines if "error:" in line), lines[-1] if lines else "")
+    lines = [line.removeprefix("hfexp: ") for line in said.splitlines() if line.startswith("hfexp: ")]
+    message = next((line for line in lines if "error:" in line), "; ".join(lines[-2:]))
     message = message.replace(directory, "DIR").replace(trained, "RUN")
+    message = re.sub(r"(\w)\1{30,}", r"\1\1\1...", message)
     return Outcome(code, time.monotonic() - began, message, _problem(code, said, message))
 
 
@@ -327,17 +352,22 @@ def trained_run(place: Path) -> str:
     return str(next(place.glob("outputs/*/*/model")).parent)
 
 
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."
+
+
 def page(outcomes: list[tuple[Case, Outcome]]) -> str:
     """The table."""
     from hfexp.markdown import plain
 
     rows = [
-        f"| {case.kind} | {plain(case.name)} | {plain(said.message[:300])} | {said.code} | {said.seconds:.1f} |"
+        f"| {case.kind} | {plain(case.name)} | {plain(_shortened(said.message))} | {said.code} | {said.seconds:.1f} |"
         for case, said in outcomes
     ]
     head = (
         f"# Bad inputs\n\n{len(outcomes)} of them, each given to the real command, with the line that says what is "
-        "wrong. Exit code 2: nothing was begun; 1: some of it could not be done; 0: done, and something is said. "
+        "wrong. Exit code 2: nothing was begun; 1: it ended early, or some of it could not be done; 0: done, with a "
+        "warning. "
         "Written by `python tests/bad_inputs.py`; seconds are those of a process that has done its imports.\n\n"
         "| kind | input | message | exit code | s |\n|---|---|---|--:|--:|\n"
     )
