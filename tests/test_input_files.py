@@ -1,6 +1,7 @@
 """Files and addresses that data names: no program is started, nothing is waited for, memory is bounded."""
 
 import io
+import json
 import os
 import socket
 import threading
@@ -270,3 +271,5 @@ def test_json_that_is_nested_deep_is_named(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"text": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
     with pytest.raises(ConfigError, match=r"line 1 of .*rows.jsonl is nested too deeply"):
         table(str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.json").write_text(json.dumps([{"text": "[" * 600 + '\\"{', "label": [[]] * 600}] * 600))
+    assert len(table(str(tmp_path / "rows.json"))["train"]) == 600
