@@ -1,6 +1,6 @@
-"""Hydra's launcher for one machine: each job in a warm process of its own, over slots of devices and processors.
+"""Hydra launcher for one machine: it forks each job into its own warm process and assigns it a slot.
 
-Imported by Hydra with every start of the command line: nothing heavy here.
+Hydra imports this module at every start of the command line, so nothing heavy is imported at the top.
 """
 
 import logging
@@ -29,45 +29,45 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LocalLauncherConf:
-    """`hydra.launcher` with `hydra/launcher=local`."""
+    """Schema of `hydra.launcher` with `hydra/launcher=local`."""
 
     _target_: str = "hydra_plugins.hfexp.LocalLauncher"
     n_jobs: int | None = None
-    """Jobs at once; null: as many as the devices allow, one on a machine without any."""
+    """Maximum number of concurrent jobs; null: as many as the devices allow, or one on a machine without devices."""
     gpus_per_job: float | None = None
-    """Devices of each job; 0.5: two jobs share one; 0: none; null: 1 if there are any."""
+    """Devices per job; 0.5: two jobs share a device; 0: no device; null: 1 if the machine has devices."""
     cpus_per_job: int | None = None
-    """Processors of each job (its threads, and what it takes as the number of processors); null: an equal share."""
+    """CPUs per job (its number of threads, and the CPU count that it sees); null: an equal share."""
     grace_seconds: float = 30.0
-    """That a job has to write a checkpoint and end when the launcher is stopped, or gone."""
+    """Seconds that a job has to write a checkpoint and exit when the launcher is stopped or has died."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a sweep that goes on asking."""
+    """The next job of a sweep, as a `Source` hands it out."""
 
     number: int
     name: str
-    """What tells it from the others."""
+    """Identifies the job within the sweep; it also names the job's log file."""
     overrides: tuple[str, ...]
     shown: str
-    """What a person sees of the overrides."""
+    """The overrides as shown to the user."""
 
 
 class Source(Protocol):
-    """Where jobs come from, one after the other."""
+    """A supplier of jobs that also receives their results (the sweep's schedule)."""
 
     total: int
 
     def next(self) -> Job | None:
-        """The next job; None if there is none, or none before another one ends."""
+        """Return the next job; None if there is none, or none until a running job ends."""
 
     def ended(self, name: str, result: JobReturn) -> None:
-        """What became of a job."""
+        """Take the result of the job `name`."""
 
 
 class LocalLauncher(Launcher):
-    """Jobs in processes forked from one that has done the imports; a job's crash stays its own."""
+    """Runs jobs in processes forked from a server that has done the imports; a crash ends only its own job."""
 
     def __init__(
         self, n_jobs: int | None, gpus_per_job: float | None, cpus_per_job: int | None, grace_seconds: float
@@ -77,10 +77,10 @@ class LocalLauncher(Launcher):
         self.logs: Path | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives, and find the slots.
+        """Store what Hydra passes in, and divide the machine into slots.
 
         Raises:
-            ConfigError: this machine has no such slots; nothing was created.
+            ConfigError: this machine can't provide the requested slots; nothing has been created.
         """
         from hfexp import machine
         from hfexp.errors import ConfigError
@@ -93,7 +93,7 @@ class LocalLauncher(Launcher):
         self.slots = slots(devices, self.n_jobs, self.gpus_per_job, machine.cpus(), self.cpus_per_job)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a batch of jobs; what became of each is returned in order, failures included."""
+        """Run a batch of jobs and return their results in order, failures included."""
         from hfexp.launch.jobs import differing_words
 
         sweep_dir = self._begin()
@@ -108,11 +108,11 @@ class LocalLauncher(Launcher):
         return results
 
     def serve(self, source: "Source", logs: Path) -> None:
-        """Run jobs until the source has no more, asking for the next as soon as a slot is free.
+        """Run jobs until the source has no more, asking for the next one as soon as a slot is free.
 
         Args:
-            source: of jobs, which gets what became of each at once.
-            logs: where the output of jobs goes, if they can't write where this process does.
+            source: supplies the jobs, and gets each result as soon as the job ends.
+            logs: directory for the output of the jobs, used if they can't write where this process does.
         """
         self._begin()
         complete = self._completer()
@@ -128,7 +128,7 @@ class LocalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _begin(self) -> Path:
-        """Start the server and Hydra's logging; the directory of the sweep."""
+        """Start the fork server and Hydra's logging; create the sweep's directory and return it."""
         from hfexp.launch import forkserver
 
         forkserver.start()
@@ -145,11 +145,11 @@ class LocalLauncher(Launcher):
         return Pool(self.slots, board_for(total, side_by_side=len(self.slots) > 1), self.grace_seconds)
 
     def _needs_logs(self) -> bool:
-        """One job at a time writes where this process does, if that is possible."""
+        """Tell whether jobs need log files: they do unless they run one at a time and can write where we do."""
         return len(self.slots) > 1 or not _writes_to_the_same()
 
     def _log_dir(self, sweep_dir: Path) -> Path | None:
-        """Where the output of jobs goes, one file each; None: one job at a time writes where this process does."""
+        """Return the directory for one log file per job; None if the jobs write where this process does."""
         if not self._needs_logs():
             return None
         if self.logs is None:
@@ -158,7 +158,7 @@ class LocalLauncher(Launcher):
         return self.logs
 
     def _completer(self) -> "Complete":
-        """What makes an order of a job, once it has a slot."""
+        """Return a function that prepares a job, and whose result builds the `Order` once a slot is free."""
         import cloudpickle
         from hydra.core.singleton import Singleton
 
@@ -179,7 +179,7 @@ class LocalLauncher(Launcher):
 
 
 def _writes_to_the_same() -> bool:
-    """Whether what jobs write to their standard streams comes out where this process prints (not so in a notebook)."""
+    """Tell whether the standard streams of jobs appear where this process prints (in a notebook they don't)."""
     try:
         return (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""The surroundings that a process has when it is started by hand, for one that is forked from a server."""
+"""The environment, directory and paths of a launcher, restored in processes forked from the server."""
 
 import multiprocessing
 import os
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Place:
-    """The surroundings of a process; the fork server's are those of an earlier moment."""
+    """A snapshot of a process's state; a forked process would otherwise have the fork server's, which is older."""
 
     environment: dict[str, str]
     directory: str
     path: tuple[str, ...]
     argv: tuple[str, ...]
     start_method: str | None
-    """How multiprocessing starts processes (data loader workers); None: as is usual here."""
+    """Start method of multiprocessing, which data loader workers use; None: the platform's default."""
 
     @classmethod
     def here(cls) -> "Place":
@@ -28,5 +28,5 @@ class Place:
         os.chdir(self.directory)
         sys.path[:] = [path or self.directory for path in self.path]
         sys.argv[:] = self.argv
-        # Python would have a process that a fork server made use fork servers for everything.
+        # Python makes a process that comes from a fork server use fork servers for all its own children.
         multiprocessing.set_start_method(self.start_method, force=True)  # pyright: ignore

@@ -1,7 +1,7 @@
-"""What Hydra finds of hfexp: it takes plugins from the namespace `hydra_plugins` alone.
+"""The plugins that hfexp offers to Hydra, which looks for them in the namespace `hydra_plugins` only.
 
-Installed as `hydra_plugins/hfexp.py`, so that any Hydra application can say `hydra/launcher=local`. The classes are
-subclasses because Hydra knows a plugin by the module of its class.
+This file is installed as `hydra_plugins/hfexp.py`, so that any Hydra application can use `hydra/launcher=local`. The
+classes are subclasses because Hydra identifies a plugin by the module of its class.
 """
 
 from hydra.core.config_store import ConfigStore
@@ -12,15 +12,15 @@ from hfexp.sweep import sweeper
 
 
 class LocalLauncher(local.LocalLauncher):
-    """`hydra/launcher=local`."""
+    """The launcher behind `hydra/launcher=local`."""
 
 
 class ExperimentSweeper(sweeper.ExperimentSweeper):
-    """`hydra/sweeper=hfexp`."""
+    """The sweeper behind `hydra/sweeper=hfexp`."""
 
 
 class Planner(planner.Planner):
-    """`hfexp plan`."""
+    """The sweeper that `hfexp plan` puts in place of the experiment's own."""
 
 
 store = ConfigStore.instance().store

@@ -1,4 +1,4 @@
-"""Jobs in processes, as many at once as there are slots, and none left behind."""
+"""Process pool of the local launcher: one job per slot at a time, and no process left behind."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ SERVER_ENDED = "the process that jobs are forked from has ended; what it said is
 
 @dataclass
 class Running:
-    """A job that has been started, or is about to be."""
+    """A job whose process is running or about to start."""
 
     order: Order
     slot: Slot
@@ -38,12 +38,12 @@ class Running:
     result: Any = None
 
     def receive(self) -> Progress | None:
-        """The next message if it is a report; a result is kept."""
+        """Read the job's next message: return a progress report, or store a result and return None."""
         import cloudpickle
 
         try:
             message = cloudpickle.loads(self.reader.recv_bytes())
-        except (EOFError, OSError):  # nothing more will come
+        except (EOFError, OSError):  # the job has closed its end
             self.reader.close()
             return None
         except Exception as error:
@@ -54,19 +54,19 @@ class Running:
         return None
 
     def kill(self) -> None:
-        """End the job at once."""
+        """Kill the job and everything that it started."""
         if self.process.is_alive():
             self.process.kill()
         self.kill_group()
 
     def kill_group(self) -> None:
-        """End what the job has started and left running."""
+        """Kill the processes that the job started and left running."""
         if self.process.pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Give back what the process has taken; waits for its end."""
+        """Release the job's pipe and process object, after its process has ended."""
         self.kill_group()
         self.reader.close()
         if self.process.pid is not None:
@@ -75,7 +75,7 @@ class Running:
 
 
 class Pool:
-    """Runs jobs over slots."""
+    """Runs jobs, each in a slot of its own."""
 
     def __init__(self, slots: Sequence[Slot], board: Board, grace: float) -> None:
         self.board = board
@@ -85,9 +85,10 @@ class Pool:
         self._ended: Callable[[Order, Any], None] = lambda order, result: None
 
     def run(self, orders: Sequence[Callable[[Slot], Order]]) -> list[Any]:
-        """Hydra's `JobReturn` of each job, in order. A failed job does not stop the others.
+        """Run all jobs and return Hydra's `JobReturn` of each, in order; a failed job does not stop the others.
 
-        Ctrl-C, SIGTERM and SIGHUP do: every job gets SIGTERM and `grace` seconds, then they are raised.
+        On Ctrl-C, SIGTERM or SIGHUP every job gets SIGTERM and `grace` seconds to exit; then the signal's exception
+        is raised.
         """
         waiting, results = deque(orders), {}
         self.serve(
@@ -99,11 +100,11 @@ class Pool:
     def serve(
         self, next_order: Callable[[], Callable[[Slot], Order] | None], ended: Callable[[Order, Any], None]
     ) -> None:
-        """Run jobs until there is no further one, asking for the next as soon as a slot is free.
+        """Run jobs until there are no more, asking for the next one as soon as a slot is free.
 
         Args:
-            next_order: the next job; None if there is none before another one ends.
-            ended: gets each job with Hydra's `JobReturn` of it, at once.
+            next_order: returns the next job; None if there is none, or none until a running job ends.
+            ended: called with each job and Hydra's `JobReturn` of it as soon as the job ends.
         """
         self._ended = ended
         with stop_raises():
@@ -116,7 +117,8 @@ class Pool:
                         break
                     self._wait()
             except BaseException as error:
-                # Of a start that was cut short: the job, if there is one, notices that nobody holds on to it.
+                # A signal may have interrupted `process.start()`. Its frames then hold the pipe ends of a job that no
+                # `Running` can stop; clearing them closes these, and the job exits as an orphan.
                 traceback.clear_frames(error.__traceback__)
                 self._stop()
                 raise
@@ -128,7 +130,7 @@ class Pool:
         reader, writer = context.Pipe(duplex=False)
         with writer:
             process = context.Process(target=jobs.main, args=(order, writer), name=f"job {order.name}")
-            # Known before it starts: a signal may come in between.
+            # Listed before it starts, so that a signal in between does not lose the job.
             self._running.append(Running(order, slot, process, reader))
             try:
                 with forkserver.hidden_main():
@@ -138,7 +140,7 @@ class Pool:
         self.board.started(order)
 
     def _wait(self) -> None:
-        """Handle what happens next."""
+        """Wait for messages and ended jobs, up to the board's refresh interval, and handle them."""
         readers = {running.reader: running for running in self._running if not running.reader.closed}
         ends = {running.process.sentinel: running for running in self._running}
         ready = connection.wait([*readers, *ends], self.board.interval)
@@ -161,7 +163,7 @@ class Pool:
             self._receive(running)
         running.process.join()
         result = running.result
-        if result is None and forkserver.has_ended():  # the job is no failure: the next start continues it
+        if result is None and forkserver.has_ended():  # not the job's fault: the next start continues it
             raise RunError(f"{SERVER_ENDED}; the same command continues")
         if result is None:
             result = jobs.failure(
@@ -174,7 +176,7 @@ class Pool:
         self._ended(running.order, result)
 
     def _stop(self) -> None:
-        """End all jobs in the order in which they were started; a further signal does not wait for them."""
+        """Terminate all jobs in start order, and kill them after `grace` seconds or on a further signal."""
         with noted() as signals:
             alive = [running for running in self._running if running.process.is_alive()]
             if alive:
@@ -194,6 +196,6 @@ class Pool:
             self._running.clear()
 
     def _discard(self, found: Any) -> None:
-        """Read what a job still sends, which would otherwise wait for that."""
+        """Drain what a job still sends, as it would block on a full pipe."""
         if isinstance(found, Connection) and not os.read(found.fileno(), 1 << 16):
             found.close()

@@ -1,7 +1,7 @@
-"""What the first of several training processes has to tell, told by the process that started them.
+"""Forwarding of rank 0's tracking and console calls to the process that started the workers.
 
-That process alone writes to the record and to the screen: so there is one writer, whatever happens to the others, and
-what they print finds its way also where standard output is no file (a notebook).
+Only the starting process writes to the tracker and the console. So there is one writer whatever happens to the
+workers, and their output also appears where standard output is not a file (a notebook).
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from hfexp.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 TOLD = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
-"""Methods of a `Tracker`."""
+"""Methods of `Tracker` that a worker may call through the relay."""
 
 
 SHOWN = ("say", "note", "move_bar", "end_bar")
-"""Functions of `hfexp.screen`."""
+"""Functions of `hfexp.screen` that a worker may call through the relay."""
 
 
 class Relay:
-    """The end of the training process: a `Tracker` whose calls arrive in the starting process, in their order."""
+    """A `Tracker` for the training process; its calls are executed by the starting process, in order."""
 
     def __init__(self, sender: Connection, uri: str | None, run_id: str | None) -> None:
         self.uri = uri
@@ -35,7 +35,7 @@ class Relay:
         self._lock = threading.Lock()
 
     def tell(self, name: str, /, *args: Any, **kwargs: Any) -> None:
-        """Call `name` over there; nothing, if nobody is there any more (this process is then asked to stop)."""
+        """Send a call of `name` to the starting process; drop it if that is gone (this process is then stopped)."""
         with self._lock, contextlib.suppress(OSError):
             self._sender.send((name, args, kwargs))
 
@@ -57,13 +57,13 @@ class Relay:
 
 @contextlib.contextmanager
 def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: Callable[..., None]) -> Iterator[None]:
-    """Pass on what comes from the training process meanwhile, and at the end whatever is still under way.
+    """Execute the calls of the training process inside the block; on exit, drain what is still in the pipe.
 
     Args:
-        receiver: this process's end.
-        sender: the other end, which this process holds as well until the training process is gone.
-        tracker: what the calls of the `Relay` go to.
-        more: further functions that may be called, by name.
+        receiver: this process's end of the pipe.
+        sender: the training process's end, of which this process keeps a copy open until the block ends.
+        tracker: executes the tracking calls of the `Relay`.
+        more: further functions that the training process may call, by name.
     """
     known = {name: getattr(tracker, name) for name in TOLD} | {name: getattr(screen, name) for name in SHOWN} | more
     thread = threading.Thread(target=_pass_on, args=(receiver, known), name="hfexp-relay", daemon=True)
@@ -71,10 +71,10 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
     try:
         yield
     finally:
-        sender.close()  # the last one: what is in the pipe is read, then it ends, also in the middle of a message
+        sender.close()  # the last copy: the thread reads what is left, then EOF, even in the middle of a message
         thread.join()
         receiver.close()
-        screen.end_bar()  # the process may have ended without a word
+        screen.end_bar()  # the training process may have died with its progress bar on the screen
 
 
 def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> None:
@@ -85,5 +85,5 @@ def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> Non
             return
         try:
             known[name](*args, **kwargs)
-        except Exception:  # were nobody to read on, the training process would wait for ever
+        except Exception:  # keep reading: on a full pipe the training process would block forever
             logger.exception("%s of a training process could not be passed on", name)

@@ -1,6 +1,6 @@
-"""How the processes of one run on one machine find each other: through files that only this user can reach.
+"""Rendezvous backend for torch's elastic agent that opens no port; workers meet in a file only this user can read.
 
-Torch's own rendezvous listens on every address of the machine, and unpickles what anybody writes into it
+Torch's own backend listens on every address of the machine and unpickles what anybody writes into it
 (`torch.distributed.elastic.rendezvous.c10d_rendezvous_backend`, torch 2.14).
 """
 
@@ -15,13 +15,13 @@ from torch.distributed.elastic.rendezvous import (
 
 BACKEND = "hfexp"
 NO_SERVER = RendezvousStoreInfo("127.0.0.1", 0)
-"""MASTER_ADDR and MASTER_PORT of the workers: nothing listens there."""
+"""MASTER_ADDR and MASTER_PORT of the workers; nothing listens at this address."""
 
 
 class PrivateRendezvous(RendezvousHandler):
-    """Makes the elastic agent of this process the only one; nothing outside the process takes part.
+    """A rendezvous of one agent, the one in this process; nothing outside the process can join.
 
-    The workers meet elsewhere: in the file that `hfexp.launch.world.RENDEZVOUS` names.
+    The workers find each other in the file that the environment variable `hfexp.launch.world.RENDEZVOUS` names.
     """
 
     def __init__(self, parameters: RendezvousParameters) -> None:
@@ -35,14 +35,14 @@ class PrivateRendezvous(RendezvousHandler):
         return BACKEND
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Begin an attempt, with an empty store in the memory of this process."""
+        """Begin an attempt with an empty in-memory store."""
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=NO_SERVER)
 
     def is_closed(self) -> bool:
         return False
 
     def set_closed(self) -> None:
-        """Do nothing: nobody else could join."""
+        """Do nothing, as no other agent can join."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -55,5 +55,5 @@ class PrivateRendezvous(RendezvousHandler):
 
 
 def register() -> None:
-    """Make the backend known to torch's launcher; again and again without harm."""
+    """Register the backend with torch's launcher; repeated calls are harmless."""
     rendezvous_handler_registry.register(BACKEND, PrivateRendezvous)

@@ -1,19 +1,19 @@
-"""How far training is, for whoever listens in this process: the launcher's end of a pipe, or nobody."""
+"""Progress reports from a job to its launcher; they are dropped when nobody listens."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 INTERVAL = 0.5
-"""Seconds between two reports at least."""
+"""Minimum number of seconds between two reports."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One report."""
+    """One progress report of a run."""
 
     name: str
-    """Of the run."""
+    """Name of the run."""
     step: int
     max_steps: int
     metrics: dict[str, float]
@@ -24,13 +24,13 @@ _next = 0.0
 
 
 def listen(listener: Callable[[Progress], None] | None) -> None:
-    """From now on reports go to this function (None: nowhere)."""
+    """Send reports to this function from now on (None: drop them)."""
     global _listener, _next
     _listener, _next = listener, 0.0
 
 
 def report(name: str | None, step: int, max_steps: int, metrics: Mapping[str, float]) -> None:
-    """Pass on how far training is, unless nobody listens or the last report was just now; the last step always."""
+    """Report progress if someone listens, at most once per `INTERVAL`; the last step is always reported."""
     global _next
     if _listener is None or (time.monotonic() < _next and step < max_steps):
         return
@@ -39,6 +39,6 @@ def report(name: str | None, step: int, max_steps: int, metrics: Mapping[str, fl
 
 
 def pass_on(progress: Progress) -> None:
-    """A report that another process has made."""
+    """Forward a report that came from another process."""
     if _listener is not None:
         _listener(progress)
