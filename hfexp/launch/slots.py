@@ -1,4 +1,4 @@
-"""Slots: the parts of a machine that jobs run in side by side."""
+"""Slots: the division of a machine's devices and CPUs among concurrent jobs."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ KEY = "hydra.launcher"
 
 @dataclass(frozen=True)
 class Slot:
-    """What one job may use."""
+    """The devices and CPUs that one job may use."""
 
     devices: tuple[str, ...]
-    """As `CUDA_VISIBLE_DEVICES` names them."""
+    """Device names as in `CUDA_VISIBLE_DEVICES`."""
     cpus: int
 
     def environment(self) -> dict[str, str]:
-        """Environment variables that keep a job to its slot; threads that the user has limited stay so."""
+        """Return environment variables that confine a job to its slot; the user's lower OMP_NUM_THREADS is kept."""
         threads = self.cpus
         with contextlib.suppress(ValueError):
             threads = max(1, min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
@@ -37,17 +37,17 @@ def slots(
     cpus: int,
     cpus_per_job: int | None = None,
 ) -> list[Slot]:
-    """Divide devices and processors.
+    """Divide the machine's devices and CPUs into slots.
 
     Args:
         devices: accelerators of this machine that may be used.
-        n_jobs: slots to make; None: as many as the devices allow, without any one.
-        gpus_per_job: a whole number, or the share of a device (0.5: two jobs on each); None: 1 if there are any.
-        cpus: processors to divide.
+        n_jobs: number of slots; None: as many as the devices allow, or one without devices.
+        gpus_per_job: a whole number, or a share of one device (0.5: two jobs on each); None: 1 if there are devices.
+        cpus: number of CPUs to divide.
         cpus_per_job: None: an equal share, at least one.
 
     Raises:
-        ConfigError: this machine has no such slots.
+        ConfigError: this machine can't provide these slots.
     """
     wanted = gpus_per_job if gpus_per_job is not None else float(bool(devices))
     _check(devices, n_jobs, wanted, cpus, cpus_per_job)
@@ -63,7 +63,7 @@ def slots(
 
 
 def _divide(devices: Sequence[str], per_job: float) -> list[tuple[str, ...]]:
-    """Devices of each slot; slots that share devices are dealt out over all of them before any gets another."""
+    """Return the devices of each slot; fractional slots go round-robin over the devices."""
     if per_job == 0:
         return []
     if per_job < 1:

@@ -1,4 +1,4 @@
-"""Stopping several processes at the same step: each would otherwise wait for the others in the next exchange."""
+"""Stopping all processes of a run at the same step; a process that goes on alone would hang in the next collective."""
 
 import contextlib
 import shutil
@@ -18,17 +18,17 @@ STEP = "step"
 
 
 def forget(run_dir: Path) -> None:
-    """Remove what an earlier start of the run has agreed upon."""
+    """Remove the stop files that an earlier start of the run left."""
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
 
 
 class StopTogether(StopOnSignal):
-    """As `StopOnSignal`, for one of several processes, any of which may get the signal.
+    """`StopOnSignal` for a run of several processes, any of which may get the signal.
 
-    Who gets it leaves a file. The first process, having ended step s, then writes that s+1 is the last step. No
-    process can have ended s+1 by then, as its gradients need those of the first process; so each sees the file in
-    time. Looking for a file costs microseconds a step, an exchange of messages would cost more and make an
-    accelerator wait.
+    The process that gets the signal creates a file. Rank 0, at the end of step s, sees it and writes that s+1 is the
+    last step. No process can have ended step s+1 by then, because that needs the gradients of rank 0; so every
+    process sees the agreed step in time. Checking for a file costs microseconds per step; a collective would cost
+    more and would stall an accelerator.
     """
 
     def __init__(self, run_dir: Path, is_first: bool) -> None:
@@ -43,7 +43,8 @@ class StopTogether(StopOnSignal):
         return self._last_step is not None and self._step >= self._last_step
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        # Whoever started the processes may ask more than once, and ends them if they take too long.
+        # Unlike in `StopOnSignal`, a second SIGTERM does not end the process at once: the starting process may send
+        # it more than once, and kills processes that take too long.
         count_once(number)
         if not self._training:
             raise Terminated(exit_code(number))

@@ -1,6 +1,6 @@
-"""What the fork server imports before it forks: nothing of it may start a thread or initialise CUDA.
+"""Preloaded module of the fork server: it imports what jobs need before the server forks them.
 
-Only the server imports this module.
+Only the server imports this module. No import here may start a thread or initialise CUDA, which a fork can't take.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MODULES = (
     "hfexp.cli",
     "hfexp.experiment",
     "hfexp.launch.jobs",
-    # What these import only when it is first used, and nearly every run uses.
+    # The modules above import these lazily, on first use, and nearly every run uses them.
     "hydra.core.plugins",
     "matplotlib.figure",
     "matplotlib.style.core",
@@ -38,19 +38,19 @@ MODULES = (
 )
 
 problem: str | None = None
-"""Why nothing may be forked from this process; jobs say it."""
+"""Why this process must not be forked; each job fails with this message."""
 
 
 def _prepare_signals() -> None:
-    """Leave Ctrl-C, SIGTERM and SIGHUP to the launcher: it needs the server until its jobs have ended.
+    """Ignore Ctrl-C, SIGTERM and SIGHUP in the server: the launcher needs it until its jobs have ended.
 
-    What is forked gets the meaning of SIGTERM and SIGHUP back at once; under `nohup` the latter stays ignored. The
-    server itself resets SIGINT for what it forks.
+    Forked jobs get their SIGTERM and SIGHUP handling back at once; under `nohup` SIGHUP stays ignored. The forkserver
+    module itself restores SIGINT in the processes that it forks.
     """
     server, hangup = os.getpid(), signal.getsignal(signal.SIGHUP)
 
     def reset() -> None:
-        if os.getppid() == server:  # not in what a job forks
+        if os.getppid() == server:  # only in a job, not in the processes that a job forks
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, hangup)
 
@@ -70,29 +70,29 @@ def _find_problem() -> str | None:
 
 
 def _do_what_is_done_once() -> None:
-    """What libraries keep for the life of a process, and would find out anew in each job."""
+    """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
     with contextlib.suppress(Exception):
-        # Hydra looks for its plugins, and its parsers learn the grammar.
+        # Hydra scans for plugins, and its override parser builds its tables.
         importlib.import_module("hfexp.composition").compose("seed=1", "trainer.args.learning_rate=1e-3")
     with contextlib.suppress(Exception):
         importlib.import_module("hfexp.environment")._packages()
-    with contextlib.suppress(Exception):  # which package a module is of: MLflow asks for it with each model
+    with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model
         importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     gc.collect()
     gc.enable()
-    gc.freeze()  # what is shared with jobs stays shared: their garbage collection leaves it alone
+    gc.freeze()  # the jobs' garbage collector then never touches these pages, so they stay shared
 
 
 _prepare_signals()
-gc.disable()  # importing leaves no garbage, and to look for it takes a sixth of the time
+gc.disable()  # importing leaves no garbage, and collecting takes a sixth of the import time
 _parent = os.getppid()
 for module in MODULES:
-    if os.getppid() != _parent:  # nobody waits for it any more
+    if os.getppid() != _parent:  # the launcher has died
         os._exit(0)
-    # The job that needs it meets the same error, and its message reaches the user; here it would not.
+    # A job that needs the module fails with the same error and reports it; from here it would not reach the user.
     with contextlib.suppress(Exception):
         importlib.import_module(module)
 _do_what_is_done_once()
 problem = _find_problem()
-# From here on multiprocessing ignores it; in what it forks it restores what was before.
+# The forkserver module now ignores SIGINT in the server and restores this handler in the processes that it forks.
 signal.signal(signal.SIGINT, signal.default_int_handler)

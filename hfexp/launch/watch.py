@@ -1,4 +1,4 @@
-"""A job notices that its launcher is gone: what a fork server made survives even the launcher's SIGKILL."""
+"""Stopping jobs whose launcher has died: a process from a fork server outlives even a SIGKILL of its launcher."""
 
 import contextlib
 import multiprocessing
@@ -12,10 +12,10 @@ from hfexp.errors import EXIT_TERMINATED
 
 
 def stop_when_orphaned(grace: float = 30.0) -> None:
-    """End this process, started through multiprocessing, when the process that started it is gone.
+    """Stop this multiprocessing child when its parent process dies.
 
-    It gets SIGTERM (training writes a checkpoint then), and `grace` seconds later it ends in any case, with all that
-    it started.
+    This process then sends itself SIGTERM (training writes a checkpoint on it). After `grace` seconds it exits in any
+    case, and kills all its children.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -31,7 +31,7 @@ def _watch(sentinel: int, grace: float) -> None:
 
 
 def kill_children(pid: int) -> None:
-    """SIGKILL for everything that a process has started, and what that has started."""
+    """Send SIGKILL to all descendants of a process."""
     import psutil
 
     with contextlib.suppress(psutil.Error):

@@ -1,4 +1,4 @@
-"""Several processes for one run, started and watched by torch's elastic agent in the process that composed the run."""
+"""The worker processes of one run, started and watched by torch's elastic agent in the process that composed it."""
 
 import contextlib
 import logging
@@ -24,20 +24,21 @@ LOGS = "logs"
 
 
 def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args: Any) -> Any:
-    """Call `entry(*args)` in `launch.num_processes` processes that find each other; wait for them.
+    """Call `entry(*args)` in `launch.num_processes` workers of one process group, and wait for them.
 
     Args:
-        launch: settled (`hfexp.launch.world.settle`).
-        run_dir: output of the processes goes to `logs/rank<i>.log` in it.
-        entry: a function of a module.
+        launch: resolved by `hfexp.launch.world.settle`.
+        run_dir: the workers write their output to `logs/rank<i>.log` in it.
+        entry: a module-level function.
         args: picklable.
 
     Returns:
-        What the first process returned.
+        The return value of rank 0.
 
     Raises:
-        KeyboardInterrupt, Terminated: this process was asked to stop; the others have written a checkpoint and ended.
-        WorkerError: a process failed, and `max_restarts` is used up. An error of hfexp's own comes as its own kind.
+        KeyboardInterrupt, Terminated: this process was asked to stop; the workers got SIGTERM, and up to
+            `launch.grace_seconds` to write a checkpoint, and have ended.
+        WorkerError: a worker failed and `max_restarts` is used up; hfexp's own errors keep their type.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -66,7 +67,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
             monitor_interval=0.1,
             start_method="forkserver",
             logs_specs=DefaultLogsSpecs(log_dir=str(notes / "agent")),
-            signals_to_handle="",  # `_watched` does
+            signals_to_handle="",  # `_watched` handles them
             shutdown_timeout=launch.grace_seconds,
         )
         try:
@@ -83,10 +84,10 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[list[int]]:
-    """End the processes by SIGTERM on Ctrl-C, SIGTERM or SIGHUP; leave no process behind.
+    """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM or SIGHUP; leave no worker behind.
 
     Yields:
-        The signals that have come.
+        The list of signals that this process has received so far.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -94,7 +95,7 @@ def _watched() -> Iterator[list[int]]:
 
     def stop(number: int, frame: Any) -> None:
         count_once(number)
-        if number == signal.SIGHUP and arrived:  # it comes along with others, and would cut the waiting short
+        if number == signal.SIGHUP and arrived:  # it accompanies other signals, and must not cut the waiting short
             return
         arrived.append(number)
         raise SignalException(signal.Signals(number).name, sigval=signal.SIGTERM)
@@ -104,12 +105,12 @@ def _watched() -> Iterator[list[int]]:
     levels = [logger.level for logger in loggers]
     if os.environ.get("HFEXP_VERBOSE") != "1":
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL)  # they print tracebacks of their own
+            logger.setLevel(logging.CRITICAL)  # torch would print its own tracebacks beside ours
     try:
         with handled(stop, signal.SIGINT):
             yield arrived
     finally:
-        for child in set(multiprocessing.active_children()) - children:  # a second signal cuts the waiting short
+        for child in set(multiprocessing.active_children()) - children:  # left when a second signal cut the wait short
             child.kill()
             child.join()
         for logger, level in zip(loggers, levels, strict=True):
@@ -117,7 +118,7 @@ def _watched() -> Iterator[list[int]]:
 
 
 def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callable[..., Any], args: tuple) -> Any:
-    """One process: make it as if it had been started by hand, and call the function."""
+    """Set this worker up as if a user had started it in the launcher's directory, and call `entry`."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
     own |= {k: v for k, v in os.environ.items() if k.endswith("WORLD_SIZE")}
@@ -125,8 +126,8 @@ def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callabl
     os.environ.update(own)
     world.stay_on_this_machine(notes)
     with contextlib.suppress(OSError):
-        os.setpgid(0, group)  # so that who ends the starting process with all that it started ends this one
-    for number in (signal.SIGINT, signal.SIGHUP):  # they reach all of a terminal; the starting process passes them on
+        os.setpgid(0, group)  # join the starting process's group, so that killing that group kills this worker
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to all; the agent passes them on as SIGTERM
         signal.signal(number, signal.SIG_IGN)
     log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):

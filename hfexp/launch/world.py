@@ -1,4 +1,4 @@
-"""The processes that train one model together, and this one's place among them."""
+"""The process group of a run: rank, world size, rendezvous and the collectives that hfexp itself needs."""
 
 import contextlib
 import os
@@ -15,29 +15,29 @@ from hfexp.errors import ConfigError, RunError, first_line
 from hfexp.machine import visible_devices
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun and `accelerate launch` set for each of several processes."""
+"""Environment variables that torchrun and `accelerate launch` set for each process."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Numbers of processes that Accelerate takes for those of a training, too."""
+"""Variables in which MPI launchers pass the number of processes; Accelerate reads these as well."""
 RENDEZVOUS = "HFEXP_RENDEZVOUS"
-"""Variable of the processes that hfexp itself starts: the file in which they find each other."""
+"""Variable that gives the workers started by hfexp the path of their `FileStore`."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Variables that tell torch's backends which network interface to exchange gradients through."""
+"""Variables that name the network interface over which torch's backends exchange gradients."""
 QUIET_SECONDS = 10
-"""Waiting for other processes so long is not worth a word."""
+"""Seconds of waiting for the other processes before a reminder is printed."""
 
 
 def rank() -> int:
-    """Of this process among those of its run; 0 is the one that logs and writes."""
+    """Return the rank of this process in its run; rank 0 logs and writes."""
     return _number("RANK", 0) if is_together() else 0
 
 
 def size() -> int:
-    """Number of processes of this run."""
+    """Return the number of processes of this run."""
     return _number("WORLD_SIZE", 1)
 
 
 def is_together() -> bool:
-    """Whether this process is one of several: a worker of ours, or started by torchrun or `accelerate launch`."""
+    """Tell whether this is one of several processes: our own worker, or one of torchrun or `accelerate launch`."""
     return "RANK" in os.environ and size() > 1
 
 
@@ -47,10 +47,11 @@ def _number(name: str, default: int) -> int:
 
 
 def check_environment() -> None:
-    """Refuse variables that say that this is one of several processes, but not which, or where the others are.
+    """Check that the environment variables of a distributed run are complete and consistent.
 
     Raises:
-        ConfigError: with what is there and what is missing; Accelerate would look for the others in vain.
+        ConfigError: they say that this is one of several processes, but not which one or where the others are;
+            Accelerate would wait for the others in vain. The message names the variables that are set and missing.
     """
     found = {name: os.environ[name] for name in NEEDED if os.environ.get(name)}
     shown = " ".join(f"{name}={found[name]}" for name in NEEDED[:3] if name in found)
@@ -74,18 +75,18 @@ def check_environment() -> None:
 
 
 def restarts() -> int:
-    """How often the processes of this run have been started again."""
+    """Return how many times the elastic agent has restarted the processes of this run."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def stay_on_this_machine(directory: Path) -> None:
-    """Let this process find the others in a file, and exchange with them over the loopback interface.
+    """Make this process meet the others through a file and exchange data over the loopback interface.
 
-    All of them are on this machine, and what listens on another interface is open to other machines: one that the
-    environment names, as clusters do, is meant for runs on several.
+    All of them are on this machine, and a port on any other interface would be open to other machines. Clusters set
+    these variables to an interface for runs on several machines, so they are overwritten.
 
     Args:
-        directory: of this run alone, which no other user can enter.
+        directory: a directory of this run alone that no other user can enter.
     """
     os.environ[RENDEZVOUS] = str(directory / f"rendezvous{restarts()}")
     loopback = _loopback()
@@ -94,7 +95,7 @@ def stay_on_this_machine(directory: Path) -> None:
 
 
 def _loopback() -> str:
-    """Name of the loopback interface: `lo`, `lo0`, ...; empty if this machine has none."""
+    """Return the name of the loopback interface (`lo`, `lo0`, ...); empty if this machine has none."""
     import psutil
 
     addresses = psutil.net_if_addrs()
@@ -103,10 +104,10 @@ def _loopback() -> str:
 
 
 def settle(launch: LaunchConfig, use_cpu: bool) -> None:
-    """Replace `auto`, and what torchrun or `accelerate launch` decided, by what it comes to.
+    """Resolve `launch.num_processes=auto`, and adopt the world size under torchrun or `accelerate launch`.
 
     Raises:
-        ConfigError: there can't be as many processes as asked for.
+        ConfigError: the requested number of processes is not possible here.
     """
     check_environment()
     wanted = launch.num_processes
@@ -126,7 +127,7 @@ def settle(launch: LaunchConfig, use_cpu: bool) -> None:
 
 
 def _processes_here(wanted: int | str, devices: int) -> int:
-    """The number of processes to start for `launch=ddp`, with so many accelerators."""
+    """Return the number of processes to start for `launch=ddp`, given the number of accelerators."""
     if wanted == "auto" and not devices:
         raise ConfigError(
             "launch.num_processes=auto is the number of accelerators, and there is none: "
@@ -144,13 +145,13 @@ def _processes_here(wanted: int | str, devices: int) -> int:
 
 
 def connect(launch: LaunchConfig, use_cpu: bool) -> None:
-    """Join the other processes of this run; returns when all are there.
+    """Create the process group of this run; return when all processes have joined.
 
-    Accelerate, which would do it later, gives collectives on the CPU no time limit of the user's.
+    Accelerate would create it later, but without the user's timeout for collectives on the CPU.
 
     Raises:
-        RunError: the others did not come in time.
-        RuntimeError: there are more or fewer processes than were started: each would train a model of its own.
+        RunError: the other processes did not join in time.
+        RuntimeError: the group has another size than was started; each process could train a model of its own.
     """
     import torch
 
@@ -166,7 +167,7 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
 
 @contextlib.contextmanager
 def _waiting(seconds: int) -> Iterator[None]:
-    """Say what is waited for when the others let it wait."""
+    """Print a reminder if the other processes keep this one waiting; turn torch's timeout into a RunError."""
     import torch
 
     others = f"{size() - 1} other process{'es' if size() > 2 else ''}"
@@ -189,7 +190,7 @@ def _waiting(seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """End at once on Ctrl-C, where it is for this process: torch waits without hearing Python's handler."""
+    """Let Ctrl-C end the process at once, unless it is handled elsewhere: Python's handler can't interrupt torch."""
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not is_ours or threading.current_thread() is not threading.main_thread():
         yield
@@ -202,11 +203,11 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 
 
 def _meeting_point(timeout: timedelta) -> dict[str, Any]:
-    """Where the processes look for each other, if it is not the default.
+    """Return the arguments of `init_process_group` that choose the store; empty: torch's default.
 
-    A file for those that hfexp started: torch's TCPStore listens on all addresses, whichever it is given (torch 2.14).
-    The store of torch's elastic agent stays the same when it starts the processes again
-    (`DynamicRendezvousHandler.next_rendezvous`): they would look for those of the attempt before.
+    Workers started by hfexp use a file, as torch's TCPStore listens on all addresses, whichever it is given (torch
+    2.14). Torch's elastic agent keeps its store when it restarts the processes
+    (`DynamicRendezvousHandler.next_rendezvous`): without a prefix they would look for those of the attempt before.
     """
     from torch.distributed import FileStore, PrefixStore, TCPStore  # pyright: ignore
 
@@ -222,7 +223,7 @@ def _meeting_point(timeout: timedelta) -> dict[str, Any]:
 
 
 def _device_backend() -> str:
-    """The backend of the accelerator, with its device chosen: NCCL needs to know it from the start."""
+    """Select this rank's accelerator and return its backend; NCCL must know the device from the start."""
     import torch
 
     torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
@@ -232,7 +233,7 @@ def _device_backend() -> str:
 
 
 def disconnect() -> None:
-    """Leave the other processes."""
+    """Destroy the process group, if there is one."""
     import torch
 
     if torch.distributed.is_initialized():
@@ -240,7 +241,7 @@ def disconnect() -> None:
 
 
 def share(value: Any) -> Any:
-    """The value that the first process gives, in every process; it must be picklable."""
+    """Broadcast rank 0's value, which must be picklable, and return it in every process."""
     import torch
 
     values = [value]
