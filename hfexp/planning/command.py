@@ -1,4 +1,4 @@
-"""`hfexp plan`: the jobs of a command, and what they will take, before anything is started."""
+"""The command `hfexp plan`: list the jobs of a command and estimate their time, memory and disk before any starts."""
 
 import argparse
 import contextlib
@@ -28,10 +28,10 @@ TARGET = "hydra.sweeper._target_=hydra_plugins.hfexp.Planner"
 
 
 def main(words: list[str], commands: Collection[str]) -> int:
-    """List the jobs of a command, check them, measure some steps of each kind, and add up.
+    """List the jobs of a command, check them, time a few steps of each kind, and print the totals.
 
     Returns:
-        0, or 2 if some job can't be run.
+        The exit code: 0, or 2 if a job can't be run.
     """
     parser = argparse.ArgumentParser(
         prog="hfexp plan",
@@ -54,7 +54,7 @@ def main(words: list[str], commands: Collection[str]) -> int:
 
 
 def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> list[PlannedJob]:
-    """Show a plan; return the jobs that can't be run."""
+    """Print the plan and return the jobs that can't be run."""
     composer = Composer(planner.hydra_context, planner.config)
     with _in_slot(planner):
         request, jobs = _jobs(composer, [word for word in words if word != TARGET], is_sweep)
@@ -82,7 +82,7 @@ def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request
     if request.points is None:
         from hfexp.sweep.direct import make_sampler
 
-        make_sampler(request)  # which refuses wrong arguments
+        make_sampler(request)  # built only because it raises on wrong arguments
     directory = find_sweep(request.output_dir, request.search.name, request.definition, request.on_existing)
     jobs = jobs_of_sweep(composer, request, directory)
     where = f"goes on in {os.path.relpath(directory)}" if directory else "new"
@@ -135,7 +135,7 @@ def _total(
     slots: int,
     sharing: int,
 ) -> Total:
-    """Of a search, every example stands for as many of the points that are left."""
+    """Add up the runs; in a search, the examples stand in turn for the points that are still to be chosen."""
     runs = [cost for job, cost in zip(jobs, costs, strict=True) if cost for _ in range(job.runs)]
     if request.points is None and runs:
         done = sum(not job.name.startswith("e.g.") for job in jobs)
@@ -145,7 +145,7 @@ def _total(
 
 
 def _slots(planner: Planner) -> int:
-    """Jobs at once, as the launcher has it."""
+    """Return the number of jobs that the launcher runs at once."""
     found = getattr(planner.launcher, "slots", None)
     if found is not None:
         return len(found)
@@ -154,14 +154,14 @@ def _slots(planner: Planner) -> int:
 
 
 def _sharing(planner: Planner) -> int:
-    """Jobs that use the same device at once."""
+    """Return the largest number of concurrent jobs on one device."""
     slots = getattr(planner.launcher, "slots", [])
     return max(Counter(device for slot in slots for device in slot.devices).values(), default=1)
 
 
 @contextlib.contextmanager
 def _in_slot(planner: Planner) -> Iterator[None]:
-    """What a job sees of the devices, for `auto` to mean here what it means there."""
+    """Set the environment that a job has in its slot, so that `auto` resolves as it will in the job."""
     before = dict(os.environ)
     os.environ.update(planner.launcher.slots[0].environment() if hasattr(planner.launcher, "slots") else {})  # pyright: ignore
     try:
@@ -178,5 +178,5 @@ def _memory() -> int:
 
 
 def _free(place: Path) -> int:
-    """Bytes that are free where a directory is, or will be."""
+    """Return the free bytes on the disk where a directory is or will be."""
     return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free

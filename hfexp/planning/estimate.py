@@ -1,4 +1,4 @@
-"""From what was measured of a few jobs to what all of them will take."""
+"""Cost estimates: from the measurements of a few jobs to the time, memory and disk of all of them."""
 
 import heapq
 import json
@@ -17,39 +17,43 @@ FREE_ARGS = frozenset(
         "save_total_limit", "warmup_steps",
     }
 )  # fmt: skip
-"""Of `trainer.args`: they change neither what a step, evaluation or checkpoint costs, nor whether there is one."""
+"""Keys of `trainer.args` that change neither the cost of a step, evaluation or checkpoint nor whether there is one."""
 COSTLY = ("task", "model", "dataset", "transform", "metrics", "launch")
-"""Sections that do."""
+"""Sections of the config that do change it."""
 DEFAULT_EVERY = 500
-"""`eval_steps`, `save_steps`, `logging_steps` of `TrainingArguments`."""
+"""Default of `save_steps` and `logging_steps` in `TrainingArguments`, and so of `eval_steps`."""
 
 
 @dataclass(frozen=True)
 class JobCost:
-    """What one run will take."""
+    """The estimated cost of one run."""
 
     steps: int
+    """Optimizer steps of the whole training, those already done included."""
     seconds: float
     disk_bytes: int
 
 
 @dataclass(frozen=True)
 class Total:
-    """What all runs that are still to be made will take."""
+    """The estimated cost of all runs that are left."""
 
     runs: int
     seconds: float
-    """Until the last one ends."""
+    """Wall-clock time until the last run ends."""
     computing_seconds: float
-    """Of all together."""
+    """Sum over all runs."""
     memory_bytes: int
-    """At the highest, of all that run at once."""
+    """Peak of all concurrent runs together."""
     device_bytes: int
     disk_bytes: int
 
 
 def shape_of(config: Config) -> str:
-    """Equal for jobs whose steps cost the same: numbers with a fraction (rates, probabilities) are left out."""
+    """Return a key that is equal for jobs whose steps cost the same.
+
+    In the model and in `trainer.args`, floats (rates, probabilities) are ignored.
+    """
     plain = to_dict(config)
     args = {key: value for key, value in plain["trainer"]["args"].items() if key not in FREE_ARGS}
     kept = {name: plain[name] for name in COSTLY}
@@ -59,10 +63,10 @@ def shape_of(config: Config) -> str:
 
 
 def cost_of(config: Config, measured: Measurement, steps_done: int = 0) -> JobCost:
-    """One run, from what was measured of one of its shape.
+    """Estimate the cost of one run from the measurement of a job with the same shape.
 
     Args:
-        steps_done: before, which are not repeated.
+        steps_done: steps in the run's checkpoint, which are not repeated.
     """
     args = config.trainer.args
     steps = total_steps(args, measured.steps_per_epoch)
@@ -79,27 +83,27 @@ def cost_of(config: Config, measured: Measurement, steps_done: int = 0) -> JobCo
 
 
 def total_steps(args: Mapping[str, Any], steps_per_epoch: float) -> int:
-    """Of the optimiser, in the whole training."""
+    """Return the number of optimizer steps of the whole training."""
     if int(args.get("max_steps") or -1) > 0:
         return int(args["max_steps"])
     return math.ceil(float(args.get("num_train_epochs", 3)) * steps_per_epoch)
 
 
 def times(args: Mapping[str, Any], what: str, steps: int, steps_per_epoch: float) -> int:
-    """How often a training evaluates (`eval`) or writes a checkpoint (`save`), at most."""
+    """Return how many times a training evaluates (`eval`) or writes a checkpoint (`save`), at most."""
     strategy = str(args.get(f"{what}_strategy") or ("no" if what == "eval" else "steps"))
-    if strategy == "best":  # at an evaluation
+    if strategy == "best":  # saves at evaluations only, and at most at each
         return times(args, "eval", steps, steps_per_epoch)
     if strategy == "no":
         return 0
     if strategy == "epoch":
         return math.ceil(steps / steps_per_epoch) if steps_per_epoch else 0
     every = float(args.get(f"{what}_steps") or (what == "eval" and args.get("logging_steps")) or DEFAULT_EVERY)
-    return math.ceil(steps / max(1, math.ceil(every * steps) if every < 1 else every))  # and at the last step
+    return math.ceil(steps / max(1, math.ceil(every * steps) if every < 1 else every))  # ceil: also at the last step
 
 
 def add_up(costs: Sequence[JobCost], measured: Sequence[Measurement], slots: int, jobs_per_device: int = 1) -> Total:
-    """All runs, in their order, each in the first slot that is free."""
+    """Simulate all runs in order, each in the slot that becomes free first, and return the totals."""
     free = [0.0] * slots
     for cost in costs:
         heapq.heapreplace(free, free[0] + cost.seconds)
@@ -115,13 +119,13 @@ def add_up(costs: Sequence[JobCost], measured: Sequence[Measurement], slots: int
 
 
 def worst(measurements: Sequence[Measurement]) -> Measurement:
-    """Of several of one shape: the largest of each number."""
+    """Return the field-wise maximum of several measurements of one shape."""
     facts = [asdict(one) for one in measurements]
     return Measurement(**{name: max(one[name] for one in facts) for name in facts[0]})
 
 
 def _most_kept(args: Mapping[str, Any]) -> int | None:
-    """Checkpoints on the disk at the same time, if they are limited; the best one stays beside the last."""
+    """Return the maximum number of checkpoints on disk, None if unlimited; the best stays beside the last."""
     limit = args.get("save_total_limit")
     if not limit:
         return None

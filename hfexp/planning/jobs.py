@@ -1,4 +1,4 @@
-"""The jobs of a command, and how far each of them is already."""
+"""The jobs of a planned command, and the state in which earlier starts left each of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,16 +23,16 @@ from hfexp.sweep.request import Composer, Request
 
 
 class Standing(Enum):
-    """How far a job is."""
+    """State of a planned job, with the word that the user sees."""
 
     new = "new"
     begun = "continues"
     finished = "finished"
     pruned = "pruned"
     failed = "failed"
-    """As often as it may be tried."""
+    """All of its permitted attempts failed."""
     same = "same"
-    """The same words as another job: it gets what that one gives."""
+    """Another job has the same overrides; this one takes over its result."""
     invalid = "invalid"
 
 
@@ -42,29 +42,33 @@ class PlannedJob:
 
     name: str
     words: tuple[str, ...]
-    """All overrides, for Hydra."""
+    """All Hydra overrides of the job."""
     shown: str
-    """What tells it from the others."""
+    """The overrides that tell the job from the others, without secrets."""
     standing: Standing
     remark: str = ""
     config: Config | None = None
     identity: str = ""
     runs: int = 1
-    """Still to be made: one, or as many as there are replicates."""
+    """Number of runs still to be made: at most one, or at most the number of replicates."""
     steps_done: int = 0
-    """Of each run that is still to be made, on average."""
+    """Steps already done in each of these runs, on average."""
 
     @property
     def is_to_run(self) -> bool:
         return self.standing in (Standing.new, Standing.begun)
 
     def invalid(self, problem: str) -> "PlannedJob":
-        """This job, as one that can't be run."""
+        """Return a copy of this job marked as one that can't be run."""
         return replace(self, standing=Standing.invalid, remark=problem, runs=0)
 
 
 def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJob:
-    """The one run of a command without `-m`."""
+    """Plan the single run of a command without `-m`.
+
+    Raises:
+        ConfigError: the command is a sweep or a search.
+    """
     if request.space.dimensions or request.points is None:
         swept = ", ".join(request.space.texts) or f"search={request.search.method.value}"
         raise ConfigError(f"{swept}: several values, or a search, are for sweeps: hfexp plan -m ...")
@@ -87,10 +91,10 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
 
 
 def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:
-    """All points of a grid; of a search those that were tried, and examples of what it may try.
+    """Plan a sweep: all points of a grid; for a search, its closed trials and examples of further points.
 
     Args:
-        directory: of the sweep, if it was begun.
+        directory: the sweep's directory; None if the sweep is new.
     """
     closed = dict(_closed(request, directory)) if directory else {}
     if request.points is None:
@@ -119,7 +123,7 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
 
 
 def show(words: tuple[str, ...]) -> str:
-    """Overrides as they are typed, without secrets."""
+    """Format overrides as the user types them, with secrets masked."""
     return " ".join(mask_override(composition.as_typed(word)) for word in words)
 
 
@@ -131,7 +135,7 @@ def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
 
 
 def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
-    """With its configuration and identity, or with what is wrong."""
+    """Return the job with its config and identity, or marked as invalid with the reason."""
     try:
         composed = composer.compose(job.words)
         choices = composition.choices_of(composed)
@@ -150,7 +154,7 @@ def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
 
 
 def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
-    """What is left of an unfinished run."""
+    """Return the job as one that continues the unfinished run in `run_dir`."""
     from hfexp.checkpoints import newest_whole
 
     checkpoint = newest_whole(run_dir / "checkpoints")
@@ -161,7 +165,7 @@ def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
 
 
 def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number: int) -> PlannedJob:
-    """What is left of an open trial of a sweep that was begun."""
+    """Return the job of an open trial, reduced to the replicates that have not finished."""
     from hfexp.sweep.outcome import finished_before
 
     left = []
@@ -180,7 +184,7 @@ def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number:
 
 
 def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob]]:
-    """Trials that have ended, by number."""
+    """Yield the closed trials of the sweep's study, with their numbers."""
     import optuna
 
     from hfexp.sweep import study
@@ -194,7 +198,7 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     storage = open_storage(url)
     try:
         trials = optuna.load_study(study_name=directory.name, storage=storage).get_trials(deepcopy=False)
-    except KeyError:  # it was killed before it had made its study
+    except KeyError:  # the sweep was killed before it created its study
         return
     finally:
         close_storage(storage)

@@ -1,4 +1,4 @@
-"""A job made short and measured, in the process that a launcher gives it."""
+"""Measurement of a shortened job, in the process in which the launcher would run the job."""
 
 import contextlib
 import io
@@ -16,19 +16,19 @@ from hfexp.planning.measurement import Measurement
 from hfexp.sqlite_address import sqlite_address
 
 BATCHES = 32
-"""Of a split that is only evaluated: as many are enough to know how long they all take."""
+"""Batches that are evaluated of each split; the time of the whole split is extrapolated from them."""
 SPLITS = {"validation": ("max_validation_samples", ("eval", "final_eval")), "test": ("max_test_samples", ("test",))}
-"""The key that shortens a split, and the names of its evaluations."""
+"""For each evaluated split: the key that shortens it, and the metric prefixes of its evaluations."""
 
 
 def measure(cfg: Any) -> Measurement:
-    """Hydra's task function: some steps, an evaluation and a checkpoint of the job, in a temporary directory.
+    """Run a few steps, an evaluation and a checkpoint of the job in a temporary directory; Hydra's task function.
 
-    Data are prepared and kept as the job would do it.
+    The job's prepared data are cached as in a real run.
 
     Raises:
-        ConfigError: the job can't be run as asked.
-        RunError: it ended before anything could be measured.
+        ConfigError: the job's config is wrong.
+        RunError: training ended before a step could be measured.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -46,7 +46,7 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
     quiet_libraries()
     config, shares = _shortened(config, place)
     if config.tracking.uri:
-        open_store(config.tracking.uri, place, "plan")  # later jobs find one too
+        open_store(config.tracking.uri, place, "plan")  # before the clock starts: later jobs find a store too
     began = time.time()
     experiment.run(config, origin)
     ended = time.time()
@@ -73,7 +73,7 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
 
 
 def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
-    """The job with its own record in a temporary directory; and which share of a split each evaluation sees."""
+    """Return the job with output and tracking moved to `place`, and the share of its split each evaluation sees."""
     from hfexp.launch import world
     from hfexp.preflight import prepare
     from hfexp.streams import num_rows
@@ -81,7 +81,7 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
 
     world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
     inputs = prepare(config)
-    build_splits(config, inputs)  # prepared and kept, for the jobs too
+    build_splits(config, inputs)  # fills the cache of prepared data, also for the jobs themselves
     most = BATCHES * int(config.trainer.args.get("per_device_eval_batch_size") or 8) * int(config.launch.num_processes)
     dataset, shares = config.dataset, {}
     for split, (key, names) in SPLITS.items():
@@ -108,7 +108,7 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
 
 @contextlib.contextmanager
 def _silence() -> Any:
-    """What a run says, nobody has asked for."""
+    """Discard everything that a run prints inside the block."""
     from hfexp import screen
 
     screen.speak_through(lambda *arguments: None)
@@ -120,20 +120,20 @@ def _silence() -> Any:
 
 
 def _bytes_below(directory: Path) -> int:
-    """Each file once, however many names it has."""
+    """Return the size of all files below a directory; hard links to one file count once."""
     found = [path.lstat() for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum({stat.st_ino: stat.st_size for stat in found}.values())
 
 
 def _memory(trained: int, processes: int) -> int:
-    """Of this process, and of those that train for it."""
+    """Return the peak memory in bytes of this process and its training processes together."""
     from hfexp.planning.stopwatch import peak_memory
 
     return peak_memory() + processes * trained if processes > 1 else max(peak_memory(), trained)
 
 
 def find_problem(config: Config) -> str | None:
-    """What a run would refuse before it loads any weights."""
+    """Return the error that a run would raise before it loads any weights; None if there is none."""
     from hfexp.preflight import prepare
     from hfexp.quiet import quiet_libraries
 
@@ -143,6 +143,6 @@ def find_problem(config: Config) -> str | None:
             prepare(config)
         except ConfigError as error:
             return str(error)
-        except Exception as error:  # of the user's own code; here one job of several
+        except Exception as error:  # raised by the user's code: reported for this job, the plan goes on
             return f"{type(error).__name__}: {error}"
     return None

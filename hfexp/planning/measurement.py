@@ -1,30 +1,30 @@
-"""What was measured of a job."""
+"""The result of measuring a shortened job."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A short piece of a job, in seconds and bytes."""
+    """Times in seconds and sizes in bytes, extrapolated to whole splits."""
 
     step: float
-    """Of a training step (of the optimiser), the median."""
+    """Median time of an optimizer step."""
     steps_per_epoch: float
     evaluation: float
-    """Of one evaluation while training."""
+    """Time of one evaluation during training."""
     checkpoint: float
-    """To write one."""
+    """Time to write a checkpoint."""
     start: float
-    """From the beginning of the job to its first step, with imports done and data prepared."""
+    """Time from the start of the run to the start of training, with imports done and data prepared."""
     end: float
-    """After the training: final evaluations, the model, its record."""
+    """Time after training: final evaluations, saving the model, tracking."""
     checkpoint_bytes: int
     other_bytes: int
-    """Of all else that a run leaves on the disk, its model included."""
+    """Size of everything else that the run writes, the final model included."""
     memory_bytes: int
-    """At the highest, of all processes of the job."""
+    """Peak memory of all processes of the job."""
     device_bytes: int = 0
-    """At the highest, on one accelerator."""
+    """Peak memory on one accelerator."""
 
     def __str__(self) -> str:
         return f"{self.step:.3g} s a step"

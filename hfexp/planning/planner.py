@@ -1,6 +1,6 @@
-"""In place of Hydra's sweeper: hands what it knows to a function, instead of running jobs.
+"""Hydra sweeper of `hfexp plan`: it passes itself and the overrides to a function instead of running jobs.
 
-Imported by Hydra with every start of the command line: nothing heavy here.
+Hydra imports this module at every start of the command line, so nothing heavy is imported at the top.
 """
 
 from typing import Any
@@ -15,13 +15,17 @@ OWN = "hfexp"
 
 
 class Planner(ExperimentSweeper):
-    """`hydra.sweeper._target_` of `hfexp plan`."""
+    """The sweeper that `hfexp plan` sets as `hydra.sweeper._target_`."""
 
     function: Any = None
-    """Called with this object and the words of the command line."""
+    """Called with this object and the overrides of the command line."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives; the launcher gets the function that measures a job, and a place of its own."""
+        """Store what Hydra passes in; give the launcher the function that measures a job.
+
+        Raises:
+            ConfigError: another sweeper than hfexp's is chosen.
+        """
         chosen = config.hydra.runtime.choices["hydra/sweeper"]
         if chosen != OWN:
             raise ConfigError(f"hydra/sweeper={chosen} can't be planned: only hfexp's own can (hydra/sweeper={OWN})")
@@ -29,14 +33,15 @@ class Planner(ExperimentSweeper):
         super().setup(hydra_context=hydra_context, task_function=_measure, config=config)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Call the function."""
+        """Call `function` with this object and all overrides."""
         self.function(self, [*self._parse_config(), *arguments])
 
     def measure(self, jobs: list[list[str]], directory: str) -> Any:
-        """Measure jobs, given as overrides, in the slots that the launcher would give them.
+        """Measure jobs in the slots that the launcher would give them.
 
         Args:
-            directory: for what a launcher leaves.
+            jobs: the overrides of each job.
+            directory: used as `hydra.sweep.dir`, so that the launcher's files go there.
         """
         from hfexp.sweep.dimension import spelling
 

@@ -1,4 +1,4 @@
-"""Which jobs are tried before anything starts, and what that shows."""
+"""Checks and trial measurements of planned jobs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from hfexp.planning.planner import Planner
 
 @dataclass
 class Findings:
-    """What came out of the trials, by shape."""
+    """Results of the measured jobs, by shape (`hfexp.planning.estimate.shape_of`)."""
 
     measured: dict[str, Measurement] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
 
 def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
-    """The jobs, those that are to run as they are after all checks that a run makes before it loads weights."""
+    """Check the jobs that are to run as a run does before it loads weights; mark those that fail as invalid."""
     known: dict[str, str | None] = {}
     found = []
     for job in jobs:
@@ -34,11 +34,11 @@ def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
 
 
 def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: str) -> Findings:
-    """Measure one job of each shape, side by side as the jobs will be.
+    """Measure one job of each shape, as many at once as the real jobs will be.
 
     Args:
-        slots: jobs at once.
-        directory: for what the launcher leaves.
+        slots: number of concurrent jobs.
+        directory: takes the launcher's files.
     """
     by_shape: dict[str, PlannedJob] = {}
     for job in jobs:
@@ -48,7 +48,7 @@ def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: s
         return Findings()
     shapes = list(by_shape)
     runs = sum(job.runs for job in jobs if job.is_to_run)
-    while len(shapes) < min(slots, runs):  # neighbours slow each other down
+    while len(shapes) < min(slots, runs):  # fill all slots, as concurrent jobs slow each other down
         shapes.append(shapes[len(shapes) % len(by_shape)])
     results = planner.measure([[*by_shape[shape].words] for shape in shapes], directory)
     return _sorted_out(shapes, results)

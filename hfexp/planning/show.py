@@ -1,4 +1,4 @@
-"""A plan on the screen."""
+"""Console output of `hfexp plan`."""
 
 import os
 from collections import Counter
@@ -18,11 +18,11 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: Sequence[JobCost | None]) -> None:
-    """The table of the jobs.
+    """Print the table of the jobs.
 
     Args:
-        shapes: of each job, as a letter; None: it was not measured.
-        costs: of one run of each job; None: not known.
+        shapes: the letter of each job's shape; None: the job was not measured.
+        costs: the cost of one run of each job; None: unknown.
     """
     from rich.table import Table
 
@@ -41,7 +41,7 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
 
 
 def show_problems(jobs: Sequence[PlannedJob]) -> None:
-    """Everything that is wrong with jobs that can't be run, each thing once."""
+    """Print each problem of the invalid jobs once, with the jobs that have it."""
     by_problem: dict[str, list[PlannedJob]] = {}
     for job in jobs:
         if job.standing is Standing.invalid:
@@ -52,14 +52,14 @@ def show_problems(jobs: Sequence[PlannedJob]) -> None:
 
 
 def count(jobs: Sequence[PlannedJob]) -> str:
-    """`12 points: 8 new, 4 finished`."""
+    """Summarize the jobs by state, as in `12 points: 8 new, 4 finished`."""
     counts = Counter(job.standing for job in jobs)
     parts = ", ".join(f"{counts[standing]} {standing.value}" for standing in Standing if counts[standing])
     return f"{len(jobs)} point{'s' if len(jobs) != 1 else ''}: {parts}"
 
 
 def show_measured(letter: str, one: Measurement) -> None:
-    """A line for jobs of one shape."""
+    """Print the measurement of one shape in a line."""
     gpu = f" and {show_size(one.device_bytes)} on the GPU" if one.device_bytes else ""
     besides = one.start + one.end
     say(
@@ -70,14 +70,14 @@ def show_measured(letter: str, one: Measurement) -> None:
 
 
 def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at_most: bool) -> None:
-    """What all of it will take, beside what there is.
+    """Print the total time, memory and disk of all runs next to what is available; warn if it exceeds that.
 
     Args:
-        slots: jobs at once.
-        memory: bytes of this machine.
-        free: bytes of the disk.
-        place: the directory that everything goes to.
-        at_most: jobs may end before their time.
+        slots: number of concurrent jobs.
+        memory: this machine's memory in bytes.
+        free: free bytes on the disk.
+        place: the output directory of all runs.
+        at_most: jobs may end early, so the time is an upper bound.
     """
     at_once = f"{slots} at once" if slots > 1 else "one after the other"
     most = "at most " if at_most else "about "
@@ -95,7 +95,7 @@ def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at
 
 
 def show_seconds(seconds: float) -> str:
-    """`12 s`, `3 min 20 s`, `2 h 5 min`."""
+    """Format a duration, as in `12 s`, `3 min 20 s`, `2 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return _short(seconds) if seconds < 10 else f"{whole} s"

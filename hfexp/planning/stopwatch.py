@@ -1,4 +1,4 @@
-"""A callback that takes the time of a training, and ends it after a few steps."""
+"""A Trainer callback that times a training and ends it after a few steps."""
 
 import json
 import math
@@ -13,20 +13,21 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 UNTIMED_STEPS = 3
-"""At the start, while memory is found and kernels are chosen."""
+"""First steps that are not timed: they allocate memory and select kernels."""
 LEAST_STEPS = 8
 MOST_STEPS = 100
 SECONDS = 3.0
-"""After which enough steps are timed."""
+"""Seconds after which training ends, once it has made `LEAST_STEPS` steps."""
 
 
 class Stopwatch(TrainerCallback):
-    """Lets a training make some steps, one evaluation and one checkpoint, as its strategies ask for."""
+    """Ends training after a few steps, an evaluation and a checkpoint if its strategies ask for them; times these."""
 
     def __init__(self, path: str) -> None:
-        """
+        """Start without measurements.
+
         Args:
-            path: of a file for what was measured.
+            path: the JSON file to which the measurements are written.
         """
         self.path = Path(path)
         self.facts: dict[str, Any] = {"evaluations": {}, "checkpoint": 0.0}
@@ -39,7 +40,7 @@ class Stopwatch(TrainerCallback):
         epochs = float(args.num_train_epochs)
         loader: Any = kwargs.get("train_dataloader")
         batches = len(loader) if hasattr(loader, "__len__") else None
-        # As the Trainer counts: a last, incomplete accumulation is a step too.
+        # The Trainer counts the last, incomplete accumulation of an epoch as a step too.
         per_epoch = math.ceil(batches / args.gradient_accumulation_steps) if batches else state.max_steps / epochs
         self.facts |= {"steps_per_epoch": per_epoch, "begun": time.time()}
 
@@ -86,7 +87,7 @@ class Stopwatch(TrainerCallback):
         self._since = now
 
     def _is_enough(self, args: TrainingArguments) -> bool:
-        if args.world_size > 1:  # all processes end at the same step
+        if args.world_size > 1:  # a fixed count, so that all processes end at the same step
             return len(self.steps) >= LEAST_STEPS
         slow = time.monotonic() - self._began >= SECONDS
         return len(self.steps) >= MOST_STEPS or (slow and len(self.steps) >= LEAST_STEPS)
@@ -105,10 +106,10 @@ class Stopwatch(TrainerCallback):
 
 
 def peak_memory() -> int:
-    """The most that this process has had, in bytes."""
+    """Return the peak resident memory of this process in bytes (macOS reports bytes, Linux KiB)."""
     return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _device_memory() -> int:
-    """The most that torch has taken of this process's GPU."""
+    """Return the peak bytes that torch reserved on this process's GPU; 0 without CUDA."""
     return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0
