@@ -1,4 +1,4 @@
-"""Answers as a person or a program wants them: in a table on the screen, in a file, with the run in MLflow."""
+"""Output of predictions: a table on the console, a file, or rows for a DataFrame."""
 
 import contextlib
 import json
@@ -13,31 +13,31 @@ from hfexp.whole_files import WholeFile
 
 PROBABILITIES = "probabilities"
 AT_ONCE = 1000
-"""Answers that are written to a file together."""
+"""Number of answers that are written to a file together."""
 LONGEST_CELL = 300
 SEPARATOR = ", "
-"""Of classes in a cell."""
+"""Separator of the items of a list in one cell."""
 
 
 @dataclass
 class Answer:
-    """What was said to one input."""
+    """The model's answer to one input."""
 
     name: str
-    """Of the input, as a person calls it."""
+    """Name of the input, as shown to the user."""
     values: dict[str, Any]
-    """As `Task.answer` gives them."""
+    """Values as returned by `Task.answer`."""
 
 
 def ranked(values: Mapping[str, Any], id2label: Mapping[int, str], count: int | None) -> list[tuple[str, float]]:
-    """The most probable classes with their probabilities; count None: all of them."""
+    """Return the `count` most probable classes with their probabilities; count None: all classes."""
     scores = values[PROBABILITIES]
     order = sorted(range(len(scores)), key=lambda index: -scores[index])[:count]
     return [(id2label.get(index, str(index)), scores[index]) for index in order]
 
 
 def columns_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1) -> dict[str, Any]:
-    """An answer as cells: `input`, the values, more classes as `label_2`, `score_2`, ..., one column a probability."""
+    """Return an answer as columns: `input`, its values, `label_2`, `score_2`, ..., and each class's probability."""
     cells: dict[str, Any] = {"input": answer.name}
     cells |= {name: _plain(value) for name, value in answer.values.items() if name != PROBABILITIES}
     if PROBABILITIES in answer.values:
@@ -49,7 +49,7 @@ def columns_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 
 
 
 def record_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1) -> dict[str, Any]:
-    """An answer as a line of JSON: `probabilities` by the names of the classes."""
+    """Return an answer as a JSON object, with `probabilities` keyed by class name."""
     values = dict(answer.values)
     if PROBABILITIES in values:
         names = [id2label.get(index, str(index)) for index in range(len(values[PROBABILITIES]))]
@@ -60,10 +60,10 @@ def record_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1
 
 
 class AnswerFile:
-    """A file of answers, whole or not there: written beside its place, a thousand at a time, and moved when closed."""
+    """A file of answers that appears whole or not at all: written to a temporary file, which is moved when closed."""
 
     def __init__(self, path: Path, id2label: Mapping[int, str], count: int | None) -> None:
-        """Raises ConfigError if nothing can be written there."""
+        """Open the temporary file; raise ConfigError if nothing can be written there."""
         self.path, self.id2label, self.count = path, id2label, count
         self._waiting: list[Answer] = []
         self._parquet: Any = None
@@ -74,13 +74,13 @@ class AnswerFile:
             raise ConfigError(f"output={path} can't be written: {error.strerror}") from error
 
     def add(self, answer: Answer) -> None:
-        """One more."""
+        """Add an answer; every `AT_ONCE` answers are written together."""
         self._waiting.append(answer)
         if len(self._waiting) >= AT_ONCE:
             self._write()
 
     def close(self, keep: bool) -> None:
-        """Write what is left and bring the file to its place, or remove it."""
+        """Write the remaining answers and move the file into place, or discard it if `keep` is false."""
         if keep:
             self._write()
         if self._parquet is not None:
@@ -118,7 +118,7 @@ class AnswerFile:
 
 @contextlib.contextmanager
 def answer_files(paths: Sequence[Path], id2label: Mapping[int, str], count: int | None) -> Iterator[list[AnswerFile]]:
-    """Files that are there when the block ends, and not if it fails."""
+    """Open answer files that are moved into place when the block ends, and discarded if it fails."""
     files: list[AnswerFile] = []
     done = False
     try:
@@ -133,7 +133,7 @@ def answer_files(paths: Sequence[Path], id2label: Mapping[int, str], count: int 
 
 @dataclass
 class Screen:
-    """The first answers as a table; a single text as it is."""
+    """Console output: the first answers as a table, or a single generated text as it is."""
 
     id2label: Mapping[int, str]
     count: int | None
@@ -142,13 +142,13 @@ class Screen:
     total: int = 0
 
     def add(self, answer: Answer) -> None:
-        """One more; the first ones are kept."""
+        """Count an answer, and keep it if it is among the first `most`."""
         self.total += 1
         if len(self.kept) < self.most:
             self.kept.append(answer)
 
     def show(self) -> None:
-        """Print them."""
+        """Print the kept answers."""
         from hfexp.screen import say
 
         if self.total == 1 and list(self.kept[0].values) == ["text"]:
@@ -169,16 +169,16 @@ class Screen:
 
 @dataclass
 class Frame:
-    """All answers as rows of a table in Python."""
+    """Collects all answers as rows for a DataFrame."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, answer: Answer) -> None:
-        """One more."""
+        """Add an answer as a row."""
         self.rows.append({"input": answer.name, **answer.values})
 
     def show(self) -> None:
-        """Nothing: the table is what the caller gets."""
+        """Print nothing; the caller returns the rows."""
 
 
 def _cell(value: Any) -> str:
@@ -186,7 +186,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A list of words as one cell."""
+    """Join a list into one cell; return other values as they are."""
     return SEPARATOR.join(map(str, value)) if isinstance(value, list) else value
 
 
@@ -206,6 +206,6 @@ def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def check_classes(top_k: int | None, id2label: Mapping[int, str]) -> None:
-    """Raises ConfigError if more classes are wanted than there are."""
+    """Raise ConfigError if `top_k` asks for more classes than the model has."""
     if top_k is not None and top_k > 1 and top_k > len(id2label):
         raise ConfigError(f"top_k={top_k}: the model has {len(id2label)} classes: {one_of(id2label.values(), 10)}")

@@ -1,4 +1,4 @@
-"""`hfexp predict`: ask a trained model."""
+"""The command `hfexp predict` and `hfexp.predict`: run a trained model on inputs."""
 
 import sys
 import tempfile
@@ -49,7 +49,7 @@ Exit code: 0; 1 if inputs could not be read (they are named, the others are answ
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer on the screen, and where else it is asked for."""
+    """Run `hfexp predict` and return the exit code."""
     if not words or {"--help", "-h"} & set(words):
         print(HELP)
         return 0
@@ -63,7 +63,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
-    """The words without `--config-dir DIR`, and DIR."""
+    """Split the arguments into those without `--config-dir DIR`, and DIR (None if it is not given)."""
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
@@ -75,7 +75,7 @@ def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
 
 
 def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "Asked":
-    """The model that is asked, with the options of this request."""
+    """Load the model that the settings name, with the options of this request."""
     from hfexp import quiet
     from hfexp.composition import importable_cwd
     from hfexp.predicting import models
@@ -96,10 +96,10 @@ def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "As
 
 
 def set_options(asked: "Asked", settings: PredictSettings) -> None:
-    """Ask a model from now on as this request says.
+    """Apply the options of this request to a loaded model.
 
     Raises:
-        ConfigError: it can't be asked so.
+        ConfigError: an option does not fit the model, or `record` is set and MLflow has no run of the model.
     """
     from hfexp.predicting.answers import check_classes
 
@@ -112,10 +112,13 @@ def set_options(asked: "Asked", settings: PredictSettings) -> None:
 
 
 def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) -> "list[Input]":
-    """All that is asked.
+    """Read all inputs: those of the settings, then those passed from Python.
 
     Args:
         values: inputs from Python; for a task on texts, a `str` is a text and a `Path` a file.
+
+    Raises:
+        ConfigError: an input does not exist, or `system` is given without a prompt.
     """
     from hfexp.predicting.inputs import read_inputs, takes_texts
 
@@ -131,7 +134,7 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
 
 
 def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
-    """Each input with its answer, or with why there is none."""
+    """Yield each input with its answer, or with the error that tells why there is none."""
     from hfexp.predicting.answers import Answer
     from hfexp.predicting.inputs import row_of
 
@@ -145,7 +148,7 @@ def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Inp
 
 
 def _screen(settings: PredictSettings, asked: "Asked", count: int) -> "Screen | Frame":
-    """Where a person sees the answers: in a table, or while they are generated."""
+    """Return the console sink: a table, or a silent collector if the text is streamed while it is generated."""
     from hfexp.predicting.answers import Frame, Screen
 
     if _stream(settings, asked, count, default=is_terminal()):
@@ -160,10 +163,10 @@ def _count(settings: PredictSettings) -> int | None:
 def _answer(
     settings: PredictSettings, asked: "Asked", inputs: "list[Input]", sink: "Screen | Frame", skip_unreadable: bool
 ) -> int:
-    """Answer everything, to the sink and where else it is asked for; the number of inputs that could not be read.
+    """Predict all inputs into the sink, the output file and MLflow; return the number of unreadable inputs.
 
     Raises:
-        DataError: an input could not be read, and these are not to be skipped.
+        DataError: an input could not be read, and `skip_unreadable` is false.
     """
     from hfexp.predicting.answers import answer_files
 
@@ -185,7 +188,7 @@ def _answer(
 def _ask_all(
     asked: "Asked", inputs: "list[Input]", sinks: "Sequence[Screen | Frame | AnswerFile]", skip_unreadable: bool
 ) -> int:
-    """Give each answer to all sinks; the number of inputs that could not be read."""
+    """Pass each answer to all sinks; return the number of inputs that could not be read."""
     skipped, shows_bar = 0, is_terminal() and len(inputs) > asked.predictor.batch_size
     try:
         for number, (one, answer) in enumerate(answers_of(asked, inputs), 1):
@@ -211,7 +214,11 @@ def _why_skipped(name: str, error: DataError) -> str:
 
 
 def _stream(settings: PredictSettings, asked: "Asked", count: int, default: bool) -> bool:
-    """Let a text appear while it is generated, if that is wanted and can be."""
+    """Turn on streaming to the console if it is requested, or the default, and possible; tell whether it is on.
+
+    Raises:
+        ConfigError: `stream=true`, but there is not exactly one prompt, or the model does not generate text.
+    """
     task = asked.predictor.task
     if settings.stream and not (task.streams and count == 1):
         raise ConfigError("stream=true is for one prompt to a model that generates text")
@@ -227,7 +234,7 @@ def _write_now(text: str) -> None:
 
 
 def _record(asked: "Asked", path: Path) -> None:
-    """Keep the answers with the run, under a name that tells when."""
+    """Log the answers as an artifact of the run, named by the current time in UTC."""
     import datetime
 
     from mlflow import MlflowClient
@@ -241,22 +248,22 @@ def _record(asked: "Asked", path: Path) -> None:
 def predict(
     *words: str, inputs: Any = (), config_dir: str | Path | None = None, skip_unreadable: bool = False, **settings: Any
 ) -> "pandas.DataFrame":
-    """Ask a trained model in Python.
+    """Run a trained model on inputs, from Python.
 
     Args:
-        words: as after `hfexp predict`.
-        inputs: one input or a list: paths, addresses, texts, images (PIL, uint8 arrays, bytes), messages of a chat.
-        config_dir: a directory of your own options.
-        skip_unreadable: leave out what can't be read, with a note.
-        settings: the same settings by name, e.g. `run=...`, `sweep=...`, `batch_size=64`, `text=[...]`,
+        words: arguments as on the command line after `hfexp predict`.
+        inputs: one input or a list: paths, URLs, texts, images (PIL, uint8 arrays, bytes), chat messages.
+        config_dir: a directory with your own config options.
+        skip_unreadable: skip inputs that can't be read, with a note on the console, instead of raising DataError.
+        settings: the same arguments by name, e.g. `run=...`, `sweep=...`, `batch_size=64`, `text=[...]`,
             `generation={"max_new_tokens": 50}`.
 
     Returns:
-        A row per input: `input` and what the task answers, e.g. `label`, `score`, `probabilities`.
+        A row per input: `input` and the columns of the task, e.g. `label`, `score`, `probabilities`.
 
     Raises:
         ConfigError: the model or an input does not exist.
-        DataError: an input can't be read.
+        DataError: an input can't be read, and `skip_unreadable` is false.
     """
     asked_for = parse([*words, *as_words(settings)])
     return ask(load(asked_for, config_dir), asked_for, inputs, skip_unreadable)
@@ -265,10 +272,10 @@ def predict(
 def ask_again(
     asked: "Asked", words: Sequence[str], inputs: Any, skip_unreadable: bool, settings: Mapping[str, Any]
 ) -> "pandas.DataFrame":
-    """`predict`, of a model that is loaded.
+    """Run `predict` with a model that is already loaded.
 
     Raises:
-        ConfigError: it is asked for what only loading it could change.
+        ConfigError: a setting would need another model, device or tracking store than the loaded one.
     """
     asked_for, nothing = parse([*words, *as_words(settings)]), PredictSettings()
     for name in ("run", "sweep", "composed", "device", "output_dir", "uri"):
@@ -280,7 +287,7 @@ def ask_again(
 
 
 def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable: bool) -> "pandas.DataFrame":
-    """The answers of a model that is loaded as the settings say; they are written and recorded as these say too."""
+    """Return a loaded model's answers to the inputs; write and record them if the settings ask for it."""
     import pandas
 
     from hfexp.predicting.answers import Frame
@@ -292,7 +299,7 @@ def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable:
 
 
 def _values(inputs: Any) -> list[Any]:
-    """One input, or several of them, as a list; the messages of one conversation are one input."""
+    """Return the inputs as a list; the messages of one conversation are one input."""
     several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes)
     if isinstance(inputs, list) and inputs and all(isinstance(one, Mapping) and "role" in one for one in inputs):
         several = False

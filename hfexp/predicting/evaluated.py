@@ -1,4 +1,4 @@
-"""A trained model on rows with labels, as the Trainer's evaluation asks it."""
+"""Forward passes of a trained model over labelled rows, as in the Trainer's evaluation."""
 
 from collections.abc import Iterator
 
@@ -15,10 +15,10 @@ from hfexp.tasks.base import main_output
 def evaluated(
     predictor: Predictor, rows: Dataset, config: DatasetConfig, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """What the Trainer's evaluation hands to `Task.metric_inputs`, a batch at a time.
+    """Yield, batch by batch, what the Trainer's evaluation passes to `Task.metric_inputs`.
 
-    Returns:
-        The model's reduced outputs, (B, ...), and its labels, (B,) or (B, num_labels); zeros where they are tokens.
+    Yields:
+        The model's reduced outputs, (B, ...), and the labels, (B,) or (B, num_labels); zeros (B,) if they are tokens.
     """
     splits = streaming.process(
         DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0, config

@@ -1,4 +1,4 @@
-"""`hfexp evaluate`: a trained model on another dataset or split, recorded with its run."""
+"""The command `hfexp evaluate`: score a trained model on a dataset or split and record the scores with its run."""
 
 import json
 import math
@@ -24,7 +24,7 @@ FOLDER = "evaluations"
 
 
 def main(words: Sequence[str]) -> int:
-    """Score, show, record."""
+    """Run `hfexp evaluate` and return the exit code."""
     if not words or {"--help", "-h"} & set(words):
         print(HELP)
         return 0
@@ -37,11 +37,14 @@ def main(words: Sequence[str]) -> int:
 def evaluate(
     settings: EvaluationSettings, composed: list[str], config_dir: str | Path | None = None, show: bool = False
 ) -> "list[SliceScores]":
-    """Scores of all rows, and of each slice; recorded if asked for and possible.
+    """Score a model on all rows and on each slice; record the scores if that is requested and possible.
 
     Args:
-        composed: words for Hydra.
-        show: print them.
+        composed: Hydra overrides.
+        show: print the scores.
+
+    Raises:
+        ConfigError: the model, the dataset or a column does not exist, or rows have no columns to slice by.
     """
     from hfexp import quiet
     from hfexp.composition import importable_cwd
@@ -84,7 +87,7 @@ def evaluate(
 
 
 def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -> dict[str, Any]:
-    """What metrics are computed from, an entry a row, as the Trainer's evaluation gives it."""
+    """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
     import numpy as np
 
     from hfexp.predicting.evaluated import evaluated
@@ -100,7 +103,7 @@ def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -
 
 
 def _progress(total: int) -> Any:
-    """A bar in a terminal."""
+    """Return a context manager that shows a progress bar in a terminal, and yields the function that advances it."""
     import contextlib
 
     from hfexp.screen import end_bar, is_terminal, move_bar
@@ -124,10 +127,10 @@ def _progress(total: int) -> Any:
 
 
 def _values(rows: Any, name: str) -> list[Any]:
-    """A column by which rows are told apart; classes by their names.
+    """Return the values of a column that defines slices; classes as their names.
 
     Raises:
-        ConfigError: it holds more than one value a row.
+        ConfigError: the column holds more than one value per row.
     """
     from datasets import ClassLabel, Value
 
@@ -140,7 +143,7 @@ def _values(rows: Any, name: str) -> list[Any]:
 def _record(
     config: "Config", asked: "Asked", name: str, rows: Any, slices: "Sequence[SliceScores]", content: dict[str, Any]
 ) -> None:
-    """Metrics `NAME/METRIC`, the dataset as an input, and everything as a file, with the run of the model."""
+    """Add the metrics, the dataset as an input, and all scores as a JSON artifact to the model's MLflow run."""
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -153,12 +156,12 @@ def _record(
     run: Any = client.get_run(run_id)
     known = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     plain = file_name(name)
-    if known.get(plain, item["dataset"]["digest"]) != item["dataset"]["digest"]:  # other rows are called so already
+    if known.get(plain, item["dataset"]["digest"]) != item["dataset"]["digest"]:  # the run has other rows of this name
         plain = f"{plain}-{item['dataset']['digest'][:8]}"
     item["dataset"]["name"] = plain
     scores = {f"{FOLDER}/{plain}/{metric}": score.value for metric, score in slices[0].scores.items()}
     for metric, value in scores.items():
-        if math.isfinite(value) and run.data.metrics.get(metric) != value:  # or it is there twice, if repeated
+        if math.isfinite(value) and run.data.metrics.get(metric) != value:  # repeating adds no second point
             client.log_metric(run_id, metric, value)
     tags = [InputTag(key, value) for key, value in item["tags"].items()]
     client.log_inputs(run_id, [DatasetInput(Dataset(**item["dataset"]), tags)])
@@ -170,12 +173,12 @@ def _record(
 
 
 def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings: Any) -> "pandas.DataFrame":
-    """Score a trained model in Python.
+    """Score a trained model, from Python.
 
     Args:
-        words: as after `hfexp evaluate`.
-        config_dir: a directory of your own options.
-        settings: the same settings by name, e.g. `run=...`, `split=...`, `by=...`.
+        words: arguments as on the command line after `hfexp evaluate`.
+        config_dir: a directory with your own config options.
+        settings: the same arguments by name, e.g. `run=...`, `split=...`, `by=...`.
 
     Returns:
         A row for each slice and metric: `slice`, `rows`, `metric`, `value`, `low`, `high`.

@@ -1,4 +1,4 @@
-"""The words of `hfexp evaluate`: which model, on what, and what becomes of the scores."""
+"""Command-line arguments of `hfexp evaluate`: the model, the data, and the output of the scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +29,7 @@ SPLITS = ("train", "validation", "test", "all")
 
 @dataclass
 class EvaluationSettings:
-    """What `hfexp evaluate` is asked for."""
+    """Parsed arguments of `hfexp evaluate`, except the Hydra overrides."""
 
     run: str | None = None
     sweep: str | None = None
@@ -51,10 +51,10 @@ COMPOSED = ("task", "model", "transform", "dataset", "metrics", "security")
 
 
 def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
-    """The settings, and the words that are Hydra's.
+    """Split the arguments into settings and Hydra overrides.
 
     Raises:
-        ConfigError: a key does not exist, or a value is not of its type.
+        ConfigError: a key does not exist, or a value has the wrong type or is out of range.
     """
     settings, composed = EvaluationSettings(), []
     for word in words:

@@ -1,4 +1,4 @@
-"""What a model is asked: files, folders, patterns, addresses, tables, standard input, or values in Python."""
+"""Inputs of `hfexp predict`: files, folders, glob patterns, URLs, tables, standard input, or Python values."""
 
 import glob
 import json
@@ -19,29 +19,29 @@ from hfexp.tasks.base import Task
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
 LARGEST_CHAT = 10_000_000
-"""Bytes of a file of messages."""
+"""Maximum size in bytes of a JSON file of chat messages, which is read whole."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One thing that a model is asked about."""
+    """One input of the model."""
 
     name: str
-    """As a person calls it: a path, an address, the text itself."""
+    """Name shown to the user: a path, a URL, or the text itself."""
     row: Callable[[], dict[str, Any]]
-    """Makes the row, as a dataset stores it; may raise DataError."""
+    """Builds the row as a dataset stores it; may raise DataError."""
 
 
 def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
-    """All that is asked, in its order.
+    """Return all inputs, in order.
 
     Args:
-        words: paths, patterns, addresses, `-`; in Python also what `task.inference_row` takes.
-        texts: raw inputs themselves.
-        columns: what the task's columns are called in tables.
+        words: paths, patterns, URLs, `-`; from Python also values that `task.inference_row` takes.
+        texts: raw inputs, taken as they are.
+        columns: for columns of the task, their names in the tables.
 
     Raises:
-        ConfigError: there is nothing, a path does not exist, or a table has not the columns.
+        ConfigError: there are no inputs, a path does not exist, or a table lacks a column.
     """
     unknown = sorted(set(columns) - set(input_columns(task)))
     if unknown:
@@ -55,12 +55,12 @@ def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns:
 
 
 def takes_texts(task: Task) -> bool:
-    """Raw inputs are texts (or messages), and not the content of files."""
+    """Tell whether the task's raw inputs are texts or messages, and not the contents of binary files."""
     return task.raw_type == "string"
 
 
 def input_columns(task: Task) -> list[str]:
-    """The columns that a task predicts from."""
+    """Return the columns that the task predicts from."""
     return [name for name in task.columns if name != task.label_column]
 
 
@@ -69,7 +69,7 @@ def _raw(value: Any, task: Task) -> Input:
 
 
 def _of_word(word: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
-    """What a word of the command line means; another value than a path is an input itself."""
+    """Yield the inputs that an argument stands for; a value that is neither text nor path is itself an input."""
     if not isinstance(word, str | Path):
         yield _raw(word, task)
     elif str(word) == STANDARD_INPUT:
@@ -90,7 +90,7 @@ def _of_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Inpu
 
 
 def _paths(path: Path, task: Task) -> list[Path]:
-    """The file, those below the folder, or those that the pattern means; in the order of their names."""
+    """Return the file, the files below the folder, or the files that match the pattern, sorted by name."""
     if os.path.isfile(path):
         return [path]
     if os.path.isdir(path):
@@ -111,7 +111,7 @@ def _files_below(path: Path) -> list[Path]:
 
 
 def _images_below(path: Path) -> list[Path]:
-    """Image files; says how many others are left out."""
+    """Return the image files below a folder, sorted; note how many other files are skipped."""
     left_out = LeftOut(str(path))
     found = scan(path, left_out).all_images
     if left_out.counts:
@@ -140,14 +140,14 @@ def _text_of(path: Path) -> str:
 
 
 def _file(address: str, task: Task) -> Input:
-    """A file as a row refers to it; it is opened when it is its turn."""
+    """Return an input that refers to a file or URL; it is opened only when its row is processed."""
     if takes_texts(task):
         raise ConfigError(f"{address}: texts are read from local files; give the text itself with text=...")
     return Input(address, lambda: {input_columns(task)[0]: {"bytes": None, "path": address}})
 
 
 def _chat(path: Path, task: Task) -> Input:
-    """Messages, or any other value that the task takes, as JSON."""
+    """Read a JSON file of chat messages, or of any other value that the task takes, as one input."""
     if path.stat().st_size > LARGEST_CHAT:
         raise ConfigError(f"{path} is too large for messages; tables are .jsonl")
     try:
@@ -158,7 +158,7 @@ def _chat(path: Path, task: Task) -> Input:
 
 
 def _of_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
-    """A row of a table each; a task of one column gets its value, another one a mapping."""
+    """Yield an input per row of a table: the value if the task reads one column, otherwise a mapping."""
     rows = table(str(path))["train"]
     own = {standard: columns.get(standard, standard) for standard in input_columns(task)}
     for standard, name in own.items():
@@ -177,10 +177,10 @@ def _of_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[In
 
 
 def row_of(one: Input) -> dict[str, Any]:
-    """The row of an input, for `Predictor.outputs`.
+    """Return the row of an input, for `Predictor.outputs`.
 
     Raises:
-        DataError: it can't be read; the message does not repeat its name.
+        DataError: the input can't be read; the message need not contain its name.
     """
     try:
         return one.row()

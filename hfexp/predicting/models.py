@@ -1,4 +1,4 @@
-"""The model that is asked: of a run, of a sweep's best run, of a directory, or of the Hub."""
+"""Loading the model for prediction: from a run, the best run of a sweep, a directory, or the Hub."""
 
 import contextlib
 import re
@@ -29,25 +29,25 @@ CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 REMOTE_CODE = "model.trust_remote_code"
 BELOW = ("mlflow_model/model", "model", "")
-"""Where in the directory of a run, of an MLflow model or of a model the weights are."""
+"""Subdirectories with the weights in the directory of a run, of an MLflow model or of a saved model."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A model that is ready, and whose it is."""
+    """A loaded model, and the run that trained it."""
 
     predictor: Predictor
     name: str
     run_id: str | None = None
     uri: str | None = None
     directory: Path | None = None
-    """Of the run, if it is here."""
+    """Directory of the run, if it is on this machine."""
     is_mine: bool = False
-    """It was trained here by the user who asks: what it builds of the user's own code is trusted as then."""
+    """Store and run directory show that this user trained it here; targets in the user's own code are then trusted."""
     dataset: str | None = None
-    """Option of its dataset, as the record of its run names it."""
+    """The config option of its dataset, as recorded with its run."""
     words: tuple[str, ...] = ()
-    """Of a model that no run has trained: those that compose it, its task among them."""
+    """For a model that no run has trained: the overrides that compose it, `task=` among them."""
 
 
 def load(
@@ -60,16 +60,17 @@ def load(
     device: str | None,
     config_dir: str | Path | None = None,
 ) -> Asked:
-    """Load what is to be asked.
+    """Load a model for prediction.
 
     Args:
-        run: id or name of a run, directory, or id on the Hub; `sweep`: in its place, a sweep's best.
-        composed: words for Hydra (`task=`, `model=`, ...), for a model that no run of ours has trained.
+        run: id or name of a run, a directory, or a model id on the Hub.
+        sweep: name of a sweep, whose best run is used in place of `run`.
+        composed: Hydra overrides (`task=`, `model=`, ...) for a model that no run of ours has trained.
 
     Raises:
         ConfigError: there is no such model.
     """
-    begin_collection()  # what takes long to import has been
+    begin_collection()  # the slow imports are done by now
     directory = Path(run).expanduser() if run else None
     with trusting(remote_code=any(word.lstrip("+").lower() == f"{REMOTE_CODE}=true" for word in composed)):
         mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
@@ -95,7 +96,7 @@ def _of_a_run(
     uri: str | None,
     device: str | None,
 ) -> Asked | None:
-    """The model of a run, or of a directory that hfexp has written; None if it is another kind of model."""
+    """Load the model of a run or of a directory that hfexp has written; return None for any other model."""
     if directory is not None and directory.is_dir():
         found = _recipe_below(directory)
         if found is not None:
@@ -111,7 +112,7 @@ def _of_a_run(
         home = home_of(record, Path(output_dir))
         weights = _recipe_below(home) if home else None
         if home and weights:
-            # The run was trained here, by who asks now: what it builds of its own is trusted as then.
+            # This user trained the run here, and allowed its own-code targets then; so they are trusted now.
             with trusting(load_recipe(weights).foreign_targets(), _trusted_remote_code(home)):
                 predictor = load_predictor(weights, device=device)
             return Asked(predictor, record.name, record.run_id, store, home, True, _dataset_of(record))
@@ -126,16 +127,16 @@ def _dataset_of(record: RunRecord) -> str | None:
 
 
 def _trusted_remote_code(home: Path) -> bool:
-    """Tell whether a run of the user's own was asked to trust code beside the weights."""
+    """Tell whether the user's own run was trained with `model.trust_remote_code=true`."""
     model = _recorded_config(home).get("model")
     return isinstance(model, dict) and model.get("trust_remote_code") is True
 
 
 def _recorded_as(directory: Path, output_dir: Path, uri: str | None) -> tuple[RunRecord | None, str | None]:
-    """Find the record of the run of a directory, and the store that has it; None and None if it can't be found.
+    """Find the run that wrote a directory and the store that holds it; (None, None) if it can't be found.
 
-    The store that the directory names is asked only if the directory is one of the user's own runs: any other could
-    name an address, which would be told the user's password of MLflow.
+    The store that the directory names is contacted only if the directory is one of the user's own runs: a foreign
+    directory could name a hostile server, which would receive the user's MLflow password.
     """
     state = read_state(directory)
     if state is None or state.run_id is None or (uri is None and why_foreign(directory, output_dir)):
@@ -151,7 +152,7 @@ def _recorded_as(directory: Path, output_dir: Path, uri: str | None) -> tuple[Ru
 
 
 def _recorded_config(directory: Path) -> dict[str, Any]:
-    """Read `config.yaml` of a run directory; empty if there is none."""
+    """Read `config.yaml` of a run directory; return an empty dict if there is none."""
     try:
         found = read_yaml(directory / CONFIG)
     except FileNotFoundError:
@@ -160,7 +161,7 @@ def _recorded_config(directory: Path) -> dict[str, Any]:
 
 
 def recorded_file(asked: Asked, name: str) -> Any | None:
-    """Content of a YAML file that a run was recorded with, from its directory or from MLflow; None: it has none."""
+    """Read a YAML file recorded with the run, from its directory or from MLflow; None if there is none."""
     if asked.directory is not None and (asked.directory / name).is_file():
         return read_yaml(asked.directory / name)
     if asked.run_id is None:
@@ -182,7 +183,7 @@ def _recipe_below(directory: Path) -> Path | None:
 
 @contextlib.contextmanager
 def _downloaded(record: RunRecord, uri: str) -> Iterator[Path]:
-    """Download the weights of a run from its store: data from outside."""
+    """Download the weights of a run from its tracking store; they are untrusted."""
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="hfexp-model-") as place:
@@ -205,7 +206,7 @@ def _download(record: RunRecord, uri: str, place: str) -> Path:
 
 
 def _with_task(words: list[str], config_dir: str | Path | None) -> list[str]:
-    """Words for Hydra, with the task that the model was trained for if they don't say one."""
+    """Return the overrides, with `task=` of the model's checkpoint added if they don't contain it."""
     if any(word.partition("=")[0] == "task" for word in words):
         return words
     config = to_config(compose(*words, config_dir=config_dir)[0])
@@ -213,7 +214,7 @@ def _with_task(words: list[str], config_dir: str | Path | None) -> list[str]:
 
 
 def _plain(words: list[str], device: str | None, config_dir: str | Path | None) -> Predictor:
-    """A pretrained model as it is, with the transform that the option of its task chooses."""
+    """Build a predictor from a pretrained model as it is, with the transform that its `task` option selects."""
     import torch
 
     config = to_config(compose(*words, config_dir=config_dir)[0])
@@ -238,12 +239,12 @@ def _name(config: Config) -> str:
 
 
 def _infer_task(config: Config) -> str:
-    """The option of `task` whose models are of the class, and for the kind of labels, that the checkpoint says.
+    """Return the `task` option that fits the checkpoint's model class, kind of labels and processor.
 
-    Of several, the one that reads fewer columns: a text rather than a pair.
+    If several fit, the one that reads the fewest columns is chosen: a text rather than a pair.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no task fits.
     """
     import transformers
 
@@ -274,6 +275,6 @@ def _infer_task(config: Config) -> str:
 
 
 def _label_kind(stored: Any) -> str:
-    """What a checkpoint's head was made for; Transformers' own rule where it does not say (one output: a number)."""
+    """Return a checkpoint's kind of labels: by `problem_type`, else by Transformers' rule (one output: NUMBER)."""
     said = {problem: kind for kind, problem in PROBLEMS.items()}.get(str(getattr(stored, "problem_type", None)))
     return said or (NUMBER if getattr(stored, "num_labels", None) == 1 else CLASS)

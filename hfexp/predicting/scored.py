@@ -1,4 +1,4 @@
-"""What a trained model is scored on: the dataset of its own run, cut as in training, or another one as it is."""
+"""The data of `hfexp evaluate`: the run's own dataset, split as in training, or another dataset as it is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,31 +19,31 @@ from hfexp.targets import targets_in
 
 ALL = "all"
 SHIPPED = {"dataset": ("hfexp.sources.", "hfexp.docstrings."), "metrics": ("hfexp.metrics.",)}
-"""What a record may build of itself."""
+"""Target prefixes that an untrusted record may instantiate, by section."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model is scored on, and by what."""
+    """The data and metrics with which a model is scored."""
 
     config: Config
-    """Its sections `dataset`, `metrics` and `security` count."""
+    """Only its sections `dataset`, `metrics` and `security` are used."""
     name: str
-    """As a person calls it."""
+    """Default name of the evaluation, from dataset and split."""
     split: str
     is_own: bool
-    """It is the dataset of the model's own run."""
+    """True if this is the dataset of the model's own run."""
 
 
 def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config_dir: str | Path | None) -> Scored:
-    """The run's own dataset and metrics, with the words of now in place of the same keys.
+    """Compose the run's recorded dataset and metrics with the overrides of this command.
 
     Args:
-        words: for Hydra; `dataset=...` begins a dataset anew.
-        split: None: the test split of the run's own dataset, all of another one.
+        words: Hydra overrides; `dataset=...` replaces the recorded dataset.
+        split: None: the test split of the run's own dataset, or all splits of another one.
 
     Raises:
-        ConfigError: nothing says which dataset, or the words don't fit.
+        ConfigError: no dataset is given or recorded, the overrides don't fit, or an untrusted record names a target.
     """
     is_own = not any(_key(word) == "dataset" for word in words)
     sections = _recorded_sections(asked, is_own, {_key(word) for word in words})
@@ -62,10 +62,10 @@ def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config
 
 
 def _recorded_sections(asked: Asked, is_own: bool, said: set[str]) -> dict[str, dict[str, Any]]:
-    """Read what the run was recorded with, resolved: its metrics, and its dataset if it is scored on that.
+    """Read the run's recorded metrics, and its dataset if it is scored on that, from the resolved config.
 
     Raises:
-        ConfigError: the dataset is asked for, and no record says it.
+        ConfigError: the run's own dataset is needed and not recorded.
     """
     if asked.words:
         return {}
@@ -80,7 +80,7 @@ def _recorded_sections(asked: Asked, is_own: bool, said: set[str]) -> dict[str, 
 
 
 def _recorded_targets(asked: Asked) -> list[str]:
-    """Read what the user's own run was allowed to build beside the known packages."""
+    """Read `security.allowed_targets` of the user's own run."""
     recorded = recorded_file(asked, "config.yaml")
     security = recorded.get("security") if isinstance(recorded, dict) else None
     allowed = security.get("allowed_targets") if isinstance(security, dict) else None
@@ -88,13 +88,13 @@ def _recorded_targets(asked: Asked) -> list[str]:
 
 
 def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool) -> None:
-    """What comes from a store alone, or a directory, is data from outside: it builds nothing but what hfexp ships.
+    """Check that a record which is not known to be the user's instantiates only targets that hfexp ships.
 
     Args:
-        said: keys of now; sections of which nothing is recorded are the user's own.
+        said: keys of the current overrides; a section that they replace is the user's own and is not checked.
 
     Raises:
-        ConfigError: it names something else.
+        ConfigError: the record names another target, or a URL for the dataset.
     """
     begun_anew = {key if is_own else key.partition(".")[0] for key in said}
     for section, node in (("dataset", config.dataset.source), ("metrics", config.metrics)):
@@ -117,13 +117,13 @@ def _key(word: str) -> str:
 
 
 def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
-    """The rows to be scored, with the classes of the model.
+    """Load the rows to be scored, with labels numbered by the model's classes.
 
     Args:
-        keep: further columns of the source.
+        keep: further columns of the source to load.
 
     Raises:
-        ConfigError: there is no such split, or it has classes that the model does not know.
+        ConfigError: there is no such split, it has classes that the model does not know, or the dataset is streamed.
     """
     config, split, task = scored.config, scored.split, asked.predictor.task
     if task.label_column is not None and asked.predictor.id2label:
@@ -144,10 +144,10 @@ def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
 
 
 def class_names(id2label: Mapping[int, str], model: str) -> list[str]:
-    """By their numbers: in a checkpoint's file they may stand in another order (0, 1, 10, 11, 2, ...).
+    """Return the class names in order of their ids; a checkpoint's file may list them as 0, 1, 10, 11, 2, ...
 
     Raises:
-        ConfigError: a number is missing or a name is there twice, so that a label in a dataset can't be told.
+        ConfigError: an id is missing, or two classes share a name, so that a dataset's labels would be ambiguous.
     """
     names = [id2label[number] for number in sorted(id2label)]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -1,4 +1,4 @@
-"""Scores of a model on rows, as a whole and by slices, with bootstrap intervals."""
+"""Metrics of a model on all rows and on slices of them, with bootstrap confidence intervals."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,17 +21,17 @@ Compute = Callable[[dict[str, np.ndarray]], dict[str, float]]
 
 @dataclass(frozen=True)
 class Score:
-    """One metric on some rows."""
+    """One metric with its confidence interval."""
 
     value: float
     low: float
     high: float
-    """Ends of the 95 % interval; NaN where too few resamples gave a number."""
+    """Ends of the 95 % interval; NaN if fewer than two, or than half, of the resamples gave a finite value."""
 
 
 @dataclass(frozen=True)
 class SliceScores:
-    """All metrics on the rows of one slice."""
+    """All metrics on one slice of the rows."""
 
     name: str
     """`all`, or `column=value`."""
@@ -42,14 +42,14 @@ class SliceScores:
 def score_slices(
     offered: Offered, compute: Compute, columns: Mapping[str, Sequence[Any]], resamples: int, seed: int
 ) -> list[SliceScores]:
-    """Scores of all rows, then of those of each value of each column, in the order of the values.
+    """Score all rows, then the rows of each value of each column, in the order of the values.
 
     Args:
-        offered: what metrics are computed from, an entry a row.
-        columns: values by which rows are told apart.
+        offered: inputs of the metrics, one entry per row.
+        columns: the columns that define the slices, one value per row.
 
     Raises:
-        ConfigError: a column has more values than anybody would read.
+        ConfigError: a column has more than `MOST_SLICES` values.
     """
     size = len(next(iter(offered.values())))
     parts: list[tuple[str, np.ndarray]] = [(ALL, np.arange(size))]
@@ -65,9 +65,9 @@ def score_slices(
 
 
 def bootstrap(offered: Offered, rows: np.ndarray, compute: Compute, resamples: int, seed: int) -> dict[str, Score]:
-    """Metrics on some rows with percentile intervals.
+    """Compute metrics on some rows, with percentile intervals from the bootstrap.
 
-    Rows are drawn with replacement, as many as there are (B. Efron, "Bootstrap Methods: Another Look at the
+    Each resample draws as many rows as there are, with replacement (B. Efron, "Bootstrap Methods: Another Look at the
     Jackknife", Annals of Statistics 7, 1979); the interval is that of the percentiles (B. Efron and R. Tibshirani, "An
     Introduction to the Bootstrap", 1993, chapter 13).
     """
@@ -90,7 +90,7 @@ def _interval(values: list[float]) -> tuple[float, float]:
 
 
 def as_dicts(slices: Sequence[SliceScores]) -> list[dict[str, Any]]:
-    """Plain values: a row for each slice and metric."""
+    """Return plain values, one row per slice and metric."""
     return [
         {"slice": part.name, "rows": part.rows, "metric": name, "value": score.value, "low": score.low,
          "high": score.high}
@@ -100,7 +100,7 @@ def as_dicts(slices: Sequence[SliceScores]) -> list[dict[str, Any]]:
 
 
 def show_scores(slices: Sequence[SliceScores], metric: str) -> None:
-    """Print all metrics of all rows, and one of each slice."""
+    """Print all metrics on all rows, and one metric on each slice."""
     width = max(map(len, slices[0].scores))
     for name, score in slices[0].scores.items():
         say(f"  {name:{width}}  {_with_interval(score)}")

@@ -1,7 +1,7 @@
-"""The words of `hfexp predict`: what is asked, of which model, and where the answers go.
+"""Command-line arguments of `hfexp predict`: the inputs, the model, and the output of the answers.
 
-They do not go through Hydra's grammar, which would want texts quoted twice: what is typed is what the model gets.
-Words that choose a model (`task=`, `model=`, `transform=`) are left to Hydra.
+They bypass Hydra's grammar, which would need texts to be quoted twice: the model gets exactly the typed text.
+Overrides that choose a model (`task=`, `model=`, `transform=`, `security=`) are passed on to Hydra.
 """
 
 import glob
@@ -16,9 +16,9 @@ from hfexp.bounded_yaml import load
 from hfexp.errors import ConfigError, did_you_mean, one_of
 
 COMPOSED = ("task", "model", "transform", "security")
-"""Sections of the configuration that say what a model is that no run of ours has trained."""
+"""Config sections that define a model which no run of ours has trained."""
 TEXTS = ("text", "prompt")
-"""Both name a text that is asked."""
+"""Two keys for the same thing: a text as input."""
 FORMATS = (".csv", ".jsonl", ".parquet")
 ALL = "all"
 STANDARD_INPUT = "-"
@@ -26,45 +26,45 @@ STANDARD_INPUT = "-"
 
 @dataclass
 class PredictSettings:
-    """What `hfexp predict` is asked for."""
+    """Parsed arguments of `hfexp predict`."""
 
     run: str | None = None
-    """A run's id or name, a directory, or a model's id on the Hub (OWNER/NAME)."""
+    """Id or name of a run, a directory, or the id of a model on the Hub (OWNER/NAME)."""
     sweep: str | None = None
-    """In place of `run`: the best run of this sweep."""
+    """Name of a sweep whose best run is used, in place of `run`."""
     inputs: list[str] = field(default_factory=list)
-    """Files, folders, patterns, addresses (http, s3, ...), or `-` for a line each on standard input."""
+    """Files, folders, patterns, URLs (http, s3, ...), or `-` for one input per line of standard input."""
     text: list[str] = field(default_factory=list)
-    """Texts themselves."""
+    """Texts that are themselves inputs."""
     system: str | None = None
-    """What a chat model is told before the prompt."""
+    """System prompt for a chat model."""
     columns: dict[str, str] = field(default_factory=dict)
-    """What the task's columns are called in tables."""
+    """Names that the task's columns have in the input tables."""
     top_k: int | str = 1
-    """How many classes are named; `all`."""
+    """Number of most probable classes to show, or `all`."""
     batch_size: int = 32
-    """Rows that the model gets at once."""
+    """Rows per batch."""
     generation: dict[str, Any] = field(default_factory=dict)
-    """Fields of `transformers.GenerationConfig`."""
+    """Fields of `transformers.GenerationConfig` to set."""
     output: str | None = None
-    """A file for all answers: .csv, .jsonl or .parquet."""
+    """File for all answers: .csv, .jsonl or .parquet."""
     show: int = 20
-    """Answers on the screen at most, where they are many."""
+    """Maximum number of answers to print."""
     stream: bool | None = None
-    """Write a text while it is generated; null: in a terminal, if there is one prompt."""
+    """Print a text while it is generated; null: only in a terminal and for one prompt."""
     record: bool = False
-    """Keep the answers with the run in MLflow."""
+    """Log the answers as an artifact of the run in MLflow."""
     device: str | None = None
-    """null: the accelerator if there is one."""
+    """Torch device; null: the accelerator if there is one."""
     output_dir: str = "outputs"
-    """Where runs are."""
+    """Directory that contains the runs."""
     uri: str | None = None
-    """Tracking URI of the runs, if it is not the one in `output_dir`."""
+    """Tracking URI of the runs, if it is not the store in `output_dir`."""
     composed: list[str] = field(default_factory=list)
-    """Words for Hydra."""
+    """Hydra overrides."""
 
     def check(self) -> None:
-        """Raises ConfigError for what contradicts itself."""
+        """Raise ConfigError for settings that are out of range or contradict each other."""
         if self.run and self.sweep:
             raise ConfigError("run and sweep both name a model: give one of them")
         if self.output is not None and Path(self.output).suffix not in FORMATS:
@@ -85,10 +85,10 @@ _AS_TYPED = ("run", "sweep", "system", "output", "output_dir", "uri", "device")
 
 
 def parse(words: Sequence[str]) -> PredictSettings:
-    """Words `key=value`; what has no key is an input.
+    """Parse arguments of the form `key=value`; arguments without a key are inputs.
 
     Raises:
-        ConfigError: a key does not exist, or a value is not of its type.
+        ConfigError: a key does not exist, or a value has the wrong type or is out of range.
     """
     settings = PredictSettings()
     for word in words:
@@ -111,11 +111,11 @@ def parse(words: Sequence[str]) -> PredictSettings:
 
 
 def as_words(settings: Mapping[str, Any]) -> list[str]:
-    """Settings by name, as Python gives them: a list has a word for each of its items, a mapping one for each key."""
+    """Convert keyword arguments to command-line arguments: one per item of a list, one per key of a mapping."""
     words = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            spell = str if name == "columns" else json.dumps  # YAML reads JSON; a column is taken as it is typed
+            spell = str if name == "columns" else json.dumps  # JSON is valid YAML; column names are not parsed
             words += [f"{name}.{key}={spell(one)}" for key, one in value.items()]
         else:
             several = value if isinstance(value, list | tuple) else [] if value is None else [value]
@@ -124,21 +124,21 @@ def as_words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check_output(path: str | None) -> None:
-    """Raise ConfigError if what is to be written would wait for a reader, or take the place of a device."""
+    """Raise ConfigError if the output exists and is no regular file: a FIFO would block, a device be replaced."""
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f"output={path} is there and is not a regular file: give another name")
 
 
 def says_the_model(word: str) -> bool:
-    """Whether a word of a command says something of a model that no run has trained."""
+    """Tell whether an argument configures a model that no run has trained."""
     return word.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
 
 
 def check_paths(words: Sequence[str]) -> None:
-    """Find mistyped paths before a model is loaded.
+    """Check input paths before a model is loaded, to catch typing errors early.
 
     Raises:
-        ConfigError: one does not exist, or is a FIFO, a device or a socket.
+        ConfigError: a path does not exist, or is a FIFO, a device or a socket.
     """
     for word in words:
         if word == STANDARD_INPUT or "://" in word:

@@ -1,4 +1,4 @@
-"""Drawing without pyplot: one look, labels in any script, and no failure that costs a run its result."""
+"""Plotting with matplotlib but without pyplot: one style, labels in any script, failures that only warn."""
 
 import contextlib
 import functools
@@ -20,8 +20,8 @@ SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
-    "text.parse_math": False,  # names of classes are no formulas
-    "axes.titley": 1.0,  # a fixed place: finding a free one measures every tick
+    "text.parse_math": False,  # a `$` in a class name must not start a formula
+    "axes.titley": 1.0,  # a fixed position: automatic placement measures every tick
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -32,17 +32,17 @@ FALLBACK_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei",
     "Droid Sans Fallback", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "SimHei", "Arial Unicode MS",
 )  # fmt: skip
-"""Looked for, in this order, for what matplotlib's own DejaVu Sans lacks."""
+"""Fonts for characters that matplotlib's DejaVu Sans lacks; the first two that are installed are used."""
 MISSING = "\u25a1"
 
 
 _ONE_AT_A_TIME = threading.RLock()
-"""Matplotlib's settings are those of the whole process."""
+"""Serializes use of matplotlib's rcParams, which are global to the process."""
 
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """Matplotlib's defaults and our few settings, whatever the user's matplotlibrc says."""
+    """Apply matplotlib's defaults and our settings inside the block, whatever the user's matplotlibrc says."""
     import matplotlib
 
     with _ONE_AT_A_TIME, matplotlib.rc_context():
@@ -54,7 +54,7 @@ def style() -> Iterator[None]:
 
 @contextlib.contextmanager
 def guarded(name: str) -> Iterator[None]:
-    """Make one part of a report; when it fails, that is a warning and the rest goes on."""
+    """Log a warning if the block, which makes one part of a report, fails; the rest of the report goes on."""
     try:
         yield
     except Exception as error:
@@ -62,15 +62,15 @@ def guarded(name: str) -> Iterator[None]:
 
 
 class Pictures:
-    """The pictures of one report: drawn once, kept as bytes for the page."""
+    """The plots of one report: each is drawn once and kept as bytes for the HTML page."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.made: dict[str, bytes] = {}
-        """PNG by file name."""
+        """PNG bytes by file name."""
 
     def draw(self, name: str, function: "Callable[..., Figure | None]", *args: Any) -> None:
-        """Draw `function(*args)` to `name`; None means that there is nothing to show."""
+        """Save the figure that `function(*args)` returns as `name`; do nothing if it returns None."""
         with guarded(name):
             figure = function(*args)
             if figure is None:
@@ -81,33 +81,33 @@ class Pictures:
             self.made[name] = buffer.getvalue()
 
     def take(self, name: str) -> None:
-        """Use a picture that was drawn earlier, if there is one."""
+        """Use a plot that was drawn earlier, if its file exists."""
         with guarded(name):
             if (self.directory / name).is_file():
                 self.made[name] = (self.directory / name).read_bytes()
 
 
 def panel(figure: "Figure", left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place given in inches: the automatic layouts take longer than the drawing."""
+    """Add axes at a position in inches: matplotlib's automatic layouts take longer than the drawing."""
     full_width, full_height = figure.get_size_inches()
     return figure.add_axes((left / full_width, bottom / full_height, width / full_width, height / full_height))
 
 
 def text_width(texts: Sequence[str], size: float = 9) -> float:
-    """Inches that the longest of these takes, estimated (DejaVu Sans: 0.6 em a letter, wide scripts 1 em)."""
+    """Estimate the width in inches of the longest text (DejaVu Sans: 0.6 em per letter, wide scripts 1 em)."""
     widths = (sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in text) for text in texts)
     return max(widths, default=0.0) * size / 72
 
 
 def drawable(text: str, limit: int = 24) -> str:
-    """Make a text that matplotlib can draw: one line, a box for what no font has, cut at `limit`."""
+    """Return a text that matplotlib can draw: one line of at most `limit` characters, boxes for missing glyphs."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = line if len(line) <= limit else line[: limit - 1] + "\u2026"
     return "".join(c if ord(c) in _glyphs() else MISSING for c in line)
 
 
 def drawable_labels(labels: Sequence[str], limit: int = 24) -> list[str]:
-    """Names of classes for drawing; the id is put before those that could not be told apart otherwise."""
+    """Return drawable class names, prefixed with the id where they are empty, ambiguous or have missing glyphs."""
     drawn = [drawable(label, limit) for label in labels]
     seen: dict[str, int] = {}
     for text in drawn:
@@ -128,7 +128,7 @@ def _families() -> tuple[str, ...]:
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """Characters that the fonts in use have."""
+    """Return the code points that the fonts in use can draw."""
     from matplotlib import font_manager
 
     found: set[int] = set()

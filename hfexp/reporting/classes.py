@@ -1,4 +1,4 @@
-"""How well each class is recognised: scores per class, the confusion matrix, the baseline."""
+"""Per-class metrics of a classifier: scores per class, confusion matrix, majority baseline."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ import numpy as np
 from hfexp.cells import csv_cell
 
 MAX_SQUARE_CSV = 200
-"""Classes above which the matrix is written as a long table of its non-zero cells."""
+"""Number of classes above which the matrix is written as a long table of its non-zero cells."""
 
 
 @dataclass
 class ClassReport:
-    """How well each class is recognised on one split."""
+    """Confusion matrix of one split, and the scores that follow from it."""
 
     labels: list[str]
     matrix: np.ndarray
@@ -25,7 +25,7 @@ class ClassReport:
 
     @classmethod
     def of(cls, predictions: np.ndarray, references: np.ndarray, id2label: dict[int, str]) -> "ClassReport":
-        """From class ids (N,) and (N,); samples without a label (an id outside 0..C-1) don't count."""
+        """Build the report from class ids (N,) and (N,); samples without a label (ids outside 0..C-1) are ignored."""
         size = len(id2label)
         known = (references >= 0) & (references < size)
         matrix = np.zeros((size, size), dtype=np.int64)
@@ -34,24 +34,24 @@ class ClassReport:
 
     @property
     def support(self) -> np.ndarray:
-        """Samples of each class (C,)."""
+        """Number of samples of each class (C,)."""
         return self.matrix.sum(1)
 
     @property
     def mistakes(self) -> np.ndarray:
-        """The matrix without its diagonal (C, C)."""
+        """The confusion matrix (C, C) with a zero diagonal."""
         wrong = self.matrix.copy()
         np.fill_diagonal(wrong, 0)
         return wrong
 
     @property
     def recall(self) -> np.ndarray:
-        """Share of each class that was recognised (C,); NaN for a class without samples."""
+        """Share of each class's samples that were predicted correctly (C,); NaN for a class without samples."""
         return _divide(np.diag(self.matrix), self.support)
 
     @property
     def precision(self) -> np.ndarray:
-        """Share of the predictions of each class that were right (C,); NaN for a class never predicted."""
+        """Share of the predictions of each class that were correct (C,); NaN for a class never predicted."""
         return _divide(np.diag(self.matrix), self.matrix.sum(0))
 
     @property
@@ -61,28 +61,28 @@ class ClassReport:
 
     @property
     def majority_share(self) -> float:
-        """Accuracy of always answering the most frequent class of this split."""
+        """Accuracy of always predicting the most frequent class of this split; NaN without samples."""
         return float(self.support.max() / self.support.sum()) if self.support.any() else float("nan")
 
     def worst_ids(self, count: int) -> list[int]:
-        """Ids of the classes least recognised; classes without samples are left out."""
+        """Return the ids of the classes with the lowest recall; classes without samples are left out."""
         recall = self.recall
         order = np.argsort(np.where(np.isnan(recall), np.inf, recall), kind="stable")[:count]
         return [int(i) for i in order if not np.isnan(recall[i])]
 
     def worst(self, count: int = 3) -> list[tuple[str, float, int]]:
-        """The classes least recognised: name, recall, samples."""
+        """Return name, recall and number of samples of the classes with the lowest recall."""
         return [(self.labels[i], float(self.recall[i]), int(self.support[i])) for i in self.worst_ids(count)]
 
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
-        """The most frequent mistakes: true id, predicted id, how often."""
+        """Return the most frequent confusions as (true id, predicted id, count)."""
         wrong = self.mistakes
         true, predicted = np.nonzero(wrong)
         order = np.argsort(-wrong[true, predicted], kind="stable")[:count]
         return [(int(true[i]), int(predicted[i]), int(wrong[true[i], predicted[i]])) for i in order]
 
     def save(self, directory: Path, split: str) -> None:
-        """Write the matrix, the scores per class and the most frequent mistakes as tables."""
+        """Write the matrix and the most frequent confusions as CSV, the scores per class as CSV and JSON."""
         directory.mkdir(parents=True, exist_ok=True)
         self._save_matrix(directory / f"confusion_matrix_{split}.csv")
         support = self.support
@@ -115,14 +115,14 @@ class ClassReport:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table as UTF-8."""
+    """Write a table as UTF-8 CSV, with cells that spreadsheets would take for formulas escaped."""
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerows(map(csv_cell, row) for row in (header, *rows))
 
 
 def digits(value: float | None) -> str:
-    """A number for a table, to six digits; empty when there is none."""
+    """Format a number to six significant digits; None and NaN become an empty string."""
     return "" if value is None or np.isnan(value) else f"{value:.6g}"
 
 
