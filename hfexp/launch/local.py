@@ -154,7 +154,7 @@ class LocalLauncher(Launcher):
             return None
         if self.logs is None:
             self.logs = (sweep_dir / "sweeps" / f"{time.strftime('%Y-%m-%d-%H-%M-%S')}-{os.getpid()}").absolute()
-            self.logs.mkdir(parents=True, exist_ok=True)  # a second sweep of this process, in the same second
+            self.logs.mkdir(parents=True, exist_ok=True)  # exists if this process starts two sweeps in a second
         return self.logs
 
     def _completer(self) -> "Complete":

@@ -66,7 +66,7 @@ class Running:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Release the job's pipe and process object, after its process has ended."""
+        """Kill what the job left running, wait for its process to end, and release its resources."""
         self.kill_group()
         self.reader.close()
         if self.process.pid is not None:
@@ -185,6 +185,7 @@ class Pool:
                 running.process.terminate()
             deadline = time.monotonic() + self.grace
             while alive := [running for running in alive if running.process.is_alive()]:
+                # A closing terminal sends several SIGHUPs, and none is urgent: only other signals end the wait.
                 if set(signals) - {signal.SIGHUP} or time.monotonic() > deadline:
                     for running in alive:
                         running.kill()

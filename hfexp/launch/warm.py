@@ -72,7 +72,7 @@ def _find_problem() -> str | None:
 def _do_what_is_done_once() -> None:
     """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
     with contextlib.suppress(Exception):
-        # Hydra scans for plugins, and its override parser builds its tables.
+        # Hydra scans for plugins, and its parsers cache the grammar.
         importlib.import_module("hfexp.composition").compose("seed=1", "trainer.args.learning_rate=1e-3")
     with contextlib.suppress(Exception):
         importlib.import_module("hfexp.environment")._packages()

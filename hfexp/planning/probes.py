@@ -20,7 +20,7 @@ class Findings:
 
 
 def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
-    """Check the jobs that are to run as a run does before it loads weights; mark those that fail as invalid."""
+    """Return the jobs after the checks that a run makes before it loads weights; failed ones are marked invalid."""
     known: dict[str, str | None] = {}
     found = []
     for job in jobs:

@@ -124,7 +124,7 @@ def as_words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check_output(path: str | None) -> None:
-    """Raise ConfigError if the output exists and is no regular file: a FIFO would block, a device be replaced."""
+    """Raise ConfigError if the output exists but is not a file: a FIFO would block, a device would be replaced."""
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
         raise ConfigError(f"output={path} is there and is not a regular file: give another name")
 
