@@ -1,4 +1,4 @@
-"""How this process deals with memory: freed memory stays with it, and garbage is not looked for during imports."""
+"""Memory settings of this process: keep freed memory, and do not collect garbage during imports."""
 
 import contextlib
 import gc
@@ -7,19 +7,19 @@ import os
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """`M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of mallopt(3), from `malloc.h` of the GNU C library."""
 KEPT_BYTES = 2**30
-"""Free memory at the end of the heap that stays with the process."""
+"""Bytes of free memory at the end of the heap that the process keeps."""
 LARGEST_ON_HEAP = 32 * 2**20
-"""Blocks up to this size come from the heap, larger ones from the system; more the library does not allow."""
+"""Bytes of the largest block that is taken from the heap and not from the system; glibc allows no higher threshold."""
 OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
 
 _put_off = False
 
 
 def put_off_collection() -> None:
-    """Do not look for garbage until `begin_collection`; for a process that begins with importing libraries.
+    """Disable the garbage collector until `begin_collection`; for a process that starts by importing libraries.
 
-    Importing leaves none, but makes Python look again and again through the hundreds of thousands of objects of
-    PyTorch, Transformers and MLflow: a sixth of the time.
+    Imports leave no garbage, but Python would scan the hundreds of thousands of objects of PyTorch, Transformers and
+    MLflow again and again, which takes a sixth of the import time.
     """
     global _put_off
     _put_off = True
@@ -27,7 +27,7 @@ def put_off_collection() -> None:
 
 
 def begin_collection() -> None:
-    """Look for garbage from here on, if that was put off, but never among what there is by now."""
+    """Re-enable the garbage collector if it was put off; it never scans the objects that exist by now."""
     global _put_off
     if _put_off:
         _put_off = False
@@ -36,31 +36,31 @@ def begin_collection() -> None:
 
 
 def leave_all() -> None:
-    """Before the process ends: the system takes back all at once what Python would look through for a second."""
+    """Freeze all objects before the process ends: Python would scan them for a second, the system frees them at once."""
     gc.freeze()
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what torch frees on the CPU, for the next step to use.
+    """Let the C library keep the memory that torch frees on the CPU, so that the next step can use it.
 
-    By default a step of a small model gives its activations back to the system and gets them again page by page,
-    zeroed: for a ViT of 6 layers on 64 px in batches of 16 about 2,500 page faults, a tenth of the step on a virtual
-    machine (`python -m benchmarks memory_reuse`). Elsewhere than with the GNU C library, and where the user has set
-    its variables, nothing is changed.
+    By default, a step of a small model returns its activations to the system and gets them back page by page, zeroed:
+    about 2,500 page faults for a ViT of 6 layers on 64 px in batches of 16, which is a tenth of the step on a virtual
+    machine (`python -m benchmarks memory_reuse`). Nothing changes without the GNU C library, or where the user has set
+    its variables.
     """
     tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in OWN_SETTINGS)
     if tuned or not _is_gnu():
         return
     import ctypes
 
-    with contextlib.suppress(OSError, AttributeError):  # another C library under the same name
+    with contextlib.suppress(OSError, AttributeError):  # a C library that reports as glibc but has no mallopt
         library = ctypes.CDLL(None)
         library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
         library.mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP)
 
 
 def give_back_freed_memory() -> None:
-    """Let the C library give all that is free back to the system, which takes a while; others do nothing."""
+    """Return all free memory to the system, which takes a while; do nothing without the GNU C library."""
     if _is_gnu():
         import ctypes
 

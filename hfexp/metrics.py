@@ -1,7 +1,7 @@
-"""`evaluate.Metric` modules that need no download; each is a node of the `metrics` configuration group.
+"""`evaluate.Metric` modules that need no download; each is an option of the `metrics` config group.
 
-They take what a task offers by name (`predictions`, `prediction_scores`, `references`) and can be used as any
-other `evaluate` module, alone or combined.
+They take the inputs that a task provides by name (`predictions`, `prediction_scores`, `references`) and can be used
+like any other `evaluate` module, alone or combined.
 """
 
 from collections.abc import Iterator
@@ -22,23 +22,23 @@ _KINDS = {CLASS: "one class a row", CLASSES: "several classes a row", NUMBER: "n
 
 
 def _kind(references: np.ndarray) -> str:
-    """Of labels: class ids (N,), truth values of all classes (N, C), or numbers (N,)."""
+    """Return the kind of the labels: class ids (N,), truth values of all classes (N, C), or numbers (N,)."""
     return CLASSES if references.ndim == 2 else NUMBER if references.dtype.kind == "f" else CLASS
 
 
 class _ArrayMetric(evaluate.Metric):
-    """Computes from whole arrays: `evaluate`'s own way through an Arrow file takes 4.5 s for 10,000 x 1,000 scores."""
+    """Computes from whole arrays: for 10,000 x 1,000 scores, `evaluate`'s way through an Arrow file takes 4.5 s."""
 
     inputs = {"predictions": IDS, "references": IDS}
     summary = ""
     kinds: tuple[str, ...] = (CLASS,)
-    """Of the references that it is made for."""
+    """Kinds of references that the metric is defined for."""
 
     def __init__(self) -> None:
         super().__init__()
 
     def _build_data_dir(self) -> str:
-        """Make no directory for Arrow files, which are not written: the home directory may be read-only."""
+        """Create no directory: no Arrow files are written, and the home directory may be read-only."""
         return self._data_dir_root
 
     def _info(self) -> evaluate.MetricInfo:
@@ -46,10 +46,10 @@ class _ArrayMetric(evaluate.Metric):
         return evaluate.MetricInfo(description=self.summary, citation="", features=features)
 
     def compute(self, **kwargs: Any) -> dict[str, float] | None:
-        """Compute from arrays; keyword arguments by the names in `features`.
+        """Compute the metric from arrays, passed as keyword arguments by the names in `inputs`.
 
         Raises:
-            ConfigError: the references are of another kind, for which the number would mean nothing.
+            ConfigError: the references are of a kind for which the metric would be meaningless.
         """
         arrays = {name: np.asarray(kwargs[name]) for name in self.inputs}
         found = _kind(arrays["references"]) if "references" in arrays else self.kinds[0]
@@ -90,7 +90,7 @@ class TopKAccuracy(_ArrayMetric):
 
 
 class PrecisionRecallF1(_ArrayMetric):
-    """`precision_*`, `recall_*` and `f1_*`, averaged over classes (macro) or weighted by their frequency."""
+    """Macro or frequency-weighted averages over the classes: `precision_*`, `recall_*`, `f1_*`."""
 
     kinds = (CLASS, CLASSES)
     summary = "Precision, recall and F1, macro and weighted averages."
@@ -115,9 +115,9 @@ class PrecisionRecallF1(_ArrayMetric):
 
 
 class RocAuc(_ArrayMetric):
-    """Area under the ROC curve, one class against the rest, averaged over the classes present: `roc_auc`.
+    """One-vs-rest area under the ROC curve, averaged over the classes present: `roc_auc`.
 
-    NaN when fewer than two classes are present, where it is not defined.
+    It is NaN when fewer than two classes are present, where it is undefined.
     """
 
     inputs = {"prediction_scores": SCORES, "references": IDS}
@@ -134,7 +134,7 @@ class RocAuc(_ArrayMetric):
 class MeanAveragePrecision(_ArrayMetric):
     """Area under the precision-recall curve, averaged over the classes present: `mean_average_precision`.
 
-    As `sklearn.metrics.average_precision_score` computes it, without interpolation. NaN when no class is present.
+    It equals `sklearn.metrics.average_precision_score`, without interpolation. It is NaN when no class is present.
     """
 
     inputs = {"prediction_scores": SCORES, "references": IDS}
@@ -149,7 +149,7 @@ class MeanAveragePrecision(_ArrayMetric):
 
 
 def _told_apart(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Truth and scores (N,) of each class that some rows have and others have not."""
+    """Yield truth (N,) and scores (N,) of each class that some rows have and others have not."""
     for c in range(scores.shape[-1]):
         truth = references[:, c] > 0 if references.ndim == 2 else references == c
         if 0 < truth.sum() < len(truth):
@@ -157,7 +157,7 @@ def _told_apart(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np
 
 
 class ExactMatch(_ArrayMetric):
-    """Share of rows whose classes are all found, and no others: `exact_match`."""
+    """Share of rows whose predicted classes are exactly the true ones: `exact_match`."""
 
     kinds = (CLASSES,)
     summary = "Share of rows whose set of classes is exactly right."
@@ -179,9 +179,9 @@ class RegressionErrors(_ArrayMetric):
 
 
 class R2(_ArrayMetric):
-    """Share of the labels' variance that is explained: `r2`; 0 for a model that always says their mean.
+    """Share of the labels' variance that the model explains: `r2`; 0 for a model that always predicts their mean.
 
-    NaN when all labels are equal, where it is not defined.
+    It is NaN when all labels are equal, where it is undefined.
     """
 
     inputs = {"predictions": NUMBERS, "references": NUMBERS}
@@ -197,7 +197,7 @@ class R2(_ArrayMetric):
 class Correlation(_ArrayMetric):
     """Pearson's (of values) and Spearman's (of ranks) correlation with the labels: `pearson`, `spearman`.
 
-    NaN when predictions or labels are all equal, where they are not defined.
+    They are NaN when all predictions or all labels are equal, where they are undefined.
     """
 
     inputs = {"predictions": NUMBERS, "references": NUMBERS}
@@ -262,7 +262,7 @@ class ConfusionMatrix(_ArrayMetric):
 
 
 class Perplexity(_ArrayMetric):
-    """Exponential of the mean negative log-likelihood of a token: `perplexity`; over all tokens, not over rows.
+    """Exponential of the mean negative log-likelihood per token: `perplexity`; the mean is over tokens, not rows.
 
     F. Jelinek et al., "Perplexity - a measure of the difficulty of speech recognition tasks", JASA 62, 1977.
     """
@@ -276,7 +276,7 @@ class Perplexity(_ArrayMetric):
 
 
 class TokenAccuracy(_ArrayMetric):
-    """Share of tokens that were the most probable ones, given those before them: `token_accuracy`."""
+    """Share of tokens that the model ranked first, given the tokens before them: `token_accuracy`."""
 
     inputs = {"correct": IDS, "tokens": IDS}
     summary = "Share of tokens that were the most probable ones."

@@ -1,4 +1,4 @@
-"""The model: pretrained or from sizes, with the dataset's label maps, and some parameters frozen if asked."""
+"""The model: pretrained or built from sizes, with the dataset's label maps and, if asked for, frozen parameters."""
 
 import logging
 import re
@@ -24,10 +24,10 @@ OWNED_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
-    """The model's own configuration, as the checkpoint has it; no weights are read. None for `model.build`.
+    """Return the config of the model with `model.config` applied, without reading weights; None for `model.build`.
 
     Raises:
-        ConfigError: the checkpoint, architecture or a field does not exist.
+        ConfigError: the checkpoint, the architecture or a field does not exist.
     """
     if config.build is not None:
         check(config.build, "model", allowed, frozenset({"task", "id2label"}))
@@ -54,7 +54,7 @@ def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> An
     _require_fields(config.config, config_class())
     try:
         return transformers.AutoConfig.for_model(kind, **config.config)
-    except Exception as error:  # validation errors of many kinds, depending on the architecture
+    except Exception as error:  # the type of a validation error depends on the architecture
         raise ConfigError(f"model.config does not fit {config_class.__name__}: {_first_lines(error)}") from error
 
 
@@ -78,15 +78,15 @@ def _require_fields(fields: dict[str, Any], defaults: Any) -> None:
 
 @dataclass
 class ModelSummary:
-    """What was built, for the screen and the record."""
+    """Facts about the model that was built, for the console and the tracking store."""
 
     name: str
     num_parameters: int
     num_trainable: int
     new_tensors: list[str] = field(default_factory=list)
-    """Weights that were not in the checkpoint (or did not fit) and start random."""
+    """Weights that were not in the checkpoint, or had another shape, and start random."""
     head: str | None = None
-    """What became of the checkpoint's head, where there was something to decide."""
+    """Message about the checkpoint's head; None if nothing had to be decided."""
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.num_parameters:,} parameters"
@@ -101,7 +101,7 @@ def build_model(
     """Build or load the model with the right head and label maps.
 
     Returns:
-        The model and a summary of it.
+        The model and its summary.
     """
     labels = task.model_fields(id2label)
     new_tensors: list[str] = []
@@ -116,7 +116,7 @@ def build_model(
         model = auto_class.from_config(model_config, **_load_options(config))
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    # An adapter is saved with the layers that are not those of its pretrained weights, moved ones among them.
+    # PEFT must save these layers with the adapter: they differ from the pretrained weights, reordered heads included.
     model = freeze_or_adapt(model, config, [*new_tensors, *head.moved], allowed)
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -125,7 +125,7 @@ def build_model(
 
 
 def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], allowed: list[str]) -> Any:
-    """The model with those parameters frozen that are not to be trained, and with an adapter if one is asked for.
+    """Freeze the parameters that `model.freeze` names and add the adapter that `model.peft` describes.
 
     Raises:
         ConfigError: a pattern of `model.freeze` or the adapter does not fit the model.
@@ -144,7 +144,7 @@ def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], all
 
 
 def build_own(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> Any:
-    """What the user's model function gives; of the run-time objects it gets those that it takes."""
+    """Call the user's model function; it gets those of the run-time objects that its signature has."""
     from hfexp.targets import locate, parameters
 
     takes = parameters(locate(str(node.get("_target_")), "model._target_", allowed))
@@ -160,7 +160,7 @@ def _load_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any, list[str], Head]:
-    """Load pretrained weights; a head of another size, or of other classes, is replaced."""
+    """Load pretrained weights; replace a head that has another size or other classes."""
     auto_class = getattr(transformers, task.model_class)
     path = local_model(str(config.path))
     options = _source_options(config)
@@ -187,7 +187,7 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
                     f"model.path={config.path} has no model.safetensors (other formats can run code)"
                 ) from error
             raise
-    if hasattr(model.config, "label_names"):  # the timm wrapper writes this list, and would keep the old one
+    if hasattr(model.config, "label_names"):  # the timm wrapper saves this list and would keep the checkpoint's names
         model.config.label_names = list(model.config.id2label.values())
     resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]
     missing = {str(key) for key in info["missing_keys"]}
@@ -196,10 +196,10 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
 
 
 def frozen_parameters(model: Any, patterns: list[str]) -> list[Any]:
-    """Parameters whose name matches a pattern from its start.
+    """Return the parameters whose names match a pattern at their start.
 
     Raises:
-        ConfigError: a pattern matches nothing, or all of them together match everything.
+        ConfigError: a pattern matches nothing, or all patterns together match every parameter.
     """
     named = dict(model.named_parameters())
     frozen = {}

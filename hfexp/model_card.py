@@ -1,4 +1,4 @@
-"""The README.md of a trained model, in the format of Hugging Face's model cards: what was done, and no more."""
+"""The README.md of a trained model, in the format of Hugging Face's model cards; it states measured facts only."""
 
 import math
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from hfexp.screen import printable
 from hfexp.secrets import mask_secrets
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
-"""Prefix of the metrics of each split that is reported."""
+"""Prefixes of the reported metrics, and the split that each belongs to."""
 
 TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 MAX_LABELS = 30
@@ -22,50 +22,50 @@ SHOWN_PARAMS = (
     "trainer.args.weight_decay", "trainer.args.warmup_steps", "trainer.args.lr_scheduler_type",
     "trainer.args.label_smoothing_factor", "trainer.args.bf16", "trainer.args.fp16",
 )  # fmt: skip
-"""Params of the training table; a name stands for all below it too."""
+"""Params shown in the training table; a name includes everything below it."""
 
 
 @dataclass
 class CardFacts:
-    """What is known about a model; all of it was measured or configured."""
+    """Measured or configured facts about a model."""
 
     name: str
     architecture: str
-    """Class of the model."""
+    """Class name of the model."""
     model_class: str
     processor_class: str
-    """Auto classes in `transformers`."""
+    """Names of the auto classes in `transformers`."""
     pipeline: str | None
     """Name of the Transformers pipeline."""
     num_parameters: int
     base_model: str | None
-    """`model.path`, if pretrained."""
+    """`model.path`; None for a model trained from random weights."""
     dataset: str
-    """For people: a Hub id, or the name of the dataset option."""
+    """Name of the dataset for readers: a Hub id or the name of the dataset option."""
     hub_dataset: str | None
-    """Id on the Hub, if it comes from there."""
+    """Id on the Hub, if the dataset comes from there."""
     rows: dict[str, int | None]
-    """Rows by split; None: streamed."""
+    """Number of rows per split; None for a streamed split."""
     labels: list[str]
     metrics: dict[str, float]
-    """`final_eval_*` and `test_*`."""
+    """Metrics with a prefix from `SPLITS`: `final_eval_*` and `test_*`."""
     params: dict[str, Any]
-    """The flattened configuration."""
+    """The flattened config."""
     versions: dict[str, str]
-    """Python and libraries."""
+    """Versions of Python and the libraries."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Fingerprint of the data by split."""
+    """Fingerprint of each split's data."""
     run_id: str | None = None
     command: str | None = None
     git_sha: str | None = None
     num_adapter: int | None = None
-    """Weights of the adapter, if only one was trained."""
+    """Number of weights in the adapter, if only an adapter was trained."""
     notes: list[str] = field(default_factory=list)
-    """Further limits, as sentences."""
+    """More sentences for the list of limits."""
 
 
 def model_card(facts: CardFacts) -> str:
-    """The whole file: YAML metadata and Markdown; tokens and passwords are masked."""
+    """Return the whole file, YAML metadata and Markdown, with tokens and passwords masked."""
     sections = [
         f"# {plain(facts.name)}",
         _introduction(facts),
@@ -107,14 +107,14 @@ def _metadata(facts: CardFacts) -> str:
 
 
 def hub_id(path: str | None) -> str | None:
-    """The path if it is an id on the Hub rather than a local directory."""
+    """Return the path if it is an id on the Hub, None if it is a local directory."""
     if path is None or path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists():
         return None
     return path
 
 
 def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
-    """Split, name and value of each finite score."""
+    """Return split, name and value of each finite score."""
     return [
         (split, name.removeprefix(prefix), float(value))
         for prefix, split in SPLITS.items()
@@ -180,7 +180,7 @@ As a service: `mlflow models serve -m {place} --env-manager local`"""
 
 
 def _loading(facts: CardFacts) -> str:
-    """Lines of Python that give the model."""
+    """Return the lines of Python that load the model."""
     names = f"from transformers import {facts.model_class}, {facts.processor_class}"
     if facts.num_adapter is None:
         return f'{names}\n\nmodel = {facts.model_class}.from_pretrained("path/to/this/directory")'

@@ -1,4 +1,4 @@
-"""Where a run comes from: the choices, overrides and command that asked for it; nothing of it shows a secret."""
+"""The choices, overrides and command that a run was started with; secrets are masked."""
 
 import hashlib
 import re
@@ -12,15 +12,15 @@ from hfexp.secrets import mask_override, mask_secrets
 
 @dataclass(frozen=True)
 class Origin:
-    """What the user asked for, beside the composed values."""
+    """What the user asked for; the composed config is recorded separately."""
 
     choices: dict[str, str]
-    """Option chosen in each configuration group."""
+    """Option chosen in each config group."""
     overrides: list[str]
     command: str
     program: str = "hfexp"
     config_sources: tuple[str, ...] = ()
-    """Directories and packages that the configuration was composed from."""
+    """Directories and packages that the config was composed from."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "command", mask_secrets(self.command))
@@ -28,30 +28,30 @@ class Origin:
 
 
 def command_line(words: list[str]) -> str:
-    """Write the command as it can be typed again, with secrets masked.
+    """Return the command in a form that can be typed again, with secrets masked.
 
     Args:
-        words: what was typed after the program's name.
+        words: the arguments after the program's name.
     """
     program = "hfexp" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
     return mask_secrets(shlex.join([program, *map(mask_override, words)]))
 
 
 def without_sweep(words: list[str]) -> list[str]:
-    """Overrides that say something of a run itself, and not of the sweep that it is a part of."""
+    """Drop the overrides that belong to the sweep (`point`, `search`) and keep those of the run itself."""
     keys = (re.split(r"[=@./]", word.lstrip("+~"), maxsplit=1)[0] for word in words)
     return [word for word, key in zip(words, keys, strict=True) if key not in ("point", "search")]
 
 
 LONGEST_NAME = 200
-"""Bytes of a name in UTF-8: file systems take 255, of which an identity, a number and an ending need some."""
+"""UTF-8 bytes of a name: file systems allow 255, and an identity, a number and a suffix are added to some names."""
 
 
 def file_name(text: str) -> str:
-    """Make a name that is safe as a file or directory; a long one is shortened, and told from others by a hash."""
+    """Make a name that is safe for a file or directory; a long one is cut, and a hash keeps it distinct."""
     name = re.sub(r"[^\w.=+-]+", "_", text).strip("._") or "run"
     if len(name.encode()) <= LONGEST_NAME:
         return name
-    # With a letter: numbers at the end count the starts of one sweep.
+    # The hash has a letter before it, because a number at the end counts the starts of a sweep.
     ending = f"-h{hashlib.sha256(text.encode(errors='backslashreplace')).hexdigest()[:8]}"
     return name.encode()[: LONGEST_NAME - len(ending)].decode(errors="ignore") + ending

@@ -1,7 +1,8 @@
-"""Read what other people, other versions or a crash may have written: as plain data, inside its own directory.
+"""Read files that other people, other versions or a crash may have written: as plain data, inside their directory.
 
-A run directory may be unpacked from an archive, lie on a disk that others write to, or be named by a tag of a shared
-store. Its files say what they like: nothing that they name is opened, sent, removed or built unless it passed here.
+A run directory may come from an archive, lie on a disk that others can write to, or be named by a tag of a shared
+tracking store. Its files can claim anything, so nothing that they name is opened, sent, removed or built unless it has
+passed a check here.
 """
 
 import functools
@@ -14,21 +15,21 @@ from hfexp.errors import DataError
 from hfexp.input_files import open_regular
 
 MAX_BYTES = 64 * 2**20
-"""A record is a few kilobytes; a larger file is none."""
+"""Bytes of the largest record that is read; a real one has a few kilobytes."""
 
 T = TypeVar("T")
 
 
 class DamagedRecord(DataError):
-    """A file of a record can't be read, or does not hold what it should."""
+    """A record file can't be read, or does not hold the expected values."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a regular file; a pipe or a device, which could block for ever, is refused.
+    """Read a regular file; refuse a pipe or a device, which could block for ever.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedRecord: it can't be read.
+        FileNotFoundError: the file does not exist.
+        DamagedRecord: it can't be read, or is larger than `MAX_BYTES`.
     """
     try:
         with open_regular(path) as file:
@@ -43,20 +44,20 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_record(path: Path, shape: type[T]) -> T:
-    """Read a JSON file as a dataclass or another type; keys that the type does not have are left out.
+    """Read a JSON file as a dataclass or another type; keys that the type does not have are ignored.
 
     Raises:
-        FileNotFoundError: there is none.
-        DamagedRecord: it can't be read, or a value is missing or of another type.
+        FileNotFoundError: the file does not exist.
+        DamagedRecord: it can't be read, or a value is missing or has another type.
     """
     return parse(read_bytes(path), shape, str(path))
 
 
 def parse(content: bytes, shape: type[T], name: str) -> T:
-    """Parse JSON as a dataclass or another type; `name` says in messages where it is from.
+    """Parse JSON as a dataclass or another type; `name` is its source, for messages.
 
     Raises:
-        DamagedRecord: it is not JSON, or a value is missing or of another type.
+        DamagedRecord: it is not JSON, or a value is missing or has another type.
     """
     from pydantic import ValidationError
 
@@ -70,14 +71,14 @@ def parse(content: bytes, shape: type[T], name: str) -> T:
 
 @functools.cache
 def _adapter(shape: type[T]) -> Any:
-    """Build the checker of a type once; pydantic is imported where a record is read, not with a `--help`."""
+    """Build the validator of a type once; pydantic is imported late so that `--help` does not wait for it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(shape)
 
 
 def has_shape(value: Any, shape: Any) -> bool:
-    """Tell whether a value that was parsed from JSON fits a type."""
+    """Check whether a value parsed from JSON fits a type."""
     from pydantic import ValidationError
 
     try:
@@ -91,18 +92,18 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file as plain values.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
         DamagedRecord: it can't be read.
-        ConfigError: it is no YAML, or its aliases stand for too much.
+        ConfigError: it is not YAML, or its aliases expand to too many values.
     """
     return bounded_yaml.load(read_bytes(path).decode(errors="replace"), path)
 
 
 def inside(directory: Path, name: str) -> Path:
-    """Give the path of a file or directory below another one.
+    """Return the path of a file or directory below `directory`.
 
     Raises:
-        DamagedRecord: the name is absolute or has a `..`, or a link on its way leads out of the directory.
+        DamagedRecord: the name is absolute or has a `..`, or a symlink on its way leads out of the directory.
     """
     path = directory / name
     is_plain = bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
@@ -112,11 +113,11 @@ def inside(directory: Path, name: str) -> Path:
 
 
 def why_foreign(directory: Path, output_dir: Path) -> str | None:
-    """Say why a run directory is not one of the user's own; None if nothing speaks against it.
+    """Return the reason why a run directory is not one of the user's own; None if it is.
 
-    It must lie in `output_dir`, where links lead, and belong to the user of this process or to the owner of
-    `output_dir`, which the user named: on some network disks and in containers, files belong to neither root nor
-    oneself.
+    With symlinks resolved, it must lie in `output_dir` and belong to the user of this process or to the owner of
+    `output_dir`, a directory that the user has named: on some network disks and in containers, files belong neither
+    to root nor to the user.
     """
     try:
         place, top = directory.resolve(strict=True), output_dir.resolve(strict=True)
@@ -128,7 +129,7 @@ def why_foreign(directory: Path, output_dir: Path) -> str | None:
 
 
 def why_not_owned(directory: Path, output_dir: Path) -> str | None:
-    """Say whose a directory is, if it is neither the user's nor of the owner of `output_dir`."""
+    """Return whose directory it is, if it belongs neither to the user nor to the owner of `output_dir`; else None."""
     if not hasattr(os, "geteuid"):
         return None
     owner = directory.stat().st_uid
@@ -137,7 +138,7 @@ def why_not_owned(directory: Path, output_dir: Path) -> str | None:
 
 
 def why_not_contained(path: Path, directory: Path) -> str | None:
-    """Say what in a file or tree below `directory` leads out of it, or is neither file nor directory."""
+    """Return the first path of a file or tree that leads out of `directory`, or is no file or directory; else None."""
     if path.is_symlink() or not path.is_dir():
         return _why_not_plain(path, directory)
     with os.scandir(path) as entries:

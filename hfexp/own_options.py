@@ -1,4 +1,4 @@
-"""Where options are looked for: the user's own directories come before the shipped configuration."""
+"""The config search path: the user's own directories come before the shipped config."""
 
 import contextlib
 import os
@@ -12,27 +12,27 @@ from hfexp.bounded_yaml import check_directory
 from hfexp.errors import ConfigError
 
 _own_directories: tuple[Path, ...] | None = None
-"""Where the user's own options are; None: Hydra is not composing for hfexp."""
+"""Config directories of the user; None while Hydra is not composing for hfexp."""
 
 
 def conf_dir() -> Path:
-    """The shipped configuration: inside the package when installed, beside it in a checkout."""
+    """Return the directory of the shipped config: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).resolve().parent
     shipped = package / "conf"
     return shipped if shipped.is_dir() else package.parent / "conf"
 
 
 def search_path() -> tuple[Path, ...]:
-    """Where options are looked for: the first directory that has one gives it."""
+    """Return the directories that options are looked up in; the first one that has an option wins."""
     return (*(_own_directories or ()), conf_dir())
 
 
 @contextlib.contextmanager
 def own_options_first(*directories: Path) -> Iterator[None]:
-    """Let Hydra look into these directories before the shipped configuration.
+    """Make Hydra search these directories before the shipped config.
 
     Raises:
-        ConfigError: one of them does not exist, or has a file whose aliases stand for too much.
+        ConfigError: one of them does not exist, or has a file whose aliases expand to too many values.
     """
     global _own_directories
     before = _own_directories
@@ -48,7 +48,7 @@ def own_options_first(*directories: Path) -> Iterator[None]:
 
 
 def find_replaced() -> list[str]:
-    """Find files of the user that are used in place of a shipped one, and differ from it."""
+    """List the user's config files that replace a shipped one and differ from it."""
     found = []
     for directory in search_path()[:-1]:
         for path in sorted(directory.rglob("*.yaml")):
@@ -59,7 +59,7 @@ def find_replaced() -> list[str]:
 
 
 class OwnOptionsFirst(SearchPathPlugin):
-    """Puts the directories of `own_options_first` before the shipped one, which `--config-path` would leave out."""
+    """Puts the directories of `own_options_first` before the shipped config, and keeps that with `--config-path`."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if _own_directories is None:

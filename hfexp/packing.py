@@ -1,4 +1,4 @@
-"""Texts laid end to end and cut into rows of equal length, so that no place of a batch is a filler."""
+"""Texts that are concatenated and cut into rows of equal length, so that no position of a batch is padding."""
 
 import functools
 from typing import Any
@@ -13,9 +13,10 @@ TOKENS = "input_ids"
 
 
 class PackedDataset(ProcessedDataset):
-    """Blocks of `task.block_size` tokens of a split's texts, in their order; what is left at the end is dropped.
+    """A split's texts as blocks of `task.block_size` tokens, in their order; an incomplete last block is dropped.
 
-    Kept tokens are read from the disk, a block at a time; others are made once and stay in memory (4 bytes each).
+    Prepared tokens are read from disk, a block at a time. Otherwise, all texts are tokenized once and stay in memory
+    (4 bytes per token).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -27,11 +28,11 @@ class PackedDataset(ProcessedDataset):
 
     @functools.cached_property
     def _in_memory(self) -> np.ndarray:
-        """All tokens, where they are not kept."""
+        """Tokens of all texts, for a split that is not prepared."""
         return self._of_texts(len(self.rows))
 
     def _of_texts(self, count: int) -> np.ndarray:
-        """Tokens of the first texts."""
+        """Return the tokens of the first `count` texts."""
         size = 256
         parts = [
             np.asarray(row[TOKENS], dtype=np.int32)
@@ -63,7 +64,7 @@ class PackedDataset(ProcessedDataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[int]) -> list[Row]:
-        """Blocks, as rows of model inputs."""
+        """Return blocks as rows of model inputs."""
         return [self._row(self._tokens(key % len(self) * self.block)) for key in keys]
 
     def _tokens(self, start: int) -> np.ndarray:
@@ -75,13 +76,14 @@ class PackedDataset(ProcessedDataset):
         return self.task.preprocess({TOKENS: tokens.tolist()}, self.processor)
 
     def _first(self) -> Row:
-        """The first block, without making the tokens of all texts for it."""
+        """Return the first block without tokenizing all texts for it."""
         count, tokens = 1, self._of_texts(1)
         while len(tokens) < self.block and count < len(self.rows):
             count = min(2 * count, len(self.rows))
             tokens = self._of_texts(count)
+        # `self[1]` raises the ConfigError of a split that is shorter than one block.
         return self._row(tokens[: self.block]) if len(tokens) >= self.block else self[1]
 
     def lengths(self, name: str) -> list[int]:
-        """All are alike."""
+        """Return the same length, the block size, for every row."""
         return [self.block] * len(self)

@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before any weight is loaded: all problems at once, in seconds."""
+"""Preflight checks: load everything but the weights, and report all problems at once, within seconds."""
 
 import os
 import types
@@ -46,24 +46,24 @@ from hfexp.transforms import Transforms, build_transforms
 
 @dataclass
 class Inputs:
-    """What a run is made of, apart from the weights."""
+    """Everything that a run needs, apart from the weights."""
 
     task: Task
     dataset: DatasetDict
     dropped: dict[str, int]
-    """Unreadable samples left out, by split."""
+    """Number of unreadable samples left out, per split."""
     id2label: dict[int, str] | None
     processor: Any
     transforms: Transforms
     metrics: MetricSet
     callbacks: list[Any]
-    """The user's own, from `trainer.callbacks`."""
+    """The user's own callbacks, from `trainer.callbacks`."""
     model_config: Any
-    """The model's own configuration; None for a model that the user builds."""
+    """The `transformers` config of the model; None for a model that the user's code builds."""
 
 
 class _Problems:
-    """Collects the wrong inputs found by several steps; a step that depends on a failed one is left out."""
+    """Collects the problems of several steps; a step whose input is missing because another failed is skipped."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -81,13 +81,13 @@ class _Problems:
         self.found += problems
 
     def raise_any(self) -> None:
-        """All problems found, each once, as one error."""
+        """Raise all problems found, each once, as one ConfigError."""
         if self.found:
             raise ConfigError(join_problems(list(dict.fromkeys(self.found))))
 
 
 class _Skipped(Exception):
-    """A step's input is missing because an earlier step failed."""
+    """An earlier step failed, so this step has no input."""
 
 
 def _need(value: Any) -> Any:
@@ -100,7 +100,7 @@ def prepare(config: Config) -> Inputs:
     """Load everything but the weights and check that it fits together.
 
     Raises:
-        ConfigError: all problems found; nothing was created.
+        ConfigError: names all problems found; nothing has been created.
     """
     _announce_downloads(config)
     problems = _Problems()
@@ -145,7 +145,7 @@ def prepare(config: Config) -> Inputs:
 
 
 def _check_settings(config: Config, problems: _Problems) -> None:
-    """What needs neither task nor data: places, and settings that contradict each other."""
+    """Check what needs neither task nor data: paths, and settings that contradict each other."""
     args = config.trainer.args
     problems.add(check_places(config) + check_strategies(args, config.trainer.early_stopping_patience))
     problems.add(check_support(config) + find_foreign_settings(args))
@@ -155,7 +155,7 @@ def _check_settings(config: Config, problems: _Problems) -> None:
 
 
 def _try_arguments(config: Config, task: Task) -> list[str]:
-    """Let TrainingArguments check itself, and make what follows from it, before anything is created."""
+    """Build and check TrainingArguments before anything is created."""
     check_choices(config.trainer.args)
     arguments = build_arguments(
         config.trainer.args,
@@ -170,7 +170,7 @@ def _try_arguments(config: Config, task: Task) -> list[str]:
 
 
 def _announce_downloads(config: Config) -> None:
-    """Say what may have to come from the Hub: that can take long, and without a network it is tried several times."""
+    """Announce what may have to come from the Hub: a download can take long, and is retried without a network."""
     paths = {"model": config.model.path, "dataset": config.dataset.source.get("path")}
     remote = [f"{kind} {path}" for kind, path in paths.items() if path and not is_local(str(path))]
     if remote and os.environ.get("HF_HUB_OFFLINE") != "1":
@@ -180,7 +180,7 @@ def _announce_downloads(config: Config) -> None:
 def _check_metrics(
     config: Config, task: Task, dataset: DatasetDict, metrics: MetricSet, id2label: dict[int, str] | None
 ) -> list[str]:
-    """Try the metrics on made-up predictions: they must work, and give the one that chooses the best model."""
+    """Try the metrics on made-up predictions: they must work and include `metric_for_best_model`."""
     offered = dict(task.metric_inputs(*task.fake_predictions(id2label)))
     names = [*metrics.scalars(offered), "loss"]
     wanted = str(config.trainer.args.get("metric_for_best_model") or task.metric).removeprefix("eval_")
@@ -205,7 +205,7 @@ def _check_fit(
     skeleton: Any,
     id2label: dict[int, str] | None,
 ) -> list[str]:
-    """A real batch through a model without weights, the head's labels, and the space that checkpoints take."""
+    """Pass a real batch through a model without weights, and check the disk space that checkpoints need."""
     problems: list[str] = []
     splits = streaming.process(dataset, task, processor, transforms, config.seed, config.dataset)
     collate = processing.Collator(task, processor, None, config.seed)
@@ -230,9 +230,9 @@ def _check_fit(
 
 
 def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, Any]) -> bool | None:
-    """Whether a training step leaves trained parameters without a gradient, which is tried without any weights.
+    """Tell whether a training step leaves trained parameters without a gradient, by a step without weights.
 
-    `DistributedDataParallel` must look for them in every step then. None: it can't be told.
+    If so, `DistributedDataParallel` must look for them in every step. Return None if it can't be told.
     """
     skeleton = _skeleton(config, inputs.task, inputs.model_config)
     if skeleton is None:
@@ -242,7 +242,7 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
     try:
         skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-        return None  # e.g. an operation that needs real numbers
+        return None  # e.g. an operation that the meta device does not support because it needs real numbers
     return any(p.requires_grad and p.grad is None for p in skeleton.parameters())
 
 
@@ -256,9 +256,9 @@ def _first(split: Any, name: str) -> dict[str, Any]:
 
 
 def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
-    """The model's structure on the meta device, with what is not trained frozen: no memory, no weights.
+    """Build the model's structure on the meta device, with frozen parameters marked: no memory, no weights.
 
-    None for models that are not made from a configuration alone: the user's own, and timm's.
+    Return None for models that can't be built from a config alone: the user's own, and timm's.
     """
     if model_config is None or model_config.model_type == "timm_wrapper":
         return None

@@ -1,9 +1,9 @@
-"""The deterministic part of a split's transform, done once and kept for every later run.
+"""The cache of prepared splits: the deterministic part of a transform is done once and kept for later runs.
 
-Kept are the rows after the longest run of operations, from the first one on, whose results are whole numbers: images
-as uint8 (a resized image of PIL too), class ids, token ids. What comes after it (e.g. torchvision's `ToTensor`) is
-done when a row is read. An entry of the cache is found by the content of the rows, the operations with all their
-settings, the processor, and the versions of the code that does it.
+The cache keeps the rows after the longest sequence of operations, counted from the first, whose results are whole
+numbers: images as uint8 (PIL images too), class ids, token ids. Later operations (e.g. torchvision's `ToTensor`) run
+whenever a row is read. The key of a cache entry covers the content of the rows, the operations with all their
+settings, the processor, and the versions of the code that does the work.
 """
 
 import contextlib
@@ -39,37 +39,37 @@ from hfexp.threads import map_in_threads, rows_of
 from hfexp.transforms import apply
 
 FORMAT = 1
-"""Of the entries; another one is not found."""
+"""Version of the format of cache entries; an entry of another version is not found."""
 AT_ONCE = 16
-"""Rows that one thread prepares before it takes the next."""
+"""Rows that a thread prepares at a time."""
 TRIED_ROWS = 16
-"""From which the size of an entry is estimated."""
+"""Rows from which the size of a cache entry is estimated."""
 CODE = ("hfexp.images", "hfexp.geometry", "hfexp.decoding", "hfexp.text", "hfexp.preparing")
-"""Own modules whose source every entry depends on, beside those of the task and the operations."""
+"""Modules of hfexp whose source is part of every cache key, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A split's rows after its first operations."""
+    """A split's rows after its first operations, read from the cache."""
 
     reader: ArrayReader
     kinds: dict[str, str]
-    """What each field was before it became an array."""
+    """Type that each field had before it became an array."""
     rest: list[Any]
-    """Deterministic operations that are still to be done."""
+    """Deterministic operations that still have to run when a row is read."""
 
     @property
     def is_whole(self) -> bool:
-        """Nothing is left to do to a row, and rows can be stacked as they are."""
+        """True if no operation is left and the rows can be stacked as they are."""
         return not self.rest and all(self.reader.is_uniform(name) for name in self.reader.fields)
 
     def columns(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """These rows, stacked: each field (B, ...)."""
+        """Return these rows, stacked: each field is (B, ...)."""
         return {name: torch.from_numpy(values) for name, values in self.reader.read(indices).items()}  # pyright: ignore
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
-        """These rows, as the operations left them."""
+        """Return these rows as the operations left them."""
         columns = self.reader.read(indices)
         return [
             {name: from_array(columns[name][place], kind) for name, kind in self.kinds.items()}
@@ -78,7 +78,7 @@ class Prepared:
 
 
 class Preparation:
-    """Prepares splits and keeps them in the cache, as `transform.cache` says."""
+    """Prepares splits and keeps them in the cache, following `transform.cache`."""
 
     def __init__(self, config: Config, task: Task, processor: Any) -> None:
         self.config = config
@@ -89,16 +89,16 @@ class Preparation:
         self.processor = settings_of(processor)
 
     def prepare(self, split: str, rows: Dataset, operations: list[Any]) -> Prepared | None:
-        """The rows of a split after its deterministic operations, or None if they can't be kept.
+        """Return the rows of a split after its deterministic operations, or None if the cache can't keep them.
 
         Args:
-            operations: those of `transform.prepare`, and on evaluated splits of `transform.evaluate`.
+            operations: those of `transform.prepare`, followed on evaluated splits by those of `transform.evaluate`.
 
         Raises:
             DataError: a row can't be read.
         """
         if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
-            return None  # a format may be any function, of which the digest knows nothing
+            return None  # a format may be any function, which the fingerprint of the rows does not cover
         with in_row(lambda: source_row(rows, 0), LEAVE_OUT):
             kinds, count = _first_row(self.task.decode(rows[0]), operations)
         if not count:
@@ -140,7 +140,7 @@ class Preparation:
 
 @dataclass
 class _Work:
-    """Preparing the rows of one split."""
+    """Prepares the rows of one split."""
 
     rows: Dataset
     task: Task
@@ -152,7 +152,7 @@ class _Work:
         self.rest = self.operations[done:]
 
     def estimate(self) -> int:
-        """Bytes that all rows will take, from some of them."""
+        """Estimate the bytes of all rows from `TRIED_ROWS` of them."""
         tried = np.unique(np.linspace(0, len(self.rows) - 1, min(TRIED_ROWS, len(self.rows)), dtype=int))
         sizes = [
             sum(value.nbytes for value in self._one(int(index), self.rows[int(index)]).values()) for index in tried
@@ -184,10 +184,10 @@ class _Work:
 
 
 def require_deterministic(row: Row, operations: list[Any]) -> None:
-    """Try a decoded row twice: what is done once for all epochs must not draw random numbers.
+    """Apply the operations to a decoded row twice: what is done once for all epochs must not draw random numbers.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: an operation draws random numbers.
     """
     for operation in operations:
         results, drew = [], False
@@ -196,7 +196,7 @@ def require_deterministic(row: Row, operations: list[Any]) -> None:
                 seed_cpu(seed)
                 before = rng_state()
                 results.append(apply(operation, row))
-                # An operation that is done with some probability may do nothing in both tries.
+                # An operation that acts with some probability may do nothing in both tries.
                 drew = drew or rng_state() != before
         if drew or not _same(*results):
             raise ConfigError(
@@ -217,7 +217,7 @@ def _same(first: Row, second: Row) -> bool:
 
 
 def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
-    """Kinds of a row's fields after the last operation whose result can be kept, and the number of that operation."""
+    """Return how many operations have a result that can be kept, and the kinds of the row's fields after them."""
     best: tuple[dict[str, str], int] = {}, 0
     for number, operation in enumerate(operations, 1):
         row = apply(operation, row)
@@ -227,7 +227,7 @@ def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
 
 
 def _code(nodes: Any) -> dict[str, str]:
-    """Versions of the libraries, and hashes of the modules of the user and of hfexp, that make a prepared row."""
+    """Return library versions and hashes of the modules (the user's and hfexp's) that a prepared row depends on."""
     found = {name: _version(name) for name in LIBRARIES}
     for target in targets_in(nodes):
         module, home = _homes(target)
@@ -238,7 +238,7 @@ def _code(nodes: Any) -> dict[str, str]:
 
 
 def _homes(target: str) -> tuple[str, str]:
-    """The module in whose name a target is given (`my.module` of `my.module.Class.make`), and the one it is from."""
+    """Return the module by which a target is named (`my.module` of `my.module.Class.make`) and its defining module."""
     module, names = target, list[str]()
     while module and module not in sys.modules:
         module, _, name = module.rpartition(".")
@@ -257,9 +257,9 @@ def _version(package: str) -> str:
 
 
 def _source(module: str) -> dict[str, str]:
-    """Hash of a module's source; nothing for libraries, whose versions count."""
+    """Hash a module's source; return nothing for `LIBRARIES`, whose versions are part of the key."""
     path = getattr(sys.modules.get(module), "__file__", None)
-    if module in CODE:  # whether it was imported yet must not matter
+    if module in CODE:  # the key must not depend on whether the module has been imported yet
         path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
     if not path or module.partition(".")[0] in LIBRARIES:
         return {}
@@ -268,7 +268,7 @@ def _source(module: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar in a terminal, which goes away when it is done; nothing elsewhere."""
+    """Show a progress bar in a terminal and remove it at the end; do nothing elsewhere."""
     if not sys.stdout.isatty():
         yield lambda count: None
         return

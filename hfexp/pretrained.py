@@ -1,4 +1,4 @@
-"""Where pretrained weights are: an id on the Hub, a directory, or a directory inside an installed package."""
+"""Locations of pretrained weights: a Hub id, a directory, or a directory inside an installed package."""
 
 import importlib.util
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from hfexp.errors import ConfigError
 
 PACKAGE = "pkg://"
-"""As in Hydra's search path: `pkg://package/directory`."""
+"""Prefix of a directory in a package, as in Hydra's search path: `pkg://package/directory`."""
 
 
 def local_model(path: str) -> str:
-    """What `from_pretrained` takes: the directory for `pkg://...`, anything else as it is.
+    """Return the argument for `from_pretrained`: the directory of `pkg://...`, anything else unchanged.
 
     Raises:
         ConfigError: the package is not installed.
@@ -25,7 +25,7 @@ def local_model(path: str) -> str:
 
 
 def check_path(path: str) -> None:
-    """Whether a path that looks local is a directory of a model.
+    """Check that a path that looks local is the directory of a model.
 
     Raises:
         ConfigError: it is not.
@@ -40,5 +40,5 @@ def check_path(path: str) -> None:
 
 
 def is_local(path: str) -> bool:
-    """Whether nothing has to be fetched from the Hub."""
+    """Tell whether the path is local, so that nothing has to be fetched from the Hub."""
     return path.startswith(PACKAGE) or Path(path).expanduser().exists()

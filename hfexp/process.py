@@ -1,4 +1,4 @@
-"""Which process this is, in a way that another process can check later: pids are used again, hosts restart."""
+"""The identity of a process, which other processes can check later although pids are reused and hosts restart."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ UNKNOWN = "?"
 
 
 def how_it_ended(exitcode: int | None) -> str:
-    """The exit code of a process in words, as `multiprocessing` gives it."""
+    """Describe an exit code in the convention of `multiprocessing`: a negative one is a signal number."""
     if exitcode is None or exitcode >= 0:
         return f"ended with exit code {exitcode}"
     try:
@@ -23,7 +23,7 @@ def how_it_ended(exitcode: int | None) -> str:
 
 @dataclass(frozen=True)
 class ProcessId:
-    """One process of one start of one machine."""
+    """One process, on one boot of one machine."""
 
     host: str
     pid: int
@@ -36,29 +36,29 @@ class ProcessId:
         return cls(socket.gethostname(), pid, "/".join((*_machine(), _start_of(pid) or "")))
 
     def is_gone(self) -> bool:
-        """True only if it is certain: a process of another host, or of another container, may well live."""
+        """Return True only if it is certain: a process on another host or in another container may still run."""
         own = ProcessId.own()
         here, there = own.started.split("/"), self.started.split("/")
         if self.host != own.host or len(there) != 4 or here[0] != there[0]:
             return False
         if here[1] != there[1]:
-            return bool(here[0])  # this machine, if it is known by more than its name, was started anew since
+            return bool(here[0])  # rebooted since, if it is this machine by its id and not just its name
         return here[2] == there[2] and _start_of(self.pid) not in (there[3], UNKNOWN)
 
     def may_live_here(self) -> bool:
-        """Whether it is a process of this machine that is not gone."""
+        """Tell whether it is a process of this boot and pid namespace that is not known to be gone."""
         own = ProcessId.own()
         return (
             self.host == own.host and self.started.split("/")[:3] == own.started.split("/")[:3] and not self.is_gone()
         )
 
     def is_of_this_boot(self) -> bool:
-        """Whether it ran since this machine was started."""
+        """Tell whether it was started since this machine booted."""
         return self.started.split("/")[:2] == list(_machine()[:2])
 
 
 def _machine() -> tuple[str, str, str]:
-    """This machine, its present start, and the pid namespace (containers count processes for themselves)."""
+    """Return the machine's id, its boot and the pid namespace (each container numbers its own processes)."""
     return (
         _read("/etc/machine-id"),
         _read("/proc/sys/kernel/random/boot_id") or str(_boot_time()),
@@ -67,12 +67,12 @@ def _machine() -> tuple[str, str, str]:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process was started, exactly; None if there is no such process, or only its remains."""
+    """Return the exact start time of a process; None if it is gone or a zombie, `UNKNOWN` if it can't be read."""
     import psutil
 
     try:
         if Path("/proc/self/stat").exists():
-            # proc(5): fields after the name, which may hold anything and ends at the last parenthesis.
+            # proc(5): the name may hold anything and ends at the last parenthesis; the other fields follow it.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             return None if fields[0] in "ZX" else fields[19]
         process = psutil.Process(pid)
@@ -82,7 +82,7 @@ def _start_of(pid: int) -> str | None:
 
 
 def _may_live(pid: int) -> bool:
-    """Whether there is a process that one is not allowed to look at (proc(5), `hidepid`)."""
+    """Tell whether a process exists, even one that this user is not allowed to see (proc(5), `hidepid`)."""
     try:
         os.kill(pid, 0)
     except PermissionError:
@@ -95,7 +95,7 @@ def _may_live(pid: int) -> bool:
 def _boot_time() -> int:
     import psutil
 
-    return int(psutil.boot_time() // 60)  # it moves a little when the clock is set
+    return int(psutil.boot_time() // 60)  # in minutes: it shifts a little when the clock is set
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Datasets whose rows are model inputs, and their batches."""
+"""Datasets whose rows are model inputs, and the collator for their batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,8 +21,8 @@ from hfexp.transforms import Steps, Transforms, apply
 class ProcessedDataset(TorchDataset):
     """Rows of a `datasets.Dataset` as model inputs, processed when they are read, a batch at a time.
 
-    Indexed by keys `epoch * len + index` (see `hfexp.sampling`); a random transform draws from a generator
-    seeded by (seed, key), so a row of an epoch looks the same whoever reads it and whenever.
+    It is indexed by keys `epoch * len + index` (see `hfexp.sampling`). A random transform draws from a generator
+    seeded by (seed, key), so a row looks the same in an epoch whichever process reads it, and whenever.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ProcessedDataset(TorchDataset):
         seed: int | None = None,
         prepared: Prepared | None = None,
     ) -> None:
-        """`seed`: None for a split without randomness; `prepared`: the rows after `steps.fixed`, or some of them."""
+        """`seed`: None for a split without randomness; `prepared`: the rows after all or some of `steps.fixed`."""
         self.rows = rows
         self.task = task
         self.processor = processor
@@ -58,7 +58,7 @@ class ProcessedDataset(TorchDataset):
         return {name: v.item() if torch.is_tensor(v) and not v.ndim else v for name, v in first.items()}
 
     def __getitems__(self, keys: list[int]) -> list[Row] | Row:
-        """A batch as `torch.utils.data` asks for it: rows, or each of their fields stacked to (B, ...)."""
+        """Return a batch for `torch.utils.data`: a list of rows, or a dict of fields stacked to (B, ...)."""
         count = len(self.rows)
         indices = [key % count for key in keys]
         if self.reads_columns:
@@ -72,30 +72,30 @@ class ProcessedDataset(TorchDataset):
         return self.finished(map_batch_in_threads(self._fixed_in_row, stored), keys)
 
     def __iter__(self) -> Iterator[Row]:
-        """Once over the rows; Python would go on through all epochs, for there is a row to every key."""
+        """Yield each row once; every key is valid, so that Python's default iteration would never end."""
         return (self[index] for index in range(len(self)))
 
     def lengths(self, name: str) -> list[int]:
-        """How long an input of each row is, e.g. `input_ids` in tokens; rows that are not kept are made for it."""
+        """Return the length of an input per row, e.g. `input_ids` in tokens; rows not in the cache are processed."""
         if self.prepared is not None and name in self.prepared.reader.fields:
             return self.prepared.reader.lengths(name)
         return [len(row[name]) for row in self]
 
     @row_of_images
     def _fixed_in_row(self, numbered: tuple[int, Row]) -> Row:
-        """Bring a row as it is stored through the deterministic operations."""
+        """Decode a stored row and apply the deterministic operations."""
         index, row = numbered
         with in_row(lambda: source_row(self.rows, index), LEAVE_OUT):
             return self.fixed(self.decode(row))
 
     def fixed(self, row: Row) -> Row:
-        """Bring a row that `decode` gave (or a prepared one) through the deterministic operations."""
+        """Apply the remaining deterministic operations to a row that was decoded or comes from the cache."""
         for operation in self.rest:
             row = apply(operation, row)
         return row
 
     def finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
-        """Make model inputs of rows after the deterministic operations; each draws its random numbers by its key."""
+        """Turn rows into model inputs after the deterministic operations; random numbers follow from the keys."""
         if self.seed is None:
             return [self.task.preprocess(row, self.processor) for row in rows]
         rows = self._random(rows, keys, self.seed)
@@ -103,7 +103,7 @@ class ProcessedDataset(TorchDataset):
         return [{**row, "sample_key": key} for row, key in zip(inputs, keys, strict=True)]
 
     def _random(self, rows: list[Row], keys: list[int], seed: int) -> list[Row]:
-        """Transform each row under its own random numbers."""
+        """Apply the random operations to each row, with a generator seeded by its key."""
         if self.steps.random:
             result = []
             with preserved_rng():
@@ -128,9 +128,9 @@ class ProcessedDataset(TorchDataset):
 
 
 class Collator:
-    """The task's collator, plus batch operations on training batches, drawn from (seed, first key).
+    """The task's collator, plus batch operations on training batches, seeded by (seed, first key, batch size).
 
-    With `finishes=False` the last part (normalisation) is left to `finish`, to be called where the model computes.
+    With `finishes=False`, the last part (normalisation) is left to `finish`, to be called where the model computes.
     """
 
     def __init__(
@@ -171,11 +171,11 @@ def process(
     preparation: Preparation | None = None,
     kind: type[ProcessedDataset] = ProcessedDataset,
 ) -> dict[str, ProcessedDataset]:
-    """Each split as a dataset of model inputs; only the training split is augmented.
+    """Turn each split into a dataset of model inputs; only the training split is augmented.
 
     Args:
-        preparation: keeps what is the same in every epoch; None: rows are processed from the start when they are read.
-        kind: what a split becomes.
+        preparation: the cache of what is the same in every epoch; None: rows are processed when they are read.
+        kind: class of the datasets that are returned.
     """
     splits = {}
     for split, rows in dataset.items():

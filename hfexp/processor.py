@@ -1,4 +1,4 @@
-"""The processor: what brings inputs into the form that a model was trained on."""
+"""The processor: brings inputs into the form that a model was trained on."""
 
 import hashlib
 import json
@@ -18,21 +18,21 @@ TOKENIZER_SETTINGS = (
     "bos_token", "cls_token", "eos_token", "mask_token", "model_max_length", "pad_token", "padding_side", "sep_token",
     "truncation_side", "unk_token", "use_fast",
 )  # fmt: skip
-"""What any tokenizer takes."""
+"""Settings that every tokenizer takes."""
 LIVE_SETTINGS = (
     "chat_template", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
     "truncation_side",
 )  # fmt: skip
-"""Of a tokenizer's settings: those that can be changed once it is made."""
+"""Tokenizer settings that can change after it was created."""
 PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
-"""Of a tokenizer's settings: where it comes from, and what its content holds anyway."""
+"""Tokenizer settings that `settings_of` leaves out: they say where its files are, or repeat their content."""
 
 
 def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
-    """The processor named by `model.processor._target_`, or else the pretrained model's own, with the given settings.
+    """Load the processor of `model.processor._target_`, or the pretrained model's own, with the configured settings.
 
     Raises:
-        ConfigError: the checkpoint has none, or a setting does not exist.
+        ConfigError: the checkpoint has no processor, or a setting does not exist.
     """
     if config.processor.get("_target_"):
         try:
@@ -66,7 +66,7 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
 
 
 def settings_of(processor: Any) -> dict[str, Any]:
-    """All that decides what a processor does, as plain values; of a tokenizer its vocabulary too."""
+    """Return everything that decides what a processor does, as plain values; a tokenizer's content is hashed."""
     if processor is None:
         return {}
     if not isinstance(processor, transformers.PreTrainedTokenizerBase):
@@ -80,7 +80,7 @@ def settings_of(processor: Any) -> dict[str, Any]:
 
 
 def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
-    """Processors ignore settings they don't know, and that of a timm model ignores all."""
+    """Raise ConfigError for settings that a processor would silently ignore: unknown ones, and all for timm models."""
     if settings and hasattr(processor, "data_config"):
         raise ConfigError(
             f"model.processor.{next(iter(settings))}: the processor of a timm model takes no settings; how it fits "
