@@ -36,7 +36,7 @@ def begin_collection() -> None:
 
 
 def leave_all() -> None:
-    """Freeze all objects before the process ends: Python would scan them for a second, the system frees them at once."""
+    """Freeze all objects before the process ends: the system frees them at once, Python would take a second."""
     gc.freeze()
 
 

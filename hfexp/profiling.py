@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a torch profiler trace, written beside the run's other artifacts."""
+"""A callback that profiles training steps with torch's profiler and writes the trace beside the run's artifacts."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class ProfileCallback(TrainerCallback):
     """Profiles `active` steps after `wait` + `warmup` others.
 
-    Writes `profile/trace.json` (for https://ui.perfetto.dev) and `profile/operators.txt`, the operators by time.
+    It writes `profile/trace.json` (for https://ui.perfetto.dev) and `profile/operators.txt`, the operators by time.
     """
 
     def __init__(self, wait: int = 2, warmup: int = 2, active: int = 4) -> None:

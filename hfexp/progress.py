@@ -1,4 +1,4 @@
-"""Training progress: one bar in a terminal, one line per evaluation elsewhere; and the record of what is logged."""
+"""Callbacks for progress (a bar in a terminal, a line per evaluation elsewhere) and for recording what is logged."""
 
 import contextlib
 import sys
@@ -15,7 +15,7 @@ from hfexp.screen import end_bar, is_terminal, move_bar, say
 
 
 class RecordTraining(TrainerCallback):
-    """Passes what the Trainer logs to the record, at its step, and says which checkpoints there are."""
+    """Records what the Trainer logs, at its step, and announces checkpoints to the recorder."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -39,23 +39,23 @@ class RecordTraining(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record what was logged before the checkpoint; it is new where the recording process was killed first."""
+        """Record the logs from before the checkpoint again: a recording process that was killed may lack some."""
         if state.is_world_process_zero:
             for entry in state.log_history:
                 logs = {name: value for name, value in entry.items() if name != "step"}
                 self._record(logs, int(entry["step"]))
 
     def _record(self, logs: dict[str, float], step: int) -> None:
-        # Own metrics and callbacks may give NumPy's numbers, or tensors of one.
+        # The user's metrics and callbacks may log NumPy numbers or one-element tensors.
         numbers = {name: float(value) for name, value in logs.items() if hasattr(value, "__float__")}
         self.recorder.tracker.log_metrics(numbers, step)
 
 
 class DrawSamples(TrainerCallback):
-    """Draws the training samples at the first pause of the training, when it logs or its first epoch ends."""
+    """Draws the training samples when training first pauses: at its first log or the end of its first epoch."""
 
     def __init__(self, recorder: Recorder, aside: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
-        """`aside`: what is done in its block counts in no rate of the training."""
+        """`aside`: makes a context whose time counts in no training rate."""
         self.recorder = recorder
         self.aside = aside
 
@@ -68,11 +68,11 @@ class DrawSamples(TrainerCallback):
 
 
 BAR_INTERVAL = 0.1
-"""Seconds between two movements of the bar."""
+"""Seconds between two updates of the bar."""
 
 
 class ShowProgress(TrainerCallback):
-    """Epoch, loss, validation metric, samples per second and time to go."""
+    """Shows epoch, loss, validation metric, samples per second and remaining time."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -80,7 +80,7 @@ class ShowProgress(TrainerCallback):
         self.started = 0.0
         self.first_step = 0
         self._first_ended: tuple[float, int] | None = None
-        """Time and step; the first takes longer than any other (it may compile), so the rate is counted from here."""
+        """Time and step at the end of the first step, which is the slowest (it may compile); rates count from here."""
         self.train_seconds = 0.0
         self._next = 0.0
 
@@ -126,7 +126,7 @@ class ShowProgress(TrainerCallback):
         if not is_terminal() and state.is_world_process_zero and state.global_step:
             left = (state.max_steps - state.global_step) / max(self._steps_per_second(state), 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
-            epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch  # without a known end
+            epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch  # a stream may have no known end
             say(f"  {epoch}  step {state.global_step}/{state.max_steps}  {self._text(args, state)}  {left:.0f} s left")
 
     def on_train_end(
@@ -135,13 +135,13 @@ class ShowProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Release the terminal, also after an error."""
         if self.started:
             self.train_seconds = time.perf_counter() - self.started
         end_bar()
 
     def _steps_per_second(self, state: TrainerState) -> float:
-        """Evaluating and saving included."""
+        """Return the mean rate, with the time of evaluation and saving included."""
         first = self._first_ended
         since, step = first if first and state.global_step > first[1] else (self.started, self.first_step)
         return (state.global_step - step) / max(time.perf_counter() - since, 1e-9)

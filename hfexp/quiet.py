@@ -1,4 +1,4 @@
-"""Libraries speak through us: their progress bars and walls of warnings stay off the screen."""
+"""Logging setup: show hfexp's own warnings, and silence the progress bars and warnings of libraries."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from hfexp.secrets import mask_secrets
 
 
 def quiet_libraries() -> None:
-    """Show our own warnings, and only errors of the libraries; `HFEXP_VERBOSE=1` lets everything through."""
+    """Show hfexp's warnings, and only errors of the libraries; `HFEXP_VERBOSE=1` shows everything."""
     own = logging.getLogger("hfexp")
     if not any(isinstance(handler, _ScreenHandler) for handler in own.handlers):
         own.addHandler(_ScreenHandler(logging.WARNING))
@@ -31,45 +31,45 @@ def quiet_libraries() -> None:
     transformers.logging.disable_progress_bar()
     for name in ("mlflow", "alembic", "filelock", "fsspec", "matplotlib", "httpx", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # Accelerate moves batches that are on the CPU already; torch warns about pinning without an accelerator.
+    # Without an accelerator, torch warns about pinned memory; batches are on the CPU already.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
-    # Of odd image files Pillow tells with lines of its own code; those that can't be read are named by us.
+    # Pillow warns about odd image files with lines of its own code; hfexp names the files that can't be read.
     warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
 class _ScreenHandler(logging.Handler):
-    """Shows our warnings as notes."""
+    """Shows hfexp's warnings as notes on the console."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
 
 
 class _MaskingFormatter(logging.Formatter):
-    """Without secrets: the log becomes part of the record, and libraries put whole addresses into their errors."""
+    """Masks secrets: the log file is recorded with the run, and libraries put whole addresses into their errors."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_secrets(super().format(record))
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that says once that it can't be written; `logging` prints a traceback for each line."""
+    """A log file that reports once that it can't be written; `logging` would print a traceback for each line."""
 
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Tell of the error that is being handled."""
+        """Print a note about the exception that is being handled."""
         if not self._told:
             self._told = True
             note(f"{self.baseFilename} can't be written: {first_line(sys.exception() or OSError())}")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what was not written by now; it was told
+        with contextlib.suppress(OSError):  # `handleError` has already reported that the file can't be written
             super().close()
 
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Write hfexp's log messages to a file meanwhile."""
+    """Write hfexp's log messages to a file within the block."""
     root = logging.getLogger("hfexp")
     handler = _LogFile(path)
     handler.setFormatter(_MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,4 +1,4 @@
-"""Images as they come from outside, for prediction: encoded, as text, or as arrays."""
+"""Images for prediction as callers pass them: encoded, as base64 text, or as arrays."""
 
 import base64
 import binascii
@@ -19,10 +19,10 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}\s*")
 
 
 def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
-    """One raw image as a row.
+    """Turn one raw image into a row.
 
     Raises:
-        DataError: it is none, can't be read, or has more than `max_pixels`.
+        DataError: it is not an image, can't be read, or has more than `max_pixels`.
     """
     if isinstance(value, PIL.Image.Image):
         return {"image": value}
@@ -30,11 +30,11 @@ def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
         return {"image": _from_array(value)}
     if isinstance(value, str | bytes | bytearray | memoryview):
         data = value.encode() if isinstance(value, str) else bytes(value)
-        # Depending on the request, MLflow's server hands base64 text over as bytes; no image looks like it.
+        # Depending on the request, MLflow's server passes base64 text as bytes; no encoded image looks like that.
         is_text = isinstance(value, str) or _BASE64.fullmatch(data)
         data = _from_base64(data) if is_text else data
         name = f"an image of {len(data):,} bytes"
-        with reading(name):  # a copy: some decoders of Pillow read again when their image is used
+        with reading(name):  # a copy, because some of Pillow's decoders read again when their image is used
             return {"image": read_encoded(io.BytesIO(data), name, max_pixels).copy()}
     raise DataError(
         f"an encoded image (bytes or base64 text), a uint8 array or a PIL image is needed, not {type(value).__name__}"
@@ -42,7 +42,7 @@ def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
 
 
 def image_bytes(row: Row, most: int = 100_000) -> bytes:
-    """The encoded image of a row as `datasets` stores it undecoded; made smaller if it has more than `most` bytes."""
+    """Return a row's encoded image, which `datasets` has not decoded; shrink it if it has more than `most` bytes."""
     data = stored_bytes(row["image"])
     if len(data) <= most:
         return data

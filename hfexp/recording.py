@@ -1,4 +1,4 @@
-"""What of an experiment goes into its record, from its inputs to its model."""
+"""The recorder: sends an experiment's inputs, metrics, checkpoints, report and model to the tracking store."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ RESULTS = "results.json"
 
 @dataclass
 class Recorder:
-    """Tells the record about one experiment: `begin`, `checkpoint` while it trains, `finish`."""
+    """Records one experiment: `begin`, then `checkpoint` while it trains, then `finish` or `give_up`."""
 
     tracker: Tracker
     config: Config
@@ -47,15 +47,15 @@ class Recorder:
     inputs: Inputs
     directory: RunDirectory
     data: list[dict[str, Any]] = field(default_factory=list)
-    """The data inputs, see `hfexp.tracking.lineage.dataset_inputs`."""
+    """Datasets of the run, see `hfexp.tracking.lineage.dataset_inputs`."""
     model: dict[str, str] = field(default_factory=dict)
-    """What is known of the model before training."""
+    """Source of the model before training, as tags, see `hfexp.tracking.lineage.model_source`."""
     summary: ModelSummary | None = None
     _not_drawn: Any = None
-    """The training split, until `draw_samples`."""
+    """The training split between `begin` and `draw_samples`, else None."""
 
     def begin(self, model: Any, summary: ModelSummary, train_dataset: Any) -> None:
-        """Data and model that the run begins with."""
+        """Record the data and the model that the run starts with."""
         self.summary = summary
         params: dict[str, Any] = {
             "model.num_parameters": summary.num_parameters,
@@ -79,17 +79,17 @@ class Recorder:
         self._not_drawn = train_dataset
 
     def draw_samples(self) -> None:
-        """The training samples as a picture, once; after the first steps, which need not wait for it."""
+        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
         if self._not_drawn is not None:
             draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self.directory.artifacts)
             self.tracker.log_artifacts(self.directory.artifacts)
             self._not_drawn = None
 
     def checkpoint(self, path: Path, step: int, model: Any) -> None:
-        """A checkpoint that has just been written."""
+        """Record a checkpoint that has just been written."""
         try:
             self._record_checkpoint(path, step, model)
-        except OSError as error:  # training is worth more than its record
+        except OSError as error:  # a record that can't be written must not stop the training
             screen.note(f"{path.name} could not be recorded: {error}")
 
     def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
@@ -112,7 +112,7 @@ class Recorder:
         splits: dict[str, Any],
         seconds: float,
     ) -> ClassReport | None:
-        """Final numbers, the report and the model, at the step that the saved model comes from.
+        """Record final metrics, report and model, at the step that the saved model comes from.
 
         Returns:
             The class report of the last split.
@@ -132,17 +132,17 @@ class Recorder:
         return report
 
     def give_up(self, metrics: dict[str, float], step: int, pruned_step: int) -> None:
-        """A sweep ended the run early: what it has measured, and no model.
+        """Record a run that a sweep has pruned: its metrics so far, and no model.
 
         Args:
-            metrics: the best that it came to, at `step`.
+            metrics: the best values that the run reached, at `step`.
         """
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
         self.tracker.log_metrics(metrics, step)
         self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
-        """The final model as an MLflow model, checked before anybody relies on it."""
+        """Record the final model as an MLflow model, after checking that it predicts what the trained one does."""
         saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
         if saved is None:
             self.tracker.log_artifacts(self.directory.model, "model")
@@ -160,7 +160,7 @@ class Recorder:
         self.tracker.record("model", **content, step=step, metrics=shown, register=register)
 
     def _verify(self, saved: SavedModel, model: Any) -> None:
-        """Load what was saved and compare; a difference is said and recorded, and costs nobody the training."""
+        """Load the saved model and compare its predictions; report and record a difference, but don't fail the run."""
         try:
             verify_model(saved, self._predictor(model), self._examples())
             self.tracker.set_tags({"hfexp.model_verified": "true"})
@@ -169,7 +169,7 @@ class Recorder:
             self.tracker.set_tags({"hfexp.model_verified": f"false: {error}"})
 
     def _save(self, model: Any, place: Path, weights: Path, card: str | None) -> SavedModel | None:
-        """As an MLflow model; None if the task can't predict on raw inputs."""
+        """Save the model as an MLflow model; return None if the task can't predict on raw inputs."""
         examples = self._examples()
         if not examples:
             return None
@@ -199,7 +199,7 @@ class Recorder:
         return [example for example in found if example is not None]
 
     def _facts(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: float) -> ReportFacts:
-        """For the report."""
+        """Collect the facts for the report."""
         model = {"parameters": f"{self.summary.num_parameters:,}" if self.summary else "", **self.model}
         model = {name.removeprefix("hfexp.model_"): value for name, value in model.items()}
         return ReportFacts(
@@ -228,7 +228,7 @@ class Recorder:
         }
 
     def _card(self, model: Any, metrics: dict[str, float]) -> CardFacts:
-        """For the model's README."""
+        """Collect the facts for the model's README."""
         config, inputs = self.config, self.inputs
         foreign = self._recipe().foreign_targets()
         source = config.dataset.source

@@ -1,7 +1,7 @@
-"""Recorded runs, read from the tracking store and never written.
+"""Recorded runs, read from the tracking store; nothing is written.
 
-A SQLite store is read with the standard library, straight from MLflow's tables: a thousand runs take a fraction of the
-time that importing MLflow alone does. Other stores, filters and tables of another shape go through MLflow's client.
+A SQLite store is read with the standard library, straight from MLflow's tables: reading a thousand runs takes a
+fraction of the time of importing MLflow. Other stores, filters and unknown table layouts go through MLflow's client.
 """
 
 import json
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass
 class RunRecord:
-    """One run as the store has it; metrics are the latest values."""
+    """One run from the store; metrics are the latest values."""
 
     run_id: str
     name: str
@@ -37,17 +37,17 @@ class RunRecord:
     experiment: str
     status: str
     start_time: int | None
-    """Milliseconds since 1970, as MLflow counts."""
+    """Milliseconds since 1970, as in MLflow."""
     end_time: int | None
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     inputs: list[dict[str, Any]] = field(default_factory=list)
-    """Datasets: `name`, `digest`, `context`, and `rows` as the profile that was recorded with them has it, or None."""
+    """Datasets: `name`, `digest`, `context`, and `rows` from the recorded profile, or None."""
 
     @property
     def seconds(self) -> float | None:
-        """Count from start to end; None for a run that has not ended, or whose clock was set back so far meanwhile."""
+        """Seconds from start to end; None for a run that has not ended, or whose clock was set back to before its start."""
         if self.start_time is None or self.end_time is None or self.end_time < self.start_time:
             return None
         return (self.end_time - self.start_time) / 1000
@@ -56,12 +56,12 @@ class RunRecord:
 def read_runs(
     uri: str, experiment: str | None = None, run_ids: Iterable[str] | None = None, where: str | None = None
 ) -> list[RunRecord]:
-    """Runs of a store, newest first; deleted runs and those of deleted experiments are not among them.
+    """Read runs of a store, newest first, without deleted runs and those of deleted experiments.
 
     Args:
-        uri: as `hfexp.tracking.store.tracking_uri` gives it.
-        experiment: name of the experiment to keep to.
-        run_ids: ids of the runs to keep to.
+        uri: tracking URI from `hfexp.tracking.store.tracking_uri`.
+        experiment: name of the only experiment to read.
+        run_ids: ids of the only runs to read.
         where: filter as in `MlflowClient.search_runs`.
     """
     chosen = None if run_ids is None else list(dict.fromkeys(run_ids))
@@ -71,20 +71,20 @@ def read_runs(
 
 
 def newest_run(uri: str) -> RunRecord | None:
-    """The run that was started last, None if there is none; cheap however many there are."""
+    """Read the run that was started last, None if there is none; no other run is fetched."""
     found = _in_database(uri, lambda connection: _sql_runs(connection, limit=1))
     found = _client_runs(uri, limit=1) if found is None else found
     return found[0] if found else None
 
 
 def list_runs(uri: str) -> list[RunRecord]:
-    """All runs of a store, newest first; quickly, and maybe without params, metrics and tags."""
+    """Read all runs of a store, newest first; from SQLite quickly, without params, metrics, tags and inputs."""
     known = _in_database(uri, lambda connection: _sql_runs(connection, details=False))
     return read_runs(uri) if known is None else known
 
 
 def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
-    """All recorded values of a metric as (step, value), in the order of the steps."""
+    """Read all recorded values of a metric as (step, value), ordered by step."""
 
     def points(connection: sqlite3.Connection) -> list[tuple[int, int, float]]:
         query = "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?"
@@ -98,7 +98,7 @@ def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
 
 
 def _number(value: float, is_nan: bool = False) -> float:
-    """A metric as it was logged: databases keep NaN as a flag, and infinity as the largest number there is."""
+    """Restore a metric as it was logged: databases keep NaN as a flag and infinity as the largest finite number."""
     if is_nan:
         return math.nan
     return math.copysign(math.inf, value) if abs(value) >= sys.float_info.max else value
@@ -117,14 +117,14 @@ def _dataset_order(dataset: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
-    """What `read` finds in a SQLite store; None if the store is of another kind or its tables are of another shape."""
+    """Return what `read` finds in a SQLite store; None for another kind of store, or for an unknown table layout."""
     path = _database_path(uri)
     if path is None:
         return None
     try:
         address = f"file:{quote(str(path.absolute()))}?mode=ro"
         with closing(sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-            # In one transaction: all queries see the same state, whatever is written meanwhile.
+            # One transaction, so that all queries see the same state while others write.
             connection.execute("BEGIN")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not {"runs", "experiments"} <= tables:
@@ -170,12 +170,12 @@ def _sql_runs(
 
 
 def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> None:
-    """Add params, metrics, tags and inputs."""
+    """Add params, metrics, tags and inputs to the runs."""
     ids = json.dumps(list(runs))
 
     def rows(columns: str, table: str) -> Iterator[tuple[Any, ...]]:
         query = f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN (SELECT value FROM json_each(?))"  # noqa: S608
-        return connection.execute(query, (ids,))  # the names are those below
+        return connection.execute(query, (ids,))  # the columns and tables are the constants below
 
     for run_id, key, value in rows("key, value", "params"):
         runs[run_id].params[key] = value
@@ -198,9 +198,9 @@ def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> 
 
 @contextmanager
 def _client(uri: str) -> Iterator[Any]:
-    """MLflow's client; what it can't do is said in one line. A SQLite store is opened read-only."""
+    """Open MLflow's client, a SQLite store read-only; MLflow's errors become a RunError of one line."""
     if path := _database_path(uri):
-        uri = sqlite_address(path.absolute(), read_only=True)  # else an older store would be given new tables
+        uri = sqlite_address(path.absolute(), read_only=True)  # else MLflow would create new tables in an older store
     elif problem := find_problem(uri) or why_unreachable(uri):
         raise ConfigError(problem)
     from mlflow import MlflowClient
@@ -220,7 +220,7 @@ def _client_runs(
 ) -> list[RunRecord]:
     from mlflow.exceptions import MlflowException
 
-    _in_database(uri, lambda connection: True)  # a file that is no store must not be made into one
+    _in_database(uri, lambda connection: True)  # MLflow would turn a file that is not a store into one
     chosen = [f"attributes.run_id IN ({', '.join(map(repr, run_ids))})"] if run_ids else []
     condition = " AND ".join([*chosen, where] if where else chosen)
     with _client(uri) as client:
@@ -239,7 +239,7 @@ def _client_runs(
 
 
 def _pages(search: Callable[..., Any], limit: int = 0, **arguments: Any) -> list[Any]:
-    """What a search finds, on all its pages or on a first one of `limit` entries."""
+    """Return the results of a search from all its pages, or only the first `limit`."""
     page = search(**arguments, max_results=limit or PAGE)
     found = list(page)
     while page.token and not limit:

@@ -1,4 +1,4 @@
-"""A row as arrays of whole numbers (and single real ones, as labels are), as it is kept on disk, and back."""
+"""Conversion of a row to arrays of whole numbers (and single floats, as labels), as the cache keeps it, and back."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ TENSORS = {torch.Tensor: "tensor", tv_tensors.Image: "image"}
 
 
 class NotWholeNumbersError(Exception):
-    """A row holds something that is not kept."""
+    """A row holds a value that can't be kept without loss."""
 
 
 def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:
-    """A row as arrays of whole numbers, and what they were."""
+    """Convert a row to arrays, and return them with the kind that each field had."""
     found = {name: _to_array(name, value) for name, value in row.items()}
     return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
 
@@ -26,7 +26,7 @@ def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:
 def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
     if isinstance(value, PIL.Image.Image) and value.mode in ("L", "RGB"):
         return np.asarray(value), f"PIL {value.mode}"
-    # Exactly these classes: others (boxes, masks, truth values) would come back as something else.
+    # Exactly these classes: a subclass (boxes, masks, truth values) would not come back as itself.
     if (
         isinstance(value, torch.Tensor)
         and type(value) in TENSORS
@@ -45,7 +45,7 @@ def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
 
 
 def from_array(array: Any, kind: str) -> Any:
-    """What `to_arrays` was given."""
+    """Convert an array back to the value that `to_arrays` was given."""
     if kind.startswith("PIL"):
         return PIL.Image.fromarray(array)
     if kind.startswith(("image", "tensor")):

@@ -1,4 +1,4 @@
-"""The directory of one run: named by identity, held by a lock while the run lives, continued or numbered anew."""
+"""Run directories: named by the experiment's identity, locked while the run lives, resumed or numbered."""
 
 import contextlib
 import hashlib
@@ -35,11 +35,11 @@ class RunDirectory:
     path: Path
     state: RunState
     resumed: bool
-    """The run had been started before and is being continued."""
+    """True if the run was started before and is being continued."""
     checkpoint: Path | None
-    """The newest whole checkpoint, to resume from."""
+    """The newest complete checkpoint, to resume from."""
     began: float = 0.0
-    """When this process began to work in it, by a clock that nobody sets."""
+    """Time of the monotonic clock when this process began to work in the directory."""
 
     @property
     def name(self) -> str:
@@ -51,19 +51,19 @@ class RunDirectory:
 
     @property
     def artifacts(self) -> Path:
-        """Files to be recorded with the run."""
+        """Directory of the files that are recorded with the run."""
         return self.path / "artifacts"
 
     @property
     def model(self) -> Path:
-        """Where the final model is saved."""
+        """Directory of the final model."""
         return self.path / "model"
 
     def save_state(self) -> None:
         save_state(self.path, self.state)
 
     def begin(self, git_sha: str = "") -> None:
-        """Write down that this process is working in it."""
+        """Save that this process is working in the directory."""
         state, process = self.state, ProcessId.own()
         if state.last_started:
             state.seconds += max(0.0, _last_sign(self.path) - state.last_started)
@@ -74,19 +74,19 @@ class RunDirectory:
         self.save_state()
 
     def end(self, status: str) -> None:
-        """Set how it ended, to be saved."""
+        """Set how the run ended; the caller saves it."""
         self.state.status = status
         self.state.seconds += time.monotonic() - self.began
         self.state.last_started = 0.0
 
 
 def run_name(config: Config, origin: Origin) -> str:
-    """Name of a run without its identity: `name`, or the model and dataset options."""
+    """Return the name of a run without its identity: `name`, or the model and dataset options."""
     return config.name or f"{origin.choices.get('model', 'model')}-{origin.choices.get('dataset', 'data')}"
 
 
 def experiment_name(config: Config, origin: Origin) -> str:
-    """`tracking.experiment`, or the dataset option."""
+    """Return `tracking.experiment`, or the dataset option."""
     return config.tracking.experiment or origin.choices.get("dataset") or "default"
 
 
@@ -94,13 +94,13 @@ def experiment_name(config: Config, origin: Origin) -> str:
 def open_run_directory(
     config: Config, origin: Origin, git_sha: str = "", splits: dict[str, dict[str, Any]] | None = None
 ) -> Iterator[RunDirectory]:
-    """Continue the unfinished run of this identity, or begin a new one; hold its lock meanwhile.
+    """Continue the unfinished run of this identity, or start a new one; hold its lock meanwhile.
 
-    A point of a sweep has its own run, whatever else is of the same identity; other runs leave that one alone. A run
-    that was started with other data is not continued.
+    A point of a sweep has a run of its own, even if other runs have the same identity, and those leave it alone. A run
+    whose data has changed is not continued.
 
     Args:
-        splits: the data, as `hfexp.tracking.lineage.split_digests` describes it.
+        splits: digest and size of each split, from `hfexp.tracking.lineage.split_digests`.
 
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
@@ -118,13 +118,13 @@ def open_run_directory(
 
 
 def find_run(config: Config, origin: Origin) -> tuple[Path, RunState] | None:
-    """The latest run of this identity, if there is one; nothing is created."""
+    """Find the latest run of this identity, if there is one; nothing is created."""
     parent, stem, _ = _place(config, origin)
     return _latest(parent, stem, config.point) if parent.is_dir() else None
 
 
 def _place(config: Config, origin: Origin) -> tuple[Path, str, str]:
-    """Where runs of this experiment are, how their names begin, and its identity."""
+    """Return the directory of this experiment's runs, the stem of their names, and the experiment's identity."""
     identity = config_hash(config)
     parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
     return parent, f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}", identity
@@ -132,7 +132,7 @@ def _place(config: Config, origin: Origin) -> tuple[Path, str, str]:
 
 @contextlib.contextmanager
 def open_sweep_directory(path: Path, git_sha: str = "") -> Iterator[RunDirectory]:
-    """The directory of a sweep as that of a run: with its lock, its state and its record.
+    """Open the directory of a sweep like that of a run: with its lock, its state and its record.
 
     Raises:
         ConfigError: the sweep is running now.
@@ -155,7 +155,7 @@ def open_sweep_directory(path: Path, git_sha: str = "") -> Iterator[RunDirectory
 
 @contextlib.contextmanager
 def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunState] | None]) -> Iterator[None]:
-    """Hold the lock of a run; `holder`: the directory of who may have it."""
+    """Hold the lock of a run; `holder` finds the directory whose process may hold it."""
     lock = _lock(parent, state)
     try:
         lock.acquire()
@@ -168,7 +168,7 @@ def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunSta
 
 
 def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] | None) -> None:
-    """The lock is held: by the experiment itself, or by somebody who delivers what its dead process left."""
+    """Refuse if the experiment itself holds the lock; wait for a process that delivers a dead run's record."""
     state = holder[1] if holder else RunState("")
     what, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
     if not ProcessId(state.host, state.pid, state.process).is_gone():
@@ -180,9 +180,9 @@ def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] |
 
 @contextlib.contextmanager
 def held_run(path: Path) -> Iterator[RunState | None]:
-    """Hold the lock of a run directory whose process is gone, with its state.
+    """Hold the lock of a run directory whose process is gone, and yield its state.
 
-    None if a process is working in it, or if it is no run directory.
+    Yield None if a process is working in it, or if it is not a run directory.
     """
     state = read_state(path)
     if state is None:
@@ -201,13 +201,13 @@ def held_run(path: Path) -> Iterator[RunState | None]:
 
 
 def _last_sign(path: Path) -> float:
-    """When a run that is gone last logged or saved anything, in seconds since 1970; 0 if it never did."""
+    """Return when a run last logged or saved anything, in seconds since 1970; 0 if it never did."""
     signs = (path / "hfexp.log", path / "checkpoints")
     return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
 
 
 def _lock(parent: Path, state: RunState) -> SharedLock:
-    """Of an identity; points of sweeps have each their own, as several may be of one identity."""
+    """Return the lock of an identity; each point of a sweep has its own, because several may share an identity."""
     name, locks = state.config_hash[:16], parent / ".locks"
     if state.point is not None:
         name += f"-{hashlib.sha256(state.point.encode()).hexdigest()[:8]}"
@@ -239,7 +239,7 @@ def _choose(
 
 
 def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
-    """Name the splits that differ, and how; empty if none does, or if nobody can tell."""
+    """Describe how the splits differ; empty if they do not, or if one side is unknown."""
     if before is None or now is None:
         return ""
     found = []
@@ -259,7 +259,7 @@ def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDir
         try:
             path.mkdir(parents=True)
             break
-        except FileExistsError:  # a point of the same identity was faster: its lock is another one
+        except FileExistsError:  # a sweep point of the same identity was faster; it holds another lock
             path = parent / _next_name(parent, stem)
     state = RunState(identity, first_started=time.time(), point=point)
     directory = RunDirectory(path, state, resumed=False, checkpoint=None)
@@ -268,7 +268,7 @@ def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDir
 
 
 def _numbered(parent: Path, stem: str) -> dict[int, Path]:
-    """Run directories of one identity by number; the first has no suffix."""
+    """Return the run directories of one identity by number; the first has no suffix."""
     pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
     found = ((pattern.fullmatch(path.name), path) for path in parent.iterdir() if path.is_dir())
     return {int(m.group(1) or 1): path for m, path in found if m}
@@ -282,7 +282,7 @@ def _next_name(parent: Path, stem: str) -> str:
 def _latest(
     parent: Path, stem: str, point: str | None, tell: Callable[[str], None] = logger.debug
 ) -> tuple[Path, RunState] | None:
-    """Find the newest run of an identity that is the user's own; `tell` says which are passed over, and why."""
+    """Find the newest run of an identity that is the user's own; `tell` reports which are skipped, and why."""
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         state = read_state(path)
         if state is None or state.point != point:

@@ -1,4 +1,4 @@
-"""`run.json`: what is known of a run from outside."""
+"""`run.json`: the state of a run, for other processes to read."""
 
 import json
 import logging
@@ -16,48 +16,49 @@ STATE = "run.json"
 
 @dataclass
 class RunState:
-    """What is known of a run from outside (`run.json`)."""
+    """Content of `run.json`."""
 
     config_hash: str
     status: str = "running"
-    """running, finished, failed or killed; `running` under a free lock means that the process is gone."""
+    """running, finished, failed or killed; `running` without a held lock means that the process is gone."""
     run_id: str | None = None
-    """Of the tracking backend."""
+    """Run id in the tracking backend."""
     host: str = ""
     pid: int = 0
     process: str = ""
-    """Start of the process, as in `hfexp.process.ProcessId.started`."""
+    """Start of the process, from `hfexp.process.ProcessId.started`."""
     first_started: float = 0.0
-    """When the run began, also if it was continued since; seconds since 1970."""
+    """Time of the run's first start, in seconds since 1970; resuming does not change it."""
     git_sha: str = ""
+    """Commit of the code at the latest start of the run."""
     git_sha_before: str = ""
-    """Commit of the code when the run was last started."""
+    """Commit of the code at the start before that."""
     last_started: float = 0.0
-    """Of a start whose end was not noted by its own process; else 0."""
+    """Time of the latest start, in seconds since 1970, as long as its process has not noted an end; else 0."""
     seconds: float = 0.0
-    """For which it has been running, over all its starts; of a start that was killed, up to its last sign of life."""
+    """Seconds that the run was running over all its starts; a killed start counts until its last sign of life."""
     kind: str = "run"
     """run or sweep."""
     point: str | None = None
-    """Of which sweep it is a part (`hfexp.sweep.membership.Point`)."""
+    """Point of the sweep that the run belongs to, as text (`hfexp.sweep.membership.Point`)."""
     data: str | None = None
-    """Of a part of a sweep: stamp of its local data (`hfexp.stamp`)."""
+    """Stamp of the local data of a sweep's point (`hfexp.stamp`)."""
     splits: dict[str, dict[str, Any]] | None = None
-    """Digest and number of rows of each split of the data that it was started with."""
+    """Digest and number of rows of each data split at the start of the run."""
     values: list[float] | None = None
-    """Of a finished part of a sweep: what the sweep optimises."""
+    """Objective values of a finished point of a sweep."""
     pruned_step: int | None = None
-    """The evaluation after which a sweep gave it up."""
+    """Step of the evaluation after which a sweep pruned the run."""
     closed: bool = True
-    """The process that ended the run saw to its record, as far as the store took it."""
+    """True once the run's record has been delivered, as far as the tracking store accepted it."""
     others: dict[str, Any] = field(default_factory=dict)
-    """What another version of hfexp has written: kept as it is."""
+    """Keys that another version of hfexp wrote; they are kept unchanged."""
 
 
 def read_state(path: Path) -> RunState | None:
-    """Read the state of a run directory; None if it has none, or a damaged one, which is logged.
+    """Read the state of a run directory; return None if it has none, or a damaged one, which is logged.
 
-    A process may have died while it made the directory. Keys of another version of hfexp are kept in `others`.
+    A process may have died while it created the directory. Keys of another hfexp version are kept in `others`.
     """
     file = path / STATE
     try:
@@ -74,7 +75,7 @@ def read_state(path: Path) -> RunState | None:
 
 
 def save_state(path: Path, state: RunState) -> None:
-    """Write the state of a run directory, whole or not at all."""
+    """Write the state of a run directory atomically."""
     content = asdict(state)
     others = content.pop("others")
     temporary = path / f".{STATE}"

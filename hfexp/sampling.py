@@ -1,6 +1,6 @@
-"""Which sample comes when, and with which random numbers: both follow from (seed, epoch, index) alone.
+"""The order of samples and their random numbers: both follow from (seed, epoch, index) alone.
 
-So they do not depend on data loader workers, on the number of processes or on where a run was resumed.
+They do not depend on data loader workers, on the number of processes, or on where a run was resumed.
 """
 
 import contextlib
@@ -14,18 +14,19 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 
 class EpochSampler(Sampler[int]):
-    """Yields keys `epoch * num_rows + index`, shuffled by (seed, epoch), in the order of the rows, or by length.
+    """Yields keys `epoch * num_rows + index`: shuffled by (seed, epoch), in row order, or grouped by length.
 
-    `hfexp.training.TellEpoch` calls `set_epoch` at the beginning of each epoch.
+    `hfexp.training.TellEpoch` calls `set_epoch` at the start of each epoch.
     """
 
     def __init__(
         self, num_rows: int, seed: int, shuffle: bool = True, lengths: Sequence[int] = (), group: int = 1
     ) -> None:
-        """
+        """Set up the order.
+
         Args:
-            lengths: of the rows, to sort some of them at a time by length, so that batches have rows about as long.
-            group: rows of one step of the optimizer, in all processes.
+            lengths: of the rows; if given, some rows at a time are sorted by them, so that batches are uniform.
+            group: rows that one optimizer step takes in all processes.
         """
         self.num_rows = num_rows
         self.seed = seed
@@ -47,7 +48,7 @@ class EpochSampler(Sampler[int]):
 
     @property
     def _sorted_rows(self) -> int:
-        """Rows that are sorted at a time: those of 50 steps (as upstream), at least 512, at most a quarter of all."""
+        """Rows sorted at a time: 50 steps' (as upstream), at least 512, at most a quarter of all, but one step's at least."""
         return max(min(max(50 * self.group, 512), self.num_rows // 4), self.group)
 
     def __len__(self) -> int:
@@ -55,16 +56,16 @@ class EpochSampler(Sampler[int]):
 
 
 def mix(*numbers: int) -> int:
-    """One well-spread 63-bit seed from several numbers (numpy's `SeedSequence`)."""
+    """Derive one well-spread 63-bit seed from several numbers (numpy's `SeedSequence`)."""
     high, low = np.random.SeedSequence([abs(int(n)) for n in numbers]).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
 def uniforms(seed: int, keys: Sequence[int], count: int) -> np.ndarray:
-    """Numbers in [0, 1), an array (len(keys), count), each row from (seed, key) alone.
+    """Draw numbers in [0, 1), an array (len(keys), count); each row follows from (seed, key) alone.
 
-    SplitMix64 as a counter-based generator: G. L. Steele, D. Lea, C. H. Flood, "Fast Splittable Pseudorandom Number
-    Generators", OOPSLA 2014; constants from its `mix64variant13`.
+    This is SplitMix64 as a counter-based generator: G. L. Steele, D. Lea, C. H. Flood, "Fast Splittable Pseudorandom
+    Number Generators", OOPSLA 2014; constants from its `mix64variant13`.
     """
     start = np.array([mix(seed, key) for key in keys], dtype=np.uint64)[:, None]
     z = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -75,7 +76,7 @@ def uniforms(seed: int, keys: Sequence[int], count: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Give the global CPU generators of torch, Python and numpy back as they were found."""
+    """Restore the global CPU generators of torch, Python and numpy after the block."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
@@ -86,7 +87,7 @@ def preserved_rng() -> Iterator[None]:
 
 
 def rng_state() -> tuple[bytes, str, str]:
-    """The states of the global CPU generators, to be compared."""
+    """Return the states of the global CPU generators, for comparison."""
     return torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(list(np.random.get_state())[1:3])
 
 

@@ -1,4 +1,4 @@
-"""Several metrics at once, from what a task offers."""
+"""A set of metrics, computed together from the arrays that a task provides."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from hfexp.errors import ConfigError, RunError, one_of
 
 
 class MetricSet:
-    """Several metrics at once, from what a task offers."""
+    """Computes several metrics from the arrays that a task provides."""
 
     def __init__(self, metrics: dict[str, Any]) -> None:
-        """`metrics`: name in the configuration to `evaluate` module."""
+        """`metrics`: `evaluate` modules by their name in the config."""
         self.metrics = metrics
 
     def compute(self, offered: dict[str, np.ndarray]) -> dict[str, Any]:
-        """All values by name; arrays (confusion matrix) are left in.
+        """Compute all values by name, arrays (confusion matrix) included.
 
         Raises:
-            ConfigError: a metric needs something that the task does not offer, or two metrics share a name.
-            RunError: what is offered is not finite, so that no metric would mean anything.
+            ConfigError: a metric needs an input that the task does not provide, or two metrics share a name.
+            RunError: an input has values that are not finite, so that every metric would be meaningless.
         """
         for name, values in offered.items():
             _require_finite(name, np.asarray(values))
@@ -40,7 +40,7 @@ class MetricSet:
         return result
 
     def scalars(self, offered: dict[str, np.ndarray]) -> dict[str, float]:
-        """The values that are single numbers."""
+        """Compute the metrics and return those that are single numbers."""
         values = self.compute(offered)
         return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
 
@@ -59,7 +59,7 @@ def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:
     """Build the modules of the `metrics` section.
 
     Raises:
-        ConfigError: one does not exist, or can't be fetched.
+        ConfigError: a module does not exist, or can't be fetched.
     """
     from hfexp.hub import HubUnreachable, explain_hub_errors
     from hfexp.targets import instantiate
