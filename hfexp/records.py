@@ -47,7 +47,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from start to end; None for a run that has not ended, or whose clock was set back to before its start."""
+        """Seconds from start to end; None for a run that has not ended, or whose clock was set back too far."""
         if self.start_time is None or self.end_time is None or self.end_time < self.start_time:
             return None
         return (self.end_time - self.start_time) / 1000

@@ -1,4 +1,4 @@
-"""What a person sees: the choices at the start, and the result at the end."""
+"""Console output: messages, progress bar, the choices at the start and the result table at the end."""
 
 import contextlib
 import os
@@ -27,8 +27,8 @@ SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking
 _UNSHOWN = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
-"""Characters that do something to a terminal or to the order of what is read: of control (C0 and C1, but newlines and
-tabs), of direction (Unicode Annex 9), and what is no character."""
+"""Characters that act on a terminal or on the direction of text: control characters (C0 and C1, except newlines and
+tabs), bidirectional controls (Unicode Annex 9), and code points that are not characters."""
 
 
 class _Elsewhere(Protocol):
@@ -41,26 +41,26 @@ _bar: Any = None
 
 
 def speak_through(speaker: _Elsewhere | None, terminal: bool = False) -> None:
-    """Hand on what is to be shown, as names of functions of this module and their arguments.
+    """Redirect output to a function, which gets the name of a function of this module and its arguments.
 
-    For a process that has no screen of its own; `terminal`: whether there is one at the other end.
+    This is for a process without a console of its own; `terminal` says if there is one at the other end.
     """
     global _elsewhere, _terminal_elsewhere
     _elsewhere, _terminal_elsewhere = speaker, terminal
 
 
 def is_terminal() -> bool:
-    """Whether a person looks at a terminal, where lines can change."""
+    """Tell whether output goes to a terminal, where lines can be updated."""
     return _terminal_elsewhere if _elsewhere is not None else sys.stdout.isatty()
 
 
 def printable(text: object) -> str:
-    """Make a text safe to show: no name or message moves the cursor, changes colours or turns letters around."""
+    """Escape characters of a text that would move the cursor, change colours or reverse the direction of letters."""
     return _UNSHOWN.sub(_escaped, str(text).replace("\r\n", "\n"))
 
 
 def one_line(text: object) -> str:
-    """Make a text safe to show in a line of others."""
+    """Make a text safe to show within a line, with newlines and tabs escaped."""
     return re.sub(r"[\n\t]", _escaped, printable(text))
 
 
@@ -69,29 +69,29 @@ def _escaped(character: re.Match[str]) -> str:
 
 
 def cell(text: object, style: str = "") -> "Text":
-    """Make a cell of a table: Rich would read a `str` as its own markup."""
+    """Build a table cell; Rich would parse a `str` as its own markup."""
     from rich.text import Text
 
     return Text(one_line(text), style)
 
 
 def print_table(table: "Table", soft_wrap: bool = False) -> None:
-    """Print a table, as wide as the terminal."""
+    """Print a table as wide as the terminal."""
     console(highlight=False).print(table, soft_wrap=soft_wrap)
 
 
 def say(text: str = "") -> None:
-    """Print one line for the person, at once; without secrets."""
+    """Print one line to standard output at once, with secrets masked."""
     text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("say", text)
         return
-    with contextlib.suppress(OSError):  # the reader went away, or the disk of a log file is full: the run goes on
+    with contextlib.suppress(OSError):  # a closed pipe or a full disk under a log file must not stop the run
         print(printable(text), flush=True)
 
 
 def note(text: str) -> None:
-    """Print a line worth noticing on the error stream; without secrets, and without an error of its own."""
+    """Print a line worth noticing to standard error, with secrets masked; a failed write is ignored."""
     text = mask_secrets(text)
     if _elsewhere is not None:
         _elsewhere("note", text)
@@ -101,7 +101,7 @@ def note(text: str) -> None:
 
 
 class _Reader:
-    """Standard output for Rich; the run goes on when its reader has gone (a closed terminal, a pipe)."""
+    """Standard output for Rich that ignores failed writes: the run goes on after its terminal or pipe has closed."""
 
     def __init__(self) -> None:
         self._stream = sys.stdout
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def console(**settings: Any) -> Any:
-    """Open Rich's console on standard output; wide where there is no terminal to fill."""
+    """Open Rich's console on standard output, 200 columns wide where that is not a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
@@ -128,7 +128,7 @@ def console(**settings: Any) -> Any:
 
 
 def move_bar(completed: int, total: int, description: str, values: str) -> None:
-    """Show the progress of training as a bar (in a terminal only); the first call draws it."""
+    """Show the progress of training as a bar; the first call draws it."""
     global _bar
     if _elsewhere is not None:
         _elsewhere("move_bar", completed, total, description, values)
@@ -151,7 +151,7 @@ def move_bar(completed: int, total: int, description: str, values: str) -> None:
 
 
 def end_bar() -> None:
-    """Give the terminal back, if there is a bar."""
+    """Remove the bar, if there is one, and release the terminal."""
     global _bar
     if _elsewhere is not None:
         _elsewhere("end_bar")
@@ -161,7 +161,7 @@ def end_bar() -> None:
 
 
 def show_choices(config: Config, origin: Origin) -> None:
-    """What was chosen and what was changed, before anything slow is imported."""
+    """Print the chosen options and the changed values, before anything slow is imported."""
     chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
     say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
     say("  " + ", ".join(chosen))
@@ -171,7 +171,7 @@ def show_choices(config: Config, origin: Origin) -> None:
 
 
 def show_model(summary: "ModelSummary") -> None:
-    """What was built, and which of its weights start anew."""
+    """Print the model that was built, and which of its weights start random."""
     say(f"  model: {summary}")
     if summary.new_tensors:
         shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
@@ -181,7 +181,7 @@ def show_model(summary: "ModelSummary") -> None:
 
 
 def show_result(result: "Result") -> None:
-    """The final table: numbers, baseline, the weakest classes, and where everything is."""
+    """Print the final table: metrics, baseline, weakest classes, and where everything is."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -215,7 +215,7 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
 
 
 def _how_to_look(uri: str) -> str:
-    """The command or address that shows this store."""
+    """Return the command or address that shows this tracking store."""
     path = sqlite_path(uri)
     if path is None:
         return uri

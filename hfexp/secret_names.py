@@ -1,4 +1,4 @@
-"""Names that tell a secret: of configuration keys, of environment variables, of files."""
+"""Detection of secrets by name: of config keys, environment variables and files."""
 
 import functools
 import re
@@ -26,14 +26,14 @@ _TELL_NOTHING = _words(
     "weights loss prob probability dropout embedding embeddings idx limit strategy env variable var prefix suffix "
     "pattern sock socket plugin handler header"
 )
-"""Last words of names that speak of a secret without holding it: `password_file`, `pad_token_id`."""
+"""Last words of names that are about a secret but do not hold it: `password_file`, `pad_token_id`."""
 _TOKENS_OF_TEXT = _words(
     "pad eos bos cls sep mask unk special additional image video audio vision start end begin stop decoder encoder "
     "prefix suffix per num max min new next first last turn role boi eoi fim tool think reason class label sample "
     "query document word byte sub text prompt answer patch frame lang language src tgt speech timestamp "
     "newline eot sot middle blank space separator beginning placeholder entity reserved added"
 )
-"""A token with one of these words in its name is a piece of text: `pad_token`, `max_new_tokens`."""
+"""A token whose name has one of these words is a piece of text: `pad_token`, `max_new_tokens`."""
 _TOKENS_OF_ACCESS = _words("access auth api secret refresh bearer hf hub oauth")
 _KEYS = _words(
     "api access account private secret shared storage encryption decryption crypto cipher ssh ssl tls rsa aes hmac "
@@ -42,14 +42,14 @@ _KEYS = _words(
     "s3 minio mlflow comet neptune sendgrid twilio datadog algolia cohere mistral groq gemini github gitlab slack "
     "databricks snowflake mongo redis"
 )
-"""A key with one of these words before it opens something: `api_key`; others (`sort_key`) only name something."""
+"""A key whose name has one of these words before `key` gives access: `api_key`; others (`sort_key`) are just names."""
 _TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"], ["session", "id"])
 _PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
 
 
 @functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Tell from a key, whole or in one of its dotted parts, that its value is a secret."""
+    """Tell whether a key, or one of its dotted parts, names a secret value."""
     return any(_is_secret_part([word.lower() for word in _WORDS.findall(part)]) for part in re.split(r"[./@]", name))
 
 
@@ -69,7 +69,7 @@ def _is_secret_part(words: list[str]) -> bool:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Tell whether an environment variable holds a secret: more of them do than of the keys of a configuration."""
+    """Tell whether an environment variable holds a secret; the rule is broader than that for config keys."""
     words = [word.lower() for word in _WORDS.findall(name)]
     ends = words[-1:] in (["key"], ["keys"], ["pass"], ["pat"], ["pw"]) or words[-2:] == ["connection", "string"]
     return name not in ("PWD", "OLDPWD") and ((ends and len(words) > 1) or is_secret_name(name))
@@ -84,5 +84,5 @@ _SECRET_FILE = re.compile(
 
 
 def is_secret_file(path: str) -> bool:
-    """Tell from its name that programs keep their secrets in a file."""
+    """Tell from a file's name whether programs keep secrets in it."""
     return _SECRET_FILE.fullmatch(PurePosixPath(path).name.lower()) is not None

@@ -1,4 +1,4 @@
-"""Mask what is a secret by its own look: a token, a private key, the user and the password of an address."""
+"""Mask secrets that can be told by their form: tokens, private keys, user and password of an address."""
 
 import base64
 import re
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 MASK = "***"
 TOKEN_LENGTH = 16
-"""Characters of a token that stands alone before the `@` of an address; the name of a user is shorter."""
+"""Characters from which on a lone user part before the `@` of an address is a token; user names are shorter."""
 
 _BLOCK = re.compile(r"(-----BEGIN [A-Z0-9 ]+-----)(.*?)(-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
 _TOKENS = {
     **dict.fromkeys(("hf_", "api_org_", "npm_"), r"[A-Za-z0-9]{8,}"),
     **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), r"\w{16,}"),
     **dict.fromkeys(("glpat-", "glrt-", "gldt-", "glptt-", "glft-", "glsoat-", "glcbt-", "glagent-"), r"[\w-]{16,}"),
-    **dict.fromkeys(("sk-", "xai-"), r"(?<!-sk-)(?<!-xai-)(?=[\w-]{0,200}\d)[\w-]{16,}"),  # sk-learn-... is none
+    **dict.fromkeys(("sk-", "xai-"), r"(?<!-sk-)(?<!-xai-)(?=[\w-]{0,200}\d)[\w-]{16,}"),  # not sk-learn-...
     **dict.fromkeys(("sk_live_", "sk_test_", "rk_live_", "rk_test_"), r"\w{8,}"),
     **dict.fromkeys(("AKIA", "ASIA"), r"[A-Z0-9]{12,}"),
     **dict.fromkeys(("AIza", "nvapi-", "pplx-", "pypi-", "hvs.", "AGE-SECRET-KEY-"), r"[\w-]{16,}"),
@@ -27,7 +27,7 @@ _TOKENS = {
     "SG.": r"[\w-]{8,}\.[\w-]{8,}",
     "eyJ": r"[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?",
 }
-"""How tokens begin, and what they go on with: of Hugging Face, npm, GitHub, GitLab, OpenAI, xAI, Stripe, AWS, Google,
+"""Prefixes of tokens and the pattern that follows: Hugging Face, npm, GitHub, GitLab, OpenAI, xAI, Stripe, AWS, Google,
 NVIDIA, Perplexity, PyPI, Vault, age, Replicate, Groq, Docker, DigitalOcean, Shopify, Kaggle, Notion, Grafana, Linear,
 Atlassian, Square, Figma, Supabase, New Relic, Postman, Slack, Databricks, SendGrid; JSON web tokens."""
 _TOKEN = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(re.escape(begin) + rest for begin, rest in _TOKENS.items()) + ")")
@@ -41,16 +41,16 @@ _USER_OF_CURL = re.compile(r"((?<![\w-])(?:-u|--user|--proxy-user)[ =]+)[^\s:'\"
 _QUERY = re.compile(
     r"((?<=[?&;])(?:key|code|session|session_?id|jsessionid|sid|ticket)=)[^&;\s'\"<>#,)\]}]{8,}", re.IGNORECASE
 )
-"""Names that tell a secret in an address, and elsewhere anything."""
+"""Query parameters that hold a secret in an address; elsewhere, their names can mean anything."""
 _BEARER = re.compile(r"(\bBearer\s+)[\w.~+/-]{6,}=*", re.IGNORECASE)
 _USERINFO = re.compile(r"(?<=://)[^/\s?#'\"<>]+@")
-# A password may hold slashes; but the port of an address without a password is none.
+# A password may contain slashes; `(?!\d+[/?#])` keeps the port of an address without a password from matching.
 _PASSWORD_WITH_SLASH = re.compile(r"(?<=://)[^/\s:@\[]*:(?!\d+[/?#])[^\s'\"]{1,200}@")
 _QUOTED_USERINFO = re.compile(r"(%3A%2F%2F)(?:(?!%2F|%40)[^\s&'\"]){1,200}%40", re.IGNORECASE)
 
 
 def _mask_basic(match: re.Match[str]) -> str:
-    """Mask a user and a password that are encoded for HTTP; `Basic training` holds none."""
+    """Mask the user and password of HTTP basic authentication; `Basic training` decodes to no such pair."""
     word = match[2].rstrip("=")
     try:
         decoded = base64.urlsafe_b64decode(word.replace("+", "-").replace("/", "_") + "=" * (-len(word) % 4))
@@ -60,7 +60,7 @@ def _mask_basic(match: re.Match[str]) -> str:
 
 
 def _mask_block(match: re.Match[str]) -> str:
-    """Keep the number of lines, and the first column: the text may be a diff."""
+    """Mask a key block but keep its number of lines and its first column, because the text may be a diff."""
     first, *others = match[2].split("\n")
     shown = [f"{line[:1] if line[:1] in '+- ' else ''}{MASK}" if line.strip("+- \r") else line for line in others]
     return "\n".join([f"{match[1]}{MASK if first.strip() else ''}", *shown]) + match[3]
@@ -80,14 +80,14 @@ _RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[s
     (("%40",), _QUOTED_USERINFO, rf"\1{MASK}%40"),
     (("earer", "EARER"), _BEARER, rf"\1{MASK}"),
 )
-"""What a text with such a secret contains, the secret, and what takes its place; in this order."""
+"""Per rule: strings of which a text with such a secret has one, the pattern, and the replacement; applied in order."""
 
 
 def mask_shapes(text: str) -> str:
     """Replace secrets by `***`.
 
-    The expressions take time in proportion to the text; most texts have none of what they begin with, which is found
-    out in a microsecond.
+    The time is proportional to the length of the text. Most texts contain none of the hints, which is checked in a
+    microsecond.
     """
     for hints, pattern, replacement in _RULES:
         if any(hint in text for hint in hints):
@@ -96,7 +96,7 @@ def mask_shapes(text: str) -> str:
 
 
 def passwords_of_addresses(text: str) -> Iterator[str]:
-    """Give the passwords that stand in the addresses of a text, and the tokens that stand there alone."""
+    """Yield the passwords in the addresses of a text, and the tokens that stand there without a user."""
     for match in (*_USERINFO.finditer(text), *_PASSWORD_WITH_SLASH.finditer(text)):
         user, _, password = match[0][:-1].partition(":")
         is_token = not password and len(user) >= TOKEN_LENGTH and any(map(str.isdigit, user))

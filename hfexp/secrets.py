@@ -1,4 +1,4 @@
-"""Mask secrets in texts and values: by the name of their key, as values that are known, and by their shape."""
+"""Mask secrets in texts and values: by the name of their key, by known values, and by their form."""
 
 import html
 import json
@@ -17,7 +17,7 @@ SHORTEST = 4
 _VARIABLE_DEFAULT = re.compile(r"(oc\.env\\?: ?(\w+) ?\\?,)([^}\s]+)")
 
 _HINTS = ("pass", "pw", "secret", "token", "key", "cred", "sig", "auth", "hook", "bearer", "jwt", "cookie", "otp")
-"""One of these is in every name that tells a secret."""
+"""Parts of the names of secrets; a text without any of them is not searched for names."""
 _PAIR = re.compile(
     r"""(?:(?<=%[0-9A-Fa-f]{2})|(?<![\w.%-])) (?P<name>[\w.-]++)
         (?P<sep>\\*["']?\]?[ \t]{0,3}
@@ -25,7 +25,7 @@ _PAIR = re.compile(
                 [ \t]{0,3})""",
     re.VERBOSE | re.IGNORECASE,
 )
-"""A name and what leads to its value: `name=`, `name: `, `"name": `, `name: str = `, `name%3D`."""
+"""A name and the separator before its value: `name=`, `name: `, `"name": `, `name: str = `, `name%3D`."""
 _STRING = r"[bfru]{0,2}(?:\"(?:[^\"\\\n]|\\.)*+\"|'(?:[^'\\\n]|\\.)*+')"
 _QUOTE = re.compile(r"\\*[\"']")
 _QUOTED = re.compile(rf"(?:{_STRING})++|(\\+[\"'])(?:(?!\1)[^\n]){{0,4000}}\1", re.IGNORECASE)
@@ -48,29 +48,29 @@ _NO_SECRET = re.compile(
     r"|\[[A-Z_]+\d*\]|<[/|]?\w+\|?>",
     re.IGNORECASE,
 )
-"""What may stand in the place of a secret: nothing, a switch, an interpolation; the version of a package; a special
-token of a tokenizer."""
+"""Values of secret names that are not secrets: nothing, a boolean, an interpolation; the version of a package; a
+special token of a tokenizer."""
 _WORDS = frozenset(("auto", "default", "required", "optional", "test", "train", "validation", "user", "admin", "root"))
-"""Values that are not searched for: they stand in too many places."""
+"""Values that are not searched for, because they are common words in texts."""
 
 
 def mask_secrets(text: str) -> str:
     """Replace the secrets in a text by `***`.
 
-    It takes time in proportion to the length: microseconds for a line.
+    The time is proportional to the length of the text: microseconds for a line.
     """
     return _mask_names(mask_shapes(_mask_known(text)))
 
 
 def mask_code(text: str) -> str:
-    """Mask source code, where what is assigned is a secret only if it is quoted: `token = tokens[0]` is not."""
+    """Mask source code, where an assigned value is a secret only if it is quoted: `token = tokens[0]` is not."""
     return _mask_names(mask_shapes(_mask_known(text)), only_quoted=True)
 
 
 def mask_settings(text: str) -> str:
-    """Mask YAML and the like (or a diff of it), where a value without quotes goes on to the end of its line.
+    """Mask YAML and similar formats (or a diff of them), where an unquoted value extends to the end of its line.
 
-    Lines that belong to a secret by their indentation are masked with it.
+    Lines that belong to a secret by their indentation are masked too.
     """
     masked: list[str] = []
     depth: int | None = None
@@ -88,20 +88,20 @@ def mask_settings(text: str) -> str:
 
 
 def mask_values(tree: Any) -> Any:
-    """Replace the secrets in nested dictionaries and lists, e.g. of a configuration; all else stays as it is."""
+    """Replace the secrets in nested dicts and lists, e.g. of a config; everything else is unchanged."""
     return _mapped(tree, lambda text: MASK if text in _known().exact else mask_secrets(text))
 
 
 def without_secrets(tree: Any) -> Any:
-    """Mask what the tree itself says to be secret, so that the result is the same in every environment.
+    """Mask only what the tree itself shows to be secret, so that the result is the same in every environment.
 
-    In a text that is neither an address nor has settings in it (a prompt), a name says nothing.
+    Names count only in a text with a `=` (settings, an address with parameters) and not in others, such as a prompt.
     """
     return _mapped(tree, lambda text: _mask_names(mask_shapes(text)) if "=" in text else mask_shapes(text))
 
 
 def mask_override(word: str) -> str:
-    """Mask the value of an override, up to its end, whatever is in it."""
+    """Mask the whole value of an override that is secret by its key or as a known value; else mask secrets in it."""
     override = _OVERRIDE.fullmatch(word)
     if override is not None:
         key, value = override[1], override[2].strip().strip("\"'")
@@ -111,7 +111,7 @@ def mask_override(word: str) -> str:
 
 
 def find_masked(tree: Any, key: str = "") -> str | None:
-    """Find a value that has the mask in the place of a secret, and so can't be used; give its dotted key."""
+    """Return the dotted key of a value that has the mask in place of a secret and so can't be used, or None."""
     if isinstance(tree, dict | list | tuple):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
         found = (find_masked(value, f"{key}.{name}" if key else str(name)) for name, value in items)
@@ -120,12 +120,12 @@ def find_masked(tree: Any, key: str = "") -> str | None:
 
 
 def learn_secrets(tree: Any) -> None:
-    """Search from now on for the secrets of a configuration, or of overrides, in all that is said and written."""
+    """Remember the secrets of a config or of overrides, so that later output is searched for them."""
     share_secrets(frozenset(filter(_is_searched_for, _secrets_of(tree))))
 
 
 def share_secrets(values: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Give what was learned, for another process, which learns it by this function."""
+    """Add secrets that another process learned; return all learned ones, for it to pass on."""
     global _learned
     if not values <= _learned:
         _learned |= values
@@ -136,7 +136,7 @@ def _mapped(tree: Any, mask: Callable[[str], str], secret: bool = False) -> Any:
     """Mask the texts of a tree.
 
     Args:
-        secret: a key above says that all of it is one.
+        secret: a key above names a secret, so that everything below it is one.
     """
     if isinstance(tree, dict):
         return {key: _mapped(value, mask, secret or _names_secret(tree, key)) for key, value in tree.items()}
@@ -148,13 +148,13 @@ def _mapped(tree: Any, mask: Callable[[str], str], secret: bool = False) -> Any:
 
 
 def _names_secret(tree: dict[Any, Any], key: Any) -> bool:
-    """Tell if the value of a key is a secret: by the key, or as in `{name: password, value: ...}`."""
+    """Tell whether the value of a key is a secret, by the key itself or as in `{name: password, value: ...}`."""
     said = str(tree.get("name", tree.get("key", ""))) if key == "value" else str(key)
     return is_secret_name(said)
 
 
 def _mask_names(text: str, only_quoted: bool = False) -> str:
-    """Mask the values whose name says that they are secrets."""
+    """Mask the values whose names say that they are secrets."""
     if not _may_name_some(text):
         return text
     parts, done = [], 0
@@ -175,12 +175,12 @@ def _may_name_some(text: str) -> bool:
 
 
 def _named(text: str, only_quoted: bool = False) -> Iterator[tuple[int, int]]:
-    """Find the begin and the end of each value whose name tells a secret."""
+    """Yield start and end of each value whose name says that it is a secret."""
     done = 0
     for match in _PAIR.finditer(text):
         if match.start() < done or not is_secret_name(match["name"]):
             continue
-        # Within quotes there are addresses and the like also in code.
+        # A quoted string within code can hold an address or a setting, whose values are not quoted.
         is_code = only_quoted and text[match.start() - 1 : match.start()] not in (";", "?", "&", "'", '"')
         value = _QUOTED.match(text, match.end()) or (None if is_code else _bare_value(text, match))
         if value is not None and not _NO_SECRET.fullmatch(value[0].strip("\\\"' ")):
@@ -189,9 +189,9 @@ def _named(text: str, only_quoted: bool = False) -> Iterator[tuple[int, int]]:
 
 
 def _bare_value(text: str, pair: re.Match[str]) -> re.Match[str] | None:
-    """Find the end of a value without quotes; None where none follows, but an explanation or a count."""
+    """Match a value without quotes; return None if an explanation or a count follows instead of a value."""
     sep, before = pair["sep"], text[max(0, pair.start() - 40) : pair.start()].rstrip()
-    if sep[:1] in ("'", '"') and _NUMBER.match(text, pair.end()):  # JSON: how many there are of a class of this name
+    if sep[:1] in ("'", '"') and _NUMBER.match(text, pair.end()):  # JSON: a count per class, of a class with this name
         return None
     if sep == ": " and before.endswith(("{", ",")) and "{" in before:
         return _IN_FLOW.match(text, pair.end())
@@ -201,17 +201,17 @@ def _bare_value(text: str, pair: re.Match[str]) -> re.Match[str] | None:
 
 
 class _Known(NamedTuple):
-    """The secrets that are known by their value."""
+    """The secrets whose values are known."""
 
     basis: tuple[Any, ...]
-    """What they were found in, to notice that it has changed."""
+    """The state that they were found in, to notice a change."""
     names: tuple[str, ...] = ()
-    """Variables that hold some."""
+    """Environment variables that hold some of them."""
     pattern: re.Pattern[str] | None = None
     forms: tuple[str, ...] = ()
-    """Those of the pattern: to look for them first is twenty times as fast."""
+    """Strings that `pattern` matches; searching for them first is twenty times as fast."""
     exact: frozenset[str] = frozenset()
-    """A text that is nothing but one of these is a secret, also if it is a number."""
+    """Values that are secrets when they are a whole text, numbers included."""
 
 
 _learned: frozenset[str] = frozenset()
@@ -219,7 +219,7 @@ _last = _Known(())
 
 
 def _known() -> _Known:
-    """Compile them anew only if a variable that holds one, or the number of variables, has changed."""
+    """Return the known secrets; compile them again only if the learned ones or the variables changed."""
     global _last
     last = _last
     if last.basis != _basis(last.names):
@@ -249,18 +249,18 @@ def _is_searched_for(value: str) -> bool:
 
 
 def _is_number(value: str) -> bool:
-    """Tell a short number, which stands in too many places: step 1234 of 2000."""
+    """Tell whether a value is a short number, which occurs in too many places: step 1234 of 2000."""
     return len(value) < 8 and value.replace(".", "", 1).isdigit()
 
 
 def _bounded(form: str, value: str) -> str:
-    """Search for a short value, or one that may be a word or a number, only as a whole word."""
+    """Build the pattern of a form; a short value, or a possible word or number, matches only as a whole word."""
     is_word = len(value) < 8 or value.isalpha() or value.isdigit()
     return rf"(?<![A-Za-z0-9_]){re.escape(form)}(?![A-Za-z0-9_])" if is_word else re.escape(form)
 
 
 def _forms(value: str) -> set[str]:
-    """Give a value as it stands in a shell's quotes, JSON, YAML, Python, addresses, HTML, and in Hydra's overrides."""
+    """Return the forms of a value in shell quotes, JSON, YAML, Python, addresses, HTML, and Hydra's overrides."""
     texts = {value, value.strip(), *(line.strip() for line in value.splitlines() if len(line) >= 16)}
     found = set(texts)
     for text in texts:
@@ -280,10 +280,10 @@ def _secrets_of_variable(name: str, value: str) -> Iterator[str]:
 
 
 def _secrets_of(tree: Any, secret: bool = False) -> Iterator[str]:
-    """Find the secrets of a tree.
+    """Yield the secrets of a tree.
 
     Args:
-        secret: a key above says that all of it is one.
+        secret: a key above names a secret, so that everything below it is one.
     """
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -298,7 +298,7 @@ def _secrets_of(tree: Any, secret: bool = False) -> Iterator[str]:
 
 
 def _secrets_in(text: str) -> Iterator[str]:
-    """Find the values of secret names, and the passwords of addresses."""
+    """Yield the values of secret names, and the passwords of addresses."""
     override = _OVERRIDE.fullmatch(text)
     if override is not None and is_secret_name(override[1]):
         yield from (override[2], override[2].strip("\"'"))
