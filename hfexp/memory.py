@@ -27,7 +27,7 @@ def put_off_collection() -> None:
 
 
 def begin_collection() -> None:
-    """Re-enable the garbage collector if it was put off; it never scans the objects that exist by now."""
+    """Re-enable the garbage collector if it was put off; objects that exist already are frozen and never scanned."""
     global _put_off
     if _put_off:
         _put_off = False

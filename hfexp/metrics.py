@@ -134,7 +134,7 @@ class RocAuc(_ArrayMetric):
 class MeanAveragePrecision(_ArrayMetric):
     """Area under the precision-recall curve, averaged over the classes present: `mean_average_precision`.
 
-    It equals `sklearn.metrics.average_precision_score`, without interpolation. It is NaN when no class is present.
+    A class's area is `sklearn.metrics.average_precision_score`, without interpolation. NaN when no class is present.
     """
 
     inputs = {"prediction_scores": SCORES, "references": IDS}

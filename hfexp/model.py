@@ -44,7 +44,7 @@ def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> An
         with explain_hub_errors("model", config.path):
             place, options = local_model(config.path), _source_options(config)
             stored = transformers.AutoConfig.from_pretrained(place, **options)
-            _require_fields(config.config, stored)
+            _require_fields(config.config, stored)  # from_pretrained silently ignores fields it does not know
             return transformers.AutoConfig.from_pretrained(place, **options, **config.config)
     known = transformers.CONFIG_MAPPING
     kind = str(config.model_type)
@@ -84,7 +84,7 @@ class ModelSummary:
     num_parameters: int
     num_trainable: int
     new_tensors: list[str] = field(default_factory=list)
-    """Weights that were not in the checkpoint, or had another shape, and start random."""
+    """Weights that start random: not in the checkpoint, of another shape there, or for other classes."""
     head: str | None = None
     """Message about the checkpoint's head; None if nothing had to be decided."""
 

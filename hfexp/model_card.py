@@ -1,4 +1,4 @@
-"""The README.md of a trained model, in the format of Hugging Face's model cards; it states measured facts only."""
+"""The README.md of a trained model, as a Hugging Face model card; it states only what was measured or configured."""
 
 import math
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class CardFacts:
     """Name of the Transformers pipeline."""
     num_parameters: int
     base_model: str | None
-    """`model.path`; None for a model trained from random weights."""
+    """`model.path`; None without pretrained weights."""
     dataset: str
     """Name of the dataset for readers: a Hub id or the name of the dataset option."""
     hub_dataset: str | None

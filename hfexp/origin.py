@@ -12,7 +12,7 @@ from hfexp.secrets import mask_override, mask_secrets
 
 @dataclass(frozen=True)
 class Origin:
-    """What the user asked for; the composed config is recorded separately."""
+    """The user's request: choices, overrides and command, beside the composed config."""
 
     choices: dict[str, str]
     """Option chosen in each config group."""

@@ -113,7 +113,7 @@ def inside(directory: Path, name: str) -> Path:
 
 
 def why_foreign(directory: Path, output_dir: Path) -> str | None:
-    """Return the reason why a run directory is not one of the user's own; None if it is.
+    """Return the reason why a run directory is not one of the user's own; None if it is one.
 
     With symlinks resolved, it must lie in `output_dir` and belong to the user of this process or to the owner of
     `output_dir`, a directory that the user has named: on some network disks and in containers, files belong neither
@@ -129,7 +129,7 @@ def why_foreign(directory: Path, output_dir: Path) -> str | None:
 
 
 def why_not_owned(directory: Path, output_dir: Path) -> str | None:
-    """Return whose directory it is, if it belongs neither to the user nor to the owner of `output_dir`; else None."""
+    """Return the problem if a directory belongs neither to the user nor to the owner of `output_dir`; else None."""
     if not hasattr(os, "geteuid"):
         return None
     owner = directory.stat().st_uid
@@ -138,7 +138,7 @@ def why_not_owned(directory: Path, output_dir: Path) -> str | None:
 
 
 def why_not_contained(path: Path, directory: Path) -> str | None:
-    """Return the first path of a file or tree that leads out of `directory`, or is no file or directory; else None."""
+    """Return the first problem of a file or tree: a path that leaves `directory`, or is neither file nor directory."""
     if path.is_symlink() or not path.is_dir():
         return _why_not_plain(path, directory)
     with os.scandir(path) as entries:

@@ -59,7 +59,7 @@ def find_replaced() -> list[str]:
 
 
 class OwnOptionsFirst(SearchPathPlugin):
-    """Puts the directories of `own_options_first` before the shipped config, and keeps that with `--config-path`."""
+    """Puts the directories of `own_options_first` first, and adds the shipped config if `--config-path` dropped it."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if _own_directories is None:

@@ -205,7 +205,7 @@ def _check_fit(
     skeleton: Any,
     id2label: dict[int, str] | None,
 ) -> list[str]:
-    """Pass a real batch through a model without weights, and check the disk space that checkpoints need."""
+    """Check the first rows: deterministic steps, equal shapes, a forward pass without weights; and the disk space."""
     problems: list[str] = []
     splits = streaming.process(dataset, task, processor, transforms, config.seed, config.dataset)
     collate = processing.Collator(task, processor, None, config.seed)
@@ -230,7 +230,7 @@ def _check_fit(
 
 
 def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, Any]) -> bool | None:
-    """Tell whether a training step leaves trained parameters without a gradient, by a step without weights.
+    """Try a training step without weights, and tell whether it leaves trained parameters without a gradient.
 
     If so, `DistributedDataParallel` must look for them in every step. Return None if it can't be told.
     """
@@ -256,7 +256,7 @@ def _first(split: Any, name: str) -> dict[str, Any]:
 
 
 def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
-    """Build the model's structure on the meta device, with frozen parameters marked: no memory, no weights.
+    """Build the model on the meta device, with frozen parameters and adapter: it has no weights and takes no memory.
 
     Return None for models that can't be built from a config alone: the user's own, and timm's.
     """

@@ -1,9 +1,9 @@
 """The cache of prepared splits: the deterministic part of a transform is done once and kept for later runs.
 
-The cache keeps the rows after the longest sequence of operations, counted from the first, whose results are whole
-numbers: images as uint8 (PIL images too), class ids, token ids. Later operations (e.g. torchvision's `ToTensor`) run
-whenever a row is read. The key of a cache entry covers the content of the rows, the operations with all their
-settings, the processor, and the versions of the code that does the work.
+The cache keeps the rows after the last operation whose result consists of whole numbers: images as uint8 (PIL images
+too), class ids, token ids. Later operations (e.g. torchvision's `ToTensor`) run whenever a row is read. The key of a
+cache entry covers the content of the rows, the operations with all their settings, the processor, and the versions of
+the code that does the work.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Prepared:
 
     reader: ArrayReader
     kinds: dict[str, str]
-    """Type that each field had before it became an array."""
+    """Kind that each field had before it became an array, from `to_arrays`."""
     rest: list[Any]
     """Deterministic operations that still have to run when a row is read."""
 
@@ -217,7 +217,7 @@ def _same(first: Row, second: Row) -> bool:
 
 
 def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
-    """Return how many operations have a result that can be kept, and the kinds of the row's fields after them."""
+    """Return the field kinds after the last operation whose result can be kept, and how many operations that takes."""
     best: tuple[dict[str, str], int] = {}, 0
     for number, operation in enumerate(operations, 1):
         row = apply(operation, row)

@@ -72,7 +72,7 @@ def _start_of(pid: int) -> str | None:
 
     try:
         if Path("/proc/self/stat").exists():
-            # proc(5): the name may hold anything and ends at the last parenthesis; the other fields follow it.
+            # proc(5): the name may hold anything and ends at the last parenthesis; state (3) to starttime (22) follow.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             return None if fields[0] in "ZX" else fields[19]
         process = psutil.Process(pid)

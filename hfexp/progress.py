@@ -39,7 +39,7 @@ class RecordTraining(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the logs from before the checkpoint again: a recording process that was killed may lack some."""
+        """Record the checkpoint's logs again; some are missing if the recording process was killed before."""
         if state.is_world_process_zero:
             for entry in state.log_history:
                 logs = {name: value for name, value in entry.items() if name != "step"}

@@ -1,4 +1,4 @@
-"""The recorder: sends an experiment's inputs, metrics, checkpoints, report and model to the tracking store."""
+"""The recorder: passes an experiment's inputs, metrics, checkpoints, report and model to the tracker."""
 
 import json
 import logging
@@ -73,6 +73,7 @@ class Recorder:
         task = self.inputs.task
         goal = {"hfexp.metric": f"final_eval_{task.metric}"}
         goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
+        # compare.py warns of runs without this tag: older versions did not weight the losses of accumulated batches.
         weighting = {"hfexp.loss_weighting": "items"}
         self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
         self.tracker.log_artifacts(self.directory.artifacts)
@@ -142,7 +143,7 @@ class Recorder:
         self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
-        """Record the final model as an MLflow model, after checking that it predicts what the trained one does."""
+        """Record the final model as an MLflow model; check its predictions first, unless it needs foreign code."""
         saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
         if saved is None:
             self.tracker.log_artifacts(self.directory.model, "model")

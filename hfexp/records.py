@@ -47,7 +47,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from start to end; None for a run that has not ended, or whose clock was set back too far."""
+        """Seconds from start to end; None before the end, or if the clock was set back to before the start."""
         if self.start_time is None or self.end_time is None or self.end_time < self.start_time:
             return None
         return (self.end_time - self.start_time) / 1000
@@ -131,7 +131,7 @@ def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
                 raise ConfigError(f"{path} is not a store of MLflow: it has no table of runs")
             return read(connection)
     except sqlite3.DatabaseError as error:
-        if str(error).startswith("no such "):
+        if str(error).startswith("no such "):  # table or column: another version of MLflow's schema
             return None
         raise RunError(f"the store {path} can't be read: {error}") from error
 

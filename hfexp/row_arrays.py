@@ -14,7 +14,7 @@ TENSORS = {torch.Tensor: "tensor", tv_tensors.Image: "image"}
 
 
 class NotWholeNumbersError(Exception):
-    """A row holds a value that can't be kept without loss."""
+    """A row holds a value of a kind that the cache does not keep, such as a float tensor."""
 
 
 def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:

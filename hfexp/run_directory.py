@@ -63,7 +63,7 @@ class RunDirectory:
         save_state(self.path, self.state)
 
     def begin(self, git_sha: str = "") -> None:
-        """Save that this process is working in the directory."""
+        """Save in `run.json` that this process is working in the directory."""
         state, process = self.state, ProcessId.own()
         if state.last_started:
             state.seconds += max(0.0, _last_sign(self.path) - state.last_started)

@@ -44,7 +44,7 @@ class RunState:
     data: str | None = None
     """Stamp of the local data of a sweep's point (`hfexp.stamp`)."""
     splits: dict[str, dict[str, Any]] | None = None
-    """Digest and number of rows of each data split at the start of the run."""
+    """Digest and number of rows (None for a stream) of each data split, at the latest start of the run."""
     values: list[float] | None = None
     """Objective values of a finished point of a sweep."""
     pruned_step: int | None = None

@@ -25,7 +25,7 @@ class EpochSampler(Sampler[int]):
         """Set up the order.
 
         Args:
-            lengths: of the rows; if given, some rows at a time are sorted by them, so that batches are uniform.
+            lengths: of the rows, to sort some rows at a time, so that a batch has rows of similar length.
             group: rows that one optimizer step takes in all processes.
         """
         self.num_rows = num_rows
@@ -48,7 +48,7 @@ class EpochSampler(Sampler[int]):
 
     @property
     def _sorted_rows(self) -> int:
-        """Rows sorted at a time: those of 50 steps (as upstream), at least 512, at most max(a quarter, one step's)."""
+        """Rows sorted at a time: those of 50 steps (as upstream), at least 512, at most a quarter of all or one step's."""
         return max(min(max(50 * self.group, 512), self.num_rows // 4), self.group)
 
     def __len__(self) -> int:
@@ -95,4 +95,4 @@ def seed_cpu(seed: int) -> None:
     """Seed the global CPU generators of torch, Python and numpy; devices are left alone."""
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
+    np.random.seed(seed & 0xFFFFFFFF)  # numpy takes 32 bits

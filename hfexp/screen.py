@@ -128,7 +128,7 @@ def console(**settings: Any) -> Any:
 
 
 def move_bar(completed: int, total: int, description: str, values: str) -> None:
-    """Show the progress of training as a bar; the first call draws it."""
+    """Show the progress of training as a bar, for terminals only; the first call draws it."""
     global _bar
     if _elsewhere is not None:
         _elsewhere("move_bar", completed, total, description, values)

@@ -27,7 +27,7 @@ _TOKENS = {
     "SG.": r"[\w-]{8,}\.[\w-]{8,}",
     "eyJ": r"[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?",
 }
-"""Prefixes of tokens and the pattern that follows: Hugging Face, npm, GitHub, GitLab, OpenAI, xAI, Stripe, AWS, Google,
+"""Prefixes of tokens and the pattern after each: Hugging Face, npm, GitHub, GitLab, OpenAI, xAI, Stripe, AWS, Google,
 NVIDIA, Perplexity, PyPI, Vault, age, Replicate, Groq, Docker, DigitalOcean, Shopify, Kaggle, Notion, Grafana, Linear,
 Atlassian, Square, Figma, Supabase, New Relic, Postman, Slack, Databricks, SendGrid; JSON web tokens."""
 _TOKEN = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(re.escape(begin) + rest for begin, rest in _TOKENS.items()) + ")")

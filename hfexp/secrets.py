@@ -125,7 +125,7 @@ def learn_secrets(tree: Any) -> None:
 
 
 def share_secrets(values: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Add secrets that another process learned; return all learned ones, for it to pass on."""
+    """Add secrets that another process learned; return all learned ones, to hand to other processes."""
     global _learned
     if not values <= _learned:
         _learned |= values
@@ -219,7 +219,7 @@ _last = _Known(())
 
 
 def _known() -> _Known:
-    """Return the known secrets; compile them again only if the learned ones or the variables changed."""
+    """Return the known secrets, recompiled if learned ones, variables with one, or the variable count changed."""
     global _last
     last = _last
     if last.basis != _basis(last.names):
