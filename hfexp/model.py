@@ -21,6 +21,7 @@ from hfexp.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 OWNED_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+"""Config fields that follow from the dataset, so that `model.config` may not set them."""
 
 
 def load_model_config(config: ModelConfig, task: Task, allowed: list[str]) -> Any:

@@ -14,7 +14,9 @@ SPLITS = {"final_eval_": "validation", "test_": "test"}
 """Prefixes of the reported metrics, and the split that each belongs to."""
 
 TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+"""Endings of metrics that measure speed; the card leaves them out."""
 MAX_LABELS = 30
+"""Most classes that the introduction lists by name."""
 SHOWN_PARAMS = (
     "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "model.peft", "transform",
     "seed", "trainer.args.learning_rate", "trainer.args.num_train_epochs", "trainer.args.max_steps",

@@ -33,6 +33,7 @@ from hfexp.verifying import verify_model
 logger = logging.getLogger(__name__)
 
 VERIFIED_EXAMPLES = 4
+"""Validation rows on which the saved model is compared with the trained one."""
 RESULTS = "results.json"
 
 

@@ -21,7 +21,9 @@ from hfexp.sqlite_address import sqlite_address, sqlite_path
 from hfexp.tracking.store import find_problem, why_unreachable
 
 PAGE = 1000
+"""Results per page of a search with MLflow's client."""
 BUSY_SECONDS = 20
+"""Seconds to wait while another process holds SQLite's lock."""
 EXAMPLE = "\"metrics.test_accuracy > 0.9 and params.seed = '1'\""
 
 T = TypeVar("T")

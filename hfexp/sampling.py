@@ -48,7 +48,7 @@ class EpochSampler(Sampler[int]):
 
     @property
     def _sorted_rows(self) -> int:
-        """Rows sorted at a time: those of 50 steps (as upstream), at least 512, at most a quarter of all or one step's."""
+        """Rows sorted at a time: 50 steps' (as upstream), at least 512, at most a quarter of all or one step's."""
         return max(min(max(50 * self.group, 512), self.num_rows // 4), self.group)
 
     def __len__(self) -> int:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hfexp.model import ModelSummary
 
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
+"""Config groups whose chosen option is shown at the start, in this order."""
 
 
 _UNSHOWN = re.compile(

@@ -16,9 +16,11 @@ _ENDINGS = (
     "masterkey", "sshkey", "encryptionkey", "authtoken", "accesstoken", "apitoken", "hftoken", "bottoken", "idtoken",
     "sessiontoken", "refreshtoken", "securitytoken", "signature", "pwd", "dbpass", "sshpass", "userpass",
 )  # fmt: skip
+"""Endings of words that make a name secret."""
 _WHOLE = _words(
     "passkey sas totp sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp"
 )
+"""Whole words that make a name secret."""
 _TELL_NOTHING = _words(
     "file files path paths dir directory folder id ids name names type types mode method kind length len size count "
     "counts max min version ttl expiry expires expiration enabled disabled required optional url uri endpoint host "
@@ -35,6 +37,7 @@ _TOKENS_OF_TEXT = _words(
 )
 """A token whose name has one of these words is a piece of text: `pad_token`, `max_new_tokens`."""
 _TOKENS_OF_ACCESS = _words("access auth api secret refresh bearer hf hub oauth")
+"""`tokens` in the plural are secrets only with one of these words."""
 _KEYS = _words(
     "api access account private secret shared storage encryption decryption crypto cipher ssh ssl tls rsa aes hmac "
     "gpg pgp signing auth client consumer subscription master service session license admin app deploy host function "
@@ -45,6 +48,7 @@ _KEYS = _words(
 """A key whose name has one of these words before `key` gives access: `api_key`; others (`sort_key`) are just names."""
 _TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"], ["session", "id"])
 _PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
+"""Words before a last `pass` or `pw` that make the name secret: `db_pass`."""
 
 
 @functools.lru_cache(maxsize=4096)
