@@ -1,4 +1,4 @@
-"""Pictures of a confusion matrix that can be read from 2 to 1,000 classes."""
+"""Plots of a confusion matrix, readable for 2 to 1,000 classes."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LABELLED = 40
-"""Classes whose names fit beside a matrix."""
+"""Largest number of classes whose names fit beside the matrix."""
 MAX_NUMBERS = 20
-"""Classes whose counts fit into its cells."""
+"""Largest number of classes whose counts fit into the cells of the matrix."""
 MAX_BLOCKS = 200
-"""Rows of a heat map: each has three pixels, so that a single one can be seen."""
+"""Most rows and columns of a heat map: each gets about three pixels, so that a single cell is visible."""
 
 
 def confusion_matrix(report: ClassReport, split: str) -> "Figure":
-    """Share of each true class by predicted class; above 40 classes a heat map of the mistakes, without names."""
+    """Plot the share of each true class by predicted class; above 40 classes, plot a heat map of the mistakes."""
     if len(report.labels) <= MAX_LABELLED:
         return _labelled_matrix(report, split)
     return _heat_map(report, split)
@@ -49,9 +49,9 @@ def _labelled_matrix(report: ClassReport, split: str) -> "Figure":
 
 
 def _heat_map(report: ClassReport, split: str) -> "Figure":
-    """The mistakes, with confused classes side by side, summed to at most 200 blocks.
+    """Plot the mistakes as a heat map of at most 200 x 200 blocks, with confused classes side by side.
 
-    Right answers are left out: they would hide the mistakes beside them, and inside their block.
+    Correct predictions are left out: they would hide the mistakes of their own block, and on the scale all others.
     """
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def _heat_map(report: ClassReport, split: str) -> "Figure":
     figure = Figure(figsize=(7.8, 7.3))
     axes = panel(figure, 0.7, 0.55, 6.0, 6.1)
     edge = len(order) + 0.5
-    # One mistake of many would be invisible on a linear scale.
+    # On a linear scale, a rare mistake would be invisible beside a frequent one.
     scale = PowerNorm(0.5, 0, shares.max() or 1)
     picture = axes.imshow(
         shares, cmap="Reds", norm=scale, interpolation="nearest", extent=(0.5, edge, edge, 0.5), aspect="auto"
@@ -79,7 +79,7 @@ def _heat_map(report: ClassReport, split: str) -> "Figure":
 
 
 def _finish(figure: "Figure", axes: Any, picture: Any, bar: tuple[float, float, float], title: str, unit: str) -> None:
-    """Title, axis names and colour bar; `bar`: left, bottom and height in inches."""
+    """Add title, axis labels and colour bar; `bar` is its left, bottom and height in inches."""
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, loc="left")
     axes.spines[:].set_visible(True)
@@ -87,7 +87,7 @@ def _finish(figure: "Figure", axes: Any, picture: Any, bar: tuple[float, float, 
 
 
 def _confused_together(matrix: np.ndarray) -> np.ndarray:
-    """An order of the classes (C,) by average-linkage clustering on how often two are taken for each other."""
+    """Order the classes (C,) by average-linkage clustering on how often two are predicted for each other."""
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
@@ -98,7 +98,7 @@ def _confused_together(matrix: np.ndarray) -> np.ndarray:
 
 
 def most_confused(report: ClassReport, split: str, count: int = 20) -> "Figure | None":
-    """Bars of the most frequent pairs of true and predicted class."""
+    """Plot the most frequent pairs of true and predicted class as bars; None if there are no mistakes."""
     from matplotlib.figure import Figure
 
     pairs = report.most_confused(count)

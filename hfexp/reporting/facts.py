@@ -1,4 +1,4 @@
-"""What a report is made from."""
+"""Input data of a run's report."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +8,14 @@ import numpy as np
 
 @dataclass
 class SplitScores:
-    """What the final model says about one split, in the split's order."""
+    """Predictions of the final model on one split, in the order of its rows."""
 
     probabilities: np.ndarray | None
-    """Of every class (N, C); None when the task gives none."""
+    """Class probabilities (N, C); None if the task does not return any."""
     predictions: np.ndarray
     """Class ids (N,)."""
     references: np.ndarray
-    """Class ids (N,); an id outside 0..C-1, such as -1, is a sample without label."""
+    """Class ids (N,); an id outside 0..C-1, such as -1, marks a sample without a label."""
 
     @property
     def confidence(self) -> np.ndarray | None:
@@ -25,35 +25,35 @@ class SplitScores:
         return np.take_along_axis(self.probabilities, self.predictions[:, None], axis=1)[:, 0]
 
     def labelled(self, num_classes: int) -> np.ndarray:
-        """Which samples have a label (N,)."""
+        """Return a mask (N,) of the samples that have a label."""
         return (self.references >= 0) & (self.references < num_classes)
 
 
 @dataclass
 class ReportFacts:
-    """What is known about the run itself."""
+    """Facts about the run itself."""
 
     name: str
     experiment: str
     status: str
     command: str
     metrics: dict[str, float]
-    """`best_*`, `final_eval_*` and `test_*`."""
+    """Final metrics of the run: `best_*`, `final_eval_*` and `test_*`."""
     history: list[dict[str, float]]
     """The Trainer's `log_history`."""
     params: dict[str, str]
-    """The configuration, flattened."""
+    """The config, flattened to dotted keys."""
     environment: dict[str, str]
     data: dict[str, dict[str, Any]]
-    """By split: `rows`, `digest`, `source` and `classes` (label to count, or None)."""
+    """Facts of each split by its name: `rows`, `digest`, `source` and `classes` (label to count, or None)."""
     model: dict[str, str]
     metric: str
-    """What the task is judged by, without prefix, e.g. `accuracy`."""
+    """Name of the task's main metric without a prefix, e.g. `accuracy`."""
     seconds: float
 
     @property
     def best_step(self) -> int | None:
-        """The step whose evaluation gave the `best_*` values."""
+        """The step whose evaluation gave the `best_*` values; None if no evaluation matches them."""
         best = {name.removeprefix("best_"): value for name, value in self.metrics.items() if name.startswith("best_")}
         for entry in self.history:
             if best and all(entry.get(name) == value for name, value in best.items()):

@@ -1,4 +1,4 @@
-"""A report's contents, written as one HTML file and as Markdown."""
+"""Contents of a report, rendered as one HTML file and as Markdown."""
 
 import base64
 import html
@@ -54,21 +54,21 @@ class Text:
 
 @dataclass
 class Heading:
-    """Below the section's own."""
+    """A heading inside a section, one level below the section's title."""
 
     text: str
 
 
 @dataclass
 class Code:
-    """Text as it is."""
+    """Preformatted text."""
 
     text: str
 
 
 @dataclass
 class Picture:
-    """A PNG that lies beside the page; in the page itself it may be an SVG."""
+    """A PNG file beside the page; the HTML page may embed it as SVG."""
 
     name: str
     alt: str
@@ -76,21 +76,21 @@ class Picture:
 
 @dataclass
 class Table:
-    """Rows below a header; the header may be empty words."""
+    """Rows below a header; a header of empty strings is not shown in HTML."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: frozenset[int] | None = None
-    """Columns of numbers, which stand to the right; None: all but the first."""
+    """Indices of right-aligned columns (numbers); None: all but the first."""
     strong: frozenset[int] = frozenset()
-    """Rows that matter most."""
+    """Indices of rows in bold."""
     small: bool = False
     title: str = ""
     names: Sequence[str] = ()
-    """Of the rows, for the page's script: `data-name` of each."""
+    """The `data-name` attribute of each row, by which the page's script finds it; empty: none."""
 
     def is_number(self, column: int) -> bool:
-        """The column stands to the right."""
+        """Tell whether a column is right-aligned."""
         return column > 0 if self.numbers is None else column in self.numbers
 
 
@@ -99,7 +99,7 @@ Block = Text | Heading | Code | Picture | Table
 
 @dataclass
 class Section:
-    """One part of a report; without blocks it is left out."""
+    """One part of a report; a section without blocks is left out."""
 
     title: str
     blocks: list[Block] = field(default_factory=list)
@@ -107,20 +107,24 @@ class Section:
 
 @dataclass
 class Report:
-    """A report in the order in which it is read."""
+    """A report: its title, a lead line, and sections in reading order."""
 
     title: str
     lead: str
     sections: list[Section]
     script: str = ""
-    """Of the HTML page; well-formed as XML. Without it, the page runs nothing."""
+    """JavaScript of the HTML page, without `<` and `&` (the page is XML); empty: the page's policy forbids scripts."""
 
     def filled(self) -> list[Section]:
-        """Sections that hold something."""
+        """Return the sections that have blocks."""
         return [section for section in self.sections if section.blocks]
 
     def html(self, images: dict[str, bytes]) -> str:
-        """One file that needs no other: `images`, PNG or SVG by file name, are inside. It is well-formed XML too."""
+        """Render one self-contained HTML file, which is well-formed XML too.
+
+        Args:
+            images: PNG or SVG by file name, embedded in the page.
+        """
         sections = self.filled()
         policy = POLICY + ("; script-src 'unsafe-inline'" if self.script else "")
         script = f"<script>{self.script}</script>\n" if self.script else ""
@@ -141,7 +145,7 @@ class Report:
         )
 
     def markdown(self) -> str:
-        """The same, with pictures by their names."""
+        """Render the report as Markdown, which links to the pictures by file name."""
         parts = [f"# {plain(self.title)}", plain(self.lead)]
         for section in self.filled():
             parts += [f"## {plain(section.title)}", *map(_md_block, section.blocks)]

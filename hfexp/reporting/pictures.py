@@ -1,4 +1,4 @@
-"""Learning curves, calibration and the histogram of classes."""
+"""Plots of learning curves, calibration and class counts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS = 400
-"""Points of a curve; longer ones are averaged over equal stretches."""
+"""Most points of a drawn curve; longer curves are averaged over equal intervals."""
 LARGEST = 1e30
-"""Values beyond can't be placed on an axis, as infinity."""
+"""Values from this size on are treated as infinite: they can't be placed on an axis."""
 MAX_NAMED = 40
-"""Classes whose names fit below a histogram."""
+"""Largest number of classes whose names fit below a histogram."""
 CALIBRATION_BINS = 15
 
 Curve = tuple[np.ndarray, np.ndarray, int]
-"""Steps (P,), values (P,), and how many values were not finite."""
+"""Steps (P,), values (P,), and the number of values left out as not finite."""
 
 
 def curve(history: list[dict[str, float]], name: str) -> Curve:
-    """The finite values of one name by step."""
+    """Return the finite values of one metric by step."""
     points = [(entry.get("step", 0), entry[name]) for entry in history if isinstance(entry.get(name), int | float)]
     table = np.array(points, dtype=float).reshape(-1, 2)
     finite = np.isfinite(table[:, 1]) & (np.abs(table[:, 1]) < LARGEST)
@@ -43,7 +43,7 @@ def curve(history: list[dict[str, float]], name: str) -> Curve:
 
 
 def learning_curves(facts: ReportFacts) -> "Figure | None":
-    """Losses, the task's metric, learning rate and gradient norm by step, as far as they were recorded."""
+    """Plot losses, the task's metric, learning rate and gradient norm by step, as far as they were logged."""
     from matplotlib.figure import Figure
 
     panels = [
@@ -69,7 +69,7 @@ def learning_curves(facts: ReportFacts) -> "Figure | None":
 
 
 def _draw_curves(axes: Any, title: str, curves: list[tuple[Curve, str, str]], best_step: int | None) -> None:
-    """One panel: thinned lines, the best step, and how many values could not be shown."""
+    """Draw one panel: thinned lines, the best step, and in the title how many values were not finite."""
     for (steps, values, _), label, colour in curves:
         steps, values = _thin(steps), _thin(values)
         marker = "o" if len(steps) <= 40 else None
@@ -90,7 +90,7 @@ def _draw_curves(axes: Any, title: str, curves: list[tuple[Curve, str, str]], be
 
 
 def _thin(values: np.ndarray) -> np.ndarray:
-    """Averages over equal stretches (at most 400); short curves as they are."""
+    """Average a curve over 400 equal intervals; return one of at most 400 points as it is."""
     if len(values) <= MAX_POINTS:
         return values
     edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)[:-1]
@@ -98,7 +98,7 @@ def _thin(values: np.ndarray) -> np.ndarray:
 
 
 def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | None":
-    """Reliability diagram: accuracy by the probability of the predicted class, and how many samples that is.
+    """Plot a reliability diagram: accuracy by the probability of the predicted class, and the samples of each bin.
 
     A. Niculescu-Mizil, R. Caruana, "Predicting Good Probabilities with Supervised Learning", ICML 2005.
     """
@@ -132,10 +132,10 @@ def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | 
 
 
 def reliability(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples, mean probability and accuracy by bin, each (15,); NaN for empty bins.
+    """Return samples, mean probability and accuracy of each bin, each (15,); the last two are NaN for empty bins.
 
     Args:
-        probabilities: of every class (N, C); the bins are those of `hfexp.metrics.ExpectedCalibrationError`.
+        probabilities: class probabilities (N, C); the bins are those of `hfexp.metrics.ExpectedCalibrationError`.
         references: class ids (N,).
     """
     confidence = probabilities.max(-1)
@@ -149,7 +149,7 @@ def reliability(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.n
 
 
 def class_histogram(data: dict[str, dict[str, Any]]) -> "Figure | None":
-    """Samples of each class by split; above 40 classes by rank."""
+    """Plot the samples of each class by split; above 40 classes, plot them by rank."""
     found = {split: facts["classes"] for split, facts in data.items() if facts.get("classes")}
     if not found:
         return None
@@ -159,7 +159,7 @@ def class_histogram(data: dict[str, dict[str, Any]]) -> "Figure | None":
 
 
 def _bars(found: dict[str, dict[str, int]]) -> "Figure":
-    """One row of bars for each split."""
+    """Draw one row of bars for each split."""
     from matplotlib.figure import Figure
 
     names = list(next(iter(found.values())))
@@ -180,7 +180,7 @@ def _bars(found: dict[str, dict[str, int]]) -> "Figure":
 
 
 def _rank_frequency(found: dict[str, dict[str, int]]) -> "Figure":
-    """Counts in falling order, one line for each split."""
+    """Draw class counts in descending order, one line for each split."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 3.9))
@@ -202,7 +202,7 @@ def _rank_frequency(found: dict[str, dict[str, int]]) -> "Figure":
 
 
 def _spread(counts: Sequence[int]) -> str:
-    """How evenly the samples are spread over the classes."""
+    """Describe how the samples are distributed over the classes, e.g. `1,797 samples, 174 to 183 a class`."""
     low, high, empty = min(counts), max(counts), sum(n == 0 for n in counts)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     without = f", {empty} classes without any" if empty else ""

@@ -1,4 +1,4 @@
-"""The report of one run: every picture, table and page, in the order in which they are read."""
+"""The report of one run: its plots, tables and pages, made in reading order."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ from hfexp.streams import num_rows
 from hfexp.tasks.base import Task
 
 SAMPLE_ROWS = 100
-"""Predictions of each split that are written to a table."""
+"""Most rows of each split in its table of predictions."""
 
 
 def draw_report(
@@ -27,15 +27,16 @@ def draw_report(
     processor: Any,
     directory: Path,
 ) -> ClassReport | None:
-    """Write pictures, tables, `report.html` and `report.md`; what can't be made is left out with a warning.
+    """Write plots, tables, `report.html` and `report.md`; a part that fails is left out with a warning.
 
     Args:
-        scores: of the final model, by split, in the order in which the splits are to be shown.
-        id2label: names of the classes; None for a task without classes, whose scores are not looked at.
-        splits: datasets of model inputs, in the order of the scores; mistakes are shown from them.
+        scores: predictions of the final model by split, in the order in which the report shows the splits.
+        id2label: names of the classes; None for a task without classes, whose scores are ignored.
+        splits: datasets of model inputs by split, with their rows in the order of the scores; mistakes are read from
+            them.
 
     Returns:
-        The class report of the last split with a labelled sample.
+        The class report of the last split with a labelled sample; None if no split has one.
     """
     directory.mkdir(parents=True, exist_ok=True)
     drawn = Pictures(directory)
@@ -58,7 +59,7 @@ def draw_report(
 
 
 def _draw_split(split: str, scores: SplitScores, names: dict[int, str], drawn: Pictures) -> SplitParts:
-    """Scores per class, confusion and calibration of one split."""
+    """Write tables per class, and plot confusion and calibration of one split."""
     classes = ClassReport.of(scores.predictions, scores.references, names)
     with guarded(f"tables of {split}"):
         classes.save(drawn.directory, split)
@@ -81,12 +82,12 @@ def _draw_mistakes(
     processor: Any,
     drawn: Pictures,
 ) -> None:
-    """The mistakes of one split as a table, and the first of them as pictures where the task has any."""
+    """Write the mistakes of one split to a table; add the first as images or texts if the task can show them."""
     with guarded(f"mistakes_{split}"):
         parts.mistakes = mistakes = Mistakes.of(scores, len(names))
         _write_rows(drawn.directory / f"mistakes_{split}.csv", mistakes.indices, scores, names)
         if not mistakes.indices or dataset is None or num_rows(dataset) != len(scores.references):
-            return  # of another length, its rows would be the wrong ones; those of a stream are gone
+            return  # a dataset of another length would show the wrong rows; a stream can't be read again by index
         rows = [dataset[index] for index in mistakes.indices[:MAX_PICTURES]]
         shown = [task.picture(row, processor) for row in rows]
         parts.texts = [
@@ -98,7 +99,7 @@ def _draw_mistakes(
 
 
 def _write_rows(path: Path, indices: Any, scores: SplitScores, names: dict[int, str]) -> None:
-    """A table of samples: place in the split, true and predicted class, probability of the predicted one."""
+    """Write samples as CSV: index in the split, true and predicted class, probability of the predicted class."""
     confidence = scores.confidence
     rows = (
         [

@@ -1,4 +1,4 @@
-"""Samples as the model sees them: before training, and the most confident mistakes after it."""
+"""Samples as the model gets them: training rows before training, the most confident mistakes after it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from hfexp.processing import ProcessedDataset
 
 SMALL, LARGE = 128, 224
-"""Side of a sample's place on a sheet, in pixels, by the size of its picture."""
+"""Side of a sample's cell on a sheet in pixels: `SMALL` if no picture is larger than that, else `LARGE`."""
 LETTER = 6.3
-"""Pixels of an average letter of a caption."""
+"""Average width of a letter of a caption, in pixels."""
 MAX_PICTURES = 16
 MAX_LISTED = 200
 
 Shown = PIL.Image.Image | str
 Caption = list[tuple[str, str, str]]
-"""Lines below a picture: a text that is cut to fit, what follows it, and the colour."""
+"""Lines below a picture: a text that is cut to fit, an ending that is never cut, and the colour."""
 
 
 def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, directory: Path, count: int = 16) -> None:
     """Write `samples.png` (or `samples.txt`): training rows as the model gets them, augmentation included.
 
-    Rows are spread over the split and read under the keys of the first epoch; training is not influenced.
-    Of a stream they are the first rows. A task that can't show its inputs gives no file.
+    The rows are evenly spaced over the split and have the keys of the first epoch; the training's random numbers do
+    not change. A stream gives its first rows. A task that can't show its inputs gives no file.
     """
     with guarded("samples"), preserved_rng(), style():
         size = num_rows(dataset)
@@ -58,7 +58,7 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, direct
 
 
 def label_of(row: dict[str, Any], names: dict[int, str] | None) -> str:
-    """The label of one row of model inputs in words: a class, several, or a number."""
+    """Return the label of one row of model inputs as text: a class, several classes, or a number."""
     label = row.get("labels")
     if isinstance(label, int | np.integer) and names is not None:
         return names.get(int(label), "no label")
@@ -68,7 +68,7 @@ def label_of(row: dict[str, Any], names: dict[int, str] | None) -> str:
 
 
 def shapes(row: dict[str, Any]) -> str:
-    """Names, shapes and types of one row's arrays, e.g. `pixel_values 3 x 8 x 8 uint8`."""
+    """Return names, shapes and dtypes of one row's arrays, e.g. `pixel_values 3 x 8 x 8 uint8`."""
     arrays = {name: value for name, value in row.items() if getattr(value, "ndim", 0)}
     return ", ".join(
         f"{name} {' x '.join(map(str, value.shape))} {str(value.dtype).removeprefix('torch.')}"
@@ -77,7 +77,7 @@ def shapes(row: dict[str, Any]) -> str:
 
 
 def sheet(shown: Sequence[Shown | None], captions: Sequence[Caption], title: str) -> "Figure | None":
-    """Pictures in rows, with captions below; small ones are enlarged pixel by pixel, large ones reduced."""
+    """Draw pictures in rows with captions below; small pictures are enlarged by a whole factor, large ones reduced."""
     from matplotlib.figure import Figure
 
     pairs = [(p, c) for p, c in zip(shown, captions, strict=True) if isinstance(p, PIL.Image.Image)]
@@ -90,7 +90,7 @@ def sheet(shown: Sequence[Shown | None], captions: Sequence[Caption], title: str
     rows = -(-len(pairs) // columns)
     width = max(columns * cell_width + 12, int(len(title) * LETTER) + 30)
     height = head + rows * cell_height + 6
-    # Half a pixel more: inches times dots per inch are cut, not rounded.
+    # Matplotlib truncates inches times dots per inch: half a pixel more keeps the width and the height whole.
     figure = Figure(figsize=((width + 0.5) / 100, (height + 0.5) / 100), dpi=100)
     figure.text(12 / width, 1 - 20 / height, drawable(title, 160), fontsize=10, va="baseline")
     for number, (picture, caption) in enumerate(pairs):
@@ -106,7 +106,7 @@ def sheet(shown: Sequence[Shown | None], captions: Sequence[Caption], title: str
 
 
 def fit(picture: PIL.Image.Image, side: int) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a picture enlarged by a whole factor (nearest neighbour), or reduced, to `side`."""
+    """Return pixels (H, W, 3) uint8, enlarged by a whole factor (nearest neighbour) or reduced to fit `side`."""
     picture = picture.convert("RGB")
     largest = max(picture.size)
     if largest <= side:
@@ -119,17 +119,17 @@ def fit(picture: PIL.Image.Image, side: int) -> np.ndarray:
 
 @dataclass
 class Mistakes:
-    """The wrongly classified samples of one split, the most confident first."""
+    """The misclassified samples of one split, the most confident first."""
 
     total: int
     indices: list[int]
-    """At most 200 places in the split."""
+    """Indices of at most 200 of them in the split."""
     ranked: bool
-    """They are in the order of their probability."""
+    """True if they are sorted by the probability of the predicted class; else they are in the order of the split."""
 
     @classmethod
     def of(cls, scores: SplitScores, num_classes: int) -> "Mistakes":
-        """From the scores of a split; samples without a label don't count."""
+        """Build from the scores of a split; samples without a label don't count."""
         wrong = np.flatnonzero(scores.labelled(num_classes) & (scores.predictions != scores.references))
         confidence = scores.confidence
         if confidence is not None:
@@ -140,7 +140,7 @@ class Mistakes:
 def mistakes_sheet(
     mistakes: Mistakes, scores: SplitScores, names: dict[int, str], shown: list[Shown | None], split: str
 ) -> "Figure | None":
-    """The first mistakes as pictures: true class in black, predicted class and its probability in red."""
+    """Draw the first mistakes as pictures: true class in black, predicted class and its probability in red."""
     confidence = scores.confidence
     captions: list[Caption] = []
     for index in mistakes.indices[: len(shown)]:

@@ -1,4 +1,4 @@
-"""What a report says, section by section."""
+"""Sections of a run's report."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,28 +13,28 @@ MAX_CLASS_ROWS = 50
 WORST_CLASSES = 25
 CONFUSED_ROWS = 10
 MAX_TEXT = 2_000
-"""Characters of one sample's text."""
+"""Most characters of one sample's text."""
 NOT_RESULTS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
 RESULT_COLUMNS = (("best_eval_", "best recorded"), ("final_eval_", "validation"), ("test_", "test"))
 
 
 @dataclass
 class SplitParts:
-    """What was found out about one split."""
+    """Results on one split."""
 
     classes: ClassReport
     mistakes: Mistakes | None = None
     texts: list[tuple[str, str, str]] = field(default_factory=list)
-    """Mistakes of a task whose inputs are texts: true class, predicted class, text."""
+    """Mistakes of a task with text inputs: true class, predicted class, text."""
 
 
 def lead(facts: ReportFacts) -> str:
-    """The run in one line."""
+    """Describe the run in one line."""
     return f"{facts.experiment} \u00b7 {facts.status} \u00b7 {duration(facts.seconds)} \u00b7 judged by {facts.metric}"
 
 
 def all_sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str], directory: Path) -> list[Section]:
-    """All sections; `made`: names of the pictures that exist."""
+    """Build all sections; `made` has the file names of the pictures that exist."""
     return [
         Section("Result", _result(facts, parts)),
         Section("Learning curves", _pictures(made, ("learning_curves.png", "Learning curves"))),
@@ -51,7 +51,7 @@ def all_sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[st
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Format seconds for people, e.g. `90.0 s`, `5 min`, `2.5 h`."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes = seconds / 60
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
-    """A score with four decimals, or with four digits where that would say nothing."""
+    """Format a score with four decimals; very small and very large ones with four significant digits."""
     if value is None:
         return ""
     if math.isnan(value):
@@ -68,7 +68,7 @@ def number(value: float | None) -> str:
 
 
 def _result(facts: ReportFacts, parts: dict[str, SplitParts]) -> list[Block]:
-    """One row for each score, the task's own first; the baseline below."""
+    """Build a table of one row for each metric, the task's own first, and a row with the majority-class baseline."""
     columns = [(prefix, title) for prefix, title in RESULT_COLUMNS if any(k.startswith(prefix) for k in facts.metrics)]
     names = dict.fromkeys(
         key.removeprefix(prefix)
@@ -90,7 +90,7 @@ def _result(facts: ReportFacts, parts: dict[str, SplitParts]) -> list[Block]:
 
 
 def _data(facts: ReportFacts) -> list[Block]:
-    """One row for each split."""
+    """Build a table of one row for each split."""
     rows = []
     for split, known in facts.data.items():
         counts = list((known.get("classes") or {}).values())
@@ -117,7 +117,7 @@ def _samples(made: list[str], directory: Path) -> list[Block]:
 
 
 def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
-    """Matrix, scores of each class (or of the worst) and the most frequent mistakes."""
+    """Build plots, scores of each class (above 50 classes: of the worst) and the most frequent mistakes."""
     report = part.classes
     blocks: list[Block] = [Heading(f"{split}: {report.matrix.sum():,} samples")]
     blocks += _pictures(
@@ -162,5 +162,5 @@ def _pairs(values: dict[str, str]) -> list[Block]:
 
 
 def _pictures(made: list[str], *wanted: tuple[str, str]) -> list[Block]:
-    """Those that exist, by name and description."""
+    """Keep the pictures that exist, given as pairs of file name and description."""
     return [Picture(name, alt) for name, alt in wanted if name in made]
