@@ -1,4 +1,4 @@
-"""Learning curves of the runs of a sweep, read from what they leave on disk while they train."""
+"""Learning curves of a sweep's runs, read from their journals and checkpoints while they train."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,23 +7,23 @@ from hfexp.checkpoints import list_checkpoints, trainer_state
 from hfexp.tracking.journal import FOLDER, JOURNAL, parse_entry
 
 Curve = dict[int, float]
-"""Value by step."""
+"""Value of the metric by training step."""
 
 
 @dataclass
 class Curves:
-    """What one metric of the evaluations was, by run directory; each file is read on from where it was read before."""
+    """Curves of one evaluation metric by run directory; a journal is read on from where the last call stopped."""
 
     metric: str
     _read_until: dict[Path, int] = field(default_factory=dict)
     _known: dict[Path, Curve] = field(default_factory=dict)
 
     def of(self, run_dir: Path) -> Curve:
-        """The curve of a run, as far as it has come; empty if nothing is known of it."""
+        """Return the curve of a run so far; empty if it has no evaluation yet."""
         journal = run_dir / FOLDER / JOURNAL
         try:
             return self._from_journal(journal) if journal.exists() else self._from_checkpoint(run_dir)
-        except (OSError, ValueError):  # it is being written, or was removed
+        except (OSError, ValueError):  # the run is writing the file, or has removed it
             return self._known.get(journal, {})
 
     def _from_journal(self, journal: Path) -> Curve:
@@ -31,7 +31,7 @@ class Curves:
         with journal.open("rb") as file:
             file.seek(self._read_until.get(journal, 0))
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):  # the run is still writing this line: the next call reads it
                     break
                 self._read_until[journal] = self._read_until.get(journal, 0) + len(line)
                 if self.metric.encode() in line:
@@ -41,7 +41,7 @@ class Curves:
         return curve
 
     def _from_checkpoint(self, run_dir: Path) -> Curve:
-        """Without a record, the newest checkpoint knows what was measured before it."""
+        """Read the evaluations before the newest checkpoint, for a run without a journal (no tracking)."""
         for checkpoint in reversed(list_checkpoints(run_dir / "checkpoints")):
             history = trainer_state(checkpoint).get("log_history", [])
             return {entry["step"]: float(entry[self.metric]) for entry in history if self.metric in entry}

@@ -1,4 +1,4 @@
-"""What makes two sweeps the same, and the directory that belongs to one."""
+"""The definition of a sweep, by which two starts are the same sweep, and the sweep's directory."""
 
 import contextlib
 import hashlib
@@ -27,18 +27,18 @@ from hfexp.sweep.space import Space
 
 FILE = "definition.json"
 STEM = "name"
-"""In that file: the name that the sweep was started under."""
+"""Key in that file: the name under which the sweep was first started."""
 DIRECTOR = "director.json"
 SWEEPS = "sweeps"
 HASHED = {"configuration": "files of it were edited since", "data": "files that it is read from have changed since"}
-"""Parts of a definition whose values say nothing to people."""
+"""Parts of a definition that are hashes, and what to say instead of their values if they differ."""
 LEFT_OUT = ("search", "hydra", "output_dir", "tracking", "on_existing", "point", "security")
-"""Words that change no result, or are in the definition by their value."""
+"""Sections whose overrides are not in `fixed`: they do not change results, or the definition has their values."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Two sweeps with the same definition are one."""
+    """The identity of a sweep: two starts with equal definitions are the same sweep."""
 
     fixed: list[str]
     space: dict[str, str]
@@ -52,9 +52,9 @@ class Definition:
     metrics: list[str]
     directions: list[str]
     configuration: str
-    """Hash of what the words of a first point come to, and those of each option of a group that is swept."""
+    """Hash of the composed config of the first point, and of one point per swept group option."""
     data: str
-    """Hash over names, sizes and times of local files; empty where machines share the sweep, each with its files."""
+    """Hash over paths, sizes and mtimes of local files; empty with `search.storage`, as machines differ in them."""
 
     @property
     def digest(self) -> str:
@@ -62,9 +62,9 @@ class Definition:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, there: dict[str, Any], ignored: Collection[str] = ()) -> str:
-        """A line for each part in which a stored definition differs."""
+        """Return a line for each part in which the stored definition `there` differs from this one."""
         now = json.loads(json.dumps(asdict(self)))
-        # As text, for the order of keys counts.
+        # The order of keys counts, which a comparison of dicts would ignore.
         differing = [key for key in now if json.dumps(there.get(key)) != json.dumps(now[key])]
         pairs = {key: f"{_short(there.get(key))} there, {_short(now[key])} now" for key in differing}
         pairs |= {key: text for key, text in HASHED.items() if key in pairs}
@@ -74,11 +74,11 @@ class Definition:
 def define(
     search: SearchConfig, space: Space, metrics: list[str], directions: list[str], configuration: str, data: str
 ) -> Definition:
-    """The definition of a sweep, without secrets."""
+    """Build the definition of a sweep, without secrets."""
     fixed = sorted(mask_override(word) for word in space.fixed if _counts(word))
     texts = space.texts
     for dimension in space.dimensions:
-        if "glob(" in dimension.text:  # which gives another list when a file is added
+        if "glob(" in dimension.text:  # its values change when an option is added, while its text stays the same
             texts[dimension.key] += f" = {','.join(dimension.spellings)}"
     if space.function:
         texts["search.space"] = json.dumps(mask_values(space.function), sort_keys=True)
@@ -90,8 +90,8 @@ def define(
 
 
 def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
-    """What the words of points come to: a file that was edited makes another sweep of the same words."""
-    first = [config_hash(replace(config, launch=LaunchConfig()))] if config else []  # what runs how is in the words
+    """Hash the composed configs, so that an edited file of options makes another sweep of the same overrides."""
+    first = [config_hash(replace(config, launch=LaunchConfig()))] if config else []  # `fixed` has launch's overrides
     plain = [without_secrets({k: v for k, v in example.items() if k not in LEFT_OUT}) for example in examples]
     others = plain[len(first) :]
     if not others:
@@ -100,10 +100,10 @@ def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) ->
 
 
 def data_hash(sources: list[dict[str, Any]]) -> str:
-    """The local files that points read: with others in their place, what is finished is not what would come out.
+    """Hash the state of the local files that points read: finished points are only valid for the same files.
 
     Args:
-        sources: `dataset.source` of points that differ in it; none in another application.
+        sources: `dataset.source` of points that differ in it; empty in another application.
     """
     if not sources:
         return ""
@@ -122,13 +122,14 @@ def _counts(word: str) -> bool:
 
 @dataclass
 class SweepDirectory:
-    """An open directory, which this process directs."""
+    """The directory of a sweep, whose lock this process holds while it directs the sweep."""
 
     path: Path
     continued: bool
     seconds_before: float
-    """For which the sweep was directed in earlier starts."""
+    """Seconds for which earlier starts have directed the sweep."""
     began: float
+    """`time.monotonic()` when this start began to direct it."""
 
     @property
     def name(self) -> str:
@@ -139,7 +140,7 @@ class SweepDirectory:
         return self.seconds_before + time.monotonic() - self.began
 
     def note_time(self) -> None:
-        """Write down who directs the sweep, and for how long it has been directed."""
+        """Write down which process directs the sweep, and for how many seconds it has been directed."""
         process = ProcessId.own()
         content = {"host": process.host, "pid": process.pid, "process": process.started, "seconds": self.seconds}
         write_private(self.path / DIRECTOR, json.dumps(content))
@@ -149,10 +150,11 @@ class SweepDirectory:
 def hold_sweep(
     output_dir: Path, name: str | None, definition: Definition, on_existing: OnExisting
 ) -> Iterator[SweepDirectory]:
-    """Continue the sweep of this definition, or begin it; hold its lock meanwhile.
+    """Continue the sweep with this definition, or begin it; hold its lock meanwhile.
 
     Raises:
-        ConfigError: it is directed now, or exists under `on_existing=error`, or `name` is another one's.
+        ConfigError: another process directs it, or it exists under `on_existing=error`, or `name` is another sweep's,
+            or `output_dir` can't be written.
     """
     parent, stem = _place(output_dir, name, definition)
     try:
@@ -182,10 +184,10 @@ def hold_sweep(
 
 
 def find_sweep(output_dir: Path, name: str | None, definition: Definition, on_existing: OnExisting) -> Path | None:
-    """The directory that `hold_sweep` would continue, if there is one; nothing is created.
+    """Return the directory that `hold_sweep` would continue, or None; create nothing.
 
     Raises:
-        ConfigError: as it would, except that the sweep may be directed now.
+        ConfigError: as `hold_sweep`, except that another process may direct the sweep.
     """
     parent, stem = _place(output_dir, name, definition)
     path = _choose(parent, stem, definition, on_existing) if parent.is_dir() else None
@@ -193,7 +195,7 @@ def find_sweep(output_dir: Path, name: str | None, definition: Definition, on_ex
 
 
 def _place(output_dir: Path, name: str | None, definition: Definition) -> tuple[Path, str]:
-    """Where sweeps are, and how the directory of this one begins."""
+    """Return the directory of all sweeps, and the name with which the directory of this one begins."""
     stem = file_name(name) if name else f"{definition.method}-{definition.digest[:8]}"
     return output_dir.absolute() / SWEEPS, stem
 
@@ -203,7 +205,7 @@ def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExis
     found = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
     stored = {number: _read(path / FILE) for number, path in found.items() if (path / FILE).exists()}
     begun = {number: found[number] for number, content in stored.items() if content.get(STEM) == stem}
-    if not begun:  # a directory of that name may be the second start of another sweep: exp-2, of exp
+    if not begun:  # a directory of this name may be another sweep's second start: exp-2 of exp
         return parent / (f"{stem}-{max(found) + 1}" if stored else stem)
     latest = begun[max(begun)]
     if on_existing is OnExisting.error:
@@ -226,7 +228,7 @@ def _refuse(path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a file of a sweep; empty if it is missing or damaged."""
+    """Read a file of a sweep; return an empty dict if it is missing or damaged."""
     try:
         return read_record(path, dict[str, Any])
     except (FileNotFoundError, DamagedRecord):

@@ -1,4 +1,4 @@
-"""One swept key: the values that Hydra's grammar gives it, and how Optuna is asked for one of them."""
+"""One swept key: its values in Hydra's grammar, and how an Optuna sampler chooses one of them."""
 
 import math
 import random
@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import (
 from hfexp.errors import ConfigError
 
 PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
-"""Words that Hydra's grammar takes for strings without quotes, but for those in `RESERVED`."""
+"""Strings that Hydra's grammar reads without quotes, except those in `RESERVED`."""
 ESCAPED = re.compile(r"\\(.)")
 RESERVED = ("null", "true", "false", "nan", "inf")
 LARGEST_RANGE = 1_000_000
@@ -31,12 +31,12 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of a number that a sampler chooses; both ends belong to it."""
+    """Range of a number that a sampler chooses; both ends are included."""
 
     low: float
     high: float
     step: float | None = None
-    """None: any float."""
+    """Distance between two values; None: any float in the range."""
     log: bool = False
     integer: bool = False
 
@@ -46,17 +46,17 @@ class Dimension:
     """One key of the search space."""
 
     element: str
-    """The key as Hydra is told it, e.g. `++trainer.args.learning_rate`."""
+    """The key as an override has it, e.g. `++trainer.args.learning_rate`."""
     text: str
-    """What was written for it."""
+    """The values as the user wrote them."""
     spellings: tuple[str, ...] = ()
-    """The finite values in Hydra's spelling, in their order; empty for an interval."""
+    """All values in Hydra's spelling, in order; empty for an interval."""
     values: tuple[Value, ...] = ()
-    """The same as Optuna is told them."""
+    """The same values as Optuna gets them."""
     bounds: Bounds | None = None
-    """Of a number: how a sampler chooses it."""
+    """Range of the values for a sampler; None: the sampler chooses one of `values` by category."""
     when: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Other keys and the values of them under which this one exists."""
+    """Conditions: other keys, each with those of its values under which this key exists."""
 
     @property
     def key(self) -> str:
@@ -67,18 +67,18 @@ class Dimension:
         return bool(self.spellings)
 
     def word(self, value: Any) -> str:
-        """What Hydra is told for a value as Optuna knows it."""
+        """Return the override for a value that Optuna chose."""
         if not self.is_finite:
             return f"{self.element}={value}"
         if value in self.values:
             return f"{self.element}={self.spellings[self.values.index(value)]}"
-        # A float of a range, which Optuna computes as low + n * step.
+        # Optuna computes a float of a range as low + n * step, which may differ from the value in its last digits.
         numbers = [float(known) for known in self.values]
         nearest = min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))
         return f"{self.element}={self.spellings[nearest]}"
 
     def takes(self, spelling: str) -> bool:
-        """Tell whether a spelling is one that `word` gives."""
+        """Tell whether `word` can give this spelling of a value."""
         if self.is_finite:
             return spelling in self.spellings
         try:
@@ -87,7 +87,7 @@ class Dimension:
             return False
 
     def suggest(self, trial: Any) -> Any:
-        """The value that a sampler chooses, asked for through an Optuna trial."""
+        """Let the sampler choose a value through an Optuna trial."""
         bounds = self.bounds
         if bounds is None:
             return trial.suggest_categorical(self.key, list(self.values))
@@ -97,23 +97,23 @@ class Dimension:
         return trial.suggest_float(self.key, bounds.low, bounds.high, step=bounds.step, log=bounds.log)
 
     def exists(self, chosen: Mapping[str, str]) -> bool:
-        """Whether it does, under the words chosen so far (by key)."""
+        """Tell whether this key exists under the overrides chosen so far (by key)."""
         return all(key in chosen and unquoted(chosen[key]) in allowed for key, allowed in self.when.items())
 
 
 def dimension_of(
     override: Override, text: str, seed: int, when: Mapping[str, tuple[str, ...]] | None = None
 ) -> Dimension:
-    """What an override says, as parsed by Hydra.
+    """Build the dimension of an override that Hydra has parsed.
 
     Args:
         override: a sweep, or a single value.
-        text: what was written.
-        seed: of `shuffle(...)`.
+        text: the values as the user wrote them.
+        seed: seed of `shuffle(...)`.
         when: see `Dimension`.
 
     Raises:
-        ConfigError: no value, or an interval that can't be searched.
+        ConfigError: the override gives no value, or a range that can't be searched.
     """
     element, value = override.get_key_element(), override.value()
     where = {"element": element, "text": text, "when": dict(when or {})}
@@ -134,7 +134,7 @@ def dimension_of(
 
 
 def spelling(value: Any) -> str:
-    """A plain value in Hydra's grammar."""
+    """Write a plain value in Hydra's grammar."""
     if isinstance(value, str):
         if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
             return value
@@ -149,7 +149,7 @@ def spelling(value: Any) -> str:
 
 
 def unquoted(word: str) -> str:
-    """The value of a word (`key=value`), for comparisons: without quotes or escapes, and numbers in one spelling."""
+    """Return the value of an override (`key=value`) for comparisons: unquoted, unescaped, numbers in one spelling."""
     text = word.partition("=")[2]
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return ESCAPED.sub(r"\1", text[1:-1])
@@ -162,7 +162,7 @@ def unquoted(word: str) -> str:
 
 
 def _as_told(known: Mapping[str, Any]) -> tuple[Value, ...]:
-    """Numbers stay numbers and strings strings if there is one kind; else Optuna is told the spelling."""
+    """Return distinct numbers or distinct strings as they are; for any other values return their spellings."""
     values = list(known.values())
     is_number: Callable[[Any], bool] = lambda v: type(v) in (int, float) and math.isfinite(v)  # noqa: E731
     same_kind = all(map(is_number, values)) or all(isinstance(value, str) for value in values)
@@ -182,11 +182,11 @@ def _interval_bounds(element: str, value: IntervalSweep) -> Bounds:
 
 
 def _range_bounds(value: RangeSweep, numbers: list[Any]) -> Bounds | None:
-    """Of the numbers themselves, so that the upper end is left out as it is in a grid."""
+    """Return the bounds of the numbers themselves, so that the upper end is excluded as it is in a grid."""
     integer = all(isinstance(number, int) for number in numbers)
     step, log = abs(value.step), "log" in value.tags
     low, high = min(numbers), max(numbers)
-    if not integer:  # sums of floats miss the last multiple of the step, and a sampler would never choose it
+    if not integer:  # accumulated floats miss the last multiple of the step, and a sampler would never choose it
         start, by = Decimal(str(value.start)), Decimal(str(value.step))
         low, high = sorted((float(start), float(start + (len(numbers) - 1) * by)))
     if log and (not integer or step != 1 or low <= 0):
@@ -202,7 +202,7 @@ def _without_quotes(item: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Hydra shuffles with Python's own generator: the same order at every start of a sweep."""
+    """Seed Python's own generator, which Hydra shuffles with: every start of a sweep must get the same order."""
     before = random.getstate()
     random.seed(seed)
     try:

@@ -1,4 +1,4 @@
-"""One start of a sweep, from the words of the command line to its table."""
+"""One start of a sweep, from its overrides to the table of its results."""
 
 import contextlib
 import sys
@@ -32,19 +32,19 @@ LOGS = "logs"
 
 @dataclass
 class Direction:
-    """What directs a sweep: Hydra's part in it, and the settings."""
+    """Runs a sweep with Hydra's context, config and launcher."""
 
     context: Any
     config: Any
-    """Composed without what is swept."""
+    """Composed without the swept overrides."""
     launcher: Any
     max_batch_size: int | None
 
     def sweep(self, words: list[str]) -> None:
-        """Begin or continue the sweep of these words, run it to its end, and show what came out.
+        """Begin or continue the sweep of these overrides, run it to its end, and show its results.
 
         Raises:
-            ConfigError: it can't be run as asked; nothing was created.
+            ConfigError: it can't be run as asked; wrong overrides are found before anything is created.
             SweepError: some jobs failed.
         """
         request = Composer(self.context, self.config).request(words)
@@ -54,10 +54,10 @@ class Direction:
 
 
 def make_sampler(request: Request) -> tuple[Any, Any]:
-    """Optuna's sampler and pruner.
+    """Build Optuna's sampler and pruner.
 
     Raises:
-        ConfigError: they don't take their arguments.
+        ConfigError: one of them does not accept its arguments.
     """
     from hfexp.sweep.samplers import Given, sampler_for
 
@@ -70,7 +70,7 @@ def make_sampler(request: Request) -> tuple[Any, Any]:
 
 @dataclass
 class _Started:
-    """A sweep whose directory is held."""
+    """A sweep whose directory this process has locked."""
 
     by: Direction
     request: Request
@@ -139,7 +139,7 @@ class _Started:
         )  # fmt: skip
 
     def _choose(self, trial: Any) -> Point:
-        """The parameters of a trial, asked for through it."""
+        """Choose the parameters of an Optuna trial through the trial itself, which stores them in the study."""
         if self.request.points is None:
             return self.request.space.suggest(trial, self._call)
         point = self.request.points[trial.number]
@@ -180,7 +180,7 @@ class _Started:
 
     @contextlib.contextmanager
     def _stopping(self, schedule: "Schedule") -> Iterator[None]:
-        """Ctrl-C, SIGTERM and SIGHUP end the sweep with a word about how far it is."""
+        """Print how far the sweep is when Ctrl-C, SIGTERM or SIGHUP ends it."""
         try:
             with stop_raises():
                 yield
@@ -189,7 +189,7 @@ class _Started:
             raise
 
     def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:
-        """The record of the whole sweep; another application's jobs have none to stand above."""
+        """Open the sweep's own run in the tracking store; a sweep of another application's jobs has none."""
         if self.request.config is None:
             return contextlib.nullcontext(_NoParent())
         from hfexp.sweep.parent import open_parent
@@ -199,7 +199,7 @@ class _Started:
 
 
 class _NoParent:
-    """Records nothing."""
+    """Takes the place of `Parent` where jobs are another application's; records nothing."""
 
     run_id: str | None = None
 
@@ -211,12 +211,12 @@ class _NoParent:
 
 
 def _origin(config: Any, fixed: tuple[str, ...]) -> Origin:
-    """Where the sweep comes from."""
+    """Build the origin of a sweep's own run."""
     choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k}
     sources = tuple(f"{s.schema}://{s.path}" for s in config.hydra.runtime.config_sources if s.path)
     return Origin(choices, list(fixed), _command(), config_sources=sources)
 
 
 def _command() -> str:
-    """The command as it can be typed again."""
+    """Return the command line as it can be typed again."""
     return command_line([as_typed(word) for word in sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""The trials of a sweep as its sweeper knows them; all of it is in the study too, and read from there at a start."""
+"""Trials of a sweep as its sweeper knows them; the study stores them too, and each start reads them from there."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ GOOD = (State.finished, State.pruned)
 
 @dataclass
 class Entry:
-    """One trial."""
+    """One trial of the study."""
 
     number: int
     trial_id: int
@@ -32,28 +32,28 @@ class Entry:
     attempts: int = 0
     error: str | None = None
     closed: bool = False
-    """Optuna was told its end."""
+    """True once Optuna was told how the trial ended."""
     foreign: bool = False
-    """Another sweeper that shares the storage works on it."""
+    """True while the trial belongs to another sweeper that shares the storage."""
     under_way: set[int] = field(default_factory=set)
-    """Replicates that run now."""
+    """Replicates that are running now."""
 
     def done(self) -> list[TrialRun]:
-        """Runs that gave values."""
+        """Return the runs that ended with values."""
         return [run for run in self.runs.values() if run.state in GOOD and run.values is not None]
 
     def estimates(self) -> list[Estimate]:
-        """Of each metric, over the runs so far; empty without any."""
+        """Estimate each metric over the runs so far; return an empty list without any."""
         columns = zip(*(run.values for run in self.done() if run.values is not None), strict=True)
         return [estimate(column) for column in columns]
 
     def objective(self, directions: Sequence[str], bound: bool) -> tuple[float, ...]:
-        """What the search is told, and what the trial is ranked by everywhere; empty without any run."""
+        """Return the values that Optuna is told and the trial is ranked by; empty without any run."""
         found = self.estimates()
         return tuple(e.told(d, bound) for e, d in zip(found, directions, strict=True)) if found else ()
 
     def view(self, directions: Sequence[str], bound: bool) -> Trial:
-        """As the record and the table show it."""
+        """Return the trial as the tracking store and the table show it."""
         found = self.estimates() if self.state in GOOD else []
         deviations = tuple(e.deviation for e in found if e.deviation is not None)
         intervals = tuple(e.interval for e in found if e.interval is not None)
@@ -66,30 +66,32 @@ class Entry:
 
 
 class Ledger:
-    """All trials, by number."""
+    """All trials of a sweep, by number."""
 
     def __init__(self, study: Study, choose: Callable[[optuna.Trial], Point], owner: Owner | None) -> None:
-        """
+        """Begin without trials; `load` reads them.
+
         Args:
-            study: of the sweep.
-            choose: asks for the parameters of a trial.
-            owner: this process, if others may share the storage.
+            study: the sweep's study.
+            choose: chooses the parameters of a trial.
+            owner: this sweeper, if others may share the storage; else None.
         """
         self.study, self._choose, self._owner = study, choose, owner
         self.entries: dict[int, Entry] = {}
         self._first: dict[frozenset[str], Entry] = {}
-        """Of each point."""
+        """First trial of each point, by the set of its overrides."""
 
     def load(self, total: int) -> list[Entry]:
-        """Read what others, or earlier starts, have left.
+        """Read trials that earlier starts or other sweepers have left in the study.
 
-        Questions that were cut short are completed first: what has become of other trials since must not matter.
+        A trial whose parameters were not all chosen when its sweeper was killed gets the rest here, before the study
+        is told how other trials have ended since: the sampler must choose what it would have chosen undisturbed.
 
         Args:
-            total: trials from this number on are left alone.
+            total: trials from this number on are ignored.
 
         Returns:
-            Trials that are now this process's to run or to continue.
+            Trials that this process has now to run or to continue.
         """
         trials = [trial for trial in storage.trials_of(self.study) if trial.number < total]
         news = [trial for trial in trials if self._is_news(trial)]
@@ -102,7 +104,7 @@ class Ledger:
                 continue
             entry, known = _read(trial), self.entries.get(trial.number)
             self.entries[trial.number], entry.foreign = entry, foreign
-            if known is not None:  # it was lost, and its jobs may still run
+            if known is not None:  # another sweeper had it; jobs that this process started for it may still run
                 entry.under_way = known.under_way
             self.same_as(entry)
             if is_open and not foreign:
@@ -110,20 +112,20 @@ class Ledger:
         return sorted(taken, key=lambda entry: entry.number)
 
     def ask(self, total: int) -> Entry | None:
-        """A new trial; None if there are enough (another sweeper may have been faster)."""
+        """Ask for a new trial; return None if there are enough, as another sweeper may have been faster."""
         trial = storage.ask(self.study, self._owner.text if self._owner else None)
-        # One too many stays open and without words: the next start with a higher total takes it.
+        # A surplus trial stays open and without overrides: the next start with a higher total completes it.
         return self._complete(trial) if trial.number < total else None
 
     def same_as(self, entry: Entry) -> Entry | None:
-        """The trial that was the first of the same point, if it is another one."""
+        """Return the first trial of the same point if that is another one; else remember this one as the first."""
         if entry.foreign:
             return None
         first = self._first.setdefault(frozenset(entry.point.words), entry)
         return first if first is not entry else None
 
     def holds(self, entry: Entry) -> bool:
-        """Whether a trial is still this process's: another one takes over what gives no sign of life for too long."""
+        """Tell whether this process still owns a trial; others take it over after too long without a sign of life."""
         if self._owner is None or entry.foreign or entry.closed:
             return not entry.foreign
         owner = storage.owner_of(self.study, entry.trial_id)
@@ -137,7 +139,7 @@ class Ledger:
         return not entry.foreign
 
     def is_unclear(self) -> bool:
-        """Whether trials may have been left by a sweeper that still counts as alive."""
+        """Tell whether a sweeper that still counts as alive may have abandoned open trials."""
         if self._owner is None:
             return False
         others = [entry.trial_id for entry in self.entries.values() if entry.foreign and not entry.closed]
@@ -145,14 +147,14 @@ class Ledger:
         return any(self._owner.is_unclear(owner) for owner in owners if owner)
 
     def keep_run(self, entry: Entry, run: TrialRun) -> None:
-        """Nothing is written of a trial that is another sweeper's by now, here and below."""
+        """Store the outcome of a run, unless another sweeper has taken over the trial."""
         if not self.holds(entry):
             return
         entry.runs[run.replicate] = run
         storage.write_run(self.study, entry.trial_id, run)
 
     def keep_failure(self, entry: Entry, error: str) -> None:
-        """One more attempt has failed."""
+        """Store one more failed attempt, unless another sweeper has taken over the trial."""
         if not self.holds(entry):
             return
         entry.attempts, entry.error, entry.state = entry.attempts + 1, error, State.failed
@@ -160,7 +162,7 @@ class Ledger:
         storage.set_attribute(self.study, entry.trial_id, storage.ATTEMPTS, entry.attempts)
 
     def close(self, entry: Entry, state: State, values: Sequence[float] | None = None) -> None:
-        """Tell Optuna the end."""
+        """Tell Optuna how a trial ended, unless another sweeper has taken it over."""
         if not self.holds(entry):
             return
         told = {ours: theirs for theirs, ours in CLOSED.items()}[state]
@@ -182,7 +184,7 @@ class Ledger:
         return owner is None or self._owner.is_alive(owner)
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
-        """Whether an open trial is this process's, now at the latest."""
+        """Tell whether an open trial is this process's, which takes it over if its sweeper is dead."""
         if self._owner is None:
             return True
         return not self._is_foreign(trial) and storage.take_over(self.study, trial, self._owner.text)
@@ -202,7 +204,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _read(trial: FrozenTrial) -> Entry:
-    """A trial as it is in the study."""
+    """Build the entry of a trial from the study."""
     known = trial.user_attrs
     point = Point(json.loads(known.get(storage.PARAMS, "{}")), tuple(known.get(storage.WORDS, ())))
     state = CLOSED.get(trial.state, State.running)

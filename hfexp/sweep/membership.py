@@ -1,9 +1,9 @@
-"""What ties a job to its sweep: two files in the sweep's directory, and the key `point` of the job.
+"""The tie between a job and its sweep: the job's key `point`, and two files in the sweep's directory.
 
-`point=<directory of the sweep>:<trial>:<replicate>` is all that a job is told. `sweep.json` there says the rest, and
-`points/<trial>.<replicate>.json` where the job's run directory is, from the moment on in which it is opened. How the
-run ended is in the `run.json` of that directory, written whole with its status: so a sweep that is killed at any
-moment knows, when it is started again, what was finished and what is to be continued.
+A job only gets `point=<directory of the sweep>:<trial>:<replicate>`. It reads the rest from `sweep.json` in that
+directory, and writes the path of its run directory to `points/<trial>.<replicate>.json` when it opens it. The
+`run.json` of the run directory says how the run ended; it is written atomically. So a sweep that was killed at any
+moment can tell, when it is started again, which runs have finished and which are to be continued.
 """
 
 import json
@@ -20,17 +20,17 @@ POINTS = "points"
 
 @dataclass
 class Membership:
-    """`sweep.json`: what every job of a sweep needs of it."""
+    """`sweep.json`: facts about a sweep that each of its jobs needs."""
 
     name: str
     study: str
-    """Name in Optuna's storage."""
+    """Name of the study in Optuna's storage."""
     storage: str
-    """SQLAlchemy URL, which may hold a password: the file is for its owner only, and no part of any record."""
+    """SQLAlchemy URL; it may hold a password, so only the file's owner can read the file, and no record has it."""
     parent_run_id: str | None
-    """MLflow run of the sweep."""
+    """Id of the sweep's own MLflow run; None without one, or while the store could not be reached."""
     metrics: list[str] = field(default_factory=list)
-    """Empty: the metric that chooses the best model."""
+    """Metrics to optimise; empty: the metric that chooses the best model."""
     directions: list[str] = field(default_factory=list)
     pruner: str = "none"
     pruner_args: dict[str, Any] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class Membership:
 
 @dataclass
 class _Place:
-    """A file of `points`."""
+    """Content of a file in `points`."""
 
     run_dir: str
 
 
 @dataclass(frozen=True)
 class Point:
-    """The key `point` in its parts."""
+    """The parsed key `point`."""
 
     directory: Path
     trial: int
@@ -61,12 +61,12 @@ class Point:
 
     @property
     def file(self) -> Path:
-        """Says where the run directory of this point is."""
+        """File with the path of this point's run directory."""
         return self.directory / POINTS / f"{self.trial}.{self.replicate}.json"
 
 
 def write_membership(directory: Path, membership: Membership) -> None:
-    """Write `sweep.json`, whole or not at all, readable by its owner only."""
+    """Write `sweep.json` atomically, readable by its owner only."""
     write_private(directory / DEFINITION, json.dumps(asdict(membership), indent=1))
 
 
@@ -86,7 +86,7 @@ def note_run_directory(point: Point, run_dir: Path) -> None:
 
 
 def run_directory_of(point: Point) -> Path | None:
-    """Give the run directory of a point; None if it has not begun, or if what is noted is not one of the user's."""
+    """Return the run directory of a point; None if it has not begun, or if the noted path isn't the user's own run."""
     try:
         run_dir = Path(read_record(point.file, _Place).run_dir)
     except (FileNotFoundError, DamagedRecord):
@@ -96,5 +96,5 @@ def run_directory_of(point: Point) -> Path | None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all, readable by its owner only."""
+    """Write a file atomically, readable by its owner only."""
     write_whole(path, text, 0o600)

@@ -1,4 +1,4 @@
-"""What a sweep optimises, and in which direction."""
+"""The metrics that a sweep optimises, their directions, and checks of the settings that depend on them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +12,18 @@ DIRECTIONS = ("minimize", "maximize")
 
 
 CHOICE_OF_BEST = ("trainer.args.metric_for_best_model", "trainer.args.greater_is_better")
-"""Keys that say what the best model is."""
+"""Keys that choose the best model of a run."""
 
 
 def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
-    """Names of what is optimised, and `minimize` or `maximize` for each.
+    """Return the names of the metrics to optimise, and `minimize` or `maximize` for each.
 
     Args:
-        search: what the user asks for.
-        configs: whole configurations of points that differ in what chooses the best model, as plain containers.
+        search: the `search` section.
+        configs: whole configs of points that may differ in how they choose the best model, as plain containers.
 
     Raises:
-        ConfigError: the direction is not known, or does not fit, or points would be measured differently.
+        ConfigError: a direction is missing or invalid, or the points choose their best models by different metrics.
     """
     defaults = list(dict.fromkeys(map(_of_the_best_model, configs)))
     default = defaults[0]
@@ -53,7 +53,7 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
 
 
 def check_directions(search: SearchConfig) -> None:
-    """Refuse directions and pruners that do not go with the metrics."""
+    """Refuse directions, pruners and samplers that do not go with the metrics."""
     wrong = [direction for direction in search.directions if direction not in DIRECTIONS]
     if wrong:
         raise ConfigError(f"search.directions={wrong[0]}: allowed are {one_of(DIRECTIONS)}")
@@ -69,10 +69,10 @@ def check_directions(search: SearchConfig) -> None:
 
 
 def check_counts(search: SearchConfig) -> None:
-    """Refuse numbers that mean nothing.
+    """Refuse missing or too small counts, and settings that do not go with the number of replicates.
 
     Raises:
-        ConfigError: naming the key and what is allowed.
+        ConfigError: the message names the key and what is allowed.
     """
     if search.method is not Method.grid and search.trials is None:
         raise ConfigError(
@@ -99,7 +99,7 @@ def check_counts(search: SearchConfig) -> None:
 
 
 def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
-    """The metric that chooses the best model, and its direction if that is known; None in an application without."""
+    """Return the metric that chooses the best model, with its direction if known; None for another application."""
     if not isinstance(config.get("trainer"), Mapping) or not isinstance(config.get("task"), Mapping):
         return None
     args = config["trainer"].get("args") or {}

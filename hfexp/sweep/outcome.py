@@ -1,4 +1,4 @@
-"""What became of a job: from what it returned, and from the `run.json` of its run directory."""
+"""The outcome of a sweep's job, from its return value and from the `run.json` of its run directory."""
 
 import math
 from dataclasses import asdict
@@ -14,12 +14,12 @@ from hfexp.sweep.trials import State, TrialRun
 
 
 def outcome(point: Point, result: Any, metrics: int) -> TrialRun:
-    """Of a job that has ended.
+    """Return the outcome of a job that has ended.
 
     Args:
-        point: which job.
+        point: the job's point.
         result: Hydra's `JobReturn`.
-        metrics: how many numbers it is to give.
+        metrics: number of values that the job must return.
     """
     from hfexp.launch.jobs import error_of
 
@@ -33,7 +33,7 @@ def outcome(point: Point, result: Any, metrics: int) -> TrialRun:
 
 
 def finished_before(point: Point, metrics: int) -> TrialRun | None:
-    """Of a job that had finished when its sweep was killed; None: it is to be run, or continued."""
+    """Return the outcome of a job that finished in an earlier start; None if it has to be run or continued."""
     _, record = _look(point)
     if record.get("status") != "finished" or (record.get("values") is None and record.get("pruned_step") is None):
         return None
@@ -41,12 +41,12 @@ def finished_before(point: Point, metrics: int) -> TrialRun | None:
 
 
 def is_open(point: Point) -> bool:
-    """Whether the run of a job was not closed by the job itself; `killed`: somebody else found it like that."""
+    """Tell whether the run of a job has neither finished nor failed: its `run.json` says `running` or `killed`."""
     return _look(point)[1].get("status") in ("running", "killed")
 
 
 def process_of(point: Point) -> ProcessId | None:
-    """The process that works, or has worked, on an unfinished job."""
+    """Return the process that works on an unfinished job, or did until it died; None if the run was closed."""
     _, record = _look(point)
     if record.get("status") != "running":
         return None
@@ -55,7 +55,7 @@ def process_of(point: Point) -> ProcessId | None:
 
 def _finished(point: Point, returned: Any, metrics: int) -> TrialRun:
     run_dir, record = _look(point)
-    if record.get("status") != "finished":  # of an application that keeps no such record, or of an earlier start
+    if record.get("status") != "finished":  # no record (another application), or one of an earlier start
         record = {}
     known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
     pruned_step, recorded = record.get("pruned_step"), record.get("values")
@@ -72,7 +72,7 @@ def _finished(point: Point, returned: Any, metrics: int) -> TrialRun:
 
 
 def _problem(numbers: list[Any], metrics: int) -> str | None:
-    """Why this is nothing to compare."""
+    """Say why these values can't be compared; return None if they can."""
     if len(numbers) != metrics:
         return f"the job gave {len(numbers)} values, but {metrics} are to be optimised (search.metrics)"
     for number in numbers:
@@ -84,7 +84,7 @@ def _problem(numbers: list[Any], metrics: int) -> str | None:
 
 
 def _look(point: Point) -> tuple[Path | None, dict[str, Any]]:
-    """Read the run directory of a job and what its `run.json` says; nothing if there is none yet."""
+    """Return the run directory of a job and its parsed `run.json`; None and an empty dict if there is none yet."""
     run_dir = run_directory_of(point)
     state = read_state(run_dir) if run_dir else None
     return run_dir, asdict(state) if state else {}

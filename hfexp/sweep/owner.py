@@ -1,4 +1,4 @@
-"""Which sweeper a trial belongs to, where several machines share a storage, and whether that one is alive."""
+"""Owners of trials where several machines share a storage: each sweeper signs that it lives, and judges the others."""
 
 import contextlib
 import json
@@ -13,14 +13,15 @@ from hfexp.process import ProcessId
 INTERVAL = 10.0
 """Seconds between two signs of life."""
 MISSED = 3
-"""Signs of life that a sweeper may miss before it is taken for dead."""
+"""Signs of life that a sweeper may miss before it counts as dead."""
 GAP = 1.5
-"""Intervals between two signs from which on the storage may have been away, or this process asleep."""
+"""Intervals between two own signs above which the storage may have been away, or this process suspended."""
 BEAT = "hfexp.beat."
+"""Prefix of the study's attributes that hold the time of each sweeper's last sign, in seconds since 1970."""
 
 
 class Owner:
-    """This process, among those that share a storage."""
+    """This process as one of the sweepers that share a storage."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
@@ -29,14 +30,15 @@ class Owner:
         self._signed = self._in_touch_since = 0.0
 
     def is_alive(self, text: str) -> bool:
-        """Whether the sweeper with this text still directs: it signs regularly, if it is not gone for certain.
+        """Tell whether the sweeper with this text (host, pid, start as JSON) still directs its trials.
 
-        As long as others may have been kept from signing by what kept this one, their signs are not too old.
+        Its signs may be old because the storage was away for all. So it counts as alive until this process has been
+        in touch with the storage for long enough to judge, unless it is certain that it is gone.
         """
         return not self._is_gone(text) and (not self._is_overdue(text) or not self._may_judge())
 
     def is_unclear(self, text: str) -> bool:
-        """Whether that sweeper only counts as alive until this one has been in touch with the storage for longer."""
+        """Tell whether that sweeper counts as alive only until this one has been in touch with the storage longer."""
         return not self._is_gone(text) and self._is_overdue(text) and not self._may_judge()
 
     def sign(self) -> None:
@@ -47,7 +49,7 @@ class Owner:
         self._signed = now
 
     def _is_gone(self, text: str) -> bool:
-        """For certain; whoever has trials has signed before."""
+        """Tell whether a sweeper is certainly gone: its process has ended, or it never signed, as every owner does."""
         host, pid, started = json.loads(text)
         return ProcessId(host, pid, started).is_gone() or BEAT + text not in self._study.user_attrs
 
@@ -60,13 +62,13 @@ class Owner:
 
     @contextlib.contextmanager
     def signing(self) -> Iterator[None]:
-        """Signs of life meanwhile, from a thread."""
+        """Sign regularly from a thread while the block runs."""
         done = threading.Event()
         self.sign()
 
         def go_on() -> None:
             while not done.wait(INTERVAL):
-                with contextlib.suppress(Exception):  # a storage that is away: others may then take over
+                with contextlib.suppress(Exception):  # the storage is away: others may take over this one's trials
                     self.sign()
 
         thread = threading.Thread(target=go_on, name="hfexp-sweep-owner", daemon=True)
