@@ -1,4 +1,4 @@
-"""A sweep as a run of its own: the parent of its jobs' runs, with the table of all of them."""
+"""The sweep's own run in the tracking store: the parent of its jobs' runs, with a table of all trials."""
 
 import contextlib
 import json
@@ -33,26 +33,26 @@ logger = logging.getLogger(__name__)
 
 DEFINITION, TRIALS, SHEET = "sweep.yaml", "trials.json", "trials.csv"
 INTERVAL = 5.0
-"""Seconds between two updates of the record, at least."""
+"""Least seconds between the end of one update of the record and the next."""
 LARGEST_SHARE = 0.02
-"""Of the time that the updates may take."""
+"""Largest share of the time that the updates may take."""
 MOST_DRAWN = 300
-"""Trials in the pictures."""
+"""Most trials in a picture."""
 FEWEST_FOR_IMPORTANCE = 4
 MOST_RANKED = 500
-"""Trials in the tag of the ranking: MLflow's tags have at most 8,000 characters (`mlflow/utils/validation.py`)."""
+"""Most trials in the ranking's tag: MLflow's tags have at most 8,000 characters (`mlflow/utils/validation.py`)."""
 
 
 @contextlib.contextmanager
 def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -> Iterator["Parent"]:
-    """The run of a sweep in the record: opened or continued, and closed with what happened.
+    """Open or continue the sweep's own run, and close it with the way in which the sweep ended.
 
     Args:
-        config: of a job of the sweep, without what is swept.
-        directory: of the sweep; the record is kept there until it is delivered, as in a run directory.
+        config: a job's config, without the swept overrides.
+        directory: the sweep's directory; the journal is kept there until it is delivered, as in a run directory.
 
     Raises:
-        ConfigError: the sweep is running now, or MLflow can't be used as asked.
+        ConfigError: another process runs the sweep, or MLflow can't be used as asked.
     """
     environment = Environment.gather(origin, computes=False)
     with open_sweep_directory(directory, environment.git.get("sha", "")) as opened:
@@ -75,15 +75,15 @@ def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -
 
 @dataclass
 class Parent:
-    """Keeps the record of a sweep up to date, in a thread of its own."""
+    """The sweep's own run, kept up to date by a thread."""
 
     directory: RunDirectory
     tracker: Tracker
     output_dir: Path
     register: str | None
-    """Name under which the best model of all is registered at the end."""
+    """Name under which the best model of the sweep is registered at the end; None: it is not registered."""
     _latest: tuple[Sweep, Any]
-    """The sweep and its study."""
+    """The newest state of the sweep, and its study."""
     _published: tuple[Sweep, Any] | None = None
     _wake: threading.Event = field(default_factory=threading.Event)
     _closing: threading.Event = field(default_factory=threading.Event)
@@ -92,14 +92,14 @@ class Parent:
 
     @property
     def run_id(self) -> str | None:
-        """In MLflow; None as long as the store could not be reached, and without tracking."""
+        """The run's id in MLflow; None without tracking, and until the store can be reached."""
         return self.tracker.run_id
 
     def update(self, sweep: Sweep, study: Any = None) -> None:
-        """Show the sweep as it is now; returns at once, and the last call counts.
+        """Publish this state of the sweep from the thread, unless a later call replaces it; return at once.
 
         Args:
-            study: of Optuna, for how important the parameters are.
+            study: Optuna's study, for the importances of the parameters.
         """
         self._latest = (sweep, study)
         if self._thread is None:
@@ -108,17 +108,17 @@ class Parent:
         self._wake.set()
 
     def close_failed(self, run_dir: Path, reason: str) -> None:
-        """Close the run of a job whose process has died."""
+        """Mark the run of a job whose process has died as failed."""
         try:
             close_failed(run_dir, self.output_dir, reason)
-        except Exception as error:  # a store that is away: it is told by `hfexp sync`, or the next run
+        except Exception as error:  # the store is away: `hfexp sync` or the next run delivers the end
             logger.warning("the end of %s could not be recorded yet: %s", run_dir.name, first_line(error))
 
     def close(self, is_over: bool) -> None:
-        """Record the sweep as it is at last.
+        """Publish the last state of the sweep, and register its best model.
 
         Args:
-            is_over: nothing is left to be run, so that the best trial is the best.
+            is_over: the sweep was not interrupted, so that its best trial is final and can be registered.
         """
         self._closing.set()
         self._wake.set()
@@ -138,7 +138,7 @@ class Parent:
                 self.tracker.record("register", run_dir=str(run_dirs[0]), name=self.register)
 
     def _keep_up(self) -> None:
-        """Publish what is newest, as often as that may be done."""
+        """Publish the newest state after each update, as often as `INTERVAL` and `LARGEST_SHARE` allow."""
         while True:
             self._wake.wait()
             if self._closing.is_set():
@@ -149,7 +149,7 @@ class Parent:
             self._closing.wait(max(INTERVAL, (time.monotonic() - began) / LARGEST_SHARE))
 
     def _publish(self) -> None:
-        """Write everything anew; the sweep is worth more than its record."""
+        """Publish the newest state; an error is only a warning, as the sweep is worth more than its record."""
         sweep, study = self._published = self._latest
         try:
             self._write(sweep, study)
@@ -180,7 +180,7 @@ class Parent:
 
 
 def _definition(sweep: Sweep) -> str:
-    """What the sweep is, for people and for another start."""
+    """Write the definition of the sweep as YAML, for people."""
     import yaml
 
     goals = [{"metric": m, "direction": d} for m, d in zip(sweep.metrics, sweep.directions, strict=False)]
@@ -196,7 +196,7 @@ def _definition(sweep: Sweep) -> str:
 
 
 def _params(config: Config, sweep: Sweep) -> dict[str, Any]:
-    """What is swept, and how; everything else is in the runs."""
+    """Return the params of the sweep's own run: search settings and search space; its jobs' runs have all others."""
     asked = {
         "search.method": sweep.method,
         "search.trials": config.search.trials,
@@ -208,7 +208,7 @@ def _params(config: Config, sweep: Sweep) -> dict[str, Any]:
 
 
 def _tags(sweep: Sweep) -> dict[str, str]:
-    """The best trial, and how far the sweep is."""
+    """Return tags with the best trial, the ranking, and the number of trials in each state."""
     tags = {f"hfexp.trials.{state}": str(count) for state, count in states(sweep).items()}
     tags["mlflow.loggedArtifacts"] = json.dumps([{"path": TRIALS, "type": "table"}])
     for trial in best(sweep.trials, sweep.directions)[:1]:
@@ -224,7 +224,7 @@ def _tags(sweep: Sweep) -> dict[str, str]:
 
 
 def _best_values(sweep: Sweep) -> dict[str, float]:
-    """The best value of each metric by itself, so far."""
+    """Return the best value so far of each metric by itself."""
     found = {}
     for index, metric in enumerate(sweep.metrics):
         order = sorted(ranked(sweep.trials, sweep.directions), key=lambda t: costs(t, sweep.directions)[index])
@@ -233,7 +233,7 @@ def _best_values(sweep: Sweep) -> dict[str, float]:
 
 
 def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
-    """Share of each parameter in the variance of the first metric; empty if there is too little to tell."""
+    """Return each parameter's share in the variance of the first metric (fANOVA); empty with too few of either."""
     if study is None or len(swept_keys(sweep)) < 2:
         return {}
     import optuna
@@ -252,7 +252,7 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
 
 @dataclass
 class _Session:
-    """The connection to a study's storage that this thread was given."""
+    """This thread's session with the study's storage."""
 
     study: Any
 
@@ -266,7 +266,7 @@ def _write_pages(artifacts: Path, page: SweepPage) -> None:
 
 
 def _write_whole(path: Path, content: bytes) -> None:
-    """At once, as it may be read or uploaded meanwhile."""
-    temporary = path.parent.parent / f".{path.name}"
+    """Write a file atomically, as it may be read or uploaded meanwhile."""
+    temporary = path.parent.parent / f".{path.name}"  # not in `artifacts`, which is uploaded as a whole
     temporary.write_bytes(content)
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The trials of a sweep as pictures, in which every trial can be found by its number."""
+"""Plots of a sweep's trials, in which every trial can be found by its number."""
 
 import io
 import math
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 MOST_KEYS = 12
 WIDTH, HEIGHT = 6.4, 3.4
-"""Of one picture, in inches."""
+"""Size of one picture in inches."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What there is to draw."""
+    """Data of all pictures."""
 
     sweep: Sweep
     trials: Sequence[Trial]
-    """Those that are drawn, best first."""
+    """The trials to draw, best first."""
     curves: Mapping[int, Sequence[Curve]]
-    """Of each trial, one for each of its runs."""
+    """Learning curves by trial number, one for each run of the trial."""
     curve_metric: str
     importances: Mapping[str, float]
 
@@ -39,12 +39,12 @@ class Shown:
         return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
 
     def value(self, trial: Trial, metric: int = 0) -> float | None:
-        """Of a finished trial what it is ranked by, of a pruned one what it had come to; None if not finite."""
+        """Return the value that a trial is ranked by, or that a pruned one had reached; None without a finite one."""
         known = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
         return known[metric] if known and math.isfinite(known[metric]) else None
 
     def measured(self) -> list[tuple[Trial, float]]:
-        """Trials with a value, the best ones last, so that they are drawn over the others."""
+        """Return trials with a value, the best ones last, so that they are drawn on top of the others."""
         pairs = [(trial, self.value(trial)) for trial in reversed(self.trials)]
         return [(trial, value) for trial, value in pairs if value is not None]
 
@@ -56,15 +56,15 @@ class Shown:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture in both forms."""
+    """One picture as PNG and as SVG."""
 
     png: bytes
     svg: bytes
-    """Elements of a trial have an id that ends with `-t<number>`."""
+    """Ids of a trial's elements end with `-t<number>`, by which the page's script finds them."""
 
 
 def draw(shown: Shown) -> dict[str, Drawing]:
-    """All pictures that there is something for, by name; one that can't be made is left out with a warning."""
+    """Draw all pictures that there is data for, by name; one that fails is left out with a warning."""
     made = {}
     with style():
         for name, function in PICTURES.items():
@@ -86,7 +86,7 @@ def _saved(figure: "Figure", form: str) -> bytes:
 
 
 def history(shown: Shown) -> "Figure | None":
-    """Values in the order of the trials, and the best so far."""
+    """Plot values in the order of the trials, and the best so far; None with several metrics."""
     measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
     if not measured or len(shown.sweep.directions) != 1:
         return None
@@ -106,7 +106,7 @@ def history(shown: Shown) -> "Figure | None":
 
 
 def front(shown: Shown) -> "Figure | None":
-    """Of several metrics the first two against each other."""
+    """Plot the first two of several metrics against each other."""
     if len(shown.sweep.metrics) < 2:
         return None
     figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.objectives[:2])
@@ -118,7 +118,7 @@ def front(shown: Shown) -> "Figure | None":
 
 
 def parallel(shown: Shown) -> "Figure | None":
-    """Each trial as a line through its parameters to its value."""
+    """Plot each trial as a line through its parameters to its value (parallel coordinates)."""
     measured = shown.measured()
     scales = _scales(shown, [trial for trial, _ in measured])
     if len(measured) < 2 or not scales:
@@ -145,7 +145,7 @@ def parallel(shown: Shown) -> "Figure | None":
 
 
 def slices(shown: Shown) -> "Figure | None":
-    """The value against each parameter by itself."""
+    """Plot the value against each parameter by itself."""
     from matplotlib.figure import Figure
 
     measured = shown.measured()
@@ -169,7 +169,7 @@ def slices(shown: Shown) -> "Figure | None":
 
 
 def importances(shown: Shown) -> "Figure | None":
-    """How much of the variance each parameter accounts for (fANOVA; Hutter et al. 2014)."""
+    """Plot the share of the variance that each parameter accounts for (fANOVA; Hutter et al. 2014)."""
     if not shown.importances:
         return None
     pairs = sorted(shown.importances.items(), key=lambda pair: pair[1])
@@ -180,7 +180,7 @@ def importances(shown: Shown) -> "Figure | None":
 
 
 def learning_curves(shown: Shown) -> "Figure | None":
-    """The metric in each run while it was trained."""
+    """Plot the metric of each run during its training."""
     known = [trial for trial in reversed(shown.trials) if any(shown.curves.get(trial.number, ()))]
     if not known:
         return None
@@ -222,7 +222,7 @@ def _axes(
 
 
 def _point(axes: Any, plot: str, shown: Shown, trial: Trial, x: float, y: float) -> None:
-    """A point, with the interval of the mean; a cross for a trial that was given up."""
+    """Draw a trial as a point with the interval of its mean, or as a cross if it did not finish."""
     kind = "o" if trial.state is State.finished else "x"
     colour, name = shown.colour(trial), _id(plot, trial)
     axes.plot([x], [y], kind, markersize=5, color=colour, gid=name)
@@ -232,7 +232,7 @@ def _point(axes: Any, plot: str, shown: Shown, trial: Trial, x: float, y: float)
 
 
 def _scales(shown: Shown, trials: Sequence[Trial]) -> dict[str, Scale]:
-    """Of the parameters that differ, with the places of these trials."""
+    """Build scales of the first 12 parameters that differ between these trials, with the trials' positions on them."""
     columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(shown.sweep)}
     varied = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
     return {key: scale_of(key, varied[key]) for key in list(varied)[:MOST_KEYS]}

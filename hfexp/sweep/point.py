@@ -1,4 +1,4 @@
-"""One point of a sweep, as a job: done once, and afterwards remembered."""
+"""One point of a sweep as a job: trained once, and afterwards answered from its run directory."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +16,16 @@ Values = float | tuple[float, ...]
 
 
 def run(config: Config, origin: Origin) -> Values:
-    """Run a point, continue it, or say what came out of it when it was run before.
+    """Run or continue a point, or return its values if it has finished before.
 
     Returns:
-        What the sweep optimises: a number, or one for each of its metrics.
+        The values that the sweep optimises: a number, or one for each of its metrics.
 
     Raises:
-        ConfigError: it can't be run as asked.
+        ConfigError: the point can't be run as asked.
     """
     point = Point.parse(str(config.point))
-    membership_of(str(config.point))
+    membership_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
     found = finished_run(point)
     if found and config.on_existing is not OnExisting.rerun:
         path, state = found
@@ -41,7 +41,7 @@ def run(config: Config, origin: Origin) -> Values:
 
 
 def finished_run(point: Point) -> tuple[Path, RunState] | None:
-    """The run directory of a point that is finished, also one that was pruned; None if it has still to be run."""
+    """Return run directory and state of a finished (or pruned) point; None if it has still to be run."""
     path = run_directory_of(point)
     state = read_state(path) if path else None
     if path is None or state is None or state.status != "finished" or state.values is None or state.point is None:
@@ -50,7 +50,7 @@ def finished_run(point: Point) -> tuple[Path, RunState] | None:
 
 
 def _in_experiment_of_sweep(config: Config, origin: Origin, point: Point) -> Config:
-    """All runs of a sweep are in its MLflow experiment, also if it goes over datasets, which have each their own."""
+    """Put the run into the sweep's MLflow experiment: in a sweep over datasets, each would have one of its own."""
     opened = opening_of(point.directory)
     if opened is None or experiment_name(config, origin) == opened["experiment"]:
         return config

@@ -1,4 +1,4 @@
-"""Optuna's pruners, made alike by the sweep and by its jobs."""
+"""Optuna's pruners, built in the same way by the sweep and by its jobs."""
 
 import inspect
 import warnings
@@ -15,14 +15,14 @@ CLASSES = {
     Pruner.wilcoxon: "WilcoxonPruner",
 }
 BETWEEN_EVALUATIONS = (Pruner.median, Pruner.asha, Pruner.hyperband)
-"""Those that look at the evaluations of a run; their steps are training steps."""
+"""Pruners that compare the evaluations of runs; their steps are training steps."""
 
 
 def make_pruner(name: str, args: dict[str, Any]) -> Any:
-    """The pruner of `search.pruner` and `search.pruner_args`.
+    """Build the pruner of `search.pruner` and `search.pruner_args`.
 
     Raises:
-        ConfigError: it takes no such arguments.
+        ConfigError: the pruner does not accept these arguments.
     """
     import optuna
 

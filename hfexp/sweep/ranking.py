@@ -1,4 +1,4 @@
-"""Which points are best, and which are as good as the best as far as one can tell."""
+"""Ranking of a sweep's trials: the best ones, and those that the seeds can't tell from the best one."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from hfexp.sweep.trials import State, Trial, TrialRun
 
 
 def ranked(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
-    """Finished trials, best first; of several metrics those first that no other is better than in all of them."""
+    """Return finished trials, best first; with several metrics, the trials of the Pareto front come first."""
     finished = [trial for trial in trials if trial.state is State.finished and trial.values is not None]
     if len(directions) == 1:
         return sorted(finished, key=lambda trial: costs(trial, directions))
@@ -17,7 +17,7 @@ def ranked(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
 
 
 def best(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
-    """The best trial; of several metrics all that no other is better than."""
+    """Return the best trial; with several metrics, return all trials of the Pareto front."""
     order = ranked(trials, directions)
     if len(directions) == 1:
         return order[:1]
@@ -26,12 +26,12 @@ def best(trials: Sequence[Trial], directions: Sequence[str]) -> list[Trial]:
 
 
 def ties(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
-    """Numbers of trials that are as good as the best one, as far as the seeds that both have can tell.
+    """Return the numbers of trials that are as good as the best one, as far as their common seeds can tell.
 
-    All points have the same seeds, so that a trial and the best one are compared seed by seed: it is worse if the
-    whole 95 % interval of its mean difference lies beyond 0 (Student's t of the differences within pairs, as in
-    section IX of Student, "The Probable Error of a Mean", Biometrika 6:1, 1908). With fewer than two common seeds
-    nothing can be told, and no trial is marked.
+    All points have the same seeds, so a trial is compared with the best one seed by seed. It is worse if the whole
+    95 % interval of its mean difference lies beyond 0 (Student's t of the differences within pairs, as in section IX
+    of Student, "The Probable Error of a Mean", Biometrika 6:1, 1908). A trial with fewer than two seeds in common
+    with the best one is not marked. With several metrics no trial is.
     """
     order = ranked(trials, directions)
     if len(directions) > 1:
@@ -48,13 +48,13 @@ def _is_as_good(trial: Trial, best: Trial, direction: str) -> bool:
 
 
 def best_runs_first(trial: Trial, directions: Sequence[str]) -> list[TrialRun]:
-    """The runs of a trial; the first one stands for it, in the model registry and in `predict sweep=NAME`."""
+    """Sort the runs of a trial; the first one stands for it in the model registry and in `predict sweep=NAME`."""
     sign = -1 if directions[0] == "maximize" else 1
     return sorted(trial.runs, key=lambda run: sign * run.values[0] if run.values else math.inf)
 
 
 def _front(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
-    """Numbers of the trials for which no other is nowhere worse, and somewhere better."""
+    """Return the numbers of the Pareto front's trials: no other is as good in all metrics and better in one."""
     import numpy as np
 
     rows = np.array([costs(trial, directions) for trial in trials]).reshape(len(trials), len(directions))
@@ -63,7 +63,7 @@ def _front(trials: Sequence[Trial], directions: Sequence[str]) -> set[int]:
 
 
 def costs(trial: Trial, directions: Sequence[str]) -> list[float]:
-    """What is to be small; infinite where runs are infinitely far apart, whatever their mean."""
+    """Return the objective as costs to minimise; infinite where runs are infinitely far apart, whatever their mean."""
     optimised = trial.objective or trial.values
     assert optimised is not None
     pairs = zip(optimised, directions, strict=True)

@@ -1,4 +1,4 @@
-"""The page of a sweep: the table of its trials and pictures of them, in which one trial can be followed."""
+"""The page of a sweep: the table of its trials, and pictures in which one trial can be followed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TITLES = {
 }
 
 NOT_SHOWN = ("run_id",)
-"""Columns of the table that a person has no use for."""
+"""Columns of the table that the page leaves out, as people have no use for them."""
 
 SCRIPT = """
 (function () {
@@ -81,26 +81,26 @@ SCRIPT = """
   }
 }());
 """
-"""Without `<` and `&`, so that the page stays well-formed XML."""
+"""Script of the HTML page. It has no `<` and no `&`, so that the page stays well-formed XML."""
 
 
 @dataclass(frozen=True)
 class SweepPage:
-    """A sweep as a page, and how it is written."""
+    """The page of a sweep, in HTML and in Markdown."""
 
     sweep: Sweep
     table: TrialTable
     drawings: Mapping[str, Drawing]
     drawn: int
-    """How many trials are in the pictures."""
+    """Number of trials in the pictures."""
 
     def html(self) -> str:
-        """With pictures in which pointing at a trial shows it everywhere, and a table that can be sorted."""
+        """Render HTML with a sortable table; pointing at a trial highlights it in the table and in all pictures."""
         images = {f"{name}.png": drawing.svg for name, drawing in self.drawings.items()}
         return self._report(SCRIPT).html(images)
 
     def markdown(self) -> str:
-        """With the pictures beside it."""
+        """Render Markdown, which links to the pictures beside it."""
         return self._report("").markdown()
 
     def _report(self, script: str) -> Report:
@@ -152,7 +152,7 @@ class SweepPage:
 
 
 def short_names(columns: Sequence[str]) -> list[str]:
-    """Keys by their last part, where that means one of them only."""
+    """Shorten each key to its last part where no other key has the same."""
     last = [column.rpartition(".")[2] for column in columns]
     return [short if last.count(short) == 1 else column for short, column in zip(last, columns, strict=True)]
 

@@ -1,4 +1,4 @@
-"""What a sweep is asked for: from the words of the command line to its points. Nothing is created."""
+"""The request of a sweep: its overrides, read and checked, with their points. Nothing is created here."""
 
 import copy
 from dataclasses import dataclass
@@ -22,34 +22,34 @@ from hfexp.sweep.settings import Method, SearchConfig
 from hfexp.sweep.space import Point, Space, read_space
 
 MOST_CHECKED = 50
-"""Points that are composed before anything starts."""
+"""Most points that are composed as a check before anything starts."""
 SOURCE = "dataset.source"
 SECTIONS = ("search", "output_dir", "on_existing")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A sweep that could be begun or continued."""
+    """A checked sweep that can be begun or continued."""
 
     search: SearchConfig
     space: Space
     points: list[Point] | None
-    """Of a grid; samplers choose theirs as results come in."""
+    """All points of a grid; None for a sampler, which chooses points as results come in."""
     metrics: list[str]
     directions: list[str]
     definition: Definition
     example: dict[str, Any]
-    """A first point, unresolved."""
+    """Composed config of a first point, unresolved."""
     config: Config | None
-    """Of a first point; None in another application."""
+    """Typed config of a first point; None in another application."""
     seed: int
-    """Of the first replicate."""
+    """Seed of the first replicate."""
     output_dir: Path
     on_existing: OnExisting
 
     @property
     def total(self) -> int:
-        """Points of the whole sweep."""
+        """Number of points of the whole sweep."""
         if self.points is None:
             return self.search.trials or 0
         return min(self.search.trials or len(self.points), len(self.points))
@@ -61,13 +61,13 @@ class Composer:
 
     context: Any
     config: Any
-    """Composed without what is swept."""
+    """Composed without the swept overrides."""
 
     def request(self, words: list[str]) -> Request:
-        """Read what these words ask for.
+        """Build and check the request of these overrides.
 
         Raises:
-            ConfigError: it can't be run as asked.
+            ConfigError: the sweep can't be run as asked.
         """
         search, settings = self._settings()
         check_counts(search)
@@ -78,7 +78,7 @@ class Composer:
         points = space.grid() if search.method is Method.grid else None
         composed, config = self.samples(space), self._example_config(space)
         sources = [config.dataset.source, *_sources(composed, space, parser)] if config else []
-        # A wrong key or option has ended the sweep by now; a value that turns out to be wrong is its job's failure.
+        # Composing has refused wrong keys and options by now; a value that proves wrong later fails its own job only.
         examples: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
         seed = _first_seed(search, space, examples[0])
         metrics, directions = metrics_and_directions(search, examples)
@@ -92,16 +92,16 @@ class Composer:
         )  # fmt: skip
 
     def compose(self, words: tuple[str, ...]) -> Any:
-        """A whole configuration, Hydra's part included."""
+        """Compose a whole config, Hydra's section included."""
         return self.context.config_loader.load_sweep_config(self.config, list(words))
 
     def samples(self, space: Space) -> list[Any]:
-        """A first point, and points with each option of a group that is swept, as whole configurations."""
+        """Compose a first point, and one point for each further option of a swept group, as whole configs."""
         telling = (*self.groups(space), *CHOICE_OF_BEST)
         return [self.compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
 
     def groups(self, space: Space) -> tuple[str, ...]:
-        """Of which points have options; without what is swept, one that is added with `+` would not be among them."""
+        """Return the config groups of a first point; `self.config` would lack a swept group that `+` adds."""
         first = self.compose(space.job(space.samples()[0]))
         return tuple(first.hydra.runtime.choices)
 
@@ -129,17 +129,17 @@ class Composer:
 
 
 class _Present:
-    """What points have in common in keys that are not swept."""
+    """Looks up keys that are not swept, whose values all points must share."""
 
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
         self._points: list[Any] = []
 
     def __call__(self, key: str, space: Space) -> Any:
-        """The value of a key, or the option of a group; None if there is none.
+        """Return the value of a key, or the option of a group; None if there is none.
 
         Raises:
-            ConfigError: an option of a group that is swept sets it too.
+            ConfigError: the points differ in the key, as options of a swept group set it.
         """
         self._points = self._points or self._composer.samples(space)
         found = {spelling(value): value for value in (_value(one, key) for one in self._points)}
@@ -153,7 +153,7 @@ class _Present:
 
 
 def _refuse_secrets(space: Space) -> None:
-    """Refuse to sweep over secrets: the values of a sweep are kept, and a secret does not change a result."""
+    """Refuse to sweep over secrets: a sweep stores its values, and a secret does not change a result."""
     for dimension in space.dimensions:
         told = {dimension.key: list(dimension.values)}
         if without_secrets(told) != told:
@@ -169,7 +169,7 @@ def _value(composed: Any, key: str) -> Any:
 
 
 def _sources(composed: list[Any], space: Space, parser: OverridesParser) -> list[dict[str, Any]]:
-    """`dataset.source` of these points, and of the first one with each value that it is swept over."""
+    """Return `dataset.source` of these points, and of the first one with each swept value of a key in it."""
     found, other = [_resolved(one) for one in composed], copy.deepcopy(composed[0])
     for dimension in space.dimensions:
         if f"{dimension.key}.".startswith(f"{SOURCE}."):
@@ -182,13 +182,13 @@ def _sources(composed: list[Any], space: Space, parser: OverridesParser) -> list
 def _resolved(composed: Any) -> dict[str, Any]:
     try:
         source: Any = OmegaConf.to_container(OmegaConf.select(composed, SOURCE), resolve=True)
-    except OmegaConfBaseException:  # such a point can't run, so that it reads no files
+    except OmegaConfBaseException:  # such a point can't run, so it reads no files
         return {}
     return source
 
 
 def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> int:
-    """The seed that replicates count on from."""
+    """Return the seed of the first replicate, from which the others count up."""
     seed = example.get("seed")
     if search.replicates > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
         raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")

@@ -1,9 +1,9 @@
-"""Optuna's samplers and pruners, by the names that `search` has for them.
+"""Optuna's samplers by the names of `search.method`, made reproducible after a kill.
 
-Optuna 5 keeps what its samplers learn in the study (NSGA-II and CMA-ES as attributes of trials, TPE and GP read the
-trials themselves), but their random numbers run on in the process. Here each question has numbers of its own, drawn
-from the sampler's seed, the number of the trial and the name of the parameter. So what is asked depends on the study
-alone, and a sweep that was killed, in the middle of a question even, asks what it would have asked undisturbed.
+Optuna 5 stores what its samplers learn in the study (NSGA-II and CMA-ES in attributes of trials; TPE and GP read the
+trials themselves), but the state of their random generators only lives in the process. Here each call gets a sampler
+with a seed of its own, derived from the sweep's seed, the trial's number and the parameter's name. So the parameters
+depend on the study alone: a sweep that was killed, even in the middle of a trial's parameters, chooses the same ones.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ SAMPLERS = {
 
 
 ANSWER = "hfexp:answer"
-"""Attribute of a trial: the parameters that were chosen together, before the first of them is set."""
+"""System attribute of a trial: parameters that were chosen together, stored before the first of them is set."""
 
 
 class Reproducible(BaseSampler):
-    """Makes a sampler anew for each question."""
+    """Builds its sampler anew for each call, with a seed of the call's own."""
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        """`make`: a sampler with a seed."""
+        """Sample with samplers that `make` builds from a seed."""
         self._make, self._seed = make, seed
 
     def _sampler(self, trial: FrozenTrial, question: str) -> BaseSampler:
@@ -53,10 +53,10 @@ class Reproducible(BaseSampler):
     ) -> dict[str, Any]:
         storage = study._storage
         answered = storage.get_trial_system_attrs(trial._trial_id).get(ANSWER)
-        if answered is not None:  # GP looks at running trials too, and so at what this one has been given
+        if answered is not None:  # GP looks at running trials too: it would see the parameters that this one has
             return answered
         sampler = self._sampler(trial, "")
-        sampler.infer_relative_search_space(study, trial)  # which some keep for the next call
+        sampler.infer_relative_search_space(study, trial)  # some samplers keep its result for the next call
         params = sampler.sample_relative(study, trial, search_space)
         if params:
             params = {name: value.item() if hasattr(value, "item") else value for name, value in params.items()}
@@ -75,7 +75,7 @@ class Reproducible(BaseSampler):
 
 
 class Given(BaseSampler):
-    """Answers with the point of a grid that has the number of the trial."""
+    """Chooses the grid's point with the number of the trial."""
 
     def __init__(self, params: Callable[[int], Mapping[str, Any]]) -> None:
         self._params = params
@@ -95,13 +95,13 @@ class Given(BaseSampler):
 
 
 def sampler_for(method: Method, seed: int, args: Mapping[str, Any]) -> BaseSampler:
-    """The sampler of a method.
+    """Build the sampler of a method.
 
     Args:
         args: `search.sampler`.
 
     Raises:
-        ConfigError: it does not take these arguments.
+        ConfigError: the sampler does not accept these arguments.
     """
 
     def make(own_seed: int) -> BaseSampler:
@@ -109,7 +109,7 @@ def sampler_for(method: Method, seed: int, args: Mapping[str, Any]) -> BaseSampl
 
     if "seed" in args:
         raise ConfigError("search.sampler.seed is set by hfexp; use search.seed")
-    make(0)
+    make(0)  # wrong arguments raise here, not with the first trial
     return Reproducible(make, seed)
 
 

@@ -1,4 +1,4 @@
-"""Values of a parameter as places between 0 and 1, with the labels that belong there."""
+"""Positions of parameter values on an axis from 0 to 1, with tick labels."""
 
 import json
 import math
@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDE = 30.0
-"""Ratio of the largest to the smallest value from which on the scale is logarithmic."""
+"""Ratio of the largest to the smallest value above which the scale is logarithmic."""
 MOST_TICKS = 12
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One axis."""
+    """One axis of a picture."""
 
     name: str
     places: list[float | None]
-    """One for each value, from 0 to 1; None for a value that is not there."""
+    """Position of each value, from 0 to 1; None for a missing value."""
     ticks: list[tuple[float, str]]
 
 
 def scale_of(name: str, values: Sequence[Any]) -> Scale:
-    """Numbers by their size, on a logarithmic scale if they are spread widely; anything else side by side."""
+    """Place numbers by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
     known = [value for value in values if value is not None]
     if known and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in known):
         return _numeric(name, values, [float(value) for value in known])
@@ -57,5 +57,5 @@ def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether a logarithmic scale shows these better."""
+    """Tell whether values need a logarithmic scale: all are positive, and their ratio is above `WIDE`."""
     return bool(values) and 0 < min(values) < max(values) / WIDE

@@ -1,4 +1,4 @@
-"""Which job is next, and what its end means: for the trial, for the study, and for the rest of the sweep."""
+"""The schedule of a sweep: it gives the launcher its jobs, and turns their outcomes into ends of trials."""
 
 import time
 from collections import deque
@@ -22,29 +22,29 @@ from hfexp.sweep.space import Space
 from hfexp.sweep.trials import State, Trial, TrialRun
 
 SECRET = "search.storage="  # noqa: S105  the name of a key
-"""A word that may hold a password; jobs find the storage in `sweep.json`, and nowhere else."""
+"""Start of an override that may hold a password; jobs read the storage's URL from `sweep.json` instead."""
 PATIENCE = 60.0
-"""Seconds beyond their grace that jobs of a killed start may take to end."""
+"""Seconds beyond their grace period that jobs of a killed start may take to end."""
 
 
 @dataclass
 class Plan:
-    """What a schedule goes by."""
+    """Settings of a schedule."""
 
     search: SearchConfig
     space: Space
     directory: Path
     total: int
-    """Trials of the whole sweep."""
+    """Number of trials of the whole sweep."""
     directions: tuple[str, ...]
     seed: int
-    """Of the first replicate."""
+    """Seed of the first replicate."""
     tells_point: bool
-    """The application has the key `point`."""
+    """True if the application's config has the key `point`."""
     grace_seconds: float = 60.0
-    """That a job without its launcher takes at most to write a checkpoint."""
+    """Most seconds that a job takes to write a checkpoint and end once its launcher is gone."""
     waiting: list[Trial] = field(default_factory=list)
-    """How trials look that have not been asked for yet, as far as that is known."""
+    """Trials of a grid as the table shows them before the study is asked for them."""
 
     @property
     def replicates(self) -> int:
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def bound(self) -> bool:
-        """The worse end of the interval is optimised."""
+        """True if the worse end of the interval is optimised, not the mean."""
         return self.search.optimise is Optimise.bound
 
 
@@ -62,15 +62,16 @@ class Schedule:
     def __init__(
         self, plan: Plan, ledger: Ledger, changed: Callable[[], None], died: Callable[[Path, str], None]
     ) -> None:
-        """
+        """Begin without jobs; `begin` takes up what earlier starts have left.
+
         Args:
-            changed: called after each end of a trial.
-            died: called with the run directory of a job whose process ended without closing it, and why.
+            changed: called when a trial has ended, has failed or was taken over.
+            died: called with the run directory of a job whose process ended without closing the run, and the reason.
         """
         self.plan, self.ledger, self._changed, self._died = plan, ledger, changed, died
         self.total = plan.total * plan.replicates
         self.errors: dict[str, Exception] = {}
-        """Of jobs that have failed in this start, by name."""
+        """Errors of jobs that have failed in this start, by the job's name."""
         self._queue: deque[tuple[Entry, int]] = deque()
         self._jobs: dict[str, tuple[Entry, int]] = {}
         self._twins: dict[int, list[Entry]] = {}
@@ -78,7 +79,7 @@ class Schedule:
         self._said_waiting = False
 
     def begin(self) -> None:
-        """Take up what earlier starts have left."""
+        """Take up trials that earlier starts have left, after waiting for jobs of theirs that still run."""
         taken = self.ledger.load(self.plan.total)
         for entry in self.ledger.entries.values():
             self._show(entry)
@@ -87,7 +88,7 @@ class Schedule:
             self._take_up(entry)
 
     def next(self) -> Job | None:
-        """The next job, asking for a new trial if none is left of the known ones."""
+        """Return the next job, of a new trial if no known one has any left; None if there is none now."""
         while True:
             if self.ended_early:
                 return None
@@ -107,9 +108,9 @@ class Schedule:
                 self._wait_for_others()
 
     def ended(self, name: str, result: Any) -> None:
-        """What became of a job is kept at once."""
+        """Store the outcome of a job at once, and close its trial if that was its last job."""
         entry, replicate = self._jobs.pop(name)
-        entry = self.ledger.entries[entry.number]  # another one if it was lost, and taken back, meanwhile
+        entry = self.ledger.entries[entry.number]  # a new one if the trial was lost and taken back meanwhile
         entry.under_way.discard(replicate)
         run = outcome.outcome(self._point(entry, replicate), result, len(self.plan.directions))
         is_ours = not entry.closed and self.ledger.holds(entry)
@@ -125,7 +126,7 @@ class Schedule:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All of them, as they are now."""
+        """All trials by number, as they are now."""
         return tuple(self._views[number] for number in sorted(self._views))
 
     @property
@@ -134,12 +135,12 @@ class Schedule:
 
     @property
     def ended_early(self) -> bool:
-        """So many trials have failed that no further one is started."""
+        """True if so many trials have failed that no further job is started (`search.max_failures`)."""
         limit = self.plan.search.max_failures
         return limit is not None and self.failed >= limit
 
     def _new_trial(self) -> Entry | None:
-        if self.plan.search.storage:  # others ask as well
+        if self.plan.search.storage:  # other sweepers add and abandon trials too
             for entry in self.ledger.load(self.plan.total):
                 self._take_up(entry)
             for entry in self.ledger.entries.values():
@@ -151,7 +152,7 @@ class Schedule:
         return self.ledger.ask(self.plan.total)
 
     def _take_up(self, entry: Entry) -> None:
-        """Queue what is still to be run of a trial, or close it if nothing is."""
+        """Queue the missing runs of a trial, or close it if none is missing."""
         entry.runs = {replicate: run for replicate, run in entry.runs.items() if run.state in GOOD}
         entry.state = State.running
         queued = {replicate for other, replicate in self._queue if other is entry}
@@ -172,7 +173,7 @@ class Schedule:
         self._settle(entry)
 
     def _copy(self, earlier: Entry, entry: Entry) -> None:
-        """The same point again gives the same: it is not run twice, but waits if the first is not done."""
+        """Copy the runs of an earlier trial of the same point, or wait for its end: a point is never run twice."""
         if earlier.state not in GOOD + (State.failed,):
             self._twins.setdefault(earlier.number, []).append(entry)
             self._show(entry)
@@ -196,7 +197,7 @@ class Schedule:
         return Job(number, name, (*words, *more), mask_secrets(shown))
 
     def _race(self, entry: Entry) -> None:
-        """Leave out the other replicates of a point that the pruner holds for hopeless after those that are done."""
+        """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless by those done."""
         if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry) or entry.foreign:
             return
         with study.quiet():
@@ -212,7 +213,7 @@ class Schedule:
                 self.ledger.keep_run(entry, TrialRun(replicate, State.pruned))
 
     def _settle(self, entry: Entry) -> None:
-        """Close a trial, or note its failure, when nothing of it runs any more."""
+        """Close a trial, or store its failure, once none of its jobs is running; then take up trials that wait."""
         if not entry.closed and not entry.foreign and not entry.under_way:
             states = [run.state for run in entry.runs.values()]
             if State.failed in states:
@@ -251,7 +252,7 @@ class Schedule:
         return Point(self.plan.directory, entry.number, replicate)
 
     def _wait_for_others(self) -> None:
-        """Until it shows whether they live, which is soon: nothing else is left to do."""
+        """Sleep a second before asking again whether the other sweepers live: nothing else is left to do."""
         if not self._said_waiting:
             note(
                 "waiting to see whether the other sweepers, whose last sign of life is old, still direct their trials"
@@ -260,7 +261,7 @@ class Schedule:
         time.sleep(owner.INTERVAL / 10)
 
     def _wait_for_leftovers(self, taken: list[Entry]) -> None:
-        """Jobs outlive a sweeper that is killed, by the time that their checkpoint takes."""
+        """Wait for jobs of a killed start: each outlives its sweeper until it has written a checkpoint."""
         points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
         deadline, said = time.monotonic() + self.plan.grace_seconds + PATIENCE, False
         while time.monotonic() < deadline:

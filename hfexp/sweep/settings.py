@@ -1,4 +1,4 @@
-"""The `search` section: what a sweep (`-m`) is asked for. Nothing in it changes the result of a single run."""
+"""The `search` section: settings of a sweep (`-m`). None of them changes the result of a single run."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class Method(Enum):
-    """How the points of a sweep are chosen."""
+    """Method that chooses the points of a sweep."""
 
     grid = "grid"
-    """All combinations of the values given."""
+    """All combinations of the given values."""
     random = "random"
     tpe = "tpe"
     gp = "gp"
@@ -18,54 +18,54 @@ class Method(Enum):
 
 
 class Pruner(Enum):
-    """How hopeless trials are recognised before their end (Optuna's pruners)."""
+    """Optuna's pruner, which recognises hopeless trials before their end."""
 
     none = "none"
     median = "median"
     asha = "asha"
     hyperband = "hyperband"
     wilcoxon = "wilcoxon"
-    """Compares replicates instead of evaluations: the remaining seeds of a hopeless point are left out."""
+    """Compares replicates instead of evaluations, and leaves out the remaining seeds of a hopeless point."""
 
 
 class Optimise(Enum):
-    """Which number of several replicates the search looks at."""
+    """The number that the search optimises where a point has several replicates."""
 
     mean = "mean"
     bound = "bound"
-    """The worse end of the 95 % interval of the mean."""
+    """The worse end of the mean's 95 % interval."""
 
 
 @dataclass
 class SearchConfig:
-    """A sweep: its points, how many, and what becomes of those that fail."""
+    """Settings of a sweep: its search space, sampler and pruner, and its numbers of points, runs and retries."""
 
     method: Method = Method.grid
     trials: int | None = None
-    """How many points in all, over all starts of the sweep; a grid has as many as there are combinations."""
+    """Number of points over all starts of the sweep; samplers need it, a grid without it has all combinations."""
     name: str | None = None
-    """Of the sweep: what is continued when the command is given again; null: from the sweep's own definition."""
+    """Name under which the same command continues the sweep; null: the method and a hash of the definition."""
     seed: int = 0
-    """Of the sampler."""
+    """Seed of the sampler and of `shuffle(...)`."""
     space: dict[str, Any] = field(default_factory=dict)
-    """Key to values, in the words of Hydra's command line (`interval(1, 3)`, `choice(a, b)`, `tag(log, ...)`), or a
-    mapping `{values: ..., when: {key: value}}` for a key that exists only under a choice of another; or a `_target_`
-    of the user's own."""
+    """Values by key, in Hydra's override grammar (`interval(1, 3)`, `choice(a, b)`, `tag(log, ...)`), or a mapping
+    `{values: ..., when: {key: value}}` for a key that only exists under some values of another; or the `_target_` of
+    the user's own function."""
     metrics: list[str] = field(default_factory=list)
-    """What is optimised, by the name of a metric of the run; empty: the metric that chooses the best model."""
+    """Names of the run's metrics to optimise; empty: the metric that chooses the best model."""
     directions: list[str] = field(default_factory=list)
-    """`minimize` or `maximize` for each of `metrics`."""
+    """`minimize` or `maximize` for each of `metrics`; may be empty for one metric whose direction is known."""
     sampler: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's sampler."""
     pruner: Pruner = Pruner.none
     pruner_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner."""
     replicates: int = 1
-    """Runs of each point, with seeds that follow on `seed`; the point's value is their mean."""
+    """Runs of each point, with consecutive seeds from `seed` on; `optimise` makes one value of them."""
     optimise: Optimise = Optimise.mean
     retries: int = 1
-    """How often a failed job is tried again, when the sweep is started again."""
+    """How many times a failed point is tried again, once in each further start of the sweep."""
     max_failures: int | None = None
-    """End the sweep when so many trials have failed; null: never."""
+    """Start no further job once this many points have failed; null: no limit."""
     storage: str | None = None
-    """Database of the study (an SQLAlchemy URL); null: a file in the sweep's directory."""
+    """SQLAlchemy URL of the study's database, which machines can share; null: a file in the sweep's directory."""

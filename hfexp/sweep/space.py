@@ -1,4 +1,4 @@
-"""The points of a sweep: what the command line and `search.space` say, as words for Hydra."""
+"""The search space of a sweep: from overrides and `search.space` to points, each a set of overrides."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from hfexp.errors import ConfigError, did_you_mean, one_of
 from hfexp.sweep.dimension import Dimension, dimension_of, spelling, unquoted
 
 MOST_POINTS = 1_000_000
-"""Of a grid."""
+"""Most points of a grid."""
 PARTS = ("values", "when")
 TARGET = "_target_"
 NEVER_SWEPT = ("search", "hydra", "point")
@@ -21,7 +21,7 @@ NEVER_SWEPT = ("search", "hydra", "point")
 
 @dataclass(frozen=True)
 class Point:
-    """One point: the values of its keys, as Optuna knows them, and the words for Hydra."""
+    """One point: the values of its keys, as Optuna knows them, and its overrides."""
 
     params: dict[str, Any]
     words: tuple[str, ...]
@@ -29,34 +29,34 @@ class Point:
 
 @dataclass(frozen=True)
 class Space:
-    """All that is swept, and what is not."""
+    """The swept keys of a sweep, and the overrides that all of its points share."""
 
     layout: tuple[tuple[str, str | None], ...]
-    """Keys of the command line in Hydra's order, each with its word if it is the same for all points."""
+    """Keys of the command line in Hydra's order, each with its override if all points share it, else None."""
     dimensions: tuple[Dimension, ...]
-    """A key that depends on others comes after them."""
+    """The swept keys; a key that depends on others comes after them."""
     function: dict[str, Any] | None = field(default=None)
-    """`_target_` node of the user's own."""
+    """`_target_` node of the user's own function, which chooses values too; None without one."""
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """Words that all points have in common."""
+        """Overrides that all points share."""
         return tuple(word for _, word in self.layout if word is not None)
 
     @property
     def texts(self) -> dict[str, str]:
-        """What was written, by key."""
+        """The values as the user wrote them, by key."""
         texts = {dimension.key: _described(dimension) for dimension in self.dimensions}
         return texts | ({"search.space": str(self.function[TARGET])} if self.function else {})
 
     def job(self, words: Sequence[str]) -> tuple[str, ...]:
-        """Give all words of a job, in the order in which Hydra's own sweeper gives them.
+        """Return all overrides of a job, in the order of Hydra's own sweeper.
 
         Args:
-            words: of its point, as the storage has them, to which others may have written.
+            words: overrides of its point from the storage, to which others may have written.
 
         Raises:
-            ConfigError: they are not of a point of this space.
+            ConfigError: they are not a point of this space.
         """
         self._require_own(words)
         own = {word.partition("=")[0]: word for word in words}
@@ -72,10 +72,10 @@ class Space:
                 raise ConfigError(f"search.storage holds a trial with {word}, which is not a value of this sweep")
 
     def grid(self) -> list[Point]:
-        """Every combination once, the last key varying fastest.
+        """Return every combination once, the last key varying fastest.
 
         Raises:
-            ConfigError: it isn't finite, or too large.
+            ConfigError: the space isn't finite, or has more than `MOST_POINTS` points, or calls a function.
         """
         for dimension in self.dimensions:
             if not dimension.is_finite:
@@ -104,10 +104,10 @@ class Space:
             yield from self._points(depth + 1, {**params, dimension.key: value}, {**chosen, **more})
 
     def suggest(self, trial: Any, call: Callable[[dict[str, Any], Any], Mapping[str, Any]]) -> Point:
-        """The point that a sampler chooses.
+        """Let a sampler choose a point.
 
         Args:
-            trial: of Optuna.
+            trial: Optuna's trial.
             call: calls the user's function, given its node and the trial.
         """
         params: dict[str, Any] = {}
@@ -123,7 +123,7 @@ class Space:
         return Point(params, tuple(chosen.values()))
 
     def samples(self, keys: Container[str] = (), limit: int = 1) -> list[tuple[str, ...]]:
-        """Words of a first point, and of others that show each value of certain keys once."""
+        """Return the overrides of a first point, and of one point for each further value of the given keys."""
         first = {d.key: d.word(_first(d)) for d in self.dimensions if not d.when}
         found = [tuple(first.values())]
         for dimension in self.dimensions:
@@ -141,19 +141,19 @@ def read_space(
     opened: Callable[[str], str] = str,
     present: Callable[[str, Space], Any] = lambda key, space: None,
 ) -> Space:
-    """The space of a command line and of `search.space`; the command line wins.
+    """Build the search space of a command line and of `search.space`; the command line wins.
 
     Args:
         words: overrides of the command line.
         nodes: `search.space`.
-        parser: of Hydra.
-        seed: of `shuffle(...)`.
-        opened: gives a word the `++` that Hydra needs for keys which the configuration does not list.
-        present: gives the value that a key which is not swept has in the points of a space, or None.
+        parser: Hydra's parser of overrides.
+        seed: seed of `shuffle(...)`.
+        opened: adds to an override the `++` that Hydra needs for keys which the config does not list.
+        present: returns the value that a key which is not swept has in the points of a space, or None.
 
     Raises:
-        ConfigError: what was written means no values.
-        HydraException: it does not parse.
+        ConfigError: a key has no valid values or conditions, is swept twice, or may not be swept.
+        HydraException: an override does not parse.
     """
     layout: dict[str, str | None] = {}
     dimensions: dict[str, Dimension] = {}
@@ -181,13 +181,13 @@ def read_space(
     _check_conditions(dimensions, known)
     where = Space(tuple(layout.items()), tuple(d for d in dimensions.values() if not d.when), function)
     dimensions = _under_what_is_fixed(dimensions, lambda key: present(key, where))
-    written = [element for element in layout if element in dimensions]  # a key that is given twice has its first place
+    written = [element for element in layout if element in dimensions]  # a key given twice keeps its first place
     ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
     return Space(tuple(layout.items()), ordered, function)
 
 
 def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: Callable[[str], str]) -> Dimension:
-    """A key of `search.space`."""
+    """Build the dimension of one key of `search.space`."""
     where = f"search.space.{key}"
     values, when = node, {}
     if isinstance(node, dict):
@@ -209,7 +209,7 @@ def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: 
 
 def _listed(values: Any) -> str:
     items = values if isinstance(values, list) else [values]
-    return ",".join(spelling(item) for item in items)  # within `choice(...)` Hydra would lose quotes, and take no null
+    return ",".join(spelling(item) for item in items)  # in `choice(...)`, Hydra would lose quotes and refuse null
 
 
 def _comparable(allowed: Any) -> tuple[str, ...]:
@@ -234,10 +234,10 @@ def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
 
 
 def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimension]) -> None:
-    """Refuse conditions on values that no key has: what depends on them would never exist.
+    """Refuse conditions on values that a key never has: the key that depends on them would never exist.
 
     Args:
-        known: of `search.space`, which may name more values than are left by the command line.
+        known: dimensions of `search.space`, which may have more values than the command line leaves.
     """
     swept = {dimension.key for dimension in dimensions.values()}
     for dimension in dimensions.values():
@@ -253,7 +253,7 @@ def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimen
 
 
 def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[str], Any]) -> dict[str, Dimension]:
-    """Conditions on keys that are not swept hold or do not: they go, or their dimension does."""
+    """Resolve conditions on keys that are not swept: drop those that hold, and the dimensions of those that don't."""
     kept = dict(dimensions)
     while True:
         swept = {dimension.key for dimension in kept.values()}
@@ -261,7 +261,7 @@ def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[st
             fixed = {key: present(key) for key in dimension.when if key not in swept}
             known = {key: unquoted(f"={spelling(value)}") for key, value in fixed.items() if value is not None}
             if any(value not in dimension.when[key] for key, value in known.items()):
-                del kept[element]  # and with it maybe what others depend on
+                del kept[element]  # others may depend on it, hence the outer loop
             else:
                 left = {key: allowed for key, allowed in dimension.when.items() if key not in known}
                 kept[element] = replace(dimension, when=left)
@@ -270,7 +270,7 @@ def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[st
 
 
 def _ordered(dimensions: list[Dimension]) -> tuple[Dimension, ...]:
-    """Each after the keys it depends on, otherwise as written."""
+    """Put each dimension after the keys it depends on, and keep the written order otherwise."""
     keys = [dimension.key for dimension in dimensions]
     for dimension in dimensions:
         for other in dimension.when:

@@ -1,4 +1,4 @@
-"""Means over replicates, and how sure they are."""
+"""Mean, standard deviation and confidence interval over replicates."""
 
 import math
 from collections.abc import Sequence
@@ -9,19 +9,19 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one metric over the runs of a point."""
+    """Estimate of one metric over the runs of a point."""
 
     mean: float
     deviation: float | None = None
-    """Standard deviation with n - 1; None for a single run."""
+    """Standard deviation with n - 1 in the denominator; None for a single run."""
     interval: tuple[float, float] | None = None
-    """95 % interval of the mean."""
+    """95 % confidence interval of the mean; None for a single run."""
 
     def told(self, direction: str, bound: bool = False) -> float:
-        """What the search is told: a number, the worst there is if the runs are infinitely far apart.
+        """Return the value that Optuna is told; the worst possible if the runs are infinitely far apart.
 
         Args:
-            bound: the worse end of the interval, not the mean.
+            bound: return the worse end of the interval, not the mean.
         """
         if math.isnan(self.mean) or not math.isfinite(self.deviation or 0.0):
             return -math.inf if direction == "maximize" else math.inf
@@ -31,7 +31,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean, deviation, and interval by Student's t with n - 1 degrees of freedom (Student 1908, Biometrika 6:1).
+    """Estimate mean, deviation and interval (Student's t, n - 1 degrees of freedom; Student 1908, Biometrika 6:1).
 
     They are infinite or NaN if a value is, or if they are too large for a float.
     """
