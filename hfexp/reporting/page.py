@@ -43,6 +43,7 @@ img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--l
   figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""Content-Security-Policy of a page: it loads nothing from elsewhere and runs no script."""
 
 
 @dataclass

@@ -15,7 +15,9 @@ CONFUSED_ROWS = 10
 MAX_TEXT = 2_000
 """Most characters of one sample's text."""
 NOT_RESULTS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+"""Suffixes of the timings that the Trainer adds to the metrics of an evaluation."""
 RESULT_COLUMNS = (("best_eval_", "best recorded"), ("final_eval_", "validation"), ("test_", "test"))
+"""Prefix of a column's metrics, and the column's title."""
 
 
 @dataclass

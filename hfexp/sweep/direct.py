@@ -199,7 +199,7 @@ class _Started:
 
 
 class _NoParent:
-    """Takes the place of `Parent` where jobs are another application's; records nothing."""
+    """Stands in for `Parent` where the jobs are another application's; records nothing."""
 
     run_id: str | None = None
 

@@ -69,7 +69,7 @@ class Ledger:
     """All trials of a sweep, by number."""
 
     def __init__(self, study: Study, choose: Callable[[optuna.Trial], Point], owner: Owner | None) -> None:
-        """Begin without trials; `load` reads them.
+        """Create an empty ledger; `load` reads the trials.
 
         Args:
             study: the sweep's study.
@@ -184,7 +184,7 @@ class Ledger:
         return owner is None or self._owner.is_alive(owner)
 
     def _is_mine(self, trial: FrozenTrial) -> bool:
-        """Tell whether an open trial is this process's, which takes it over if its sweeper is dead."""
+        """Tell whether an open trial is this process's; take it over first if its sweeper is dead."""
         if self._owner is None:
             return True
         return not self._is_foreign(trial) and storage.take_over(self.study, trial, self._owner.text)

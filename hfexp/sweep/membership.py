@@ -26,7 +26,7 @@ class Membership:
     study: str
     """Name of the study in Optuna's storage."""
     storage: str
-    """SQLAlchemy URL; it may hold a password, so only the file's owner can read the file, and no record has it."""
+    """SQLAlchemy URL; it may hold a password, so only the owner can read the file, and no record contains the URL."""
     parent_run_id: str | None
     """Id of the sweep's own MLflow run; None without one, or while the store could not be reached."""
     metrics: list[str] = field(default_factory=list)

@@ -22,7 +22,7 @@ from hfexp.sweep.space import Space
 from hfexp.sweep.trials import State, Trial, TrialRun
 
 SECRET = "search.storage="  # noqa: S105  the name of a key
-"""Start of an override that may hold a password; jobs read the storage's URL from `sweep.json` instead."""
+"""Prefix of an override that may hold a password; jobs read the storage's URL from `sweep.json` instead."""
 PATIENCE = 60.0
 """Seconds beyond their grace period that jobs of a killed start may take to end."""
 
@@ -62,7 +62,7 @@ class Schedule:
     def __init__(
         self, plan: Plan, ledger: Ledger, changed: Callable[[], None], died: Callable[[Path, str], None]
     ) -> None:
-        """Begin without jobs; `begin` takes up what earlier starts have left.
+        """Create a schedule without jobs; `begin` queues those that earlier starts have left.
 
         Args:
             changed: called when a trial has ended, has failed or was taken over.
@@ -197,7 +197,7 @@ class Schedule:
         return Job(number, name, (*words, *more), mask_secrets(shown))
 
     def _race(self, entry: Entry) -> None:
-        """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless by those done."""
+        """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""
         if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry) or entry.foreign:
             return
         with study.quiet():
@@ -213,7 +213,7 @@ class Schedule:
                 self.ledger.keep_run(entry, TrialRun(replicate, State.pruned))
 
     def _settle(self, entry: Entry) -> None:
-        """Close a trial, or store its failure, once none of its jobs is running; then take up trials that wait."""
+        """Close a trial, or store its failure, once none of its jobs is running; then settle its duplicates."""
         if not entry.closed and not entry.foreign and not entry.under_way:
             states = [run.state for run in entry.runs.values()]
             if State.failed in states:

@@ -75,7 +75,7 @@ class Space:
         """Return every combination once, the last key varying fastest.
 
         Raises:
-            ConfigError: the space isn't finite, or has more than `MOST_POINTS` points, or calls a function.
+            ConfigError: the space isn't finite, or has more than `MOST_POINTS` points, or a user's function.
         """
         for dimension in self.dimensions:
             if not dimension.is_finite:
