@@ -1,4 +1,4 @@
-"""The database of a study: how it is reached, by a sweep and by its jobs, and how sweepers share it."""
+"""The Optuna storage of a sweep: connections for the sweeper and its jobs, and retries while the database is away."""
 
 import json
 import time
@@ -21,27 +21,28 @@ from hfexp.sqlite_address import sqlite_address
 
 DATABASE = "study.db"
 BUSY_SECONDS = 60
-"""That a process waits for another one's write to SQLite."""
+"""Seconds that a process waits for another process's write to SQLite."""
 CONNECT_SECONDS = 10
-"""For a database server to answer."""
+"""Seconds that a PostgreSQL server has to accept a connection."""
 AWAY_SECONDS = 120.0
-"""That a sweep waits for a database which has gone away."""
+"""Seconds that a sweep retries a database that has gone away."""
 LONGEST_PAUSE = 5.0
+"""Seconds between two of these retries; the first pauses are shorter."""
 
 
 def storage_url(directory: Path, storage: str | None) -> str:
-    """`search.storage`, or a SQLite file in the sweep's directory."""
+    """Return `search.storage`, or the URL of a SQLite file in the sweep's directory."""
     return storage or sqlite_address(directory / DATABASE)
 
 
 def open_storage(url: str, patient: bool = False) -> RDBStorage:
-    """Optuna's storage at an SQLAlchemy URL; close it with `close_storage`.
+    """Open Optuna's storage at an SQLAlchemy URL; close it with `close_storage`.
 
     Args:
-        patient: once it was reached, wait if it goes away.
+        patient: retry for `AWAY_SECONDS` when the database goes away after it was reached.
 
     Raises:
-        ConfigError: the Python module is missing through which SQLAlchemy speaks to this database.
+        ConfigError: the Python driver that SQLAlchemy needs for this database is not installed.
         Exception: the database can't be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -56,24 +57,24 @@ def open_storage(url: str, patient: bool = False) -> RDBStorage:
 
 
 def close_storage(storage: Any) -> None:
-    """Let go of all connections; `storage`: as opened, or as a study has it."""
+    """Close all connections of a storage, as `open_storage` returned it or as a study wraps it."""
     backend = getattr(storage, "_backend", storage)
     backend.remove_session()
     backend.engine.dispose()
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the database can't be reached, or is too busy, which may pass."""
+    """Return True if the database can't be reached or is too busy, which may pass."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
     return lost or isinstance(cause, OperationalError | InterfaceError)
 
 
 def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Try again while the database is away.
+    """Wrap a method so that it is retried while the database is away.
 
-    What was written although its answer was lost is written again: the same value, or a trial without words, which
-    the ledger finds and completes.
+    A write whose answer was lost is repeated. That stores the same value again, or leaves a trial without overrides,
+    which `Ledger.load` finds and completes.
     """
 
     @wraps(method)
@@ -98,13 +99,13 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class PatientStorage(RDBStorage):
-    """Waits for a database that is away, instead of ending the sweep above it."""
+    """An RDBStorage that waits for a database that is away, so that the sweep goes on afterwards."""
 
     away_seconds = AWAY_SECONDS
 
     @_patiently
     def claim(self, trial_id: int, name: str, before: str, now: str) -> bool:
-        """Change an attribute of a trial if it still is what it was: of several that try, one does it."""
+        """Set an attribute of a trial if it is still `before`: of several processes that try, one succeeds."""
         column = TrialUserAttributeModel
         same = (column.trial_id == trial_id, column.key == name, column.value_json == json.dumps(before))
         with self.engine.begin() as connection:

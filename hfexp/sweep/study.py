@@ -1,4 +1,4 @@
-"""The study of a sweep in Optuna's storage: made whole or not at all, asked and told by the sweeper alone."""
+"""The Optuna study of a sweep: created atomically; only the sweeper asks for trials and tells their ends."""
 
 import contextlib
 import json
@@ -25,13 +25,13 @@ from hfexp.sweep.trials import State, TrialRun
 
 WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."
 DEFINITION = "hfexp.definition"
-"""Attribute of the study."""
+"""Attribute of the study: the sweep's definition."""
 ATTEMPTS, ERROR, OWNER = "hfexp.attempts", "hfexp.error", "hfexp.owner"
-"""Attributes of a trial."""
+"""Attributes of a trial, as `WORDS`, `PARAMS` and `RUN` followed by the replicate."""
 
 
 def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pruner: Any) -> Study:
-    """Open the study of a sweep; it is created if it is not there.
+    """Open the study of a sweep; create it if it does not exist.
 
     Raises:
         ConfigError: the storage can't be used.
@@ -56,10 +56,12 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
 
 
 def agree(study: Study, definition: Definition) -> None:
-    """Refuse to direct, together with another machine, what is another sweep; their files may differ.
+    """Check that a study shared by several machines is of this sweep; store the definition if the study is new.
+
+    The machines' local files may differ.
 
     Raises:
-        ConfigError: naming what differs.
+        ConfigError: the study is of another sweep; the message names what differs.
     """
     known = study.user_attrs.get(DEFINITION)
     if known is None:
@@ -75,13 +77,13 @@ def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:
 
 
 def close_study(study: Study) -> None:
-    """Give back connections to the storage."""
+    """Close the connections to the storage."""
     close_storage(study._storage)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Optuna warns of what is young in it, and of what the sweeper does on purpose."""
+    """Silence Optuna's warnings about its experimental parts and about what the sweeper does on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.filterwarnings("ignore", module="optuna")
@@ -89,11 +91,11 @@ def quiet() -> Iterator[None]:
 
 
 def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
-    """Make the SQLite file whole or not at all: killed meanwhile, Optuna would leave tables that it then trusts."""
+    """Create the SQLite file atomically: if Optuna is killed meanwhile, it later trusts the incomplete tables."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with SharedLock(path.with_name(f".{path.name}.lock")):  # of several first starts one makes it
+    with SharedLock(path.with_name(f".{path.name}.lock")):  # only one of several first starts creates it
         if not path.exists():
             _write_file(path, name, directions)
 
@@ -106,24 +108,24 @@ def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     study = optuna.create_study(storage=address, study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
-        # Jobs that report and the sweeper don't wait for each other's reading; kept in the file.
+        # In WAL mode the sweeper reads while jobs report. The setting is stored in the file.
         connection.execute("PRAGMA journal_mode=WAL")
     unfinished.rename(path)
 
 
 def trials_of(study: Study) -> list[FrozenTrial]:
-    """All trials, by number."""
+    """Return all trials, sorted by number."""
     return sorted(study.get_trials(deepcopy=False), key=lambda trial: trial.number)
 
 
 def set_attribute(study: Study, trial_id: int, name: str, value: Any) -> None:
-    """Keep something with a trial; if another sweeper has ended it meanwhile, what it kept is as good."""
+    """Set an attribute of a trial; if another sweeper has finished the trial meanwhile, its attributes stay."""
     with contextlib.suppress(UpdateFinishedTrialError):
         study._storage.set_trial_user_attr(trial_id, name, value)
 
 
 def ask(study: Study, owner: str | None) -> optuna.Trial:
-    """A new trial; its parameters are still to be chosen. It has its owner from the first moment on."""
+    """Create a trial whose parameters are still to be chosen; its owner is stored in the same step."""
     if owner is None:
         return study.ask()
     template = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs={OWNER: owner})
@@ -131,37 +133,37 @@ def ask(study: Study, owner: str | None) -> optuna.Trial:
 
 
 def take_over(study: Study, trial: FrozenTrial, owner: str) -> bool:
-    """Make a trial that its sweeper has left this one's; False: another one was faster."""
+    """Take over a trial whose sweeper is gone; False if another sweeper was faster or the trial has no owner."""
     before = trial.user_attrs.get(OWNER)
     backend: Any = getattr(study._storage, "_backend", study._storage)
     return before == owner or (before is not None and backend.claim(trial._trial_id, OWNER, before, owner))
 
 
 def owner_of(study: Study, trial_id: int) -> str | None:
-    """Whose a trial is now."""
+    """Return the current owner of a trial; None if it has none."""
     return study._storage.get_trial(trial_id).user_attrs.get(OWNER)
 
 
 def reopen(study: Study, trial_id: int) -> optuna.Trial:
-    """A trial that was asked for: parameters it has stay, others can be chosen, and values can be reported."""
-    study._thread_local.cached_all_trials = None  # kept for one trial only, as `Study.ask` does
+    """Reopen a trial: its parameters stay, further ones can be suggested, and values can be reported."""
+    study._thread_local.cached_all_trials = None  # `Study.ask` drops this cache for each new trial, too
     return optuna.Trial(study, trial_id)
 
 
 def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-    """The end of a trial, if it was not told before (two sweepers may share a storage)."""
+    """Tell Optuna how a trial ended, unless another sweeper on the same storage has told it already."""
     with quiet(), contextlib.suppress(UpdateFinishedTrialError):
         study.tell(number, values, state=state, skip_if_finished=True)
 
 
 def write_run(study: Study, trial_id: int, run: TrialRun) -> None:
-    """What became of one run of a trial."""
+    """Store the state and results of one run of a trial."""
     content = asdict(run) | {"state": run.state.value, "run_dir": str(run.run_dir) if run.run_dir else None}
     set_attribute(study, trial_id, f"{RUN}{run.replicate}", json.dumps(content))
 
 
 def runs_of(attributes: Mapping[str, Any]) -> dict[int, TrialRun]:
-    """By replicate."""
+    """Parse the runs of a trial from its attributes, by replicate."""
     found = {}
     for name, text in attributes.items():
         if name.startswith(RUN):

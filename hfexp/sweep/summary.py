@@ -1,4 +1,4 @@
-"""What a person sees when a sweep ends: the table, the best point and how to run it again, what failed."""
+"""Console output at the end of a sweep: the table, the best point with its command, and the failures."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ MOST_ROWS = 20
 
 
 def show(sweep: Sweep) -> None:
-    """Print the table, the best point, and where everything is."""
+    """Print the table, the best point with its command, and the sweep's directory."""
     _show_table(sweep)
     for trial in best(sweep.trials, sweep.directions)[:3]:
         say(f"best: {trial.number}, {measured(sweep, trial)}; to run it again:")
@@ -24,10 +24,11 @@ def show(sweep: Sweep) -> None:
 
 
 def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, Exception]]:
-    """What went wrong, by name of the point.
+    """List the names of failed jobs, with their overrides, and their errors.
 
     Args:
-        errors: of jobs that failed in this start, by name (`<trial>` or `<trial>.<replicate>`).
+        errors: errors of the jobs that failed in this start, by name (`<trial>` or `<trial>.<replicate>`). For a trial
+            without one, the reason that the study has is used.
     """
     found = []
     for trial in sweep.trials:
@@ -44,7 +45,7 @@ def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, E
 def failure_of(
     sweep: Sweep, errors: Mapping[str, Exception], total: int, retries: int, ended_early: bool
 ) -> SweepError | None:
-    """The error that the sweep ends with, if any of its jobs (`total` in all) failed."""
+    """Build the error that the sweep ends with; None if none of its jobs (`total` in all) failed."""
     found = failures(sweep, errors)
     if not found:
         return None
@@ -55,13 +56,13 @@ def failure_of(
 
 
 def progress(trials: Sequence[Trial]) -> str:
-    """`3 of 20 points finished`, for a sweep that is stopped."""
+    """Return e.g. `3 points are finished`, for the message of a sweep that is stopped; pruned ones count."""
     done = sum(trial.state in (State.finished, State.pruned) for trial in trials)
     return f"{done} points are finished"
 
 
 def words(trial: Trial) -> str:
-    """What tells a point from the others."""
+    """Return the overrides that tell a trial from the others, as typed and without secrets."""
     return " ".join(mask_override(as_typed(word)) for word in trial.overrides)
 
 

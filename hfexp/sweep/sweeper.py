@@ -1,6 +1,6 @@
-"""Hydra's sweeper for experiments: the syntax of Hydra's own, samplers beside the grid, and nothing done is lost.
+"""Hydra's sweeper plugin for experiments: the basic sweeper's syntax, with samplers, and sweeps that can be resumed.
 
-Imported by Hydra with every start of the command line: nothing heavy here.
+Hydra imports this module whenever the command line starts, so heavy imports are inside functions.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from hfexp.memory import begin_collection
 
 @dataclass
 class ExperimentSweeperConf:
-    """`hydra.sweeper` with `hydra/sweeper=hfexp`; the keys are those of Hydra's basic sweeper."""
+    """Config of `hydra/sweeper=hfexp`; the keys are those of Hydra's basic sweeper."""
 
     _target_: str = "hydra_plugins.hfexp.ExperimentSweeper"
     max_batch_size: int | None = None
@@ -26,15 +26,15 @@ class ExperimentSweeperConf:
 
 
 class ExperimentSweeper(BasicSweeper):
-    """Sweeps by the section `search` of the configuration.
+    """Runs the sweep that the config's section `search` describes.
 
-    In an application that has none: all combinations of the values, with any launcher; a table of what came out, and
-    an error if any job failed.
+    In an application without this section it runs all combinations of the values, with any launcher, prints a table
+    of the results and raises an error if any job failed.
     """
 
     def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
-        # Not by super(): Hydra executes the module of the basic sweeper again whenever it looks for plugins again, and
-        # the class there, which its `__init__` asks for by name, is then another than the one inherited from here.
+        # No super().__init__(): Hydra re-executes the basic sweeper's module whenever it looks for plugins again. The
+        # class that its `__init__` then finds by name is no longer the one that this class inherits from.
         self.max_batch_size, self.params = max_batch_size, params or {}
         self.hydra_context = self.config = self.launcher = None
 
@@ -42,12 +42,12 @@ class ExperimentSweeper(BasicSweeper):
         """Run all jobs.
 
         Returns:
-            What became of the jobs, by batch; nothing if the sweep has a directory, which says all.
+            The jobs' results by batch; None with a section `search`, whose results are in the sweep's directory.
 
         Raises:
-            SweepError: some jobs failed; all were tried.
+            SweepError: some jobs failed.
         """
-        begin_collection()  # also where hydra.mode=MULTIRUN began it
+        begin_collection()  # the CLI does it for `-m`; hydra.mode=MULTIRUN starts a sweep, too
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
@@ -85,10 +85,10 @@ class ExperimentSweeper(BasicSweeper):
 
 
 def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exception]]:
-    """Print what came out of several jobs, and return what went wrong, by name of the job.
+    """Print the results of several jobs in a table, and return the names and errors of the failed ones.
 
     Args:
-        jobs: what tells each job from the others, and what became of it.
+        jobs: for each job the overrides that tell it from the others, and its result.
     """
     from rich.table import Table
 

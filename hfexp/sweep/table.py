@@ -1,4 +1,4 @@
-"""The trials of a sweep as one table, best first: for people, for spreadsheets, and for MLflow's pages."""
+"""The trials of a sweep as one table, best first: for the report, for spreadsheets and for MLflow's UI."""
 
 import csv
 import io
@@ -19,6 +19,7 @@ from hfexp.sweep.ranking import ranked, ties
 from hfexp.sweep.trials import State, Sweep, Trial
 
 LONGEST_CELL = 300
+"""Characters of a text in a cell; longer ones are cut."""
 _OF_A_SWEEP = re.compile(r"[+~]*(hydra[./@]|on_existing=)")
 
 Cell = str | int | float | None
@@ -26,30 +27,30 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class TrialTable:
-    """One row for each trial."""
+    """A table with one row for each trial."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     trials: tuple[Trial, ...]
-    """In the order of the rows."""
+    """The trials in the order of the rows."""
     ties: frozenset[int]
-    """Numbers of those that are as good as the best, as far as one can tell."""
+    """Numbers of the trials that their seeds can't tell from the best one (`hfexp.sweep.ranking.ties`)."""
 
     def csv(self) -> str:
-        """With a header."""
+        """Write the table as CSV, with a header."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerows([csv_cell(cell) for cell in row] for row in (self.columns, *self.rows))
         return buffer.getvalue()
 
     def json(self) -> str:
-        """As `mlflow.log_table` writes it, which MLflow's pages show as a table."""
+        """Write the table as `mlflow.log_table` does, so that MLflow's UI shows it as one."""
         rows = [[_in_json(cell) for cell in row] for row in self.rows]
         return json.dumps({"columns": self.columns, "data": rows})
 
 
 def make_table(sweep: Sweep) -> TrialTable:
-    """Finished trials, best first, then the others in their order."""
+    """Build the table: finished trials, best first, then the others by number."""
     order = ranked(sweep.trials, sweep.directions)
     same = ties(sweep.trials, sweep.directions)
     placed = {trial.number for trial in order}
@@ -72,38 +73,38 @@ def make_table(sweep: Sweep) -> TrialTable:
 
 
 def swept_keys(sweep: Sweep) -> list[str]:
-    """Keys that tell trials apart, in the order in which they were asked for; then those that only some have."""
+    """List the swept keys: those of the search space in its order, then those that the user's own function adds."""
     found = [key for trial in sweep.trials for key in trial.params]
     return list(dict.fromkeys([*(key for key in sweep.space if key in set(found)), *found]))
 
 
 def command_of(sweep: Sweep, trial: Trial) -> str:
-    """The command of a single run of this point, quoted for a shell."""
+    """Return the command that runs this point alone, quoted for a shell and without secrets."""
     words = [word for word in without_sweep([*sweep.fixed, *trial.overrides]) if not _OF_A_SWEEP.match(word)]
     return mask_secrets(shlex.join(["hfexp", *sweep.flags, *(mask_override(as_typed(word)) for word in words)]))
 
 
 def measured(sweep: Sweep, trial: Trial) -> str:
-    """The values of a trial; with `search.optimise=bound` also what it is ranked by."""
+    """Format the metrics of a trial; with `search.optimise=bound` also the bounds that it is ranked by."""
     pairs = [*zip(sweep.metrics, trial.values or (), strict=False)]
     pairs += zip(sweep.objectives, trial.objective or (), strict=False) if sweep.bound else ()
     return ", ".join(f"{name} {value:.6g}" for name, value in pairs)
 
 
 def states(sweep: Sweep) -> dict[str, int]:
-    """How many trials there are in each state."""
+    """Count the trials in each state."""
     counts = Counter(trial.state for trial in sweep.trials)
     return {state.value: counts[state] for state in State}
 
 
 def seconds_of(trial: Trial) -> float | None:
-    """Of all its runs together."""
+    """Sum the run time of a trial over all its runs, in seconds; None if no run has one."""
     known = [run.seconds for run in trial.runs if run.seconds is not None]
     return round(sum(known), 1) if known else None
 
 
 def error_of(trial: Trial) -> str | None:
-    """Why it failed, or where it was given up."""
+    """Return why a trial failed, or the step at which it was pruned."""
     steps = [run.pruned_step for run in trial.runs if run.pruned_step is not None]
     if trial.state is State.pruned and steps:
         return f"pruned at step {steps[0]}"
@@ -115,7 +116,7 @@ def _columns(metric: str, with_interval: bool) -> Sequence[str]:
 
 
 def _measured(trial: Trial, count: int, with_interval: bool) -> list[float | None]:
-    """Values, and with replicates how sure they are, in the order of `_columns`."""
+    """List the cells of `_columns` for each metric: value, and with replicates its deviation and interval."""
     cells: list[float | None] = []
     for index in range(count):
         cells.append(trial.values[index] if trial.values else None)
@@ -126,12 +127,12 @@ def _measured(trial: Trial, count: int, with_interval: bool) -> list[float | Non
 
 
 def _in_json(cell: Cell) -> Cell:
-    """JSON knows neither NaN nor infinity."""
+    """Turn NaN and infinity, which JSON does not have, into text."""
     return str(cell) if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
 def _plain(value: Any) -> Cell:
-    """As a cell; no secrets, nothing endless."""
+    """Turn a value into a cell, without secrets and of at most `LONGEST_CELL` characters."""
     if value is None or isinstance(value, int | float):
         return value
     text = mask_secrets(value if isinstance(value, str) else json.dumps(value, default=str))

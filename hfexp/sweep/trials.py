@@ -1,4 +1,4 @@
-"""What is known of a sweep at one moment: its trials, and the runs that each of them has."""
+"""Snapshot of a sweep: its trials, and the runs of each trial."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class State(Enum):
-    """Of a trial, or of one of its runs."""
+    """State of a trial, or of one of its runs."""
 
     waiting = "waiting"
     running = "running"
-    """Also: interrupted, and to be continued at the next start."""
+    """Running, or interrupted and to be continued at the next start."""
     finished = "finished"
     pruned = "pruned"
     failed = "failed"
@@ -19,20 +19,20 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One run of a trial: a trial has as many as there are replicates."""
+    """One run of a trial; a trial has one run per replicate."""
 
     replicate: int
     state: State
     run_dir: Path | None = None
     run_id: str | None = None
-    """Of MLflow; None: not tracked, or not delivered yet."""
+    """Id of the MLflow run; None if the run is not tracked, or not delivered yet."""
     values: tuple[float, ...] | None = None
-    """One for each metric of the sweep."""
+    """One value for each metric of the sweep."""
     seconds: float | None = None
-    """Over all its starts."""
+    """Run time over all its starts, in seconds."""
     pruned_step: int | None = None
     error: str | None = None
-    """First line of why it failed."""
+    """First line of the error that it failed with."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ class Trial:
 
     number: int
     params: dict[str, Any]
-    """Swept keys and their values: what tells this trial from the others."""
+    """Values of the swept keys."""
     overrides: tuple[str, ...]
-    """The words for Hydra that make this point, without what all trials have in common."""
+    """Hydra overrides of this point, without those that all trials share."""
     state: State
     values: tuple[float, ...] | None = None
-    """One for each metric of the sweep; means, if there are several runs."""
+    """One value for each metric of the sweep: the mean over the runs."""
     deviations: tuple[float, ...] | None = None
     """Standard deviations over the runs; None with fewer than two."""
     intervals: tuple[tuple[float, float], ...] | None = None
     """95 % intervals of the means (Student's t); None with fewer than two runs."""
     runs: tuple[TrialRun, ...] = ()
     attempts: int = 0
-    """How often it was started and failed."""
+    """Number of failed attempts."""
     error: str | None = None
     objective: tuple[float, ...] | None = None
-    """What the search is told, and what trials are ranked by; None: `values`."""
+    """Values that the sampler is told and that trials are ranked by; None: `values`."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, as the one process that directs it sees it."""
+    """A sweep, as the process that directs it sees it."""
 
     name: str
     directory: Path
@@ -69,24 +69,24 @@ class Sweep:
     command: str
     method: str
     metrics: tuple[str, ...]
-    """What is optimised."""
+    """Names of the optimised metrics."""
     directions: tuple[str, ...]
     """`minimize` or `maximize`, for each metric."""
     fixed: tuple[str, ...]
-    """The words that all trials have in common."""
+    """Overrides that all trials share, with secrets masked."""
     space: dict[str, str]
-    """Swept key to what was written for it."""
+    """Values of each swept key as the user wrote them, e.g. `choice(1, 2)`."""
     seconds: float
-    """For which it has been directed, over all its starts."""
+    """Seconds for which the sweep has been directed, over all its starts."""
     bound: bool = False
-    """The worse end of the interval is optimised, not the mean (`search.optimise`)."""
+    """True if the worse end of the interval is optimised, not the mean (`search.optimise`)."""
     flags: tuple[str, ...] = ()
-    """Hydra's, that say where the configuration is."""
+    """Hydra's flags that say where the config is, e.g. `--config-dir`."""
     trials: tuple[Trial, ...] = field(default=())
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What each metric is ranked by, as the table names its columns: `loss`, or `loss high` for the worse end."""
+        """Table columns that trials are ranked by: `loss`, or `loss high` for the worse end of its interval."""
         ends = {"minimize": "high", "maximize": "low"}
         goals = zip(self.metrics, self.directions, strict=True)
         return tuple(f"{metric} {ends[direction]}" for metric, direction in goals) if self.bound else self.metrics

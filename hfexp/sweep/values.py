@@ -1,4 +1,4 @@
-"""What a sweep optimises, by the names that a run's metrics have."""
+"""Lookup of a sweep's metrics among the metrics of a run."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,13 +8,13 @@ TRAIN_SECONDS = "train_seconds"
 
 
 def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: float | None) -> list[float]:
-    """The values that a run has for a sweep.
+    """Return the values of a run that the sweep optimises.
 
     Args:
-        names: `search.metrics`. With `best_`, `final_` or `test_`: exactly that. Without a prefix, or with `eval_`: of
-            the best model on the validation split, or of the final one if none was chosen while training.
-        metrics: of the run (`hfexp.experiment.Result.metrics`), and `train_seconds`.
-        objective: the value for a sweep that names none.
+        names: `search.metrics`. With `best_`, `final_` or `test_`, a name means exactly that metric. Any other name is
+            a metric of the best model on the validation split, or of the final one if none was chosen.
+        metrics: metrics of the run (`hfexp.experiment.Result.metrics`), and `train_seconds`.
+        objective: the value for a sweep that names no metric.
 
     Raises:
         ConfigError: the run has no such metric.
@@ -27,15 +27,15 @@ def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: flo
 
 
 def check_names(names: Sequence[str], evaluated: Iterable[str], has_test: bool, keeps_best: bool = True) -> None:
-    """Tell after the first evaluation whether the run will have these metrics at its end.
+    """Check after the first evaluation that the run will have these metrics at its end.
 
     Args:
-        evaluated: names of what was measured on the validation split, with `eval_`.
-        has_test: there is a test split.
-        keeps_best: the best model is saved; else the last one, and nothing is reported of the best.
+        evaluated: names of the metrics of the validation split, with `eval_`.
+        has_test: the dataset has a test split.
+        keeps_best: the run saves the best model; otherwise the last one, and reports no metrics of the best.
 
     Raises:
-        ConfigError: it will not.
+        ConfigError: it will lack one of them.
     """
     bases = [name.removeprefix("eval_") for name in evaluated if name.startswith("eval_")]
     prefixes = ["final_eval_", *(["best_eval_"] if keeps_best else []), *(["test_"] if has_test else [])]
@@ -45,7 +45,7 @@ def check_names(names: Sequence[str], evaluated: Iterable[str], has_test: bool, 
 
 
 def validation_name(name: str) -> str | None:
-    """Under which name an evaluation while training gives this metric; None if it does not."""
+    """Return the name of a metric in an evaluation during training; None if it is measured only at the end."""
     if name.startswith("test_") or name == TRAIN_SECONDS:
         return None
     return f"eval_{_base(name)}"
@@ -59,7 +59,7 @@ def _find(name: str, metrics: Iterable[str]) -> str:
     known = set(metrics)
     short = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
     when = name.partition("_")[0]
-    if when in ("best", "final"):  # exactly that one, which a run may not have
+    if when in ("best", "final"):  # no fallback: the run may lack this one
         candidates, allowed = [name, f"{when}_eval_{_base(name)}"], known
     elif validation_name(name) is None:
         candidates, allowed = [name], known

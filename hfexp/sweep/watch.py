@@ -1,4 +1,4 @@
-"""What a sweep does within the training of one of its points: look at each evaluation, and maybe end it there."""
+"""Pruning within the training of a sweep's job: each evaluation is reported, and the pruner may end the training."""
 
 import json
 import logging
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 DECISION = "pruned.json"
 LARGEST_SHARE = 0.02
-"""Of the time that may be spent on a study that can't be reached."""
+"""Largest share of the training time that a job spends on a study that it can't reach."""
 
 
 class WatchPoint(TrainerCallback):
-    """Reports each evaluation to the study, and stops the training when the pruner says so.
+    """Trainer callback that reports each evaluation to the study and stops the training when the pruner says so.
 
-    The first process asks, all follow. What was decided stays decided when the run is continued.
+    Rank 0 asks the study and the other ranks follow. A decision is kept in `pruned.json`, for when the run is resumed.
     """
 
     def __init__(self, point: Point, membership: Membership, run_dir: Path, has_test: bool) -> None:
@@ -37,7 +37,7 @@ class WatchPoint(TrainerCallback):
         self._decision = run_dir / DECISION
         self._decided = _read_step(self._decision)
         prunes = Pruner(membership.pruner) in BETWEEN_EVALUATIONS
-        # An intermediate value belongs to a trial, which has one for each step: that of its first run.
+        # In Optuna a trial has one intermediate value per step, so only the first replicate reports.
         self._judge = Judge(point.trial, membership) if prunes and point.replicate == 0 else None
         self._reached = 0
         self._checked = False
@@ -47,12 +47,12 @@ class WatchPoint(TrainerCallback):
 
     @property
     def pruned_step(self) -> int | None:
-        """The evaluation after which the training ended early, if it did."""
+        """Step of the evaluation after which the training was ended early; None if it was not."""
         return self._decided if self._decided is not None and self._reached >= self._decided else None
 
     @property
     def _metric(self) -> str | None:
-        """Name in an evaluation of what the study optimises; empty: the metric that chooses the best model."""
+        """The study's metric, as evaluations name it; empty for the metric that chooses the best model."""
         return validation_name(self.membership.metrics[0]) if self.membership.metrics else ""
 
     def on_train_begin(
@@ -92,7 +92,7 @@ class WatchPoint(TrainerCallback):
             self._judge.close()
 
     def _is_hopeless(self, step: int, value: float) -> bool:
-        """What the first process finds, in all of them; what was decided before it was interrupted is not asked."""
+        """Return rank 0's answer on all ranks; a decision from before an interruption is not asked for again."""
         if self._decided is not None:
             return step >= self._decided
         assert self._judge is not None
@@ -101,7 +101,7 @@ class WatchPoint(TrainerCallback):
 
 
 class Judge:
-    """One trial of a study, through Optuna's storage; without it nothing is pruned."""
+    """Asks the pruner about one trial, through Optuna's storage; while that is away, nothing is pruned."""
 
     def __init__(self, trial: int, membership: Membership) -> None:
         self.trial = trial
@@ -114,13 +114,13 @@ class Judge:
         self._warned = False
 
     def asks_to_stop(self, step: int, value: float) -> bool:
-        """Report a value of the trial and ask the pruner."""
+        """Report a value of the trial; return True if the pruner would stop it."""
         started = self._clock()
         if started < self._not_before:
             return False
         try:
             return self._ask(step, value)
-        except Exception as error:  # whatever a database says: the training is worth more
+        except Exception as error:  # a database error of any kind must not end the training
             self.close()
             self._not_before = self._clock() + (self._clock() - started) / LARGEST_SHARE
             if not self._warned:
@@ -130,7 +130,7 @@ class Judge:
             return False
 
     def close(self) -> None:
-        """Let go of the storage; it is opened again when it is needed."""
+        """Close the storage; the next report opens it again."""
         if self._storage is not None:
             from hfexp.sweep.storage import close_storage
 
@@ -138,7 +138,7 @@ class Judge:
         self._storage = self._study = None
 
     def _ask(self, step: int, value: float) -> bool:
-        """As `optuna.Trial.report` and `should_prune` do; making an `optuna.Trial` would bother the sampler."""
+        """Do what `optuna.Trial.report` and `should_prune` do; constructing an `optuna.Trial` calls the sampler."""
         if self._study is None:
             import optuna
 
@@ -154,14 +154,14 @@ class Judge:
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, self.trial)
         trial = storage.get_trial(trial_id)
-        if trial.state.is_finished():  # another sweeper took it over, when this one seemed dead
+        if trial.state.is_finished():  # another sweeper took it over, as ours seemed dead
             return False
         storage.set_trial_intermediate_value(trial_id, step, value)
         return bool(self.pruner.prune(self._study, storage.get_trial(trial_id)))
 
 
 def watch_point(point: str | None, run_dir: Path, has_test: bool) -> WatchPoint | None:
-    """The callback for a point of a sweep; None for a run by itself."""
+    """Build the callback for a point of a sweep; None for a run outside a sweep."""
     if point is None:
         return None
     parsed = Point.parse(point)

@@ -1,4 +1,4 @@
-"""Image classification: an image in, one class out."""
+"""Image classification: one class for an image."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(Classification):
-    """Columns `image` and `label`."""
+    """Image classification on the columns `image` and `label`."""
 
     model_class: ClassVar[str] = "AutoModelForImageClassification"
     processor_class: ClassVar[str] = "AutoImageProcessor"
@@ -23,19 +23,19 @@ class ImageClassification(Classification):
     takes_columns: ClassVar[bool] = True
 
     def __init__(self, max_image_pixels: int = MAX_PIXELS) -> None:
-        """`max_image_pixels`: an image with more of them can't be read."""
+        """Set up the task; images with more than `max_image_pixels` are not read."""
         if max_image_pixels < 1:
             raise ConfigError(f"task.max_image_pixels={max_image_pixels} must be at least 1")
         self.max_image_pixels = max_image_pixels
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Open the image at its right way up; colours are brought to RGB by the transform."""
+        """Open the image, turned by its EXIF orientation; the transform converts it to RGB."""
         from hfexp.images import open_image
 
         return {**row, "image": open_image(row["image"], self.max_image_pixels)}
 
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
-        """Straight to tensors where nothing is to be done with PIL's image but that."""
+        """Decode straight to tensors if the first two operations only convert to RGB and to a tensor."""
         from hfexp.decoding import begins_with_tensor, decode_to_tensor
 
         if type(self).decode is not ImageClassification.decode or not begins_with_tensor(operations):
@@ -43,11 +43,11 @@ class ImageClassification(Classification):
         return functools.partial(decode_to_tensor, first=operations[0], max_pixels=self.max_image_pixels), 2
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        """`image` (C, H, W; uint8, or float that is already normalised) becomes `pixel_values`."""
+        """Rename `image` (C, H, W; uint8, or float if normalised already) to `pixel_values`."""
         return {"pixel_values": row["image"], "labels": row["label"]}
 
     def picture(self, inputs: dict[str, Any], processor: Any) -> "PIL.Image.Image":
-        """`pixel_values` with the normalisation of float images undone, levels outside 0..1 cut."""
+        """Return `pixel_values` as an image: floats are denormalised and clipped to 0..1."""
         import PIL.Image
 
         from hfexp.geometry import mean_and_std
@@ -57,26 +57,26 @@ class ImageClassification(Classification):
             levels = zip(mean_and_std(processor), (0, 1), strict=True)
             mean, std = (np.array(value or (default,))[:, None, None] for value, default in levels)
             pixels = (np.nan_to_num(pixels * std + mean).clip(0, 1) * 255).round().astype(np.uint8)
-        # More channels than a screen has: the first three. Two: the first.
+        # Of more than three channels show the first three, of two the first.
         pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
         return PIL.Image.fromarray(
             pixels.transpose(1, 2, 0).squeeze(-1) if len(pixels) == 1 else pixels.transpose(1, 2, 0)
         )
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """An encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image."""
+        """Take an encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image."""
         from hfexp.raw_images import image_row
 
         return image_row(value, self.max_image_pixels)
 
     def inference_example(self, row: dict[str, Any]) -> bytes:
-        """The encoded image; a large one made smaller."""
+        """Return the encoded image; a large one is scaled down."""
         from hfexp.raw_images import image_bytes
 
         return image_bytes(row)
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
-        """Stacks images to (B, C, H, W); `finish` normalises uint8 ones, once per batch."""
+        """Return a collator that stacks images to (B, C, H, W); its `finish` normalises uint8 ones by batch."""
         from hfexp.images import ImageCollator
 
         return ImageCollator.for_processor(processor)

@@ -1,12 +1,12 @@
-"""Text classification: a text, or two, in, one class out."""
+"""Text classification: one class for a text, or for a pair of texts."""
 
 from hfexp.tasks.classification import Classification
 from hfexp.tasks.texts import TextPairs, Texts
 
 
 class TextClassification(Texts, Classification):
-    """Columns `text` and `label`; `transform` must tokenise."""
+    """Classification on the columns `text` and `label`; `transform` must tokenise."""
 
 
 class TextPairClassification(TextPairs, Classification):
-    """Columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
+    """Classification on the columns `text`, `text_pair` and `label`, e.g. of a premise and a hypothesis."""

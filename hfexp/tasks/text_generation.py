@@ -1,4 +1,4 @@
-"""Text generation by causal language models: texts in blocks, or conversations of which the replies are learnt."""
+"""Text generation with causal language models: texts in blocks, or conversations whose replies are learnt."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,11 +9,11 @@ from hfexp.errors import ConfigError, DataError
 from hfexp.tasks.base import Task
 
 SHOWN_EXAMPLE = 200
-"""Characters of an input example."""
+"""Characters of a text that are kept as an input example."""
 
 
 class TextGeneration(Task):
-    """Column `text`; `transform` must encode it (`hfexp.language.Encode`)."""
+    """Text generation on the column `text`; `transform` must encode it (`hfexp.language.Encode`)."""
 
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -28,10 +28,11 @@ class TextGeneration(Task):
     quick_options: ClassVar[dict[str, Any]] = {"max_new_tokens": 8, "do_sample": False}
 
     def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
-        """
+        """Set up the task.
+
         Args:
-            block_size: texts are laid end to end and cut into rows of so many tokens; None: each text is a row.
-            generation: fields of `transformers.GenerationConfig`, in place of the model's own.
+            block_size: tokens per row when all texts are concatenated and cut; None: each text is a row.
+            generation: fields of `transformers.GenerationConfig` that replace the model's own.
         """
         from hfexp.language import check_generation
 
@@ -42,15 +43,15 @@ class TextGeneration(Task):
         check_generation(self.generation)
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row whose text is one; DataError else."""
+        """Return the row if its text is a string, or if it is a prompt; DataError otherwise."""
         if "prompt" not in row and not isinstance(row["text"], str):
             raise DataError(f"column 'text' holds {row['text']!r:.80}, which is no text")
         return row
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        """`labels` are the tokens themselves, unless the transform has said which count; a prompt has none.
+        """Add `labels`: the tokens themselves, unless the transform has set them; a prompt gets none.
 
-        A text that is a row of its own is cut to what the model takes.
+        A text that is a row of its own is truncated to the tokenizer's `model_max_length`.
         """
         if "prompt" in row:
             return {"input_ids": row["input_ids"]}
@@ -60,52 +61,52 @@ class TextGeneration(Task):
         return row if "labels" in row else {**row, "labels": list(row["input_ids"])}
 
     def picture(self, inputs: dict[str, Any], processor: Any) -> str:
-        """The tokens as text, special ones included."""
+        """Decode the tokens to text, special tokens included."""
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """A text to be continued, or messages of a conversation."""
+        """Take a text to continue, or the messages of a conversation."""
         from hfexp.language import check_messages
 
         return {"prompt": value if isinstance(value, str) else check_messages(value)}
 
     def inference_example(self, row: dict[str, Any]) -> str:
-        """The beginning of the text."""
+        """Return the first `SHOWN_EXAMPLE` characters of the text."""
         return row["text"][:SHOWN_EXAMPLE]
 
     def with_system(self, system: str, prompt: Any) -> Any:
-        """Messages: what the model is told, then the prompt."""
+        """Return messages: the system prompt, then the prompt as the user's."""
         return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
-        """Pads to the longest row of a batch."""
+        """Return a collator that pads to the longest row of a batch."""
         from hfexp.language import LanguageCollator
 
         return LanguageCollator(processor)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Fields of `transformers.GenerationConfig`."""
+        """Raise ConfigError unless the options are valid fields of `transformers.GenerationConfig`."""
         from hfexp.language import check_generation
 
         check_generation({**self.generation, **options})
 
     def serving_options(self) -> dict[str, bool | int | float | str]:
-        """Those of its own settings that are plain, and the greedy choice of one token after the other."""
+        """Return the task's own scalar settings, over defaults of 256 new tokens and greedy decoding."""
         plain = {name: value for name, value in self.generation.items() if isinstance(value, bool | int | float | str)}
         return {"max_new_tokens": 256, "do_sample": False, **plain}
 
     def respond(self, model: Any, batch: dict[str, Any], processor: Any, options: Mapping[str, Any]) -> Sequence[str]:
-        """Only what is new, without special tokens.
+        """Generate a reply to each prompt; return only the new text, without special tokens.
 
         Args:
-            options: fields of `transformers.GenerationConfig`, and `on_text`, called with each piece of a reply.
+            options: fields of `transformers.GenerationConfig`, and `on_text`, which is called with pieces of a reply.
         """
         import transformers
 
         settings = {**self.generation, **options}
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         new = settings.get("max_new_tokens", model.generation_config.max_new_tokens)
-        if positions and new and new < positions:  # room for the reply: the oldest tokens of the prompts go
+        if positions and new and new < positions:  # drop the oldest prompt tokens to make room
             batch = {name: tensor[:, new - positions :] for name, tensor in batch.items()}
         on_text = settings.pop("on_text", None)
         streamer = None
@@ -122,22 +123,22 @@ class TextGeneration(Task):
             fillers["tokenizer"] = processor
         tokens = model.generate(**batch, **fillers, **settings, streamer=streamer)
         replies = processor.batch_decode(tokens[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        if on_text is not None and streamer is None:  # which beam is the reply is known at the end only
+        if on_text is not None and streamer is None:  # a beam search has its reply only at the end
             on_text("".join(f"{reply}\n" for reply in replies))
         return replies
 
     def answer(self, output: str, id2label: Mapping[int, str]) -> dict[str, Any]:
-        """The reply."""
+        """Return the reply as `text`."""
         return {"text": output}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """`hfexp.language.token_scores`: (B, 3)."""
+        """Reduce logits to the (B, 3) scores of `hfexp.language.token_scores`."""
         from hfexp.language import token_scores
 
         return token_scores(logits[0] if isinstance(logits, tuple) else logits, labels)
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """Of each row: `nll` in nats, `tokens` that count, and `correct` ones of them."""
+        """Return per row `nll` in nats, the number of scored `tokens`, and the `correct` ones of them."""
         return {
             "nll": predictions[:, 0],
             "tokens": predictions[:, 1].astype(np.int64),
@@ -145,17 +146,17 @@ class TextGeneration(Task):
         }
 
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Two rows of ten tokens, half of them right."""
+        """Make scores of two rows of ten tokens, half of them predicted right."""
         return np.array([[10.0, 10, 5]] * 2, dtype=np.float32), np.zeros((2, 11), np.int64)
 
 
 class ChatGeneration(TextGeneration):
-    """Column `messages`: lists of `role` and `content`; the loss is on what the assistant says."""
+    """Chat on the column `messages`, lists of `role` and `content`; the loss is on the assistant's messages."""
 
     columns: ClassVar[tuple[str, ...]] = ("messages",)
 
     def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
-        """`generation`: fields of `transformers.GenerationConfig`, in place of the model's own."""
+        """Set up the task; `generation` has fields of `transformers.GenerationConfig` that replace the model's."""
         if block_size is not None:
             raise ConfigError(
                 f"task.block_size={block_size}: each conversation is a row, for in blocks it can't be told what the "
@@ -164,7 +165,7 @@ class ChatGeneration(TextGeneration):
         super().__init__(None, generation)
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row whose messages are a conversation with a reply; DataError else."""
+        """Return the row if its messages are a conversation with a reply, or a prompt; DataError otherwise."""
         from hfexp.language import check_messages
 
         if "prompt" in row:
@@ -175,14 +176,14 @@ class ChatGeneration(TextGeneration):
         return {"messages": messages}
 
     def suits(self, processor: Any) -> bool:
-        """The tokenizer writes conversations."""
+        """Return True if the tokenizer has a chat template."""
         return bool(getattr(processor, "chat_template", None))
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """What a user says, or messages of a conversation."""
+        """Take a user's message, or the messages of a conversation."""
         return super().inference_row([{"role": "user", "content": value}] if isinstance(value, str) else value)
 
     def inference_example(self, row: dict[str, Any]) -> str | None:
-        """The first thing that a user says."""
+        """Return the user's first message; None if there is none, or if it is not a text."""
         said = [message["content"] for message in row["messages"] if message["role"] == "user"]
         return said[0] if said and isinstance(said[0], str) else None

@@ -1,4 +1,4 @@
-"""Regression on texts: a text, or two, in, one number out."""
+"""Text regression: one number for a text, or for a pair of texts."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from hfexp.tasks.texts import TextPairs, Texts
 
 
 class Regression(Task):
-    """Column `label`: a number in each row. The loss is the squared error, in the unit of the labels."""
+    """Base of tasks with a number per row, in the column `label`; the loss is the squared error, unscaled."""
 
     label_column: ClassVar[str | None] = "label"
     label_kind: ClassVar[str] = NUMBER
@@ -20,36 +20,36 @@ class Regression(Task):
     answer_types: ClassVar[dict[str, str]] = {"value": "double"}
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row whose label is a real number.
+        """Convert the label to a float.
 
         Raises:
-            DataError: it is none.
+            DataError: the label is not a finite number.
         """
         row = super().decode(row)
         return {**row, "label": to_number(row["label"])}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """The number (B,) in float32."""
+        """Return the predicted numbers, (B,) float32."""
         logits = logits[0] if isinstance(logits, tuple) else logits
         return logits.float().squeeze(-1)
 
     def answer(self, output: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
-        """The number."""
+        """Return the number as `value`."""
         return {"value": float(output)}
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """`predictions` and `references`, (N,)."""
+        """Return `predictions` and `references`, (N,)."""
         return {"predictions": predictions, "references": references}
 
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Three numbers, all of them a little wrong."""
+        """Make predictions of three numbers, each off by 0.1."""
         truth = np.arange(3, dtype=np.float32)
         return truth + np.array([0.1, -0.1, 0.1], np.float32), truth
 
 
 class TextRegression(Regression, Texts):
-    """Columns `text` and `label`; `transform` must tokenise."""
+    """Regression on the columns `text` and `label`; `transform` must tokenise."""
 
 
 class TextPairRegression(Regression, TextPairs):
-    """Columns `text`, `text_pair` and `label`, e.g. two sentences and how alike they are."""
+    """Regression on the columns `text`, `text_pair` and `label`, e.g. how alike two sentences are."""

@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, as inputs of a task; what is said about them is left to its subclasses."""
+"""Bases of tasks on texts or pairs of texts; subclasses define the labels."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,7 +8,7 @@ from hfexp.tasks.base import Task
 
 
 class Texts(Task):
-    """Columns `text` and `label`; `transform` must tokenise."""
+    """Base of tasks on the columns `text` and `label`; `transform` must tokenise."""
 
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -18,10 +18,10 @@ class Texts(Task):
     raw_type: ClassVar[str] = "string"
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row whose texts are texts.
+        """Return the row if its texts are strings.
 
         Raises:
-            DataError: one is missing, or something else.
+            DataError: a text is missing, or is not a string.
         """
         for name in self.columns:
             if name != self.label_column and not isinstance(row[name], str):
@@ -29,38 +29,38 @@ class Texts(Task):
         return row
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        """`label` becomes `labels`; the tokens stay as they are."""
+        """Rename `label` to `labels`; the tokens stay as they are."""
         return {"labels" if name == "label" else name: value for name, value in row.items()}
 
     def picture(self, inputs: dict[str, Any], processor: Any) -> str:
-        """The tokens as text, special ones included."""
+        """Decode the tokens to text, special tokens included."""
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """A text."""
+        """Take a text."""
         return self.decode({"text": value, "label": 0})
 
     def inference_example(self, row: dict[str, Any]) -> str:
-        """The text."""
+        """Return the text."""
         return row["text"]
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
-        """Pads to the longest row of a batch."""
+        """Return a collator that pads to the longest row of a batch."""
         from hfexp.text import TextCollator
 
         return TextCollator(processor)
 
 
 class TextPairs(Texts):
-    """Columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
+    """Base of tasks on the columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """A mapping with `text` and `text_pair`."""
+        """Take a mapping with `text` and `text_pair`."""
         if not isinstance(value, dict) or not {"text", "text_pair"} <= set(value):
             raise DataError("a mapping with the texts `text` and `text_pair` is needed")
         return self.decode({"text": value["text"], "text_pair": value["text_pair"], "label": 0})
 
     def inference_example(self, row: dict[str, Any]) -> None:
-        """None: an MLflow model takes one column."""
+        """Return None: the MLflow model takes one input column, and a pair has two."""

@@ -1,4 +1,4 @@
-"""How far a run's journal has been delivered, as a file beside it."""
+"""Delivery state of a run's journal: how far the store has it, in a file beside the journal."""
 
 import json
 import logging
@@ -17,43 +17,44 @@ STATE = "delivered.json"
 
 @dataclass
 class DeliveryState:
-    """What is noted in `delivered.json`."""
+    """Content of `delivered.json`."""
 
     uri: str
-    """Tracking URI, secrets masked."""
+    """Tracking URI; in the file its secrets are masked."""
     run_id: str | None = None
     experiment_id: str | None = None
     offset: int = 0
-    """Everything before this position of the journal was delivered, or is in `deferred`."""
+    """Position in the journal (bytes) up to which everything is delivered, or in `deferred`."""
     deferred: list[int] = field(default_factory=list)
-    """Positions of uploads that failed and will be tried again."""
+    """Positions of entries that failed and will be retried."""
     creating: bool = False
-    """A run was being created, so that it may exist without being known here."""
+    """True while a run is being created: it may exist in the store although its id is not stored here."""
 
     @classmethod
     def load(cls, run_dir: Path, uri: str, size: int) -> "DeliveryState":
-        """What is noted for this store.
+        """Load the state for a store.
 
         Args:
-            size: of the journal. After a crash of the machine, more may be noted than is left of it.
+            uri: tracking URI, secrets masked.
+            size: bytes of the journal. After a crash of the machine the state may be ahead of it.
         """
         state = read_delivered(run_dir)
         if state is None or mask_secrets(state.uri) != uri:
-            return cls(uri, creating=size > 0)
+            return cls(uri, creating=size > 0)  # the run may exist in this store already
         state.uri = uri
         state.offset = min(state.offset, size)
         state.deferred = [position for position in state.deferred if position < size]
         return state
 
     def save(self, run_dir: Path) -> None:
-        """Write it whole or not at all."""
+        """Write the state atomically."""
         temporary = run_dir / FOLDER / f".{STATE}"
         temporary.write_text(json.dumps(asdict(self)))
         os.replace(temporary, run_dir / FOLDER / STATE)
 
 
 def read_delivered(run_dir: Path) -> DeliveryState | None:
-    """Read what is noted of the delivery of a run; None if nothing is, or a damaged note."""
+    """Read the delivery state of a run; None if it has none, or a damaged one."""
     try:
         state = read_record(run_dir / FOLDER / STATE, DeliveryState)
     except FileNotFoundError:
@@ -65,6 +66,6 @@ def read_delivered(run_dir: Path) -> DeliveryState | None:
 
 
 def recorded_run_id(run_dir: Path) -> str | None:
-    """Give the id of the run that was recorded from a directory; None if none was."""
+    """Return the MLflow id of the run in a directory; None if it is not recorded yet."""
     state = read_delivered(run_dir)
     return state.run_id if state else None

@@ -1,4 +1,4 @@
-"""From a run's journal to the MLflow store: in order, in batches, and safe to repeat after any interruption."""
+"""Delivery of a run's journal to MLflow: in order, in batches, and safe to repeat after any interruption."""
 
 import json
 import logging
@@ -19,6 +19,7 @@ from hfexp.tracking.store import open_store
 logger = logging.getLogger(__name__)
 
 REASON = "hfexp.status_reason"
+# The next three are limits of MLflow 3.17 (`mlflow/utils/validation.py`).
 MAX_PARAM_LENGTH = 6000
 PARAMS_PER_BATCH = 100
 METRICS_PER_BATCH = 1000
@@ -27,20 +28,21 @@ BATCHED = ("params", "tags", "metrics")
 TURNING_POINTS = ("create", "resume", "end")
 CHECKPOINTS = "checkpoints"
 CHECKPOINT_MODELS = "mlflow_models"
-"""Directory of the MLflow models that are made of checkpoints, and removed once they are delivered."""
+"""Directory of the MLflow models made from checkpoints; each is removed once it is delivered."""
 
 REFUSALS = frozenset(
     {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 )
-"""Error codes of MLflow with which a store says no for good; other errors pass, or may pass.
+"""MLflow's error codes for final refusals; any other error may be temporary.
 
-Not `BAD_REQUEST`: MLflow 3.17 uses it for every trouble that it has with its own database (`store/db/utils.py`).
+Not `BAD_REQUEST`: MLflow 3.17 uses it for every problem with its own database (`store/db/utils.py`).
 """
 MAX_SAID = 100
+"""Different warnings that a delivery logs at most."""
 
 
 class Delivery:
-    """Delivers one journal to one store."""
+    """Delivers the journal of one run to one store."""
 
     def __init__(self, run_dir: Path, journal: Journal, uri: str, output_dir: Path) -> None:
         self.run_dir = run_dir
@@ -51,19 +53,19 @@ class Delivery:
         self._client: Any = None
         self._refused: set[str] = set()
         self._found = False
-        """The run that an earlier process recorded in is there."""
+        """True once the store was asked whether the run of an earlier process still exists."""
         self._links: LinkedCheckpoints | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether something is left to deliver."""
+        """True while something is left to deliver."""
         return bool(self.state.deferred) or self.state.offset < self.journal.size()
 
     def deliver(self) -> None:
-        """Deliver what there is. An upload that fails is put off; anything else that fails ends this attempt.
+        """Deliver all entries. A failed upload is deferred; any other failure ends this attempt.
 
         Raises:
-            Exception: the store can't be reached now; what was delivered is noted, the rest stays.
+            Exception: the store can't be reached now; the state says what was delivered, and the rest stays.
         """
         if self.state.run_id is not None and not self._found:
             self._forget_missing_run()
@@ -74,10 +76,10 @@ class Delivery:
             self.save_state()
 
     def deliver_deferred(self) -> None:
-        """Try the failed uploads again, each once.
+        """Retry the deferred entries, each once.
 
         Raises:
-            Exception: what the last one failed by that failed again.
+            Exception: the last error, if any of them failed again.
         """
         problem = None
         for position in list(self.state.deferred):
@@ -91,14 +93,14 @@ class Delivery:
             raise problem
 
     def client(self) -> Any:
-        """The store's client; opened when it is first needed."""
+        """Return the MLflow client; the first call opens the store."""
         if self._client is None:
             create = next(self.journal.read())[0]
             self._client, self.state.experiment_id = open_store(self.uri, self.output_dir, create["experiment"])
         return self._client
 
     def _forget_missing_run(self) -> None:
-        """Deliver everything anew if the run was deleted from the store meanwhile."""
+        """Start over in a new run if the run was deleted from the store meanwhile."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -110,13 +112,13 @@ class Delivery:
             self.state = DeliveryState(self.state.uri, experiment_id=self.state.experiment_id)
 
     def _step(self) -> None:
-        """Deliver the next entries: one that opens or ends the run, or all before the next such one.
+        """Deliver the next entry if it creates, resumes or ends the run, or else all entries before the next such one.
 
-        Small ones go first, as one batch: a store takes it in a fraction of the time of many. The others follow, each
-        once, though it may have been said again: they tell the store to look at what is on disk.
+        Params, tags and metrics go first, at most `ENTRIES_PER_STEP` in a batch: many calls would take the store many
+        times as long. The others follow, each once even if it was repeated, as they refer to what is on disk.
         """
         position = self.state.offset
-        end = self.journal.size()  # unless an entry is found: what can't be read is passed over
+        end = self.journal.size()  # skips what is left if no entry of it can be parsed
         batch: list[Entry] = []
         others: dict[str, tuple[Entry, int]] = {}
         for entry, after in self.journal.read(position):
@@ -148,7 +150,7 @@ class Delivery:
             self.state.deferred.append(position)
 
     def _deliver_one(self, entry: Entry) -> None:
-        """Do what an entry says; a store's refusal is said and final."""
+        """Apply an entry; a refusal of the store is final, and logged."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -181,7 +183,7 @@ class Delivery:
                 self._log_items(kind, items[start : start + size])
 
     def _log_items(self, kind: str, items: list[Any]) -> None:
-        """Send some at once; when they are refused, find those that are, so that the others arrive."""
+        """Send items in one request; if it is refused, bisect them, so that only the refused ones are lost."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -197,7 +199,7 @@ class Delivery:
             self._log_items(kind, items[half:])
 
     def create(self, entry: Entry) -> None:
-        """Create the run, or find it: an earlier attempt may have ended between its creation and its being noted."""
+        """Create the run, or find it: an earlier attempt may have died before it stored the id of the new run."""
         client = self.client()
         if self.state.creating:
             found = client.search_runs([self.state.experiment_id], f"tags.`{nesting.KEY}` = '{entry['key']}'")
@@ -217,7 +219,7 @@ class Delivery:
         self._forget_reason()
 
     def _forget_reason(self) -> None:
-        """A run that goes on, or that finishes after it was taken for dead, has no reason to have ended."""
+        """Remove the reason tag, which a run has if it was interrupted or taken for dead before it went on."""
         if REASON in self.client().get_run(self.state.run_id).data.tags:
             self.client().delete_tag(self.state.run_id, REASON)
 
@@ -229,10 +231,10 @@ class Delivery:
             self.client().log_artifact(self.state.run_id, str(path), entry["name"])
 
     def _path(self, name: str) -> Path:
-        """Give the path of something in the run directory that is to be uploaded.
+        """Return the path of a file or directory to upload from the run directory.
 
         Raises:
-            DamagedRecord: it is not inside, or something in it leads out.
+            DamagedRecord: it is outside of the run directory, or a link in it leads out.
         """
         path = inside(self.run_dir, name)
         problem = why_not_contained(path, self.run_dir) if path.exists() else None
@@ -263,7 +265,7 @@ class Delivery:
             shutil.rmtree(directory, ignore_errors=True)
 
     def register_best(self, entry: Entry) -> None:
-        """Register the final model of another run; raises until that one is recorded."""
+        """Register the final model of another run; raise an error until that run is recorded."""
         run_dir = Path(entry["run_dir"])
         problem = why_foreign(run_dir, self.output_dir)
         if problem:
@@ -293,10 +295,10 @@ class Delivery:
             logger.warning("MLflow: %s", message)
 
     def save_state(self) -> None:
-        """Note how far it is, which also says where a run is to be recorded."""
+        """Save the delivery state, which also says where the run is to be recorded."""
         try:
             self.state.save(self.run_dir)
-        except OSError as error:  # to deliver a thing twice does no harm
+        except OSError as error:  # delivering an entry twice does no harm
             self._say_once(f"{self.run_dir} can't be written: {error.strerror}")
 
 

@@ -1,7 +1,7 @@
-"""What a run has to say to its record, as lines of a file: written first, delivered to the store afterwards.
+"""Journal of a run: entries as lines of a file, written first and delivered to the store afterwards.
 
 The file is the queue between training and the store. Appending a line costs microseconds, takes no memory, survives
-the death of the process, and does not care whether the store can be reached.
+the death of the process, and works whether or not the store can be reached.
 """
 
 import contextlib
@@ -41,25 +41,27 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "register": {"run_dir": str, "name": str},
     "checkpoints": {"last": NotRequired[bool]},
 }  # fmt: skip
-"""Content of the entries by their kind; an entry of another kind or shape is of another version, or not ours."""
+"""Fields of the entries by kind; an entry of another kind or shape is of another version, or not ours, and skipped."""
 SHAPES = {kind: TypedDict(kind, content) for kind, content in _SHAPES.items()}  # pyright: ignore
 
 FOLDER = "tracking"
 JOURNAL = "journal.jsonl"
 MAX_KEPT_ON_FULL_DISK = 10_000
+"""Entries that wait in memory while the disk is full; further metrics are dropped."""
 ADDRESSES = ("hfexp.host", "hfexp.pid", "hfexp.process", "hfexp.run_dir")
-"""Tags by which a run whose process is gone is found again: never masked, also if a password is `postgres`."""
+"""Tags that identify the process and directory of a run: never masked, even if a password is e.g. `postgres`."""
 RESERVE = ".reserve"
 RESERVED_BYTES = 2**18
+"""Size of the reserve file, which is deleted to make room for the last entries of a run."""
 
 
 def exists(run_dir: Path) -> bool:
-    """Whether a run has a journal, i.e. was tracked."""
+    """Return True if a run has a journal, i.e. was tracked."""
     return (run_dir / FOLDER / JOURNAL).is_file()
 
 
 class Journal:
-    """Append-only list of entries, each a mapping with `kind`; positions are byte offsets.
+    """An append-only file of entries, each a mapping with `kind`; positions are byte offsets.
 
     One process appends (the holder of the run directory's lock), from any of its threads.
     """
@@ -72,10 +74,10 @@ class Journal:
         self._torn = False
         self._remove_torn_line()
         self._size = self.path.stat().st_size if self.path.exists() else 0
-        """Of whole lines: on a full disk, the file may end with a part of the first one that waits."""
+        """Bytes of whole lines: on a full disk the file may end with a part of the first waiting line."""
 
     def append(self, kind: str, **content: Any) -> None:
-        """Add an entry, without secrets; on a full disk it waits in memory until there is space again."""
+        """Append an entry, without secrets; on a full disk it waits in memory until there is space."""
         told = {name: mask_values(content[name]) for name in ("params", "inputs", "reason") if name in content}
         if "tags" in content:
             told["tags"] = mask_tags(content["tags"])
@@ -93,7 +95,7 @@ class Journal:
                     logger.warning("%s can't be written: %s; the record waits in memory", self.path, error.strerror)
 
     def reserve_space(self) -> None:
-        """Keep room for the last words of a run that fills the disk."""
+        """Reserve room for the last entries of a run that fills the disk."""
         with contextlib.suppress(OSError):
             (self.path.parent / RESERVE).write_bytes(bytes(RESERVED_BYTES))
 
@@ -102,16 +104,16 @@ class Journal:
             (self.path.parent / RESERVE).unlink(missing_ok=True)
 
     def begun(self) -> bool:
-        """Whether it says which run it is of; a process that died at once, or a full disk, may have left less."""
+        """Return True if it begins with `create`; after an early crash or on a full disk it may lack even that."""
         return next((entry["kind"] for entry, _ in self.read()), "") == "create"
 
     def discard(self) -> None:
-        """Begin anew."""
+        """Delete all entries."""
         self.path.unlink(missing_ok=True)
         self._size = 0
 
     def sync(self) -> None:
-        """Make what is written durable, so that what is noted of its delivery is never ahead of it."""
+        """Flush the file to disk, so that the delivery state is never ahead of it."""
         with contextlib.suppress(OSError), self.path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -123,12 +125,12 @@ class Journal:
             while self._waiting:
                 line = self._waiting[0]
                 if file.write(line) != len(line):
-                    raise OSError(28, os.strerror(28))  # part of a line went onto a full disk
+                    raise OSError(28, os.strerror(28))  # the disk took only a part of the line
                 self._waiting.popleft()
                 self._size += len(line)
 
     def _remove_torn_line(self) -> None:
-        """A process killed, or a disk filled, in the middle of a write leaves half a line."""
+        """Cut off half a line, which a process killed or a disk filled during a write leaves."""
         if not self.path.exists():
             return
         size = self.path.stat().st_size
@@ -146,7 +148,7 @@ class Journal:
                 file.truncate(end)
 
     def read(self, offset: int = 0) -> Iterator[tuple[Entry, int]]:
-        """Read the entries from a position on, each with the position after it; others are passed over."""
+        """Yield the entries from a position on, each with the position after it; skip other lines."""
         for line in self._lines(offset):
             offset += len(line)
             entry = parse_entry(line)
@@ -162,22 +164,22 @@ class Journal:
                 while file.tell() < written:
                     yield file.readline()
         position = written
-        for line in waiting:  # they will stand in the file at just these positions
+        for line in waiting:  # the positions that they will have in the file
             if position >= offset:
                 yield line
             position += len(line)
 
     def entry_at(self, offset: int) -> Entry:
-        """The entry that begins at a position."""
+        """Return the entry that begins at a position."""
         return next(self.read(offset))[0]
 
     def size(self) -> int:
-        """Position after the last entry."""
+        """Return the position after the last entry, including those that wait in memory."""
         with self._lock:
             return self._size + sum(map(len, self._waiting))
 
     def recorded(self) -> tuple[set[str], dict[str, int]]:
-        """Names of the params, and the last step of each metric, that are recorded already."""
+        """Return the names of the recorded params and the last recorded step of each metric."""
         params: set[str] = set()
         last_step: dict[str, int] = {}
         for entry, _ in self.read():
@@ -195,7 +197,7 @@ def mask_tags(tags: dict[str, str]) -> dict[str, str]:
 
 
 def parse_entry(line: bytes) -> Entry | None:
-    """Parse a line; None for the remains of a crash, and for what this version does not know."""
+    """Parse a line; None if a crash tore it, or if this version does not know such an entry."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -206,11 +208,11 @@ def parse_entry(line: bytes) -> Entry | None:
 
 
 def now() -> int:
-    """Give the time in milliseconds since 1970, as MLflow counts."""
+    """Return the time in milliseconds since 1970, as MLflow counts it."""
     return int(time.time() * 1000)
 
 
 def _line(entry: Entry) -> bytes:
-    """Without what no store takes: half characters (names of files in an old encoding), and NUL."""
+    """Serialise an entry, without what no store takes: NUL, and lone surrogates (from file names in old encodings)."""
     text = json.dumps(entry, ensure_ascii=False).replace("\\u0000", "")
     return text.encode("utf-8", "replace") + b"\n"

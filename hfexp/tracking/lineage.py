@@ -1,4 +1,4 @@
-"""What a run was made from: its data, split by split, and the model that it started from."""
+"""Lineage of a run: its data, split by split, and the model that it started from."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from hfexp.streams import Stream
 from hfexp.tasks.base import Task
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
+# Limits of MLflow 3.17, in characters (`mlflow/utils/validation.py`).
 MAX_SCHEMA = 2**20 - 1
 MAX_SOURCE = 2**16 - 1
 
@@ -26,11 +27,11 @@ MAX_SOURCE = 2**16 - 1
 def dataset_inputs(
     config: Config, task: Task, splits: dict[str, Any], dropped: dict[str, int], transform: str
 ) -> list[dict[str, Any]]:
-    """Each split as MLflow's `DatasetInput`, in plain values.
+    """Describe each split as MLflow's `DatasetInput`, in plain values.
 
     Args:
-        dropped: unreadable rows left out, by split.
-        transform: hash of what is done to the rows, see `transform_hash`.
+        dropped: numbers of unreadable rows that were left out, by split.
+        transform: hash of the processing of the rows, from `transform_hash`.
     """
     return [
         {
@@ -49,7 +50,7 @@ def dataset_inputs(
 
 
 def split_digests(splits: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
-    """Digest and number of rows (None of a stream) of each split, by which a continued run knows its data again."""
+    """Return digest and row count (None for a stream) of each split: a resumed run checks its data by them."""
     return {
         str(split): {"digest": _digest(rows), "rows": None if isinstance(rows, Stream) else len(rows)}
         for split, rows in splits.items()
@@ -61,14 +62,14 @@ def _digest(rows: Any) -> str:
 
 
 def evaluated_input(config: Config, task: Task, rows: Dataset) -> dict[str, Any]:
-    """Rows that a trained model was scored on, in the same form."""
+    """Describe the rows that a trained model was evaluated on, as `dataset_inputs` does."""
     (item,) = dataset_inputs(config, task, {"test": rows}, {}, "")
     item["tags"] = {"mlflow.data.context": "evaluation"}
     return item
 
 
 def class_counts(rows: Dataset, task: Task) -> dict[str, int] | None:
-    """Rows of each class, by name."""
+    """Count the rows of each class, by name; None if the labels are not single classes."""
     column = task.label_column or ""
     feature = rows.features.get(column)
     if not isinstance(feature, ClassLabel):
@@ -78,7 +79,7 @@ def class_counts(rows: Dataset, task: Task) -> dict[str, int] | None:
 
 
 def transform_hash(config: Config, processor: Any) -> str:
-    """Hash of everything that is done to a row before the model sees it (16 hex digits)."""
+    """Hash everything that is done to a row before the model sees it (16 hex digits)."""
     transform = to_dict(config)["transform"]
     transform.pop("cache")
     facts = [transform, settings_of(processor)]
@@ -86,7 +87,7 @@ def transform_hash(config: Config, processor: Any) -> str:
 
 
 def model_source(config: Config, model: Any) -> dict[str, str]:
-    """What the model started from: an id on the Hub with its commit, a directory with its hash, or nothing."""
+    """Return tags for what the model started from: a Hub id with its commit, a directory with its hash, or neither."""
     if config.model.path is None:
         return {"hfexp.model_source": "own code" if config.model.build else "random weights"}
     path = Path(local_model(config.model.path)).expanduser()
@@ -98,7 +99,7 @@ def model_source(config: Config, model: Any) -> dict[str, str]:
 
 
 def _directory_hash(directory: Path) -> str:
-    """Of the names and contents of a model's files."""
+    """Hash the names and contents of a model's `.safetensors` and `.json` files."""
     state = hashlib.sha256()
     for path in sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".json")):
         state.update(path.name.encode())
@@ -114,7 +115,7 @@ def _source_type(config: Config) -> str:
 
 
 def _source(config: Config, rows: Any) -> dict[str, Any]:
-    """The arguments that load it, and the commit they were resolved to."""
+    """Return the arguments that load the dataset, and the commit that they were resolved to."""
     source = dict(config.dataset.source)
     if isinstance(source.get("data_dir"), str):
         source["uri"] = Path(source["data_dir"]).expanduser().absolute().as_uri()
@@ -123,7 +124,7 @@ def _source(config: Config, rows: Any) -> dict[str, Any]:
 
 
 def _resolved_revision(rows: Any) -> str | None:
-    """Commit of a dataset from the Hub: `hf://datasets/<id>@<commit>/<file>` in what its builder downloaded."""
+    """Find the commit of a Hub dataset in the URLs of its files, `hf://datasets/<id>@<commit>/<file>`."""
     for url in rows.files if isinstance(rows, Stream) else rows.info.download_checksums or {}:
         if url.startswith("hf://datasets/") and "@" in url:
             return url.partition("@")[2].partition("/")[0]
@@ -131,7 +132,7 @@ def _resolved_revision(rows: Any) -> str | None:
 
 
 def _schema(rows: Any) -> str:
-    """In the form that MLflow's pages show as a table."""
+    """Return the schema in the form that MLflow's UI shows as a table; an oversized one is left empty."""
     columns = [{"name": name, "type": str(feature)[:200]} for name, feature in rows.features.items()]
     text = json.dumps({"mlflow_colspec": columns})
     return text if len(text) <= MAX_SCHEMA else json.dumps({"mlflow_colspec": []})
