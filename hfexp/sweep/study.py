@@ -108,7 +108,7 @@ def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     study = optuna.create_study(storage=address, study_name=name, directions=_directions(directions))
     close_study(study)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
-        # In WAL mode the sweeper reads while jobs report. The setting is stored in the file.
+        # In WAL mode the sweeper can read while jobs report. The file keeps the setting.
         connection.execute("PRAGMA journal_mode=WAL")
     unfinished.rename(path)
 

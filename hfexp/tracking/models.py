@@ -1,7 +1,7 @@
-"""Models in the record: the trained one with its files, and the checkpoints of a run by reference.
+"""MLflow models of a run: the trained model with its files, and the checkpoints by reference.
 
-Everything here can be called again after a crash or a lost connection: what is there already is found by its tag
-`hfexp.model_key` and completed, not made a second time.
+Everything here can be repeated after a crash or a lost connection: a model that exists already is found by its tag
+`hfexp.model_key` and completed, not created a second time.
 """
 
 import json
@@ -38,18 +38,18 @@ def deliver_model(
     tags: dict[str, str] | None = None,
     register: str | None = None,
 ) -> str:
-    """Make a directory a model of the store: uploaded, linked to its run, with its metrics, registered if asked.
+    """Upload a directory as a model, link it to its run with its metrics, and register it if asked.
 
     Args:
-        directory: with MLmodel and all files, or plain files.
-        name: under which `runs:/<run_id>/<name>` finds it.
-        key: says which model this is; the same key is the same model, also after an interruption.
-        step: the training step that it comes from.
-        metrics: its values; those that the run has at this step already keep one point in its history.
+        directory: an MLflow model with its file MLmodel, or plain files.
+        name: name of the model, as in `runs:/<run_id>/<name>`.
+        key: identifies the model within the run, also after an interruption.
+        step: training step that the model comes from.
+        metrics: metrics of the model; a value that the run has at this step already is not added to its history again.
         register: name in the model registry; the version gets the alias `best`.
 
     Returns:
-        The model's id: `models:/<id>` loads it.
+        The model's id, for `models:/<id>`.
     """
     model = _find(client, experiment_id, run_id, key)
     if model is None:
@@ -71,7 +71,7 @@ def register_final(client: Any, run_id: str, name: str) -> None:
     """Register the final model of a run, with the alias `best`.
 
     Raises:
-        LookupError: the run has none in the store (yet).
+        LookupError: the run has no complete model in the store (yet).
     """
     model = _find(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
     if model is None or not _is_ready(model):
@@ -83,10 +83,11 @@ def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
     """Download the final model of a run.
 
     Args:
-        uri: of the store; `place`: directory to download to.
+        uri: tracking URI of the store.
+        place: directory to download to.
 
     Raises:
-        MlflowException: it has none, or it can't be had.
+        MlflowException: the run has no final model, or it can't be downloaded.
     """
     from mlflow.artifacts import download_artifacts
 
@@ -96,13 +97,13 @@ def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
 
 
 def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
-    """The oldest model of this run with the key."""
+    """Find the oldest model of this run with the key."""
     found = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
     return min(found, key=lambda model: model.creation_timestamp, default=None)
 
 
 def _models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
-    """All models of a run that are not deleted."""
+    """List all models of a run that are not deleted."""
     found, token = [], None
     while True:
         page = client.search_logged_models(
@@ -119,7 +120,7 @@ def _is_ready(model: Any) -> bool:
 
 
 def _name_in_file(directory: Path, model: Any) -> None:
-    """Write the model's id into MLmodel, by which MLflow connects what is loaded with what is recorded."""
+    """Write the model's id into MLmodel, by which MLflow connects a loaded model with the recorded one."""
     from mlflow.models import Model
 
     path = directory / "MLmodel"
@@ -132,7 +133,7 @@ def _name_in_file(directory: Path, model: Any) -> None:
 
 
 def _link(client: Any, run_id: str, steps: dict[str, int]) -> None:
-    """Make models outputs of the run, at their steps; a model can be linked only once."""
+    """Link models to the run as outputs at their steps; MLflow allows each model one link."""
     from mlflow.entities import LoggedModelOutput
 
     outputs = client.get_run(run_id).outputs
@@ -143,11 +144,11 @@ def _link(client: Any, run_id: str, steps: dict[str, int]) -> None:
 
 
 def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str, float]]]) -> None:
-    """Metrics of models, by model id: step and values.
+    """Log metrics of models; `values` has step and metrics by model id.
 
-    MLflow records a model's metric as one of its run too. With the time of the point that the run has already, it is
-    the same point; so nothing appears twice, however often this is called. A model's NaN would become 0.0 in MLflow's
-    database (3.17, `_log_model_metrics`): what isn't finite is left out.
+    MLflow adds a model's metric to its run, too. With the timestamp of the point that the run has already, it is the
+    same point, so that nothing appears twice, however often this is called. Values that aren't finite are left out:
+    MLflow 3.17 would store a model's NaN as 0.0 in its database (`_log_model_metrics`).
     """
     from mlflow.entities import Metric
 
@@ -166,13 +167,13 @@ def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str
 
 
 def _recorded_times(client: Any, run_id: str, names: Iterable[str]) -> dict[tuple[str, int, float], int]:
-    """When (in ms) the run recorded a metric, by name, step and value."""
+    """Return the time (ms since 1970) of each point in the run's history, by name, step and value."""
     points = (point for name in sorted(names) for point in client.get_metric_history(run_id, name))
     return {(point.key, point.step, point.value): point.timestamp for point in points}
 
 
 def _register(client: Any, model: Any, run_id: str, name: str) -> None:
-    """A version of the registered model `name` for this model, and the alias `best` on it."""
+    """Create a version of the registered model `name` for this model, if it has none, with the alias `best`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -180,10 +181,10 @@ def _register(client: Any, model: Any, run_id: str, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    # On a database, MLflow 3.17 would look a `models:/` source up in the process's default store.
+    # With a database, MLflow 3.17 looks up a `models:/` source in the default store of the process.
     remote = str(client.tracking_uri).startswith(("http", "databricks"))
     source = f"models:/{model.model_id}" if remote else model.artifact_location
-    # The registry knows `run_id` and `source` of a version; its model id is not stored by every backend.
+    # Compared by run and source: not every backend of the registry stores the model id of a version.
     known = [v for v in client.search_model_versions(f"run_id = '{run_id}'") if (v.name, v.source) == (name, source)]
     version = known[0] if known else client.create_model_version(name, source, run_id, model_id=model.model_id)
     client.set_registered_model_alias(name, BEST_ALIAS, str(version.version))
@@ -193,28 +194,28 @@ def _register(client: Any, model: Any, run_id: str, name: str) -> None:
 
 @dataclass
 class CheckpointLinks:
-    """The checkpoint directories of a run as models of the store: referred to, not copied.
+    """The checkpoint directories of a run as MLflow models that refer to them, without a copy.
 
-    One object serves a run while it trains; it remembers what is recorded, and a new one (of a resumed run) reads it
-    from the store once.
+    One object serves a run while it trains and remembers what is recorded; that of a resumed run reads it from the
+    store once.
     """
 
     client: Any
     run_id: str
     experiment_id: str
     _linked: dict[int, str] | None = field(default=None, repr=False)
-    """Model ids by step, as far as they are linked whole."""
+    """Model ids of the completely linked checkpoints, by step; None before the first update."""
     _best: int | None = field(default=None, repr=False)
 
     def update(
         self, checkpoints: dict[int, Path], metrics: dict[int, dict[str, float]], best_step: int | None
     ) -> None:
-        """Make the record say what is on disk.
+        """Bring the links in the store in line with the checkpoints on disk.
 
         Args:
-            checkpoints: directories that are there now, by step. Links to others are deleted.
-            metrics: values measured at these steps.
-            best_step: the best of them, which gets the tag `hfexp.best`.
+            checkpoints: existing directories by step; links to others are deleted.
+            metrics: evaluation metrics by step.
+            best_step: step of the best checkpoint, which gets the tag `hfexp.best`.
         """
         if self._linked is not None and self._linked.keys() == checkpoints.keys() and self._best == best_step:
             return
@@ -232,14 +233,14 @@ class CheckpointLinks:
         self._linked, self._best = {step: model.model_id for step, model in known.items()} | ids, best_step
 
     def _read(self) -> dict[int, Any]:
-        """The links of this run in the store, by step."""
+        """Read the links of this run from the store, by step."""
         found = _models_of(self.client, self.experiment_id, self.run_id)
         prefix = f"{self.run_id}/checkpoint-"
         keys = {model.tags.get(KEY_TAG, ""): model for model in found}
         return {int(key.removeprefix(prefix)): model for key, model in keys.items() if key.startswith(prefix)}
 
     def _create(self, step: int, path: Path, known: Any | None) -> str:
-        """One link, as `mlflow.create_external_model` makes it."""
+        """Create or complete a link, as `mlflow.create_external_model` does; return its model id."""
         from mlflow.models.utils import get_external_mlflow_model_spec
 
         tags = {
@@ -258,7 +259,7 @@ class CheckpointLinks:
         return model.model_id
 
     def _mark_best(self, known: dict[int, Any], new: dict[int, str], best_step: int | None) -> None:
-        """Move the tag of the best one."""
+        """Move the tag `hfexp.best` to the best checkpoint."""
         marked = {step: model.model_id for step, model in known.items() if model.tags.get(BEST_TAG) == "true"}
         for step, model_id in marked.items():
             if step != best_step:

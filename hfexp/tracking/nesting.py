@@ -1,7 +1,7 @@
-"""Runs within a sweep: how a child is found under its parent, whichever of the two the store learns of first.
+"""Nesting of a sweep's runs in MLflow, whichever of parent and child is delivered first.
 
-MLflow nests by the tag `mlflow.parentRunId`. While the store is away, no run has an id; both sides then know the key
-with which the parent's journal begins, and the one that is delivered last sets the tag.
+MLflow nests by the tag `mlflow.parentRunId`. While the store is away, no run has an id. Parent and child then share
+the key with which the parent's journal begins, and the one that is delivered last sets the tag.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry
 
 PARENT = "mlflow.parentRunId"
 KEY = "hfexp.run_key"
-"""Tag of every run."""
+"""Tag of every run: its own key, which it has before the store gives it an id."""
 SWEEP_KEY = "hfexp.sweep_key"
 """Tag of a child: the parent's `hfexp.run_key`."""
 KIND, SWEEP = "hfexp.kind", "sweep"
-"""Tag of a sweep's own run."""
+"""Tag of a sweep's own run, and its value."""
 RANKING = "hfexp.ranking"
 """Tag of a sweep's own run: the numbers of its finished trials, best first."""
 PAGE = 1000
@@ -28,23 +28,23 @@ ONLY_BEST = "@best"
 
 
 def register_of_run(config: Config) -> str | None:
-    """Name under which a run's model is registered; in a sweep `NAME@best` is for the best of its runs alone."""
+    """Return the name to register a run's model under; None in a sweep with `NAME@best`, which is for its best run."""
     asked = config.tracking.register or ""
     name = asked.removesuffix(ONLY_BEST)
     return None if not name or (name != asked and config.point is not None) else name
 
 
 def register_of_sweep(config: Config) -> str | None:
-    """Name under which the best model of a sweep is registered."""
+    """Return the name to register the best model of a sweep under; None unless `NAME@best` is asked for."""
     asked = config.tracking.register or ""
     return asked.removesuffix(ONLY_BEST) if asked.endswith(ONLY_BEST) else None
 
 
 def membership_of(point: str) -> Membership:
-    """What a point of a sweep knows of it.
+    """Read the membership of a point in its sweep.
 
     Raises:
-        ConfigError: the sweep's directory does not say it.
+        ConfigError: `sweep.json` in the sweep's directory can't be read.
     """
     directory = Point.parse(point).directory
     try:
@@ -56,7 +56,7 @@ def membership_of(point: str) -> Membership:
 
 
 def child_tags(point: str | None) -> dict[str, str]:
-    """What ties a run to its sweep; nothing for a run by itself."""
+    """Return the tags that tie a run to its sweep; empty for a run outside a sweep."""
     if point is None:
         return {}
     parsed, membership = Point.parse(point), membership_of(point)
@@ -69,7 +69,7 @@ def child_tags(point: str | None) -> dict[str, str]:
 
 
 def opening_of(directory: Path) -> Entry | None:
-    """The first entry of a journal that another process may be writing; None if there is none."""
+    """Read the `create` entry of a journal that another process may be writing; None if it has none."""
     try:
         with (directory / FOLDER / JOURNAL).open("rb") as file:
             entry = parse_entry(file.readline())
@@ -79,10 +79,10 @@ def opening_of(directory: Path) -> Entry | None:
 
 
 def recorded_run(run_dir: Path) -> str:
-    """Id of the run that was recorded from a directory.
+    """Return the MLflow id of the run in a directory.
 
     Raises:
-        LookupError: it is not recorded yet.
+        LookupError: the run is not recorded yet.
     """
     run_id = recorded_run_id(run_dir)
     if run_id is None:
@@ -91,7 +91,7 @@ def recorded_run(run_dir: Path) -> str:
 
 
 def connect(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
-    """Tie a run that was just created to its parent, or a sweep to the children that were delivered before it."""
+    """Tie a run that was just created to its parent; tie a sweep to the children that were delivered before it."""
     join_parent(client, experiment_id, run_id, create)
     if create["tags"].get(KIND) != SWEEP:
         return
@@ -107,7 +107,7 @@ def connect(client: Any, experiment_id: str | None, run_id: str | None, create: 
 
 
 def join_parent(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
-    """Tag a run with its parent, if that was not known when the run began."""
+    """Tag a run with its parent, if the parent's id was not known when the run began."""
     key = create["tags"].get(SWEEP_KEY)
     if key is None or PARENT in create["tags"]:
         return

@@ -1,4 +1,4 @@
-"""Runs whose process is gone: what they left undelivered is delivered, and they are closed as what they were."""
+"""Recovery of runs whose process is gone: deliver what they left, and close them with their true status."""
 
 import logging
 import os
@@ -28,8 +28,8 @@ UNTOLD = "as its directory says; the record was not told when it happened"
 def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
     """Close the runs of a store that are RUNNING although their process on this machine is gone.
 
-    Safe beside living runs: a process is gone only if its host, pid and start say so and nobody holds the lock of
-    its run directory. Should that ever be wrong, the run's own end corrects it.
+    This is safe beside living runs: a process counts as gone only if its host, pid and start time say so and nobody
+    holds the lock of its run directory. If that is ever wrong, the run's own end corrects the status.
 
     Returns:
         Ids of the runs that were closed.
@@ -37,7 +37,7 @@ def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
     closed = []
     own = ProcessId.own()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    # MLflow takes no more than a thousand at once, and so many unfinished runs are not looked at in one go.
+    # MLflow searches at most 1000 experiments at once. Of unfinished runs, a later call takes those beyond 1000.
     running = client.search_runs(
         experiments[:1000], f"attributes.status = 'RUNNING' and tags.`hfexp.host` = '{own.host}'", max_results=1000
     )
@@ -45,13 +45,13 @@ def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
         try:
             if _close(client, run, uri, output_dir):
                 closed.append(run.info.run_id)
-        except Exception as error:  # e.g. somebody else's directory; the others are looked at all the same
+        except Exception as error:  # e.g. a directory of another user; go on with the others
             logger.info("could not close the run %s: %s", run.info.run_id, first_line(error))
     return closed
 
 
 def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
-    """Let the run directory say how a run ended whose process is gone; without one, it was killed."""
+    """Close a run whose process is gone as its directory says, or as KILLED without one; True if it was closed."""
     tags, run_id = run.data.tags, run.info.run_id
     pid = tags.get("hfexp.pid", "")
     process = ProcessId(tags["hfexp.host"], int(pid) if pid.isdigit() else 0, tags.get("hfexp.process", ""))
@@ -61,9 +61,9 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
     reason = GONE
     if not exists(run_dir):
         if not process.is_of_this_boot():
-            return False  # twins of one virtual machine share their name and number; only the directory would be proof
+            return False  # clones of a virtual machine share name and machine id; only the directory would be proof
     elif problem := why_foreign(run_dir, output_dir):
-        # A tag may name any directory; of the user's other output directories, their next command looks after it.
+        # A tag may name any directory. The user's next command in another output directory closes the runs there.
         logger.info("the run %s is left alone: %s", run_id, problem)
         return False
     elif read_state(run_dir) is None:
@@ -81,13 +81,13 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
 
 
 def close_failed(run_dir: Path, output_dir: Path, reason: str) -> None:
-    """Close the run of a process that has died, for who saw how: as failed, by its own fault.
+    """Mark the run of a dead process FAILED, with the reason that the launcher saw.
 
     Args:
-        output_dir: of runs, where the record may be kept.
+        output_dir: output directory of the runs, which may hold the MLflow database.
     """
     with held_run(run_dir) as state:
-        if state is None or state.status not in ("running", "killed"):  # killed: what others could tell
+        if state is None or state.status not in ("running", "killed"):  # `killed`: recovered without the reason
             return
         journal = Journal(run_dir)
         recorded = journal.begun()
@@ -101,17 +101,17 @@ def close_failed(run_dir: Path, output_dir: Path, reason: str) -> None:
 
 
 def close_finished(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> None:
-    """Deliver what is left of a finished run, which the caller holds; what can't be delivered now is said and kept."""
+    """Deliver the rest of a finished run, whose lock the caller holds; note and keep what can't be delivered now."""
     try:
         deliver_rest(run_dir, state, uri, output_dir)
-    except Exception as error:  # the run has finished, whatever the store says
+    except Exception as error:  # the run has finished: the store must not fail it
         note(f"the record of {run_dir.name} is incomplete: {first_line(error)}; `hfexp sync` delivers the rest")
     state.closed = True
     save_state(run_dir, state)
 
 
 def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> Delivery:
-    """Deliver all that a run left in its directory, which the caller holds.
+    """Deliver all that a run left in its directory, whose lock the caller holds.
 
     Raises:
         Exception: the store can't be reached.
@@ -134,7 +134,7 @@ def deliver_rest(run_dir: Path, state: RunState, uri: str, output_dir: Path) -> 
 
 
 def _add_end(run_dir: Path, journal: Journal, state: RunState) -> Entry:
-    """What the journal says last of how the run ended; if it was never told, what the directory knows."""
+    """Return the journal's final `end` entry; if it has none, append one from the state in the directory."""
     timed = [entry for entry, _ in journal.read() if "time" in entry]
     ended = [entry for entry in timed if entry["kind"] in TURNING_POINTS][-1]
     if ended["kind"] == "end":
@@ -148,7 +148,7 @@ def _add_end(run_dir: Path, journal: Journal, state: RunState) -> Entry:
 
 
 def append_closing(run_dir: Path, journal: Journal) -> None:
-    """What is said once more when a run ends, however it ends: its files, and the checkpoints that are left."""
+    """Append what a run records at its end, however it ends: its files, and the checkpoints that are left."""
     for name in ("artifacts", "hfexp.log"):
         if (run_dir / name).exists():
             journal.append("artifacts", path=name, name=None)
@@ -157,7 +157,7 @@ def append_closing(run_dir: Path, journal: Journal) -> None:
 
 
 def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
-    """Whether a run has ended and its store has everything."""
+    """Return True if a run has ended and its store has everything."""
     journal = Journal(run_dir)
     last = [entry["kind"] for entry, _ in journal.read() if entry["kind"] in TURNING_POINTS]
     ended = state.status != "running" and last[-1:] in ([], ["end"])
@@ -165,12 +165,16 @@ def is_complete(run_dir: Path, state: RunState, uri: str) -> bool:
 
 
 def recorded_uri(run_dir: Path, output_dir: Path) -> str:
-    """Where a run was to be recorded; with a password in it, which is not kept, `MLFLOW_TRACKING_URI` must say it."""
+    """Return the URI that a run is recorded at; `MLFLOW_TRACKING_URI` must give its password, which is not kept.
+
+    Raises:
+        ConfigError: it does not.
+    """
     known = read_delivered(run_dir)
     uri = known.uri if known else tracking_uri(None, str(output_dir))
     if MASK in uri:
         given = os.environ.get("MLFLOW_TRACKING_URI", "")
-        if mask_secrets(given) != mask_secrets(uri):  # which an earlier version masked less of
+        if mask_secrets(given) != mask_secrets(uri):  # masked again: an earlier version masked less
             raise ConfigError(f"{uri} is recorded without its secret part; give the whole address with --uri")
         return given
     return uri

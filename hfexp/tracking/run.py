@@ -1,4 +1,4 @@
-"""One job, one run: opened before training, closed with what truly happened."""
+"""Opening and closing of a run's record: opened before training, closed with the true status."""
 
 import contextlib
 import logging
@@ -27,17 +27,17 @@ logger = logging.getLogger(__name__)
 
 TRACEBACK = "traceback.txt"
 SERVER_PATIENCE = 15.0
-"""Seconds that a server has to make the run; after them training begins without its id."""
+"""Seconds that a server has to create the run; after that, training begins without its id."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a record begins with."""
+    """Initial content of a record."""
 
     experiment: str
-    """Of MLflow."""
+    """Name of the MLflow experiment."""
     files: dict[str, str]
-    """What was asked for, by name of the file."""
+    """Texts that say what was asked for, by file name."""
     params: dict[str, Any]
     tags: dict[str, str]
 
@@ -45,7 +45,7 @@ class Opening:
 def open_run(
     config: Config, directory: RunDirectory, origin: Origin, environment: Environment
 ) -> contextlib.AbstractContextManager[Tracker]:
-    """Open the run of this directory; close it FINISHED, FAILED or KILLED as the block ends."""
+    """Open the run of this directory; close it as FINISHED, FAILED or KILLED when the block ends."""
     from omegaconf import OmegaConf
 
     values = recorded_values(config)
@@ -65,7 +65,7 @@ def open_record(
     environment: Environment,
     opening: Opening,
 ) -> Iterator[Tracker]:
-    """Open the record of a run or of a sweep; close it FINISHED, FAILED or KILLED as the block ends."""
+    """Open the record of a run or a sweep; close it as FINISHED, FAILED or KILLED when the block ends."""
     _write_description(directory, origin, environment, opening.files)
     with _status(directory) as ending:
         if tracking.backend != "none":
@@ -78,14 +78,14 @@ def open_record(
 
 @dataclass
 class _Ending:
-    """What there is to close when the block ends; it can end before the run is fully open."""
+    """Tracker to close when the block ends, which may be before the run is fully open."""
 
     tracker: Tracker = field(default_factory=NullTracker)
 
 
 @contextlib.contextmanager
 def _status(directory: RunDirectory) -> Iterator[_Ending]:
-    """Write the ending into the run directory and the tracking store."""
+    """Record in the run directory and the tracking store how the block ended."""
     ending = _Ending()
     try:
         yield ending
@@ -95,13 +95,13 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
     except Terminated as stop:
         _close(directory, ending.tracker, "killed", stop.reason)
         raise
-    except WorkerKilledError as error:  # as if there had been one process only
+    except WorkerKilledError as error:  # as a run with a single process would be
         _close(directory, ending.tracker, "killed", str(error))
         raise
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
             ending.tracker.journal.release_space()
-        if not isinstance(error, SweepError):  # whose jobs have each their own
+        if not isinstance(error, SweepError):  # each of its jobs has its own traceback
             _write_traceback(directory, error)
         _close(directory, ending.tracker, "failed", _reason(error))
         if isinstance(error, SystemExit) and not error.code:
@@ -111,7 +111,7 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
 
 
 def _write_traceback(directory: RunDirectory, error: BaseException) -> None:
-    with contextlib.suppress(Exception):  # e.g. the disk is full, which is what the error says
+    with contextlib.suppress(Exception):  # e.g. the disk is full, as the error itself says
         text = mask_secrets("".join(traceback.format_exception(error)))
         (directory.artifacts / TRACEBACK).write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -123,7 +123,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) -> None:
-    """Write down how the run ended, which nothing interrupts; then deliver, which a (second) Ctrl-C cuts short."""
+    """Save how the run ended, without interruptions; then deliver, which a (second) Ctrl-C cuts short."""
     with uninterrupted():
         if isinstance(tracker, MlflowTracker):
             tracker.finish(status, reason)
@@ -139,12 +139,12 @@ def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) 
 def _save_state(directory: RunDirectory) -> None:
     try:
         directory.save_state()
-    except OSError as error:  # must not hide how the run itself ended
+    except OSError as error:  # must not hide the error that ended the run
         note(f"{directory.path} can't be written: {error.strerror}")
 
 
 def _start(tracker: MlflowTracker, opening: Opening) -> None:
-    """Create the MLflow run, or open the one to continue; without an answer from the store, later."""
+    """Create the MLflow run, or open the one to resume; if the store does not answer, that happens later."""
     directory, tags = tracker.directory, masked(opening.tags)
     if tracker.journal.begun():
         tracker.journal.append("tags", tags={**tags, "hfexp.resumed": "true"})
@@ -160,10 +160,10 @@ def _start(tracker: MlflowTracker, opening: Opening) -> None:
 
 
 def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
-    """Begin to deliver: a database has all the time that it takes, a server is not waited for.
+    """Start to deliver, and wait: for a database as long as it takes, for a server `SERVER_PATIENCE` seconds at most.
 
     Raises:
-        Exception: a database that can't be opened, or an experiment that was deleted: errors of the user's making.
+        Exception: the database can't be opened, or the experiment was deleted; the user can correct both.
     """
     is_server = uri.startswith("http")
     problem = why_unreachable(uri)
@@ -180,7 +180,7 @@ def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
 
 
 def common_tags(directory: RunDirectory, origin: Origin, environment: Environment) -> dict[str, str]:
-    """What runs and sweeps are found by."""
+    """Return the tags by which runs and sweeps are found."""
     tags = {
         "hfexp.config_hash": directory.state.config_hash,
         "hfexp.command": origin.command,
@@ -197,7 +197,7 @@ def common_tags(directory: RunDirectory, origin: Origin, environment: Environmen
 def _write_description(
     directory: RunDirectory, origin: Origin, environment: Environment, files: dict[str, str]
 ) -> None:
-    """What was asked for, and in which surroundings, as files of the run directory and of the record."""
+    """Write what was asked for, and the environment, to files of the run directory and of the record."""
     directory.artifacts.mkdir(exist_ok=True)
     (directory.artifacts / TRACEBACK).unlink(missing_ok=True)
     for name, content in files.items():

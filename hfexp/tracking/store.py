@@ -1,4 +1,4 @@
-"""Which MLflow store, and how it comes into being."""
+"""The MLflow store: choose its URI, check it, and create it."""
 
 import contextlib
 import logging
@@ -18,15 +18,18 @@ from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 DATABASE = "mlflow.db"
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow would try seven times, for minutes, before it says that a server is away; we try again ourselves."""
+"""By default MLflow retries a server that is away seven times, for minutes; the delivery does its own retries."""
 FIRST_USE = 0x68666578705F6462
-"""Key of the advisory lock under which a PostgreSQL store is made (`hfexp_db` in ASCII)."""
+"""Key of the advisory lock under which a PostgreSQL store is created (`hfexp_db` in ASCII)."""
 SERVER_SCHEMES = ("http", "https", "databricks")
 DATABASE_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def tracking_uri(uri: str | None, output_dir: str) -> str:
-    """`tracking.uri`, else `MLFLOW_TRACKING_URI`, else SQLite in the output directory; SQLite paths made absolute."""
+    """Return `tracking.uri`, or `MLFLOW_TRACKING_URI`, or SQLite in the output directory.
+
+    SQLite paths are made absolute, unless the URI has options.
+    """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_address(Path(output_dir, DATABASE))
     path = sqlite_path(uri)
     has_options = "?" in uri and "uri=true" not in uri
@@ -34,7 +37,7 @@ def tracking_uri(uri: str | None, output_dir: str) -> str:
 
 
 def find_problem(uri: str) -> str | None:
-    """Why a store can't be used, as far as that shows without opening it."""
+    """Return why a store can't be used, as far as its URI and file show without opening it; None if it can."""
     scheme = urlsplit(uri).scheme.partition("+")[0]
     if scheme in ("", "file"):
         source = uri.removeprefix("file://")
@@ -53,7 +56,7 @@ def find_problem(uri: str) -> str | None:
 
 
 def _driver_problem(uri: str) -> str | None:
-    """Whether the package is there through which SQLAlchemy speaks to this database."""
+    """Return what is wrong with the URL of a database, or which driver of SQLAlchemy is not installed for it."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
@@ -79,7 +82,7 @@ def _address_problem(uri: str) -> str | None:
 
 
 def why_unreachable(uri: str) -> str | None:
-    """Why no server answers at an http address, after at most 5 s; None if one does, or if the store is no server."""
+    """Return why no server answers at an http(s) address within 5 s; None if one does, or for another store."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return None
@@ -105,9 +108,9 @@ def _sqlite_problem(path: Path) -> str | None:
 
 
 def why_not_writable(uri: str) -> str | None:
-    """Say why this user can't record in a store, as far as that shows without opening it.
+    """Return why this user can't record in a SQLite store, as far as the file's permissions show.
 
-    SQLite needs to write beside its file, too.
+    SQLite writes beside its file, too.
     """
     path = sqlite_path(uri)
     if path is None:
@@ -123,10 +126,10 @@ def _lock_path(database: Path) -> Path:
 
 
 def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
-    """Open the store, making it and the experiment if needed; other processes wait meanwhile.
+    """Open the store; create it and the experiment if needed. A lock on SQLite and PostgreSQL makes others wait.
 
     The experiment of a database gets an absolute artifact location: beside a SQLite file, else in the output
-    directory. A server decides for itself.
+    directory. A server chooses its own.
 
     Returns:
         An `MlflowClient` and the experiment's id.
@@ -151,7 +154,7 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
 
 
 def settle(uri: str) -> None:
-    """Bring what was written into the SQLite file itself, so that a copy of it is complete (else it is in `-wal`)."""
+    """Move what is in the `-wal` file into the SQLite file itself, so that a copy of the latter is complete."""
     database = sqlite_path(uri)
     if database is None or not database.is_file():
         return
@@ -160,7 +163,7 @@ def settle(uri: str) -> None:
 
 
 def is_temporary(error: Exception) -> bool:
-    """Whether a database can't be used just now: it is locked, or its server is away."""
+    """Return True if a database is unusable for now only: it is locked, or its server is away."""
     from sqlalchemy.exc import OperationalError
 
     code = getattr(error, "error_code", "")
@@ -169,7 +172,7 @@ def is_temporary(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def _database_lock(uri: str) -> Iterator[None]:
-    """Hold PostgreSQL's advisory lock: MLflow 3.17 makes its tables without one (`SqlAlchemyStore.__init__`)."""
+    """Hold PostgreSQL's advisory lock: MLflow 3.17 creates its tables without one (`SqlAlchemyStore.__init__`)."""
     if not uri.startswith("postgresql"):
         yield
         return
@@ -189,10 +192,10 @@ def _database_lock(uri: str) -> Iterator[None]:
 
 
 def _create_database(database: Path) -> None:
-    """Make a fresh SQLite store whole or not at all, or fail if MLflow makes it elsewhere.
+    """Create a new SQLite store atomically; fail if MLflow creates it elsewhere.
 
-    MLflow 3.17 runs its migrations on the file itself (`SqlAlchemyStore.__init__`): killed or met by a second process
-    meanwhile, they leave a database that can't be used any more.
+    MLflow 3.17 runs its migrations on the file itself (`SqlAlchemyStore.__init__`). If they are killed, or meet a
+    second process, they leave a database that is unusable for good.
     """
     import mlflow
 
@@ -204,18 +207,18 @@ def _create_database(database: Path) -> None:
     if not unfinished.is_file():
         raise RunError(f"MLflow has not made its store at {database}; give it another place by tracking.uri")
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
-        # Readers (`hfexp ui`, `hfexp compare`) and a writing run don't wait for each other; kept in the file.
+        # In WAL mode readers (`hfexp ui`, `hfexp compare`) don't block a writing run. The file keeps the setting.
         connection.execute("PRAGMA journal_mode=WAL")
     unfinished.rename(database)
 
 
 def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
-    """The experiment's id; it is created if it is not there, its artifacts below the root."""
+    """Return the experiment's id; create it if it does not exist, with its artifacts below the root."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        # The tag tells MLflow's pages to open on training runs rather than on traces.
+        # The tag makes MLflow's UI open on training runs rather than on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
             location = (artifact_root.absolute() / "artifacts" / file_name(name)).as_uri() if artifact_root else None
@@ -223,7 +226,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another job was faster
+            found = client.get_experiment_by_name(name)  # another job created it meanwhile
     if found.lifecycle_stage == "deleted":
         raise ConfigError(f"tracking.experiment={name} was deleted in MLflow; restore it there or use another name")
     return found.experiment_id

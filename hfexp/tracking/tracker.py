@@ -1,4 +1,4 @@
-"""What an experiment tells the record."""
+"""Trackers: the interface through which a run records params, metrics, tags and files."""
 
 import logging
 import re
@@ -22,13 +22,13 @@ _FORBIDDEN = re.compile(r"[^\w.\- /:]")
 
 
 class Tracker(Protocol):
-    """Where an experiment records what it does; every call returns at once."""
+    """Interface that a run records through; every call returns at once."""
 
     uri: str | None
 
     @property
     def run_id(self) -> str | None:
-        """Of the run in the store; None if there is none (yet)."""
+        """Id of the run in the store; None if it has none (yet)."""
         ...
 
     def log_params(self, params: dict[str, Any]) -> None:
@@ -36,7 +36,7 @@ class Tracker(Protocol):
         ...
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Record measured values at a training step; NaN and infinities as such."""
+        """Record metrics at a training step; NaN and infinities are recorded as such."""
         ...
 
     def set_tags(self, tags: dict[str, str]) -> None: ...
@@ -51,7 +51,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Records nothing (`tracking=none`)."""
+    """A tracker that records nothing (`tracking=none`)."""
 
     uri: str | None = None
 
@@ -71,9 +71,9 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """Writes to a run's journal, which a thread delivers to one MLflow run.
+    """A tracker that writes to the run's journal, which a thread delivers to one MLflow run.
 
-    The client API is used throughout: there is no global active run that another job could fall into.
+    It uses the MLflow client only: there is no global active run that another job could write to by mistake.
     """
 
     def __init__(self, directory: RunDirectory, uri: str, output_dir: Path) -> None:
@@ -88,7 +88,7 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        """None as long as the store could not be reached."""
+        """Id of the run in the store; None until the store has been reached."""
         return self.delivery.state.run_id
 
     def log_params(self, params: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ class MlflowTracker:
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         new = {k: float(v) for k, v in valid(metrics).items() if step > self._recorded_until.get(k, -1)}
-        # The Trainer says the epoch with the loss and again with the evaluation of the same step.
+        # The Trainer logs the epoch with the loss, and again with the evaluation at the same step.
         new = {k: v for k, v in new.items() if self._last.get(k) != (step, v)}
         self._last |= {k: (step, v) for k, v in new.items()}
         if new:
@@ -120,27 +120,27 @@ class MlflowTracker:
         self.journal.append("end", status=status, reason=masked({"": reason})[""], time=now())
 
     def continue_journal(self) -> None:
-        """A resumed run repeats what it did after its last checkpoint; nothing is recorded twice."""
+        """Read what is recorded already, since a resumed run repeats the steps after its last checkpoint."""
         self._recorded_params, self._recorded_until = self.journal.recorded()
         self._last: dict[str, tuple[int, float]] = {}
 
     def begin_journal(self) -> None:
-        """Leave behind what an earlier process may have begun and not even named."""
+        """Discard the journal of an earlier process that died before it could write `create`."""
         self.journal.discard()
         self.delivery.state.offset, self.delivery.state.deferred = 0, []
 
     def start_writer(self) -> Writer:
-        """Deliver in the background from now on."""
+        """Start to deliver in the background."""
         self.writer = Writer(self.delivery, then=self._close_gone_runs)
         self.writer.start()
         return self.writer
 
     def flush(self) -> None:
-        """Deliver everything; what can't be delivered is said and stays in the run directory."""
+        """Deliver everything; note what can't be delivered, which stays in the run directory."""
         writer = self.writer or self.start_writer()
         try:
             complete = writer.close()
-        except KeyboardInterrupt:  # how the run ended is settled: only the waiting is cut short
+        except KeyboardInterrupt:  # the journal has the end of the run: stop waiting
             complete = False
         settle(str(self.uri))
         if not complete:
@@ -154,12 +154,12 @@ class MlflowTracker:
 
 
 def masked(tags: dict[str, str]) -> dict[str, str]:
-    """Tags without secrets, and short enough for every store."""
+    """Return the tags without secrets, under valid names and short enough for every store."""
     return {
         key: value[:MAX_TAG_LENGTH] for key, value in mask_tags({k: str(v) for k, v in valid(tags).items()}).items()
     }
 
 
 def valid(values: dict[str, Any]) -> dict[str, Any]:
-    """Under names that every store takes (`mlflow/utils/validation.py`): one bad name would hold up many others."""
+    """Make names valid in every store (`mlflow/utils/validation.py`), as one bad name would hold up many others."""
     return {_FORBIDDEN.sub("_", key).replace("//", "/_").strip("/")[:MAX_NAME_LENGTH]: v for key, v in values.items()}

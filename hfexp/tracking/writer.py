@@ -1,4 +1,4 @@
-"""Delivers a run's journal in the background, so that training never waits for the store."""
+"""Background delivery of a run's journal, so that training never waits for the store."""
 
 import logging
 import threading
@@ -15,30 +15,30 @@ INTERVAL = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds between deliveries to a slow store, and between attempts while it can't be reached."""
 LARGEST_SHARE = 0.01
-"""Of the time for which the thread works while training goes on; what it does not get to is delivered afterwards."""
+"""Largest share of the training time in which the thread works; it delivers the rest after training."""
 PATIENCE = 10.0
-"""Seconds for which the end of a run keeps trying a store that does not take anything."""
+"""Seconds for which a run that has ended retries a store that accepts nothing."""
 
 
 class Writer:
-    """A thread that delivers, and gives up only at the end of the run."""
+    """A thread that delivers a run's journal, with retries until the run ends."""
 
     def __init__(self, delivery: Delivery, then: Callable[[], None]) -> None:
-        """`then`: done once, after the first delivery."""
+        """Set up the thread; it calls `then` after deliveries that succeed, until one call has succeeded."""
         self._delivery = delivery
         self._then: Callable[[], None] | None = then
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="hfexp-record", daemon=True)
         self.tried = threading.Event()
-        """The first delivery has succeeded or failed."""
+        """Set once the first delivery has succeeded or failed."""
         self.problem: Exception | None = None
-        """Why the last delivery failed."""
+        """Error of the last delivery; None if it succeeded."""
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> bool:
-        """Deliver the rest; True if nothing is left."""
+        """Deliver the rest and end the thread; True if nothing is left."""
         self._closing.set()
         while self._thread.is_alive():
             self._thread.join(0.2)
@@ -67,14 +67,14 @@ class Writer:
             try:
                 self._then()
                 self._then = None
-            except Exception as error:  # tried again with the next delivery
+            except Exception as error:  # retried after the next delivery
                 logger.info("could not look after other runs: %s", first_line(error))
         return True
 
     def _attempt(self, action: Callable[[], None]) -> bool:
         try:
             action()
-        except Exception as error:  # whatever it is, training goes on and the journal keeps it
+        except Exception as error:  # on any error training goes on, and the journal keeps the entries
             if self.problem is None and self.tried.is_set() and not self._closing.is_set():
                 logger.warning("the record waits, as MLflow does not take it: %s", first_line(error))
             self.problem = error
