@@ -49,7 +49,7 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
             )  # fmt: skip
         except ConfigError:
             raise
-        except Exception as error:  # SQLAlchemy's and the driver's own
+        except Exception as error:  # errors of SQLAlchemy and of the driver
             raise ConfigError(
                 f"search.storage={mask_secrets(url)} can't be used: {mask_secrets(first_line(error))}"
             ) from error
@@ -102,7 +102,7 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
 
 def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.new")
-    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):  # from a start that was killed
         left.unlink(missing_ok=True)
     address = sqlite_address(unfinished)
     study = optuna.create_study(storage=address, study_name=name, directions=_directions(directions))

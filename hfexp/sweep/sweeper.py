@@ -47,7 +47,7 @@ class ExperimentSweeper(BasicSweeper):
         Raises:
             SweepError: some jobs failed.
         """
-        begin_collection()  # the CLI does it for `-m`; hydra.mode=MULTIRUN starts a sweep, too
+        begin_collection()  # the CLI has done it for `-m`, but not for hydra.mode=MULTIRUN
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None

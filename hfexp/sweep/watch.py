@@ -78,7 +78,7 @@ class WatchPoint(TrainerCallback):
         if self._judge is None or not step:
             return
         value = float(metrics[self._metric or _prefixed(str(args.metric_for_best_model))])
-        ends_anyway = control.should_training_stop or step >= state.max_steps
+        ends_anyway = control.should_training_stop or step >= state.max_steps  # finished, not pruned
         if self._is_hopeless(step, value) and not ends_anyway:
             if world.rank() == 0:
                 _write_step(self._decision, step)

@@ -74,7 +74,7 @@ class Task(ABC):
         return dict(enumerate(feature.names if self.label_kind == CLASS else feature))
 
     def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:
-        """Return the fields of the model's config that follow from the labels, e.g. the size of the head."""
+        """Return the fields of the model's config that depend on the labels: problem type, head size, names."""
         problem = {"problem_type": PROBLEMS[self.label_kind]}
         if id2label is None:
             return {"num_labels": 1, **problem} if self.label_column and self.label_kind == NUMBER else {}

@@ -64,7 +64,7 @@ class ImageClassification(Classification):
         )
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Take an encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image."""
+        """Turn an encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image into a row."""
         from hfexp.raw_images import image_row
 
         return image_row(value, self.max_image_pixels)
@@ -76,7 +76,7 @@ class ImageClassification(Classification):
         return image_bytes(row)
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
-        """Return a collator that stacks images to (B, C, H, W); its `finish` normalises uint8 ones by batch."""
+        """Return a collator that stacks images to (B, C, H, W); `finish` normalises uint8 ones, once per batch."""
         from hfexp.images import ImageCollator
 
         return ImageCollator.for_processor(processor)

@@ -65,7 +65,7 @@ class TextGeneration(Task):
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Take a text to continue, or the messages of a conversation."""
+        """Turn a text to continue, or the messages of a conversation, into a row."""
         from hfexp.language import check_messages
 
         return {"prompt": value if isinstance(value, str) else check_messages(value)}
@@ -75,7 +75,7 @@ class TextGeneration(Task):
         return row["text"][:SHOWN_EXAMPLE]
 
     def with_system(self, system: str, prompt: Any) -> Any:
-        """Return messages: the system prompt, then the prompt as the user's."""
+        """Return messages: the system prompt, then the prompt in the role of the user."""
         return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
@@ -180,7 +180,7 @@ class ChatGeneration(TextGeneration):
         return bool(getattr(processor, "chat_template", None))
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Take a user's message, or the messages of a conversation."""
+        """Turn a user's message, or the messages of a conversation, into a row."""
         return super().inference_row([{"role": "user", "content": value}] if isinstance(value, str) else value)
 
     def inference_example(self, row: dict[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from hfexp.tasks.texts import TextPairs, Texts
 
 
 class Regression(Task):
-    """Base of tasks with a number per row, in the column `label`; the loss is the squared error, unscaled."""
+    """Base of tasks with a number per row, in the column `label`; the loss is the squared error, without scaling."""
 
     label_column: ClassVar[str | None] = "label"
     label_kind: ClassVar[str] = NUMBER

@@ -37,7 +37,7 @@ class Texts(Task):
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Take a text."""
+        """Turn a text into a row."""
         return self.decode({"text": value, "label": 0})
 
     def inference_example(self, row: dict[str, Any]) -> str:
@@ -57,7 +57,7 @@ class TextPairs(Texts):
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Take a mapping with `text` and `text_pair`."""
+        """Turn a mapping with `text` and `text_pair` into a row."""
         if not isinstance(value, dict) or not {"text", "text_pair"} <= set(value):
             raise DataError("a mapping with the texts `text` and `text_pair` is needed")
         return self.decode({"text": value["text"], "text_pair": value["text_pair"], "label": 0})

@@ -52,7 +52,7 @@ ADDRESSES = ("hfexp.host", "hfexp.pid", "hfexp.process", "hfexp.run_dir")
 """Tags that identify the process and directory of a run: never masked, even if a password is e.g. `postgres`."""
 RESERVE = ".reserve"
 RESERVED_BYTES = 2**18
-"""Size of the reserve file, which is deleted to make room for the last entries of a run."""
+"""Bytes of the reserve file, which is deleted to make room for the last entries of a run."""
 
 
 def exists(run_dir: Path) -> bool:
@@ -125,7 +125,7 @@ class Journal:
             while self._waiting:
                 line = self._waiting[0]
                 if file.write(line) != len(line):
-                    raise OSError(28, os.strerror(28))  # the disk took only a part of the line
+                    raise OSError(28, os.strerror(28))  # ENOSPC: the disk took only a part of the line
                 self._waiting.popleft()
                 self._size += len(line)
 

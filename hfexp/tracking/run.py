@@ -100,7 +100,7 @@ def _status(directory: RunDirectory) -> Iterator[_Ending]:
         raise
     except BaseException as error:
         if isinstance(ending.tracker, MlflowTracker):
-            ending.tracker.journal.release_space()
+            ending.tracker.journal.release_space()  # for the traceback, if the disk is full
         if not isinstance(error, SweepError):  # each of its jobs has its own traceback
             _write_traceback(directory, error)
         _close(directory, ending.tracker, "failed", _reason(error))

@@ -15,7 +15,7 @@ INTERVAL = 1.0
 LONGEST_PAUSE = 30.0
 """Seconds between deliveries to a slow store, and between attempts while it can't be reached."""
 LARGEST_SHARE = 0.01
-"""Largest share of the training time in which the thread works; it delivers the rest after training."""
+"""Share of the training time in which the thread works (more if `LONGEST_PAUSE` demands it); the rest comes after."""
 PATIENCE = 10.0
 """Seconds for which a run that has ended retries a store that accepts nothing."""
 
