@@ -18,7 +18,7 @@ from hfexp.sqlite_address import sqlite_address, sqlite_path
 
 DATABASE = "mlflow.db"
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""By default MLflow retries a server that is away seven times, for minutes; the delivery does its own retries."""
+"""MLflow's default is to retry a server that is away seven times, for minutes; the delivery does its own retries."""
 FIRST_USE = 0x68666578705F6462
 """Key of the advisory lock under which a PostgreSQL store is created (`hfexp_db` in ASCII)."""
 SERVER_SCHEMES = ("http", "https", "databricks")
