@@ -136,7 +136,7 @@ def prepare(config: Config) -> Inputs:
     with problems:
         transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.found:
-            problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton, id2label))
+            problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton))
     problems.raise_any()
     return Inputs(
         _need(task), _need(dataset), dropped or {}, id2label, processor, _need(transforms), _need(metrics), callbacks,
@@ -203,7 +203,6 @@ def _check_fit(
     processor: Any,
     transforms: Transforms,
     skeleton: Any,
-    id2label: dict[int, str] | None,
 ) -> list[str]:
     """Check the first rows: deterministic steps, equal shapes, a forward pass without weights; and the disk space."""
     problems: list[str] = []

@@ -46,7 +46,7 @@ _KEYS = _words(
     "databricks snowflake mongo redis"
 )
 """A key whose name has one of these words before `key` gives access: `api_key`; others (`sort_key`) are just names."""
-_TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"], ["session", "id"])
+_TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"])
 _PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
 """Words before a last `pass` or `pw` that make the name secret: `db_pass`."""
 

@@ -16,7 +16,9 @@ SHORTEST = 4
 
 _VARIABLE_DEFAULT = re.compile(r"(oc\.env\\?: ?(\w+) ?\\?,)([^}\s]+)")
 
-_HINTS = ("pass", "pw", "secret", "token", "key", "cred", "sig", "auth", "hook", "bearer", "jwt", "cookie", "otp")
+_HINTS = (
+    "pass", "pw", "secret", "token", "key", "cred", "sig", "auth", "hook", "bearer", "jwt", "cookie", "otp", "sas",
+)  # fmt: skip
 """Parts of the names of secrets; a text without any of them is not searched for names."""
 _PAIR = re.compile(
     r"""(?:(?<=%[0-9A-Fa-f]{2})|(?<![\w.%-])) (?P<name>[\w.-]++)

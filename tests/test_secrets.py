@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import SMALL_DIGITS
 
-from hfexp import cli, git, secrets
+from hfexp import cli, git, secret_names, secrets
 from hfexp.composition import compose
 from hfexp.config import to_config
 from hfexp.git import git_state
@@ -509,3 +509,8 @@ def test_the_store_of_the_pages_is_in_no_command(place: Path, monkeypatch: pytes
     _, command, environment = asked
     assert not any("CANARY" in word for word in command)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql://me:CANARY@db.example/x"
+
+
+def test_each_secret_name_is_searched_for() -> None:
+    for word in (*secret_names._WHOLE, *secret_names._ENDINGS):
+        assert mask_secrets(f"{word}=abcdef123456") == f"{word}=***"

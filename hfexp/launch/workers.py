@@ -72,7 +72,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
         )
         try:
             with witness.watching():
-                surroundings = (Place.here(), os.getpgrp(), run_dir, notes)
+                surroundings = (Place.here(), os.getpgrp(), run_dir, notes, launch.grace_seconds)
                 results = elastic_launch(elastic, _worker)(*surroundings, entry, args)
         except SignalException:
             raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
@@ -117,7 +117,9 @@ def _watched() -> Iterator[list[int]]:
             logger.setLevel(level)
 
 
-def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callable[..., Any], args: tuple) -> Any:
+def _worker(
+    place: Place, group: int, run_dir: Path, notes: Path, grace: float, entry: Callable[..., Any], args: tuple
+) -> Any:
     """Set this worker up as if a user had started it in the launcher's directory, and call `entry`."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
@@ -134,7 +136,7 @@ def _worker(place: Place, group: int, run_dir: Path, notes: Path, entry: Callabl
         os.dup2(log, stream)
     os.close(log)
     screen.speak_through(lambda name, *args: None)
-    stop_when_orphaned()
+    stop_when_orphaned(grace)
     failures.begin(notes, rank)
     try:
         return entry(*args)

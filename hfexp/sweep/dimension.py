@@ -25,7 +25,6 @@ PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
 """Strings that Hydra's grammar reads without quotes, except those in `RESERVED`."""
 ESCAPED = re.compile(r"\\(.)")
 RESERVED = ("null", "true", "false", "nan", "inf")
-LARGEST_RANGE = 1_000_000
 Value = bool | int | float | str
 
 
