@@ -1,4 +1,4 @@
-"""`python -m hfexp` is the same as `hfexp`."""
+"""Entry point of `python -m hfexp`, which is the same as `hfexp`."""
 
 import sys
 

@@ -1,8 +1,8 @@
-"""Adapters: a few added weights, trained in place of a pretrained model's own, by PEFT.
+"""PEFT adapters: train a few added weights while the pretrained ones stay frozen.
 
-LoRA (E. J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) unless `model.peft._target_`
-says otherwise. Only the adapter is saved, and the layers that the checkpoint does not have (a new head); the
-pretrained weights are found again by their name.
+The method is LoRA (E. J. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022) unless
+`model.peft._target_` names another class. hfexp saves only the adapter and the layers that the checkpoint lacks (a new
+head); the saved adapter names the pretrained model, which is loaded again from there.
 """
 
 import contextlib
@@ -21,35 +21,35 @@ from hfexp.targets import instantiate, locate, parameters
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 BASE = "base"
-"""Directory of the whole model's configuration: beside an adapter, `from_pretrained` would take it for a model."""
+"""Subdirectory for the base model's config: right beside the adapter, `from_pretrained` would take it for a model."""
 ADAPTER = "default"
-"""PEFT's name of the one adapter."""
+"""PEFT's name for the only adapter of a model."""
 METHOD = "peft.LoraConfig"
 TARGETS = "all-linear"
-"""All linear layers: as good as full training, where those of the attention alone are not (T. Dettmers et al., "QLoRA:
-Efficient Finetuning of Quantized LLMs", NeurIPS 2023, section 4)."""
+"""Adapt all linear layers: this matches full fine-tuning, and adapting only the attention layers does not (T. Dettmers
+et al., "QLoRA: Efficient Finetuning of Quantized LLMs", NeurIPS 2023, section 4)."""
 
 
 def is_adapted(model: Any) -> bool:
-    """Tell whether it is a PEFT model; PEFT itself is not imported for the answer."""
+    """Return True for a PEFT model, without importing PEFT."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def base_of(model: Any) -> Any:
-    """Give the model that an adapter is in; any other model itself."""
+    """Return the model inside a PEFT model; return any other model unchanged."""
     return model.get_base_model() if is_adapted(model) else model
 
 
 def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed: list[str]) -> Any:
-    """PEFT's configuration of an adapter.
+    """Build PEFT's config of an adapter.
 
     Args:
         node: `model.peft`: arguments of `peft.LoraConfig`, or of the class that its `_target_` names.
-        new_tensors: names of weights that the checkpoint does not have. Their layers are trained and saved whole.
+        new_tensors: names of weights that the checkpoint lacks. Their layers are trained and saved whole.
 
     Raises:
-        ConfigError: PEFT is not there, or an argument is wrong.
+        ConfigError: PEFT is not installed, or an argument is wrong.
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("model.peft needs the package peft: pip install 'hfexp[peft]'")
@@ -76,13 +76,14 @@ def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed:
 
 
 def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
-    """Add a new adapter; all weights but its own and those of new layers are frozen.
+    """Add a new adapter, and freeze all weights except its own and those of new layers.
 
     Args:
-        path: where the pretrained weights are from, as the saved adapter is to name it; `revision`: their commit.
+        path: where the pretrained weights come from; the saved adapter names it.
+        revision: commit of the pretrained weights.
 
     Raises:
-        ConfigError: the model has no such layers.
+        ConfigError: PEFT can't adapt the model, e.g. because it has no such layers.
     """
     from peft import get_peft_model
 
@@ -99,32 +100,30 @@ def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """PEFT (0.21) reads a property of models that Transformers (5.23) has given another name."""
+    """Silence a FutureWarning: PEFT (0.21) reads a model property that Transformers (5.23) has renamed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
 
 
 def save(model: Any, directory: Path) -> None:
-    """Save what `load_saved` reads: a whole model, or an adapter with the configuration (label maps) of the whole.
-
-    Left to itself PEFT would ask the Hub at each save whether the vocabulary has grown.
-    """
+    """Save a whole model, or an adapter and its base model's config (label maps), for `load_saved`."""
     if not is_adapted(model):
         model.save_pretrained(directory)
         return
+    # By default PEFT asks the Hub at each save whether the vocabulary has grown.
     model.save_pretrained(directory, save_embedding_layers=False)
     base_of(model).config.save_pretrained(directory / BASE)
 
 
 def load_saved(auto_class: Any, directory: Path, remote_code: bool = False) -> Any:
-    """Load the model that was saved in a directory: whole, or as an adapter of another one.
+    """Load the model saved in a directory: a whole model, or an adapter of another one.
 
     Args:
-        remote_code: code that lies beside its weights (`auto_map`) is trusted.
+        remote_code: trust the code that lies beside the weights (`auto_map`).
 
     Raises:
-        ConfigError: it has no weights, or is an adapter, and PEFT or the pretrained model is not there.
+        ConfigError: the directory has no weights, or it holds an adapter and PEFT or the pretrained model is missing.
     """
     if (directory / CONFIG_FILE).is_file():
         return load_adapted(auto_class, directory, remote_code)
@@ -136,10 +135,10 @@ def load_saved(auto_class: Any, directory: Path, remote_code: bool = False) -> A
 
 
 def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) -> Any:
-    """Load the pretrained model with the adapter that `save` has written.
+    """Load the pretrained model and the adapter that `save` wrote.
 
     Raises:
-        ConfigError: PEFT or the pretrained model is not there.
+        ConfigError: PEFT or the pretrained model is missing.
     """
     import transformers
 
@@ -169,7 +168,7 @@ def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) ->
 
 
 def require_same_weights(model: Any, directory: Path) -> None:
-    """PEFT loads what it finds: an adapter of other layers would leave those of the model as they are.
+    """Check that an adapter file fits the model: PEFT would ignore an adapter of other layers without an error.
 
     Raises:
         DataError: the file does not hold exactly the weights of the model's adapter.

@@ -1,4 +1,4 @@
-"""The same experiments from Python: `compose` a configuration, `train` it."""
+"""The Python API: compose a config, train, predict, evaluate and load runs."""
 
 import sys
 import warnings
@@ -12,7 +12,7 @@ from hfexp.foreign_settings import drop_unused_mlflow_variables
 from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
 
 let_idle_threads_sleep()
-# tqdm misses ipywidgets when a library loads it in a notebook; hfexp shows progress in lines.
+# In a notebook without ipywidgets, tqdm warns when a library imports it; hfexp prints its progress as lines.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
-    """Compose and type a configuration; overrides are written as on the command line.
+    """Compose a typed config from overrides, which are written as on the command line.
 
     Raises:
-        ConfigError: an option, key or value is not what the configuration takes.
+        ConfigError: the config has no such option or key, or does not accept a value.
     """
     cfg, _ = composition.compose(*overrides, config_dir=config_dir)
     return to_config(cfg)
 
 
 def predict(*words: str, **settings: Any) -> "pandas.DataFrame":
-    """Ask a trained model; see `hfexp.predicting.command.predict`."""
+    """Predict with a trained model; see `hfexp.predicting.command.predict`."""
     from hfexp.predicting import command
 
     return command.predict(*words, **settings)
@@ -47,7 +47,7 @@ def evaluate(*words: str, **settings: Any) -> "pandas.DataFrame":
 
 
 def load_run(run: str | Path | None = None, **settings: Any) -> "LoadedRun":
-    """A recorded run: its numbers, pictures and model; see `hfexp.loaded_run.load_run`."""
+    """Load a recorded run: its metrics, figures and model; see `hfexp.loaded_run.load_run`."""
     from hfexp import loaded_run
 
     return loaded_run.load_run(run, **settings)
@@ -57,7 +57,7 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     """Run one experiment and return its metrics, run id, model and processor.
 
     Raises:
-        ConfigError: the experiment can't be run as asked; nothing was created.
+        ConfigError: the experiment can't run as configured; nothing was created.
     """
     cfg, choices = composition.compose(*overrides, config_dir=config_dir)
     config = to_config(cfg)

@@ -1,4 +1,4 @@
-"""`trainer.args` to `transformers.TrainingArguments`: passed through, never mirrored."""
+"""Conversion of `trainer.args` to `transformers.TrainingArguments`: fields are passed through, never mirrored."""
 
 import ast
 import functools
@@ -38,7 +38,7 @@ OWNED = {
     "length_column_name": "nothing: hfexp knows the lengths of its rows",
     "project": "tracking.experiment",
 }
-"""Fields that hfexp sets itself, and what the user sets instead."""
+"""Fields that hfexp sets itself, each with what the user sets instead."""
 
 REFUSED = {
     "push_to_hub": NOT_YET_PUSHED,
@@ -63,9 +63,9 @@ REFUSED = {
     "prediction_loss_only": "nothing: metrics need all predictions at once",
     "batch_eval_metrics": "nothing: metrics need all predictions at once",
 }
-"""Fields of which nothing would come, or a failure in mid-run, and what there is instead.
+"""Fields that would do nothing or fail in mid-run, each with its replacement.
 
-A value that asks for nothing (false, null, empty) passes.
+A falsy value (false, null, empty) passes.
 """
 
 RENAMED = {
@@ -84,7 +84,7 @@ RENAMED = {
     "half_precision_backend": "trainer.args.fp16",
     "use_legacy_prediction_loop": "nothing: it is gone",
 }
-"""Names from older tutorials, and what they are called now."""
+"""Fields from older tutorials that no longer exist, each with its replacement."""
 
 SHORT = {
     "accumulate_grad_batches": "gradient_accumulation_steps",
@@ -106,10 +106,10 @@ SHORT = {
     "wd": "weight_decay",
     "workers": "dataloader_num_workers",
 }
-"""What other tools call fields of `TrainingArguments`."""
+"""Names that other tools use, each with the `TrainingArguments` field that it stands for."""
 
 OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch", "adamw_hf": "adamw_torch", "momentum": "sgd"}
-"""What `optim` is called elsewhere."""
+"""Optimizer names that other tools use, each with the value of `optim` that it stands for."""
 
 COUNT = ("at least 1", lambda value: value >= 1)
 POSITIVE = ("more than 0, and finite", lambda value: 0 < value < math.inf)
@@ -131,16 +131,16 @@ RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), SHARE),
 }  # fmt: skip
-"""Numbers that make sense; with others Transformers or torch fails in mid-run, or trains something else."""
+"""Allowed ranges: outside them, Transformers or torch fails in mid-run or trains something else."""
 
 _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": dict, "list": list, "None": type(None)}
 
 
 @functools.cache
 def training_argument_types() -> dict[str, str]:
-    """Fields of the installed `TrainingArguments` with their annotations, read from its source.
+    """Return the fields of the installed `TrainingArguments` and their annotations, read from its source.
 
-    Reading (20 ms) instead of importing (3 s) lets a wrong key fail at once.
+    Parsing the source takes 20 ms and importing it 3 s, so a wrong key fails at once.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
@@ -152,13 +152,13 @@ def training_argument_types() -> dict[str, str]:
 
 
 def check_args(args: dict[str, Any]) -> dict[str, Any]:
-    """Check names and types; give YAML's boolean `no` back its meaning.
+    """Check names, types and ranges, and turn YAML's boolean `no` back into a string.
 
     Returns:
-        The arguments, with `False` of a `*_strategy` as the string `no`.
+        The arguments, with the string `no` in place of `False` for each `*_strategy`.
 
     Raises:
-        ConfigError: all wrong names and values at once.
+        ConfigError: lists all wrong names and values at once.
     """
     from hfexp.errors import join_problems
 
@@ -195,12 +195,12 @@ def _problem(name: str, value: Any, types: dict[str, str]) -> str | None:
 
 
 def way_out(instead: str, verb: str = "use") -> str:
-    """What to do in place of a key that does not exist: `nothing: why` is to leave it out."""
+    """Say what to write in place of a key that does not exist; `nothing: why` becomes `leave it out: why`."""
     return instead.replace("nothing: ", "leave it out: ", 1) if instead.startswith("nothing") else f"{verb} {instead}"
 
 
 def _fits(value: Any, annotation: str) -> bool:
-    """Whether a plain value fits an annotation; classes we don't know (enums take strings) are not held against it."""
+    """Return True if a plain value fits an annotation, or if all its types are unknown (enums take strings)."""
     names = set(re.sub(r"\[[^\]]*\]", "", annotation).replace(" ", "").split("|"))
     known = [_TYPES[name] for name in names if name in _TYPES]
     if not known:
@@ -211,10 +211,10 @@ def _fits(value: Any, annotation: str) -> bool:
 
 
 def check_choices(args: dict[str, Any]) -> None:
-    """Check the fields that take one of a few words (strategies, optimizer, scheduler) against their enums.
+    """Check the fields whose type is an enum (strategies, optimizer, scheduler) against that enum.
 
     Raises:
-        ConfigError: a word is not one of them.
+        ConfigError: a value is not a member of its enum.
     """
     from transformers import training_args
 
@@ -235,10 +235,10 @@ def check_choices(args: dict[str, Any]) -> None:
 
 
 def loader_defaults(processors: int, processes: int) -> dict[str, Any]:
-    """Data loader workers for rows that are decoded or augmented one by one while an accelerator computes.
+    """Return data loader settings for rows that are decoded or augmented one by one while an accelerator computes.
 
-    One per processor that this training process has to itself, but one, and at most eight. On a CPU the model needs
-    the processors: there rows are decoded by threads between two steps (`hfexp.threads`), and workers only compete.
+    Start one worker per processor of this training process, less one, and at most eight. On a CPU the model needs the
+    processors: threads decode the rows between two steps (`hfexp.threads`), and workers would only compete.
     """
     workers = min(processors // processes - 1, 8)
     if workers < 1:
@@ -258,16 +258,16 @@ def build_arguments(
     loads_little: bool = True,
     loss_per_token: bool = False,
 ) -> Any:
-    """Construct `TrainingArguments`: the user's fields, and those that hfexp owns.
+    """Build `TrainingArguments` from the user's fields and those that hfexp owns.
 
     Args:
         args: checked `trainer.args`.
-        output_dir: where checkpoints go.
-        metric: the task's metric, used unless the user names one.
-        greater_is_better: whether that metric is to be maximised.
-        loads_little: a batch takes a millisecond or two to load, so that data loader workers would only cost time.
-        loss_per_token: the loss is a mean over tokens, of which several processes may have unequally many. Of samples
-            they have equally many, so that nothing need be counted over all of them at each step.
+        output_dir: directory for checkpoints.
+        metric: the task's metric, which selects the best model unless the user names another one.
+        greater_is_better: whether a larger value of that metric is better.
+        loads_little: a batch takes a millisecond or two to load, so data loader workers would only cost time.
+        loss_per_token: the loss is a mean over tokens. Processes can have different numbers of tokens, which must be
+            counted over all of them at each step; they have the same number of samples, which need no such count.
     """
     import torch
     import transformers
@@ -279,6 +279,7 @@ def build_arguments(
         fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
     if not torch.accelerator.is_available():
+        # Without `use_cpu`, each process that torchrun starts would train alone, with a world size of 1.
         fields.setdefault("use_cpu", True)
         fields.setdefault("dataloader_pin_memory", False)
     elif not (loads_little or fields.get("use_cpu") or "dataloader_num_workers" in fields):
@@ -297,6 +298,6 @@ def build_arguments(
     except (ValueError, TypeError) as error:
         raise ConfigError(f"trainer.args: {error}") from error
     if arguments.parallel_mode == transformers.training_args.ParallelMode.NOT_DISTRIBUTED:
-        # Several visible GPUs would silently become nn.DataParallel; a single process uses one device.
+        # With several visible GPUs the Trainer would silently use nn.DataParallel; one process uses one device.
         arguments._n_gpu = 1
     return arguments

@@ -1,9 +1,9 @@
-"""Rows of arrays in a directory: written in order, read a batch at a time in any order.
+"""Rows of arrays on disk: written in order, read a batch at a time in any order.
 
-A directory holds `meta.json`, and for each field its values one after the other (`<field>.bin`) and, unless all rows
-have one shape, their shapes (`<field>.shapes.npy`, int64, (N, dimensions)). Files are read with `pread(2)` and not
-mapped into memory: a row costs one system call (some microseconds), and the memory of a process doesn't grow with
-the pages that it has touched, which a map counts as its own.
+A directory holds `meta.json` and, for each field, the values of all rows laid end to end (`<field>.bin`). If the rows
+of a field differ in shape, `<field>.shapes.npy` (int64, (N, dimensions)) holds the shapes. Files are read with
+`pread(2)` and not memory-mapped: a row costs one system call (some microseconds), and the memory of a process doesn't
+grow with the pages that it has touched, which a map counts as its own.
 """
 
 import json
@@ -17,13 +17,13 @@ import numpy as np
 
 META = "meta.json"
 IN_MEMORY = 16
-"""Rows of a field up to so many bytes are kept in memory (labels)."""
+"""Bytes per row up to which a field whose rows have one shape is kept in memory (labels)."""
 
 Columns = dict[str, "np.ndarray | list[np.ndarray]"]
 
 
 class ArrayWriter:
-    """Appends rows. What it leaves is complete only after `finish`."""
+    """Appends rows to a directory, which is complete only after `finish`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -40,10 +40,10 @@ class ArrayWriter:
             file.close()
 
     def append(self, row: Mapping[str, np.ndarray]) -> None:
-        """Add one row; fields and dtypes must be those of the first.
+        """Append one row; its fields, dtypes and numbers of dimensions must be those of the first row.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they differ.
         """
         if not self.files:
             self._begin(row)
@@ -63,7 +63,7 @@ class ArrayWriter:
             self.kinds[name], self.shapes[name] = (value.dtype.str, value.ndim), []
 
     def finish(self, about: Mapping[str, Any]) -> None:
-        """Write shapes and `meta.json`, the latter last, and wait until all is on the disk."""
+        """Write the shapes and, as the last file, `meta.json`; flush everything to the disk."""
         fields = {}
         for name, shapes in self.shapes.items():
             uniform = len(set(shapes)) == 1
@@ -84,10 +84,10 @@ class ArrayWriter:
 
 
 class ArrayReader:
-    """Reads rows by their numbers; usable from several threads and processes at once."""
+    """Reads rows by index; several threads and processes may use it at once."""
 
     def __init__(self, directory: Path) -> None:
-        """Raises OSError, ValueError or KeyError if the directory is not what `ArrayWriter` leaves."""
+        """Open a directory; raise OSError, ValueError or KeyError if it is not what `ArrayWriter` writes."""
         self.directory = directory
         self.meta: dict[str, Any] = json.loads((directory / META).read_text())
         self.fields = {
@@ -99,35 +99,36 @@ class ArrayReader:
         return self.meta["rows"]
 
     def __reduce__(self) -> Any:
+        # File descriptors can't be pickled: the other process opens the files again.
         return ArrayReader, (self.directory,)
 
     def is_uniform(self, name: str) -> bool:
-        """All rows of this field have one shape."""
+        """Return True if all rows of a field have the same shape."""
         return self.fields[name].shape is not None
 
     def lengths(self, name: str) -> list[int]:
-        """First dimension of each row of a field."""
+        """Return the first dimension of each row of a field; a scalar counts as 1."""
         field = self.fields[name]
         if field.shapes is not None:
             return field.shapes[:, 0].tolist()
         return [field.shape[0] if field.shape else 1] * len(self)
 
     def total(self, name: str) -> int:
-        """Values of a field in all rows."""
+        """Return the number of values that a field has in all rows."""
         return self.fields[name].total
 
     def stretch(self, name: str, start: int, count: int) -> np.ndarray:
-        """So many values of a field from place `start` on, as all rows' values stand one after the other."""
+        """Return `count` values of a field from position `start` on, with all rows laid end to end."""
         return self.fields[name].stretch(start, count)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> Columns:
-        """Each field of these rows: one array (B, ...) if all rows have one shape, else a list of B arrays."""
+        """Return each field of these rows: one array (B, ...) if all rows have one shape, else a list of B arrays."""
         indices = np.asarray(indices, dtype=np.int64)
         return {name: field.read(indices) for name, field in self.fields.items()}
 
 
 class _Field:
-    """One field's values."""
+    """The values of one field."""
 
     def __init__(self, path: Path, dtype: str, shape: list[int] | None, rows: int) -> None:
         self.dtype = np.dtype(dtype)
@@ -167,13 +168,13 @@ class _Field:
 
     @property
     def total(self) -> int:
-        """Values in all rows."""
+        """Number of values in all rows."""
         if self.offsets is not None:
             return int(self.offsets[-1]) // self.dtype.itemsize
         return self.rows * int(np.prod(self.shape or (), dtype=np.int64))
 
     def stretch(self, start: int, count: int) -> np.ndarray:
-        """Values from a place on, of one row after the other; (count,)."""
+        """Return an array (count,) of the values from position `start` on, with all rows laid end to end."""
         if self.values is not None:
             return self.values.reshape(-1)[start : start + count]
         found = np.empty(count, self.dtype)
@@ -190,7 +191,7 @@ class _Field:
         return row
 
     def _fill(self, target: memoryview, offset: int) -> None:
-        """Read until the target is full: one call may give less, on some file systems and beyond 2 GB."""
+        """Read until the target is full; one call may return less, on some file systems and beyond 2 GB."""
         while len(target):
             count = os.preadv(self.descriptor, [target], offset)
             if count == 0:

@@ -1,4 +1,4 @@
-"""YAML from outside: refused where its aliases stand for more values than anybody has written."""
+"""YAML from untrusted sources: refused if its aliases expand to far more values than are written."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,19 @@ import yaml
 from hfexp.errors import ConfigError
 
 MAX_VALUES = 100_000
-"""Values of a text with aliases, each counted as often as it is referred to."""
+"""Values that a text with aliases may have, each counted as often as it is referenced."""
 _ALIASES = re.compile(r"&\S.*\*\S", re.DOTALL)
-"""Without both an anchor and an alias, a text has as many values as are written."""
+"""Matches an anchor with an alias after it; a text without both has only the values that it spells out."""
 
 
 def load(text: str, where: object) -> Any:
-    """Read a text.
+    """Parse a YAML text into plain values.
 
     Args:
-        where: file or key, for messages.
+        where: file or key that error messages name.
 
     Raises:
-        ConfigError: it is not YAML, or its aliases stand for too much.
+        ConfigError: the text is not YAML, or its aliases expand to too many values.
     """
     check(text, where)
     try:
@@ -31,7 +31,7 @@ def load(text: str, where: object) -> Any:
 
 
 def check(text: str, where: object) -> None:
-    """Raise ConfigError if aliases of a text stand for too much; what is not YAML is left to who reads it."""
+    """Raise ConfigError if the aliases of a text expand to too many values; leave invalid YAML to the parser."""
     if not _ALIASES.search(text):
         return
     try:
@@ -47,18 +47,18 @@ def check(text: str, where: object) -> None:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise ConfigError for a file of options below whose aliases stand for too much."""
+    """Raise ConfigError if a YAML file below a directory has aliases that expand to too many values."""
     for path in directory.rglob("*.yaml"):
         if path.is_file():
             check(path.read_text(encoding="utf-8", errors="replace"), path)
 
 
 def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
-    """Count the values of a node with all that its aliases refer to; infinity if it refers to itself."""
+    """Count the values of a node with its aliases expanded; return infinity if it refers to itself."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = float("inf")  # until it is counted
+        known[id(node)] = float("inf")  # what a reference to itself finds
         inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         known[id(node)] = 1 + sum(_size(part, known) for part in inner)
     return known[id(node)]

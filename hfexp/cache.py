@@ -1,12 +1,12 @@
-"""A directory of prepared rows that jobs share: found by content, built once, evicted when space is short.
+"""Cache of prepared rows that jobs share: keyed by content, built once, evicted when space is short.
 
-    <directory>/<key>/          an entry: what `hfexp.arrays` writes, and `used`
-    <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is whole;
-                                `needed` in it is the room that was made for it
-    <directory>/.locks/         one lock file per key, held while it is built
+    <directory>/<key>/          an entry: the files that `hfexp.arrays` writes, and `used`
+    <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is complete;
+                                its file `needed` holds the number of bytes reserved for it
+    <directory>/.locks/         one lock file per key, held while the entry is built, and one for making room
 
-The modification time of `used` is the time of the last use; whoever uses the entry holds a shared `flock(2)` on it,
-and nothing is evicted while somebody does.
+The modification time of `used` is the time of the last use. A process that uses an entry holds a shared `flock(2)` on
+this file, and no entry is evicted while a process does.
 """
 
 import contextlib
@@ -29,44 +29,44 @@ from hfexp.launch import world
 from hfexp.screen import note
 
 VARIABLE = "HFEXP_CACHE"
-"""Environment variable with the directory of the cache."""
+"""Environment variable that names the cache directory."""
 USED, NEEDED = "used", "needed"
 KEY = re.compile("[0-9a-f]{32}")
-"""An entry's name; what is called otherwise and can't be read is somebody else's."""
+"""Matches the name of an entry; an unreadable directory with another name does not belong to the cache."""
 SPARE = 10**9
-"""Bytes of the disk that building an entry leaves free."""
+"""Bytes that must stay free on the disk when an entry is built."""
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
           "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
 
 
 class NoRoomError(Exception):
-    """An entry can't be kept; the message says why."""
+    """The cache can't keep an entry; the message says why."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A whole entry."""
+    """A finished entry of the cache, which may be damaged."""
 
     path: Path
     bytes: int
     rows: int
     about: str
     used: float
-    """When it was last used, in seconds since 1970."""
+    """Time of the last use, in seconds since 1970; 0 for a damaged entry."""
 
 
 def default_directory() -> Path:
-    """`HFEXP_CACHE`, else `hfexp` in the user's cache directory."""
+    """Return the directory in `HFEXP_CACHE`, or else `hfexp` in the user's cache directory."""
     if os.environ.get(VARIABLE):
         return Path(os.environ[VARIABLE]).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfexp"
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of `20GB`, `500 MiB` or a plain number.
+    """Parse a size such as `20GB`, `500 MiB` or a plain number into bytes.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not a size.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
     if found is None or found.group(2) not in _UNITS:
@@ -75,7 +75,7 @@ def parse_size(text: str | int) -> int:
 
 
 def show_size(count: float) -> str:
-    """Bytes as a person reads them: `1.2 GB`."""
+    """Format a number of bytes for people: `1.2 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
@@ -84,14 +84,14 @@ def show_size(count: float) -> str:
 
 
 class Cache:
-    """Entries below one directory, of at most `max_size` bytes together."""
+    """The entries below one directory, which may take `max_size` bytes together."""
 
     def __init__(self, directory: Path, max_size: int) -> None:
         self.directory = directory
         self.max_size = max_size
 
     def find(self, key: str) -> ArrayReader | None:
-        """Open an entry, or None. It counts as used as long as the reader lives."""
+        """Open an entry, or return None; the entry counts as in use for as long as the reader lives."""
         path = self.directory / key
         try:
             lease = os.open(path / USED, os.O_RDONLY)
@@ -99,10 +99,10 @@ class Cache:
             return None
         try:
             fcntl.flock(lease, fcntl.LOCK_SH)
-            with contextlib.suppress(OSError):  # somebody else's cache, which we may only read
+            with contextlib.suppress(OSError):  # another user's cache, which we can only read
                 os.utime(path / USED)
             if os.fstat(lease).st_ino != (path / USED).stat().st_ino:
-                raise FileNotFoundError  # removed meanwhile, and built again
+                raise FileNotFoundError  # removed and built again in the meantime
             reader = ArrayReader(path)
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             os.close(lease)
@@ -115,17 +115,17 @@ class Cache:
     def find_or_build(
         self, key: str, needed: int, build: Callable[[ArrayWriter], Mapping[str, Any]]
     ) -> tuple[ArrayReader, bool]:
-        """Open an entry, or build it; whoever wants the same one meanwhile waits.
+        """Open an entry, or build it while other processes that want the same entry wait.
 
         Args:
-            needed: bytes that it will take, about.
-            build: appends all rows and returns what is said about them (`about`: one line for people).
+            needed: approximate number of bytes that the entry will take.
+            build: appends all rows and returns more facts for `meta.json` (`about`: one line for people).
 
         Returns:
-            The entry and whether it was built here.
+            The entry, and True if this call built it.
 
         Raises:
-            NoRoomError: it doesn't fit into the cache or on the disk, or the directory can't be written.
+            NoRoomError: the entry doesn't fit into the cache or on the disk, or the directory is not writable.
         """
         try:
             (self.directory / ".locks").mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ class Cache:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise NoRoomError(f"the disk of {self.directory} is full") from error
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-                reader = self.find(key)  # somebody else's cache, which we may only read
+                reader = self.find(key)  # another user's cache, which we can only read
                 if reader is not None:
                     return reader, False
                 raise NoRoomError(f"{self.directory} can't be written ({error.strerror})") from error
@@ -152,30 +152,30 @@ class Cache:
         return reader, True
 
     def entries(self) -> list[Entry]:
-        """List all entries, the longest unused first; damaged ones, which nobody can use, before the others."""
+        """List all entries, least recently used first; damaged entries, which nobody can use, come first."""
         found = [_entry(path.parent) for path in self.directory.glob(f"*/{META}")]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
 
     def remove(self, path: Path) -> bool:
-        """Remove an entry, unless somebody uses it."""
-        if path.is_dir() and not (path / USED).exists():  # damaged: nobody can hold it
+        """Remove an entry unless a process uses it; return True if it is gone."""
+        if path.is_dir() and not (path / USED).exists():  # damaged: nobody can lock it
             shutil.rmtree(path, ignore_errors=True)
-        # For writing: file systems over a network lend exclusive locks on nothing else.
-        if not os.access(path / USED, os.W_OK):  # somebody else's, or gone
+        # Open for writing: network file systems grant exclusive locks only on files that are.
+        if not os.access(path / USED, os.W_OK):  # another user's, or already gone
             return not path.exists()
         with contextlib.suppress(FileNotFoundError), (path / USED).open("r+b") as lease:
             try:
                 fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return False
-            # Renamed first: a half-removed entry must not look like one.
+            # Rename first: a half-removed entry must not look complete.
             gone = path.with_name(f".removed-{path.name}-{os.getpid()}")
             path.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
         return True
 
     def remove_dead(self) -> None:
-        """Remove what builders and removers that died have left."""
+        """Remove what builders and removers left behind when they died."""
         for path in self.directory.glob(".building-*"):
             lock = FileLock(self._lock_path(path.name.removeprefix(".building-")))
             with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
@@ -192,7 +192,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            if not world.is_together():  # whose processes all begin with this
+            if not world.is_together():  # several processes of one run always wait here
                 note("waiting for another process, which prepares the same data")
             lock.acquire(timeout=-1)
         try:
@@ -221,15 +221,15 @@ class Cache:
         return shutil.disk_usage(self.directory).free
 
     def _reserved(self) -> int:
-        """Bytes for which other builders have made room."""
+        """Sum the bytes that other builders have reserved."""
         total = 0
         for path in self.directory.glob(f".building-*/{NEEDED}"):
-            with contextlib.suppress(OSError, ValueError):  # it is whole by now, or given up
+            with contextlib.suppress(OSError, ValueError):  # completed or given up in the meantime
                 total += int(path.read_text())
         return total
 
     def _begin(self, key: str, needed: int) -> Path:
-        """Make the directory in which an entry is built."""
+        """Create the directory in which an entry is built."""
         temporary = self.directory / f".building-{key}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -238,7 +238,7 @@ class Cache:
 
     def _build(self, temporary: Path, path: Path, build: Callable[[ArrayWriter], Mapping[str, Any]]) -> None:
         try:
-            if path.exists() and not self.remove(path):  # a damaged one
+            if path.exists() and not self.remove(path):  # a damaged entry
                 raise NoRoomError(f"{path} is damaged, and another job uses it")
             with ArrayWriter(temporary) as writer:
                 writer.finish(build(writer))
@@ -248,7 +248,7 @@ class Cache:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        directory = os.open(self.directory, os.O_RDONLY)
+        directory = os.open(self.directory, os.O_RDONLY)  # to make the rename durable
         try:
             os.fsync(directory)
         finally:
@@ -256,7 +256,7 @@ class Cache:
 
 
 def _entry(path: Path) -> Entry | None:
-    """Read what is known of an entry; None if it was removed meanwhile, or is none."""
+    """Read the facts about an entry; return None if it was removed in the meantime or is not an entry."""
     try:
         meta = ArrayReader(path).meta
         return Entry(path, meta["bytes"], meta["rows"], str(meta.get("about", "")), (path / USED).stat().st_mtime)

@@ -1,4 +1,4 @@
-"""`hfexp cache`: what is kept of prepared rows, and room again."""
+"""The command `hfexp cache`, which lists the prepared data or removes it."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ from hfexp.screen import say
 
 
 def main(words: list[str]) -> int:
-    """`hfexp cache`: list the prepared data, or remove it."""
+    """Run `hfexp cache`: list the prepared data, or remove it."""
     parser = argparse.ArgumentParser(
         prog="hfexp cache", description="List the prepared data that jobs share, or remove it."
     )

@@ -1,4 +1,4 @@
-"""Cells of tables as values: numbers, truth values, and names in order."""
+"""Table cells: read numbers and truth values, escape formulas, sort names."""
 
 import math
 import re
@@ -9,20 +9,20 @@ from hfexp.errors import DataError
 
 NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Beginnings of what spreadsheets compute, or skip before it; the last ones: wide forms of the first."""
+"""First characters of formulas, and white space that spreadsheets skip before one; the last four are full-width."""
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 def is_number(text: str) -> bool:
-    """Tell whether a text is a finite number, as most programs write them."""
+    """Return True if a text is a finite number as most programs write it."""
     return NUMBER.fullmatch(text) is not None
 
 
 def to_number(value: Any) -> float:
-    """Read a label that is a number, or a text that is one, as in CSV files.
+    """Convert a label to float: a number, or the text of one as in CSV files.
 
     Raises:
-        DataError: it is not, or not finite.
+        DataError: the label is not a number, or not finite.
     """
     number = float(value) if isinstance(value, str) and is_number(value) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -36,13 +36,13 @@ def to_number(value: Any) -> float:
 
 
 def to_truth(value: Any, name: str) -> int:
-    """Read whether a class is there: 0 or 1, false or true, as value or word.
+    """Convert the mark of a class to 0 or 1; it may be 0 or 1, false or true, as a value or a text.
 
     Args:
-        name: of the class.
+        name: name of the class, for messages.
 
     Raises:
-        DataError: it is missing, or something between.
+        DataError: the mark is missing, or something else.
     """
     if value is None:
         raise DataError(f"no truth value for the class {name!r}")
@@ -53,9 +53,9 @@ def to_truth(value: Any, name: str) -> int:
 
 
 def csv_cell(value: Any) -> Any:
-    """Keep a spreadsheet from taking a text for a formula: `'` before what begins like one and is no number.
+    """Put a `'` before a text that a spreadsheet would take for a formula; leave numbers alone.
 
-    By OWASP, "CSV Injection": https://owasp.org/www-community/attacks/CSV_Injection.
+    Source: OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection.
     """
     if isinstance(value, str) and value.startswith(FORMULA) and not is_number(value):
         return f"'{value}"
@@ -63,6 +63,6 @@ def csv_cell(value: Any) -> Any:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Sort names; if all of them are numbers, by their value."""
+    """Sort names; if all of them are numbers, sort by value."""
     names = sorted(names)
     return sorted(names, key=float) if all(map(is_number, names)) else names
