@@ -1,11 +1,11 @@
-"""Checkpoints are whole or not there, and restore every weight.
+"""Atomic checkpoints for the Trainer that restore every weight.
 
-Upstream (Transformers 5.23) saves weights under the names of the original release and loads them with
-`strict=False` under the model's own names, so that resuming and `load_best_model_at_end` silently keep the present
+Upstream (Transformers 5.23) saves weights under the key names of the original release and loads them with
+`strict=False` under the model's own names. Resuming and `load_best_model_at_end` therefore silently keep the current
 values of most weights of ViT, DeiT, Swin, DINOv2, BEiT and others (huggingface/transformers#48805, fix in #48822).
-It also writes into the final directory, so that a killed process leaves a checkpoint that looks usable, and
-resumes without a word when the optimizer, scheduler or RNG state is missing. When upstream is fixed, `_save` and
-`_issue_warnings_after_load` here can go.
+Upstream also writes into the final directory, so a killed process leaves a checkpoint that looks usable, and it
+resumes silently when the optimizer, scheduler or RNG state is missing. Once upstream has fixed the key names,
+`save_original_format=False` and `_issue_warnings_after_load` can go.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass
 class FileFacts:
-    """A file as it was written."""
+    """Size in bytes and hash of a file when it was written."""
 
     size: int
     sha256: str
@@ -50,18 +50,18 @@ class FileFacts:
 
 @dataclass
 class Manifest:
-    """`manifest.json` of a checkpoint."""
+    """The content of a checkpoint's `manifest.json`."""
 
     files: dict[str, FileFacts]
-    """By path inside the checkpoint."""
+    """The files of the checkpoint, by path relative to its directory."""
     resumable: bool
     world_size: int = 1
-    """Number of processes that wrote it."""
+    """Number of processes that wrote the checkpoint."""
 
 
 @dataclass
 class Progress:
-    """Of `trainer_state.json`, what going on needs."""
+    """The fields of `trainer_state.json` that resuming needs."""
 
     global_step: int
     log_history: list[dict[str, Any]]
@@ -73,11 +73,11 @@ class Progress:
 
 
 class CheckpointError(RunError):
-    """A checkpoint can't be used as it is."""
+    """A checkpoint is damaged, is missing or does not fit the model."""
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Checkpoint directories, oldest first."""
+    """List checkpoint directories in the order of their steps."""
     if not directory.is_dir():
         return []
     found = [(int(m.group(1)), p) for p in directory.iterdir() if p.is_dir() and (m := NAME.fullmatch(p.name))]
@@ -85,7 +85,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest_whole(directory: Path) -> Path | None:
-    """Find the newest checkpoint that is complete and unaltered; those that are not are named in a warning."""
+    """Return the newest checkpoint that a run can resume from, or None; warn about each newer one."""
     for checkpoint in reversed(list_checkpoints(directory)):
         problem = find_problem(checkpoint)
         if problem is None:
@@ -95,7 +95,7 @@ def newest_whole(directory: Path) -> Path | None:
 
 
 def set_aside_newer(directory: Path, chosen: Path | None) -> None:
-    """Rename the unusable checkpoints after the chosen one: rotation would keep them in place of good ones."""
+    """Rename the unusable checkpoints after the chosen one: rotation would keep them instead of good ones."""
     checkpoints = list_checkpoints(directory)
     for checkpoint in checkpoints[checkpoints.index(chosen) + 1 if chosen else 0 :]:
         shutil.rmtree(directory / f"damaged-{checkpoint.name}", ignore_errors=True)
@@ -103,7 +103,7 @@ def set_aside_newer(directory: Path, chosen: Path | None) -> None:
 
 
 def best_step(directory: Path) -> int | None:
-    """Read the best step so far, as the newest checkpoint remembers it."""
+    """Read the best step so far from the newest checkpoint with a readable Trainer state."""
     for checkpoint in reversed(list_checkpoints(directory)):
         state = trainer_state(checkpoint)
         if state:
@@ -113,7 +113,7 @@ def best_step(directory: Path) -> int | None:
 
 
 def trainer_state(checkpoint: Path) -> dict[str, Any]:
-    """Read what the Trainer has noted in a checkpoint; empty if that is missing or damaged."""
+    """Read a checkpoint's `trainer_state.json`; return an empty dictionary if it is missing or damaged."""
     try:
         return read_record(checkpoint / TRAINER_STATE, dict[str, Any])
     except (FileNotFoundError, DamagedRecord):
@@ -121,7 +121,7 @@ def trainer_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """Say what is wrong with a checkpoint; None if every file is there with the recorded size and hash."""
+    """Say why a run can't resume from a checkpoint; None if its files are as recorded and its state is complete."""
     try:
         manifest = read_record(checkpoint / MANIFEST, Manifest)
         for name, expected in manifest.files.items():
@@ -142,7 +142,7 @@ def find_problem(checkpoint: Path) -> str | None:
 
 
 def _problem_of_state(checkpoint: Path) -> str | None:
-    """Say why the Trainer could not go on from what it has noted; None if it can."""
+    """Say why the Trainer can't resume from `trainer_state.json`; None if it can."""
     from transformers import TrainerState
 
     try:
@@ -160,12 +160,12 @@ def _problem_of_state(checkpoint: Path) -> str | None:
 
 
 def processes_of(checkpoint: Path) -> int:
-    """Give the number of processes that wrote a whole checkpoint."""
+    """Return the number of processes that wrote a complete checkpoint."""
     return read_record(checkpoint / MANIFEST, Manifest).world_size
 
 
 def write_manifest(checkpoint: Path, **facts: Any) -> None:
-    """Record every file of a checkpoint with size and SHA-256, and flush it all to the disk."""
+    """Record the size and SHA-256 of every file of a checkpoint, and flush all of them to the disk."""
     files = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         with path.open("rb") as file:
@@ -184,22 +184,22 @@ def _sha256(path: Path) -> str:
 
 
 class TrueCheckpoints(_Base):
-    """Mixin for a Transformers `Trainer`: atomic checkpoints in native key format, strict loading.
+    """Mixin for a Transformers `Trainer`: atomic checkpoints with the model's own key names, and strict loading.
 
-    Checkpoints are written below a staging directory and renamed when they are whole.
+    The Trainer writes a checkpoint below a staging directory, which is renamed when the checkpoint is complete.
     """
 
     config_hash: str = ""
-    """Identity of the experiment, recorded in each manifest."""
+    """Hash that identifies the experiment, recorded in each manifest."""
     _staging: str | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As the Trainer's; each new best model gets a checkpoint, whatever the save strategy.
+        """Save a checkpoint of each new best model, whatever the save strategy, if `load_best_model_at_end` is set.
 
-        Otherwise what is reported as the best could be neither loaded nor continued from.
+        Otherwise a run could neither load nor resume from the model that it reports as the best.
         """
         is_new_best = super()._determine_best_metric(metrics, trial)
         if is_new_best and self.args.load_best_model_at_end:
@@ -213,14 +213,16 @@ class TrueCheckpoints(_Base):
         staged = final_dir / STAGING / name
         if self.args.should_save:
             shutil.rmtree(final_dir / STAGING, ignore_errors=True)
+        # No process may write before the remains of a killed run are gone.
         self.accelerator.wait_for_everyone()
         self._staging = str(final_dir / STAGING)
         try:
-            # Rotation inside super() sees the staging directory alone, and so removes nothing.
+            # super() rotates checkpoints in the staging directory only, so it removes nothing; `_publish` rotates.
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = None
         self._set_best_checkpoint(final_dir)
+        # Every process has to write its RNG state before the rename.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             self._publish(staged, final_dir / name)
@@ -232,11 +234,11 @@ class TrueCheckpoints(_Base):
             self.state.best_model_checkpoint = str(final_dir / f"checkpoint-{best}")
 
     def _publish(self, staged: Path, final: Path) -> None:
-        """Finish the staged checkpoint, rename it into place and remove old ones."""
+        """Complete the staged checkpoint, rename it into place and rotate old ones."""
         from transformers.trainer_utils import rotate_checkpoints
 
         best = self.state.best_model_checkpoint
-        # On disk the best checkpoint is known by its name alone: the run directory may be moved.
+        # Store only the name of the best checkpoint: the run directory may be moved.
         self.state.best_model_checkpoint = Path(best).name if best else None
         self.state.save_to_json(str(staged / TRAINER_STATE))
         self.state.best_model_checkpoint = best
@@ -253,7 +255,7 @@ class TrueCheckpoints(_Base):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with _own_format(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
             super()._save(output_dir, state_dict)
-        # A pickle that nobody here reads; the arguments are in the run's config.yaml.
+        # A pickle that hfexp never reads; the arguments are in the run's config.yaml.
         Path(output_dir or str(self.args.output_dir), "training_args.bin").unlink(missing_ok=True)
 
     def _init_training_state(
@@ -267,14 +269,14 @@ class TrueCheckpoints(_Base):
         position = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
-        # Upstream looked for the recorded name in the current directory, and forgot it.
+        # Upstream looked for the recorded name in the current directory, did not find it and dropped it.
         self._set_best_checkpoint(Path(str(self.args.output_dir)))
         best = self.state.best_global_step
         if best and self.args.load_best_model_at_end and not self.state.best_model_checkpoint:
             raise CheckpointError(
                 f"the best checkpoint so far, checkpoint-{best}, is gone from {self.args.output_dir}"
             )
-        # Upstream would train on where training had ended: it forgets an early stop, and finishes a begun epoch.
+        # Upstream would continue a training that has ended: it forgets an early stop, and finishes a partial epoch.
         saved: Any = self.state.stateful_callbacks if resume_from_checkpoint is not None else {}
         stopped = saved.get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
         return (num_train_epochs, 0) if stopped or self.state.global_step >= max_steps else position
@@ -292,13 +294,13 @@ class TrueCheckpoints(_Base):
         self._require_adapter_of(Path(resume_from_checkpoint))
 
     def _require_adapter_of(self, checkpoint: Path) -> None:
-        """Upstream takes it for granted that an adapter was saved, and saved whole."""
+        """Check that a checkpoint holds the model's whole adapter; upstream takes this for granted."""
         model = self.accelerator.unwrap_model(self.model)
         if is_adapted(model):
             require_same_weights(model, checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Missing weights would silently keep their present values."""
+        """Raise if weights are missing or unknown; missing ones would silently keep their current values."""
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, _transformers_model()):
             optional = {*(model._keys_to_ignore_on_save or ()), *(model._tied_weights_keys or ())}
@@ -316,7 +318,7 @@ class TrueCheckpoints(_Base):
 
 @contextlib.contextmanager
 def _own_format(model: Any) -> Iterator[None]:
-    """Make `save_pretrained` of a Transformers model write its own key names, and that of an adapter nothing else."""
+    """Make `save_pretrained` write a model under its own key names, and of a PEFT model the adapter alone."""
     if is_adapted(model):
         options = {"save_embedding_layers": False}
     elif isinstance(model, _transformers_model()):
@@ -332,14 +334,14 @@ def _own_format(model: Any) -> Iterator[None]:
 
 
 def _transformers_model() -> type:
-    """`PreTrainedModel`, imported when a model exists: listing checkpoints must stay cheap."""
+    """Import `PreTrainedModel`, only when a model exists: listing checkpoints must stay cheap."""
     from transformers import PreTrainedModel
 
     return PreTrainedModel
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the rename itself durable."""
+    """Flush a directory, which makes a rename in it durable."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Single checks of what a run is asked for; each returns the problems that it found."""
+"""Individual checks of a run's config; each returns the problems that it found."""
 
 import importlib.util
 import inspect
@@ -24,12 +24,12 @@ from hfexp.tasks.base import Task
 from hfexp.tracking.store import find_problem, tracking_uri, why_not_writable
 
 MAX_EXPERIMENT_NAME = 500
-"""Of MLflow (`mlflow/utils/validation.py`)."""
+"""Characters that MLflow allows in an experiment's name (`mlflow/utils/validation.py`)."""
 SAMPLING = ("random", "sequential", "group_by_length")
 
 
 def check_places(config: Config) -> list[str]:
-    """The tracking store and the output directory."""
+    """Check the tracking settings, the size of the cache and the output directory."""
     problems = []
     if config.tracking.backend not in ("mlflow", "none"):
         problems.append(f"tracking.backend={config.tracking.backend}; allowed: mlflow, none")
@@ -46,7 +46,7 @@ def check_places(config: Config) -> list[str]:
     except ConfigError as error:
         problems.append(str(error))
     place = Path(config.output_dir).absolute()
-    while not os.path.exists(place) and place != place.parent:  # false, too, where one may not look
+    while not os.path.exists(place) and place != place.parent:  # also false where we may not look
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")
@@ -54,7 +54,7 @@ def check_places(config: Config) -> list[str]:
 
 
 def check_semaphores(config: Config) -> list[str]:
-    """Refuse several processes without room for their semaphores, which Linux keeps in `/dev/shm`."""
+    """Refuse several processes if `/dev/shm`, where Linux keeps their semaphores, has no room."""
     keys = [
         f"{key}={value}"
         for key, value, alone in (
@@ -73,7 +73,7 @@ def check_semaphores(config: Config) -> list[str]:
 
 
 def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
-    """Settings that only make sense together."""
+    """Check settings that only make sense together."""
     problems = []
     evaluate, save = str(args.get("eval_strategy", "no")), str(args.get("save_strategy", "steps"))
     best = args.get("load_best_model_at_end", False)
@@ -93,14 +93,14 @@ def check_strategies(args: dict[str, Any], patience: int | None) -> list[str]:
 
 
 def _is_multiple(saved: float, every: float) -> bool:
-    """Whether `save_steps` is a multiple of `eval_steps`, as `TrainingArguments._validate_args` has it."""
+    """Return True if `save_steps` is a multiple of `eval_steps`, by the rule of `TrainingArguments._validate_args`."""
     if (saved < 1) is not (every < 1):
-        return False  # a share of the steps and a number of them
+        return False  # one is a share of all steps, the other a number of steps
     return (saved * 1_000_000) % (every * 1_000_000) == 0
 
 
 def check_support(config: Config) -> list[str]:
-    """Values that Transformers or torch would refuse only after a run was opened, or that leave nothing to report."""
+    """Check values that Transformers or torch would refuse only after the run was opened."""
     import torch
 
     problems = []
@@ -115,7 +115,7 @@ def check_support(config: Config) -> list[str]:
 
 
 def check_sampling(config: Config) -> list[str]:
-    """Orders of rows that there are; the Trainer takes any other word for `random`, and ignores all for streams."""
+    """Check the sampling strategy: the Trainer treats an unknown one as `random`, and ignores all for streams."""
     name = "trainer.args.train_sampling_strategy"
     strategy = config.trainer.args.get("train_sampling_strategy", SAMPLING[0])
     if strategy not in SAMPLING:
@@ -131,7 +131,7 @@ def check_sampling(config: Config) -> list[str]:
 
 
 def check_precision(args: dict[str, Any]) -> list[str]:
-    """Number formats that this machine can't compute in."""
+    """Check that this machine can compute in the requested number formats."""
     import torch
 
     cuda = torch.cuda.is_available() and not args.get("use_cpu")
@@ -149,7 +149,7 @@ def check_precision(args: dict[str, Any]) -> list[str]:
 
 
 def check_optimisation(arguments: Any) -> list[str]:
-    """Make the optimizer and the schedule for one number, as the Trainer will for the model after a run is opened.
+    """Build the optimizer and the schedule for a 1x1 layer, as the Trainer will for the model after the run is opened.
 
     Args:
         arguments: `TrainingArguments`.
@@ -160,9 +160,9 @@ def check_optimisation(arguments: Any) -> list[str]:
     model = torch.nn.Linear(1, 1)
     try:
         optimizer = torch.optim.SGD(model.parameters(), lr=arguments.learning_rate)
-        if arguments.optim_target_modules is None:  # others need the real model
+        if arguments.optim_target_modules is None:  # with target modules it needs the real model
             kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(arguments)
-            if kind.__module__.startswith("torch.optim"):  # others may need their device
+            if kind.__module__.startswith("torch.optim"):  # one from another package may need its device
                 optimizer = kind(model.parameters(), **settings)
     except (ImportError, ValueError, TypeError) as error:
         return [f"trainer.args.optim={arguments.optim.value}: {first_line(error)}"]
@@ -178,7 +178,7 @@ def check_optimisation(arguments: Any) -> list[str]:
 
 
 def check_loader(arguments: Any) -> list[str]:
-    """Refuse settings of data loader workers where there are none, which torch does when the first batch is loaded."""
+    """Refuse settings of data loader workers if there are no workers; torch would refuse them at the first batch."""
     if arguments.dataloader_num_workers > 0:
         return []
     names = ("dataloader_persistent_workers", "dataloader_multiprocessing_context")
@@ -190,7 +190,7 @@ def check_loader(arguments: Any) -> list[str]:
 
 
 def check_activation_checkpointing(skeleton: Any, args: dict[str, Any]) -> list[str]:
-    """Recomputing activations is up to the model's architecture."""
+    """Refuse activation checkpointing for an architecture that does not support it."""
     names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if args.get(name)]
     if not names or base_of(skeleton).supports_gradient_checkpointing:
         return []
@@ -198,7 +198,7 @@ def check_activation_checkpointing(skeleton: Any, args: dict[str, Any]) -> list[
 
 
 def check_processor(processor: Any, task: Task) -> list[str]:
-    """Refuse a processor of images for texts, and a tokenizer for images."""
+    """Refuse an image processor for a text task, and a tokenizer for an image task."""
     from transformers import PreTrainedTokenizerBase
     from transformers.image_processing_utils import BaseImageProcessor
 
@@ -212,7 +212,7 @@ def check_processor(processor: Any, task: Task) -> list[str]:
 
 
 def check_architecture(model_config: Any, task: Task) -> list[str]:
-    """Refuse a model whose architecture the task can't train; None is a model of the user's own code."""
+    """Refuse a model whose architecture the task can't train; `model_config` is None for the user's own model."""
     import transformers
 
     mapping = getattr(transformers, task.model_class)._model_mapping
@@ -232,10 +232,10 @@ def check_architecture(model_config: Any, task: Task) -> list[str]:
 
 
 def _reads_ahead(found: Any, model_config: Any) -> bool:
-    """Tell whether each token would see those that it is to predict: such a class warns of it when it is made.
+    """Return True if each token would see those that it has to predict; the class then has a warning in its source.
 
     Args:
-        found: the class, or several of which the configuration chooses one.
+        found: the model class, or several of which the model's config chooses one.
     """
     classes = found if isinstance(found, tuple) else (found,)
     warns = any("add `is_decoder=True" in inspect.getsource(kind) for kind in classes)
@@ -243,7 +243,7 @@ def _reads_ahead(found: Any, model_config: Any) -> bool:
 
 
 def check_compiler(args: dict[str, Any]) -> list[str]:
-    """What `torch.compile` makes for a CPU is compiled by the program that `torch/_inductor/config.py` names."""
+    """Check that `torch.compile` for a CPU finds its C++ compiler, chosen as in `torch/_inductor/config.py`."""
     import torch
 
     backend = args.get("torch_compile_backend")
@@ -263,7 +263,7 @@ def check_compiler(args: dict[str, Any]) -> list[str]:
 
 
 def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[str]:
-    """There must be something to tell apart."""
+    """Refuse a training split with fewer than two classes."""
     if id2label is not None and len(id2label) < 2:
         return [
             f"one class only ({one_of(id2label.values())}) in the training rows ({show_rows(dataset['train'])}); "
@@ -273,7 +273,7 @@ def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[
 
 
 def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
-    """Whether a model on the meta device takes a batch of these shapes."""
+    """Check that a model on the meta device takes a batch of these shapes."""
     import torch
 
     inputs = {name: value.to("meta") for name, value in batch.items() if name != "labels"}
@@ -281,7 +281,7 @@ def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) 
         with torch.no_grad():
             skeleton(**inputs)
     except (ValueError, RuntimeError) as error:
-        if "meta" in str(error):  # an operation that needs real numbers, not a wrong shape
+        if "meta" in str(error):  # an operation needs real values; no shape is wrong
             return []
         sizes = ", ".join(f"{name} {shape[1:]}" for name, shape in shapes.items() if name != "labels")
         reason = " ".join(str(error).split())
@@ -290,7 +290,10 @@ def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) 
 
 
 def check_disk(config: Config, num_parameters: int) -> list[str]:
-    """Float32 weights and Adam's moments for each checkpoint and one being written, and the final model twice."""
+    """Check that the disk has room for the checkpoints, one more while it is written, and two copies of the model.
+
+    A checkpoint holds float32 weights and Adam's moments; without `save_total_limit` the check assumes 10 checkpoints.
+    """
     kept = config.trainer.args.get("save_total_limit") or 10
     moments = 0 if config.trainer.args.get("save_only_model") else 2
     needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)

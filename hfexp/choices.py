@@ -1,4 +1,4 @@
-"""The model, the dataset and the task of a run: all are chosen, and fit together by what their options declare."""
+"""Check that a run's model, dataset and task are chosen, and that they fit together by the kinds that they declare."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ MODELS = {
     "AutoModelForSequenceClassification": ("text", "causal_lm"),
     "AutoModelForCausalLM": ("causal_lm",),
 }
-"""`model.kind` that a task can train, by its `model_class`."""
+"""Values of `model.kind` that a task can train, by the task's `model_class`."""
 ROWS = {"AutoImageProcessor": ("image",), "AutoTokenizer": ("text",)}
-"""`dataset.kind` that a task can read, by its `processor_class`."""
+"""Values of `dataset.kind` that a task can read, by the task's `processor_class`."""
 VERBS = {"image": "reads images", "text": "reads texts", "causal_lm": "writes texts"}
 HOLDS = {"image": "holds images", "text": "holds texts"}
 KINDS = {"model": VERBS, "dataset": HOLDS}
@@ -28,10 +28,10 @@ def check_choices(config: Config, choices: Mapping[str, str | None]) -> None:
     """Refuse a run without a model or a dataset, and one whose parts are for different kinds of data.
 
     Args:
-        choices: option of each configuration group.
+        choices: option chosen in each config group.
 
     Raises:
-        ConfigError: with the options that fit.
+        ConfigError: names the options that fit.
     """
     task = locate(str(config.task.get("_target_")), "task._target_", config.security.allowed_targets)
     if not (isinstance(task, type) and issubclass(task, Task)):
@@ -62,7 +62,7 @@ def _misfit(
     kinds: Mapping[str, str | None],
     fitting: Mapping[str, tuple[str, ...] | None],
 ) -> str:
-    """What does not fit, and what would: other options of the one group, or another task."""
+    """Describe what does not fit, and what would: other options of the group, or another task."""
     parts = [f"{group}={choices.get(group) or '(your own)'} {KINDS[group][str(kinds[group])]}" for group in groups]
     wanted = VERBS[next(fits[0] for fits in fitting.values() if fits)]
     others = f" {_options(groups[0], fitting[groups[0]])}" if len(groups) == 1 else ""
@@ -77,7 +77,7 @@ def _options(group: str, fits: tuple[str, ...] | None) -> str:
 
 
 def _tasks(group: str, kind: str | None) -> set[str]:
-    """Options of `task` that can use a model or dataset of this kind."""
+    """Return the options of `task` that can use a model or dataset of this kind."""
     found = set()
     for path in (conf_dir() / "task").glob("*.yaml"):
         task = locate(_read(path)["_target_"], "task._target_")

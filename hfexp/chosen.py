@@ -1,4 +1,4 @@
-"""Which runs a person means: by experiment, name, id, or as those of a sweep."""
+"""Lookup of the runs that a user names: by experiment, run name, run id or sweep."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,12 +13,15 @@ SWEEP = "sweep="
 
 
 def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
-    """Runs in the order in which they are named, and the ids among them that were named one by one.
+    """Find the runs that the user names: those named one by one, then those of experiments, then those of sweeps.
 
     Args:
-        words: experiments, run names, run ids or beginnings of ids, `sweep=NAME`; none: the experiment of the newest
-            run. A sweep, also by the name or id of its own run, means the runs of its jobs.
+        words: experiments, run names, run ids or prefixes of ids, `sweep=NAME`; if empty, the experiment of the newest
+            run. A sweep, also one given by the name or id of its own run, stands for the runs of its jobs.
         where: filter as in `read_runs`.
+
+    Returns:
+        The runs that pass the filter, and the ids of all runs that were named one by one.
     """
     if not words:
         newest = newest_run(uri)
@@ -40,12 +43,12 @@ def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[Run
 
 
 def is_sweep(run: RunRecord | None) -> bool:
-    """Whether it is the run of a whole sweep."""
+    """Return True if a run is a sweep's own run."""
     return run is not None and run.tags.get("hfexp.kind") == "sweep"
 
 
 def _jobs(uri: str, names: list[str], parents: set[str], where: str | None) -> list[RunRecord]:
-    """Runs of the jobs of sweeps."""
+    """Read the runs of the jobs of sweeps, which are given by name or by the id of their own run."""
     everything = read_runs(uri)
     known = {run.tags["hfexp.sweep"] for run in everything if "hfexp.sweep" in run.tags}
     for name in names:
@@ -65,9 +68,9 @@ def _no_such_sweep(name: str, known: Collection[str]) -> ConfigError:
 
 
 def home_of(run: RunRecord, output_dir: Path) -> Path | None:
-    """Give the directory in which a run was trained, if it is here and the user's own.
+    """Return the directory in which a run was trained if it is on this machine and the user's own, else None.
 
-    The tag that says it may have been written by anybody who writes to the store.
+    The tag that names it may come from anyone who can write to the tracking store.
     """
     place = Path(run.tags.get("hfexp.run_dir", ""))
     if not place.is_absolute() or why_foreign(place, output_dir):
@@ -77,22 +80,22 @@ def home_of(run: RunRecord, output_dir: Path) -> Path | None:
 
 
 def find_one(uri: str, word: str) -> RunRecord:
-    """The run with this name, id or beginning of an id; of a sweep's own run, the best of its runs.
+    """Find the run with this name, id or prefix of an id; in place of a sweep's own run, the best run of the sweep.
 
     Raises:
-        ConfigError: there is none, or several.
+        ConfigError: no run or several runs match, or the sweep has no best run yet.
     """
     (run,) = read_runs(uri, run_ids=[_find_run(word, list_runs(uri))])
     return _best_of(uri, run) if is_sweep(run) else run
 
 
 def best_run_of_sweep(uri: str, name: str) -> RunRecord:
-    """The run that a sweep found best; of its replicates, the best one.
+    """Find the best run of a sweep; among the replicates of the best point, the best one.
 
     Raises:
         ConfigError: there is no such sweep, or it has no best run yet.
     """
-    sweeps = {run.name: run for run in reversed(read_runs(uri)) if is_sweep(run)}  # the newest of a name
+    sweeps = {run.name: run for run in reversed(read_runs(uri)) if is_sweep(run)}  # the newest sweep of each name
     if name not in sweeps:
         raise _no_such_sweep(name, sweeps)
     return _best_of(uri, sweeps[name])
@@ -107,7 +110,7 @@ def _best_of(uri: str, parent: RunRecord) -> RunRecord:
 
 
 def _find_run(word: str, known: list[RunRecord]) -> str:
-    """The id of the run that a word means."""
+    """Return the id of the run that the user means."""
     for candidates in (
         [run.run_id for run in known if run.run_id == word],
         [run.run_id for run in known if run.name == word],

@@ -1,4 +1,4 @@
-"""The command line: command names to functions. Nothing heavy is imported before a run begins."""
+"""The command line: maps command names to functions; nothing heavy is imported before a run begins."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ MULTIRUN = {"-m", "--multirun"}
 
 
 def program() -> int:
-    """`main` in a process of its own, which ends with it."""
-    os.umask(os.umask(0o077) | 0o002)  # what others could change is not to be trusted: checkpoints, caches, records
+    """Run `main` as the whole program of this process, and return its exit code."""
+    os.umask(os.umask(0o077) | 0o002)  # hfexp trusts its checkpoints, caches and records: others may not write them
     _open_streams()
-    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # as stderr: no name ends a command
+    sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # like stderr: no odd name may crash a command
     try:
         Path.cwd()
     except FileNotFoundError:
@@ -34,18 +34,18 @@ def program() -> int:
 
 
 def _open_streams() -> None:
-    """Open standard streams that were closed (`>&-`) on nothing: a file opened later would take their numbers."""
+    """Open closed standard streams (`>&-`) on /dev/null: a file opened later would take their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             with contextlib.suppress(OSError):
                 os.fstat(number)
                 continue
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
 
 
 def name_a_home() -> None:
-    """Set `HOME` to `/`, as Docker does, where nobody knows this user: MLflow fails without one (3.17)."""
+    """Set `HOME` to `/`, as Docker does, if the system doesn't know this user: MLflow (3.17) fails without a home."""
     if os.path.expanduser("~") == "~":
         os.environ["HOME"] = "/"
 
@@ -53,7 +53,7 @@ def name_a_home() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 143 SIGTERM.
+    0 success; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 141 output pipe closed; 143 SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -69,29 +69,29 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SweepError as error:
         return _fail_sweep(error, full_traceback)
-    except BrokenPipeError:  # who reads has enough (`| head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written
+    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # swallows what is flushed at exit
         return exit_code(signal.SIGPIPE)
     except Exception as error:
         return _fail(error, EXIT_FAILED, full_traceback)
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
-    """The command (default `train`) and the words that belong to it."""
+    """Split the arguments into the command (default `train`) and its own arguments."""
     if words and words[0] in COMMANDS:
         return words[0], words[1:]
     return "train", words
 
 
 def train(words: list[str]) -> int:
-    """Compose with Hydra and run one experiment, or several with `-m`."""
+    """Compose the config with Hydra and run one experiment, or a sweep with `-m`."""
     from hfexp import hydra_app, screen
     from hfexp.foreign_settings import drop_unused_mlflow_variables
 
     _refuse_sweep_among_processes(words)
     drop_unused_mlflow_variables(screen.note)
     if MULTIRUN & set(words):
-        begin_collection()  # jobs have processes of their own; this one may stay for days
+        begin_collection()  # jobs run in processes of their own; this one may live for days
     job = _Job(words)
     hydra_app.run(words, job.run, COMMANDS)
     if job.error is not None:
@@ -100,15 +100,15 @@ def train(words: list[str]) -> int:
 
 
 class _Job:
-    """The function that Hydra calls for each job, maybe in another process."""
+    """The task function that Hydra calls for each job, possibly in another process."""
 
     def __init__(self, words: list[str]) -> None:
         self.words = words
         self.error: Exception | None = None
-        """Of a single run: kept for main(), as Hydra would print lines of its own."""
+        """Error of a single run, kept for `main`: Hydra would print lines of its own."""
 
     def run(self, cfg: Any) -> float | tuple[float, ...] | None:
-        """Run one job; in a sweep, launcher and sweeper see its error."""
+        """Run one job; in a sweep, raise its error for the launcher and the sweeper."""
         try:
             return self._run(cfg)
         except Exception as error:
@@ -129,12 +129,12 @@ class _Job:
         from hfexp.origin import Origin, command_line, without_sweep
 
         hydra_cfg = HydraConfig.get()
-        # The words may hold interpolations, which belong to the configuration.
+        # Overrides may hold interpolations, which only the whole config can resolve.
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
         config = to_config(cfg)
         words = self.words
-        if config.point is not None:  # what runs this one alone
+        if config.point is not None:  # the command that runs this point alone
             overrides = without_sweep(overrides)
             words = [*config_flags(self.words), *map(as_typed, overrides)]
         choices = choices_of(HydraConfig.instance().cfg)
@@ -163,14 +163,14 @@ def _is_multirun() -> bool:
 
 
 def _refuse_search_of_one(overrides: list[str]) -> None:
-    """Without `-m` there is one run, and nothing to search."""
+    """Refuse search settings without `-m`: a single run has nothing to search."""
     asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
     if asked is not None and not _is_multirun():
         raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
 
 
 def _refuse_sweep_among_processes(words: list[str]) -> None:
-    """torchrun around `-m` would run the whole sweep in every process, out of step."""
+    """Refuse `-m` under torchrun: every process would run the whole sweep, out of step."""
     from hfexp.launch import world
 
     world.check_environment()
@@ -182,14 +182,14 @@ def _refuse_sweep_among_processes(words: list[str]) -> None:
 
 
 def plan(words: list[str]) -> int:
-    """List the jobs of a command, and measure what they will take."""
+    """List the jobs of a command, and measure how much time and space they will take."""
     from hfexp.planning import command
 
     return command.main(words, COMMANDS)
 
 
 def predict(words: list[str]) -> int:
-    """Ask a trained model."""
+    """Predict with a trained model."""
     from hfexp.predicting import command
 
     return command.main(words)
@@ -203,7 +203,7 @@ def evaluate(words: list[str]) -> int:
 
 
 def ui(words: list[str]) -> int:
-    """Open MLflow on the store that runs are recorded in."""
+    """Open MLflow's UI on the tracking store."""
     from hfexp import ui as mlflow_ui
 
     return mlflow_ui.main(words)
@@ -217,7 +217,7 @@ def compare(words: list[str]) -> int:
 
 
 def sync(words: list[str]) -> int:
-    """Deliver what runs could not deliver, and close those whose process is gone."""
+    """Deliver the records that runs could not deliver, and close runs whose process is gone."""
     from hfexp import sync as synchronisation
 
     return synchronisation.main(words)
@@ -243,11 +243,11 @@ COMMANDS = {
     "sync": sync, "ui": ui, "version": version,
 }  # fmt: skip
 BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
-"""Commands that call `begin_collection` when they have imported what they need."""
+"""Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""
 
 
 def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
-    """Print one message for each job that failed, and how many those were."""
+    """Print the error of each failed job, and the number of failed jobs."""
     from hfexp.screen import note
 
     for job, cause in error.failures:
@@ -257,13 +257,13 @@ def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
 
 
 def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
-    """Print one message; the traceback only for who asked for it."""
+    """Print the error as one message, or as a traceback with HYDRA_FULL_ERROR=1."""
     from hfexp.launch import world
     from hfexp.screen import printable
     from hfexp.secrets import mask_secrets
 
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
-        return code  # torchrun starts several processes with the same wrong input; the first one says it
+        return code  # torchrun gives all processes the same wrong input; the first one reports it
     if full_traceback:
         import traceback
 

@@ -1,4 +1,4 @@
-"""`hfexp compare`: recorded runs side by side: ranked by a metric, or two of them in detail."""
+"""The command `hfexp compare`, which ranks recorded runs by a metric or shows two of them in detail."""
 
 import argparse
 import bisect
@@ -25,7 +25,7 @@ from hfexp.tracking.store import tracking_uri
 
 TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30
 BOOKKEEPING = re.compile(r"tracking\.|(output_dir|name|on_existing)$")
-"""Params that say where a run is kept rather than what it does."""
+"""Matches params that say where a run is recorded rather than what it does."""
 MINOR = re.compile(r"_(runtime|per_second|samples|steps|time)$|^(epoch$|system/)")
 FINAL = ("final_eval_", "test_")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -33,24 +33,24 @@ NO_NUMBER = ("-", "nan", "inf", "-inf")
 NO_ENVIRONMENT = re.compile(
     "hfexp.(config_hash|command|overrides|run_dir|run_key|pid|process|status.*|resumed|metric.*|pruned|sweep.*|trial|replicate)$"
 )
-"""Tags that say how a run was asked for and how it went; our other tags are its environment."""
+"""Matches tags that say how a run was started and how it went; hfexp's other tags describe its environment."""
 
 
 @dataclass
 class Ranking:
-    """Runs in the order of a metric, best first, and what is worth showing of them."""
+    """Runs ordered by a metric, best first, and the columns worth showing."""
 
     runs: list[RunRecord]
     ranks: list[int]
-    """Equal values share a rank, and so do runs without a value."""
+    """The rank of each run; runs with equal values share one, and so do runs without a value."""
     metric: str | None
     direction: str
     params: list[str]
-    """Keys whose values differ among the runs."""
+    """Keys of the params whose values differ between the runs."""
     metrics: list[str]
-    """The ranking metric first."""
+    """Names of metrics; the ranking metric comes first."""
     of_sweep: bool = False
-    """The order is that of the points of a sweep, by what its search optimises."""
+    """The runs are ordered as their sweep ranks its points, by what its search optimises."""
 
 
 def main(words: list[str]) -> int:
@@ -96,7 +96,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
 
 
 def _wrong_accumulation(runs: list[RunRecord]) -> list[str]:
-    """Warn of runs by a version that did not weight the losses of accumulated batches."""
+    """Warn about runs of an older version that did not weight the losses of accumulated batches."""
     key = "trainer.args.gradient_accumulation_steps"
     ours = [run for run in runs if "hfexp.config_hash" in run.tags and "hfexp.loss_weighting" not in run.tags]
     names = [run.name for run in ours if run.params.get(key, "1") not in ("1", "None")]
@@ -109,7 +109,7 @@ def _wrong_accumulation(runs: list[RunRecord]) -> list[str]:
 
 
 def _parents(runs: list[RunRecord]) -> set[str]:
-    """Runs that stand for a whole sweep: they have children, and no params in common with them."""
+    """Return the ids of sweeps' own runs, and of runs that have children but share no params with them."""
     children = [run for run in runs if "mlflow.parentRunId" in run.tags]
     keys = set().union(*(run.params for run in children))
     parents = {run.tags["mlflow.parentRunId"] for run in children}
@@ -117,7 +117,7 @@ def _parents(runs: list[RunRecord]) -> set[str]:
 
 
 def _places_in_sweep(uri: str, runs: list[RunRecord]) -> dict[str, int]:
-    """Place of each run's point in the ranking of the one sweep that all runs are of, by run id; else empty."""
+    """Return the place of each run's point in the ranking of the sweep, by run id; empty unless there is one sweep."""
     parents = {run.tags.get("mlflow.parentRunId", "") for run in runs}
     found = read_runs(uri, run_ids=parents) if len(parents) == 1 and "" not in parents else []
     numbers = found[0].tags.get(RANKING, "").split() if found else []
@@ -132,13 +132,13 @@ def rank(
     full: bool = False,
     places: Mapping[str, int] | None = None,
 ) -> Ranking:
-    """Order runs by a metric; NaN and missing values come last.
+    """Order runs by a metric; runs with NaN or without a value come last.
 
     Args:
-        metric: default: the one that the runs name by tag, else the accuracy or the best score of the evaluation.
+        metric: default: the one that the tags of the runs name, else final accuracy, else a `best_eval_*` metric, ...
         order: `min` or `max`; default: as tagged, else by the metric's name.
-        full: bookkeeping params and minor metrics as well.
-        places: order by these first, which are a rank that runs may share; by run id.
+        full: include bookkeeping params and minor metrics.
+        places: ranks by run id, which take precedence over the metric; runs may share a rank.
     """
     counts = Counter(name for run in runs for name in run.metrics)
     if metric is not None and metric not in counts and runs:
@@ -168,7 +168,7 @@ def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
 
 
 def _base(metric: str) -> str:
-    """The score without the moment it was taken: `accuracy` of `final_eval_accuracy`."""
+    """Strip the prefix that says when a metric was taken: `final_eval_accuracy` becomes `accuracy`."""
     return re.sub(r"^((final_|best_)?eval_|test_)", "", metric)
 
 
@@ -185,7 +185,7 @@ def _metric_names(counts: Counter[str], metric: str | None, everything: bool) ->
 
 
 def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool) -> list[str]:
-    """Print the runs; return what is to be said of those that are not shown."""
+    """Print the runs, and return notes about the runs, params and metrics that are not shown."""
     readable, count, params, metrics = form in ("table", "md"), len(ranking.runs), ranking.params, ranking.metrics
     limit = top or (TOP if readable else count)
     notes = [f"{count - limit} more runs: --top {count} shows them"] if count > limit else []
@@ -213,7 +213,7 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
         best = ", as the sweep ranks its points" if ranking.of_sweep else best
         experiments = one_of({run.experiment for run in ranking.runs}, 3)
         print(printable(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n"))
-        hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # names that are not unique say nothing
+        hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # run ids replace names that are not unique
         hidden |= {3} if {row[3] for row in rows} <= {"FINISHED"} else set()
         labels = ["rank", "run", "run", "status", *_short(params, ranking.runs), *metrics, "seconds"]
         timed = [[*row[:-1], None if row[-1] is None else f"{row[-1]:.1f}"] for row in rows]
@@ -254,7 +254,7 @@ def _differing(a: dict[str, Any], b: dict[str, Any], keys: list[str] | None = No
 
 
 def _environment(run: RunRecord) -> dict[str, str]:
-    """Data and environment of a run, one value per name."""
+    """Collect the data and environment of a run, one value per name."""
     found = {key: v for key, v in run.tags.items() if key.startswith("hfexp.") and not NO_ENVIRONMENT.match(key)}
     counts: Counter[str] = Counter()
     for dataset in run.inputs:
@@ -266,7 +266,7 @@ def _environment(run: RunRecord) -> dict[str, str]:
 
 
 def _short(keys: list[str], runs: list[RunRecord]) -> list[str]:
-    """Each key's shortest ending that no other param of the runs has."""
+    """Shorten each key to its shortest ending that no other param of the runs has."""
 
     def endings(key: str) -> list[str]:
         parts = key.split(".")
@@ -300,12 +300,12 @@ def _print_csv(rows: list[list[Any]]) -> None:
 
 
 def _print_json(content: Any) -> None:
-    """NaN and infinity have no place in JSON: they become null."""
+    """Print JSON, with null in place of NaN and infinity, which JSON does not have."""
     print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda word: None), indent=1))
 
 
 def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
-    """Draw the metric against the one number that varies, or as bars; for a few runs its course as well."""
+    """Draw the metric against the only numeric param that varies, or as bars; for a few runs, draw its course too."""
     import matplotlib
 
     metric = ranking.metric or ""
@@ -315,7 +315,7 @@ def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
     key = f"eval_{_base(metric)}"
     histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
     curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]
-    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
+    with matplotlib.rc_context({"text.parse_math": False}):  # a `$` in a name is not a formula
         figure = _drawn(ranking, runs, curves, key, top)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -340,7 +340,7 @@ def _plot_values(axes: Any, runs: list[RunRecord], ranking: Ranking, top: int) -
     texts = {key: [run.params.get(key, "") for run in runs] for key in ranking.params}
     numbers = {key: [float(text) for text in t if NUMBER.fullmatch(text)] for key, t in texts.items()}
     numeric = {key: x for key, x in numbers.items() if len(x) == len(runs) and len(set(x)) > 1}
-    # Repetitions of one experiment lie above each other.
+    # Leave the seed out, so that repetitions of one experiment lie above each other.
     numeric = {key: x for key, x in numeric.items() if not key.endswith("seed")} or numeric
     if len(numeric) == 1:
         [(param, x)] = numeric.items()

@@ -1,4 +1,4 @@
-"""From the words of a command line to a composed configuration, through Hydra."""
+"""Composition of a config from command-line overrides, through Hydra."""
 
 import contextlib
 import importlib.util
@@ -32,7 +32,7 @@ from hfexp.secrets import learn_secrets, mask_secrets
 
 CONFIG_NAME = "config"
 RECORDED = "_recorded"
-"""Option of a group: what a run was recorded with."""
+"""Name of the group option that holds the settings a run was recorded with."""
 DEFAULT_EXPERIMENT = "experiment=digits_vit"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionException)
 
@@ -40,33 +40,33 @@ OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
     "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
 )  # fmt: skip
-"""Sections whose keys are a vendor's or the user's own: they need no `+` and are checked where they are used."""
+"""Sections whose keys belong to a library or the user: they need no `+`, and are checked where they are used."""
 
 
 OWN_WORDS = ("security.allowed_targets", "model.trust_remote_code")
-"""Keys that let code of others run: they count only as overrides, which the user has typed."""
+"""Keys that let other people's code run: only overrides, which the user has typed, may set them."""
 MAX_NAME = 240
-"""Bytes of the name of an option; files have longer ones nowhere."""
+"""Bytes that the name of an option may have: file systems take 255 for the name of its file."""
 NO_NAME = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
-"""What Hydra's grammar reads as another value than a text."""
+"""Matches what Hydra's grammar reads as a value other than text."""
 PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
-"""Classes of `hydra_plugins.hfexp`."""
+"""Names of the plugin classes in `hydra_plugins.hfexp`."""
 
 
 def hydra_kwargs() -> dict[str, Any]:
-    """Arguments for `hydra.main` and `hydra.initialize*`: from 1.4 on there is no `version_base` to choose."""
+    """Return arguments for `hydra.main` and `hydra.initialize*`; Hydra 1.4 warns about any `version_base`."""
     return {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
 def register_schema() -> None:
-    """Make the schema known to Hydra under the name that `config.yaml` lists, and our launcher and sweeper."""
+    """Register the schema with Hydra under the name that `config.yaml` lists, and hfexp's plugins."""
     ConfigStore.instance().store(name="hfexp_schema", node=Config, provider="hfexp")
     Plugins.instance().register(OwnOptionsFirst)
     _register_plugins()
 
 
 def _register_plugins() -> None:
-    """Where the installed `hydra_plugins/hfexp.py` is missing or older (a checkout), do what Hydra does with it."""
+    """Register launcher and sweeper if the installed `hydra_plugins/hfexp.py` is missing or older (a checkout)."""
     plugins, namespace = Plugins.instance(), "hydra_plugins"
     name = f"{namespace}.hfexp"
     found = [*plugins.discover(Launcher), *plugins.discover(Sweeper)]
@@ -79,7 +79,7 @@ def _register_plugins() -> None:
     module = importlib.util.module_from_spec(spec)
     try:
         package = importlib.import_module(namespace)
-    except ImportError:  # no plugin is installed
+    except ImportError:  # no plugin package is installed
         package = sys.modules[namespace] = ModuleType(namespace)
         package.__path__ = []
     vars(package)["hfexp"] = sys.modules[name] = module
@@ -89,13 +89,13 @@ def _register_plugins() -> None:
 
 
 def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[str]:
-    """Add the default experiment where nothing was chosen, open the free-form sections, keep words words.
+    """Add the default experiment if nothing is chosen, prefix keys of open sections with `++`, and quote texts.
 
     Args:
-        config_name: the primary config, which may choose something itself where it is the user's own.
+        config_name: the primary config; the user's own may choose a task, a model or a dataset itself.
 
     Raises:
-        ConfigError: the name of an option is too long for a file, or is none.
+        ConfigError: the name of an option is too long for a file, or is not a name.
     """
     learn_secrets(words)
     chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
@@ -107,7 +107,7 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
 
 
 def _check_options(words: Iterable[str]) -> None:
-    """Raise ConfigError for what Hydra fails on: names that no file can have, and options that are no names."""
+    """Raise ConfigError for names that no file can have and options that are not names, on which Hydra crashes."""
     for word in words:
         key, _, option = word.lstrip("+~").partition("=")
         group = key.partition("@")[0]
@@ -120,7 +120,7 @@ def _check_options(words: Iterable[str]) -> None:
 
 
 def _chooses(config_name: str) -> bool:
-    """Whether a primary config chooses a task, a model or a dataset; also if it can't be composed, which says why."""
+    """Return True if a primary config chooses a task, model or dataset, or can't be composed (reported later)."""
     own_directories = search_path()[:-1]
     if config_name == CONFIG_NAME and not any((path / f"{CONFIG_NAME}.yaml").is_file() for path in own_directories):
         return False
@@ -139,32 +139,32 @@ def _composed(config_name: str, words: list[str]) -> Any:
 
 
 def opened(word: str) -> str:
-    """With the `++` that Hydra needs for a key of the free-form sections."""
+    """Add the `++` that Hydra needs for a new key to an override of an open section."""
     return f"++{word}" if word.startswith(OPEN_SECTIONS) and "=" in word else word
 
 
 def as_typed(word: str) -> str:
-    """An override without what `opened` puts before it."""
+    """Strip the `++` that `opened` adds to an override."""
     bare = word.removeprefix("++")
     return bare if bare.startswith(OPEN_SECTIONS) else word
 
 
 def config_flags(words: list[str]) -> list[str]:
-    """Those of Hydra's flags that say where the configuration is."""
+    """Return those of Hydra's flags that say where the config is, with their values."""
     args = vars(get_args_parser().parse_known_intermixed_args(words)[0])
     flags = ("config_path", "config_name", "config_dir")
     return [word for flag in flags if args[flag] for word in (f"--{flag.replace('_', '-')}", args[flag])]
 
 
 def importable_cwd() -> None:
-    """Let `_target_` reach the user's own modules; appended, so that no local file replaces a library."""
+    """Append the working directory to `sys.path` for `_target_`; as the last entry, it can't shadow a library."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
 
 
 def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's errors as one message that names the key and what is allowed."""
+    """Turn an error of Hydra or OmegaConf into one message that names the key and what is allowed."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _explain_missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -184,7 +184,7 @@ def explain(error: Exception) -> str:
         return f"{whole[1]}.yaml: begin it with the line '# @package _global_', and go on with lines of key: value"
     inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(inner, OmegaConfBaseException):
-        place = re.match(r"In '[^']*': ", first)  # in a file; otherwise on the command line
+        place = re.match(r"In '[^']*': ", first)  # the file; no match on the command line
         return f"{place.group() if place else ''}{explain_key_error(inner)}"
     lines = [line.strip() for line in str(error).splitlines()]
     said = " ".join(line for line in lines if "search path" not in line and "provider=" not in line)
@@ -213,17 +213,17 @@ def _explain_missing_option(error: MissingConfigException) -> str:
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any, dict[str, str]]:
-    """Compose a configuration in Python, with the same rules as the command line.
+    """Compose a config in Python by the rules of the command line.
 
     Args:
         overrides: as on the command line, e.g. `"experiment=digits_vit"`, `"seed=1"`.
-        config_dir: a directory of your own options, as `--config-dir`.
+        config_dir: directory with the user's own options, as `--config-dir`.
 
     Returns:
         The composed `DictConfig` and the option chosen in each group.
 
     Raises:
-        ConfigError: an option, key or value is not what the configuration takes.
+        ConfigError: the config has no such option or key, or does not accept a value.
     """
     register_schema()
     importable_cwd()
@@ -237,15 +237,15 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
 
 
 def require_own_word(cfg: Any) -> None:
-    """Refuse a configuration that trusts more than its user has said: a file of options may be somebody else's.
+    """Refuse a config that trusts more code than its user has typed: a config file may be somebody else's.
 
     Args:
-        cfg: composed, with Hydra's own sections.
+        cfg: the composed config with Hydra's own section.
 
     Raises:
-        ConfigError: a file of options sets one of `OWN_WORDS`, and no override does.
+        ConfigError: a config file sets one of `OWN_WORDS`, and no override does.
     """
-    # The words may hold interpolations, which belong to the configuration.
+    # Overrides may hold interpolations, which only the whole config can resolve.
     typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
     words = [word.lstrip("+").partition("=") for word in typed]
     said = {key for key, _, _ in words} | {f"{key}." for key, _, value in words if value.startswith("{")}
@@ -263,13 +263,13 @@ def require_own_word(cfg: Any) -> None:
 def recorded_options(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[list[str]]:
     """Offer recorded sections, such as `dataset`, as options of their groups.
 
-    They are values: what Hydra would look up for them, or compose with them, is refused.
+    Only plain values are accepted: no interpolations, missing values or `defaults` that Hydra would look up.
 
     Yields:
-        The words that choose them.
+        The overrides that choose these options.
 
     Raises:
-        ConfigError: a section would be more than values.
+        ConfigError: a section holds more than plain values.
     """
     for section, content in sections.items():
         _require_values(content, section)
@@ -286,7 +286,7 @@ def recorded_options(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[list
 
 
 def _require_values(node: Any, key: str) -> None:
-    """Refuse a recorded value that would be looked up elsewhere when it is composed."""
+    """Refuse recorded values that Hydra would look up elsewhere (interpolations, `???`)."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             _require_values(str(name), f"{key}.{name}")
@@ -299,12 +299,12 @@ def _require_values(node: Any, key: str) -> None:
 
 
 def choices_of(cfg: Any) -> dict[str, str]:
-    """The option of each of our groups in which one was chosen."""
+    """Return the options chosen in hfexp's own groups, by group."""
     return {k: v for k, v in cfg.hydra.runtime.choices.items() if "/" not in k and v is not None}
 
 
 def searched(overrides: Iterable[str]) -> list[Path]:
-    """Directories of `hydra.searchpath=[...]`."""
+    """Return the local directories of `hydra.searchpath=[...]`."""
     given = [word.partition("=")[2].strip("[]") for word in overrides if word.startswith("hydra.searchpath=")]
     places = [place.strip(" '\"") for text in given for place in text.split(",") if place]
     return [Path(place.removeprefix("file://")).absolute() for place in places if not place.startswith("pkg://")]
@@ -312,21 +312,21 @@ def searched(overrides: Iterable[str]) -> list[Path]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn Hydra's errors into messages that people understand."""
+    """Turn Hydra's errors into messages that users understand."""
     try:
         yield
     except HYDRA_ERRORS as error:
         raise ConfigError(mask_secrets(explain(error))) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"a file of options is not YAML: {' '.join(str(error).split())}") from error
-    except TypeError as error:  # a key of a list that is no number
+    except TypeError as error:  # an index of a list that is not a number
         if not _is_of_omegaconf(error):
             raise
         raise ConfigError(
             f"an override sets a key in a list ({error}): give the whole list, key=[...], or the number of the entry, "
             "key.0=..."
         ) from error
-    except ValueError as error:  # of logging.config, which names the part
+    except ValueError as error:  # from logging.config, which names the part
         if not str(error).startswith("Unable to configure"):
             raise
         raise ConfigError(f"hydra's logging can't be set up: {error}: {error.__cause__}") from error
@@ -338,13 +338,13 @@ def explained() -> Iterator[None]:
 
 
 def _is_of_omegaconf(error: Exception) -> bool:
-    """Tell if OmegaConf has raised an error itself."""
+    """Return True if OmegaConf itself raised the error."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return frames[-1][0].f_globals.get("__name__", "").startswith("omegaconf.")
 
 
 def without_hydra(cfg: Any) -> Any:
-    """The job's own part of a composed configuration."""
+    """Delete Hydra's section from a composed config, and return the config."""
     from omegaconf import open_dict, read_write
 
     with read_write(cfg), open_dict(cfg):

@@ -1,4 +1,4 @@
-"""What is made of a trained model: its final scores, its files, its record."""
+"""The end of a training run: check the result, evaluate the final model and save it."""
 
 import logging
 import math
@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def require_finite(trainer: Trainer) -> None:
-    """Fail when training has ended without a model that could be a result.
+    """Fail if training has ended without a usable model.
 
     Raises:
-        RunError: the last loss was not finite, or the metric that chooses the best model never was.
+        RunError: the last loss was not finite, or the metric that selects the best model never was.
     """
     trainer.require_finite_loss()
     best = trainer.state.best_metric
@@ -33,10 +33,10 @@ def require_finite(trainer: Trainer) -> None:
 def evaluate(
     trainer: Trainer, inputs: Inputs, splits: dict[str, Any]
 ) -> tuple[dict[str, float], dict[str, SplitScores]]:
-    """The final model on the validation split and, once, on the untouched test split.
+    """Evaluate the final model on the validation split and, once, on the held-out test split.
 
     Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and for classes what it says about each sample, by split.
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and by split, for single-label classification, the scores of all samples.
     """
     metrics = recorded_best(trainer) if trainer.args.load_best_model_at_end else {}
     scores = {}
@@ -54,10 +54,10 @@ def evaluate(
 
 
 def chosen(trainer: Trainer, metrics: dict[str, float]) -> tuple[float | None, int | None]:
-    """Tell what the saved model was chosen by: the value of `metric_for_best_model`, and the step it comes from.
+    """Return the value of `metric_for_best_model` that the saved model was chosen by, and its step.
 
-    Without `load_best_model_at_end` the saved model is the last one, and the value is that of its final evaluation. Of
-    a run that a sweep has given up there is no saved model: the value is the best so far.
+    Without `load_best_model_at_end` the run saves the last model, and the value is that of its final evaluation. A run
+    that its sweep has pruned saves no model, and the value is the best so far.
     """
     final = metrics.get(f"final_eval_{_metric_name(trainer)}")
     if trainer.args.load_best_model_at_end or final is None:
@@ -70,7 +70,7 @@ def _metric_name(trainer: Trainer) -> str:
 
 
 def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
-    """Say so where the saved model is not the one with the best evaluation."""
+    """Tell the user if the saved model is not the one with the best evaluation."""
     name, args, state = _metric_name(trainer), trainer.args, trainer.state
     best, final = metrics.get(f"best_eval_{name}"), metrics.get(f"final_eval_{name}")
     if args.load_best_model_at_end and best is not None and best != final:
@@ -85,7 +85,7 @@ def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 
 def recorded_best(trainer: Trainer) -> dict[str, float]:
-    """All scores of the evaluation that gave the best model, as `best_eval_*`."""
+    """Return the metrics, without timings, of the evaluation that gave the best model, as `best_eval_*`."""
     timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
     for entry in trainer.state.log_history:
         if entry.get("step") == trainer.state.best_global_step and "eval_loss" in entry:
@@ -94,7 +94,7 @@ def recorded_best(trainer: Trainer) -> dict[str, float]:
 
 
 def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:
-    """The final model and its processor, as `from_pretrained` reads them."""
+    """Save the final model and its processor in the format of `from_pretrained`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "save_pretrained"):
         adapters.save(model, directory.model)
@@ -104,7 +104,7 @@ def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> Non
 
 
 def note_skipped(splits: dict[str, Any]) -> None:
-    """Say what `on_bad_sample=skip` left out of streams, which is known only at the end."""
+    """Report the samples of streams that `on_bad_sample=skip` left out, which are known only at the end."""
     for split, rows in splits.items():
         if getattr(rows, "num_skipped", 0):
             screen.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")
