@@ -36,7 +36,7 @@ def evaluate(
     """Evaluate the final model on the validation split and, once, on the held-out test split.
 
     Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and by split, for single-label classification, the scores of all samples.
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and the predictions of single-label classification by split.
     """
     metrics = recorded_best(trainer) if trainer.args.load_best_model_at_end else {}
     scores = {}

@@ -1,7 +1,7 @@
-"""The typed configuration: the schema of hfexp's own keys.
+"""The typed config: the schema of hfexp's own keys.
 
 Free-form sections (`task`, `metrics`, `dataset.source`, the lists of `transform`, `trainer.args`, ...) are
-dictionaries: their schema is the signature of what they build, checked where they are built.
+dictionaries: their schema is the signature of what they build, and they are checked when it is built.
 """
 
 import json
@@ -21,7 +21,7 @@ from hfexp.sweep.settings import SearchConfig
 
 
 class OnExisting(Enum):
-    """What to do when the same experiment was started before."""
+    """Policy for an experiment that was started before."""
 
     resume = "resume"
     rerun = "rerun"
@@ -29,56 +29,56 @@ class OnExisting(Enum):
 
 
 class OnBadSample(Enum):
-    """What to do with a sample that cannot be read."""
+    """Policy for a sample that can't be read."""
 
     error = "error"
     skip = "skip"
 
 
 class Checkpoints(Enum):
-    """Which models of a run MLflow gets; on the disk of the run directory there are those that the Trainer keeps."""
+    """The models of a run that MLflow stores; the run directory has those that the Trainer keeps."""
 
     none = "none"
-    """None."""
+    """No model."""
     best = "best"
-    """The final one (the best, if `load_best_model_at_end`); checkpoints are linked, not copied."""
+    """The final model (the best one with `load_best_model_at_end`); checkpoints are linked, not copied."""
     all = "all"
-    """Every checkpoint as well."""
+    """The final model and every checkpoint."""
 
 
 @dataclass
 class ModelConfig:
-    """A pretrained model (`path`), one built from sizes (`model_type`, `config`), or the user's own (`_target_`)."""
+    """A pretrained model (`path`), a new one (`model_type`, `config`), or the user's own (`_target_`)."""
 
     path: str | None = None
     """Hub id, local directory, or `pkg://package/directory` of an installed package."""
     revision: str | None = None
     model_type: str | None = None
-    """Architecture to build without weights, as in `AutoConfig.for_model`."""
+    """Architecture to build without pretrained weights, as in `AutoConfig.for_model`."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Fields of the model's configuration to set."""
+    """Fields to set in the model's own config."""
     processor: dict[str, Any] = field(default_factory=dict)
-    """Fields of the processor to set, e.g. `size`, `image_mean`, `image_std`."""
+    """Fields to set in the processor, e.g. `size`, `image_mean`, `image_std`."""
     dtype: str = "float32"
-    """Of the weights while training; `auto`: as in the checkpoint."""
+    """Dtype of the weights in training; `auto` takes that of the checkpoint."""
     attn_implementation: str | None = None
     """`sdpa` (Transformers' default where a model has it), `eager`, `flash_attention_2`, ..."""
     channels_last: bool = False
-    """Weights of convolutions in the order (H, W, C) in memory: faster for most convolutional networks."""
+    """Keep the weights of convolutions in the order (H, W, C), which is faster for most convolutional networks."""
     freeze: list[str] = field(default_factory=list)
-    """Regular expressions; parameters whose name matches one from its start are not trained."""
+    """Regular expressions; a parameter is not trained if one of them matches its name from the start."""
     peft: dict[str, Any] = field(default_factory=dict)
-    """Train an adapter in place of the weights: arguments of `peft.LoraConfig`, or of what its `_target_` names."""
+    """Train an adapter instead of the weights: arguments of `peft.LoraConfig` or of its `_target_` class."""
     trust_remote_code: bool = False
     kind: str | None = None
-    """`image`, `text` or `causal_lm`: which tasks it fits (`hfexp.choices`), known before it is loaded; null: any."""
+    """`image`, `text` or `causal_lm`: tasks that it fits (`hfexp.choices`), known before it is loaded; null: any."""
     build: dict[str, Any] | None = None
-    """`_target_` and arguments of the user's own model function; `task` and `id2label` are passed to it."""
+    """`_target_` and arguments of the user's own model function, which also gets `task` and `id2label`."""
 
 
 @dataclass
 class SplitsConfig:
-    """Names that the source gives to its splits; null: the standard name if it is there; `none`: leave it out."""
+    """The source's names for the splits; null: the standard name if it exists; `none`: leave the split out."""
 
     train: str | None = None
     validation: str | None = None
@@ -90,16 +90,16 @@ class DatasetConfig:
     source: dict[str, Any] = field(default_factory=dict)
     """`_target_` and arguments of a callable that returns a `Dataset` or `DatasetDict`."""
     kind: str | None = None
-    """`image` or `text`: which tasks its rows fit; null: any."""
+    """`image` or `text`: the tasks that the rows fit; null: any."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Standard column name to the dataset's own, e.g. `{image: img, label: fine_label}`."""
+    """Maps standard column names to the dataset's own, e.g. `{image: img, label: fine_label}`."""
     labels: list[str] | None = None
-    """Label names in the order of their ids; null: the dataset's own, or sorted."""
+    """Label names in the order of their ids; null: the dataset's own names, or else the sorted labels."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     validation_size: float = 0.2
-    """Share of the training split (or number of rows, if over 1) set aside when the source has no validation split."""
+    """Share of the training split (from 1 on: number of rows) to set aside if the source has no validation split."""
     test_size: float | None = None
-    """The same for a test split; null: none is made."""
+    """The same for the test split; null: none is set aside."""
     split_seed: int = 0
     max_train_samples: int | None = None
     max_validation_samples: int | None = None
@@ -108,42 +108,42 @@ class DatasetConfig:
     streaming: bool = False
     """Read rows anew in every epoch instead of keeping them: for data larger than the disk or the memory.
 
-    Needs `trainer.args.max_steps`. `validation_size` and `test_size` are numbers of rows then, drawn once and kept.
+    It needs `trainer.args.max_steps`. `validation_size` and `test_size` are then numbers of rows, drawn once and kept.
     """
     shuffle_buffer: int = 10_000
-    """Of a stream: rows in memory from which the next one is drawn; an image in it is its file, or the path of one.
+    """Rows of a stream in memory from which the next one is drawn; an image in it is its file, or the path of one.
 
-    Rows further apart than this are not mixed, beyond the order of the source's files. A folder of images is read
-    class by class: give at least the number of images, which are paths there and take little room.
+    Rows further apart than this are not mixed, except by the order of the source's files. A folder of images is read
+    class by class: set at least the number of images, which are paths there and take little memory.
     """
     validate_on_train: bool = False
-    """Use the training samples for validation too (only for `debug=overfit`)."""
+    """Validate on the training samples (only for `debug=overfit`)."""
 
 
 @dataclass
 class CacheConfig:
-    """What is done with rows once they are prepared; nothing here changes a result."""
+    """The cache of prepared rows; none of its settings changes a result."""
 
     enabled: bool = True
-    """Keep them for the next epochs, runs and processes."""
+    """Keep prepared rows for later epochs, runs and processes."""
     max_size: str = "20GB"
-    """Of everything in `dir`; what was not used for the longest time makes room."""
+    """Size limit for everything in `dir`; the least recently used entries make room."""
     dir: str | None = None
-    """null: `HFEXP_CACHE`, else `hfexp` in the user's cache directory."""
+    """The cache directory; null: `HFEXP_CACHE`, else `hfexp` in the user's cache directory."""
 
 
 @dataclass
 class TransformConfig:
-    """Lists of operations, each a `_target_` node; one that takes `size`, `mean`, `std` gets the processor's."""
+    """Lists of operations, each a `_target_` node; one that takes `size`, `mean` or `std` gets the processor's."""
 
     prepare: list[Any] = field(default_factory=list)
-    """Deterministic, on every split."""
+    """Deterministic operations on every split."""
     augment: list[Any] = field(default_factory=list)
-    """Random, on the training split only."""
+    """Random operations on the training split only."""
     evaluate: list[Any] = field(default_factory=list)
-    """In place of `augment` on the other splits."""
+    """Operations on the other splits, in place of `augment`."""
     batch_augment: list[Any] = field(default_factory=list)
-    """Random, on whole training batches (MixUp, CutMix): called with (images, labels)."""
+    """Random operations on whole training batches (MixUp, CutMix), called with (images, labels)."""
     cache: CacheConfig = field(default_factory=CacheConfig)
 
 
@@ -151,13 +151,13 @@ class TransformConfig:
 class TrainerConfig:
     _target_: str = "hfexp.training.Trainer"
     args: dict[str, Any] = field(default_factory=dict)
-    """`transformers.TrainingArguments`, by its own names."""
+    """Fields of `transformers.TrainingArguments`, under their own names."""
     deterministic: bool = False
     early_stopping_patience: int | None = None
-    """Stop after so many evaluations without improvement of `metric_for_best_model`."""
+    """Evaluations without improvement of `metric_for_best_model` after which training stops."""
     early_stopping_threshold: float = 0.0
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Name to `_target_` node of a `TrainerCallback`."""
+    """Maps names to `_target_` nodes of `TrainerCallback` objects."""
 
 
 @dataclass
@@ -171,13 +171,13 @@ class TrackingConfig:
     tags: dict[str, str] = field(default_factory=dict)
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
-    """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only that of a sweep's best."""
+    """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only for a sweep's best run."""
     system_metrics_interval: float | None = 10.0
-    """Seconds between records of the load of this job's devices; null: none."""
+    """Seconds between records of the load of this job's devices; null: no records."""
 
 
 class Strategy(Enum):
-    """How a run is spread over processes."""
+    """Distribution of a run over processes."""
 
     single = "single"
     """One process, one device."""
@@ -187,22 +187,22 @@ class Strategy(Enum):
 
 @dataclass
 class LaunchConfig:
-    """How a run is started; of it, only the number of processes matters to the result (by the size of a batch)."""
+    """Settings for starting a run; the number of processes affects the result (through the batch size)."""
 
     strategy: Strategy = Strategy.single
     num_processes: int | str = 1
     """Training processes on this machine; `auto`: one per visible accelerator."""
     num_threads: int | None = None
-    """Threads with which torch computes on the CPU, per process; null: the processors there are for it.
+    """Threads per process with which torch computes on the CPU; null: as many as it has processors.
 
-    The last bits of a result depend on it.
+    The last bits of a result depend on this number.
     """
     max_restarts: int = 0
-    """Of `ddp`: how often all processes start again from the newest checkpoint after one has died."""
+    """With `ddp`: times that all processes restart from the newest checkpoint after one has died."""
     timeout: int = 1800
-    """Of `ddp`: seconds that a process waits for the others in one exchange before it gives up."""
+    """With `ddp`: seconds that a process waits for the others in one exchange before it gives up."""
     grace_seconds: int = 60
-    """Of `ddp`: for the processes to write a checkpoint and end, when the run is stopped."""
+    """With `ddp`: seconds that the processes have to write a checkpoint and end when the run is stopped."""
 
 
 @dataclass
@@ -212,7 +212,7 @@ class SecurityConfig:
 
 @dataclass
 class Config:
-    """One experiment."""
+    """The config of one experiment."""
 
     task: dict[str, Any] = MISSING
     model: Any = field(default_factory=dict)
@@ -229,15 +229,15 @@ class Config:
     output_dir: str = "outputs"
     on_existing: OnExisting = OnExisting.resume
     point: str | None = None
-    """Set by a sweep for each of its jobs (`hfexp.sweep.membership`)."""
+    """Address of a job in its sweep, which sets it (`hfexp.sweep.membership`)."""
 
 
 SWEEP_KEYS = ("search", "point")
-"""What says something of a sweep, and nothing of the run itself."""
+"""Keys that describe a sweep and not the run itself."""
 
 
 def to_config(cfg: Any) -> Config:
-    """Turn the composed `DictConfig` into the typed object: resolved, complete, with the model section checked."""
+    """Turn the composed `DictConfig` into a typed `Config`, resolved and checked (model section, `trainer.args`)."""
     try:
         learn_secrets(OmegaConf.to_container(cfg, resolve=False))
         missing = sorted(OmegaConf.missing_keys(cfg))
@@ -251,13 +251,13 @@ def to_config(cfg: Any) -> Config:
         values = to_dict(config)
         _refuse_masked(values)
         learn_secrets(values)
-    except OmegaConfBaseException as error:  # e.g. an interpolation that leads nowhere
+    except OmegaConfBaseException as error:  # e.g. an interpolation of a missing key
         raise ConfigError(explain_key_error(error)) from error
     return config
 
 
 def _refuse_masked(values: dict[str, Any]) -> None:
-    """Refuse what is recorded in the place of a secret, e.g. in a command that was copied from a record."""
+    """Refuse the mask that a record shows in place of a secret, e.g. in a command copied from there."""
     key = find_masked(values)
     if key is not None:
         raise ConfigError(
@@ -266,7 +266,7 @@ def _refuse_masked(values: dict[str, Any]) -> None:
 
 
 def _to_model_config(node: Any) -> ModelConfig:
-    """Type the model section; `model._target_` is the short form of `model.build`."""
+    """Type and check the model section; `model._target_` is the short form of `model.build`."""
     if not isinstance(node, dict):
         raise ConfigError(f"model must be a mapping, got {node!r}")
     own = set(ModelConfig.__dataclass_fields__) - {"build", "kind"}  # `kind` may be an argument of the user's function
@@ -282,13 +282,13 @@ def _to_model_config(node: Any) -> ModelConfig:
 
 @dataclass
 class _ModelRoot:
-    """Gives `model` its full key in messages."""
+    """A root for the model section, so that error messages show its full keys."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
 
 
 def explain_key_error(error: OmegaConfBaseException) -> str:
-    """A misspelt key or a value of the wrong type, with what is allowed there."""
+    """Describe a misspelt key or a value of the wrong type, with what is allowed there."""
     parent, key, full_key = getattr(error, "parent_node", None), getattr(error, "key", None), error.full_key
     message = str(error.msg).splitlines()[0] if error.msg else str(error)
     if "not in" in message and parent is not None:
@@ -303,17 +303,17 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain JSON types."""
+    """Return the config as plain JSON types."""
     return json.loads(json.dumps(asdict(config), default=lambda value: value.value))
 
 
 def recorded_values(config: Config) -> dict[str, Any]:
-    """Give the configuration of a run by itself, without what is a sweep's, and without secrets."""
+    """Return the config of a run for its record, without the keys of a sweep and with secrets masked."""
     return mask_values({key: value for key, value in to_dict(config).items() if key not in SWEEP_KEYS})
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries by dotted key; lists of plain values stay whole, others are numbered."""
+    """Return the leaves of nested dictionaries by dotted key; lists of plain values stay whole, others are numbered."""
     if isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree):
         tree = {str(index): item for index, item in enumerate(tree)}
     if not isinstance(tree, dict) or (not tree and prefix):

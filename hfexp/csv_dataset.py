@@ -1,6 +1,6 @@
-"""CSV files as datasets: kept by `datasets` in its cache, or streamed.
+"""CSV files as datasets, which `datasets` caches or streams.
 
-A module of its own: `datasets` puts functions of its own for `open`, `gzip` and paths into that of a builder.
+The builder needs a module of its own: `datasets` patches `open`, `gzip` and path functions in a builder's module.
 """
 
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from hfexp.csv_files import CsvFile, Dialect
 
 @dataclass
 class CsvConfig(datasets.BuilderConfig):
-    """Configuration of `Csv`."""
+    """Config of the builder `Csv`."""
 
     dialect: Dialect = Dialect()
     columns: tuple[str, ...] = ()
 
 
 class Csv(datasets.ArrowBasedBuilder):
-    """Rows of CSV files, kept by `datasets` in its cache until a file changes."""
+    """Builder for the rows of CSV files, which `datasets` caches until a file changes."""
 
     VERSION = datasets.Version("1.0.0")
     BUILDER_CONFIG_CLASS: ClassVar[type] = CsvConfig
@@ -45,11 +45,11 @@ class Csv(datasets.ArrowBasedBuilder):
 
 
 def features_of(columns: tuple[str, ...]) -> datasets.Features:
-    """Give the features of a table of text."""
+    """Return the features of a table whose columns all hold text."""
     return datasets.Features({name: datasets.Value("large_string") for name in columns})
 
 
 def stream(files: list[str], dialect: Dialect) -> Iterator[dict[str, str | None]]:
-    """Read the rows of files one by one."""
+    """Yield the rows of files one by one."""
     for file in files:
         yield from CsvFile(file, dialect).rows()

@@ -1,4 +1,4 @@
-"""CSV files as tables of text: each cell as it is written, each line accounted for."""
+"""CSV files as tables of text: every cell stays as written, and every line must be a row."""
 
 import codecs
 import csv
@@ -18,35 +18,35 @@ from hfexp.cells import is_number
 from hfexp.errors import ConfigError
 
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
-"""Raised for a file that is cut or damaged."""
+"""Errors that reading a truncated or damaged gzip file raises."""
 ROWS_AT_ONCE = 2000
 MAX_LINE = 2**24
-"""Characters of a line, and of a cell; each takes several times as many bytes while it is read."""
+"""Characters that a line or a cell may have; reading one takes several times as many bytes."""
 CELL = pa.large_string()
 MISSING = pa.scalar(None, CELL)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How CSV files are written: options of `dataset.source`."""
+    """The format of CSV files: options of `dataset.source`."""
 
     sep: str = ","
     quotechar: str | None = '"'
-    """None: quotes are characters like any other."""
+    """None: quotes are ordinary characters."""
     escapechar: str | None = None
     encoding: str | None = None
-    """None: UTF-8, or UTF-16 where the file begins with its mark."""
+    """None: UTF-8, or UTF-16 if the file begins with its byte order mark."""
     column_names: tuple[str, ...] | None = None
-    """For files without a header."""
+    """Names of the columns in files without a header."""
     skiprows: int = 0
-    """Lines before the header."""
+    """Lines to skip before the header."""
     decimal: str = "."
-    """What stands in numbers for the point, which takes its place in cells that are numbers and nothing else."""
+    """Decimal mark of the file; a point replaces it in cells that hold a number and nothing else."""
     multiline: bool = False
-    """Believe quotes that make one cell of several lines, even if each of these looks like a row."""
+    """Accept a quoted cell of several lines even if each of these lines looks like a row."""
 
     def reader(self, lines: Iterator[str]) -> Any:
-        """Read records from lines.
+        """Return a reader of records from lines.
 
         Raises:
             ConfigError: `sep`, `quotechar` or `escapechar` is not one character.
@@ -63,7 +63,7 @@ class Dialect:
 
 
 class CsvFile:
-    """One file; its messages name the line."""
+    """One CSV file; its error messages name the line."""
 
     def __init__(self, path: str, dialect: Dialect) -> None:
         self.path, self.dialect = path, dialect
@@ -71,13 +71,13 @@ class CsvFile:
         self.columns = self._columns()
 
     def tables(self, columns: list[str]) -> Iterator[pa.Table]:
-        """Read all rows, some at a time; empty cells are missing.
+        """Yield all rows, some at a time; empty cells become missing values.
 
         Args:
-            columns: those of the file, in the order that is wanted.
+            columns: names of the columns to return, in this order.
 
         Raises:
-            ConfigError: a line is not a row with as many cells as the header, or quotes swallow lines.
+            ConfigError: a row does not have as many cells as the header, or quotes swallow lines.
         """
         num_lines = num_records = 0
         try:
@@ -95,7 +95,7 @@ class CsvFile:
         except (csv.Error, UnicodeError):
             self.check()
             raise
-        if num_lines != num_records:
+        if num_lines != num_records:  # a quoted cell has several lines
             self.check()
 
     def _table(self, rows: list[list[str]]) -> pa.Table:
@@ -107,7 +107,7 @@ class CsvFile:
         return pa.table(arrays, names=self.columns)
 
     def rows(self) -> Iterator[dict[str, str | None]]:
-        """Read row by row, for streams."""
+        """Yield rows one by one, for streams."""
         for line, cells, _ in self._records():
             self._require_width(line, cells)
             yield {name: self._with_point(cell) or None for name, cell in zip(self.columns, cells, strict=True)}
@@ -117,7 +117,7 @@ class CsvFile:
         return point if is_number(point) else cell
 
     def lines(self) -> Iterator[int]:
-        """Give the line where each row begins, from 1."""
+        """Return the number, from 1, of the line in which each row begins."""
         return (line for line, _, _ in self._records())
 
     def check(self) -> None:
@@ -147,10 +147,10 @@ class CsvFile:
         )
 
     def _require_one_cell(self, swallowed: list[tuple[int, list[list[str]]]]) -> None:
-        """Refuse cells of several lines where each line is like the rows around.
+        """Refuse a cell of several lines if each of them looks like the rows of the file.
 
-        Each has as many cells as there are columns, and in some column all of these are what other rows hold there:
-        the same word, or a number among numbers.
+        Each line then has as many cells as there are columns, and in some column the cells of all these lines are what
+        other rows have there: the same text, or a number if all rows have numbers.
         """
         width = len(self.columns)
         wanted = [{part[place] for _, apart in swallowed for part in apart} for place in range(width)]
@@ -194,7 +194,7 @@ class CsvFile:
             pass
 
     def _records(self, with_header: bool = False) -> Iterator[tuple[int, list[str], list[str]]]:
-        """Read with care: the line where a record begins, its cells, its lines; blank lines are none."""
+        """Yield the first line number, the cells and the raw lines of each record; skip blank lines."""
         header = not (with_header or self.dialect.column_names)
         raw: list[str] = []
         with self._open(raw) as reader:
@@ -229,7 +229,7 @@ class CsvFile:
         )
 
     def _undecodable(self, error: UnicodeError) -> str:
-        """Say which line is not in the encoding."""
+        """Return a message that names the line which is not in the encoding."""
         encoding, place = self._encoding().removesuffix("-sig"), ""
         with _open_bytes(self.path) as file:
             for line, text in enumerate(file, 1):
@@ -253,7 +253,7 @@ class CsvFile:
             return "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
 
     def _lines_of(self, file: IO[str]) -> Iterator[str]:
-        """Read line by line, but none that would fill the memory."""
+        """Yield line by line, and refuse a line that would fill the memory."""
         for number in itertools.count(1):
             line = file.readline(MAX_LINE)
             if not line:
@@ -264,7 +264,7 @@ class CsvFile:
 
     @contextmanager
     def _open(self, raw: list[str] | None = None) -> Iterator[Any]:
-        """Give a reader of records; it adds the lines that it has read to `raw`."""
+        """Open a reader of records, which appends the lines that it reads to `raw`."""
         opened = gzip.open if _is_gzip(self.path) else open
         try:
             with opened(self.path, "rt", encoding=self._encoding(), newline="") as file:
@@ -290,6 +290,6 @@ def _open_bytes(path: str) -> IO[bytes]:
 
 
 def shown(path: str) -> str:
-    """Name a file as seen from the working directory, if it is below."""
+    """Return a path relative to the working directory if the file is below it, else unchanged."""
     below = os.path.relpath(path)
     return path if below.startswith("..") else below

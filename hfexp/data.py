@@ -1,4 +1,4 @@
-"""Source to `DatasetDict`: standard column names, splits, labels, limits."""
+"""Loading of a dataset source into a `DatasetDict` with standard columns, splits, labels and limits."""
 
 import functools
 import logging
@@ -26,10 +26,10 @@ from hfexp.tasks.base import Task
 logger = logging.getLogger(__name__)
 
 READ_AHEAD = 256
-"""Rows whose images are in memory at once while they are tried."""
+"""Rows whose encoded images are in memory at once while hfexp tries to decode them."""
 
 LEFT_OUT = "none"
-"""In place of a split's name: there is none."""
+"""Value of `dataset.splits.*` that leaves the split out."""
 STANDARD_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -40,18 +40,18 @@ def load_dataset(
     keep: tuple[str, ...] = (),
     needed: tuple[str, ...] | None = None,
 ) -> DatasetDict:
-    """Load the source and bring it into the shape that the task reads.
+    """Load the source and bring it into the form that the task reads.
 
     Args:
-        keep: further columns of the source, under their own names.
-        needed: splits without which nothing can be done; none is cut from another if the source has these. None:
-            those of a training.
+        keep: more columns of the source to keep, under their own names.
+        needed: splits that the caller needs; no split is cut from another one if the source has all of these. None:
+            the splits that training needs.
 
     Returns:
-        Splits `train`, `validation` and, where there is one, `test`; columns by their standard names.
+        Splits `train`, `validation` and, if there is one, `test`; columns have their standard names.
 
     Raises:
-        ConfigError: a column, split or label is not what the configuration says.
+        ConfigError: the source can't be read, or a column, split or label is not what the config says.
     """
     try:
         source = _load_source(config, allowed_targets)
@@ -75,17 +75,17 @@ def load_dataset(
 
 
 def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) -> tuple[DatasetDict, dict[str, int]]:
-    """With `on_bad_sample=skip`, remove the samples that can't be read.
+    """Drop the samples that can't be read, if `on_bad_sample=skip` asks for it.
 
     Returns:
-        The dataset and how many samples of each split were dropped.
+        The dataset, and the number of dropped samples by split.
     """
     if config.on_bad_sample is not OnBadSample.skip:
         return dataset, {}
     streams = {split: rows for split, rows in dataset.items() if num_rows(rows) is None}
     kept, dropped = {}, {}
     for split, rows in dataset.items():
-        if split in streams:  # passed over when they are read
+        if split in streams:  # its bad samples are skipped when it is read
             continue
         good = []
         with ThreadPoolExecutor() as pool:
@@ -113,7 +113,7 @@ def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) ->
 
 
 def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
-    """Call the source; a single dataset becomes the training split."""
+    """Call the source function; a single `Dataset` becomes the training split."""
     if not config.source.get("_target_"):
         raise ConfigError(
             "dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset"
@@ -131,12 +131,12 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
 
 
 def _unformatted(rows: Dataset) -> Dataset:
-    """Rows as plain values with all their columns, however they were saved; a function of the user's own stays."""
+    """Return rows as plain values of all columns, whatever their saved format; keep the user's own transform."""
     return rows if rows.format["type"] == "custom" else rows.with_format(None)
 
 
 def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool) -> DatasetDict:
-    """Take the named splits, or those with a standard name; the others are left out."""
+    """Take the splits that the config names, or those with a standard name, and leave the others out."""
     selected, taken = {}, {}
     chosen = {split: getattr(config.splits, split) for split in STANDARD_SPLITS}
     for split, names in STANDARD_SPLITS.items():
@@ -148,7 +148,7 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
                 f"dataset.splits.{split}={wanted}: no such split.{did_you_mean(wanted, map(str, source))} "
                 f"The dataset has: {one_of(source)}"
             )
-        # What another key names is not taken by its own name too: a test split must not be what chooses the model.
+        # A split that another key names is not taken by its standard name too: a test split must not select the model.
         found = wanted or next((name for name in names if name in source and name not in chosen.values()), None)
         if found in taken:
             raise ConfigError(f"dataset.splits.{taken[found]} and dataset.splits.{split} both name {found!r}")
@@ -162,7 +162,7 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
 def _rename_columns(
     dataset: DatasetDict, config: DatasetConfig, task: Task, keep: tuple[str, ...] = ()
 ) -> DatasetDict:
-    """Bring the task's columns to their standard names and drop the rest."""
+    """Rename the task's columns to their standard names, and drop all others but those in `keep`."""
     result = {}
     for split, rows in dataset.items():
         problems = []
@@ -192,7 +192,7 @@ def _rename_columns(
 
 
 def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
-    """Cut the test and validation splits that the source lacks out of the training split."""
+    """Cut the test and validation splits that the source lacks from the training split."""
     if config.validate_on_train:
         return dataset
     for split, size in (("test", config.test_size), ("validation", config.validation_size)):
@@ -208,7 +208,7 @@ def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
 
 
 def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | None) -> tuple[Dataset, Dataset]:
-    """Cut `size` (a share, or a number of rows if 1 or more) off, stratified by label where that is possible."""
+    """Cut off `size` (a share, or a number of rows if 1 or more), stratified by label where possible."""
     count = round(size * len(rows)) if size < 1 else int(size)
     if size <= 0 or (size > 1 and size != int(size)) or not 0 < count < len(rows):
         raise ConfigError(
@@ -224,7 +224,7 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
 
 
 def _drawn(numbers: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw `size` of these numbers as `Dataset.train_test_split` does; first those that are left."""
+    """Draw `size` of these numbers as `Dataset.train_test_split` does; return the rest first, then the drawn ones."""
     parts = Dataset.from_dict({"number": numbers}).train_test_split(test_size=size, seed=seed)
     return np.asarray(parts["train"]["number"][:]), np.asarray(parts["test"]["number"][:])
 
@@ -232,10 +232,10 @@ def _drawn(numbers: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.nd
 def _drawn_by_class(
     rows: Dataset, column: str, size: int, cut_size: int, seed: int, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw numbers of rows with the classes in proportion; classes of a single row stay in what is left.
+    """Draw row numbers with the classes in proportion; classes with a single row stay in the rest, returned first.
 
-    As `rows.train_test_split(test_size=cut_size, seed=seed, stratify_by_column=...)`, with the same rows in each part,
-    where each class has two. That reads the labels row by row (`datasets` 5.2): about half a millisecond each.
+    If each class has two rows or more, the parts are those of `rows.train_test_split(test_size=cut_size, seed=seed,
+    stratify_by_column=...)`, which reads the labels row by row (`datasets` 5.2), about half a millisecond each.
     """
     labels = class_ids(rows, column)
     classes, counts = np.unique(labels, return_counts=True)
@@ -259,7 +259,7 @@ def _drawn_by_class(
 
 
 def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
-    """Keep at most `max_*_samples` of each split, chosen by a seeded shuffle (sources are often sorted by class)."""
+    """Keep at most `max_*_samples` of each split, drawn by a seeded shuffle (sources are often sorted by class)."""
     limited = {}
     for split, rows in dataset.items():
         limit = getattr(config, f"max_{split}_samples")
@@ -272,10 +272,10 @@ def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
 
 
 def _require_values(dataset: DatasetDict, task: Task) -> None:
-    """Name the rows that lack what the task predicts from, or whose labels are not of its kind.
+    """Check that every row has the task's inputs and a label of its kind.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: names the rows that lack one.
     """
     for split, rows in dataset.items():
         for name in task.columns:
@@ -289,7 +289,7 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
 
 
 def _missing(rows: Dataset, name: str) -> list[int]:
-    """Find rows of the source without a value, from the marks of missing values alone: images can be large."""
+    """Return the source's row numbers without a value, from the null mask alone: images can be large."""
     column = rows.data.column(name)
     if not column.null_count:
         return []
@@ -308,7 +308,7 @@ def _bad_rows(rows: Dataset, split: Any, numbers: list[int], lack: str) -> str:
 
 
 def _tell_unseen_classes(dataset: DatasetDict, task: Task) -> None:
-    """Say which classes are in other splits and not in training: a model can't learn them."""
+    """Tell the user which classes other splits have and training lacks: a model can't learn them."""
     if "train" not in dataset or task.label_column is None:
         return
     known = classes_of(dataset["train"], task)
@@ -319,7 +319,7 @@ def _tell_unseen_classes(dataset: DatasetDict, task: Task) -> None:
 
 
 def _undecoded(rows: Dataset) -> Dataset:
-    """Leave images as bytes or paths: they are decoded by us, so that a bad file can be named."""
+    """Keep images as bytes or paths: hfexp decodes them itself, so that an error can name the bad file."""
     for name, feature in rows.features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(decode=False))

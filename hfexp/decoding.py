@@ -1,7 +1,7 @@
-"""JPEG files straight to tensors, with the pixels that PIL gives, in about half the time.
+"""Decoding of JPEG files straight to tensors, with the same pixels as PIL in about half the time.
 
-simplejpeg brings libjpeg-turbo, as Pillow does, but without Pillow's way over its own memory: decoded rows are torch's
-"channels last", which its resize of uint8 images likes best. Everything that is not a plain JPEG goes through PIL.
+simplejpeg contains libjpeg-turbo, as Pillow does, but avoids the detour through Pillow's own memory: its decoded rows
+are "channels last" for torch, whose resize of uint8 images is best at that. PIL decodes all but plain JPEG files.
 """
 
 import contextlib
@@ -25,30 +25,30 @@ from hfexp.input_files import MAX_BYTES, is_address, local_path, open_regular
 
 JPEG = b"\xff\xd8\xff"
 LEVELS = 3
-"""Bytes of a pixel of a tensor."""
+"""Bytes per pixel of a decoded tensor."""
 COLOURS = ("YCbCr", "RGB", "Gray")
-"""Colour spaces of a file that mean the same to everybody; CMYK has its inverted kind."""
+"""Colour spaces of a file that all programs read alike; CMYK also comes inverted."""
 TURNS = (b"Exif\0", b"tiff:Orientation")
-"""What a file holds that may say how it is to be turned."""
+"""Markers of the metadata that may hold an orientation."""
 
 
 def begins_with_tensor(operations: list[Any]) -> bool:
-    """Whether the first operations bring an image to RGB and make it a tensor, no more and no less."""
+    """Return True if the first two operations are exactly RGB and tensor conversion, and Pillow decodes alike."""
     first = [type(operation) for operation in operations[:2]]
     return first in ([ToRGB, v2.ToImage], [ConvertRGB, v2.ToImage]) and _decodes_alike()
 
 
 @functools.cache
 def _decodes_alike() -> bool:
-    """Whether Pillow has libjpeg-turbo too, as its own builds do; other libraries round differently."""
+    """Return True if Pillow has libjpeg-turbo too, as its own builds do; other libraries round differently."""
     return bool(PIL.features.check_feature("libjpeg_turbo"))
 
 
 def decode_to_tensor(row: dict[str, Any], first: Any, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
-    """The row with its image as `v2.ToImage` would give it after the operation `first`: (3, H, W), uint8.
+    """Return the row with its image as `v2.ToImage` would give it after the operation `first`: (3, H, W), uint8.
 
     Raises:
-        DataError: it can't be read, or has more than `max_pixels`; the message names the file.
+        DataError: the image can't be read, or has more than `max_pixels`; the message names the file.
     """
     pixels = _plain_jpeg(row["image"], max_pixels)
     if pixels is None:
@@ -57,11 +57,11 @@ def decode_to_tensor(row: dict[str, Any], first: Any, max_pixels: int = MAX_PIXE
 
 
 def _plain_jpeg(stored: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
-    """Decode to levels (H, W, 3), uint8; None if it is another kind of file, a huge one, or not in order."""
+    """Decode to an array (H, W, 3), uint8; return None if the file is not a plain JPEG, is huge or is damaged."""
     data = _jpeg_data(stored)
     if data is None:
         return None
-    with contextlib.suppress(Exception):  # PIL may know better, or says what is wrong
+    with contextlib.suppress(Exception):  # PIL then decodes it, or says what is wrong
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         pixels = int(height) * int(width)
         if colours in COLOURS and pixels <= min(HALVED_FROM, max_pixels) and not _is_turned(data):
@@ -71,14 +71,14 @@ def _plain_jpeg(stored: Any, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
 
 
 def _jpeg_data(stored: Any) -> bytes | None:
-    """The encoded image, if it is a JPEG in memory or in a file of this machine."""
+    """Return the encoded image if it is a JPEG in memory or in a local file, else None."""
     if not isinstance(stored, dict):
         return None
     data, path = stored.get("bytes"), stored.get("path")
     if data is not None:
         return data if data.startswith(JPEG) else None
     if path and not is_address(path):
-        # PIL says what is wrong with it.
+        # If it can't be read, PIL says what is wrong with it.
         with contextlib.suppress(OSError, ValueError), open_regular(local_path(path)) as file:
             start = file.read(len(JPEG))
             if start == JPEG and os.fstat(file.fileno()).st_size <= MAX_BYTES:
