@@ -39,7 +39,7 @@ def share_statistics(model: nn.Module, on_accelerator: bool) -> None:
         for name, module in list(parent.named_children()):
             if not isinstance(module, _BatchNorm) or isinstance(module, nn.SyncBatchNorm):
                 continue
-            if _evaluate in module._forward_pre_hooks.values():
+            if _evaluate in module._forward_pre_hooks.values():  # frozen
                 continue
             if on_accelerator and type(module) in PLAIN:
                 setattr(parent, name, nn.SyncBatchNorm.convert_sync_batchnorm(module))

@@ -1,4 +1,4 @@
-"""YAML from untrusted sources: refused if its aliases expand to far more values than are written."""
+"""Parsing of untrusted YAML, which refuses aliases that expand to far more values than are written."""
 
 import re
 from pathlib import Path

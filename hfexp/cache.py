@@ -133,7 +133,7 @@ class Cache:
                 reader = self.find(key)
                 if reader is not None:
                     return reader, False
-                with FileLock(self._lock_path("room")):
+                with FileLock(self._lock_path("room")):  # two builders must not reserve the same free space
                     self._make_room(needed)
                     temporary = self._begin(key, needed)
                 self._build(temporary, self.directory / key, build)

@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--dir", type=Path, help=f"the cache; default: {VARIABLE}, else in your cache directory")
     args = parser.parse_args(words)
     directory = (args.dir or default_directory()).absolute()
-    cache = Cache(directory, 0)
+    cache = Cache(directory, 0)  # the size limit matters only when an entry is built
     entries = cache.entries()
     if args.action == "clear":
         _clear(cache, entries, args.key)

@@ -1,4 +1,4 @@
-"""Table cells: read numbers and truth values, escape formulas, sort names."""
+"""Values of table cells: numbers, truth values, escaped formulas, and names in order."""
 
 import math
 import re

@@ -121,7 +121,10 @@ def trainer_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_problem(checkpoint: Path) -> str | None:
-    """Say why a run can't resume from a checkpoint; None if its files are as recorded and its state is complete."""
+    """Say why a run can't resume from a checkpoint; None if it can.
+
+    Every file must have its recorded size and hash, and the Trainer state must be readable.
+    """
     try:
         manifest = read_record(checkpoint / MANIFEST, Manifest)
         for name, expected in manifest.files.items():

@@ -1,4 +1,4 @@
-"""Check that a run's model, dataset and task are chosen, and that they fit together by the kinds that they declare."""
+"""Checks that a run's model, dataset and task are chosen and fit together by the kinds that they declare."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -66,7 +66,7 @@ def register_schema() -> None:
 
 
 def _register_plugins() -> None:
-    """Register launcher and sweeper if the installed `hydra_plugins/hfexp.py` is missing or older (a checkout)."""
+    """Register the plugins by hand if the installed `hydra_plugins/hfexp.py` is missing or older (a checkout)."""
     plugins, namespace = Plugins.instance(), "hydra_plugins"
     name = f"{namespace}.hfexp"
     found = [*plugins.discover(Launcher), *plugins.discover(Sweeper)]

@@ -313,7 +313,7 @@ def recorded_values(config: Config) -> dict[str, Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dictionaries by dotted key; lists of plain values stay whole, others are numbered."""
+    """Flatten nested dictionaries to leaves by dotted key; lists of plain values stay whole, others are numbered."""
     if isinstance(tree, list) and any(isinstance(item, dict | list) for item in tree):
         tree = {str(index): item for index, item in enumerate(tree)}
     if not isinstance(tree, dict) or (not tree and prefix):

@@ -117,7 +117,7 @@ class CsvFile:
         return point if is_number(point) else cell
 
     def lines(self) -> Iterator[int]:
-        """Return the number, from 1, of the line in which each row begins."""
+        """Yield the number, from 1, of the line in which each row begins."""
         return (line for line, _, _ in self._records())
 
     def check(self) -> None:
