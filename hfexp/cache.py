@@ -160,7 +160,7 @@ class Cache:
         """Remove an entry unless a process uses it; return True if it is gone."""
         if path.is_dir() and not (path / USED).exists():  # damaged: nobody can lock it
             shutil.rmtree(path, ignore_errors=True)
-        # Open for writing: network file systems grant exclusive locks only on files that are.
+        # Network file systems grant exclusive locks only on files that are open for writing.
         if not os.access(path / USED, os.W_OK):  # another user's, or already gone
             return not path.exists()
         with contextlib.suppress(FileNotFoundError), (path / USED).open("r+b") as lease:

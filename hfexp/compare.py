@@ -135,7 +135,7 @@ def rank(
     """Order runs by a metric; runs with NaN or without a value come last.
 
     Args:
-        metric: default: the one that the tags of the runs name, else final accuracy, else a `best_eval_*` metric, ...
+        metric: default: the one that most tags name, else final accuracy, a `best_eval_*` metric or one of all runs.
         order: `min` or `max`; default: as tagged, else by the metric's name.
         full: include bookkeeping params and minor metrics.
         places: ranks by run id, which take precedence over the metric; runs may share a rank.

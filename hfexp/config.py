@@ -187,7 +187,7 @@ class Strategy(Enum):
 
 @dataclass
 class LaunchConfig:
-    """Settings for starting a run; the number of processes affects the result (through the batch size)."""
+    """Settings for starting a run; only the numbers of processes (by the batch size) and threads affect its result."""
 
     strategy: Strategy = Strategy.single
     num_processes: int | str = 1

@@ -1,7 +1,7 @@
 """Decoding of JPEG files straight to tensors, with the same pixels as PIL in about half the time.
 
-simplejpeg contains libjpeg-turbo, as Pillow does, but avoids the detour through Pillow's own memory: its decoded rows
-are "channels last" for torch, whose resize of uint8 images is best at that. PIL decodes all but plain JPEG files.
+simplejpeg contains libjpeg-turbo, as Pillow does, but avoids the detour through Pillow's own memory. For torch its
+output is "channels last", which suits torch's resize of uint8 images best. PIL decodes all but plain JPEG files.
 """
 
 import contextlib
