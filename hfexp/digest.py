@@ -1,7 +1,7 @@
-"""The content of a dataset as one word: for the record of a run, and to find what was prepared from it.
+"""Content hashes of datasets, for the record of a run and as keys of the prepared cache.
 
 MLflow's own digest of a Hugging Face dataset covers the first 10,000 rows and ignores images
-(`mlflow/data/digest_utils.py`), so that two datasets can share one. Ours covers every row.
+(`mlflow/data/digest_utils.py`), so two different datasets can share one. This digest covers every row.
 """
 
 import hashlib
@@ -19,25 +19,28 @@ from datasets.formatting import query_table
 from hfexp.input_files import open_regular
 
 MAX_BYTES_READ = 2**28
+"""Bytes of a binary column up to which the content of all its values is hashed."""
 SAMPLED_ROWS = 2000
+"""Rows of a larger binary column whose content is hashed."""
 ROWS_AT_ONCE = 10_000
 _known: WeakKeyDictionary[Dataset, tuple[str, bool]] = WeakKeyDictionary()
-"""Digests, and whether they are of a sample: computing them takes a while."""
+"""Digest of each dataset, and whether it covers only a sample of the content; kept because computing it is slow."""
 
 
 def digest(rows: Dataset) -> str:
-    """Hash of a split's content: the same rows give the same digest on every machine (32 hex digits).
+    """Hash a split's content: the same rows give the same digest (32 hex digits) on every machine.
 
-    Every value counts. Only images and other binary values beyond 256 MB in total count by their size, and by the
-    content of 2,000 rows spread over the split.
+    Every value counts. If a column of images or other binary values has more than 256 MB, the hash covers the size of
+    every value, but the content of only 2,000 rows spread over the split.
     """
     return _digest(rows)[0]
 
 
 def identity(rows: Dataset) -> str:
-    """What tells rows apart on this machine, however large they are.
+    """Return a key that tells rows apart on this machine, however large they are.
 
-    The digest; where that is of a sample, also size and time of every file that the rows are read from.
+    The key is the digest. If the digest covers only a sample, the key also covers the size and the modification time
+    of every file that the rows are read from.
     """
     known, is_sample = _digest(rows)
     if not is_sample:
@@ -48,7 +51,7 @@ def identity(rows: Dataset) -> str:
     files = [file["filename"] for file in rows.cache_files]
     for path in files + [path for chunk in chunks for path in _outside(chunk)]:
         state.update(_stamp(path))
-    if not files:  # made by code: only the content itself shows a change
+    if not files:  # the rows were built in memory: only their content can show a change
         for chunk in chunks:
             for data in chunk.field("bytes"):
                 state.update(data.as_py() or b"")
@@ -56,7 +59,7 @@ def identity(rows: Dataset) -> str:
 
 
 def _outside(chunk: pa.StructArray) -> list[str]:
-    """Paths of files whose content is not in the table."""
+    """List the paths of files whose content is not embedded in the table."""
     embedded, paths = chunk.field("bytes").is_valid().to_pylist(), chunk.field("path").to_pylist()
     return [path for path, inside in zip(paths, embedded, strict=True) if path and not inside]
 
@@ -87,9 +90,10 @@ def _stamp(path: str) -> bytes:
 
 
 def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
-    """All values of a column of numbers, words, or nested ones, undecoded.
+    """Yield all values of a column that holds no files (numbers, texts, nested values), undecoded, as JSON.
 
-    Some at a time: Python's take much memory, and Arrow's `take` makes one piece of a column's texts, of 2 GB at most.
+    Rows are converted 10,000 at a time: Python objects take much memory, and Arrow's `take` puts the texts of a column
+    into a single array, which can hold 2 GB at most.
     """
     table = rows.data.select([name])
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -98,13 +102,13 @@ def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
 
 
 def _is_binary(rows: Dataset, name: str) -> bool:
-    """A column of files (`bytes` and `path`)."""
+    """Tell whether a column holds files (a struct of `bytes` and `path`)."""
     kind = rows.data.schema.field(name).type
     return pa.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
 
 
 def _binary_parts(rows: Dataset, name: str) -> tuple[list[bytes], bool]:
-    """Sizes and contents of a column of files, and whether the contents are those of a sample."""
+    """Return the sizes and content hashes of a column of files, and whether the hashes cover only a sample."""
     kind = rows.data.schema.field(name).type
     column = rows.data.column(name)
     content, paths = (
@@ -112,7 +116,7 @@ def _binary_parts(rows: Dataset, name: str) -> tuple[list[bytes], bool]:
         for part in ("bytes", "path")
     )
     embedded = np.asarray(pc.fill_null(pc.binary_length(content), -1))  # pyright: ignore
-    # Row by row through the indices: a column of all images, reordered, might not fit into memory.
+    # Follow the indices row by row: a reordered copy of a column of images might not fit into memory.
     order = np.arange(len(column)) if rows._indices is None else np.asarray(rows._indices.column(0))
     sizes = [int(embedded[i]) if embedded[i] >= 0 else _file_size(paths[int(i)].as_py()) for i in order]
     chosen = order
@@ -137,5 +141,5 @@ def _file_content(path: str | None) -> bytes:
     try:
         with open_regular(path or "") as file:
             return file.read()
-    except (OSError, ValueError):  # on another machine, or missing: named when it is read for training
+    except (OSError, ValueError):  # missing, or on another machine: training reports it when it reads the row
         return (path or "").encode()

@@ -1,4 +1,4 @@
-"""Which end of a metric is best, told by its name."""
+"""The direction of a metric, lower or higher is better, as its name tells it."""
 
 import re
 
@@ -14,10 +14,10 @@ _HIGHER = re.compile(
 
 
 def lower_is_better(name: str) -> bool | None:
-    """Whether a metric is to be minimised; None if its name does not tell.
+    """Tell whether a metric is to be minimised; None if its name does not say.
 
     Args:
-        name: with or without what it is of, e.g. `mse`, `final_eval_mse`, `test_mse`.
+        name: with or without a prefix, e.g. `mse`, `final_eval_mse`, `test_mse`.
     """
     if _LOWER.search(name.lower()):
         return True

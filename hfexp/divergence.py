@@ -1,4 +1,4 @@
-"""A training whose loss is no longer a finite number ends, and says since which step."""
+"""Divergence check for the Trainer: training fails once its loss is not finite, and the error names the step."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -16,19 +16,20 @@ else:
 
 
 class Diverged(RunError):
-    """The model's numbers are no longer finite: nothing that it says is a result."""
+    """Raised when the loss is no longer finite, so that no output of the model is a result."""
 
 
 class StopWhenDiverged(_Base):
-    """Mixin for a Transformers `Trainer`: looks at the loss before it logs, evaluates or saves.
+    """Mixin for a Transformers `Trainer` that checks the loss before it logs, evaluates or saves.
 
-    A single loss that is not finite may come from a step that a gradient scaler (fp16) then leaves out, so what counts
-    is a loss that is not finite up to the last step. It is followed on the device: no step waits for it.
+    A single loss that is not finite may come from a step that the gradient scaler (fp16) then skips. So training has
+    diverged only if the loss is still not finite at the last step. The check's state stays on the device, so that no
+    step waits for it.
     """
 
     _last_loss: torch.Tensor | None = None
     _not_finite_since: torch.Tensor | None = None
-    """The first step of those without a finite loss, up to the last one; 0 if that has one."""
+    """Step since which no step has had a finite loss; 0 if the last step had one."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -36,7 +37,7 @@ class StopWhenDiverged(_Base):
         return loss
 
     def _follow(self, loss: torch.Tensor) -> None:
-        """Note since which step the loss is not finite; of a step's accumulated batches one such loss is enough."""
+        """Note since which step the loss is not finite; one such batch is enough in a step that accumulates several."""
         step, is_finite = self.state.global_step + 1, torch.isfinite(loss)
         since = torch.zeros_like(loss, dtype=torch.int64) if self._not_finite_since is None else self._not_finite_since
         since = torch.where(is_finite | (since > 0), since, step)
@@ -49,7 +50,7 @@ class StopWhenDiverged(_Base):
         return super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def require_finite_loss(self) -> None:
-        """Raise Diverged if the last step of the training had no finite loss, in whichever process."""
+        """Raise Diverged if the loss of the last training step was not finite in any one of the processes."""
         if self._not_finite_since is None or self._last_loss is None:
             return
         found = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
@@ -60,7 +61,7 @@ class StopWhenDiverged(_Base):
             raise self.diverged(f"the loss is {'NaN' if is_nan else 'infinite'} since step {since}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's.
+        """Run the Trainer's evaluation loop.
 
         Raises:
             Diverged: the loss of the evaluation is not finite.
@@ -73,7 +74,7 @@ class StopWhenDiverged(_Base):
         return output
 
     def diverged(self, what: str) -> Diverged:
-        """The error for a training that `what` tells to have diverged, with what had been measured before."""
+        """Build the error: `what` says which loss is not finite; the best metric measured before it is added."""
         best, step = self.state.best_metric, self.state.best_global_step
         known = best is not None and math.isfinite(best)
         before = f"; the best before was {self.args.metric_for_best_model} {best:.4g} at step {step}" if known else ""

@@ -1,4 +1,4 @@
-"""A dataset of real text that comes with every Python: docstrings of the standard library, and where they stand."""
+"""A text dataset that comes with every Python: docstrings of the standard library, labelled by their package."""
 
 import ast
 import re
@@ -11,21 +11,21 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, Value
 
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "turtledemo", "ensurepip")
-"""Directories of the standard library that hold no documentation of their own."""
+"""Directories of the standard library to skip, as they hold no documentation of their own."""
 SHORTEST = 40
-"""Characters of a docstring that says something."""
+"""Characters that a docstring needs to be used; texts that agree in as many characters count as the same."""
 MASK = "___"
 
 
 def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
-    """Docstrings of modules, classes and functions; the class is the package or module that they are from.
+    """Build a dataset of docstrings of modules, classes and functions; the label is their top-level package or module.
 
-    The name of the class in a text is replaced by `___`. A text that stands in several places, or begins like another
-    one, is there once. What there is depends on the version of Python.
+    The label's name is replaced by `___` in the text. Of texts that begin with the same 40 characters, only the first
+    is kept. The rows depend on the version of Python.
 
     Args:
-        num_classes: the packages with most docstrings.
-        most: docstrings of each.
+        num_classes: how many packages to take; those with the most docstrings are taken.
+        most: docstrings to take of each package.
     """
     found: dict[str, list[str]] = {}
     for name, text in _distinct(_texts(Path(sysconfig.get_paths()["stdlib"]))):
@@ -43,14 +43,14 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
 
 
 def _texts(root: Path) -> Iterator[tuple[str, str]]:
-    """Package and docstring, in the order of the files' names."""
+    """Yield package and docstring, ordered by the path of the file."""
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
         if set(parts) & set(LEFT_OUT) or parts[0].startswith(("_", "lib-")):
             continue
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):  # templates, and files of another version
+        except (OSError, SyntaxError, ValueError):  # templates, and files for another version of Python
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):

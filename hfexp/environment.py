@@ -1,4 +1,4 @@
-"""What a run ran in: code, packages, machine, devices."""
+"""The environment of a run: its code, packages, machine and devices."""
 
 import functools
 import getpass
@@ -21,7 +21,7 @@ from hfexp.secrets import mask_secrets
 
 @dataclass(frozen=True)
 class Environment:
-    """Recorded as tags, as `environment.json`, `requirements.txt` and, with uncommitted changes, `git.diff`."""
+    """The environment of a run, recorded as tags and as files (see `save`)."""
 
     python: str
     platform: str
@@ -31,22 +31,25 @@ class Environment:
     cpu_count: int
     """Processors that this process may use."""
     memory_gb: float
+    """Memory of the machine, in GiB."""
     devices: list[str]
-    """Accelerators that this process sees."""
+    """Names of the CUDA devices that this process sees."""
     cuda: str | None
+    """CUDA version that torch was built for; None without a CUDA device."""
     threads: int | None
-    """Of torch on the CPU; the last bits of a result depend on it."""
+    """Threads of torch on the CPU, on which the last bits of a result depend; None if the process computes nothing."""
     variables: dict[str, str]
-    """Environment variables that change how the libraries compute or where they look, secrets masked."""
+    """Environment variables that change how the libraries compute or where they look for files, secrets masked."""
     config_sources: list[str]
-    """Where the configuration was searched for, first to last."""
+    """Search path of the config, first to last."""
     packages: dict[str, str]
+    """Version of each installed package."""
     git: dict[str, str]
     """`sha`, `branch`, `remote`, `diff`, `untracked` of the current directory; empty outside a repository."""
 
     @classmethod
     def gather(cls, origin: Origin, computes: bool = True) -> "Environment":
-        """Of this process; `computes`: it is one that computes, and not one that only directs others."""
+        """Gather the environment of this process; `computes` is False for one that only directs others."""
         import psutil
 
         return cls(
@@ -65,7 +68,7 @@ class Environment:
         )
 
     def tags(self) -> dict[str, str]:
-        """What runs are found and compared by."""
+        """Return the tags by which runs are found and compared."""
         tags = {
             "hfexp.host": self.process.host,
             "hfexp.pid": str(self.process.pid),
@@ -84,7 +87,7 @@ class Environment:
         return {name: value for name, value in tags.items() if value}
 
     def summary(self) -> dict[str, str]:
-        """The few facts that a person wants to read, e.g. in a report."""
+        """Return the few facts that a person wants to read, e.g. in a report."""
         names = ("hfexp", "torch", "transformers", "datasets", "accelerate", "mlflow")
         facts = {"python": self.python, **{name: self.packages[name] for name in names if name in self.packages}}
         facts |= {
@@ -99,7 +102,7 @@ class Environment:
         return facts
 
     def save(self, directory: Path) -> None:
-        """Write the files."""
+        """Write `environment.json`, `requirements.txt` and, with uncommitted changes, `git.diff`."""
         facts: dict[str, Any] = asdict(self)
         diff, untracked = facts["git"].pop("diff", ""), facts["git"].pop("untracked", "")
         (directory / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -107,11 +110,12 @@ class Environment:
         (directory / "requirements.txt").write_text(pins)
         if diff or untracked:
             listed = "".join(f"# untracked: {name}\n" for name in untracked.splitlines())
+            # `git_state` decodes with surrogateescape, so this writes the bytes that git gave.
             (directory / "git.diff").write_bytes((listed + diff).encode("utf-8", "surrogateescape"))
 
 
 def _computing() -> dict[str, Any]:
-    """What a process computes with."""
+    """Read from torch what this process computes with."""
     import torch
 
     return {
@@ -147,5 +151,5 @@ def _cpu_name() -> str:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container may have no name for its user
+    except (KeyError, OSError):  # in a container, the user's id may have no name
         return "unknown"
