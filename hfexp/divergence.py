@@ -37,7 +37,7 @@ class StopWhenDiverged(_Base):
         return loss
 
     def _follow(self, loss: torch.Tensor) -> None:
-        """Note since which step the loss is not finite; one such batch is enough in a step that accumulates several."""
+        """Note since which step the loss is not finite; a step counts if any one of its accumulated batches does."""
         step, is_finite = self.state.global_step + 1, torch.isfinite(loss)
         since = torch.zeros_like(loss, dtype=torch.int64) if self._not_finite_since is None else self._not_finite_since
         since = torch.where(is_finite | (since > 0), since, step)

@@ -11,42 +11,42 @@ EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 EXITS_ASKED_FOR = (EXIT_HANGUP, EXIT_TERMINATED)
-"""Of a process that ended itself because SIGHUP or SIGTERM asked it to."""
+"""Exit codes of a process that ended because SIGHUP or SIGTERM asked it to."""
 
 
 class _Told(Exception):
-    """An error whose message says it all."""
+    """Base of the errors whose message is enough, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback; an error in here lets it show that one after all."""
+        """Return the lines that IPython shows instead of a traceback; if this raises, it shows the traceback."""
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise NotImplementedError
         return [f"{type(self).__name__}: {self}"]
 
 
 class ConfigError(_Told, ValueError):
-    """What the user asked for cannot be done as written: the message names the key or file and what is allowed."""
+    """Raised when a request can't be met as written; the message names the key or file and what is allowed."""
 
 
 class RunError(_Told, RuntimeError):
-    """What went wrong while running, in words that need no traceback."""
+    """Raised when a run fails for a reason that its message explains without a traceback."""
 
 
 class Interrupted(RunError):
-    """A job was asked to stop; the same command continues it."""
+    """Raised when a job was asked to stop; the same command continues it."""
 
 
 class SweepError(RunError):
-    """Some jobs of a sweep failed; the others were done."""
+    """Raised when some jobs of a sweep failed; the others were done."""
 
     def __init__(self, failures: Sequence[tuple[str, Exception]], total: int, more: str = "") -> None:
-        """`failures`: name of each job that failed, and why; `total`: of jobs; `more`: what is to be said as well."""
+        """Take each failed job's name and error, the `total` number of jobs, and `more` text for the message."""
         super().__init__(f"{len(failures)} of {total} jobs failed{more}")
         self.failures = list(failures)
 
 
 class DataError(RunError):
-    """A sample or file turned out to be unusable while it was being read."""
+    """Raised when a sample or file turns out to be unusable while it is being read."""
 
 
 LEAVE_OUT = "dataset.on_bad_sample=skip leaves out the rows that can't be read"
@@ -54,11 +54,11 @@ LEAVE_OUT = "dataset.on_bad_sample=skip leaves out the rows that can't be read"
 
 @contextlib.contextmanager
 def in_row(number: Callable[[], int], advice: str = "") -> Iterator[None]:
-    """Name the row that could not be used.
+    """Add the row's number to a DataError that the block raises.
 
     Args:
-        number: gives it, from 0, as the source counts its rows.
-        advice: what the user may do.
+        number: returns the row's number, which counts from 0 in the source.
+        advice: what the user can do about it.
     """
     try:
         yield
@@ -68,44 +68,44 @@ def in_row(number: Callable[[], int], advice: str = "") -> Iterator[None]:
 
 
 def exit_code(number: int) -> int:
-    """Give the exit code for an end by a signal, as shells count: 128 and its number."""
+    """Return the exit code of a process that a signal ended, as shells count: 128 plus the signal's number."""
     return 128 + number
 
 
 class Terminated(SystemExit):
-    """The process was asked to stop (SIGTERM, SIGHUP); a checkpoint has been written if training had begun."""
+    """Raised when SIGTERM or SIGHUP asks the process to stop; once training has begun, a checkpoint is written first."""
 
     def __init__(self, code: int = EXIT_TERMINATED) -> None:
         super().__init__(code)
 
     @property
     def reason(self) -> str:
-        """Say what asked it to."""
+        """The signal that stopped the process, in words."""
         return (
             "stopped by SIGHUP (hangup: its terminal was closed)" if self.code == EXIT_HANGUP else "stopped by SIGTERM"
         )
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """A hint such as ` Did you mean 'model'?`, or nothing when no allowed word is close."""
+    """Return a hint such as ` Did you mean 'model'?`, or an empty text when no allowed word is close."""
     close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(allowed: Iterable[object], limit: int = 40) -> str:
-    """Allowed values as one readable list; long lists are cut and say so."""
+    """Join allowed values into one sorted list for a message; a list longer than `limit` is cut and says so."""
     words = sorted(str(a) for a in allowed)
     more = f", ... ({len(words) - limit} more)" if len(words) > limit else ""
     return ", ".join(words[:limit]) + more
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one short line."""
+    """Return the first line of an error's message, cut to 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def join_problems(problems: list[str]) -> str:
-    """One message for all problems found, numbered when there are several."""
+    """Join all problems into one message, numbered when there are several."""
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems:\n" + "\n".join(f"  {n}. {p}" for n, p in enumerate(problems, 1))

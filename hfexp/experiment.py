@@ -1,4 +1,4 @@
-"""One experiment from a typed configuration to a recorded result."""
+"""One run of an experiment, from a typed config to a recorded result."""
 
 import contextlib
 import functools
@@ -46,19 +46,19 @@ RESULT = "result.json"
 
 @dataclass
 class Result:
-    """What came out of a run."""
+    """The outcome of a run."""
 
     metrics: dict[str, float]
     """`best_*`, `final_eval_*` (the saved model on the validation split) and `test_*`."""
     metric_name: str
-    """What the best model was chosen by, without prefix."""
+    """Metric that selects the best model, without a prefix."""
     task_metric: str
-    """What the task is usually judged by."""
+    """Metric by which the task is usually judged."""
     best_metric: float | None
-    """The value of that metric for the saved model: as it was chosen by it, or without `load_best_model_at_end` as the
-    last model has it."""
+    """Value of `metric_name` for the saved model: the value that selected it or, without `load_best_model_at_end`, that
+    of the last model."""
     best_step: int | None
-    """The step that the saved model comes from."""
+    """Training step of the saved model."""
     run_dir: Path
     run_id: str | None
     tracking_uri: str | None
@@ -66,9 +66,9 @@ class Result:
     seconds: float
     train_seconds: float
     values: list[float] | None
-    """Of a point of a sweep: what the sweep optimises."""
+    """Objective values that a sweep optimises; None if the run is not a trial of a sweep."""
     pruned_step: int | None
-    """The evaluation after which a sweep gave the run up."""
+    """Training step of the evaluation after which a sweep pruned the run."""
     processor: Any = field(repr=False)
     _model: Any = field(repr=False)
     _model_class: str = field(repr=False)
@@ -76,7 +76,7 @@ class Result:
 
     @property
     def objective(self) -> float | None:
-        """What a sweep optimises: the value of the metric that chooses the model, of the saved model."""
+        """The value that a sweep optimises unless it names other metrics: `metric_name` of the saved model."""
         if self.best_metric is not None:
             return self.best_metric
         return self.metrics.get(f"final_eval_{self.metric_name}")
@@ -86,10 +86,10 @@ class Result:
 
     @functools.cached_property
     def model(self) -> Any:
-        """The saved model; where other processes trained it, read from the run directory.
+        """The saved model, which is read from the run directory if other processes trained it.
 
         Raises:
-            RunError: it is of the user's own code, which hfexp can't read back.
+            RunError: the user's own code built the model, so that hfexp can't read it back.
         """
         if self._model is not None:
             return self._model
@@ -100,11 +100,11 @@ class Result:
 
 
 def run(config: Config, origin: Origin) -> Result:
-    """Run one experiment: everything in the order in which the data flows.
+    """Run one experiment, step by step in the order in which the data flows.
 
     Raises:
-        ConfigError: it can't be run as asked; nothing was created.
-        Terminated: SIGTERM or SIGHUP arrived; the same experiment continues from the checkpoint that was written.
+        ConfigError: the experiment can't run as configured; nothing was created.
+        Terminated: SIGTERM or SIGHUP arrived; the same command continues from the checkpoint that was written.
     """
     started = time.monotonic()
     quiet.quiet_libraries()
@@ -138,14 +138,14 @@ def run(config: Config, origin: Origin) -> Result:
             result = summarise(job, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
             save_result(result)
-        result.run_id = tracker.run_id  # which a server that was away may have given at last
+        result.run_id = tracker.run_id  # a server that was unreachable at the start may have assigned it since
     screen.show_result(result)
     return result
 
 
 @dataclass
 class Kept:
-    """`result.json` of a run directory: the part of a `Result` that its process takes with it when it dies."""
+    """The content of `result.json` in a run directory: the part of a `Result` that would be lost with its process."""
 
     metrics: dict[str, float]
     metric_name: str
@@ -156,15 +156,15 @@ class Kept:
 
 
 def save_result(result: Result) -> None:
-    """Write what a later process needs to give the result once more."""
+    """Write `result.json`, from which a later process can return the result again."""
     kept = Kept(**{entry.name: getattr(result, entry.name) for entry in fields(Kept)})
     write_private(result.run_dir / RESULT, json.dumps(asdict(kept), indent=1))
 
 
 def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | None:
-    """Deliver what is left of a run that had finished when its process was killed, and give its result.
+    """Finish recording a run whose process was killed after the run had finished, and return its result.
 
-    None if there is no such run.
+    Return None if there is no such run.
     """
     found = find_run(config, origin)
     if found is None or config.point or config.on_existing is not OnExisting.resume:
@@ -199,7 +199,7 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
 
 
 def train(job: work.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> work.Outcome:
-    """`hfexp.work.work` in this process, or in all that the run is to have."""
+    """Run `hfexp.work.work` in this process, or in as many processes as the config asks for."""
     if job.config.launch.num_processes == 1:
         return work.work(job, inputs, tracker, stop_on_signal)
     stop.forget(job.directory.path)
@@ -210,21 +210,21 @@ def train(job: work.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopO
 
 @contextlib.contextmanager
 def joined_processes(config: Config) -> Iterator[bool]:
-    """The connection to the other processes, where torchrun or `accelerate launch` started this one among others.
+    """Connect to the other processes if torchrun or `accelerate launch` started several.
 
     Yields:
-        Whether this is the first one, which composes, opens and records for all.
+        True in the first process, which opens and records the run for all.
     """
     if not world.is_together():
         yield True
         return
     world.connect(config.launch, bool(config.trainer.args.get("use_cpu")))
     yield world.rank() == 0
-    world.disconnect()  # not after an error: the others may be waiting in an exchange
+    world.disconnect()  # not after an error: the other processes may be waiting in a collective call
 
 
 def follow() -> Result:
-    """Take part in the run that the first process opens, or take its result if there is nothing left to do."""
+    """Take part in the run that the first process opens, or return its result if there is nothing left to do."""
     job = together.wait_for_first()
     if isinstance(job, Result):
         return job
@@ -233,7 +233,7 @@ def follow() -> Result:
 
 
 def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
-    """The result for the caller."""
+    """Build the result for the caller; a trial of a sweep also gets its objective values."""
     result = Result(
         metrics=outcome.metrics,
         metric_name=outcome.metric_name,
@@ -261,7 +261,7 @@ def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
 
 
 def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str], processes: int) -> None:
-    """Where the run is, whether it is continued, and how much data it has."""
+    """Print how much data the run has, and what it continues from."""
     sizes = ", ".join(f"{show_rows(rows)} {split}" for split, rows in inputs.dataset.items())
     classes = f", {len(inputs.id2label)} classes" if inputs.id2label else ""
     screen.say(f"  data: {sizes}{classes}")

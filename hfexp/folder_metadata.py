@@ -1,4 +1,4 @@
-"""Metadata tables (`metadata.csv`, `.jsonl`, `.parquet`) beside images: what they say of each file."""
+"""Metadata tables (`metadata.csv`, `.jsonl`, `.parquet`) that lie beside images and describe them."""
 
 import csv
 import json
@@ -19,18 +19,18 @@ WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 @dataclass(frozen=True)
 class Described:
-    """What a row of a metadata table says of an image."""
+    """A row of a metadata table, which describes one image."""
 
     place: str
-    """Table and row, for messages."""
+    """Table and row number, for messages."""
     image: str
-    """Absolute path."""
+    """Absolute path of the image."""
     values: dict[str, Any]
-    """The other columns."""
+    """Values of the other columns, by name."""
 
 
 def read_metadata(path: str) -> list[Described]:
-    """Read a table; its column `file_name` is relative to its folder.
+    """Read a metadata table; its column `file_name` holds paths relative to the table's folder.
 
     Raises:
         ConfigError: the table can't be read, or a row does not name a file in or below its folder.
@@ -43,7 +43,7 @@ def read_metadata(path: str) -> list[Described]:
 
 
 def columns_of(rows: Sequence[Described | None], metadata: Sequence[Described]) -> dict[str, list[Any]]:
-    """Values by column, of all columns of `metadata`; None where a row has none."""
+    """Return the values of `rows` for every column of `metadata`; None where a row has no value."""
     names = dict.fromkeys(name for row in metadata for name in row.values)
     return {name: [row and row.values.get(name) for row in rows] for name in names}
 
@@ -60,7 +60,7 @@ def _described(path: str, number: int, row: Any) -> Described:
 
 
 def _read_csv(path: str) -> list[dict[str, Any]]:
-    """Read values as they are written; a column of nothing but whole numbers, without leading zeros, as numbers."""
+    """Read values as they are written; only a column of whole numbers without leading zeros becomes integers."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         names, rows = next(reader, []), []
@@ -76,13 +76,13 @@ def _read_csv(path: str) -> list[dict[str, Any]]:
 
 
 def _typed(column: Sequence[str]) -> list[Any]:
-    """The values of a column; None where there is none."""
+    """Convert the texts of a column; an empty text becomes None."""
     is_whole = all(WHOLE_NUMBER.fullmatch(value) for value in set(column) - {""})
     return [None if value == "" else int(value) if is_whole else value for value in column]
 
 
 def _read_lines(path: str) -> list[Any]:
-    """Read a JSON object per line."""
+    """Read one JSON object per line."""
     rows = []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):

@@ -1,4 +1,4 @@
-"""Environment variables by which libraries would change a result that the configuration does not know of."""
+"""Environment variables by which libraries would change a result without the config showing it."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -8,19 +8,20 @@ from typing import Any
 from hfexp.machine import visible_devices
 
 OFF = ("false", "0", "no", "off", "n", "f")
-"""Words for "no", in lower case (`accelerate.utils.str_to_bool`)."""
+"""Values that mean false, in lower case (`accelerate.utils.str_to_bool`)."""
 UNUSED_OF_MLFLOW = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+"""Variables by which MLflow would write into another run or experiment."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable that a library reads, and when it agrees with the configuration."""
+    """An environment variable that a library reads, and a check of whether it agrees with the config."""
 
     name: str
     agrees: Callable[[str, Mapping[str, Any], bool], bool]
-    """Called with its value in lower case, `trainer.args`, and whether the run uses an accelerator."""
+    """Function of the value in lower case, `trainer.args`, and whether the run uses an accelerator."""
     instead: str
-    """What to write in the configuration."""
+    """What the user should write in the config instead."""
 
 
 def _off(value: str, args: Mapping[str, Any], accelerator: bool) -> bool:
@@ -69,20 +70,20 @@ VARIABLES = (
     Variable("ACCELERATE_USE_SAGEMAKER", _off, NO_SUCH_STRATEGY),
     Variable("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", lambda *given: given[0] in OFF or _tf32(*given), TF32),
     Variable("NVIDIA_TF32_OVERRIDE", _tf32, TF32),
-    # oneDNN rounds what it multiplies, in matrix products and convolutions of float32 on a CPU.
+    # In other modes, oneDNN rounds the factors of float32 matrix products and convolutions on a CPU.
     Variable("ONEDNN_DEFAULT_FPMATH_MODE", lambda value, *_: value == "strict", FPMATH),
     Variable("DNNL_DEFAULT_FPMATH_MODE", lambda value, *_: value == "strict", FPMATH),
 )  # fmt: skip
-"""Read in accelerate 1.15, transformers 5.23 and torch 2.14 whenever they train.
+"""Variables that accelerate 1.15, transformers 5.23 and torch 2.14 read whenever they train.
 
-Not here: what has no effect by itself or on a `Trainer` (`ACCELERATE_GRADIENT_ACCUMULATION_STEPS`, `FSDP_*`,
-`ACCELERATE_DEEPSPEED_*`, `MEGATRON_LM_*`, the file of `accelerate config`, which `accelerate launch` turns into these
-variables), and what only says where things are or how much is said (`TRANSFORMERS_*`, `HF_HOME`, `TORCH_HOME`).
+Not listed are settings that have no effect alone or on a `Trainer` (`ACCELERATE_GRADIENT_ACCUMULATION_STEPS`,
+`FSDP_*`, `ACCELERATE_DEEPSPEED_*`, `MEGATRON_LM_*`, and the file of `accelerate config`, which `accelerate launch`
+turns into these variables), and those that only set paths or verbosity (`TRANSFORMERS_*`, `HF_HOME`, `TORCH_HOME`).
 """
 
 
 def find_foreign_settings(args: Mapping[str, Any]) -> list[str]:
-    """Find variables of the environment that contradict the configuration, under which the run would be recorded.
+    """Return a message for each environment variable that contradicts the config, which is what a run records.
 
     Args:
         args: `trainer.args`.
@@ -98,7 +99,7 @@ def find_foreign_settings(args: Mapping[str, Any]) -> list[str]:
 
 
 def drop_unused_mlflow_variables(say: Callable[[str], None]) -> None:
-    """Take variables away by which MLflow would write into another run or experiment, and say so."""
+    """Remove the environment variables by which MLflow would write into another run or experiment, and say so."""
     found = [f"{name}={os.environ.pop(name)}" for name in UNUSED_OF_MLFLOW if name in os.environ]
     if found:
         say(
