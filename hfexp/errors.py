@@ -73,7 +73,7 @@ def exit_code(number: int) -> int:
 
 
 class Terminated(SystemExit):
-    """Raised when SIGTERM or SIGHUP asks the process to stop; once training has begun, a checkpoint is written first."""
+    """Raised when SIGTERM or SIGHUP asks the process to stop; a checkpoint was written if training had begun."""
 
     def __init__(self, code: int = EXIT_TERMINATED) -> None:
         super().__init__(code)

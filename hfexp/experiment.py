@@ -55,7 +55,7 @@ class Result:
     task_metric: str
     """Metric by which the task is usually judged."""
     best_metric: float | None
-    """Value of `metric_name` for the saved model: the value that selected it or, without `load_best_model_at_end`, that
+    """Value of `metric_name` for the saved model: the one that selected it or, without `load_best_model_at_end`, that
     of the last model."""
     best_step: int | None
     """Training step of the saved model."""

@@ -1,4 +1,4 @@
-"""What an image processor does to an image, as numbers."""
+"""The geometry of an image processor: how it resizes, crops and normalises, as numbers."""
 
 import math
 from dataclasses import dataclass
@@ -11,31 +11,31 @@ from hfexp.errors import ConfigError
 OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
 
 FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
-"""PIL's resampling filters that torchvision has for tensors, by timm's names."""
+"""PIL's resampling filters that torchvision also has for tensors, by timm's names."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a processor does to an image, as numbers."""
+    """Sizes, interpolation and normalisation of an image processor."""
 
     size: tuple[int, int]
-    """Height and width that the model gets, in pixels."""
+    """Height and width of the model's input, in pixels."""
     resize: int | tuple[int, int]
-    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to."""
+    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to, in pixels."""
     interpolation: int
     """PIL's resampling filter."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Per channel, of levels in 0..1."""
+    """Mean and standard deviation per channel, for levels in 0..1; empty if images are not normalised."""
     rounds_to_even: bool = False
-    """Half of an odd margin of the centre crop is rounded to even, as torchvision does it, and not down."""
+    """True if the centre crop rounds half of an odd margin to even, as torchvision does, and not down."""
 
     @classmethod
     def of(cls, processor: Any) -> "Geometry":
-        """Read it from a Transformers image processor (or its wrapper of a timm model).
+        """Read the geometry of a Transformers image processor (or of its wrapper of a timm model).
 
         Raises:
-            ConfigError: its size is not given as numbers of pixels, or it does something else.
+            ConfigError: it gives no size in pixels, or its timm model crops or interpolates in an unsupported way.
         """
         settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
         if not settings:
@@ -46,7 +46,7 @@ class Geometry:
 
     @classmethod
     def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
-        """From timm's `resolve_data_config`, as `timm.data.transforms_factory.transforms_imagenet_eval` reads it."""
+        """Read timm's `resolve_data_config` as `timm.data.transforms_factory.transforms_imagenet_eval` does."""
         (_, height, width), mode, filter_name = config["input_size"], config["crop_mode"], config["interpolation"]
         resize: int | tuple[int, int] = (
             math.floor(height / config["crop_pct"]),
@@ -65,7 +65,7 @@ class Geometry:
 
 
 def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
-    """Final size and resize step of a Transformers image processor's settings."""
+    """Return the final size and the resize step from the settings of a Transformers image processor."""
     size = settings.get("size") or {}
     crop = settings.get("crop_size") if settings.get("do_center_crop") else None
     edge = size.get("shortest_edge")
@@ -75,13 +75,13 @@ def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | t
         resized = (size["height"], size["width"])
         return ((crop["height"], crop["width"]) if crop else resized), resized
     if "crop_pct" in settings and settings["crop_pct"]:
-        # ConvNextImageProcessor.resize: crop below 384 pixels, warp from there on.
+        # As ConvNextImageProcessor.resize: it crops below 384 pixels, and warps the image from 384 on.
         return (edge, edge), (int(edge / settings["crop_pct"]) if edge < 384 else (edge, edge))
     return ((crop["height"], crop["width"]) if crop else (edge, edge)), edge
 
 
 def mean_and_std(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, of levels in 0..1; empty where images are not normalised."""
+    """Return mean and standard deviation per channel, for levels in 0..1; empty if images are not normalised."""
     if hasattr(processor, "data_config"):
         return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
     settings = processor.to_dict()

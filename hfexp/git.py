@@ -1,4 +1,4 @@
-"""The git repository that a run is started in; asked so that nothing in it can start a program or fetch anything."""
+"""Git state of a run's code, read so that nothing in the repository can start a program or fetch anything."""
 
 import json
 import os
@@ -11,13 +11,14 @@ from hfexp.secret_names import is_secret_file
 from hfexp.secrets import mask_code, mask_secrets, mask_settings
 
 TIMEOUT = 20.0
-"""Seconds for one command."""
+"""Seconds that one git command may take."""
 LARGEST_DIFF = 10 * 2**20
-"""Bytes; a larger one is left out, which is said in its place."""
+"""Bytes that one git command may print; a comment takes the place of a longer output."""
 _SETTINGS = {
     "core.fsmonitor": "false", "core.hooksPath": os.devnull, "core.quotePath": "false", "core.sshCommand": "false",
     "core.gitProxy": "", "protocol.allow": "never", "diff.orderFile": os.devnull,
 }  # fmt: skip
+"""Overrides of what a repository's `.git/config` could make git run (file monitor, hooks, ssh, proxy) or print."""
 _VARIABLES = {
     "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
 }  # fmt: skip
@@ -26,17 +27,18 @@ _DIFF = (
     "--full-index", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers",
     "--submodule=short", "--ignore-submodules=dirty",
 )  # fmt: skip
+"""`git diff` without external diff and textconv programs, in a format that the user's settings can't change."""
 _UNKNOWN = "# git diff failed: what was changed is not known\n"
 _FILTERS = (".clean", ".smudge", ".process", ".required")
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".go", ".java")
 
 
 def git_state() -> dict[str, str]:
-    """Read commit, branch, remote and uncommitted changes of the current directory, without secrets.
+    """Read commit, branch, remote and uncommitted changes of the current directory, with secrets masked.
 
     Returns:
-        `sha`, `branch`, `remote`, `diff`, `untracked` (names); empty outside a repository, and in one whose work tree
-        is not where its `.git` is.
+        `sha`, `branch`, `remote`, `diff`, `untracked` (file names); empty outside a repository, and in one whose work
+        tree is not where its `.git` is.
     """
     settings = {**_SETTINGS, **_filters_off()}
     sha = _git("rev-parse", "HEAD", settings=settings).strip()
@@ -52,16 +54,16 @@ def git_state() -> dict[str, str]:
 
 
 def _filters_off() -> dict[str, str]:
-    """Give settings against the programs that the repository itself (not the user) wants to be run on its files."""
+    """Return settings that disable the filter programs of the repository's own config, but not those of the user's."""
     words = _git("config", "--show-scope", "--includes", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
     names = [name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")]
     return {name: "false" if name.endswith(".required") else "" for name in names if name.endswith(_FILTERS)}
 
 
 def _is_here(settings: dict[str, str]) -> bool:
-    """Tell whether the work tree is where `.git` is: `core.worktree` can name any directory, with its files."""
+    """Tell whether the work tree is where `.git` is: `core.worktree` can name any directory of the machine."""
     if "GIT_DIR" in os.environ or "GIT_WORK_TREE" in os.environ:
-        return True  # the user's own word
+        return True  # the user chose the repository
     here = Path.cwd()
     holder = next((place for place in (here, *here.parents) if (place / ".git").exists()), None)
     top = _git("rev-parse", "--show-toplevel", settings=settings).rstrip("\n")
@@ -69,7 +71,7 @@ def _is_here(settings: dict[str, str]) -> bool:
 
 
 def _diff(settings: dict[str, str]) -> str:
-    """Give uncommitted changes, as `git apply` takes them but for what is masked; comments say what is left out."""
+    """Return the uncommitted changes, which `git apply` takes unless masked; comments name the files left out."""
     names = _git(*_DIFF, "--name-only", "-z", settings=settings, failing=_UNKNOWN)
     if names.startswith("# git"):
         return names
@@ -84,7 +86,7 @@ def _diff(settings: dict[str, str]) -> str:
 
 
 def _masked(part: str) -> str:
-    """Mask the changes of one file."""
+    """Mask the secrets in the changes of one file."""
     header = part.partition("\n")[0]
     if "\nGIT binary patch\n" in part:
         return part
@@ -94,11 +96,11 @@ def _masked(part: str) -> str:
 
 
 def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "") -> str:
-    """Give the output of a git command; a comment if it takes too long or says too much.
+    """Return the output of a git command, or a comment if it takes too long or prints too much.
 
     Args:
-        settings: in place of those of the repository and the user.
-        failing: what to give if it fails.
+        settings: settings that override those of the repository and the user.
+        failing: text to return if the command fails.
     """
     command = ["git", "--no-pager", *words]
     environment = {**os.environ, **_VARIABLES, **_as_variables(settings or _SETTINGS)}
@@ -124,9 +126,9 @@ def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "")
 
 
 def _as_variables(settings: dict[str, str]) -> dict[str, str]:
-    """Give settings as git reads them last of all, beside those that the user's own environment gives it.
+    """Return settings as environment variables, which git reads last, after those of the user's own environment.
 
-    Not as `-c NAME=VALUE`, which a name with `=` in it escapes.
+    `-c NAME=VALUE` would be unsafe: git would split a name that contains `=` at the wrong place.
     """
     given = os.environ.get("GIT_CONFIG_COUNT", "")
     first = int(given) if given.isdigit() else 0

@@ -1,4 +1,4 @@
-"""Keys and options that people bring along from scripts, templates and other tools, and what to write here."""
+"""Keys and options that users know from scripts, templates and other tools, and what hfexp takes instead."""
 
 import functools
 import typing
@@ -54,14 +54,14 @@ HABITS = {
     "wandb": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
     "hydra/sweeper": "search=tpe search.trials=N (hfexp sweeps by itself: random, tpe, gp, cmaes, nsga2, grid)",
 }
-"""By the last part of a key, or by key=value."""
+"""Advice by `key=value`, by key, or by the last part of a key."""
 
 
 def advise(key: str, value: str = "...") -> str | None:
-    """Name what to write in place of a key that does not exist, if that is known.
+    """Return what to write in place of a key that does not exist; None if that is not known.
 
     Args:
-        key: as it was typed, maybe with a section before it (`optimizer.lr`).
+        key: the key as the user typed it, perhaps with a section before it (`optimizer.lr`).
     """
     name = key.rpartition(".")[2]
     for known in (f"{key}={value}", key, name):
@@ -80,7 +80,7 @@ def advise(key: str, value: str = "...") -> str | None:
 
 @functools.cache
 def _homes() -> Mapping[str, list[str]]:
-    """Keys of the schema by their last part."""
+    """Map the last part of each key of the schema to the full keys."""
     from hfexp.config import Config, ModelConfig
 
     found: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The head of a checkpoint: whose classes its outputs are, and what becomes of it for other classes."""
+"""The head of a checkpoint: match its outputs to the dataset's classes, or initialise it anew for other classes."""
 
 import copy
 from dataclasses import dataclass, field
@@ -13,26 +13,26 @@ SHOWN_CLASSES = 4
 
 @dataclass
 class Head:
-    """What became of the head that a checkpoint came with."""
+    """The changes that were made to a checkpoint's head."""
 
     new: list[str] = field(default_factory=list)
-    """Tensors that start random, as those of the checkpoint are of other classes."""
+    """Tensors that were initialised at random, because those of the checkpoint belong to other classes."""
     moved: list[str] = field(default_factory=list)
     """Tensors whose rows were put into the order of the dataset's classes."""
     said: str | None = None
-    """For the person; None: there was nothing to decide."""
+    """Message for the user; None if there was nothing to decide."""
 
 
 def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set[str], missing: set[str]) -> Head:
-    """Give each class the row of the head that has its name; where names differ, the head starts anew.
+    """Give each class the row of the head that has its name; if the names differ, initialise the head anew.
 
-    A head whose classes have no names (LABEL_0, ...) is kept, as `from_pretrained` would.
+    A head of the right size whose classes have no names (LABEL_0, ...) is kept, as `from_pretrained` would do.
 
     Args:
-        model: as loaded, with a head of the right size.
-        stored: the checkpoint's own configuration.
+        model: the loaded model, with a head of the right size.
+        stored: the checkpoint's own config.
         labels: `Task.model_fields` of the dataset.
-        new_tensors: those that were not loaded, for another size or because the checkpoint lacks them (`missing`).
+        new_tensors: tensors that were not loaded, because the checkpoint lacks them (`missing`) or their size differs.
     """
     if not labels:
         return Head()
@@ -63,7 +63,7 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
 
 
 def _why_foreign(stored: Any, problem: str, ours: list[str], theirs: list[str], nameless: bool) -> str | None:
-    """Why a checkpoint's outputs do not mean what the dataset's labels do; None: they do, as far as one knows."""
+    """Say why the checkpoint's outputs do not mean the dataset's labels; None if they do, as far as one can tell."""
     said = getattr(stored, "problem_type", None)
     of_numbers = PROBLEMS[NUMBER]
     if said is not None and said != problem and (nameless or of_numbers in (said, problem)):
@@ -80,10 +80,10 @@ def _shown(names: list[str]) -> str:
 
 
 def _head_tensors(model: Any) -> dict[str, int]:
-    """Parameters whose size follows from the number of labels, and the axis that does."""
+    """Return the parameters whose size depends on the number of labels, and the axis along which it does."""
     if model.config.model_type == "timm_wrapper":
         classifiers = model.timm_model.get_classifier()
-        modules = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)  # two with a distilled one
+        modules = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)  # two in a distilled model
         own = {id(parameter) for module in modules for parameter in module.parameters()}
         return {name: 0 for name, parameter in model.named_parameters() if id(parameter) in own}
     config = copy.deepcopy(model.config)
@@ -99,9 +99,10 @@ def _head_tensors(model: Any) -> dict[str, int]:
 
 
 def _start_anew(model: Any, names: list[str]) -> None:
-    """Draw these parameters as the architecture does, and leave all others alone.
+    """Initialise these parameters as the architecture does, and leave all others alone.
 
-    `initialize_weights` skips what carries Transformers' own mark, as it does for weights that a checkpoint lacks.
+    Transformers' `initialize_weights` skips what is marked `_is_hf_initialized`; it fills in the weights that a
+    checkpoint lacks in the same way.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True

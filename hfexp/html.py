@@ -1,4 +1,4 @@
-"""Results as notebooks show them: numbers, learning curves, the confusion matrix."""
+"""HTML of a result for notebooks: metrics, learning curves and the confusion matrix."""
 
 import base64
 import html
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 PICTURES = ("learning_curves.png", "confusion_matrix_test.png", "confusion_matrix_validation.png")
-"""Of a run's artifacts; of the two matrices the first that is there."""
+"""Artifacts of a run that are shown; of the two matrices, only the first that exists."""
 SHOWN = ("best_eval_", "final_eval_", "test_")
 MINOR = ("_runtime", "_per_second", "_preparation_time")
 
 
 def result_html(title: str, metrics: Mapping[str, float], directory: Path | None) -> str:
-    """A table of the final metrics, a column for each moment, and the pictures that the run has drawn.
+    """Render a table of the final metrics, with one column per prefix of `SHOWN`, and the pictures of the run.
 
     Args:
-        directory: of the run; None: no pictures.
+        directory: the run directory; None shows no pictures.
     """
     names = sorted({name.removeprefix(prefix) for prefix in SHOWN for name in metrics if _is_shown(name, prefix)})
     moments = [prefix for prefix in SHOWN if any(f"{prefix}{name}" in metrics for name in names)]

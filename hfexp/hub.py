@@ -1,4 +1,4 @@
-"""Failures of the Hugging Face Hub as one message each: what could not be fetched and what to do."""
+"""Messages for failures of the Hugging Face Hub: each says what could not be fetched and what to do."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,23 +11,23 @@ OFFLINE = frozenset(
         "LocalEntryNotFoundError", "MaxRetryError", "NameResolutionError", "ConnectTimeoutError",
     }
 )  # fmt: skip
-"""Exceptions of the HTTP libraries and of huggingface_hub that mean: no answer."""
+"""Names of the exceptions of the HTTP libraries and huggingface_hub that mean that the Hub did not answer."""
 
 
 class HubUnreachable(RunError):
-    """What was asked for is neither cached nor reachable now."""
+    """Raised when a dataset, model or processor is neither in the local cache nor reachable."""
 
 
 @contextlib.contextmanager
 def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
-    """Turn the Hub's errors into messages for a person.
+    """Turn the Hub's errors in the block into messages for the user.
 
     Args:
         kind: `dataset`, `model` or `processor`.
         name: its id on the Hub, or a local directory.
 
     Raises:
-        ConfigError: it does not exist, or access is not granted.
+        ConfigError: it does not exist as named, access is not granted, or it needs code of its own.
         HubUnreachable: there is no network, or the Hub does not answer.
     """
     try:
@@ -42,11 +42,11 @@ def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
 
 
 def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
-    """The message and whether the user's input is at fault; (None, False) for an error of another kind."""
+    """Return the message and whether the user's input is at fault; (None, False) for an error that is not the Hub's."""
     seen = list(_chain(error))
     kinds = {type(e).__name__ for e in seen}
     text = " ".join(str(e) for e in seen)
-    # Transformers' message for a repository that is not there speaks of gated ones too: the kind of error counts.
+    # Transformers' message for a missing repository also mentions gated ones, so the type of the error decides.
     is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
     if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"

@@ -1,4 +1,4 @@
-"""Hydra, called with the words of a command line: its own decorator, with messages that people understand."""
+"""The Hydra app of the command line: `hydra.main`, with error messages that users understand."""
 
 import argparse
 import contextlib
@@ -28,15 +28,15 @@ from hfexp.secrets import learn_secrets, mask_secrets, mask_values
 
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
-    """Compose with Hydra and call a function with the configuration, or hand it to Hydra's sweeper with `-m`.
+    """Compose the config with Hydra and call a function with it, or hand the function to Hydra's sweeper with `-m`.
 
     Args:
-        words: flags and overrides, as typed; they become those of `sys.argv`.
+        words: flags and overrides as the user typed them; `sys.argv` is set from them.
         function: Hydra's task function.
-        commands: words that may stand before them.
+        commands: names of hfexp's commands, for error messages and shell completion.
 
     Raises:
-        ConfigError: a key, an option or a value is not what the configuration takes.
+        ConfigError: the config does not take a key, an option or a value.
     """
     composition.register_schema()
     composition.importable_cwd()
@@ -52,7 +52,7 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
 
 
 def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
-    """Flags as they are, but directories absolute; overrides prepared; flags may stand anywhere."""
+    """Return Hydra's arguments: first the flags, with an absolute `--config-path`, then the prepared overrides."""
     args = _parse(words)
     if args.shell_completion:
         _strip_command_from_completion(commands)
@@ -70,7 +70,7 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
             overrides[word] -= 1
         else:
             flags.append(word)
-    if args.config_path:  # Hydra takes a relative one from the package, not from where the user is
+    if args.config_path:  # Hydra resolves a relative one against the package, not the user's directory
         flags += ["--config-path", str(Path(args.config_path).absolute())]
     return flags + composition.prepare_overrides(args.overrides, args.config_name or composition.CONFIG_NAME)
 
@@ -103,7 +103,7 @@ def _say_what_is_replaced(quiet: bool) -> None:
 
 @contextlib.contextmanager
 def _checked_sections() -> Iterator[None]:
-    """Check Hydra's own sections as soon as they are composed: it sets its logging up by them at once."""
+    """Check Hydra's own sections as soon as they are composed, because Hydra sets up logging from them at once."""
     original = ConfigLoaderImpl.load_configuration
 
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -122,7 +122,7 @@ def _checked_sections() -> Iterator[None]:
 
 
 def _resolved(node: Any) -> Any:
-    """Give a section as plain values; a text that needs what only a running job has stays as it is written."""
+    """Return a section as plain values; a text that only a running job can resolve stays as it is written."""
     if not OmegaConf.is_config(node):
         return node
     if node._is_none() or node._is_missing():
@@ -139,7 +139,7 @@ def _resolved(node: Any) -> Any:
 
 @contextlib.contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Hydra prints errors and exits on its own unless asked for the exceptions; main() explains them."""
+    """Make Hydra raise its exceptions, which `main()` explains; by default it prints them and exits."""
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -152,7 +152,7 @@ def _hydra_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _prints_masked(args: argparse.Namespace) -> Iterator[None]:
-    """Mask what Hydra prints by itself: the configuration (`--cfg`), and what it was made of."""
+    """Mask secrets in what Hydra itself prints for `--cfg`, `--info` and `--help`."""
     if not (args.cfg or args.info or args.help):
         yield
         return
@@ -165,16 +165,16 @@ def _prints_masked(args: argparse.Namespace) -> Iterator[None]:
 
 
 def _masked_config(text: str, package: str) -> str:
-    """Mask a configuration as `--cfg` prints it.
+    """Mask the secrets of a config as `--cfg` prints it.
 
     Args:
-        package: the key of what is printed; empty: it is the whole.
+        package: key of the part that is printed; empty for the whole config.
     """
     if is_secret_name(package):
         return f"{MASK}\n"
     try:
         shown: Any = OmegaConf.to_container(OmegaConf.create(text))
-    except (OmegaConfBaseException, yaml.YAMLError, AssertionError):  # a single value, or a word of Hydra's
+    except (OmegaConfBaseException, yaml.YAMLError, AssertionError):  # a single value, or a message of Hydra's
         return mask_secrets(text)
     learn_secrets(shown)
     masked = mask_values(shown)
@@ -185,7 +185,7 @@ def _masked_config(text: str, package: str) -> str:
 
 
 def _strip_command_from_completion(commands: Collection[str]) -> None:
-    """Hydra completes keys and values; our command word before them is not its business."""
+    """Remove the command from the line to complete: Hydra knows only the keys and values after it."""
     line = os.environ.get("COMP_LINE", "").split(" ")
     if len(line) > 2 and line[1] in commands:
         os.environ["COMP_LINE"] = " ".join([line[0], *line[2:]])

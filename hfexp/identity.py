@@ -1,4 +1,4 @@
-"""The identity of an experiment: equal for equal experiments, whatever does not change their result."""
+"""Identity of an experiment: a hash that ignores all settings that cannot change the result."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from hfexp.config import Config, Strategy, to_dict
 from hfexp.secrets import without_secrets
 
 SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
-"""Sections that decide the result of an experiment, and so its identity."""
+"""Sections of the config that decide the result of an experiment, and so its identity."""
 
 IRRELEVANT_ARGS = frozenset(
     {
@@ -24,19 +24,19 @@ IRRELEVANT_ARGS = frozenset(
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 (hex) over the canonical JSON of what decides the result; equal for equal experiments.
+    """Return the SHA-256 (hex) of the canonical JSON of all settings that decide the result.
 
-    A secret only lets one in to the data: it is not part of it, nor can it be guessed from the hash.
+    Secrets are left out: they only give access to the data, and must not be guessable from the hash.
     """
     plain = without_secrets({key: value for key, value in to_dict(config).items() if key in SCIENTIFIC})
     args = plain["trainer"]["args"]
-    # Without eval_steps, Transformers evaluates every logging_steps.
+    # Without eval_steps, Transformers evaluates every logging_steps, which then decides among which models the best is.
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
     if config.launch.strategy is not Strategy.single and config.dataset.streaming:
-        plain["num_processes"] = int(config.launch.num_processes)  # among which a stream is divided
+        plain["num_processes"] = int(config.launch.num_processes)  # a stream is divided among the processes
     elif config.launch.strategy is not Strategy.single:
-        # Two processes with 8 samples each do what one does with 16, and can go on where it stopped.
+        # Two processes with 8 samples each train as one with 16 does, and can continue where it stopped.
         size = args.get("per_device_train_batch_size", 8)  # the default of TrainingArguments
         plain["trainer"]["args"]["per_device_train_batch_size"] = size * int(config.launch.num_processes)
     rules = [rule for rule, applies in _mended(args).items() if applies]
@@ -53,9 +53,9 @@ def config_hash(config: Config) -> str:
 
 
 def _mended(args: dict[str, Any]) -> dict[str, bool]:
-    """Rules of training that were others before, by the settings that they apply to.
+    """Return the training rules that earlier versions did differently, and whether each applies to these settings.
 
-    A run that was begun under the former rule is not continued, nor taken for the same.
+    A rule that applies changes the hash: a run that began under the former rule is neither continued nor reused.
     """
     return {
         "loss weighted by items": int(args.get("gradient_accumulation_steps") or 1) > 1,
