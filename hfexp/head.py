@@ -101,8 +101,8 @@ def _head_tensors(model: Any) -> dict[str, int]:
 def _start_anew(model: Any, names: list[str]) -> None:
     """Initialise these parameters as the architecture does, and leave all others alone.
 
-    Transformers' `initialize_weights` skips what is marked `_is_hf_initialized`; it fills in the weights that a
-    checkpoint lacks in the same way.
+    Transformers' `initialize_weights` skips what is marked `_is_hf_initialized`; `from_pretrained` relies on the same
+    mark to fill in the weights that a checkpoint lacks.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         tensor._is_hf_initialized = True

@@ -42,7 +42,7 @@ def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
 
 
 def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
-    """Return the message and whether the user's input is at fault; (None, False) for an error that is not the Hub's."""
+    """Return the message and whether the user's input is at fault; (None, False) for an error of another kind."""
     seen = list(_chain(error))
     kinds = {type(e).__name__ for e in seen}
     text = " ".join(str(e) for e in seen)

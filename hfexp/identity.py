@@ -30,7 +30,7 @@ def config_hash(config: Config) -> str:
     """
     plain = without_secrets({key: value for key, value in to_dict(config).items() if key in SCIENTIFIC})
     args = plain["trainer"]["args"]
-    # Without eval_steps, Transformers evaluates every logging_steps, which then decides among which models the best is.
+    # Without eval_steps, Transformers evaluates every logging_steps, so that these become relevant.
     relevant = {"logging_steps"} if args.get("eval_strategy") == "steps" and not args.get("eval_steps") else set()
     plain["trainer"]["args"] = {k: v for k, v in args.items() if k not in IRRELEVANT_ARGS - relevant}
     if config.launch.strategy is not Strategy.single and config.dataset.streaming:

@@ -1,4 +1,4 @@
-"""Image files below a folder, with every other file counted by the reason for which it is left out."""
+"""Image files below a folder, with a count of all other files by the reason why they are left out."""
 
 import functools
 import os
@@ -9,45 +9,45 @@ from pathlib import Path
 from hfexp.errors import ConfigError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables about the images in and below their folder: a column `file_name`, and others."""
+"""Names of tables that describe the images in and below their folder, which a column `file_name` names."""
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 SYSTEM_FOLDERS = (
     "__MACOSX", ".AppleDouble", ".Spotlight-V100", ".Trashes", ".fseventsd", "$RECYCLE.BIN",
     "System Volume Information", "@eaDir", ".thumbnails", ".ipynb_checkpoints", ".cache", ".git",
 )  # fmt: skip
-"""Folders that systems and programs put beside a person's files."""
+"""Folders that operating systems and programs create beside the user's files."""
 FORMATS = (
     "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT",
     "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER",
     "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
 )  # fmt: skip
-"""Formats that are decoded, in training as in prediction, where Pillow has them.
+"""Formats that are decoded, in training and in prediction, if this Pillow supports them.
 
-Not among them: EPS, which starts Ghostscript; IPTC, which opens what it holds as any format, EPS too; FITS, which
-unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG, WMF, which Pillow can't decode by itself; formats of plugins.
+Not listed are EPS, which starts Ghostscript; IPTC, which opens its content as any format, EPS included; FITS, which
+unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG and WMF, which Pillow can't decode by itself; and plugins' formats.
 """
 
 
 MAX_PIXELS = 178_956_970
-"""Pixels of an image that is decoded unless more are allowed: as many as Pillow decodes, twice what it warns of."""
+"""Default limit on the pixels of an image: Pillow's own, which is twice the number from which on it warns."""
 
 
 @functools.cache
 def image_endings() -> frozenset[str]:
-    """Endings of file names, in lower case, of the formats that are decoded."""
+    """Return the file name endings, in lower case, of the formats that are decoded."""
     import PIL.Image
 
     PIL.Image.init()
-    formats = {*PIL.Image.OPEN, "MPO"}.intersection(FORMATS)  # MPO: the reader of JPEG opens it
+    formats = {*PIL.Image.OPEN, "MPO"}.intersection(FORMATS)  # Pillow's JPEG reader opens MPO
     return frozenset(ending for ending, format in PIL.Image.EXTENSION.items() if format in formats)
 
 
 @dataclass
 class LeftOut:
-    """Files that are not used, by the reason."""
+    """The files that are not used, counted by the reason."""
 
     root: str
-    """Folder that the names in messages are relative to."""
+    """Folder to which the file names in messages are relative."""
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
     """Name of the first file left out for each reason."""
@@ -58,7 +58,7 @@ class LeftOut:
         self.counts[reason] = self.counts.get(reason, 0) + count
 
     def __str__(self) -> str:
-        """All reasons with the number of files and the name of the first."""
+        """Return all reasons, each with its number of files and the name of the first."""
         return "; ".join(
             f"{reason}: {count:,} ({self.first[reason]}{', ...' if count > 1 else ''})"
             for reason, count in self.counts.items()
@@ -67,31 +67,31 @@ class LeftOut:
 
 @dataclass
 class Folder:
-    """A folder and what counts of it, in no particular order."""
+    """A folder with its images, metadata tables and subfolders."""
 
     path: str
     images: list[str] = field(default_factory=list)
-    """Paths of the image files directly in it."""
+    """Paths of the image files directly in the folder."""
     metadata: list[str] = field(default_factory=list)
-    """Paths of the metadata tables directly in it."""
+    """Paths of the metadata tables directly in the folder."""
     folders: "dict[str, Folder]" = field(default_factory=dict)
-    """Folders directly in it that have images or metadata somewhere below, by name."""
+    """Direct subfolders that have images or metadata at any depth, by name."""
     empty: list[str] = field(default_factory=list)
-    """Names of the other folders directly in it."""
+    """Names of the other direct subfolders."""
 
     @functools.cached_property
     def all_images(self) -> list[str]:
-        """Paths of the image files in and below it."""
+        """Paths of the image files in and below the folder."""
         return [*self.images, *(path for folder in self.folders.values() for path in folder.all_images)]
 
     @functools.cached_property
     def all_metadata(self) -> list[str]:
-        """Paths of the metadata tables in and below it."""
+        """Paths of the metadata tables in and below the folder."""
         return [*self.metadata, *(path for folder in self.folders.values() for path in folder.all_metadata)]
 
 
 def scan(root: str | Path, left_out: LeftOut) -> Folder:
-    """Read a folder and all below it; links are followed, except to a folder that contains the link.
+    """Scan a folder and all folders below it; links are followed, except those to a folder that contains the link.
 
     Raises:
         ConfigError: a folder can't be read.
@@ -101,7 +101,7 @@ def scan(root: str | Path, left_out: LeftOut) -> Folder:
 
 
 def _scan(path: str, left_out: LeftOut, above: frozenset[tuple[int, int]]) -> Folder:
-    """Read a folder; `above`: identities of those that contain it."""
+    """Scan a folder; `above` holds the identities of the folders that contain it."""
     folder = Folder(path)
     above |= {_identity(path)}
     for entry in _entries(path):
@@ -120,7 +120,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Like `entry.is_dir()`, which fails for a link to itself."""
+    """Tell whether an entry is a folder; `entry.is_dir()` itself raises for a link that points to itself."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -133,7 +133,7 @@ def _entries(path: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_text(name: str) -> bool:
-    """Tell if a name can be stored in a table: it has no bytes that are not UTF-8."""
+    """Tell whether a name can be stored in a table, i.e. is valid UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -144,7 +144,7 @@ def _is_text(name: str) -> bool:
 def _take_folder(
     folder: Folder, entry: os.DirEntry[str], left_out: LeftOut, above: frozenset[tuple[int, int]]
 ) -> None:
-    """Add what is below a folder of `folder`."""
+    """Add a subfolder and what is below it to `folder`, or count its files as left out."""
     if entry.name in SYSTEM_FOLDERS:
         count = sum(len(files) for _, _, files in os.walk(entry.path))
         if count:
@@ -178,7 +178,7 @@ def _take_file(folder: Folder, entry: os.DirEntry[str], left_out: LeftOut) -> No
 
 
 def _why_not_read(ending: str) -> str:
-    """Say why a file is left out that is neither an image, a table nor an archive."""
+    """Return the reason for leaving out a file that is neither an image, a table nor an archive."""
     import PIL.Image
 
     if not ending:

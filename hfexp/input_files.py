@@ -1,4 +1,4 @@
-"""Files and addresses that data names: regular files only, and nothing that is waited for without end."""
+"""Files and addresses that data names: only regular files are opened, and every read of an address has a limit."""
 
 import os
 import queue
@@ -10,20 +10,20 @@ from hfexp import __version__
 from hfexp.errors import DataError
 
 MAX_BYTES = 256 * 2**20
-"""Bytes of an encoded image that are read at once."""
+"""Largest encoded image, in bytes, that is read as a whole."""
 SECONDS = 60
-"""Until an address must have been read."""
+"""Seconds in which an address must have been read."""
 CONNECT_SECONDS, SILENCE_SECONDS = 10, 20
-"""Until a web server must have answered, and between two pieces of its answer."""
+"""Seconds in which a web server must accept the connection, and that may pass between two pieces of its answer."""
 LOCAL = ("file://", "local://")
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a file of this machine, without waiting for who writes into a FIFO.
+    """Open a local file; a FIFO is refused without waiting for its writer.
 
     Raises:
-        OSError: it can't be opened, or is a FIFO, a device, a socket or a directory.
-        ValueError: it is no path.
+        OSError: the file can't be opened, or is a FIFO, a device, a socket or a directory.
+        ValueError: `path` is not a valid path.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -33,31 +33,31 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def is_address(path: str) -> bool:
-    """Tell an address from a path of this machine; `file://...` is a path."""
+    """Tell an address from a local path; `file://...` is a path."""
     return "://" in path and not path.startswith(LOCAL)
 
 
 def local_path(path: str) -> str:
-    """Give the path that `file://...` means, or the path as it is."""
+    """Return the path that `file://...` stands for, or the path as it is."""
     return next((path.removeprefix(start) for start in LOCAL if path.startswith(start)), path)
 
 
 def read_address(address: str) -> bytes:
-    """Read what is at an address, as fsspec knows them.
+    """Read the bytes at an address of any kind that fsspec knows.
 
     Raises:
-        DataError: it has more than `MAX_BYTES`, or is not there after `SECONDS`.
-        Exception: what the file system raises for what can't be read.
+        DataError: there are more than `MAX_BYTES`, or the read takes more than `SECONDS`.
+        Exception: whatever fsspec's file system raises if it can't read the address.
     """
     found: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def read() -> None:
         try:
             found.put(_read(address))
-        except Exception as error:  # it is raised in the thread that waits
+        except Exception as error:  # the waiting thread raises it
             found.put(error)
 
-    # Few file systems have a limit for all of what they do; a thread that still waits does not hold up the end.
+    # Few of fsspec's file systems limit the time of a whole read. A daemon thread does not delay the exit.
     threading.Thread(target=read, name="address", daemon=True).start()
     try:
         result = found.get(timeout=SECONDS)
@@ -79,7 +79,7 @@ def _read(address: str) -> bytes:
 
 
 def _access(address: str) -> dict[str, Any]:
-    """Give options for a web address: some servers refuse programs without a name, others never answer."""
+    """Return options for a web address: some servers refuse clients without a User-Agent, others never answer."""
     if not address.startswith(("http://", "https://")):
         return {}
     import aiohttp

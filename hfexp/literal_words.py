@@ -1,4 +1,4 @@
-"""Overrides whose value is a text, whatever it looks like: `name=1E5` is the word 1E5."""
+"""Overrides whose value stays a text even if it looks like a number or a truth value: `name=1E5` sets "1E5"."""
 
 import functools
 import re
@@ -13,14 +13,14 @@ TEXTS = (
     "dataset.source.image_dir", "dataset.source.image_column", "dataset.source.name", "dataset.source.path",
     "dataset.source.revision", "dataset.source.split",
 )  # fmt: skip
-"""Keys (or how they begin) that hold texts, beside those whose type the schema says."""
+"""Keys, or prefixes of keys, that hold texts, in addition to those that the schema types as texts."""
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)|true|false"
 _NOT_A_WORD = re.compile(rf"(^|[\[,{{]\s*(?:[\w./-]+\s*:\s*)?)({_NUMBER})(?=\s*(?:$|[,\]}}]))", re.IGNORECASE)
-"""A number or a truth value by itself, or as an element of a list or a mapping."""
+"""Pattern of a number or a truth value that stands alone or is an element of a list or a mapping."""
 
 
 def keep_words(override: str) -> str:
-    """Quote what would be read as a number or a truth value where the schema has a text (`name=1E5`)."""
+    """Quote the numbers and truth values in an override if its key holds a text (`name=1E5`)."""
     key, equals, value = override.partition("=")
     bare = key.lstrip("+")
     is_text = bare in _text_keys() or bare.startswith(TEXTS)
@@ -32,7 +32,7 @@ def keep_words(override: str) -> str:
 
 @functools.cache
 def _text_keys(kind: Any = Config, prefix: str = "") -> frozenset[str]:
-    """Keys of the schema that hold texts, or lists or mappings of them."""
+    """Return the keys of the schema that hold texts, or lists or mappings of texts."""
     keys: set[str] = set()
     for name, annotation in typing.get_type_hints(kind).items():
         types = set(typing.get_args(annotation)) - {type(None)} or {annotation}

@@ -1,4 +1,4 @@
-"""A recorded run in Python: its numbers, its pictures, its model."""
+"""A recorded run in Python: its metrics, its pictures and its model."""
 
 import functools
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoadedRun:
-    """A run as it was recorded; its model is loaded when it is first wanted."""
+    """A run as it was recorded; its model is loaded on first use."""
 
     name: str
     metrics: dict[str, float]
@@ -30,10 +30,11 @@ class LoadedRun:
     tags: dict[str, str] = field(repr=False)
     status: str
     run_id: str | None = None
-    """In MLflow; None for a directory alone."""
+    """Id of the run in MLflow; None if it was loaded from its directory."""
     uri: str | None = None
+    """Tracking store of the run; None if it was loaded from its directory."""
     directory: Path | None = None
-    """None if it is not on this machine."""
+    """Run directory; None if it is not on this machine."""
 
     @functools.cached_property
     def _asked(self) -> "Asked":
@@ -49,32 +50,32 @@ class LoadedRun:
 
     @property
     def processor(self) -> Any:
-        """Its processor."""
+        """The processor of the model."""
         return self._asked.predictor.processor
 
     @property
     def report(self) -> Path | None:
-        """The page with everything worth looking at."""
+        """The path of the run's HTML report; None if it is not on this machine."""
         found = self.directory / "artifacts" / "report.html" if self.directory else None
         return found if found is not None and found.is_file() else None
 
     def predict(
         self, inputs: Any = (), *words: str, skip_unreadable: bool = False, **settings: Any
     ) -> "pandas.DataFrame":
-        """Ask its model; see `hfexp.predict`. It is loaded once."""
+        """Predict with the run's model, which is loaded once; see `hfexp.predict`."""
         return command.ask_again(self._asked, words, inputs, skip_unreadable, settings)
 
     def evaluate(self, *words: str, **settings: Any) -> "pandas.DataFrame":
-        """Score its model; see `hfexp.evaluate`."""
+        """Evaluate the run's model; see `hfexp.evaluate`."""
         run = str(self.directory) if self.run_id is None else self.run_id
         given = {"run": run, **({"uri": self.uri} if self.uri else {}), **settings}
         return evaluation.evaluate_table(*words, **given)
 
     def history(self, metric: str) -> "pandas.DataFrame":
-        """All recorded values of a metric: `step`, `value`.
+        """Return all recorded values of a metric, in the columns `step` and `value`.
 
         Raises:
-            ConfigError: it has no such metric.
+            ConfigError: the run has no such metric, or was loaded from its directory.
         """
         import pandas
 
@@ -93,11 +94,13 @@ class LoadedRun:
 def load_run(
     run: str | Path | None = None, *, sweep: str | None = None, output_dir: str = "outputs", uri: str | None = None
 ) -> LoadedRun:
-    """A recorded run.
+    """Load a recorded run.
 
     Args:
-        run: id (or its beginning) or name in MLflow, or a run's directory; `sweep`: the best run of this sweep.
-        output_dir: where the runs are; `uri`: their store, if it is not the one in there.
+        run: id (or its beginning) or name of the run in MLflow, or its directory.
+        sweep: name of a sweep, whose best run is loaded.
+        output_dir: directory that holds the runs.
+        uri: tracking store, if it is not the one in `output_dir`.
 
     Raises:
         ConfigError: there is no such run.

@@ -1,4 +1,4 @@
-"""Locks of files that several processes, and perhaps several users, work on."""
+"""A lock for files that several processes, and perhaps several users, work on."""
 
 from filelock import FileLock
 
@@ -6,10 +6,10 @@ from hfexp.errors import ConfigError
 
 
 class SharedLock(FileLock):
-    """A lock that says whose it is where this user may not take it.
+    """A file lock whose error says what to do if the lock file belongs to another user.
 
     Raises:
-        ConfigError: from `acquire` and `with`: its file belongs to another user.
+        ConfigError: raised by `acquire` and `with` if this user may not write the lock file.
     """
 
     def _acquire(self) -> None:

@@ -1,4 +1,4 @@
-"""What this process may use of the machine."""
+"""The machine's processors and accelerators that this process may use."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def cpus() -> int:
-    """Processors for this process: its affinity, cut by the quota of its container (cgroup v2 `cpu.max`).
+    """Return the number of processors for this process: its affinity, limited by its container (cgroup v2 `cpu.max`).
 
-    `HFEXP_CPUS` lowers it: a launcher of several jobs divides the machine so.
+    `HFEXP_CPUS` lowers the number further; by it, the launcher divides the machine among its jobs.
     """
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
@@ -22,7 +22,7 @@ def cpus() -> int:
 
 
 def computes_in_bf16() -> bool:
-    """Whether the CPU has instructions for bf16 (AVX-512 BF16 or AMX on x86, BF16 on Arm), where Linux tells."""
+    """Tell whether the CPU has bf16 instructions (AVX-512 BF16 or AMX on x86, BF16 on Arm); True if not on Linux."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -31,17 +31,17 @@ def computes_in_bf16() -> bool:
 
 
 def visible_devices() -> tuple[str, ...]:
-    """Names of the accelerators that this process may use, as `CUDA_VISIBLE_DEVICES` takes them; CUDA is not touched.
+    """Return the accelerators of this process as `CUDA_VISIBLE_DEVICES` names them, without initialising CUDA.
 
-    Those of that variable if it is set, which may be indices or identifiers; otherwise all, by identifier, as CUDA
-    numbers devices otherwise than the driver does.
+    If that variable is set, its entries are returned, which may be indices or identifiers. Otherwise all devices are
+    returned by identifier, because CUDA and the driver number devices differently.
     """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return _all_devices() if given is None else _listed_devices(given)
 
 
 def _listed_devices(given: str) -> tuple[str, ...]:
-    """Up to the first that names no device, as CUDA reads it."""
+    """Return the entries up to the first that names no device, which is how CUDA reads the variable."""
     found = []
     for name in given.split(","):
         if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name.strip()):
@@ -51,7 +51,7 @@ def _listed_devices(given: str) -> tuple[str, ...]:
 
 
 def _all_devices() -> tuple[str, ...]:
-    """By the driver's library; where devices are divided (MIG), the parts."""
+    """Return the identifiers that the driver's library (NVML) knows; of a divided device (MIG), those of its parts."""
     import pynvml
 
     try:
@@ -75,6 +75,6 @@ def _parts(handle: object) -> list[object]:
         return [handle]
     parts = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        with contextlib.suppress(pynvml.NVMLError):  # fewer are in use
+        with contextlib.suppress(pynvml.NVMLError):  # there are fewer parts than the maximum
             parts.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
     return parts
