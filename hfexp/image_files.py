@@ -24,7 +24,7 @@ FORMATS = (
 """Formats that are decoded, in training and in prediction, if this Pillow supports them.
 
 Not listed are EPS, which starts Ghostscript; IPTC, which opens its content as any format, EPS included; FITS, which
-unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG and WMF, which Pillow can't decode by itself; and plugins' formats.
+unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG and WMF, which Pillow can't decode by itself; formats of plugins.
 """
 
 

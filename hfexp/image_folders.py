@@ -1,6 +1,6 @@
-"""Which folders of images are splits and which are classes; a dataset of what they hold.
+"""Image folders: tell which of them are splits and which are classes, and build a dataset of their images.
 
-A row is an image with the name of its class and, where a metadata table names the image, that table's columns.
+A row is an image with the name of its class and, if a metadata table names the image, the columns of that table.
 """
 
 import os
@@ -31,9 +31,9 @@ from hfexp.screen import note, say
 from hfexp.split_names import SPLIT_WORDS, split_called
 
 MOST_SHOWN = 12
-"""Classes whose numbers of images are shown one by one."""
+"""Classes up to which the number of images of each class is shown."""
 TABLES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".txt", ".tar", ".zip")
-"""Endings of files that datasets consist of, other than images."""
+"""Endings of files, other than images, that a dataset can consist of."""
 KEY = "dataset.source.data_dir"
 OPTION = "dataset.source.split_folders"
 LABEL = "label"
@@ -43,31 +43,31 @@ WAY_OUT = (
 )
 
 Columns = dict[str, list[Any]]
-"""Values by column: `image` (absolute paths), `label` (names) and what metadata adds; equally many in each."""
+"""Values by column: `image` (absolute paths), `label` (names) and the columns of metadata, all of the same length."""
 
 
 @dataclass
 class Listing:
-    """All images below a folder, by split, and what was left out."""
+    """All images below a folder, by split, and the files that were left out."""
 
     data_dir: str
-    """As the user wrote it."""
+    """The folder as the user wrote it."""
     left_out: LeftOut
     splits: dict[str, Columns] = field(default_factory=dict)
     classes: list[str] | None = None
-    """Names of the class folders, sorted; None: metadata says what there is to learn."""
+    """Names of the class folders, sorted; None if metadata says what there is to learn."""
     notes: list[str] = field(default_factory=list)
-    """What else a person should know."""
+    """Further notes for the user."""
 
     def announce(self) -> None:
-        """Show how many images each split and class has, and which files were left out."""
+        """Print how many images each split and class has, and which files were left out."""
         say(f"  {self.data_dir}: " + ", ".join(f"{split} {_counts(rows)}" for split, rows in self.splits.items()))
         for text in [*self.notes, *([f"left out: {self.left_out}"] if self.left_out.counts else [])]:
             note(f"{self.data_dir}: {text}")
 
 
 def _counts(columns: Columns) -> str:
-    """The number of images, and that of each class where classes are known."""
+    """Return the number of images as text, with that of each class if classes are known."""
     classes = Counter(str(label) for label in columns.get(LABEL, []) if isinstance(label, str | int))
     if len(classes) > MOST_SHOWN:
         parts = f"{len(classes):,} classes of {min(classes.values()):,} to {max(classes.values()):,}"
@@ -78,13 +78,13 @@ def _counts(columns: Columns) -> str:
 
 
 def hint_at_images(path: str | Path) -> str:
-    """For the end of a message: how a local folder of images is read; empty for anything else."""
+    """Return the end of a message that says how to read a local folder of images; empty for anything else."""
     root = Path(os.path.expanduser(path))
     card = root / "README.md"
     if not os.path.isdir(root) or (card.is_file() and "data_files:" in card.read_text(errors="replace")):
         return ""
     tables = sum(file.suffix.lower() in TABLES for file in root.rglob("*"))
-    if len(scan(root, LeftOut(str(root))).all_images) <= tables:  # `datasets` takes the most frequent ending
+    if len(scan(root, LeftOut(str(root))).all_images) <= tables:  # as in `datasets`, the most frequent ending decides
         return ""
     return f"; it holds images, which dataset=imagefolder {KEY}={path} reads"
 
@@ -93,11 +93,11 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
     """Find all images below a folder, their splits and their classes.
 
     Args:
-        split_folders: split to folder below `data_dir`; if empty, all folders are classes. None: their names
-            say it (`hfexp.split_names`).
+        split_folders: maps each split to a folder below `data_dir`; if empty, all folders are classes. None: the
+            folders' names tell the splits (`hfexp.split_names`).
 
     Raises:
-        ConfigError: there are no images, or fewer than two classes, or what is a split can't be told.
+        ConfigError: there are no images, fewer than two classes, or no way to tell which folders are splits.
     """
     root = Path(os.path.expanduser(data_dir))
     if not os.path.isdir(root):
@@ -125,15 +125,15 @@ def _why_no_folder(path: Path) -> str:
 
 
 def _left_out(listing: Listing) -> str:
-    """For the end of a message: the files that were left out."""
+    """Return the end of a message that names the files left out."""
     return f"; left out: {listing.left_out}" if listing.left_out.counts else ""
 
 
 def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
-    """The folder of each split; one training split where no folder is one.
+    """Return the folder of each split; if no folder is a split, all images are the training split.
 
     Raises:
-        ConfigError: folders look like splits, but which ones they are can't be told.
+        ConfigError: folders look like splits, but it is unclear which ones they are.
     """
     while True:
         splits = _splits_of(root, listing)
@@ -148,7 +148,7 @@ def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
 
 
 def _splits_of(root: Folder, listing: Listing) -> dict[str, Folder]:
-    """The folders of `root` if they are splits: all are called so, and that for training holds class folders."""
+    """Return the folders of `root` if they are splits: all have split names, and the training one holds classes."""
     named = {name: split_called(name) for name in root.folders}
     training = [name for name, split in named.items() if split == "train"] or list(named)
     described = bool(root.metadata)
@@ -170,12 +170,12 @@ def _splits_of(root: Folder, listing: Listing) -> dict[str, Folder]:
 
 
 def _holds_folders(folder: Folder) -> bool:
-    """Most of its images lie in folders of its own."""
+    """Tell whether most images of a folder lie in its subfolders."""
     return len(folder.images) < len(folder.all_images) / 2
 
 
 def _refuse_doubtful(root: Folder, listing: Listing) -> None:
-    """Refuse to take folders for classes that hold folders themselves and are called like splits."""
+    """Raise ConfigError if a would-be class folder has a split's name within its own and holds folders itself."""
     if len(root.folders) < 2:
         return
     for name, folder in root.folders.items():
@@ -190,7 +190,8 @@ def _refuse_doubtful(root: Folder, listing: Listing) -> None:
 def _unwrapped(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]:
     """Pass through folders that hold nothing but one folder of class folders, as in `train/images/cat`.
 
-    Where the training split has such a folder, so do others whose only folder is not called like a class.
+    If the training split has such a folder, the only folder of another split counts as one too, unless it is called
+    like a class.
     """
     first = "train" if "train" in splits else next(iter(splits))
     while True:
@@ -205,7 +206,7 @@ def _unwrapped(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]
 
 
 def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listing) -> dict[str, Folder]:
-    """The folder of each split, as the user says.
+    """Return the folder of each split that the user named.
 
     Raises:
         ConfigError: there is no such folder, or it has no images.
@@ -237,10 +238,10 @@ def _note_empty(folder: Folder, listing: Listing) -> None:
 
 
 def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
-    """Fill the listing with images whose classes are their folders, in the order of their paths.
+    """Fill the listing with the images of the class folders, ordered by path.
 
     Raises:
-        ConfigError: there are fewer than two classes, or splits lie below them.
+        ConfigError: there are fewer than two classes, or splits lie below the classes.
     """
     described = {row.image: row for row in metadata}
     nested: dict[str, set[str]] = {}
@@ -287,7 +288,7 @@ def _require_classes(listing: Listing) -> None:
 
 
 def _about_classes(listing: Listing, nested: dict[str, set[str]]) -> list[str]:
-    """What may surprise: folders below those of the classes, and classes that are not trained."""
+    """Return notes on what may surprise: folders below class folders, and classes without training images."""
     notes = []
     if nested:
         shown = [f"{name} ({one_of(inner, 4)})" for name, inner in sorted(nested.items())[:4]]
@@ -301,7 +302,7 @@ def _about_classes(listing: Listing, nested: dict[str, set[str]]) -> list[str]:
 
 
 def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
-    """Fill the listing with what metadata names, in its order.
+    """Fill the listing with the images that metadata names, in the order of its rows.
 
     Raises:
         ConfigError: a label contradicts the folder of its image.
@@ -320,7 +321,7 @@ def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], li
 
 
 def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
-    """Refuse labels that are not the folders of their images although folders are called like labels."""
+    """Raise ConfigError for a label that differs from its image's folder, if folders are called like labels."""
     labels = {str(row.values.get(LABEL)) for row in metadata}
     for folder in splits.values():
         if not labels & folder.folders.keys():
@@ -335,13 +336,13 @@ def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[Describ
 
 
 def to_datasets(listing: Listing, split: str | None = None, streaming: bool = False) -> Any:
-    """Images as a dataset of each split, or of one.
+    """Build a dataset of the images of each split, or of one.
 
     Args:
-        split: a split, parts of splits as in `train[:80%]+test`, or `all`.
+        split: a split, parts of splits as in `train[:80%]+test`, or `all`; None gives each split a dataset.
 
     Raises:
-        ConfigError: there is no such split, or a column of metadata holds values of several kinds.
+        ConfigError: there is no such split, or a column of metadata holds values of several types.
     """
     features = _features(listing)
     make: Any = _stream if streaming else _dataset
@@ -365,7 +366,7 @@ def _part(listing: Listing, split: str) -> Columns:
 
 
 def _coded(columns: Columns, listing: Listing) -> Columns:
-    """Names of classes as their numbers."""
+    """Replace the names of classes by their ids."""
     if listing.classes is None:
         return columns
     ids = {name: number for number, name in enumerate(listing.classes)}
@@ -373,7 +374,7 @@ def _coded(columns: Columns, listing: Listing) -> Columns:
 
 
 def _features(listing: Listing) -> Features:
-    """The columns' types, from the values of all splits."""
+    """Infer the columns' types from the values of all splits."""
     known = {IMAGE: Image()} | ({LABEL: ClassLabel(names=listing.classes)} if listing.classes else {})
     names = next(iter(listing.splits.values()))
     values = {name: [v for columns in listing.splits.values() for v in columns[name]] for name in names - known.keys()}
@@ -391,7 +392,7 @@ def _dataset(columns: Columns, features: Features) -> Dataset:
 
 
 def _stream(columns: Columns, features: Features) -> IterableDataset:
-    """Rows one by one; the paths are an argument of their own, by which `hfexp.streams` knows the files."""
+    """Build a stream of rows; the paths are an argument of their own, in which `hfexp.streams` finds the files."""
     others = {name: values for name, values in columns.items() if name != IMAGE}
     arguments = {"images": tuple(columns[IMAGE]), "others": others}
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)

@@ -17,7 +17,7 @@ GIVEN_BACK = MAX_BYTES // 4
 SMALL = 2**20
 """Pixels up to which an image is not counted: hundreds of threads can hold one such image each."""
 BYTES_PER_PIXEL = 13
-"""Bytes of a pixel on its way to a tensor: two or three copies of 4 bytes (Pillow's), or one of them and three of 3."""
+"""Bytes of a pixel on its way to a tensor: two or three copies of 4 bytes (Pillow's), or one of these, three of 3."""
 
 
 class Budget:

@@ -1,4 +1,4 @@
-"""Images: opening them the right way up, bringing them to RGB and to the model's size, and batching them."""
+"""Image operations: open an image upright, convert it to RGB, resize it for the model, and collate batches."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,19 +18,19 @@ from hfexp.image_memory import BYTES_PER_PIXEL, budget
 from hfexp.input_files import is_address, local_path, open_regular, read_address
 
 HALVED_FROM = MAX_PIXELS // 2
-"""Pixels from which on a JPEG is decoded at half its size, which takes a quarter of the memory."""
+"""Pixels above which a JPEG is decoded at half its width and height, which takes a quarter of the memory."""
 MORE_PIXELS = "task.max_image_pixels=NUMBER allows more."
 BAND = 2**22
-"""Pixels that are brought to RGB at once."""
+"""Pixels that are converted to RGB at once."""
 COMMON = ("BMP", "GIF", "JPEG", "PPM", "PNG")
-"""Formats that Pillow always knows."""
+"""Formats whose readers Pillow always imports (`PIL.Image.preinit`)."""
 
 TRIED_SHAPES = ((128, 96), (101, 157), (61, 61), (33, 20))
-"""Width and height of the pictures on which a processor is tried."""
+"""Width and height of the pictures on which `Fit` is compared with a processor."""
 LIKE = 1.5
-"""Levels (of 255) by which an image may differ from the processor's, in the mean: backends round differently."""
+"""Mean difference from the processor's image, in levels of 255, that is allowed: backends round differently."""
 ORIENTATION = 0x0112
-"""Tag of EXIF; 1: as it is."""
+"""EXIF tag of the orientation; its value 1 means upright."""
 _TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -40,19 +40,19 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-"""What sets an image upright, by its orientation (CIPA DC-008, "Exchangeable image file format", tag 0x0112)."""
+"""Turn that sets an image upright, by its orientation (CIPA DC-008, "Exchangeable image file format", tag 0x0112)."""
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _KEY_SCALES: dict[str, Callable[[int], int]] = {
     "L;2": lambda level: level * 85, "L;4": lambda level: level * 17, "RGB;16B": lambda level: level >> 8,
 }  # fmt: skip
-"""How Pillow brings levels of a PNG to 8 bits, by the layout of the file."""
+"""Functions by which Pillow brings the levels of a PNG to 8 bits, by the layout of the file."""
 
 
 def open_image(stored: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """Open an image as `datasets` stores it undecoded ({"bytes", "path"}), turned by its EXIF orientation.
+    """Open an image that `datasets` stores undecoded ({"bytes", "path"}), and turn it by its EXIF orientation.
 
     Raises:
-        DataError: it can't be read, or has more than `max_pixels`; the message names the file.
+        DataError: the image can't be read, or has more than `max_pixels`; the message names the file.
     """
     if isinstance(stored, PIL.Image.Image):
         with reading("an image"):
@@ -66,10 +66,10 @@ def open_image(stored: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
 
 
 def stored_bytes(stored: Mapping[str, Any]) -> bytes:
-    """Give an image as it is encoded.
+    """Return the encoded bytes of an image.
 
     Raises:
-        DataError: its file can't be read.
+        DataError: the image's file can't be read.
     """
     with reading(str(stored.get("path"))), _open(stored) as file:
         return file.read()
@@ -83,10 +83,10 @@ def _open(stored: Mapping[str, Any]) -> IO[bytes]:
 
 
 class reading:
-    """Turn errors of reading an image into a DataError with its name.
+    """Context manager that turns errors of reading an image into a DataError with the image's name.
 
-    All of them: on a damaged file decoders fail with whatever their libraries and their own arithmetic raise. A class,
-    as a generator would take a tenth of the time of a small image.
+    It catches every exception, because decoders fail on a damaged file with whatever their libraries and their own
+    arithmetic raise. It is a class because a generator would take a tenth of the time that a small image takes.
     """
 
     def __init__(self, name: str) -> None:
@@ -107,14 +107,14 @@ class reading:
 
 
 def read_encoded(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
-    """Decode an image as it lies in its file; a JPEG of more than `HALVED_FROM` pixels at half its width and height.
+    """Decode an image from its file; a JPEG of more than `HALVED_FROM` pixels at half its width and height.
 
     Args:
-        name: of the file, for messages.
+        name: name of the file, for messages.
 
     Raises:
-        DataError: it has more than `max_pixels`.
-        Exception: it can't be read (see `reading`).
+        DataError: the image has more than `max_pixels`.
+        Exception: the image can't be read (see `reading`).
     """
     if max_pixels > MAX_PIXELS:
         PIL.Image.MAX_IMAGE_PIXELS = max_pixels
@@ -130,7 +130,7 @@ def read_encoded(file: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> PI
 
 
 def _identified(file: IO[bytes]) -> PIL.Image.Image:
-    """Open an image of one of `FORMATS`; importing Pillow's readers of the rarer ones takes a tenth of a second."""
+    """Open an image of one of `FORMATS`, common ones first: importing the other readers takes a tenth of a second."""
     try:
         return PIL.Image.open(file, formats=COMMON)
     except PIL.UnidentifiedImageError:
@@ -140,10 +140,10 @@ def _identified(file: IO[bytes]) -> PIL.Image.Image:
 
 
 def load_pixels(image: PIL.Image.Image) -> None:
-    """Read the pixels of an opened image.
+    """Read the pixels of an opened image, and bring its transparent colour to 8 bits as well.
 
-    A PNG may name one colour as transparent (chunk tRNS). Pillow (12) brings pixels of 2, 4 or 3 x 16 bits to 8, but
-    not that colour, and would find it nowhere, or elsewhere.
+    A PNG may name one colour as transparent (chunk tRNS). Pillow (12) converts pixels of 2, 4 or 3 x 16 bits to 8, but
+    not that colour, so that no pixel or the wrong pixels would match it.
     """
     scale = _KEY_SCALES.get(str(image.tile[0].args)) if image.format == "PNG" and image.tile else None  # pyright: ignore
     image.load()
@@ -153,15 +153,15 @@ def load_pixels(image: PIL.Image.Image) -> None:
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """A copy, turned by its EXIF orientation; PIL's own function also writes EXIF anew, which fails for odd ones."""
+    """Return a copy, turned by its EXIF orientation; PIL's own function also rewrites EXIF, which fails if it is odd."""
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
     return image.copy() if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Any image as 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK converted.
+    """Convert any image to 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK too.
 
-    A large one goes band by band, as most ways to RGB take several copies.
+    A large image is converted band by band, because most conversions make several copies.
     """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
@@ -176,7 +176,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def _bands(image: PIL.Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Give boxes (left, top, right, bottom) of at most `BAND` pixels, from the top down."""
+    """Yield boxes (left, top, right, bottom) of at most `BAND` pixels (but at least one row), from the top down."""
     rows = max(1, BAND // max(1, image.width))
     for top in range(0, image.height, rows):
         yield 0, top, image.width, min(top + rows, image.height)
@@ -187,7 +187,7 @@ def _highest(image: PIL.Image.Image) -> float:
 
 
 def _band_to_rgb(image: PIL.Image.Image, highest: float) -> PIL.Image.Image:
-    """Bring a band to RGB; `highest`: level of the whole image, for modes F and I."""
+    """Convert a band to RGB; `highest` is the highest level of the whole image, for modes F and I."""
     if image.mode in SIXTEEN_BIT_MODES:
         return PIL.Image.fromarray(_to_8_bit(image, highest)).convert("RGB")
     if image.mode == "F":
@@ -202,7 +202,7 @@ def _band_to_rgb(image: PIL.Image.Image, highest: float) -> PIL.Image.Image:
 
 
 def _to_8_bit(image: PIL.Image.Image, highest: float) -> np.ndarray:
-    """16-bit levels to 8 bits by their high byte; an "I" (32-bit) image that only holds 0..255 is 8-bit already."""
+    """Reduce 16-bit levels to their high byte; an "I" (32-bit) image with levels of 0..255 only is 8-bit already."""
     levels = np.asarray(image)
     if image.mode == "I" and highest <= 255:
         return levels.clip(0).astype(np.uint8)
@@ -212,27 +212,27 @@ def _to_8_bit(image: PIL.Image.Image, highest: float) -> np.ndarray:
 
 
 class ToRGB(torch.nn.Module):
-    """`to_rgb` as an operation of a transform."""
+    """Transform operation that applies `to_rgb`."""
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "image": to_rgb(row["image"])}
 
 
 class ConvertRGB(torch.nn.Module):
-    """PIL's own `convert("RGB")`: drops transparency and saturates 16-bit levels."""
+    """Transform operation that applies PIL's `convert("RGB")`, which drops transparency and saturates 16-bit levels."""
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "image": row["image"].convert("RGB")}
 
 
 class Fit(torch.nn.Module):
-    """Resize (and centre-crop) an image tensor (C, H, W; uint8) as the model's processor would."""
+    """Transform operation that resizes (and centre-crops) a tensor (C, H, W; uint8) as the model's processor would."""
 
     def __init__(self, geometry: Geometry, processor: Any = None) -> None:
-        """`processor`: is tried, for some do more than resizing, cropping and normalising.
+        """Compare with `processor`, if one is given, for some do more than resizing, cropping and normalising.
 
         Raises:
-            ConfigError: this one does.
+            ConfigError: this processor does more.
         """
         super().__init__()
         self.geometry = geometry
@@ -241,7 +241,7 @@ class Fit(torch.nn.Module):
             self._require_likeness(processor)
 
     def _require_likeness(self, processor: Any) -> None:
-        """Compare with the processor on pictures of several shapes, for margins are rounded in several ways."""
+        """Compare with the processor on pictures of several shapes, because processors round margins differently."""
         collator, level = ImageCollator.for_processor(processor), 1 / 255 / min(self.geometry.std or (1,))
         for shape in TRIED_SHAPES:
             noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
@@ -256,8 +256,8 @@ class Fit(torch.nn.Module):
                 )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
-        # As a plain tensor, and by the function for tensors: what torchvision does to find it, and to keep the class
-        # of its images at every step, takes as long as resizing to 64 px, and Python's lock meanwhile.
+        # Call the function for plain tensors: torchvision's dispatch, and its keeping of the image class at every
+        # step, take as long as resizing to 64 px and hold Python's global lock meanwhile.
         pixels, geometry = row["image"].as_subclass(torch.Tensor), self.geometry
         if tuple(pixels.shape[-2:]) == geometry.size == geometry.resize:
             return row
@@ -268,7 +268,7 @@ class Fit(torch.nn.Module):
 
 
 class ByProcessor(torch.nn.Module):
-    """All that the model's processor does to an image (PIL), by itself: to (C, H, W) float32, normalised."""
+    """Transform operation that lets the model's processor do all: a PIL image to (C, H, W) float32, normalised."""
 
     def __init__(self, processor: Any) -> None:
         super().__init__()
@@ -279,32 +279,32 @@ class ByProcessor(torch.nn.Module):
 
 
 class RandomAffine(torch.nn.Module):
-    """Turn, shift and scale every image of a batch, each by its own draw; one call for the whole batch.
+    """Batch operation that turns, shifts and scales every image by its own draw, in one call for the whole batch.
 
-    The distribution of torchvision's `v2.RandomAffine` (`interpolation=BILINEAR`, black outside), except that shifts
-    are not rounded to whole pixels, at a tenth of its cost on small images.
+    It draws from the distribution of torchvision's `v2.RandomAffine` (`interpolation=BILINEAR`, black outside), except
+    that shifts are not rounded to whole pixels. It takes a tenth of the time of that class on small images.
     """
 
     num_draws = 4
-    """Uniform numbers that one image takes."""
+    """Uniform random numbers that one image takes."""
 
     def __init__(
         self, degrees: float = 0, translate: Sequence[float] = (0, 0), scale: Sequence[float] = (1, 1)
     ) -> None:
-        """Angles in +-`degrees`, shifts in +-`translate` (shares of width and height), scales in `scale`."""
+        """Draw angles in +-`degrees`, shifts in +-`translate` (shares of width and height), scales in `scale`."""
         super().__init__()
         self.degrees = float(degrees)
         self.translate = tuple(translate)
         self.scale = tuple(scale)
 
     def forward(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        """`images` (B, C, H, W) uint8, `draws` (B, 4) in [0, 1); returns images of the same shape and dtype."""
+        """Transform `images` (B, C, H, W) uint8 by `draws` (B, 4) in [0, 1); the shape and the dtype stay the same."""
         height, width = images.shape[-2:]
         angle = torch.deg2rad((2 * draws[:, 0] - 1) * self.degrees)
         zoom = self.scale[0] + draws[:, 1] * (self.scale[1] - self.scale[0])
         x, y = ((1 - 2 * draws[:, 2 + i]) * self.translate[i] * (width, height)[i] for i in (0, 1))
-        # Where a pixel of the result comes from, seen from the centre: shifted back first, then turned and scaled back
-        # (`torchvision.transforms.functional._get_inverse_affine_matrix`); grid_sample's units are half an image.
+        # Map each pixel of the result to its source, relative to the centre: shift back first, then turn and scale
+        # back (`torchvision.transforms.functional._get_inverse_affine_matrix`). grid_sample's unit is half an image.
         cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
         rows = [cos, sin * height / width, -2 / width * (cos * x + sin * y)]
         rows += [-sin * width / height, cos, 2 / height * (sin * x - cos * y)]
@@ -315,7 +315,7 @@ class RandomAffine(torch.nn.Module):
 
 
 def _center_crop(image: torch.Tensor, size: list[int]) -> torch.Tensor:
-    """As Transformers' image processors: half of an odd margin is rounded down (torchvision rounds to even)."""
+    """Crop as Transformers' image processors do: half of an odd margin is rounded down (torchvision: to even)."""
     height, width = size
     top, left = image.shape[-2] - height, image.shape[-1] - width
     if top == left == 0:
@@ -330,31 +330,31 @@ def _filter_name(resample: int) -> str:
 
 
 class ImageCollator:
-    """Rows to a batch: `pixel_values` (B, C, H, W) as they are, `labels` (B,) int64."""
+    """Collator of image rows: `pixel_values` (B, C, H, W) in the dtype of the rows, `labels` (B,) int64."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """`mean`, `std`: per channel, of levels in 0..1; empty: 0 and 1."""
+        """Set mean and std per channel, for levels in 0..1; empty ones mean 0 and 1."""
         shift, scale = (torch.tensor(v or (default,)).view(-1, 1, 1) for v, default in ((mean, 0.0), (std, 1.0)))
         # (x / 255 - mean) / std in one multiplication and one addition.
         self.factor, self.offset = 1 / (255 * scale), -shift / scale
 
     @classmethod
     def for_processor(cls, processor: Any) -> "ImageCollator":
-        """Normalises as the processor does; images that are floats already stay as they are."""
+        """Build a collator that normalises as the processor does; images that are floats already stay as they are."""
         return cls(*mean_and_std(processor))
 
     def __call__(self, rows: list[dict[str, Any]] | dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Stack rows; those that are stacked already stay as they are."""
+        """Stack rows into a batch; return a batch that is stacked already as it is."""
         if isinstance(rows, dict):
             return rows
         images = torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])
         return {"pixel_values": images, "labels": torch.tensor([row["labels"] for row in rows])}
 
     def finish(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Normalise uint8 images, on the device where they are, to float32."""
+        """Normalise uint8 images to float32, on the device where they are."""
         images = batch["pixel_values"]
         if images.dtype != torch.uint8:
             return batch
         factor, offset = self.factor.to(images.device), self.offset.to(images.device)
-        # Converting and multiplying in one call would make an array of floats more, and take twice the time.
+        # Converting and multiplying in one call would allocate one more array of floats and take twice the time.
         return {**batch, "pixel_values": images.float().mul_(factor).add_(offset)}

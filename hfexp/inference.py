@@ -1,19 +1,19 @@
 """Predictions of a trained model on raw inputs, which are processed exactly as its validation split was.
 
-There is one documented input and output per task:
+Each task has one documented input and output:
 
 * Image classification. Input: an encoded image (`bytes`; JPEG, PNG, WebP, ...), base64 text of one, a uint8 array
-  (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image. File names and URLs are no inputs: a served model must not
+  (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or a PIL image. File names and URLs are refused: a served model must not
   read files of its server. Output: `label` (str, the most probable class), `score` (float, its probability) and
   `probabilities` (list of floats, in the order of `id2label`).
 
-* Text classification. Input: a text (`str`). Output: as above; with several classes a text `labels` (list of str, the
-  classes that are there, the most probable first) and `probabilities`.
+* Text classification. Input: a text (`str`). Output: as above; if a text can have several classes, `labels` (list of
+  str, the classes of the text, the most probable first) and `probabilities`.
 
-* Text generation. Input: a text to be continued; for conversations, what the user says, or a list of messages (`role`,
-  `content`). Output: `text` (str), only what is new.
+* Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
+  `content`). Output: `text` (str), which holds only the new text.
 
-A task says what its raw inputs are: `Task.inference_row` makes a row of one, as its dataset stores it.
+`Task.inference_row` defines the raw inputs of a task: it turns one into a row as the task's dataset stores it.
 """
 
 import contextlib
@@ -48,24 +48,25 @@ from hfexp.transforms import Transforms, apply, build_transforms
 
 RECIPE_FILE = "hfexp.json"
 FORMAT = 1
-"""Of that file; a version reads its own and those before."""
+"""Format of the recipe file; hfexp reads this one and all earlier ones."""
 TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "hfexp.language", "torchvision.transforms")
-"""What a recipe may build by itself: it comes with a model, and so from outside."""
+"""Modules that every recipe may build from; a recipe comes with a model, so it may come from a stranger."""
 AHEAD = 16
-"""Batches whose rows are sorted by their length."""
+"""Batches whose rows are sorted by length together."""
 ALLOWED_VARIABLE = "HFEXP_ALLOWED_TARGETS"
-"""Environment variable with further modules, separated by commas."""
+"""Environment variable that allows further modules, separated by commas."""
 REMOTE_CODE_VARIABLE = "HFEXP_TRUST_REMOTE_CODE"
-"""Environment variable; 1: models that are served may run code that lies beside their weights."""
+"""Environment variable that, set to 1, lets served models run code that lies beside their weights."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a saved model may run beside what hfexp ships."""
+    """The code that a saved model may run in addition to what hfexp ships."""
 
     targets: tuple[str, ...] = ()
+    """Modules that its recipe may build from."""
     remote_code: bool = False
-    """Code that lies beside the weights, as `auto_map` of their configuration names it."""
+    """True allows code that lies beside the weights, as `auto_map` in the model's config names it."""
 
 
 NO_TRUST = Trust()
@@ -74,24 +75,24 @@ _given: ContextVar[Trust] = ContextVar("trust", default=NO_TRUST)
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the inputs of a model are processed, as configuration nodes."""
+    """The config nodes that say how the inputs of a model are processed."""
 
     task: dict[str, Any]
     prepare: list[Any]
     evaluate: list[Any]
     id2label: dict[int, str] | None
     model: dict[str, Any] | None = None
-    """What builds the model, if that is the user's own code."""
+    """Config node that builds the model, if the user's own code does."""
 
     def foreign_targets(self) -> list[str]:
-        """`_target_`s that whoever loads the model must allow (and have)."""
+        """List the `_target_`s that whoever loads the model must allow and have installed."""
         found = targets_in([self.task, self.prepare, self.evaluate, self.model])
         return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
 
 
 @dataclass
 class _Steps:
-    """`transform` in the file."""
+    """The `transform` section of the recipe file."""
 
     prepare: list[Any]
     evaluate: list[Any]
@@ -99,7 +100,7 @@ class _Steps:
 
 @dataclass
 class _Content:
-    """The file."""
+    """The content of the recipe file."""
 
     task: dict[str, Any]
     transform: _Steps
@@ -109,7 +110,7 @@ class _Content:
 
 
 def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
-    """The part of a configuration that decides how a validation row becomes a model input."""
+    """Return the part of a config that decides how a validation row becomes a model input, with secrets masked."""
     task, prepare, evaluate, build = mask_values(
         [config.task, config.transform.prepare, config.transform.evaluate, config.model.build]
     )
@@ -117,7 +118,7 @@ def recipe_of(config: Config, id2label: dict[int, str] | None) -> Recipe:
 
 
 def save_recipe(directory: Path, recipe: Recipe) -> None:
-    """Write it beside the weights that it belongs to."""
+    """Write the recipe beside the weights that it belongs to."""
     content = {
         "format": FORMAT,
         "task": recipe.task,
@@ -129,10 +130,10 @@ def save_recipe(directory: Path, recipe: Recipe) -> None:
 
 
 def load_recipe(directory: Path) -> Recipe:
-    """Read it; nothing is built.
+    """Read the recipe of a saved model, without building anything.
 
     Raises:
-        ConfigError: there is none, or it can't be read.
+        ConfigError: there is no recipe, or it can't be read.
     """
     try:
         content = read_record(directory / RECIPE_FILE, _Content)
@@ -147,7 +148,7 @@ def load_recipe(directory: Path) -> Recipe:
 
 @contextlib.contextmanager
 def trusting(targets: Iterable[str] = (), remote_code: bool = False) -> Iterator[None]:
-    """Trust these modules, and code beside the weights, in models that are loaded inside the block."""
+    """Trust `targets`, and code beside the weights if `remote_code` is set, for models loaded inside the block."""
     token = _given.set(Trust(tuple(targets), remote_code))
     try:
         yield
@@ -156,15 +157,15 @@ def trusting(targets: Iterable[str] = (), remote_code: bool = False) -> Iterator
 
 
 def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | None = None) -> "Predictor":
-    """Load a saved model (`save_pretrained` of model and processor, and a recipe) with all that belongs to it.
+    """Load a saved model (`save_pretrained` of model and processor, and a recipe) with its processing.
 
     Args:
-        allowed: modules that its recipe may build from, beside hfexp's own, torchvision's transforms and those
-            that the environment variable HFEXP_ALLOWED_TARGETS names.
-        device: where to; by default the GPU if there is one.
+        allowed: modules that its recipe may build from, in addition to hfexp's own, torchvision's transforms and
+            those that the environment variable HFEXP_ALLOWED_TARGETS names.
+        device: device for the model; by default the GPU if there is one.
 
     Raises:
-        ConfigError: the recipe names something else.
+        ConfigError: the recipe names other modules, or it or the processor can't be read.
     """
     import transformers
 
@@ -206,7 +207,7 @@ def _is_below(path: str, names: Iterable[str]) -> bool:
 
 
 class Predictor:
-    """A model with everything between a raw input and an answer."""
+    """A model with all steps from a raw input to an answer."""
 
     def __init__(
         self,
@@ -218,11 +219,12 @@ class Predictor:
         batch_size: int = 32,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """
+        """Keep the model and what prepares its inputs.
+
         Args:
-            id2label: names of the classes; None: their numbers.
+            id2label: names of the classes; None uses their ids.
             batch_size: rows that the model gets at once.
-            options: of `Task.respond`.
+            options: options of `Task.respond`.
         """
         self.model = model
         self.processor = processor
@@ -237,10 +239,10 @@ class Predictor:
         self.operations = operations[done:]
 
     def predict(self, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> pandas.DataFrame:
-        """One row per raw input, with the columns of `Task.answer_types`.
+        """Return one row per raw input, with the columns of `Task.answer_types`.
 
         Args:
-            options: of `Task.respond`, in place of the predictor's own.
+            options: options of `Task.respond`, instead of the predictor's own.
 
         Raises:
             DataError: an input can't be read; the message names its row.
@@ -250,7 +252,7 @@ class Predictor:
         return pandas.DataFrame(answers, columns=None if answers else list(self.task.answer_types))
 
     def probabilities(self, inputs: Iterable[Any]) -> np.ndarray:
-        """Probabilities of the classes, (N, num_labels) float32.
+        """Return the probabilities of the classes, (N, num_labels) float32.
 
         Raises:
             DataError: an input can't be read; the message names its row.
@@ -267,13 +269,13 @@ class Predictor:
     def outputs(
         self, to_row: Callable[[Any], Row], values: Iterable[Any], options: Mapping[str, Any] | None = None
     ) -> Iterator[Any]:
-        """What the model says to each value, in their order, or the DataError that tells why it was not asked.
+        """Yield the model's output for each value, in order, or the DataError of a value that can't be read.
 
-        Rows are decoded by several threads, ahead of the model.
+        Several threads decode rows ahead of the model.
 
         Args:
-            to_row: makes a row as a dataset stores it.
-            options: of `Task.respond`, in place of the predictor's own.
+            to_row: turns a value into a row as a dataset stores it.
+            options: options of `Task.respond`, instead of the predictor's own.
         """
         was_training = self.model.training
         self.model.eval()
@@ -286,7 +288,7 @@ class Predictor:
             self.model.train(was_training)
 
     def _window(self, window: list[Row | DataError], options: Mapping[str, Any]) -> list[Any]:
-        """The model's outputs in place of the rows; those of about one length go together."""
+        """Replace the rows of a window by the model's outputs; rows of similar length share a batch."""
         found: list[Any] = list(window)
         order = [place for place, row in enumerate(window) if not isinstance(row, DataError)]
         if self.task.varying_shapes:
@@ -308,11 +310,11 @@ class Predictor:
 
     @row_of_images
     def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
-        """One value as model inputs, as `ProcessedDataset` does it for a split without randomness."""
+        """Turn one value into model inputs, as `ProcessedDataset` does for a split without randomness."""
         try:
             row = to_row(value)
             if self.task.label_column is not None:
-                # Tasks make `labels` of every row; these are taken out of the batch again.
+                # Tasks compute `labels` of every row, so it needs a label; `_respond` removes them from the batch.
                 row = {self.task.label_column: 0, **row}
             row = self.decode(row)
             for operation in self.operations:
@@ -329,5 +331,5 @@ def _length(row: Any) -> int:
 
 
 def as_weights(tensor: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """On the device of the weights; floats in their precision too."""
+    """Move a tensor to the device of the weights; floats also take their dtype."""
     return tensor.to(weights.device, weights.dtype if tensor.is_floating_point() else None)
