@@ -153,7 +153,7 @@ def load_pixels(image: PIL.Image.Image) -> None:
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a copy, turned by its EXIF orientation; PIL's own function also rewrites EXIF, which fails if it is odd."""
+    """Return a copy, turned by its EXIF orientation; PIL's own function also rewrites EXIF, which fails for odd data."""
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
     return image.copy() if turn is None else image.transpose(turn)
 

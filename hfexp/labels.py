@@ -1,4 +1,4 @@
-"""Label columns: one class a row, several, or a number; with the same classes in every split."""
+"""Label columns: one class per row, several classes, or a number, in the same form in every split."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,22 +16,22 @@ from hfexp.tables import places
 from hfexp.tasks.base import CLASS, NUMBER, Task
 
 FEW_ROWS = 20
-"""Below so many labels nothing can be said of how often a class comes."""
+"""Number of labels below which the frequency of classes says nothing."""
 
 
 def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> DatasetDict:
-    """Bring the label column into the form that tasks of its kind read, the same in every split.
+    """Bring the label column into the form that the task reads, the same in every split.
 
-    * A class: a `ClassLabel`.
-    * Several classes: a mapping of names to truth values; see `cast_classes`.
-    * A number: a real number, where texts are numbers.
-    * No label: as it is.
+    * A class becomes a `ClassLabel`.
+    * Several classes become a mapping of names to truth values; see `cast_classes`.
+    * A number that is written as text becomes a float.
+    * Without a label column, the dataset stays as it is.
 
     Args:
-        labels: names of the classes in the order of their ids; None: the dataset's own, or sorted.
+        labels: names of the classes in the order of their ids; None: the dataset's own, or the sorted labels.
 
     Raises:
-        ConfigError: the column holds something else, or a class that has no name.
+        ConfigError: the column holds something else, or a class that `labels` does not name.
     """
     if task.label_column is None:
         return dataset
@@ -46,12 +46,12 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
 
 
 def _features(dataset: DatasetDict) -> Features:
-    """Of the training split, the first one where there is one."""
+    """Return the features of the first split, which is the training split if there is one."""
     return next(iter(dataset.values())).features
 
 
 def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
-    """Make real numbers of texts that are numbers, as those of CSV files; others stay, for `first_faults`."""
+    """Convert texts that are numbers, as in CSV files, to floats; a split with other texts waits for `first_faults`."""
     if isinstance(_features(dataset)[column], ClassLabel):
         raise ConfigError(f"column {column!r} holds classes, whose numbers mean nothing; give a number")
     result = {}
@@ -65,9 +65,9 @@ def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
 
 
 def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | None:
-    """Find labels that are not of the task's kind: the places of all, and what is wrong with the first."""
+    """Find the labels that are not of the task's kind: return the positions of all, and the error of the first."""
     column = task.label_column or ""
-    if task.label_column is None or task.label_kind == CLASS:  # classes were named one by one
+    if task.label_column is None or task.label_kind == CLASS:  # `cast_class` has checked every label
         return None
     values = rows[column][:]
     if task.label_kind == NUMBER:
@@ -97,17 +97,17 @@ def _is_text(feature: Any) -> bool:
 
 
 def _with_column(rows: Dataset, column: str, values: Sequence[Any], feature: Any) -> Dataset:
-    """Put other values into a column."""
+    """Replace the values of a column."""
     return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
 
 
 def class_column(task: Task) -> str | None:
-    """The column that holds one class a row, if there is one."""
+    """Return the column that holds one class per row, or None if there is none."""
     return task.label_column if task.label_kind == CLASS else None
 
 
 def classes_of(rows: Dataset, task: Task) -> set[str]:
-    """Give the names of the classes that rows have."""
+    """Return the names of the classes that occur in the rows."""
     column = task.label_column or ""
     feature: Any = rows.features[column]
     if task.label_kind == CLASS:
@@ -118,13 +118,13 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
 
 
 def class_ids(rows: Dataset, column: str) -> np.ndarray:
-    """Give the id of each row's class, (N,); `rows[column]` takes ten times as long where rows are chosen ones."""
+    """Return the id of each row's class, (N,); `rows[column]` takes ten times as long on a selection of rows."""
     ids = np.asarray(rows.data.column(column))
     return ids if rows._indices is None else ids[np.asarray(rows._indices.column(0))]
 
 
 def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
-    """Make the label column a `ClassLabel`; labels that it does not name are refused."""
+    """Make the label column a `ClassLabel`; raise ConfigError for a label that it does not name."""
     feature = _features(dataset)[column]
     if isinstance(feature, ClassLabel):
         names, feature_names = wanted or feature.names, feature.names
@@ -150,16 +150,16 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
 
 
 def _label_words(rows: Dataset, column: str) -> list[str | None]:
-    """Labels as words, by the names of this very split."""
+    """Return the names of the labels, by this split's own `ClassLabel`; None for an id without a name."""
     names = rows.features[column].names
     return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
 
 
 def _label_names(labels: list[Any], column: str) -> list[str]:
-    """Names of all labels, sorted; numbers by their value.
+    """Return the names of all labels, sorted (numbers by their value).
 
     Raises:
-        ConfigError: they are real numbers, or (nearly) each row has its own.
+        ConfigError: the labels are real numbers, or there are more than half as many classes as rows.
     """
     if any(isinstance(value, float) for value in labels):
         raise ConfigError(f"column {column!r} holds real numbers; class names or integers are needed")
@@ -174,7 +174,7 @@ def _label_names(labels: list[Any], column: str) -> list[str]:
 
 
 def _tell_alike(counts: Counter[str], column: str) -> None:
-    """Say which classes differ in nothing but capitals and spaces: they are often meant to be one."""
+    """Note which classes differ only in capitals and spaces, because they are often meant to be one."""
     groups = defaultdict(list)
     for name in sorted(counts):
         groups["".join(name.split()).casefold()].append(f"{name!r} ({_num_rows(counts[name])})")
@@ -209,7 +209,7 @@ def _require_known(labels: Sequence[Any], ids: dict[str, int], split: Any) -> No
 
 
 def _yaml_hint(label: str, names: Iterable[str]) -> str:
-    """Say how to write a label that YAML takes for something else, as no (False) and 007 (7)."""
+    """Return a hint on how to write a label that YAML reads as something else, such as no (False) or 007 (7)."""
     try:
         read: Any = OmegaConf.to_container(OmegaConf.create(f"[{label}]"))
     except yaml.YAMLError:
@@ -219,7 +219,7 @@ def _yaml_hint(label: str, names: Iterable[str]) -> str:
 
 
 def way_out(split: Any) -> str:
-    """Say how to do without a split; test splits of public datasets often have no labels (-1)."""
+    """Return a hint on how to leave a split out; test splits of public datasets often have no labels (-1)."""
     return "" if split == "train" else f". dataset.splits.{split}=none leaves the split out"
 
 
@@ -244,13 +244,13 @@ def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> D
 def cast_classes(
     dataset: DatasetDict, column: str, wanted: list[str] | None, separator: str | None = None
 ) -> DatasetDict:
-    """Lists of classes (names, numbers, or a `ClassLabel` each) as mappings of all classes to truth values.
+    """Convert lists of classes (names, numbers, or `ClassLabel` ids) to mappings of all classes to truth values.
 
-    Lists that are equally long in all rows, at least two long, and hold nothing but 0 and 1 are truth values
+    Lists that have the same length of at least two in all rows, and hold nothing but 0 and 1, are read as truth values
     themselves, of the classes in `wanted`.
 
     Args:
-        separator: what stands between the classes of a row where they are one text.
+        separator: text between the classes of a row, if these are a single text.
 
     Raises:
         ConfigError: the column holds something else, or truth values of classes without names.
@@ -258,7 +258,7 @@ def cast_classes(
     if separator:
         dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
     feature = _features(dataset)[column]
-    if isinstance(feature, dict):  # one truth value a class from the start
+    if isinstance(feature, dict):  # the column already holds one truth value per class
         names = wanted or list(feature)
         return DatasetDict({split: _in_order(rows, str(split), column, names) for split, rows in dataset.items()})
     for rows in dataset.values():
@@ -288,10 +288,10 @@ def _with_truth(dataset: DatasetDict, column: str, names: list[str], truth: dict
 
 
 def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], column: str) -> bool:
-    """Tell a one or zero for each class from lists of class ids.
+    """Tell whether the lists hold a truth value (0 or 1) for each class, and not class ids.
 
     Raises:
-        ConfigError: a list is neither: truth values are as many in each row, ids are whole numbers, each there once.
+        ConfigError: a list holds neither: truth values are equally many in each row, and ids are distinct integers.
     """
     lists = [row for rows in values.values() for row in rows]
     lengths = {len(row) for row in lists}
@@ -313,7 +313,7 @@ def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], 
 def _named_truth(
     dataset: DatasetDict, column: str, values: dict[Any, list[list[Any]]], wanted: list[str] | None
 ) -> DatasetDict:
-    """Truth values as mappings, by names that only the user knows."""
+    """Convert lists of truth values to mappings, by names that only the user knows."""
     width = len(next(row for rows in values.values() for row in rows))
     if wanted is None or len(wanted) != width:
         given = "" if wanted is None else f", not {len(wanted)} ({one_of(wanted)})"
@@ -327,7 +327,7 @@ def _named_truth(
 
 
 def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
-    """Mappings with their classes in this order, by which they are the model's."""
+    """Put the classes of the mappings into the order of `names`, which is the order of the model's outputs."""
     feature: Any = rows.features[column]
     _require_known(list(feature), {name: index for index, name in enumerate(names)}, split)
     missing = [name for name in names if name not in feature]
@@ -340,7 +340,7 @@ def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Datas
 
 
 def _parted(rows: Dataset, column: str, separator: str) -> Dataset:
-    """Texts as lists of the words between separators.
+    """Split texts at the separators into lists of class names.
 
     Raises:
         ConfigError: the texts are lists as Python or JSON write them.
@@ -358,7 +358,7 @@ def _parted(rows: Dataset, column: str, separator: str) -> Dataset:
 
 
 def _words_of_lists(rows: Dataset, column: str) -> list[list[Any]]:
-    """Classes of each row; ids of a `ClassLabel` as words, by the names of this very split."""
+    """Return the classes of each row; ids of a `ClassLabel` become names, by this split's own `ClassLabel`."""
     feature = rows.features[column].feature
     lists = [values or [] for values in rows[column][:]]
     if not isinstance(feature, ClassLabel):

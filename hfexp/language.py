@@ -1,4 +1,4 @@
-"""Texts for causal language models: tokens with their labels, blocks of equal length, batches, generation settings."""
+"""Texts for causal language models: tokens with their labels, batches, generation settings and scores."""
 
 import copy
 import os
@@ -11,24 +11,25 @@ from hfexp.errors import ConfigError, DataError, did_you_mean
 from hfexp.text import TextCollator
 
 IGNORED = -100
-"""Label of a token that the loss leaves out (`torch.nn.CrossEntropyLoss`)."""
+"""Label of a token that the loss ignores (`ignore_index` of `torch.nn.CrossEntropyLoss`)."""
 ROLES = ("system", "user", "assistant", "tool")
 Messages = list[dict[str, Any]]
 
 
 class Encode(torch.nn.Module):
-    """Operation of `transform.prepare` that makes `input_ids` of a row, and `labels` where not all tokens count.
+    """Operation of `transform.prepare` that turns a row into `input_ids`, and `labels` if not all tokens count.
 
-    A row has one of these columns: `text` (all of it is learnt, and that it ends), `messages` (a conversation in the
-    form of the tokenizer's chat template: what the assistant says is learnt), or `prompt` (a text to be continued, or
-    messages to be answered: nothing is learnt).
+    A row has one of these columns: `text` (the model learns all of it, and that it ends), `messages` (a conversation
+    in the form of the tokenizer's chat template; the model learns what the assistant says), or `prompt` (a text to
+    continue, or messages to answer; the model learns nothing).
     """
 
     def __init__(self, processor: Any, max_length: int | None = None) -> None:
-        """
+        """Copy the tokenizer and set the number of tokens to keep.
+
         Args:
             processor: a tokenizer.
-            max_length: tokens that are kept of a row; None: of a text all, of messages as many as the model takes.
+            max_length: tokens to keep of a row; None keeps all of a text, and as many of messages as the model takes.
         """
         super().__init__()
         if processor.eos_token_id is None:
@@ -39,11 +40,11 @@ class Encode(torch.nn.Module):
         self.max_length = max_length
         self.longest = max_length or limit
         self.tokenizer = copy.deepcopy(processor)
-        self.tokenizer.model_max_length = 10**30  # it would warn of texts that are cut into blocks anyway
+        self.tokenizer.model_max_length = 10**30  # no warning about long texts, which are cut into blocks later
         self.locating = _locating(self.tokenizer) if processor.chat_template else None
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns of texts become lists of token ids."""
+        """Replace the columns of texts by lists of token ids."""
         if "prompt" in row:
             return {"input_ids": self._prompt(row["prompt"]), "prompt": True}
         if "messages" in row:
@@ -57,7 +58,7 @@ class Encode(torch.nn.Module):
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def _prompt(self, prompt: str | Messages) -> list[int]:
-        """The newest tokens that fit."""
+        """Return the tokens of a prompt; of one that is too long, the last tokens that fit."""
         if isinstance(prompt, str):
             return self._tokens(prompt)[-self.longest :]
         return self._tokens(self._text(prompt, add_generation_prompt=True), special=False)[-self.longest :]
@@ -67,11 +68,11 @@ class Encode(torch.nn.Module):
             raise ConfigError("the tokenizer has no chat template: conversations need the model of a chat")
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except Exception as error:  # raised by the template itself, e.g. for roles that do not alternate
+        except Exception as error:  # a template raises its own errors, e.g. for roles that do not alternate
             raise DataError(f"the chat template refuses the messages: {error}") from error
 
     def _conversation(self, messages: Messages) -> dict[str, Any]:
-        """Tokens of a conversation; labels are those of the assistant's turns, with the mark that ends each."""
+        """Tokenize a conversation; labels are the tokens of the assistant's turns, each with its end mark."""
         whole = self._text(messages)
         spans = [
             self._span(messages, place, whole) for place, one in enumerate(messages) if one["role"] == "assistant"
@@ -96,7 +97,7 @@ class Encode(torch.nn.Module):
         return {"input_ids": tokens, "labels": labels}
 
     def _span(self, messages: Messages, place: int, whole: str) -> tuple[int, int]:
-        """Where in the text a turn of the assistant stands: after what asks for it, to the end of its mark."""
+        """Locate a turn of the assistant in the text: from the end of the generation prompt to that of its end mark."""
         before = self._text(messages[:place], add_generation_prompt=True)
         after = self._text(messages[: place + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
@@ -104,9 +105,9 @@ class Encode(torch.nn.Module):
         return len(before), len(after)
 
     def _rewritten_span(self, messages: Messages, place: int, whole: str, after: str) -> tuple[int, int]:
-        """The same where the template writes a turn in another way once others follow it (Qwen3: its thoughts go).
+        """Locate a turn that the template rewrites once others follow it (Qwen3's template drops the thoughts).
 
-        The text around a word that is put in its place shows where what is left of it stands.
+        The turn's content is replaced by a marker word: the text around the word shows where the rest of the turn is.
         """
         content = messages[place]["content"]
         word = "\ue000reply\ue000"
@@ -125,10 +126,10 @@ class Encode(torch.nn.Module):
 
 
 def _locating(tokenizer: Any) -> Any:
-    """A copy whose offsets are those of the whole token; None for one that knows none.
+    """Copy the tokenizer so that its offsets cover whole tokens; return None for a slow one, which has no offsets.
 
-    Post-processors add special tokens, which a chat template writes itself, and may trim spaces from offsets: of a
-    token that is nothing but spaces (an indentation) nothing would be left.
+    Post-processors add special tokens, which a chat template writes itself. They may also trim spaces from offsets, so
+    that a token of nothing but spaces (an indentation) would cover nothing.
     """
     if not tokenizer.is_fast:
         return None
@@ -140,16 +141,16 @@ def _locating(tokenizer: Any) -> Any:
 
 
 def _touches(place: tuple[int, int], span: tuple[int, int]) -> bool:
-    """Whether a token stands for any of a span's characters; an empty one belongs to what follows it.
+    """Tell whether a token covers any of a span's characters; an empty token belongs to what follows it.
 
-    A token over the edge of a span (a space of the prompt with the first word of the reply) is a part of both.
+    A token across the edge of a span (a space of the prompt with the first word of the reply) belongs to both sides.
     """
     (begin, end), (start, stop) = place, span
     return start < end and begin < stop if begin < end else start <= begin < stop
 
 
 class LanguageCollator:
-    """Rows with labels are padded on the right; prompts on the left, so that the model goes on at their end."""
+    """Collator that pads rows with labels on the right, and prompts on the left, where generation does not continue."""
 
     def __init__(self, tokenizer: Any) -> None:
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -161,10 +162,10 @@ class LanguageCollator:
 
 
 def check_messages(value: Any) -> Messages:
-    """Messages of a conversation, each a mapping with `role` and `content`.
+    """Return the messages of a conversation, each a mapping with `role` and `content`, without parts that are None.
 
     Raises:
-        DataError: they are none.
+        DataError: the value is not a list of such messages.
     """
     messages = value.get("messages") if isinstance(value, Mapping) else value
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -178,7 +179,7 @@ def check_messages(value: Any) -> Messages:
 
 
 def check_generation(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless these are fields of `transformers.GenerationConfig`, with values that it takes."""
+    """Raise ConfigError unless these are fields of `transformers.GenerationConfig` with values that it takes."""
     import transformers
 
     known = transformers.GenerationConfig().to_dict()
@@ -199,13 +200,13 @@ def check_generation(options: Mapping[str, Any]) -> None:
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Of each row: negative log-likelihood in nats, tokens that count, tokens that were foreseen: (B, 3) float32.
+    """Score each row: negative log-likelihood in nats, tokens that count, tokens predicted right; (B, 3) float32.
 
     Args:
-        logits: (B, T, V); `labels`: (B, T), IGNORED where nothing counts. Token t is foreseen from those before it.
+        logits: (B, T, V); `labels`: (B, T), IGNORED where nothing counts. Token t is predicted from those before it.
     """
     scores = []
-    for row, truth in zip(logits[:, :-1], labels[:, 1:], strict=True):  # one row at a time: V can be 262,144
+    for row, truth in zip(logits[:, :-1], labels[:, 1:], strict=True):  # row by row to save memory: V can be 262,144
         counted = truth != IGNORED
         row, truth = row[counted].float(), truth[counted]
         loss = torch.nn.functional.cross_entropy(row, truth, reduction="sum") if len(truth) else row.new_zeros(())
