@@ -153,7 +153,7 @@ def load_pixels(image: PIL.Image.Image) -> None:
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a copy, turned by its EXIF orientation; PIL's own function also rewrites EXIF, which fails for odd data."""
+    """Return a copy, turned by its EXIF orientation; Pillow's function also rewrites EXIF, which fails for odd data."""
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
     return image.copy() if turn is None else image.transpose(turn)
 
@@ -219,7 +219,7 @@ class ToRGB(torch.nn.Module):
 
 
 class ConvertRGB(torch.nn.Module):
-    """Transform operation that applies PIL's `convert("RGB")`, which drops transparency and saturates 16-bit levels."""
+    """Transform operation that calls PIL's `convert("RGB")`, which drops transparency and saturates 16-bit levels."""
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "image": row["image"].convert("RGB")}

@@ -51,7 +51,7 @@ def _features(dataset: DatasetDict) -> Features:
 
 
 def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
-    """Convert texts that are numbers, as in CSV files, to floats; a split with other texts waits for `first_faults`."""
+    """Convert texts that are numbers, as in CSV files, to floats; leave a split with other texts to `first_faults`."""
     if isinstance(_features(dataset)[column], ClassLabel):
         raise ConfigError(f"column {column!r} holds classes, whose numbers mean nothing; give a number")
     result = {}

@@ -97,7 +97,7 @@ class Encode(torch.nn.Module):
         return {"input_ids": tokens, "labels": labels}
 
     def _span(self, messages: Messages, place: int, whole: str) -> tuple[int, int]:
-        """Locate a turn of the assistant in the text: from the end of the generation prompt to that of its end mark."""
+        """Locate a turn of the assistant in the text: from after the generation prompt to the end of its end mark."""
         before = self._text(messages[:place], add_generation_prompt=True)
         after = self._text(messages[: place + 1])
         if not (whole.startswith(before) and whole.startswith(after)):
@@ -150,7 +150,7 @@ def _touches(place: tuple[int, int], span: tuple[int, int]) -> bool:
 
 
 class LanguageCollator:
-    """Collator that pads rows with labels on the right, and prompts on the left, where generation does not continue."""
+    """Collator that pads rows with labels on the right, and prompts on the left, as generation starts at their end."""
 
     def __init__(self, tokenizer: Any) -> None:
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
