@@ -55,6 +55,7 @@ class StopWhenDiverged(_Base):
             return
         found = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
         if self.args.world_size > 1:
+            # Every process takes the maximum over all processes, so that all of them raise.
             found = self.accelerator.gather(found[None]).amax(0)  # pyright: ignore
         since, is_nan = found.tolist()
         if since:

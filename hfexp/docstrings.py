@@ -15,6 +15,7 @@ LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data"
 SHORTEST = 40
 """Characters that a docstring needs to be used; texts that agree in as many characters count as the same."""
 MASK = "___"
+"""Text in place of the label's name."""
 
 
 def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:

@@ -15,6 +15,7 @@ from hfexp.errors import ConfigError, one_of
 
 FILE, IMAGE = "file_name", "image"
 WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
+"""Integer without leading zeros; 18 digits always fit into 64 bits."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _SETTINGS = {
 _VARIABLES = {
     "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
 }  # fmt: skip
+"""Environment variables by which git takes no optional locks, asks nothing and fetches nothing."""
 _DIFF = (
     "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-relative", "--binary",
     "--full-index", "--unified=3", "--src-prefix=a/", "--dst-prefix=b/", "--diff-algorithm=myers",
@@ -30,7 +31,9 @@ _DIFF = (
 """`git diff` without external diff and textconv programs, in a format that the user's settings can't change."""
 _UNKNOWN = "# git diff failed: what was changed is not known\n"
 _FILTERS = (".clean", ".smudge", ".process", ".required")
+"""Ends of the settings that name a filter's programs, or require them to succeed."""
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".go", ".java")
+"""Endings of files whose changes are masked as code; changes of other files are masked as settings."""
 
 
 def git_state() -> dict[str, str]:

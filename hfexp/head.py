@@ -9,6 +9,7 @@ import torch
 from hfexp.tasks.base import NUMBER, PROBLEMS
 
 SHOWN_CLASSES = 4
+"""Class names that a message lists."""
 
 
 @dataclass

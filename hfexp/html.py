@@ -8,7 +8,9 @@ from pathlib import Path
 PICTURES = ("learning_curves.png", "confusion_matrix_test.png", "confusion_matrix_validation.png")
 """Artifacts of a run that are shown; of the two matrices, only the first that exists."""
 SHOWN = ("best_eval_", "final_eval_", "test_")
+"""Prefixes of the metrics that are shown, one column each."""
 MINOR = ("_runtime", "_per_second", "_preparation_time")
+"""Ends of the names of metrics that are left out."""
 
 
 def result_html(title: str, metrics: Mapping[str, float], directory: Path | None) -> str:

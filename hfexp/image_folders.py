@@ -250,6 +250,7 @@ def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], list
         for name, inner in folder.folders.items():
             _refuse_splits_below(name, inner, listing)
             nested.setdefault(name, set()).update(inner.folders)
+            # In NFC, names that differ only in the encoding of their accents are one class.
             labels |= dict.fromkeys(inner.all_images, unicodedata.normalize("NFC", name))
         _leave_out(folder.images, listing)
         images = sorted(labels)

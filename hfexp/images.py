@@ -153,7 +153,7 @@ def load_pixels(image: PIL.Image.Image) -> None:
 
 
 def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return a copy, turned by its EXIF orientation; Pillow's function also rewrites EXIF, which fails for odd data."""
+    """Return a copy, turned by its EXIF orientation; PIL's function also rewrites EXIF, which fails for odd data."""
     turn = _TURNS.get(image.getexif().get(ORIENTATION, 1))
     return image.copy() if turn is None else image.transpose(turn)
 
@@ -207,7 +207,7 @@ def _to_8_bit(image: PIL.Image.Image, highest: float) -> np.ndarray:
     if image.mode == "I" and highest <= 255:
         return levels.clip(0).astype(np.uint8)
     small = (levels.clip(0, 65535) >> 8).astype(np.uint8)
-    small[levels == image.info.get("transparency", -1)] = 255
+    small[levels == image.info.get("transparency", -1)] = 255  # transparency becomes white, as in other modes
     return small
 
 

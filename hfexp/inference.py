@@ -47,6 +47,7 @@ from hfexp.threads import map_in_threads
 from hfexp.transforms import Transforms, apply, build_transforms
 
 RECIPE_FILE = "hfexp.json"
+"""File beside the weights that says how inputs are processed."""
 FORMAT = 1
 """Format of the recipe file; hfexp reads this one and all earlier ones."""
 TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "hfexp.language", "torchvision.transforms")
