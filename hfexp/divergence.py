@@ -22,9 +22,8 @@ class Diverged(RunError):
 class StopWhenDiverged(_Base):
     """Mixin for a Transformers `Trainer` that checks the loss before it logs, evaluates or saves.
 
-    A single loss that is not finite may come from a step that the gradient scaler (fp16) then skips. So training has
-    diverged only if the loss is still not finite at the last step. The check's state stays on the device, so that no
-    step waits for it.
+    A single loss that is not finite may come from a step that the gradient scaler (fp16) then skips, so training has
+    diverged only if the last step's loss is not finite. The check's state stays on the device: no step waits for it.
     """
 
     _last_loss: torch.Tensor | None = None

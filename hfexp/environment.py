@@ -29,7 +29,7 @@ class Environment:
     process: ProcessId
     cpu: str
     cpu_count: int
-    """Processors that this process may use."""
+    """Processors on which this process may run."""
     memory_gb: float
     """Memory of the machine, in GiB."""
     devices: list[str]

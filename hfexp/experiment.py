@@ -213,7 +213,7 @@ def joined_processes(config: Config) -> Iterator[bool]:
     """Connect to the other processes if torchrun or `accelerate launch` started several.
 
     Yields:
-        True in the first process, which opens and records the run for all.
+        True in the first process, whose config holds for all, and which opens and records the run.
     """
     if not world.is_together():
         yield True

@@ -130,7 +130,7 @@ def _left_out(listing: Listing) -> str:
 
 
 def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
-    """Return the folder of each split; if no folder is a split, all images are the training split.
+    """Return the folder of each split; if no folder is a split, the one of all classes is the training split.
 
     Raises:
         ConfigError: folders look like splits, but it is unclear which ones they are.

@@ -159,7 +159,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert any image to 8-bit RGB: transparency on white, 16-bit and float levels scaled, palettes and CMYK too.
+    """Convert any image, also of palettes and CMYK, to 8-bit RGB: transparency on white, 16-bit and float levels scaled.
 
     A large image is converted band by band, because most conversions make several copies.
     """
@@ -256,8 +256,8 @@ class Fit(torch.nn.Module):
                 )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:
-        # Call the function for plain tensors: torchvision's dispatch, and its keeping of the image class at every
-        # step, take as long as resizing to 64 px and hold Python's global lock meanwhile.
+        # Call the function for plain tensors on a plain tensor: torchvision's dispatch, and keeping the class of its
+        # images at every step, take as long as resizing to 64 px and hold Python's global lock meanwhile.
         pixels, geometry = row["image"].as_subclass(torch.Tensor), self.geometry
         if tuple(pixels.shape[-2:]) == geometry.size == geometry.resize:
             return row

@@ -55,7 +55,7 @@ class LoadedRun:
 
     @property
     def report(self) -> Path | None:
-        """The path of the run's HTML report; None if it is not on this machine."""
+        """The path of the run's HTML report; None if there is none on this machine."""
         found = self.directory / "artifacts" / "report.html" if self.directory else None
         return found if found is not None and found.is_file() else None
 
