@@ -61,7 +61,7 @@ def _described(path: str, number: int, row: Any) -> Described:
 
 
 def _read_csv(path: str) -> list[dict[str, Any]]:
-    """Read a CSV file; values stay as they are written, but a column of only whole numbers (no 007) becomes integers."""
+    """Read a CSV file; values stay texts, but a column of only whole numbers (none like 007) becomes integers."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         names, rows = next(reader, []), []

@@ -159,7 +159,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Convert any image, also of palettes and CMYK, to 8-bit RGB: transparency on white, 16-bit and float levels scaled.
+    """Convert any image, palettes and CMYK too, to 8-bit RGB: transparency on white, 16-bit and float levels scaled.
 
     A large image is converted band by band, because most conversions make several copies.
     """
