@@ -1,6 +1,6 @@
-"""A trained model as an MLflow model: the directory that is saved, and the loader that MLflow calls
-(`mlflow.pyfunc.load_model`, `mlflow models serve`).
+"""Save a trained model as an MLflow model, and load it for `mlflow.pyfunc.load_model` and `mlflow models serve`.
 
+The model's directory holds:
     MLmodel             flavors python_function (this module) and, where the task has a pipeline, transformers
     model/              weights, processor, recipe and model card: `from_pretrained` reads this directory
     components/         the processor once more, where MLflow's transformers flavor looks for it
@@ -32,21 +32,21 @@ PACKAGES = (
     "datasets", "hydra-core", "mlflow", "numpy", "omegaconf", "pandas", "pillow", "safetensors", "torch",
     "torchvision", "transformers",
 )  # fmt: skip
-"""Distributions that loading and predicting import."""
+"""Distributions that loading a model and predicting with it import."""
 
 
 class ServedModel:
-    """What MLflow loads: `predict` on tables, lists and arrays of raw inputs."""
+    """The Python model that MLflow loads; it predicts on tables, lists and arrays of raw inputs."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
         self.column = input_column(predictor.task)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pandas.DataFrame:
-        """One row of predictions per input; see `hfexp.inference` for both.
+        """Return one row of predictions per input; `hfexp.inference` documents both.
 
         Raises:
-            MlflowException: an input can't be read (an answer of status 400 when served).
+            MlflowException: an input can't be read, or an option is wrong (a server answers with status 400).
         """
         from mlflow.exceptions import MlflowException
 
@@ -57,22 +57,22 @@ class ServedModel:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
     def get_raw_model(self) -> Any:
-        """The Transformers model, for `PyFuncModel.get_raw_model`."""
+        """Return the Transformers model, for `PyFuncModel.get_raw_model`."""
         return self.predictor.model
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """MLflow's entry point."""
+    """Load a model for MLflow, which calls this function of the `loader_module` by its name."""
     return ServedModel(load_predictor(Path(path)))
 
 
 def input_column(task: Task) -> str:
-    """The column that is predicted from."""
+    """Return the column that the task predicts from: its first one that is not the label."""
     return next(name for name in task.columns if name != task.label_column)
 
 
 def _values(model_input: Any, column: str) -> list[Any]:
-    """Raw inputs out of what MLflow hands over: a table, columns by name, rows by name, or plain values."""
+    """Extract the raw inputs from what MLflow passes: a table, a dict of columns, a list of rows, or plain values."""
     if isinstance(model_input, pandas.DataFrame | dict):
         if column not in model_input:
             raise DataError(f"there is no column {column!r}; there are: {', '.join(map(str, model_input))}")
@@ -90,11 +90,11 @@ class SavedModel:
 
     path: Path
     flavors: tuple[str, ...]
-    """`python_function` and `transformers`; none for a user's own torch module, whose weights are files only."""
+    """`python_function` and maybe `transformers`; empty for a user's own torch module, which gets no MLmodel."""
 
     @property
     def weights(self) -> Path:
-        """What `from_pretrained` reads."""
+        """The directory that `from_pretrained` reads."""
         return self.path / WEIGHTS
 
 
@@ -110,13 +110,13 @@ def save_mlflow_model(
     card: str | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> SavedModel:
-    """Write the directory that this module's docstring describes; one that is there is replaced.
+    """Write the directory that this module's docstring describes; replace an existing one.
 
     Args:
-        example: one raw input, encoded; shown as the input example.
-        weights: where `save_pretrained` has written model and processor already; its files are linked, not copied.
+        example: one raw input, encoded; MLflow keeps it as the input example.
+        weights: directory where `save_pretrained` has already written model and processor; its files are reused.
         card: text of the model card.
-        metadata: plain values to keep in MLmodel.
+        metadata: plain values for MLmodel.
     """
     from transformers import PreTrainedModel
 
@@ -136,7 +136,7 @@ def save_mlflow_model(
 
 
 def save_weights(model: Any, processor: Any, directory: Path) -> None:
-    """Model and processor as `from_pretrained` reads them; a user's own torch module as model.safetensors."""
+    """Save model and processor for `from_pretrained`; save a user's own torch module as model.safetensors."""
     if hasattr(model, "save_pretrained"):
         adapters.save(model, directory)
     else:
@@ -147,7 +147,7 @@ def save_weights(model: Any, processor: Any, directory: Path) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Weights as hard links where the file system has them: they are large, and nothing writes them in place."""
+    """Hard-link weights if the file system can (they are large and never written in place); copy other files."""
     try:
         (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
     except OSError:
@@ -157,7 +157,7 @@ def _link_or_copy(source: str, target: str) -> None:
 def _write_flavors(
     model: Any, processor: Any, task: Task, directory: Path, example: bytes | str, metadata: dict[str, Any] | None
 ) -> tuple[str, ...]:
-    """MLmodel and what goes with it, around the weights that are there."""
+    """Write MLmodel and its companion files around the saved weights; return the names of the flavors."""
     staging = directory / ".envelope"
     with quiet_mlflow():
         import mlflow.pyfunc
@@ -174,7 +174,7 @@ def _write_flavors(
             pip_requirements=requirements(model),
             metadata=metadata,
         )
-    for name in ("uv.lock", "pyproject.toml", ".python-version"):  # of whatever project is the current directory
+    for name in ("uv.lock", "pyproject.toml", ".python-version"):  # MLflow copies them from the current directory
         (staging / name).unlink(missing_ok=True)
     for path in staging.iterdir():
         path.rename(directory / path.name)
@@ -186,7 +186,7 @@ def _write_flavors(
         place = directory / "components" / component
         place.mkdir(parents=True)
         processor.save_pretrained(place)
-        if not any(place.iterdir()):  # the processor of timm's models has its settings in theirs
+        if not any(place.iterdir()):  # timm's processor saves no file: its settings are in the model's config
             shutil.copy2(directory / WEIGHTS / "config.json", place)
         spec.add_flavor("transformers", **flavor)
     spec.model_size_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
@@ -196,14 +196,14 @@ def _write_flavors(
 
 @contextlib.contextmanager
 def quiet_mlflow() -> Iterator[None]:
-    """Without MLflow's warnings about itself: deprecated calls of pandas (models/utils.py), hints for agents."""
+    """Silence MLflow's warnings about itself: deprecated pandas calls (models/utils.py) and hints for agents."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="mlflow")
         yield
 
 
 def signature(task: Task) -> Any:
-    """Types of the documented input and output."""
+    """Return the types of the task's documented input, output and options as MLflow's signature."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -216,7 +216,7 @@ def signature(task: Task) -> Any:
 
 
 def _kind(value: Any) -> Any:
-    """MLflow's type of a plain value."""
+    """Return MLflow's type of a plain value."""
     from mlflow.types import DataType
 
     kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
@@ -224,16 +224,16 @@ def _kind(value: Any) -> Any:
 
 
 def requirements(model: Any) -> list[str]:
-    """What must be installed to load the model, at the present versions (without local parts such as `+cpu`)."""
+    """Return the packages that loading the model needs, at their installed versions (without parts such as `+cpu`)."""
     names = [*PACKAGES, *(["timm"] if "timm_wrapper" in type(base_of(model)).__module__ else [])]
     names += ["peft"] if is_adapted(model) else []
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    # One may be there under another name (e.g. a faster build of pillow).
+    # A package that is installed under another name (e.g. a faster build of pillow) gets no version.
     return [f"{name}=={found[name].partition('+')[0]}" if name in found else name for name in names]
 
 
 def pipeline_name(task: Task) -> str | None:
-    """The Transformers pipeline for the task's models, such as `text-generation`; None if there is none."""
+    """Return the name of the Transformers pipeline for the task, such as `text-generation`; None without one."""
     from transformers.pipelines import SUPPORTED_TASKS
 
     for name, entry in SUPPORTED_TASKS.items():
@@ -243,10 +243,10 @@ def pipeline_name(task: Task) -> str | None:
 
 
 def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, Any] | None:
-    """What `mlflow.transformers.save_model` writes into MLmodel.
+    """Return the flavor that `mlflow.transformers.save_model` would write into MLmodel; None where it has none.
 
-    Written here, as that function would fetch a model card and a licence from the Hub, build a pipeline (which moves
-    the model to another device), and write the weights a second time.
+    hfexp does not call that function: it would fetch a model card and a licence from the Hub, build a pipeline (which
+    moves the model to another device), and write the weights a second time.
     """
     import transformers
     from transformers.image_processing_base import ImageProcessingMixin

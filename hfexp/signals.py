@@ -1,4 +1,4 @@
-"""Signals that ask this process to stop: who handles them meanwhile, and when they must wait."""
+"""Signals that ask this process to stop: temporary handlers, and blocks that signals do not interrupt."""
 
 import contextlib
 import signal
@@ -13,9 +13,9 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextlib.contextmanager
 def handled(handler: Handler, *more: signal.Signals) -> Iterator[None]:
-    """Call a function on SIGTERM and SIGHUP (and `more`) meanwhile; in another than the main thread nothing changes.
+    """Call `handler` on SIGTERM, SIGHUP and `more` while the block runs; do nothing outside of the main thread.
 
-    SIGHUP is left alone where it is ignored: under `nohup`, and once `count_once` has ignored it.
+    A SIGHUP that is ignored stays ignored: under `nohup`, and after `count_once`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -35,14 +35,14 @@ def _ignores_hangups() -> bool:
 
 
 def count_once(number: int) -> None:
-    """Ignore further hangups, if this is one: a terminal that closes sends several, and none is urgent."""
+    """Ignore further SIGHUPs if this is one: a closing terminal sends several, and none of them is urgent."""
     if number == signal.SIGHUP:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
 def stop_raises() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and SIGHUP meanwhile, as Ctrl-C raises `KeyboardInterrupt`."""
+    """Raise `Terminated` on SIGTERM and SIGHUP while the block runs, as Ctrl-C raises `KeyboardInterrupt`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         count_once(number)
@@ -54,7 +54,7 @@ def stop_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Write down meanwhile which signals come, Ctrl-C among them, and do nothing else."""
+    """Collect the SIGINTs, SIGTERMs and SIGHUPs that arrive while the block runs, without acting on them."""
     arrived: list[int] = []
     with handled(lambda number, frame: arrived.append(number), signal.SIGINT):
         yield arrived
@@ -62,7 +62,7 @@ def noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C, SIGTERM and SIGHUP that arrive meanwhile take effect afterwards."""
+    """Delay Ctrl-C, SIGTERM and SIGHUP until the block has ended; a block that raises drops them."""
     with noted() as arrived:
         yield
     for number in arrived:

@@ -1,4 +1,4 @@
-"""Datasets that hfexp makes itself; each function is a `dataset.source._target_`."""
+"""Functions for `dataset.source._target_`: datasets that hfexp makes or reads itself."""
 
 import functools
 import os
@@ -16,18 +16,18 @@ from hfexp.tables import files_of, read_table
 
 
 def name_of(source: Mapping[str, Any]) -> str:
-    """What a person calls a source: its path, folder or files, or else the function that makes it."""
+    """Return the display name of a source: its path, folder or files, or else the name of its function."""
     names = [source.get(key) for key in ("path", "data_dir", "data_files")]
     return mask_secrets(str(next(filter(None, names), str(source.get("_target_", "dataset")).rpartition(".")[2])))
 
 
 def source_row(rows: Dataset, index: int) -> int:
-    """The number of a row where rows were taken from, before they were drawn or cut."""
+    """Return the number that a row had in the dataset as it was read, before rows were shuffled or selected."""
     return index if rows._indices is None else rows._indices.column(0)[index].as_py()
 
 
 def digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits as 8x8 greyscale images, with labels `0` to `9`.
+    """Return scikit-learn's 1,797 handwritten digits as 8x8 greyscale images, with labels `0` to `9`.
 
     Source: the test part of "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak, UCI, 1998,
     as shipped in `sklearn.datasets.load_digits`; its 0..16 grey levels are scaled to 0..255.
@@ -54,18 +54,18 @@ def image_folder(
     streaming: bool = False,
     split_folders: Mapping[str, str] | None = None,
 ) -> Any:
-    """Images in folders named by their class, optionally below `train/`, `validation/` and `test/`.
+    """Read images from folders named by their class, optionally below `train/`, `validation/` and `test/`.
 
     Args:
-        data_dir: the folder above those of the classes or splits.
-        split: only these rows, e.g. `train` or `train[:80%]`.
-        split_folders: split to folder below `data_dir`, for folders of other names; if empty, all folders are classes.
+        data_dir: the folder that holds the folders of the classes or splits.
+        split: read only these rows, e.g. `train` or `train[:80%]`.
+        split_folders: the folder of each split below `data_dir`, if it has another name; {}: all folders are classes.
 
     Returns:
-        A dataset of the split, or of every split by name; iterable ones if `streaming`.
+        A dataset of the split, or of every split by name; iterable datasets if `streaming`.
 
     Raises:
-        ConfigError: there are no images, fewer than two classes, or it can't be told what the folders are.
+        ConfigError: there are no images, there are fewer than two classes, or the folders are ambiguous.
     """
     listing = list_images(data_dir, split_folders)
     listing.announce()
@@ -80,14 +80,14 @@ def image_table(
     streaming: bool = False,
     **kwargs: Any,
 ) -> DatasetDict:
-    """Rows of a CSV or Parquet table, one column of which is the path of an image.
+    """Read a CSV or Parquet table that has the paths of images in one column.
 
     Args:
         format: `csv` or `parquet`.
-        data_files: as of `table`.
+        data_files: as for `table`.
         image_column: the column with the paths.
-        image_dir: what relative paths are relative to; null: the directory of the (first) table.
-        kwargs: as of `table`.
+        image_dir: the directory that relative paths start from; null: the directory of the (first) table.
+        kwargs: as for `table`.
     """
     files = files_of(data_files, format)
     dataset = read_table(files, format, streaming, kwargs)
@@ -99,18 +99,18 @@ def image_table(
 def table(
     data_files: str | list[str] | Mapping[str, Any], format: str | None = None, streaming: bool = False, **kwargs: Any
 ) -> Any:
-    """Rows of CSV, TSV, JSON (an object a line), Parquet or plain text files, with the columns that they have.
+    """Read CSV, TSV, JSON (one object per line), Parquet or plain text files, with the columns that they have.
 
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
-        format: `csv`, `json`, `parquet` or `text` (each line a row, column `text`); null: by the files' names.
-        kwargs: for CSV those of `hfexp.csv_files.Dialect`, e.g. `sep`; else for the reader of `datasets`.
+        format: `csv`, `json`, `parquet` or `text` (one row per line, in column `text`); null: told by the file names.
+        kwargs: options of `hfexp.csv_files.Dialect` for CSV, e.g. `sep`; else options of the reader in `datasets`.
     """
     return read_table(files_of(data_files, format), format, streaming, kwargs)
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:
-    """Paths of a table become images."""
+    """Turn a table's column of paths into images."""
     streamed, rows = isinstance(table, IterableDataset), cast(Any, table)
     rows = rows._resolve_features() if streamed else rows
     if column not in rows.column_names:
@@ -129,14 +129,14 @@ def _below(row: dict[str, Any], column: str, root: Path) -> dict[str, Any]:
 
 
 def _address(path: Any, root: Path) -> str | None:
-    """Of an image that a table names: an address as it is, a path below the root; None where there is none."""
+    """Return the address of an image in a table: a URL unchanged, a path below `root`, None for a missing value."""
     if path is None or "://" in str(path):
         return path
     return str(root / str(path))
 
 
 def saved_to_disk(path: str) -> DatasetDict | Dataset:
-    """A dataset written by `save_to_disk`."""
+    """Load a dataset that `save_to_disk` has written."""
     root = Path(os.path.expanduser(path))
     if not (os.path.isfile(root / "dataset_dict.json") or os.path.isfile(root / "dataset_info.json")):
         hint = hint_at_images(root)
@@ -154,14 +154,14 @@ def hub(
     split: str | None = None,
     streaming: bool = False,
 ) -> Any:
-    """A dataset of the Hugging Face Hub.
+    """Load a dataset from the Hugging Face Hub.
 
     Returns:
-        A dataset of the split, or of every split by name; iterable ones if `streaming`.
+        A dataset of the split, or of every split by name; iterable datasets if `streaming`.
 
     Raises:
-        ConfigError: no such dataset, configuration, split or access; or a folder that says nothing of its splits,
-            which `datasets` would guess from words in the names of files.
+        ConfigError: the dataset, configuration or split does not exist or is not accessible; or `path` is a local
+            folder without a README.md, whose splits `datasets` would guess from words in the file names.
     """
     from hfexp.hub import explain_hub_errors
 

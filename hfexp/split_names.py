@@ -1,4 +1,4 @@
-"""Names by which files and folders say that they are a split."""
+"""Names of files and folders that denote a split."""
 
 import re
 
@@ -12,5 +12,5 @@ _SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in
 
 
 def split_called(name: str) -> str | None:
-    """Tell which split a name means as a whole; case, spaces, `-` and `_` do not count. None: it means none."""
+    """Return the split that a whole name denotes, or None; case, spaces, `-` and `_` do not count."""
     return _SPLITS.get(re.sub(r"[\s_-]+", "", name.lower()))

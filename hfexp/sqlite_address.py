@@ -1,4 +1,4 @@
-"""Addresses of SQLite files, as SQLAlchemy, MLflow and Optuna take them: written and read here alone."""
+"""Addresses of SQLite files for SQLAlchemy, MLflow and Optuna; no other module builds or parses them."""
 
 import importlib.metadata
 from pathlib import Path
@@ -6,16 +6,16 @@ from urllib.parse import quote, unquote
 
 PREFIX = "sqlite:///"
 DRIVER = "sqlite+pysqlite:///"
-"""The same to SQLAlchemy. MLflow 3.17 makes a directory of what follows the other one, as it is written
-(`mlflow.store.db.utils._make_parent_dirs_if_sqlite`)."""
+"""Same as `PREFIX` to SQLAlchemy. MLflow 3.17 takes what follows `PREFIX` literally, quoting included, and creates
+its parent directory (`mlflow.store.db.utils._make_parent_dirs_if_sqlite`)."""
 SPECIAL = frozenset("%?{}")
-"""Characters that SQLAlchemy or Optuna (`RDBStorage._fill_storage_url_template`) do not take as they are."""
+"""Characters that SQLAlchemy or Optuna (`RDBStorage._fill_storage_url_template`) do not take literally."""
 
 
 def sqlite_address(path: Path, read_only: bool = False) -> str:
-    """Write the address of a SQLite file, whatever its name holds.
+    """Return the address of a SQLite file, whatever characters its path holds.
 
-    Where it holds something special, it is one that SQLite itself reads (https://www.sqlite.org/uri.html).
+    With special characters in it, or for `read_only`, this is a SQLite URI (https://www.sqlite.org/uri.html).
     """
     if not (read_only or SPECIAL & set(str(path))):
         return f"{PREFIX}{path}"
@@ -25,7 +25,7 @@ def sqlite_address(path: Path, read_only: bool = False) -> str:
 
 
 def sqlite_path(address: str) -> Path | None:
-    """Read the file of an address; None if it is the address of something else."""
+    """Return the file that an address names; None if the address is not one of SQLite."""
     prefix = next((known for known in (PREFIX, DRIVER) if address.startswith(known)), None)
     if prefix is None:
         return None
@@ -37,6 +37,6 @@ def sqlite_path(address: str) -> Path | None:
 
 
 def _is_unquoted() -> bool:
-    """Tell whether SQLAlchemy reads `%3F` in an address as `?`, as it does since 2.1."""
+    """Return whether SQLAlchemy decodes `%3F` in an address to `?`, as it does since 2.1."""
     major, minor, *_ = importlib.metadata.version("sqlalchemy").split(".")
     return (int(major), int(minor)) >= (2, 1)

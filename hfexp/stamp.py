@@ -1,4 +1,4 @@
-"""Whether the local files that data comes from are still the same, told without reading them."""
+"""A fingerprint of the local files that data comes from, computed without reading them."""
 
 import glob
 import hashlib
@@ -12,9 +12,9 @@ _NAMES_FILES = re.compile(r"(dir|file|path|root)s?$")
 
 
 def data_stamp(source: dict[str, Any]) -> str:
-    """Hash over path, size and time of every local file that `dataset.source` names, or that is below.
+    """Hash the path, size and modification time of every local file that `dataset.source` names or has in a folder.
 
-    What is on the Hub, made by code, or named only inside a file (the images of a CSV) does not show in it.
+    Data on the Hub, data made by code, and files named only inside a file (the images of a CSV) do not count.
     """
     state = hashlib.sha256()
     named = [value for key, value in source.items() if _NAMES_FILES.search(key)]
@@ -38,7 +38,7 @@ def _files(node: Any) -> Iterator[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Give the files below a folder, also through links; each folder once, as links can lead in a circle."""
+    """Yield the files below a folder, following links; visit each folder once, as links can form a cycle."""
     seen = {os.path.realpath(folder)}
     for place, inner, names in os.walk(folder, followlinks=True):
         real = {name: os.path.realpath(os.path.join(place, name)) for name in inner}

@@ -1,4 +1,4 @@
-"""Source to streams: what `hfexp.data` does for rows that are kept, for rows that are read again and again."""
+"""Splits of a streamed source: the counterpart of `hfexp.data` for rows that are read anew in every epoch."""
 
 import dataclasses
 from itertools import islice
@@ -16,7 +16,7 @@ from hfexp.tasks.base import CLASSES, Task
 
 
 def check_streaming(config: Config) -> list[str]:
-    """Settings that a stream needs, or can't have."""
+    """Return the problems of a config that streams: missing settings, and settings that a stream can't have."""
     if not config.dataset.streaming:
         return []
     args, problems = config.trainer.args, []
@@ -37,7 +37,7 @@ def check_streaming(config: Config) -> list[str]:
 
 
 def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
-    """Call the source for streams, images undecoded; a single one becomes the training split.
+    """Call the source for its streams, with undecoded images; a single stream becomes the training split.
 
     Raises:
         ConfigError: the source does not stream.
@@ -56,7 +56,7 @@ def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Dat
 
 
 def _undecoded(rows: IterableDataset) -> IterableDataset:
-    """Images as bytes or paths, before anything else: later steps would decode them and encode them again."""
+    """Keep images as bytes or paths, before any other step would decode them and encode them again."""
     rows = rows if rows.column_names is not None else rows._resolve_features()
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, Image):
@@ -65,10 +65,10 @@ def _undecoded(rows: IterableDataset) -> IterableDataset:
 
 
 def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
-    """Streams of the source's splits; those that it lacks are drawn from the training stream and kept in memory.
+    """Return a stream per split of the source; draw missing splits from the training stream, to be kept in memory.
 
     Raises:
-        ConfigError: labels have no names, or a split has no size in rows.
+        ConfigError: labels have no names, or the size of a missing split is not a number of rows.
     """
     sources: dict[str, Any] = {str(split): rows for split, rows in dataset.items()}
     labels = {split: _labels(rows, config, task) for split, rows in sources.items()}
@@ -96,7 +96,7 @@ def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Data
 
 
 class _LeftIn:
-    """Whether a row stays in the training stream."""
+    """Filter for the rows that stay in the training stream."""
 
     def __init__(self, left_out: frozenset[int]) -> None:
         self.left_out = left_out
@@ -132,7 +132,7 @@ def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels 
 
 
 def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
-    """Rows of the splits that have to be drawn from the training stream."""
+    """Return the number of rows of each split that must be drawn from the training stream."""
     wanted = {}
     for split, size in (("test", config.test_size), ("validation", config.validation_size)):
         if split in sources or not size:
@@ -151,7 +151,7 @@ def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
 
 
 def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
-    """All rows, from several files in turn, shuffled."""
+    """Return all rows, shuffled and taken from several lanes in turn."""
     lanes = num_lanes(rows, max(LANES))
     readers = [shuffled(cut(rows, lanes, lane), mix(seed, lane), buffer // lanes) for lane in range(lanes)]
     return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
@@ -160,7 +160,7 @@ def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDatas
 def _hold_out(
     train: IterableDataset, wanted: dict[str, int], config: DatasetConfig, labels: Labels | None
 ) -> tuple[dict[str, Dataset], frozenset[int]]:
-    """Draw rows by a seeded shuffle buffer; equal rows are drawn once."""
+    """Draw the missing splits by a seeded shuffle buffer; return them and their rows' keys. Equal rows count once."""
     drawn: dict[int, Row] = {}
     total = sum(wanted.values())
     for row in _interleaved(train, config.split_seed, config.shuffle_buffer):

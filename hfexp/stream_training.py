@@ -1,4 +1,4 @@
-"""The part of the Trainer that reads streams."""
+"""Trainer mixin that reads streams."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -18,13 +18,13 @@ else:
 
 @dataclass
 class _Facts:
-    """What a checkpoint knows of a stream, beside the Trainer's own state."""
+    """State of a stream that a checkpoint keeps beside the Trainer's own."""
 
     batches_per_epoch: int | None
 
 
 class StreamTraining(_Base):
-    """Mixin for a Transformers `Trainer`: reads streams, and resumes where training had stopped in them."""
+    """Mixin for a Transformers `Trainer` that reads streams, and resumes at the batch where training stopped."""
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **kwargs: Any) -> Any:
         from accelerate.data_loader import DataLoaderShard
@@ -32,7 +32,7 @@ class StreamTraining(_Base):
         if isinstance(dataset, TrainingStream):
             collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
             dataset.configure(self.args, batch_size, collate)
-            # Not through Accelerate's `prepare`, which would divide it among the processes once more.
+            # Accelerate's `prepare` is left out: it would divide the stream among the processes once more.
             return DataLoaderShard(dataset, self.accelerator.device, batch_size=None, collate_fn=as_it_is)
         if isinstance(dataset, EvaluationStream):
             if self.args.world_size > 1:
@@ -41,10 +41,10 @@ class StreamTraining(_Base):
         return super()._get_dataloader(dataset, description, batch_size, **kwargs)
 
     def _dealt_out(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
-        """Batches for all processes, made by the first one; each gets its part of them.
+        """Return a data loader whose first process makes batches for all, of which each process gets its part.
 
-        Accelerate by itself lets the first process make a batch for each and joins them, which texts of different
-        lengths can't be (`accelerate` 1.15, `DataLoaderDispatcher._fetch_batches`).
+        By default Accelerate makes one batch per process in the first one and concatenates them, which fails for
+        texts of different lengths (`accelerate` 1.15, `DataLoaderDispatcher._fetch_batches`).
         """
         from accelerate.data_loader import prepare_data_loader
         from torch.utils.data import DataLoader

@@ -1,8 +1,8 @@
-"""Streams as the Trainer reads them: batches without an end for training, rows in order for evaluation.
+"""Streams as the Trainer reads them: endless batches for training, rows in order for evaluation.
 
-What a training batch holds follows from the data, the seed and the number of processes alone. The stream is cut into
-lanes (`Stream.num_lanes`), each with a shuffle buffer of its own; round by round, each lane gives one batch. Data
-loader workers share the lanes, or where they are more than those, the rounds: so their number changes nothing.
+The content of a training batch depends only on the data, the seed and the number of processes. The stream is cut into
+lanes (`Stream.num_lanes`), each with its own shuffle buffer; in every round, each lane gives one batch. Data loader
+workers share the lanes or, if they outnumber them, the rounds: so the number of workers does not change the batches.
 """
 
 import itertools
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 128
 Item = tuple[Row, Row | None]
-"""A row as it is stored and, where it had to be tried, after the deterministic operations."""
+"""A stored row and, if it was decoded to test it, the same row after the deterministic operations."""
 
 
 class ProcessedStream(IterableDataset):
@@ -49,7 +49,7 @@ class ProcessedStream(IterableDataset):
         self.rows: Stream = processed.rows  # pyright: ignore
         self.steps, self.seed = processed.steps, processed.seed
         self.skips_bad = skips_bad
-        # In shared memory, a place for each worker: they count in processes of their own.
+        # In shared memory with a slot per worker, as each worker counts in its own process.
         self._skipped = torch.zeros(MAX_WORKERS + 1, dtype=torch.int64).share_memory_()
 
     @property
@@ -59,15 +59,15 @@ class ProcessedStream(IterableDataset):
 
     @property
     def num_skipped(self) -> int:
-        """How many times an unreadable sample was passed over."""
+        """The number of times that an unreadable sample was skipped."""
         return int(self._skipped.sum())
 
     def __getitem__(self, index: int) -> Row:
-        """One of the first rows, as it is in the first epoch."""
+        """Return one of the first rows as model inputs, as in the first epoch."""
         return self.inputs([(self.first[index], None)], 0)[0]
 
     def inputs(self, items: list[Item], epoch: int) -> list[Row]:
-        """Rows of an epoch as model inputs; a random transform draws from (seed, epoch, content of the row)."""
+        """Return rows of an epoch as model inputs; random transforms draw from (seed, epoch, content of the row)."""
 
         @row_of_images
         def decoded(item: Item) -> tuple[int, Row]:
@@ -75,7 +75,7 @@ class ProcessedStream(IterableDataset):
             if self.seed is None:
                 key = 0
             else:
-                row = with_content(row)  # read once, for its key and to be decoded
+                row = with_content(row)  # read the file once, both for the key and to decode it
                 key = mix(epoch, stored_key(row))
             return key, self.processed.fixed(self.processed.decode(row)) if ready is None else ready
 
@@ -83,7 +83,7 @@ class ProcessedStream(IterableDataset):
         return self.processed.finished([row for _, row in pairs], [key for key, _ in pairs])
 
     def items(self, rows: Iterator[Row]) -> Iterator[Item]:
-        """Rows as they are; with `on_bad_sample=skip` those that can be decoded."""
+        """Yield rows undecoded; with `on_bad_sample=skip`, decode them and yield only those where that succeeds."""
         if not self.skips_bad:
             yield from ((row, None) for row in rows)
             return
@@ -97,14 +97,14 @@ class ProcessedStream(IterableDataset):
 
 
 class EvaluationStream(ProcessedStream):
-    """All rows in order: every worker reads them, and processes its own batches."""
+    """All rows in order; every data loader worker reads them all, and processes only its own batches."""
 
     batch_size = 1
 
     def __iter__(self) -> Iterator[Row]:
         worker = _worker()
         share, part = (worker.num_workers, worker.id) if worker else (1, 0)
-        if self.skips_bad:  # which rows make a batch is known only to who decodes them all
+        if self.skips_bad:  # only a worker that decodes all rows knows which make a batch
             if part:
                 return
             share = 1
@@ -114,12 +114,12 @@ class EvaluationStream(ProcessedStream):
 
 
 class TrainingStream(ProcessedStream):
-    """Batches of model inputs, epoch after epoch without an end."""
+    """Endless batches of model inputs, epoch after epoch."""
 
     had = 0
-    """Batches that the training to be resumed has had: placeholders are given for them."""
+    """Batches that a resumed training has already used; the stream yields an empty placeholder for each."""
     batches_per_epoch: int | None = None
-    """Known after the first epoch."""
+    """Known after the first epoch, or from a checkpoint."""
 
     def __init__(self, processed: ProcessedDataset, skips_bad: bool, seed: int, buffer: int) -> None:
         super().__init__(processed, skips_bad)
@@ -127,7 +127,7 @@ class TrainingStream(ProcessedStream):
         self.buffer = buffer
 
     def configure(self, args: "transformers.TrainingArguments", batch_size: int, collate: Any) -> None:
-        """Say how it is read: by which process, with how many workers."""
+        """Set how the stream is read: batch size, collator, process, and data loader workers."""
         self.batch_size, self.collate, self.drop_last = batch_size, collate, args.dataloader_drop_last
         self.rank, self.world_size = args.process_index, args.world_size
         self.lanes = self.rows.num_lanes(self.world_size)
@@ -148,8 +148,8 @@ class TrainingStream(ProcessedStream):
             skipped = max(skipped - (self.batches_per_epoch or 0), 0)
 
     def _epoch(self, epoch: int, skipped: int) -> Iterator[Any]:
-        """The batches of one epoch after the first `skipped`."""
-        # So many rounds give at most `skipped` batches; what they give has not to be processed.
+        """Yield the batches of one epoch after the first `skipped`."""
+        # These rounds give at most `skipped` batches, so their rows need no processing.
         pieces = _Pieces(self, epoch, skipped // self.lanes)
         generator = torch.Generator().manual_seed(mix(self.order_seed, epoch))
         rest: list[Row] = []
@@ -174,7 +174,7 @@ class TrainingStream(ProcessedStream):
 
 
 class _Pieces(IterableDataset):
-    """One epoch, in pieces: a batch, the rows left at the end of a lane, or nothing where a lane has ended before."""
+    """One epoch in pieces: a batch, the rows left at the end of a lane, or nothing for a lane that has ended."""
 
     def __init__(self, stream: TrainingStream, epoch: int, skipped_rounds: int) -> None:
         self.stream = stream
@@ -212,7 +212,7 @@ class _Pieces(IterableDataset):
 
 
 def usable_workers(wanted: int, lanes: int, may_share: bool) -> int:
-    """The most workers that divide the lanes evenly, or that the lanes divide evenly (if these can be shared)."""
+    """Return the most workers up to `wanted` that divide the lanes or, if `may_share`, are a multiple of them."""
     if wanted > lanes:
         return wanted // lanes * lanes if may_share else lanes
     return max((count for count in range(1, wanted + 1) if lanes % count == 0), default=0)
@@ -221,7 +221,7 @@ def usable_workers(wanted: int, lanes: int, may_share: bool) -> int:
 def _worker() -> Any:
     info = get_worker_info()
     if info is not None:
-        fsspec.asyn.reset_lock()  # a lock that was held when the worker was forked would never be free (as `datasets`)
+        fsspec.asyn.reset_lock()  # as `datasets` does: a lock held at the fork would never be released here
     return info
 
 
@@ -231,7 +231,7 @@ def _batched(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
 
 
 def as_it_is(piece: Any) -> Any:
-    """What needs no collating."""
+    """Return a piece unchanged, as it needs no collating."""
     return piece
 
 
@@ -244,7 +244,7 @@ def process(
     config: DatasetConfig,
     preparation: Preparation | None = None,
 ) -> dict[str, Any]:
-    """As `hfexp.processing.process`, for streamed splits too; nothing is prepared of these."""
+    """Process the splits as `hfexp.processing.process` does, streamed ones too; nothing is cached for these."""
     streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
     if streamed and task.block_size is not None:

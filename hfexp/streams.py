@@ -1,4 +1,4 @@
-"""Splits that are too large to keep: rows that can only be read in order, again and again, and are never decoded here.
+"""Splits that are too large to keep: their rows can be read only in order, and are not decoded here.
 
 Rows of a `Stream` are as the source stores them (images as bytes or paths), with standard column names and class ids.
 """
@@ -23,68 +23,68 @@ from hfexp.sampling import mix
 Row = dict[str, Any]
 
 NUM_FIRST = 16
-"""Rows from the beginning of a stream that are kept, to be checked and shown."""
+"""Rows from the beginning of a stream that are kept for checks and display."""
 READ_AT_ONCE = 64
 LANES = (24, 12, 8, 6, 4, 3, 2, 1)
-"""Into how many parts that are read side by side a stream may be cut: numbers that many numbers of workers divide."""
+"""Numbers of lanes (parts that are read side by side) for a stream: many numbers of workers divide them."""
 
 
 def num_rows(rows: Any) -> int | None:
-    """The number of rows; None for those that are streamed."""
+    """Return the number of rows; None for a stream."""
     return len(rows) if hasattr(rows, "__len__") else None
 
 
 def show_rows(rows: Any) -> str:
-    """The number of rows, for people."""
+    """Format the number of rows for display."""
     known = num_rows(rows)
     return "streamed" if known is None else f"{known:,}"
 
 
 def first_rows(rows: Any, count: int) -> list[Row]:
-    """At most so many rows from the beginning."""
+    """Return at most `count` rows from the beginning."""
     known = num_rows(rows)
     return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
 
 
 def num_lanes(rows: IterableDataset, most: int, world_size: int = 1) -> int:
-    """Into how many parts rows can be cut by their files, so that each process has some of each."""
+    """Return the number of lanes that the files can be cut into, with at least one file per lane and process."""
     shards = max(rows.num_shards // world_size, 1)
     return next(count for count in LANES if count <= min(shards, most))
 
 
 def cut(rows: IterableDataset, lanes: int, lane: int) -> IterableDataset:
-    """Every n-th file."""
+    """Return one lane: every `lanes`-th file."""
     return rows if lanes == 1 else rows.shard(lanes, lane, contiguous=False)
 
 
 def shuffled(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
-    """The files in another order, and the rows of a few of them mixed in a buffer.
+    """Shuffle the order of the files, and their rows within a buffer.
 
-    One file at a time: `datasets` reads several in threads, and waits five seconds for those of Parquet to end. What
-    lies in several files is mixed by reading several lanes.
+    Only one file at a time fills the buffer: `datasets` reads several in threads, and waits five seconds for those of
+    Parquet to end. Reading several lanes mixes the rows of different files.
     """
     return rows.shuffle(seed=seed, buffer_size=max(buffer, 1), max_buffer_input_shards=1)
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the label column holds, and the class ids it stands for."""
+    """The label column of a split, and the class ids that its values stand for."""
 
     column: str
     names: list[str]
-    """In the order of the ids."""
+    """Class names in the order of their ids."""
     words: list[str] | None
-    """Names by the source's own ids; None: the column holds the names themselves."""
+    """Class names by the source's own ids; None: the column holds the names themselves."""
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
 
     def apply(self, row: Row, split: str) -> Row:
-        """The row with its class id.
+        """Return the row with its class id in place of the label.
 
         Raises:
-            DataError: its label is none of the names.
+            DataError: the label is missing, or is none of the names.
         """
         value = row[self.column]
         known = self.words is None or (value is not None and 0 <= value < len(self.words))
@@ -97,10 +97,10 @@ class Labels:
 
 
 class Stream:
-    """The rows of one split; it has no length, but its first rows can be indexed."""
+    """The rows of one split. A stream has no length, but its first rows can be indexed."""
 
     def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_lanes: int) -> None:
-        """`source`: what identifies the data, for the digest; `max_lanes`: 1 where the order is part of the choice."""
+        """Read the first rows; `source` identifies the data for the digest, `max_lanes` is 1 if a limit cuts it."""
         self.rows = rows
         self.split = split
         self.labels = labels
@@ -121,22 +121,22 @@ class Stream:
         return list(self.features)
 
     def __getitem__(self, index: int) -> Row:
-        """One of the first rows."""
+        """Return one of the first rows."""
         return self.first[index]
 
     def __iter__(self) -> Iterator[Row]:
-        """All rows, in order."""
+        """Yield all rows in order."""
         return self._read(self.rows)
 
     def num_lanes(self, world_size: int = 1) -> int:
-        """How many parts of it are read side by side; it depends on the data and the number of processes alone."""
+        """Return how many lanes are read side by side; this depends only on the data and the number of processes."""
         return num_lanes(self.rows, self.max_lanes, world_size)
 
     def lane(self, lane: int, seed: int, epoch: int, buffer: int, rank: int = 0, world_size: int = 1) -> Iterator[Row]:
-        """This process's rows of one lane, shuffled by (seed, epoch).
+        """Yield this process's rows of one lane, shuffled by (seed, epoch).
 
         Args:
-            buffer: rows in memory from which the next is drawn, in all lanes together.
+            buffer: rows that the shuffle buffers of all lanes hold together.
         """
         lanes = self.num_lanes(world_size)
         rows = shuffled(cut(self.rows, lanes, lane), mix(seed, epoch, lane), buffer // lanes)
@@ -146,7 +146,7 @@ class Stream:
         return self._read(rows)
 
     def _read(self, rows: IterableDataset) -> Iterator[Row]:
-        # Not row by row: `iter` leaves the division among data loader workers to us.
+        # `iter` instead of iteration by rows, which would divide the rows among data loader workers itself.
         for columns in rows.iter(READ_AT_ONCE):
             for values in zip(*columns.values(), strict=True):
                 row = dict(zip(columns, values, strict=True))
@@ -154,7 +154,7 @@ class Stream:
 
 
 def with_content(row: Row) -> Row:
-    """The row with its files of this machine read; remote and missing ones stay as they are."""
+    """Return the row with its local files read into memory; remote and missing files stay as they are."""
     read = {}
     for name, value in row.items():
         if _is_file(value) and value["bytes"] is None:
@@ -168,7 +168,7 @@ def _is_file(value: Any) -> bool:
 
 
 def stored_key(row: Row) -> int:
-    """63 bits from a row as it is stored: an embedded file counts by its content, another one by its path."""
+    """Hash a stored row to 63 bits; an embedded file counts by its content, another file by its path."""
     state = hashlib.blake2b(digest_size=8)
     for name in sorted(row):
         value = row[name]
@@ -180,7 +180,7 @@ def stored_key(row: Row) -> int:
 
 
 def _files(rows: IterableDataset) -> list[str]:
-    """Names or addresses of the files that it reads, as far as `datasets` tells them."""
+    """Return the names or addresses of the files that a stream reads, as far as `datasets` exposes them."""
     found: dict[str, None] = {}
 
     def strings(value: Any) -> Iterator[str]:
@@ -200,7 +200,7 @@ def _files(rows: IterableDataset) -> list[str]:
 
 
 def _named_sizes(files: list[str]) -> list[tuple[str, int]]:
-    """Each file's name with its size; an address on the Hub names the commit."""
+    """Return each file's name and size in bytes; remote files have -1, and the Hub's addresses name the commit."""
     sizes = []
     for name in files:
         path = Path(name)

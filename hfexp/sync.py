@@ -1,4 +1,4 @@
-"""`hfexp sync`: deliver what runs could not deliver, and close the runs whose process is gone."""
+"""`hfexp sync`: deliver to MLflow what runs could not deliver, and close runs whose process is gone."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> int:
-    """Go through the run directories; those of living runs are left to them."""
+    """Sync the run directories; leave those of living runs alone."""
     parser = argparse.ArgumentParser(
         prog="hfexp sync",
         description="Deliver to MLflow what runs had to keep in their directories, e.g. as the server was away; "
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
 
 
 def _sync(path: Path, args: argparse.Namespace) -> str:
-    """Deliver one run directory and say so."""
+    """Deliver one run directory, and return the outcome as a key of the counts in `main`."""
     from hfexp.run_directory import held_run
     from hfexp.run_state import read_state
 
@@ -65,11 +65,11 @@ def _sync(path: Path, args: argparse.Namespace) -> str:
 
 
 def _deliver(path: Path, state: "RunState", args: argparse.Namespace) -> str:
-    """Deliver a run whose lock is held."""
+    """Deliver a run whose lock this process holds."""
     from hfexp.process import ProcessId
     from hfexp.tracking.recovery import deliver_rest, is_complete
 
-    # Locks do not reach every machine that shares a file system.
+    # Holding the lock is no proof: locks do not reach every machine that shares a file system.
     is_gone = ProcessId(state.host, state.pid, state.process).is_gone()
     if state.status == "running" and not is_gone and not args.force:
         say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
@@ -83,10 +83,10 @@ def _deliver(path: Path, state: "RunState", args: argparse.Namespace) -> str:
 
 
 def _store_for(path: Path, args: argparse.Namespace) -> str:
-    """Choose the store: `--uri`, or else the one that the run directory names, if that lies in the output directory.
+    """Return the tracking URI: `--uri`, or else the one that the run directory names, if it is in --output-dir.
 
     Raises:
-        ConfigError: it lies elsewhere and names a store of its own.
+        ConfigError: the run directory lies elsewhere and names a store of its own.
     """
     from hfexp.tracking.recovery import recorded_uri
     from hfexp.tracking.store import tracking_uri

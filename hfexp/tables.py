@@ -1,4 +1,4 @@
-"""Tables of rows from local files: which file is of which split, and where each row stands."""
+"""Tables of rows from local files: the split of each file, and the line of each row."""
 
 import contextlib
 import glob
@@ -30,17 +30,17 @@ FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
     ".txt": "text",
 }  # fmt: skip
-"""Formats by the ending of a file's name (before `.gz`)."""
+"""Format by file extension (before `.gz`)."""
 SHARD = re.compile(r"-\d+-of-\d+$")
-"""End of the name of one of several files of a split."""
+"""End of the name of a shard, one of several files of a split."""
 MAX_DEPTH = 500
-"""Lists and objects of JSON inside each other; at 100,000, Arrow's reader (25) ends the process with SIGSEGV."""
+"""Deepest nesting of lists and objects in JSON; at 100,000 levels, Arrow 25's reader ends with SIGSEGV."""
 FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a workbook of Excel): unpack it (or save it as CSV)",
     b"\x1f\x8b": "compressed: unpack it",
     b"PAR1": "a Parquet file: set dataset.source.format=parquet",
 }
-"""What files begin with that are no text."""
+"""First bytes of files that are not text, with what the user can do."""
 NAMED_PLACES = 5
 
 
@@ -50,12 +50,12 @@ def read_table(
     """Read tables from local files, each split by itself.
 
     Args:
-        files: those of each split, as `files_of` finds them.
-        format: `csv`, `json`, `parquet` or `text`; None: by the names of the files.
-        options: of `Dialect` for CSV; else for the reader of `datasets`.
+        files: the files of each split, as `files_of` finds them.
+        format: `csv`, `json`, `parquet` or `text`; None: told by the file names.
+        options: options of `Dialect` for CSV; else of the reader in `datasets`.
 
     Raises:
-        ConfigError: a file is empty, or not a table.
+        ConfigError: a file is empty or not a table.
     """
     kinds = sorted(set(FORMATS.values()))
     if format is not None and format not in kinds:
@@ -74,15 +74,15 @@ def read_table(
 def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]]:
     """Find the files of each split.
 
-    A mapping says the splits. Otherwise a file, or a list of files, is for training. Files of a folder or a pattern
-    are those of the split that their name, or the folder they are in, says as a whole (`hfexp.split_names`); where no
-    name says one, all are for training; where some do, the others are refused.
+    A mapping names the splits. Otherwise a file, or a list of files, is for training. A file found in a folder or by
+    a pattern belongs to the split that its whole name, or its folder's, denotes (`hfexp.split_names`). If no name
+    denotes a split, all files are for training; if only some do, the others are refused.
 
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
 
     Raises:
-        ConfigError: one does not exist, or its split is unknown.
+        ConfigError: a file does not exist, or its split is unknown.
     """
     if isinstance(data_files, Mapping):
         found = {str(split): _expand(_listed(value), format, str(split)) for split, value in data_files.items()}
@@ -115,7 +115,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path, str]]:
-    """Give files, and of those that were searched for the folder below the place where the search began."""
+    """Return files; each one found by a search comes with its folder directly below where the search began."""
     found: list[tuple[Path, str]] = []
     for name in names:
         path = Path(os.path.expanduser(name))
@@ -136,7 +136,7 @@ def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Give all files below a folder, also of linked folders; a link to where it is itself leads nowhere."""
+    """Yield all files below a folder, following links except those to a folder above themselves."""
     above |= {folder.resolve()}
     for path in sorted(folder.iterdir()):
         if path.is_file():
@@ -146,10 +146,10 @@ def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
 
 
 def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path, str]]:
-    """Choose the tables among files; the others are named on the screen.
+    """Choose the tables among files, and print the names of the others.
 
     Raises:
-        ConfigError: there is none, or there are several kinds.
+        ConfigError: there are no tables, or tables of several formats.
     """
     hidden = [path for path in files if any(part[0] in "._" for part in path.relative_to(root).parts)]
     plain = [path for path in files if path not in set(hidden)]
@@ -158,7 +158,7 @@ def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path
         kinds[format or format_of(path) or ""].append(path)
     tables = {kind: paths for kind, paths in kinds.items() if kind}
     if len(tables) > 1:
-        tables.pop("text", None)  # texts beside tables describe them
+        tables.pop("text", None)  # text files beside tables describe the tables
     if len(tables) > 1:
         counts = ", ".join(f"{kind}: {len(paths)}" for kind, paths in sorted(tables.items()))
         raise ConfigError(
@@ -181,7 +181,7 @@ def _split_of(path: Path, folder: str) -> str | None:
 
 
 def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:
-    """Divide files among the splits that names say."""
+    """Assign files to the splits that their names denote."""
     splits = defaultdict(list)
     for path, folder in paths:
         splits[_split_of(path, folder)].append(path)
@@ -196,7 +196,7 @@ def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:
 
 
 def format_of(path: Path) -> str | None:
-    """Tell the format by a file's name; None: unknown."""
+    """Return the format by a file's name; None if unknown."""
     return FORMATS.get(_suffix(path))
 
 
@@ -226,7 +226,7 @@ def _read_csv(files: list[str], split: str, streaming: bool, options: dict[str, 
         given = {"files": files, "dialect": dialect}
         return IterableDataset.from_generator(stream, features=features_of(columns), gen_kwargs=given)
     times: list[Any] = [(str(Path(file).stat().st_mtime_ns), str(Path(file).stat().st_size)) for file in files]
-    # By the builder itself: `load_dataset` would take brackets in a file's name for a pattern.
+    # The builder is called directly: `load_dataset` would read brackets in a file name as a pattern.
     builder = Csv(data_files=DataFilesDict({split: DataFilesList(files, times)}), dialect=dialect, columns=columns)
     try:
         builder.download_and_prepare(verification_mode="no_checks")
@@ -252,16 +252,16 @@ def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
         options = {**options, "column_names": tuple(map(str, options["column_names"]))}
     if _suffix(Path(files[0])) == ".tsv":
         options = {"sep": "\t", **options}
-    if isinstance(options.get("sep"), str):  # as it is typed in a shell
+    if isinstance(options.get("sep"), str):  # a tab as it is typed in a shell
         options = {**options, "sep": options["sep"].replace("\\t", "\t")}
     return Dialect(**options)
 
 
 def _common_columns(files: list[str], dialect: Dialect) -> tuple[str, ...]:
-    """Give the columns of the first file.
+    """Return the columns of the first file.
 
     Raises:
-        ConfigError: others have others.
+        ConfigError: another file has other columns.
     """
     columns: dict[str, list[str]] = {}
     for file in files:
@@ -288,7 +288,7 @@ def _require_text(file: str) -> None:
 
 
 def _require_shallow(file: str) -> None:
-    """Raise ConfigError for a line of JSON that is nested deeper than `MAX_DEPTH`."""
+    """Raise ConfigError if a line of JSON is nested deeper than `MAX_DEPTH`."""
     opened = gzip.open if file.endswith(".gz") else open
     with contextlib.suppress(*GZIP_ERRORS), opened(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -297,7 +297,7 @@ def _require_shallow(file: str) -> None:
 
 
 def _depth(line: bytes) -> int:
-    """Count how many lists and objects of a line of JSON are open at most; brackets in its texts do not count."""
+    """Return how many lists and objects of a line of JSON are open at most, ignoring brackets inside strings."""
     letters = np.frombuffer(line.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
     in_text = np.logical_xor.accumulate(letters == ord('"'))
     brackets = letters[~in_text & np.isin(letters, tuple(b"[]{}"))]
@@ -306,7 +306,7 @@ def _depth(line: bytes) -> int:
 
 
 def _read_typed(kind: str, files: list[str], split: str, streaming: bool, options: dict[str, Any]) -> Any:
-    """Read files whose values have types by a reader of `datasets`."""
+    """Read JSON, Parquet or text files with a reader of `datasets`."""
     for file in files:
         if kind == "parquet":
             _require_parquet(file)
@@ -331,7 +331,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
 
 
 def _require_utf8(rows: Dataset, files: list[str], kind: str) -> None:
-    """Raise ConfigError for texts that are not UTF-8, which `datasets` reads and can't give back."""
+    """Raise ConfigError for texts that are not UTF-8: `datasets` reads them but can't return them."""
     try:
         rows.data.table.validate(full=True)
     except pa.ArrowInvalid as error:
@@ -346,14 +346,14 @@ def _shown(files: Sequence[str]) -> str:
 
 def _require_parquet(file: str) -> None:
     try:
-        str(pyarrow.parquet.read_schema(file))  # its names are decoded when they are asked for
+        str(pyarrow.parquet.read_schema(file))  # `str` decodes the column names, which reading alone does not
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"dataset.source.data_files: {shown(file)} is not a Parquet file: {reason}") from error
 
 
 def _json_fault(files: list[str]) -> str | None:
-    """Find the line that is not a row; None where the reader's own words have to do."""
+    """Describe the first line that is not a row; None if only the reader's own message can tell the fault."""
     place = row = None
     try:
         for file in files:
@@ -366,10 +366,10 @@ def _json_fault(files: list[str]) -> str | None:
 
 
 def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
-    """Read the rows of JSON lines, or of a list in one file, and the line where each begins (of a list: its place).
+    """Yield the rows of JSON lines with their line numbers, or the items of a JSON list with their positions.
 
     Raises:
-        DataError: a line is not JSON.
+        DataError: a line is not JSON or not UTF-8, or the file can't be unpacked.
     """
     opened = gzip.open if file.endswith(".gz") else open
     with _unpacked(file), opened(file, "rb") as lines:
@@ -390,7 +390,7 @@ def _json_rows(file: str) -> Iterator[tuple[int, Any]]:
 
 @contextlib.contextmanager
 def _unpacked(file: str) -> Iterator[None]:
-    """Turn errors of a file that is packed, and damaged, into a DataError."""
+    """Raise DataError for a gzip file that is damaged."""
     try:
         yield
     except GZIP_ERRORS as error:
@@ -398,7 +398,7 @@ def _unpacked(file: str) -> Iterator[None]:
 
 
 def _as_written(rows: Dataset, files: list[str]) -> Dataset:
-    """Make texts of a column of dates, which `datasets` reads as times, and of one of texts and numbers."""
+    """Turn columns of dates, which `datasets` reads as times, and columns that mix texts and numbers into texts."""
     dated = [name for name, feature in rows.features.items() if "timestamp" in str(feature)]
     mixed = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Json)]
     if not dated and not mixed:
@@ -417,16 +417,16 @@ def _as_written(rows: Dataset, files: list[str]) -> Dataset:
 
 
 def _with_origin(rows: Dataset, kind: str, files: list[str], dialect: Dialect | None) -> Dataset:
-    """Keep with rows where they are from, in the place that `datasets` has for it."""
+    """Record which files rows come from in `info.download_checksums`, the field of `datasets` for that."""
     rows.info.download_checksums = {file: {"kind": kind, "dialect": dialect} for file in files}
     return rows
 
 
 def places(rows: Dataset, numbers: Iterable[int]) -> str:
-    """Name rows by the lines of their files, where these are known; else by their numbers from 0.
+    """Name rows by the lines of their files if these are known, else by their numbers from 0.
 
     Args:
-        numbers: of rows as they were read (`source_row`), in their order.
+        numbers: numbers of rows as they were read (`source_row`), in ascending order.
     """
     numbers = list(numbers)
     origin = {file: facts for file, facts in (rows.info.download_checksums or {}).items() if "kind" in facts}
@@ -445,7 +445,7 @@ def places(rows: Dataset, numbers: Iterable[int]) -> str:
 
 
 def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
-    """Give the line of each row of a file, from 1."""
+    """Return the line of each row of a file, counted from 1; for Parquet the row."""
     if dialect is not None:
         return CsvFile(file, dialect).lines()
     if kind == "json":
@@ -456,7 +456,7 @@ def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
 
 
 def header_hint(rows: Any) -> str:
-    """Say how a CSV file is read that has no header, or another separator."""
+    """Return a hint on reading a CSV file without a header or with another separator; empty for other files."""
     origin = (rows.info.download_checksums or {}).items()
     file = next((file for file, facts in origin if facts.get("kind") == "csv"), None)
     if file is None:
