@@ -1,4 +1,4 @@
-"""The only place where `_target_` nodes become objects: allow-list, signature check, instantiation."""
+"""The only module that builds objects from `_target_` nodes: allow-list, signature check, instantiation."""
 
 import functools
 import importlib
@@ -16,17 +16,17 @@ from hfexp.errors import ConfigError, did_you_mean, one_of
 
 @dataclass(frozen=True)
 class Place:
-    """What may be built at a key, beside the user's own code and `security.allowed_targets`."""
+    """Objects that may be built at a key, besides the user's own code and `security.allowed_targets`."""
 
     modules: tuple[str, ...] = ()
-    """All that lives in them."""
+    """Modules; everything that is defined in them or below them may be built."""
     names: tuple[str, ...] = ()
-    """Exactly these."""
+    """Dotted paths of single objects that may be built."""
     kinds: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """A package, and names of base classes: its classes that have one of these."""
+    """Pairs of a package and names of base classes: its classes that derive from one of these may be built."""
 
     def admits(self, path: str, target: Any) -> bool:
-        """Tell whether an object at a dotted path may be built."""
+        """Return whether an object at a dotted path may be built."""
         package, home = path.partition(".")[0], _home(target)
         if path in self.names:
             return home.partition(".")[0] == package
@@ -59,7 +59,7 @@ PLACES = {
         modules=("hfexp.sources", "hfexp.docstrings"), names=tuple(f"datasets.{name}" for name in SAFE_SOURCES)
     ),
     "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
-    # Of Transformers, to be told why not.
+    # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
     "trainer": Place(names=("hfexp.training.Trainer", "transformers.Trainer")),
     "trainer.callbacks": Place(
         names=("hfexp.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
@@ -68,18 +68,18 @@ PLACES = {
     "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
     "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
 }
-"""What is built at each key, and below it. A package as a whole has too much that runs code, loads pickles, writes or
-fetches (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
+"""What may be built at each key and below it. A whole package would allow running code, loading pickles, writing or fetching
+(`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
 
 
 def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:
-    """Build what `node` describes, with containers as plain Python types.
+    """Build the object that `node` describes, with containers as plain Python types.
 
     Args:
         node: mapping with `_target_` and arguments; nested `_target_` nodes are built first.
         key: dotted key of the node, for messages.
-        allowed: packages that the user allows beside the known ones.
-        runtime: objects that only exist at run time (`processor`, `id2label`, ...); they may not be config keys too.
+        allowed: packages that the user allows besides the known ones.
+        runtime: objects that exist only at run time (`processor`, `id2label`, ...); config keys may not repeat them.
     """
     from hydra.utils import instantiate as hydra_instantiate
 
@@ -87,7 +87,7 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
     if overlap:
         raise ConfigError(f"{key}.{overlap[0]} is set by hfexp at run time and can't be configured")
     check(node, key, allowed, frozenset(runtime))
-    # Called by us: Hydra would turn run-time objects that are dataclasses into configuration nodes.
+    # The partial gets the run-time objects: Hydra itself would turn those that are dataclasses into config nodes.
     policy = {}
     if "_execution_whitelist_" in parameters(hydra_instantiate):  # Hydra 1.4: exactly the targets just checked
         found = {path: locate(path, key, allowed) for path in targets_in(node)}
@@ -98,12 +98,12 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
 
 
 def check(node: Any, key: str, allowed: list[str] | None = None, runtime: frozenset[str] = frozenset()) -> None:
-    """Check every `_target_` in `node` against the allow-list and its signature; nothing is built.
+    """Check every `_target_` in `node` against the allow-list and its signature, without building it.
 
     Raises:
-        ConfigError: unknown or refused target, unknown or missing argument.
+        ConfigError: a target is unknown or refused, or an argument is unknown or missing.
     """
-    # Hydra would resolve it while building, and what comes out (`${oc.create:{_target_: ...}}`) nobody has checked.
+    # Hydra would resolve it while building, and nobody has checked the result (`${oc.create:{_target_: ...}}`).
     if isinstance(node, str) and "${" in node:
         raise ConfigError(f"{key}={node}: ${{...}} is not resolved here; give the value itself")
     if isinstance(node, list):
@@ -119,7 +119,7 @@ def check(node: Any, key: str, allowed: list[str] | None = None, runtime: frozen
 
 
 def targets_in(node: Any) -> set[str]:
-    """All `_target_` strings of a node."""
+    """Return all `_target_` strings of a node."""
     if isinstance(node, list):
         return {target for item in node for target in targets_in(item)}
     if not isinstance(node, Mapping):
@@ -129,10 +129,10 @@ def targets_in(node: Any) -> set[str]:
 
 
 def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
-    """Import the object at a dotted path, if it may be built at this key.
+    """Import the object at a dotted path if it may be built at this key.
 
     Raises:
-        ConfigError: it may not, or does not exist.
+        ConfigError: it may not be built there, or does not exist.
     """
     place = _place_of(key)
     if not (_is_trusted(path, allowed) or _may_hold(place, path)):
@@ -140,7 +140,7 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
     target = _import(path, key)
     if not callable(target):
         raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
-    # A module can expose a foreign object as an attribute (torch.os.system): what counts is where it lives.
+    # A module can expose a foreign object as an attribute (torch.os.system): its own module counts.
     home = _home(target)
     is_trusted = _is_trusted(path, allowed) and (_is_trusted(home, allowed) or place.admits(home, target))
     if not (is_trusted or place.admits(path, target)):
@@ -149,20 +149,20 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
 
 
 def _home(target: Any) -> str:
-    """Give the dotted path under which an object was defined."""
+    """Return the dotted path under which an object was defined."""
     module = getattr(target, "__module__", None) or type(getattr(target, "__self__", None)).__module__
     return f"{module}.{getattr(target, '__name__', '')}"
 
 
 def _place_of(key: str) -> Place:
-    """Find what may be built at a key: of `trainer.callbacks.x._target_`, that of `trainer.callbacks`."""
+    """Return what may be built at a key: for `trainer.callbacks.x._target_`, the entry of `trainer.callbacks`."""
     parts = key.split(".")
     known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((PLACES[name] for name in known if name in PLACES), Place())
 
 
 def _may_hold(place: Place, path: str) -> bool:
-    """Tell whether a path may be imported at all, to be looked at; private names are nobody's interface."""
+    """Return whether a path may be imported for inspection; private names are no public interface."""
     is_private = any(part.startswith("_") for part in path.split("."))
     packages = tuple(package for package, _ in place.kinds)
     return not is_private and (path in place.names or _is_below(path, (*place.modules, *packages)))
@@ -176,13 +176,13 @@ def _refused(path: str, key: str, place: Place) -> ConfigError:
 
 
 def _is_trusted(path: str, allowed: list[str] | None) -> bool:
-    """Tell whether an object is of the user's own project, or one that the user allows."""
+    """Return whether a path belongs to the user's own project or to what the user allows."""
     package = path.partition(".")[0]
     return _is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package))
 
 
 def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
-    """Parameters that a class or function takes; any (`**kwargs`) when it has no readable signature."""
+    """Return the parameters of a class or function; `**kwargs` if it has no readable signature."""
     try:
         return inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -215,7 +215,7 @@ def _is_below(path: str, names: Iterable[str]) -> bool:
 
 @functools.cache
 def _in_project(package: str) -> bool:
-    """Whether a top-level module lies below the current directory (a virtual environment there does not count)."""
+    """Return whether a top-level module lies below the current directory, but not in a virtual environment there."""
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
@@ -253,38 +253,38 @@ def _import(path: str, key: str) -> Any:
 
 
 PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")
-"""Where Hydra takes launchers and sweepers from, and nothing else."""
+"""The only packages that Hydra takes launchers and sweepers from."""
 LOGGING_KEYS = ("()", "class", "_target_", "factory", "queue", "listener")
 LOGGING = (
     "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter", "logging.Filter",
     "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
     "logging.handlers.WatchedFileHandler", "colorlog.ColoredFormatter", "rich.logging.RichHandler",
 )  # fmt: skip
-"""Classes of handlers and formatters that only write to a stream or a file."""
+"""Handlers, formatters and filters that write to nothing but a stream or a file."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 LOG_ENDING = ".log"
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG",
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",
 )  # fmt: skip
-"""Environment variables that a configuration may set: none that chooses a program, a library, an address or whom to
-trust, as PATH, LD_PRELOAD, HF_ENDPOINT do."""
+"""Environment variables that a config may set. None of them chooses a program, a library, an address or whom to trust,
+as PATH, LD_PRELOAD and HF_ENDPOINT do."""
 
 
 def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -> None:
     """Check what Hydra does by itself before hfexp begins: callbacks, launcher, sweeper, logging, variables.
 
     Args:
-        sections: `hydra` of the composed configuration, as plain values, resolved as far as they can be.
+        sections: the `hydra` section of the composed config as plain values, resolved as far as possible.
 
     Raises:
-        ConfigError: one is not allowed.
+        ConfigError: a setting is not allowed.
     """
     for name in ("callbacks", "launcher", "sweeper"):
         place = f"hydra.{name}"
         for key, node in _nodes(sections.get(name), place):
             target = str(node["_target_"])
-            # Hydra itself takes nothing but a known plugin here; what is below it can be any function.
+            # Hydra itself accepts only a known plugin at these keys, but any function below them.
             if key != place or name == "callbacks" or not _is_below(target, PLUGINS):
                 locate(target, f"{key}._target_", allowed)
     for name in ("job_logging", "hydra_logging"):
@@ -299,7 +299,7 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
 
 
 def _check_places(sections: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a directory of Hydra's own: it would stay empty, and relative paths mean files in it."""
+    """Raise ConfigError for a directory of Hydra's own: it would stay empty, and chdir would move relative paths."""
     found = {
         "hydra.job.chdir": (sections.get("job") or {}).get("chdir"),
         "hydra.run.dir": (sections.get("run") or {}).get("dir", "."),
@@ -315,7 +315,7 @@ def _check_places(sections: Mapping[str, Any]) -> None:
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Find all mappings with a `_target_`, with their keys."""
+    """Yield all mappings with a `_target_`, with their keys."""
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     if isinstance(node, Mapping) and "_target_" in node:
         yield key, node

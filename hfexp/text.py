@@ -1,4 +1,4 @@
-"""Texts: to tokens, once for all epochs, and to batches that are as long as their longest row."""
+"""Tokenize texts once for all epochs, and pad each batch to its longest row."""
 
 import copy
 from collections.abc import Mapping
@@ -10,26 +10,27 @@ import transformers
 from hfexp.errors import ConfigError
 
 TEXT, PAIR = "text", "text_pair"
-"""Columns."""
+"""Columns of a text, and of an optional second one."""
 UNLIMITED = 10**6
-"""Tokens from which on a tokenizer's length is no limit (Transformers writes 10**30 where none is known)."""
+"""Tokens from which on `model_max_length` is no limit (Transformers writes 10**30 if it knows none)."""
 MULTIPLE = 8
-"""Of tokens, that batches are padded to on an accelerator: tensor cores compute whole tiles (NVIDIA, "Matrix
-Multiplication Background User's Guide")."""
+"""On an accelerator, batches are padded to a multiple of so many tokens: tensor cores compute whole tiles (NVIDIA,
+"Matrix Multiplication Background User's Guide")."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenize(torch.nn.Module):
-    """Operation of `transform.prepare`: a row's `text` (and `text_pair`) to `input_ids` and what belongs to them."""
+    """Operation for `transform.prepare`: turn a row's `text` (and `text_pair`) into `input_ids` and related fields."""
 
     def __init__(self, processor: Any, max_length: int | None = None) -> None:
-        """
+        """Copy the tokenizer and set its truncation.
+
         Args:
             processor: a tokenizer.
-            max_length: tokens that are kept of a row, special ones included; None: as many as the model takes.
+            max_length: tokens to keep of a row, special tokens included; None: as many as the model takes.
 
         Raises:
-            ConfigError: nothing says how many those are.
+            ConfigError: `max_length` is out of range, or it is None and the model's limit is unknown.
         """
         super().__init__()
         limit = min(int(processor.model_max_length), UNLIMITED)
@@ -38,12 +39,12 @@ class Tokenize(torch.nn.Module):
         if max_length is not None and not 1 <= max_length <= limit:
             raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the model")
         self.max_length = max_length or limit
-        # A copy whose truncation is set here: setting it later, from several threads, would be an error.
+        # The first call sets the truncation of the copy: doing so later, from several threads, would be an error.
         self.tokenizer = copy.deepcopy(processor)
         self.forward({TEXT: "a"})
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Columns of texts become lists of token ids; the attention mask is left to the collator."""
+        """Replace the columns of texts by lists of token ids; the collator adds the attention mask."""
         given = (row[TEXT], row[PAIR]) if PAIR in row else (row[TEXT],)
         tokens = self.tokenizer(*given, truncation=True, max_length=self.max_length)
         kept = {name: list(tokens[name]) for name in self.tokenizer.model_input_names if name in tokens}
@@ -52,7 +53,7 @@ class Tokenize(torch.nn.Module):
 
 
 class TextCollator:
-    """Pads rows of token ids to the longest of them: (B, T) int64, with `attention_mask`."""
+    """Collator that pads rows of token ids to the longest of them: (B, T) int64, with `attention_mask`."""
 
     def __init__(
         self,
@@ -62,11 +63,12 @@ class TextCollator:
         pad_id: int | None = None,
         side: str | None = None,
     ) -> None:
-        """
+        """Set what rows are padded with.
+
         Args:
-            multiple: of tokens, that T is a multiple of; None: 8 on an accelerator, else 1.
-            padding: what other fields than `input_ids` are padded with.
-            pad_id: what `input_ids` are padded with; `side`: `left` or `right`. None: as the tokenizer says.
+            multiple: T is rounded up to a multiple of this; None: 8 on an accelerator, else 1.
+            padding: filler values of the fields other than `input_ids`.
+            pad_id: filler value of `input_ids`; `side`: `left` or `right`. None: as the tokenizer says.
         """
         pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
         if pad_id is None:
@@ -96,12 +98,12 @@ class TextCollator:
 
 
 def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are the 256 bytes and the special tokens of BERT: 261, without any file.
+    """Build a tokenizer from no file: its 261 tokens are the 256 bytes and BERT's special tokens.
 
-    Saved with a model it loads as `AutoTokenizer`.
+    Saved with a model, it loads as `AutoTokenizer`.
 
     Args:
-        generates: for a causal language model: texts begin with [CLS], and [SEP] is what ends them.
+        generates: for a causal language model: texts begin with [CLS], and [SEP] is the end-of-text token.
     """
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -116,16 +118,16 @@ def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> tran
 def subword_tokenizer(
     source: Any, column: str = TEXT, vocab_size: int = 4096, model_max_length: int = 512
 ) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer whose tokens are pieces of words, learnt from texts; small letters only.
+    """Train a tokenizer on texts; its tokens are subwords in lower case.
 
-    Byte pair encoding (R. Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL 2016)
-    over bytes, so that any text has tokens. The same texts give the same tokenizer. Saved with a model it loads as
-    `AutoTokenizer`.
+    It uses byte pair encoding (R. Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", ACL
+    2016) over bytes, so that any text has tokens. The same texts give the same tokenizer. Saved with a model, it loads
+    as `AutoTokenizer`.
 
     Args:
-        source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not looked at.
-        column: of the texts.
-        vocab_size: tokens, with the special ones of BERT and the 256 bytes.
+        source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not used.
+        column: the column of the texts.
+        vocab_size: number of tokens, including BERT's special tokens and the 256 bytes.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -144,7 +146,7 @@ def subword_tokenizer(
 
 
 def _as_bert(made: Any, model_max_length: int, generates: bool) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer over bytes with BERT's special tokens and their places."""
+    """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places."""
     from tokenizers import decoders, processors
 
     made.decoder = decoders.ByteLevel()

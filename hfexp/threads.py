@@ -1,4 +1,4 @@
-"""Threads that decode and resize images side by side: decoders and torch leave Python's lock while they do."""
+"""Threads that decode and resize images in parallel: decoders and torch release the GIL while they work."""
 
 import ctypes
 import functools
@@ -20,15 +20,15 @@ from hfexp.machine import cpus
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 SHARES = 2
-"""Parts of a batch for each thread: the thread that is done first has more to do, and few have to be woken."""
+"""Parts of a batch per thread: a thread that is done early takes another part, and few wake-ups are needed."""
 _pools: dict[int, ThreadPoolExecutor] = {}
-"""By process: threads do not survive a fork."""
+"""Thread pools by process id: threads do not survive a fork."""
 
 
 def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:
-    """Results in the order of the items, of which only a few are in work at once.
+    """Yield results in the order of the items, with only a few items in progress at once.
 
-    In a data loader's worker, one of many processes, everything is done in the calling thread.
+    A data loader worker, as one of many processes, does everything in the calling thread.
     """
     workers = _workers()
     if workers == 1:
@@ -49,7 +49,7 @@ def map_in_threads(function: Callable[[Given], Made], items: Iterable[Given]) ->
 
 
 def map_batch_in_threads(function: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
-    """Results in the order of the items, which threads take by parts: to be woken for each would take longer."""
+    """Return results in the order of the items; threads take several at once, as a wake-up for each costs more."""
     size = max(1, -(-len(items) // (SHARES * _workers())))
     parts = (items[start : start + size] for start in range(0, len(items), size))
     return list(itertools.chain.from_iterable(map_in_threads(lambda part: [function(item) for item in part], parts)))
@@ -61,16 +61,16 @@ def _workers() -> int:
 
 @functools.cache
 def _processors(process: int) -> int:
-    """Looked up once: it takes as long as a small image."""
+    """Return the number of usable processors, cached: looking it up takes as long as a small image."""
     return cpus()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """The threads of this process; torch computes with one thread inside each of them, and with all elsewhere."""
+    """Return the thread pool of this process; torch uses one thread inside of the pool, and all threads elsewhere."""
     if os.getpid() not in _pools:
         before = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "decode", _compute_alone)
-        # torch's own setting counts for the thread that makes it and for those that begin later: let all begin now.
+        # torch's own setting affects the thread that makes it and threads that start later: start all of them now.
         together = threading.Barrier(workers)
         list(pool.map(lambda _: together.wait(), range(workers)))
         if _set_threads_here() is None:
@@ -80,20 +80,20 @@ def _pool(workers: int) -> ThreadPoolExecutor:
 
 
 def _compute_alone() -> None:
-    """Let torch compute with this thread alone.
+    """Let torch use only the calling thread for what this thread computes.
 
-    `torch.set_num_threads` is for the whole process: each thread that uses torch from then on, OpenMP's too, tells MKL
-    to always take so many (`mkl_set_dynamic(false)` in `aten/src/ATen/ParallelOpenMP.cpp`), also where the threads of
-    an operation call it, as in attention. OpenMP gives it only one there, but asking takes time at each of thousands
-    of products: 2.7 % of a small ViT's step.
+    `torch.set_num_threads` affects the whole process: each thread that uses torch from then on, OpenMP's too, tells
+    MKL to always use that many threads (`mkl_set_dynamic(false)` in `aten/src/ATen/ParallelOpenMP.cpp`), even where
+    the threads of an operation call MKL, as in attention. OpenMP grants only one there, but asking costs time at each
+    of thousands of products: 2.7 % of a small ViT's step.
     """
-    torch.get_num_threads()  # a thread takes the process's number when it first asks; after that it keeps its own
+    torch.get_num_threads()  # a thread copies the process's number when it first asks, then keeps its own
     (_set_threads_here() or torch.set_num_threads)(1)
 
 
 @functools.cache
 def _set_threads_here() -> Callable[[int], object] | None:
-    """OpenMP's `omp_set_num_threads`, which is for the calling thread, from the library that torch computes with."""
+    """Return OpenMP's `omp_set_num_threads` from torch's own library, or None; it affects only the calling thread."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
     except (OSError, AttributeError):
@@ -103,20 +103,20 @@ def _set_threads_here() -> Callable[[int], object] | None:
 def use_threads(launch: LaunchConfig) -> None:
     """Let torch compute with `launch.num_threads` threads in this process, or with its share of the processors.
 
-    Torch by itself counts the processors of the machine, not those that a container may use; and it reads
-    `OMP_NUM_THREADS` only when it is imported, which for a job forked from a warm server was before its time.
+    Torch by itself counts the processors of the machine, not those that a container may use. It reads
+    `OMP_NUM_THREADS` only when it is imported, and the warm server did that before it forked this job.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", launch.num_processes))
     shared = max(1, cpus() // here)
-    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list: of nested regions
+    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested regions
     given = int(named) if named.isdigit() else 0
     wanted = launch.num_threads or (given if given and here == 1 else min(shared, given or torch.get_num_threads()))
     if wanted != torch.get_num_threads():
         torch.set_num_threads(wanted)
     if here > 1:
-        os.environ["OMP_NUM_THREADS"] = str(wanted)  # Accelerate would choose for itself
+        os.environ["OMP_NUM_THREADS"] = str(wanted)  # else Accelerate chooses a number
 
 
 def rows_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """Columns of one length as rows."""
+    """Turn columns of equal length into rows."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

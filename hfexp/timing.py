@@ -1,4 +1,4 @@
-"""Where the time of a training goes: waiting for data, computing, evaluating and saving; and its memory."""
+"""Time and memory of a training: the time goes to waiting for data, computing, evaluating and saving."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ FILE = "timing.json"
 
 @dataclass
 class Sums:
-    """What a training has taken up to a checkpoint, over all its starts: in seconds, rows, and losses of steps."""
+    """Sums over a training up to a checkpoint, all its starts included: seconds, rows, and losses of steps."""
 
     seconds: float = 0.0
     data_seconds: float = 0.0
@@ -38,32 +38,32 @@ class Sums:
 
 
 class Timed(_Base):
-    """Mixin for a Transformers `Trainer`: adds rates to what it logs, and totals to what it logs last.
+    """Mixin for a Transformers `Trainer` that adds rates to its training logs, and totals to its last log.
 
-    With each training loss: `samples_per_second` and, for text, `tokens_per_second` (padding included), both of all
-    processes together and without the time of evaluations; `data_time_share`, the share of that time in which the
-    model waited for data. At the end `train_data_seconds`, `train_compute_seconds`, `train_evaluate_and_save_seconds`,
-    `peak_memory_mb` of the process and, per accelerator, `peak_gpu_<i>_memory_mb` of torch's allocator.
+    Each training loss comes with `samples_per_second` and, for text, `tokens_per_second` (padding included), both of
+    all processes together and without the time of evaluations; and with `data_time_share`, the share of that time in
+    which the model waited for data. The last log has `train_data_seconds`, `train_compute_seconds`,
+    `train_evaluate_and_save_seconds`, `peak_memory_mb` of the process and, per accelerator, `peak_gpu_<i>_memory_mb`
+    of torch's allocator.
 
-    A resumed training goes on from the sums in its checkpoint: what it logs last is of the whole training, of all the
-    steps that count.
+    A resumed training continues the sums in its checkpoint: its last log covers all the steps that count.
     """
 
     _before: "Sums | None" = None
-    """Of the checkpoint that the training goes on from."""
+    """Sums in the checkpoint that this start resumed from; None in a new training."""
     _data_seconds = 0.0
     _aside_seconds = 0.0
-    """Logging, evaluating and saving."""
+    """Seconds spent on logging, evaluating and saving."""
     _aside_since: float | None = None
     _samples = 0
     _tokens = 0
     _began: float | None = None
     _mark: tuple[float, float, float, int, int] | None = None
-    """Time, data seconds, seconds aside, samples, tokens when the last loss was logged."""
+    """Time, data seconds, seconds aside, samples and tokens when the last loss was logged."""
 
     @property
     def seconds_before(self) -> float:
-        """Give the seconds of training up to the checkpoint that this start goes on from."""
+        """Seconds of training up to the checkpoint that this start resumed from."""
         return self._before.seconds if self._before else 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +81,7 @@ class Timed(_Base):
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What is done in the block is no training: its time counts as that of logging, evaluating and saving."""
+        """Count the time of the block as logging, evaluating and saving, not as training."""
         if self._aside_since is not None:
             yield
             return
@@ -106,17 +106,17 @@ class Timed(_Base):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            with contextlib.suppress(FileNotFoundError):  # of a version that kept none: only this part is known
+            with contextlib.suppress(FileNotFoundError):  # from a version without sums: only this start is known
                 self._before = read_record(Path(checkpoint, FILE), Sums)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.should_save:
-            loss = self._total_loss_scalar + self._tr_loss.item()  # the latter since the last one was logged
+            loss = self._total_loss_scalar + self._tr_loss.item()  # the latter: since the last logged loss
             Path(output_dir, FILE).write_text(json.dumps(asdict(self._sums(loss))))
 
     def _sums(self, loss: float) -> "Sums":
-        """Add up what this start has taken, and those before it; `loss`: the sum over the steps of this one."""
+        """Add the sums of this start to those of the starts before it; `loss` is the sum over this start's steps."""
         before, now = self._before or Sums(), time.perf_counter()
         elapsed = now - self._began if self._began is not None else 0.0
         aside = self._aside_seconds + (now - self._aside_since if self._aside_since is not None else 0.0)
@@ -129,20 +129,20 @@ class Timed(_Base):
         )
 
     def _rates(self) -> dict[str, float]:
-        """Since the loss before this one."""
+        """Return the rates since the last logged loss."""
         now = (time.perf_counter(), self._data_seconds, self._aside_seconds, self._samples, self._tokens)
         assert self._mark is not None
         wall, data, aside, samples, tokens = (b - a for a, b in zip(self._mark, now, strict=True))
         self._mark = now
         busy = max(wall - aside, 1e-9)
-        processes = self.args.world_size  # each gets as much as this one
+        processes = self.args.world_size  # every process gets as many rows as this one
         rates = {"samples_per_second": processes * samples / busy, "data_time_share": min(data / busy, 1.0)}
         return rates | ({"tokens_per_second": processes * tokens / busy} if tokens else {})
 
     def _totals(self, logs: dict[str, float]) -> dict[str, float]:
-        """Give what is logged last: of the whole training, also where a part of it was done before.
+        """Return the totals for the last log: of the whole training, earlier starts included.
 
-        Transformers takes `train_runtime` from the time of day, which may be set meanwhile; here is another clock.
+        Transformers takes `train_runtime` from the time of day, which may be set during training; this clock can't.
         """
         sums = self._sums(self._total_loss_scalar)
         parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}
@@ -159,8 +159,8 @@ class Timed(_Base):
 
 
 def peak_memory() -> dict[str, float]:
-    """Most memory that this process had at once, in MB (2^20 bytes)."""
-    # getrusage(2): kilobytes, but bytes on macOS.
+    """Return the peak memory of this process and of its CUDA devices, in MB (2^20 bytes)."""
+    # getrusage(2) counts kilobytes, but bytes on macOS.
     unit = 2**20 if sys.platform == "darwin" else 2**10
     peak = {"peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -1,4 +1,4 @@
-"""One run in several processes: started for it by the one that composes, or all by torchrun or `accelerate launch`."""
+"""One run in several processes, started by the process that composes, or by torchrun or `accelerate launch`."""
 
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,7 +17,7 @@ from hfexp.work import Job, Outcome, work
 
 
 def start_processes(job: Job, tracker: Tracker) -> Outcome:
-    """`work` in processes of its own, of which the first tells this one what to record and to show."""
+    """Run `work` in processes of its own; the first of them tells this process what to record and to show."""
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
     def restarted() -> None:
@@ -30,31 +30,31 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
 
 
 def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """`work` as the first of several processes that torchrun or `accelerate launch` started."""
+    """Run `work` as the first of several processes that torchrun or `accelerate launch` started."""
     return _work_together(world.share(job), inputs, tracker)
 
 
 def wait_for_first() -> Any:
-    """Wait as another one of them, silent from now on, for what the first one shares: its job, or its result."""
+    """Wait as one of the others for what the first process shares, its job or its result; print nothing any more."""
     screen.speak_through(lambda name, *args: None)
     return world.share(None)
 
 
 def follow(job: Job) -> tuple[Inputs, Outcome]:
-    """Do `work` as another one of them, on what the first one has opened."""
+    """Run `work` as one of the others, on the job that the first process has opened."""
     inputs = prepare(job.config)
     return inputs, _work_together(job, inputs, NullTracker())
 
 
 def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """`work` as one of several connected processes."""
+    """Run `work` as one of several connected processes."""
     is_first = world.rank() == 0
     with StopTogether(job.directory.path, is_first) as signals:
         return work(job, inputs, tracker if is_first else NullTracker(), signals)
 
 
 def _started_process(job: Job, sender: Connection, known_secrets: frozenset[str]) -> Outcome | None:
-    """A process that was started for the run by the one that composed it; `sender`: to that one."""
+    """Run `work` in a process that the composing process has started; `sender` leads to that process."""
     share_secrets(known_secrets)
     rank, directory = world.rank(), job.directory
     quiet.quiet_libraries()

@@ -1,4 +1,4 @@
-"""A tokenizer and a model that fit: the longest text, the tokens that the model knows, the padding."""
+"""Fit a tokenizer to its model: the longest text, the tokens that the model knows, and the padding."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from hfexp.screen import note
 from hfexp.tasks.base import Task
 
 POSITIONS = ("max_position_embeddings", "max_seq_len")
-"""Fields of configurations (the second is MPT's) that say how many tokens a text may have."""
+"""Fields of a model's config that limit the tokens of a text; the second is MPT's."""
 OF_OTHER_INPUTS = ("audio_token", "image_token", "video_token")
-"""Special tokens that no text has: a model that only reads texts may have no embedding for them (Gemma 3)."""
+"""Special tokens that never occur in texts: a text-only model may have no embedding for them (Gemma 3)."""
 
 
 def fit_tokenizer(tokenizer: Any, model: Any, task: Task) -> None:
-    """Set the longest text and the padding that a tokenizer shares with its model; other processors stay as they are.
+    """Set the longest text and the padding that a tokenizer shares with its model; leave other processors unchanged.
 
     Args:
-        model: may be on the meta device; its configuration is told the padding token if it has none.
+        model: may be on the meta device; its config gets the tokenizer's padding token if it has none.
 
     Raises:
-        ConfigError: they can't be used together.
+        ConfigError: the tokenizer and the model can't be used together.
     """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return
@@ -32,7 +32,7 @@ def fit_tokenizer(tokenizer: Any, model: Any, task: Task) -> None:
 
 
 def longest_text(model: Any) -> int | None:
-    """The number of tokens that a model's configuration allows; None: any, e.g. with relative positions (T5)."""
+    """Return how many tokens a model takes; None: any number, e.g. with relative positions (T5)."""
     config = model.config.get_text_config()
     known = [getattr(config, name, None) for name in POSITIONS]
     limits = [limit for limit in known if isinstance(limit, int) and limit > 0]
@@ -41,7 +41,7 @@ def longest_text(model: Any) -> int | None:
 
 
 def _counted_positions(model: Any) -> list[Any]:
-    """Embeddings of positions that count on from the padding token's id: those of RoBERTa and its kind."""
+    """Return embeddings of positions that count from the padding token's id, as in RoBERTa and its relatives."""
     named = model.named_modules()
     embeddings = [m for name, m in named if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
     return [embedding for embedding in embeddings if embedding.padding_idx is not None]
@@ -50,7 +50,7 @@ def _counted_positions(model: Any) -> list[Any]:
 def _require_embeddings(tokenizer: Any, model: Any) -> None:
     config = model.config.get_text_config()
     rows = getattr(config, "vocab_size", None)
-    if rows is None:  # CANINE reads characters
+    if rows is None:  # CANINE reads characters and has no vocabulary
         return
     ignored = {str(getattr(tokenizer, name, None)) for name in OF_OTHER_INPUTS}
     vocabulary = tokenizer.get_vocab()
@@ -81,7 +81,7 @@ def _fit_length(tokenizer: Any, model: Any, task: Task) -> None:
     if tokenizer.model_max_length > limit:
         before = tokenizer.model_max_length
         tokenizer.model_max_length = limit
-        if task.block_size is None:  # blocks are short enough, and texts are not cut to fit
+        if task.block_size is None:  # blocks were checked above, and no text is truncated
             said = f"{before}" if before < 10**9 else "nothing of it"
             note(f"texts have at most {limit} tokens, which is what the model takes (its tokenizer says {said})")
 

@@ -1,4 +1,4 @@
-"""The Trainer, and training with it: resumable, stoppable, with keyed sampling."""
+"""The Trainer: it resumes, stops on signals, and samples by (seed, epoch)."""
 
 import contextlib
 import functools
@@ -26,23 +26,23 @@ from hfexp.weighting import WeightedLosses
 
 
 class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
-    """The Transformers `Trainer` with true checkpoints, timing, sampling by (seed, epoch) and soft labels."""
+    """The Transformers `Trainer` with checkpoints that restore all weights, timing, keyed sampling and soft labels."""
 
     soft_labels: bool = False
-    """Training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""
+    """True if training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""
 
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
-    """Last part of making a batch, done on the device of the model."""
+    """Last step of making a batch (normalisation), done on the model's device."""
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         return self.finish_batch(inputs) if self.finish_batch else inputs
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As the Trainer's; at each of its steps Accelerate (1.15) looks twice for a package, `lomo_optim`.
+        """Create the Trainer's optimizer, and keep Accelerate (1.15) from searching for `lomo_optim` twice a step.
 
-        In all directories of `sys.path` if it is not installed, which takes 0.2 ms on a local disk. None in
-        `sys.modules` answers at once that there is none.
+        If the package is not installed, the search goes through all directories of `sys.path`, which takes 0.2 ms on a
+        local disk. None in `sys.modules` ends it at once.
         """
         if importlib.util.find_spec("lomo_optim") is None:
             sys.modules["lomo_optim"] = None  # pyright: ignore[reportArgumentType]
@@ -50,21 +50,21 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
 
     @functools.cached_property
     def _known_operations(self) -> dict[tuple[int, ...], int]:
-        """Floating point operations by the shape of a batch."""
+        """Number of floating point operations by batch shape."""
         return {}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """As the Trainer's, which counts all parameters at every step; batches of one shape cost the same."""
+        """Return the Trainer's count, cached by batch shape: the Trainer counts all parameters at every step."""
         shape = tuple(getattr(inputs.get(getattr(self.model, "main_input_name", "")), "shape", ()))
         if shape not in self._known_operations:
             self._known_operations[shape] = super().floating_point_ops(inputs)
         return self._known_operations[shape]
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
-        """As the Trainer's, drawing the seeds of workers from a generator of its own; an evaluation drops no rows.
+        """Return the Trainer's loader with a generator of its own for worker seeds; an evaluation drops no rows.
 
-        Without that generator each pass, or with persistent workers only the first one, would shift the model's
-        random numbers.
+        Without that generator, each pass over the data (with persistent workers only the first one) would shift the
+        model's random numbers.
         """
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
@@ -74,11 +74,11 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
             self.args.dataloader_drop_last = drop_last
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """As the Trainer's, which wraps a kept one (persistent workers) anew at each evaluation."""
+        """Return the Trainer's loader with a fresh generator, also where it is kept (persistent workers)."""
         return self._with_own_generator(super().get_eval_dataloader(eval_dataset))
 
     def _with_own_generator(self, dataloader: Any) -> Any:
-        # Accelerate's data loader hands iteration on to one inside.
+        # Accelerate's data loader delegates iteration to an inner one.
         getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator().manual_seed(self.args.seed)
         return dataloader
 
@@ -98,7 +98,7 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As the Trainer's, plus cross entropy with class probabilities (B, num_labels)."""
+        """Compute the Trainer's loss, or for class probabilities (B, num_labels) their cross entropy."""
         labels = inputs.get("labels")
         if not (self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -110,7 +110,7 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
 
 
 class TellEpoch(TrainerCallback):
-    """Tells the sampler its epoch, from which the order of the samples follows.
+    """Callback that tells the sampler its epoch, which determines the order of the samples.
 
     The Trainer does so through the data loader, which does not reach the sampler when several processes resume in
     mid-epoch (`accelerate` 1.15, `skip_first_batches` around a `BatchSamplerShard`): they would take the samples of
@@ -127,16 +127,16 @@ class TellEpoch(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """On SIGTERM or SIGHUP in training: finish the step, write a checkpoint, then end (143, 129); elsewhere at once.
+    """Callback: on SIGTERM or SIGHUP, finish the step, write a checkpoint, and end the run (exit code 143 or 129).
 
-    At the end of an epoch the checkpoint waits for the epoch's evaluation, which a resumed run would not repeat.
-    A second SIGTERM does not wait.
+    Outside of training the run ends at once, as it does on a second SIGTERM. At the end of an epoch the checkpoint
+    waits for that epoch's evaluation, which a resumed run would not repeat.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._asked: list[int] = []
-        """Signals that have come."""
+        """Signals received, in their order."""
         self._training = False
         self._handled = contextlib.ExitStack()
 
@@ -149,12 +149,12 @@ class StopOnSignal(TrainerCallback):
 
     @property
     def ending(self) -> Terminated:
-        """Give what ends the run; the signal that came first says why."""
+        """The exception that ends the run; its exit code is that of the first signal."""
         return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
 
     @property
     def due(self) -> bool:
-        """Whether the step that ends now is the last one."""
+        """True if the step that ends now is the last one."""
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:
@@ -195,7 +195,7 @@ class StopOnSignal(TrainerCallback):
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
-    """What the Trainer calls after an evaluation: scalars by name."""
+    """Return the function that the Trainer calls after an evaluation to get scalars by name."""
 
     def compute_metrics(prediction: transformers.EvalPrediction) -> dict[str, float]:
         return metrics.scalars(dict(task.metric_inputs(prediction.predictions, prediction.label_ids)))  # pyright: ignore
@@ -204,12 +204,12 @@ def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.Ev
 
 
 def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:
-    """The callback for `trainer.early_stopping_patience`, if it is set."""
+    """Return the callback for `trainer.early_stopping_patience`, if that is set."""
     return [] if patience is None else [transformers.EarlyStoppingCallback(patience, threshold)]
 
 
 def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
-    """The class named by `trainer._target_`.
+    """Return the class that `trainer._target_` names.
 
     Raises:
         ConfigError: it is not a subclass of hfexp's own Trainer, whose checkpoints restore every weight.

@@ -1,4 +1,4 @@
-"""What happens to a row between the dataset and the model: operations, as `transform` lists them."""
+"""Operations on rows between the dataset and the model, as `transform` lists them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,21 +12,21 @@ from hfexp.row_arrays import Row
 from hfexp.targets import check, instantiate, locate, parameters, targets_in
 
 GEOMETRY = {"geometry", "size", "mean", "std"}
-"""What operations on images take of their processor."""
+"""Parameters of image operations that the processor gives."""
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What happens to a decoded row of a split before it becomes model inputs."""
+    """Operations on the decoded rows of a split before they become model inputs."""
 
     fixed: list[Any]
     """Operations that give the same result in every epoch."""
     random: list[Any] = field(default_factory=list)
     batched: list[Any] = field(default_factory=list)
-    """Random too, many images at once: called with images (B, C, H, W) and draws (B, num_draws)."""
+    """Random operations on many images at once, called with images (B, C, H, W) and draws (B, num_draws)."""
 
     def __call__(self, row: Row) -> Row:
-        """The operations on single rows."""
+        """Apply the operations on single rows."""
         for operation in (*self.fixed, *self.random):
             row = apply(operation, row)
         return row
@@ -34,20 +34,20 @@ class Steps:
 
 @dataclass(frozen=True)
 class Transforms:
-    """What happens to a decoded row, by split."""
+    """Operations on decoded rows, by split, and on training batches."""
 
     train: Steps
     evaluation: Steps
     batch: Callable[..., Any] | None
-    """Called with (images, labels) of a training batch."""
+    """Operation called with (images, labels) of a training batch; None if there is none."""
     is_random: bool
-    """Training rows draw random numbers."""
+    """True if training rows or batches draw random numbers."""
 
 
 def build_transforms(
     config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
 ) -> Transforms:
-    """Build the operations; one that takes `size`, `mean`, ... and was given none gets the processor's."""
+    """Build the operations; one that takes `size`, `mean`, ... without being given it gets the processor's."""
     runtime: dict[str, Any] = {"num_classes": len(id2label or {}) or None, "processor": processor}
     targets = targets_in([config.prepare, config.augment, config.evaluate])
     if any(GEOMETRY & set(parameters(locate(target, "transform", allowed))) for target in targets):
@@ -71,7 +71,7 @@ def build_transforms(
 
 
 def _geometry(processor: Any) -> dict[str, Any]:
-    """`GEOMETRY`, of a processor of images."""
+    """Return the values of `GEOMETRY` from an image processor; nothing from other processors."""
     from hfexp.geometry import Geometry
 
     if not (hasattr(processor, "size") or hasattr(processor, "data_config")):
@@ -94,7 +94,7 @@ def _build_operation(node: Any, key: str, runtime: dict[str, Any], allowed: list
 
 
 def apply(operation: Any, row: Row) -> Row:
-    """Do one operation: v2 operations and ours map rows; v1 operations (and plain functions) map the image alone."""
+    """Apply one operation: v2 operations and ours map rows; v1 operations and plain functions map only the image."""
     module = type(operation).__module__
     is_v1 = module.startswith("torchvision.transforms.") and not module.startswith("torchvision.transforms.v2.")
     if is_v1 or not isinstance(operation, torch.nn.Module):
@@ -103,7 +103,7 @@ def apply(operation: Any, row: Row) -> Row:
 
 
 class _RandomChoice:
-    """One of several batch operations, drawn anew for each batch."""
+    """A choice among batch operations, drawn anew for each batch."""
 
     def __init__(self, operations: list[Any]) -> None:
         self.operations = operations

@@ -1,4 +1,4 @@
-"""`hfexp ui`: MLflow's own interface on the store that runs are recorded in."""
+"""`hfexp ui`: MLflow's own interface on the store that holds the runs."""
 
 import argparse
 import ipaddress
@@ -14,7 +14,7 @@ from hfexp.tracking.store import tracking_uri
 
 
 def main(words: list[str]) -> int:
-    """Become an MLflow server on loopback."""
+    """Replace this process by an MLflow server, or print the address of the server that the runs are on."""
     parser = argparse.ArgumentParser(
         prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
     )
@@ -43,19 +43,19 @@ def main(words: list[str]) -> int:
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
     quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-    environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the command, which `ps` shows
-    # In place of this process: signals reach the server itself, and nothing is left behind when it is stopped.
+    environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the arguments, which `ps` shows
+    # The server replaces this process: signals reach it directly, and nothing is left behind when it is stopped.
     return os.execve(sys.executable, command, environment)
 
 
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:  # a host name
         return host == "localhost"
 
 
 def _last_run(uri: str, address: str) -> str:
-    """Name of the newest run and the address of its page."""
+    """Return the name of the newest run and the address of its page."""
     run = newest_run(uri)
     return f"{run.name}  {address}/#/experiments/{run.experiment_id}/runs/{run.run_id}" if run else "none yet"

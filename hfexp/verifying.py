@@ -1,4 +1,4 @@
-"""Whether a saved MLflow model answers as the model in memory does."""
+"""Check that a saved MLflow model answers as the model in memory does."""
 
 import sys
 from collections.abc import Iterable
@@ -11,23 +11,23 @@ from hfexp.inference import Predictor, load_recipe, trusting
 from hfexp.serving import SavedModel, input_column, quiet_mlflow
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
-"""Largest difference between the model in memory and the saved one, by the precision of the weights: of a
-probability, or of a number in relation to its size.
+"""Largest difference allowed between the model in memory and the saved one, by the precision of the weights: absolute
+for numbers up to 1, as probabilities are, and relative for larger ones.
 
-Both compute the same, but not always by the same kernels: a model is loaded with the fastest attention there is.
+Both compute the same, but not always with the same kernels: loading chooses the fastest attention available.
 """
 
 
 def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes | str]) -> None:
-    """Load the directory as MLflow does and compare its answers with those of the model in memory.
+    """Load the directory as MLflow does, and compare its answers with those of the model in memory.
 
     Raises:
-        RunError: they differ, or it can't be loaded.
+        RunError: the answers differ, or the model can't be loaded or used.
     """
     inputs = list(examples)
     expected = predictor.predict(inputs)
-    trusted = load_recipe(saved.weights).foreign_targets()  # this process wrote it
-    paths = list(sys.path)  # MLflow puts code/ in front and leaves it there
+    trusted = load_recipe(saved.weights).foreign_targets()  # safe: this process wrote the recipe
+    paths = list(sys.path)  # MLflow prepends code/ and leaves it there
     try:
         with trusting(trusted), quiet_mlflow():
             import mlflow.pyfunc
@@ -47,7 +47,7 @@ def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[byt
 
 
 def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
-    """The largest one of their numbers; where answers are words alone, infinite unless they are the same."""
+    """Return the largest difference of numbers; answers without numbers must be equal, else it is infinite."""
     largest, numbers = 0.0, False
     for name, column in expected.items():
         if name not in found:
@@ -56,7 +56,7 @@ def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
         if ours.dtype.kind == "f":
             numbers = True
             same_shape = ours.shape == theirs.shape
-            scale = np.maximum(np.abs(ours), 1)  # numbers may be of any size
+            scale = np.maximum(np.abs(ours), 1)  # relative above 1, as numbers may be of any size
             largest = max(
                 largest, float((np.abs(ours - theirs) / scale).max(initial=0)) if same_shape else float("inf")
             )
