@@ -68,8 +68,8 @@ PLACES = {
     "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
     "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
 }
-"""What may be built at each key and below it. A whole package would allow running code, loading pickles, writing or fetching
-(`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
+"""What may be built at each key and below it. A whole package would allow running code, loading pickles, writing or
+fetching (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
 
 
 def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:

@@ -1,15 +1,15 @@
-"""The loss of a step, and of an evaluation, is a mean over its items, however batches divide them.
+"""Losses that are means over all items of a step or an evaluation, however batches divide them.
 
 An item is a row, or a labelled token where the task's loss is a mean over tokens. A model returns the mean over the
-items of one batch. A step has several batches (gradient accumulation, processes) and so has an evaluation, and these
-can hold unequally many items; so each batch's mean is weighted by its share of the items.
+items of one batch. A step has several batches (gradient accumulation, processes), and so has an evaluation. They can
+hold different numbers of items, so each batch's mean is weighted by its share of the items.
 
-Upstream (Transformers 5.23) leaves that to the models: it hands `num_items_in_batch` to each model whose `forward`
+Upstream (Transformers 5.23) leaves this to the models: it passes `num_items_in_batch` to each model whose `forward`
 takes `**kwargs`, and no longer divides the loss by the number of accumulated batches. But most classifiers ignore the
-count and return the mean of their batch, so that loss and gradients are too large by the number of accumulated batches
+count and return the mean of their batch, so loss and gradients are too large by the number of accumulated batches
 (huggingface/transformers#47688). Here no model gets a count, and every model is treated alike.
 
-Accelerate fills up the last batches so that all processes have as many rows. Such fillers count in no loss.
+Accelerate fills up the last batches so that all processes have equally many rows. These fillers count in no loss.
 """
 
 import functools
@@ -32,29 +32,29 @@ else:
     _Base = object
 
 IGNORED = -100
-"""A label that counts in no loss (`torch.nn.CrossEntropyLoss`)."""
+"""Label that counts in no loss (`torch.nn.CrossEntropyLoss`)."""
 
 
 class WeightedLosses(_Base):
-    """Mixin for a Transformers `Trainer`: weights the loss of each batch by its share of the items."""
+    """Mixin for a Transformers `Trainer` that weights the loss of each batch by its share of the items."""
 
     loss_per_token: bool = False
-    """The model's loss is a mean over the labelled tokens of a batch, not over its rows."""
+    """True if the model's loss is a mean over the labelled tokens of a batch, not over its rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         self._divisors: deque[Any] = deque()
-        """Of the losses of the batches of the step that follows."""
+        """Divisors of the losses of the next step's batches, in their order."""
         self._scored = (0.0, 0, 0)
-        """Sum of losses, items and rows of the present evaluation, in this process."""
+        """Sum of losses, number of items and number of rows of the current evaluation, in this process."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """As the Trainer's, without fillers; prepares the weights of the batches."""
+        """Return the Trainer's batches without fillers, and prepare the divisors of their losses."""
         rows: list[tuple[int, int]] = []
         real_batches = (self._without_fillers(batch, rows) for batch in epoch_iterator)
         batches, _ = super().get_batch_samples(real_batches, num_batches, device)
-        # DistributedDataParallel takes the mean of the processes' gradients, where their sum is wanted.
+        # DistributedDataParallel averages the processes' gradients, but their sum is needed.
         processes = self.args.world_size
         if self.loss_per_token and batches:
             tokens = [self._num_tokens(batch) for batch in batches]
@@ -66,14 +66,14 @@ class WeightedLosses(_Base):
         return batches, None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """As the Trainer's, which divides the loss by the number of accumulated batches: here by what weights it."""
+        """Run the Trainer's step, with the batch's own divisor in place of the number of accumulated batches."""
         self.current_gradient_accumulation_steps = self._divisors.popleft()
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """As the Trainer's; 0 for a batch without any labelled token, whose mean is not defined."""
+        """Compute the Trainer's loss; return 0 for a batch without any labelled token, whose mean is undefined."""
         items = self._num_tokens(inputs) if self.loss_per_token and "labels" in inputs else None
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)  # pyright: ignore
         if items is not None:
@@ -83,17 +83,17 @@ class WeightedLosses(_Base):
     def _num_tokens(self, batch: dict[str, Any]) -> torch.Tensor:
         """Count the labelled tokens that a batch's loss is a mean over (a scalar)."""
         labels = batch["labels"]
-        # The first token of a row is what a causal language model is not asked for.
+        # A causal language model does not predict the first token of a row.
         return (labels[..., 1:] if self._loss_shifts_labels else labels).ne(IGNORED).sum()
 
     def _over_processes(self, count: torch.Tensor, device: Any) -> torch.Tensor:
-        """Sum a count over all processes; without `average_tokens_across_devices` each is taken to have as many."""
+        """Sum a count over all processes; without `average_tokens_across_devices`, assume that all are equal."""
         if self.args.world_size == 1 or not self.args.average_tokens_across_devices:
             return count * self.args.world_size
         return self.accelerator.reduce(count.to(device), reduction="sum")  # pyright: ignore
 
     def _without_fillers(self, batch: Any, rows: list[tuple[int, int]]) -> Any:
-        """Cut the fillers off a training batch; adds the number of real rows, here and in all processes, to `rows`."""
+        """Cut the fillers off a training batch; append the numbers of real rows, here and in all, to `rows`."""
         size = find_batch_size(batch) or 0
         real, of_all = size, size * self.args.world_size
         if self.args.world_size > 1 and self._remainder and self.accelerator.gradient_state.end_of_dataloader:
@@ -103,20 +103,20 @@ class WeightedLosses(_Base):
 
     @functools.cached_property
     def _remainder(self) -> int:
-        """Training rows in the last batches of all processes, if these are not full; else 0.
+        """Number of training rows in the last batches of all processes if these are not full; else 0.
 
-        Accelerate (1.15) forgets it when an epoch is resumed (`SkipBatchSampler` has no `batch_size`).
+        Accelerate (1.15) loses this number when an epoch is resumed (`SkipBatchSampler` has no `batch_size`).
         """
         if self.args.dataloader_drop_last or not has_length(self.train_dataset):
             return 0
         return len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size)  # pyright: ignore
 
     def _real_rows(self, size: int, remainder: int) -> int:
-        """Count the real rows of this process's last batch: the first ones, in the order of the processes."""
+        """Count the real rows of this process's last batch: real rows fill the processes by rank, fillers follow."""
         return min(max(remainder - size * self.args.process_index, 0), size)
 
     def _cut(self, batch: Any, size: int, real: int) -> Any:
-        """Take the real rows; where there are none, one that does not count, as the model must be given something."""
+        """Return the real rows; if there are none, return a row that does not count, as the model needs an input."""
         if real == size:
             return batch
         kept: Any = recursively_apply(lambda tensor: tensor[: max(real, 1)], batch)
@@ -132,10 +132,10 @@ class WeightedLosses(_Base):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As the Trainer's, with the mean loss over all items.
+        """Run the Trainer's evaluation with the mean loss over all items.
 
         Raises:
-            RunError: it has not scored every row of the split.
+            RunError: the evaluation has not scored every row of the split.
         """
         self._scored = (0.0, 0, 0)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
@@ -153,7 +153,7 @@ class WeightedLosses(_Base):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """As the Trainer's, without fillers in the loss."""
+        """Run the Trainer's prediction step without fillers in the loss."""
         size = find_batch_size(inputs) or 0
         state, real = self.accelerator.gradient_state, size
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
@@ -165,7 +165,7 @@ class WeightedLosses(_Base):
         new = int(self._num_tokens(kept)) if self.loss_per_token and real else real
         added = float(loss) * new if loss is not None and new else 0.0
         self._scored = (loss_sum + added, items + new, rows + real)
-        if kept is not inputs:  # all processes are to have as many rows when these are gathered
+        if kept is not inputs:  # gathering needs equally many rows in all processes
             labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
             labels = labels[0] if labels is not None and len(labels) == 1 else labels
             logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process that writes them is killed."""
+"""Atomic file writes: a file is whole or does not exist, whenever its writer is killed."""
 
 import contextlib
 import fcntl
@@ -7,22 +7,22 @@ from pathlib import Path
 
 
 class WholeFile:
-    """A file that is written beside its place and moved there once it is whole.
+    """A temporary file beside its final path that is moved there once it is whole.
 
-    What processes that died have left beside it is removed: nobody holds its `flock(2)` any more.
+    Temporary files that dead processes have left are removed: no process holds their `flock(2)` any more.
     """
 
     def __init__(self, path: Path, mode: int = 0o666) -> None:
-        """Raises OSError if nothing can be written there."""
+        """Create and lock the temporary file; raise OSError if that is impossible."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        """To be written to."""
+        """Path to write to."""
         self._remove_left()
         self._lock = self._create(mode)
 
     def close(self, keep: bool) -> None:
-        """Bring the file to its place, or remove it."""
+        """Move the file to its final path, or remove it."""
         if keep:
             os.fsync(self._lock)
             self.temporary.replace(self.path)
@@ -36,19 +36,19 @@ class WholeFile:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock).st_nlink:
                 return lock
-            os.close(lock)  # another process took it for a dead one's before it was locked
+            os.close(lock)  # another process removed it, as it was not locked yet
 
     def _remove_left(self) -> None:
         prefix = f".{self.path.name}."
         for left in self.path.parent.iterdir():
             if left.name.startswith(prefix) and left.name.removeprefix(prefix).isdigit():
-                with contextlib.suppress(OSError), left.open("rb+") as file:  # somebody else's, or in use
+                with contextlib.suppress(OSError), left.open("rb+") as file:  # another user's, or in use
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     left.unlink()
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Write a text file."""
+    """Write a text file atomically."""
     file = WholeFile(path, mode)
     done = False
     try:

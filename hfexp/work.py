@@ -1,4 +1,4 @@
-"""What every process of a run does: from data and weights to a trained, evaluated, saved and recorded model."""
+"""The work of each process of a run: from data and weights to a trained, evaluated, saved and recorded model."""
 
 import time
 from dataclasses import dataclass
@@ -28,24 +28,24 @@ from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_functio
 
 @dataclass
 class Job:
-    """A run that is open: all that another process needs to take part in it."""
+    """An open run, with everything that another process needs to take part in it."""
 
     config: Config
-    """Settled (`hfexp.launch.world.settle`)."""
+    """Config in which `hfexp.launch.world.settle` has replaced `auto`."""
     origin: Origin
     environment: Environment
     directory: RunDirectory
     started: float
-    """When this start began, in seconds of `time.monotonic`."""
+    """Beginning of this start, in seconds of `time.monotonic`."""
     uri: str | None
     run_id: str | None
     terminal: bool
-    """Whether a person watches."""
+    """True if a person watches the output in a terminal."""
 
 
 @dataclass
 class Outcome:
-    """What came out of the training, in a form that can be sent to another process."""
+    """Result of a training, in a form that can be sent to another process."""
 
     metrics: dict[str, float]
     metric_name: str
@@ -54,16 +54,16 @@ class Outcome:
     report: ClassReport | None
     train_seconds: float
     pruned_step: int | None = None
-    """The evaluation after which a sweep gave the run up."""
+    """Step of the evaluation after which a sweep pruned the run; None if it did not."""
     model: Any = None
-    """Stays in the process that trained it."""
+    """The trained model; None outside of the process that trained it."""
 
 
 def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outcome:
     """Train, evaluate, save and record; of several processes, the first one saves and records.
 
     Raises:
-        Terminated: SIGTERM or SIGHUP arrived; the same experiment continues from the checkpoint that was written.
+        Terminated: SIGTERM or SIGHUP arrived; starting the experiment again continues from the written checkpoint.
     """
     config, directory, is_first = job.config, job.directory, world.rank() == 0
     transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
@@ -78,7 +78,7 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     try:
         trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
     except Exception as error:
-        if stop.requested:  # a data loader worker, or another process of the run, that got the signal too
+        if stop.requested:  # the signal has also ended a data loader worker or another process of the run
             raise stop.ending from error
         raise
     finally:
@@ -107,10 +107,10 @@ def conclude(
     pruned_step: int | None,
     started: float,
 ) -> tuple[dict[str, float], ClassReport | None]:
-    """Evaluate, save and record the model; of a run that was given up, only what it has measured.
+    """Evaluate, save and record the model; for a pruned run, record only what it has measured.
 
     Returns:
-        The final metrics, and in the first process the report on the last split's classes.
+        The final metrics, and in the first process the report on the classes of the last split.
     """
     is_first = world.rank() == 0
     if pruned_step is not None:
@@ -127,7 +127,7 @@ def conclude(
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
-    """Each split as a dataset of model inputs."""
+    """Return each split as a dataset of model inputs."""
     task, processor = inputs.task, inputs.processor
     preparation = Preparation(config, task, processor)
     return streaming.process(
@@ -143,7 +143,7 @@ def build_trainer(
     recorder: Recorder,
     watches: list[StopOnSignal | WatchPoint],
 ) -> tuple[Trainer, ShowProgress]:
-    """The Trainer with its arguments and callbacks."""
+    """Build the Trainer with its arguments and callbacks, and the progress display."""
     task, allowed, directory = inputs.task, config.security.allowed_targets, recorder.directory
     args = build_arguments(
         config.trainer.args,

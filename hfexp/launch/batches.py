@@ -1,4 +1,4 @@
-"""Jobs of a sweep that goes on asking, for launchers that take them in batches."""
+"""Jobs of a sweep that come one by one, for launchers that take jobs only in batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,21 +11,21 @@ from hfexp.screen import note
 
 
 def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None, together: bool) -> None:
-    """Run jobs until the source has no more; a batch is asked for when the one before has ended.
+    """Run jobs until the source has no more; ask for a batch when the one before has ended.
 
     Args:
-        launcher: of Hydra.
-        config: with the section `hydra`.
-        source: of jobs.
-        size: of a batch; None: what suits the launcher.
-        together: no job needs the results of others, so that a batch may hold all.
+        launcher: a launcher of Hydra.
+        config: the config, with the section `hydra`.
+        source: where the jobs come from.
+        size: jobs per batch; None: what suits the launcher.
+        together: no job needs the results of others, so one batch may hold all jobs.
     """
     size = size or _size(config, together)
     for batch in _batches(source, size):
         words = [list(job.overrides) for job in batch]
         try:
             results = list(launcher.launch(words, initial_job_idx=batch[0].number))
-        except Exception as error:  # a launcher that raises the error of one of its jobs, and tells of no other
+        except Exception as error:  # some launchers raise one job's error and report on no other job
             if len(batch) > 1:
                 note(f"the launcher ended {len(batch)} jobs at once: {first_line(error)}")
             results = [failure(job, error) for job in words]
@@ -34,7 +34,7 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
 
 
 def _batches(source: Source, size: int | None) -> Iterator[list[Job]]:
-    """Jobs that follow each other by number, as a launcher is told that of the first one only."""
+    """Yield batches of jobs with consecutive numbers: a launcher is told only the number of the first job."""
     batch: list[Job] = []
     while True:
         while (job := source.next() if size is None or len(batch) < size else None) is not None:
@@ -49,7 +49,7 @@ def _batches(source: Source, size: int | None) -> Iterator[list[Job]]:
 
 
 def _size(config: Any, together: bool) -> int | None:
-    """Jobs at once: of the basic launcher one, of joblib as many as it has workers."""
+    """Return the jobs per batch: one for the basic launcher, as many as workers for joblib; None for no limit."""
     section = config.hydra.launcher
     if str(section.get("_target_", "")).endswith("BasicLauncher"):
         return 1

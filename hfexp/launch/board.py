@@ -1,4 +1,4 @@
-"""What a person sees of jobs that run side by side: a live table in a terminal, lines elsewhere."""
+"""The display of jobs that run side by side: a live table in a terminal, lines elsewhere."""
 
 import os
 import sys
@@ -12,36 +12,36 @@ from hfexp.screen import cell, console, note, say
 
 
 class Board:
-    """Says only what failed: one job at a time speaks for itself."""
+    """Display that reports only failures: jobs that run one at a time print their own output."""
 
     interval: float | None = None
-    """Seconds after which it wants to be refreshed; None: only when something happens."""
+    """Seconds between two refreshes; None: refresh only on events."""
 
     def __init__(self, total: int) -> None:
         self.total = total
 
     def started(self, order: Order) -> None:
-        """A job was started."""
+        """Handle the start of a job."""
 
     def progressed(self, order: Order, progress: Progress) -> None:
-        """A job has come further."""
+        """Handle a progress report of a job."""
 
     def ended(self, order: Order, result: Any, seconds: float) -> None:
-        """A job has ended, somehow."""
+        """Handle the end of a job: show it if the job failed."""
         error = error_of(result)
         if error is not None:
             where = f" (log: {os.path.relpath(order.log)})" if order.log else ""
             note(f"job {order.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
 
     def refresh(self) -> None:
-        """Time has passed."""
+        """Redraw what changes with time."""
 
     def close(self) -> None:
-        """No job runs any more."""
+        """Close the display after the last job."""
 
 
 class Lines(Board):
-    """A line for each start and each end."""
+    """Display with a line for each start and each end of a job."""
 
     def started(self, order: Order) -> None:
         say(f"job {order.name} started" + (f": {order.words}" if order.words else ""))
@@ -54,7 +54,7 @@ class Lines(Board):
 
 
 class Live(Lines):
-    """A table of the running jobs at the bottom of the terminal; ends are lines above it."""
+    """Display with a table of the running jobs at the bottom of the terminal, and lines for ended jobs above it."""
 
     interval: float = 0.5  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -112,12 +112,12 @@ class Live(Lines):
 
 
 def board_for(total: int, side_by_side: bool) -> Board:
-    """What suits the terminal, or its absence."""
+    """Return the display that suits the jobs and standard output."""
     if not side_by_side:
         return Board(total)
     return Live(total) if sys.stdout.isatty() else Lines(total)
 
 
 def show_objective(value: Any) -> str:
-    """What a job returned, in few characters."""
+    """Format what a job returned in at most 40 characters."""
     return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)[:40]

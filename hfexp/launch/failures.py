@@ -1,6 +1,6 @@
-"""Which of several processes ended the run, and why: the others only notice that it is gone, sometimes earlier.
+"""Find out which of several processes ended the run, and why: the others fail too, and may be seen to end earlier.
 
-Torch's elastic agent tells of one process, the first whose end it saw. So each process leaves a note of its own.
+Torch's elastic agent reports only the first process whose end it saw, so each process leaves a note of its own.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from hfexp.process import how_it_ended
 
 INTERVAL = 0.2
 NEIGHBOUR_GONE = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited")
-"""In messages of torch's backends that come of another process's end."""
+"""Parts of the messages with which torch's backends report the end of another process."""
 
 
 class WorkerError(RunError):
-    """One of the processes of a run ended it; the cause shows the traceback of that process."""
+    """A process of the run ended the run; the cause shows the traceback of that process."""
 
 
 class WorkerKilledError(WorkerError):
-    """One of the processes of a run was killed from outside; the run itself did nothing wrong."""
+    """A process of the run was killed from outside; the run itself did nothing wrong."""
 
 
 class _Remote(Exception):
-    """The traceback of another process, to be shown as the cause of an error here."""
+    """The traceback of another process, shown as the cause of an error in this one."""
 
     def __str__(self) -> str:
         return f"\n\n{self.args[0]}"
@@ -42,30 +42,30 @@ class _Remote(Exception):
 
 @dataclass(frozen=True)
 class Note:
-    """What a process left when an exception ended it."""
+    """The note that a process leaves when an exception ends it."""
 
     rank: int
     time: float
     type: str
     message: str
     code: int | None
-    """Of `sys.exit`."""
+    """Exit code given to `sys.exit`; None for other exceptions."""
     traceback: str
 
     @property
     def is_consequence(self) -> bool:
-        """Whether it may only say that another process was gone, or that this one was asked to stop."""
+        """True if the exception may only mean that another process was gone, or that this one was asked to stop."""
         return self.code in EXITS_ASKED_FOR or any(text in self.message for text in NEIGHBOUR_GONE)
 
 
 def begin(place: Path, rank: int) -> None:
-    """Say that this process is the one with this rank; what was noted in an attempt before does not count any more."""
+    """Record the process id of this rank, and remove the note that an earlier attempt has left."""
     _path(place, rank).unlink(missing_ok=True)
     _write(place / f"{rank}.pid", str(os.getpid()))
 
 
 def note(place: Path, rank: int, error: BaseException) -> None:
-    """Leave what happened to this process."""
+    """Leave a note on the exception that ends this process."""
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
     text = "".join(traceback.format_exception(error))
     facts = (time.time(), type(error).__name__, str(error), code, text)
@@ -73,7 +73,7 @@ def note(place: Path, rank: int, error: BaseException) -> None:
 
 
 class Witness:
-    """Remembers the processes of a run, to know how each has ended."""
+    """Monitor that remembers the processes of a run, to know how each has ended."""
 
     def __init__(self, place: Path, processes: int) -> None:
         self.place = place
@@ -83,7 +83,7 @@ class Witness:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Look for processes meanwhile."""
+        """Look for new processes while the block runs."""
         thread = threading.Thread(target=self._watch, name="hfexp-witness", daemon=True)
         thread.start()
         try:
@@ -101,10 +101,10 @@ class Witness:
         return {int(path.stem): int(path.read_text()) for path in self.place.glob("*.pid")}
 
     def explain(self, reported: dict[int, int]) -> BaseException:
-        """The error that ended the run.
+        """Return the error that ended the run.
 
         Args:
-            reported: exit codes by rank, as far as the agent tells.
+            reported: exit codes by rank, as far as the elastic agent reports them.
         """
         notes = sorted(self._notes(), key=lambda found: found.time)
         silent = self._silent({found.rank for found in notes}, reported)
@@ -122,7 +122,7 @@ class Witness:
         return [Note(int(path.stem), *json.loads(path.read_text())) for path in paths]
 
     def _silent(self, spoken: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
-        """A process that ended badly without a note, with its exit code; the agent itself ends the rest by SIGTERM."""
+        """Return rank and exit code of a process that failed without a note (not by SIGTERM, which the agent sends)."""
         codes = {rank: self._known[pid].exitcode for rank, pid in self._pids().items() if pid in self._known}
         ends = {**codes, **reported}
         bad = [(rank, code) for rank, code in sorted(ends.items()) if code not in (0, None, -signal.SIGTERM)]
@@ -147,7 +147,7 @@ def _path(place: Path, rank: int) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_suffix(".new")
     temporary.write_text(text)
     temporary.rename(path)

@@ -1,6 +1,6 @@
-"""The process that jobs are forked from: it has done the imports, which a job then does not wait for.
+"""The fork server that jobs are forked from: it has done the imports already, so jobs do not wait for them.
 
-One per process, started with the first use; it ends when the last process that knows it has ended.
+Each process has one, started at the first use; it ends when the last process that can reach it has ended.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def context() -> ForkServerContext:
-    """Multiprocessing by forking from the warm server; inside a process that was forked from it, from the same one."""
+    """Return the context that forks from the warm server; a process forked from that server uses the same one."""
     found = multiprocessing.get_context("forkserver")
     if _is_forked():
         _share_server()
@@ -30,14 +30,14 @@ def context() -> ForkServerContext:
 
 
 def start() -> None:
-    """Let the server begin its imports; does not wait for them, and nothing if it runs already."""
+    """Let the server begin its imports without waiting for them; do nothing if it runs already."""
     context()
     with _as_in_this_process(), _held_signals():
         forkserver._forkserver.ensure_running()  # pyright: ignore
 
 
 def has_ended() -> bool:
-    """Tell whether the server that this process has used is gone: nobody reads the pipe that keeps it alive."""
+    """Return whether the server that this process has used is gone: nobody reads the pipe that keeps it alive."""
     server: Any = forkserver._forkserver  # pyright: ignore
     if server._forkserver_alive_fd is None:
         return False
@@ -48,10 +48,10 @@ def has_ended() -> bool:
 
 @contextlib.contextmanager
 def hidden_main() -> Iterator[None]:
-    """Start processes that do not run the user's script again, as multiprocessing otherwise has them do.
+    """Keep processes that start in the block from running the user's script again, as multiprocessing has them do.
 
-    Scripts without `if __name__ == "__main__"` and notebooks work; what the process is to run must not be a function
-    of the script (cloudpickle carries those).
+    So scripts without `if __name__ == "__main__"` and notebooks work. The function that the process runs must not be
+    one of the script (cloudpickle carries those).
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -62,26 +62,26 @@ def hidden_main() -> Iterator[None]:
 
 
 def _is_forked() -> bool:
-    """Whether a fork server made this process, and has passed on how to reach it."""
+    """Return whether a fork server made this process and passed on how to reach it."""
     server: Any = forkserver._forkserver  # pyright: ignore
     return server._forkserver_pid is None and server._forkserver_alive_fd is not None
 
 
 def _share_server() -> None:
-    """Python means children to use the server of their parent, but starts another, as they can't wait for its pid."""
+    """Use the parent's server: Python intends that too, but starts another one, as a child can't wait for its pid."""
     forkserver._forkserver.ensure_running = lambda: None  # pyright: ignore
 
 
 @contextlib.contextmanager
 def _as_in_this_process() -> Iterator[None]:
-    """The server looks for modules where this process does, except in the current directory.
+    """Let the server look for modules where this process does, except in the current directory.
 
-    A `datasets.py` of the user's would otherwise be imported there in place of the library.
+    It would otherwise import a user's `datasets.py` in place of the library.
     """
     changed = {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking for CUDA another way initialises it, which a fork can't take
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the other check initialises CUDA, which does not survive a fork
     }
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
@@ -96,7 +96,7 @@ def _as_in_this_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_signals() -> Iterator[None]:
-    """Let a signal that comes while the server starts wait: here a moment, there until it has learned to ignore it."""
+    """Block signals while the server starts: in this process briefly, in the server until it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

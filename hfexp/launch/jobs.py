@@ -1,4 +1,4 @@
-"""What the process of a job does: take over the launcher's surroundings, run the job, send what came out."""
+"""The process of a job: it enters the launcher's environment, runs the job, and sends back the result."""
 
 import contextlib
 import io
@@ -19,37 +19,37 @@ from hfexp.launch.place import Place
 from hfexp.launch.reports import Progress
 
 HIDDEN = ("hydra.", "point=")
-"""Words that tell a person nothing."""
+"""Beginnings of overrides that are not shown to people."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """One job, as its process gets it."""
+    """A job as its process receives it."""
 
     number: int
     overrides: tuple[str, ...]
     place: Place
     variables: dict[str, str]
-    """Environment variables of the slot."""
+    """Environment variables of the job's slot."""
     payload: bytes
-    """Pickled by cloudpickle: Hydra's context and configuration, the function to run, and Hydra's singletons."""
+    """Hydra's context and config, the function to run, and Hydra's singletons, pickled by cloudpickle."""
     grace: float
-    """Seconds that a job has to end when it is asked to."""
+    """Seconds that the job has to end after it is asked to."""
     words: str = ""
-    """What tells the job from the others, for a person."""
+    """Overrides that distinguish the job from the others, for display."""
     log: Path | None = None
-    """Where its output goes; None: where the launcher's goes."""
+    """File for the job's output; None: the launcher's own output."""
     label: str | None = None
-    """What the job is called where its number does not tell it from the others."""
+    """Name of the job if its number does not distinguish it from the others."""
 
     @property
     def name(self) -> str:
-        """What the job is called."""
+        """Name of the job for display."""
         return self.label or str(self.number)
 
 
 def main(order: Order, connection: Connection) -> None:
-    """Run a job; progress and the result go through the connection."""
+    """Run a job, and send its progress and result through the connection."""
     with connection:
         _settle(order)
         watch.stop_when_orphaned(order.grace)
@@ -61,7 +61,7 @@ def main(order: Order, connection: Connection) -> None:
             result = failure(order.overrides, _explain(error))
             code = error.code if isinstance(error, Terminated) else EXIT_FAILED
         content = _pickle(order, result)
-        for number in (signal.SIGTERM, signal.SIGHUP):  # from here on they would only cut the result short
+        for number in (signal.SIGTERM, signal.SIGHUP):  # from here on a signal would only cut the result short
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the launcher is gone
             connection.send_bytes(content)
@@ -69,7 +69,7 @@ def main(order: Order, connection: Connection) -> None:
 
 
 def failure(overrides: Sequence[str], error: Exception) -> Any:
-    """Hydra's `JobReturn` of a job that failed."""
+    """Return Hydra's `JobReturn` for a job that failed."""
     from hydra.core.utils import JobReturn, JobStatus
 
     result = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
@@ -78,7 +78,7 @@ def failure(overrides: Sequence[str], error: Exception) -> Any:
 
 
 def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
-    """The overrides of each job that not all of them have; of a single job all. Without secrets."""
+    """Return the overrides of each job that not all jobs share (all of a single job's), with secrets masked."""
     from hfexp.secrets import mask_override
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
@@ -87,7 +87,7 @@ def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def error_of(result: Any) -> Exception | None:
-    """Why a job failed, from Hydra's `JobReturn`; reading that prints a line of Hydra's own."""
+    """Return the error of a failed job from Hydra's `JobReturn`; silence the line that Hydra prints on reading it."""
     with contextlib.redirect_stderr(io.StringIO()):
         try:
             result.return_value  # noqa: B018  (it raises)
@@ -97,8 +97,8 @@ def error_of(result: Any) -> Exception | None:
 
 
 def _settle(order: Order) -> None:
-    # A group of its own: signals to the launcher's group (the terminal's Ctrl-C, `timeout`, a batch system) would
-    # otherwise come twice, as the launcher passes them on, and the second one does not wait for a checkpoint.
+    # A process group of its own: signals to the launcher's group (the terminal's Ctrl-C, `timeout`, a batch system)
+    # would otherwise arrive twice, as the launcher passes them on, and the second one does not wait for a checkpoint.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -106,7 +106,7 @@ def _settle(order: Order) -> None:
         _write_to(order.log)
     order.place.enter()
     os.environ.update(order.variables)
-    # These have read their variables and drawn their seeds when the server imported them.
+    # torch and numpy read their variables and drew their seeds when the server imported them.
     if "torch" in sys.modules:
         import torch
 
@@ -126,7 +126,7 @@ def _write_to(log: Path) -> None:
 
 
 def _run(order: Order) -> Any:
-    """As the basic launcher runs a job, with Hydra's state as it is in the launcher's process."""
+    """Run the job as Hydra's basic launcher does, with Hydra's state from the launcher's process."""
     import cloudpickle
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.plugins import Plugins
@@ -137,7 +137,7 @@ def _run(order: Order) -> Any:
     _require_clean_server()
     context, config, task_function, state = cloudpickle.loads(order.payload)
     setup_globals()
-    state["instances"].setdefault(Plugins, Plugins.instance())  # already scanned by the server
+    state["instances"].setdefault(Plugins, Plugins.instance())  # the server has scanned for plugins already
     Singleton.set_state(state)
     sweep_config = context.config_loader.load_sweep_config(config, list(order.overrides))
     with open_dict(sweep_config):
@@ -160,7 +160,7 @@ def _require_clean_server() -> None:
 
 
 def _explain(error: BaseException) -> Exception:
-    """What ended a job otherwise than by an error: that is no end of the sweep."""
+    """Turn whatever ended a job into an `Exception`, so that it does not end the sweep."""
     if isinstance(error, Terminated):
         explained: Exception = Interrupted(f"{error.reason}; the same command continues it")
     elif isinstance(error, SystemExit):
@@ -173,7 +173,7 @@ def _explain(error: BaseException) -> Exception:
 
 
 def _pickle(order: Order, result: Any) -> bytes:
-    """The result for the launcher: an error with its traceback as a note, and everything in a form that arrives."""
+    """Pickle the result for the launcher; an error gets its traceback as a note, and a form that can be unpickled."""
     import cloudpickle
 
     error = error_of(result)
@@ -191,13 +191,13 @@ def _pickle(order: Order, result: Any) -> bytes:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself, or its text if it would not come out of a pickle as it went in."""
+    """Return the error itself, or a RunError with its text if pickling would change or break it."""
     import cloudpickle
 
     try:
         if type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error):
             return error
-    except Exception:  # noqa: S110  whatever a class of the user raises: its text is sent instead
+    except Exception:  # noqa: S110  a user's class may raise anything: its text is sent instead
         pass
     replaced = RunError(f"{type(error).__name__}: {error}")
     for note in error.__notes__:
@@ -213,7 +213,7 @@ def _write_masked(text: str) -> None:
 
 
 def _send_progress(connection: Connection, progress: Progress) -> None:
-    """Only if it fits: a launcher that does not read (Ctrl-Z) must not hold the training up."""
+    """Send progress only if it fits: a launcher that does not read (Ctrl-Z) must not hold the training up."""
     import cloudpickle
 
     with contextlib.suppress(OSError):
