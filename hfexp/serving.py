@@ -28,11 +28,12 @@ from hfexp.inference import Predictor, Recipe, load_predictor, save_recipe
 from hfexp.tasks.base import Task
 
 WEIGHTS = "model"
+"""Folder of the weights inside an MLflow model."""
 PACKAGES = (
     "datasets", "hydra-core", "mlflow", "numpy", "omegaconf", "pandas", "pillow", "safetensors", "torch",
     "torchvision", "transformers",
 )  # fmt: skip
-"""Distributions that loading a model and predicting with it import."""
+"""Distributions that a saved model needs to load and to predict."""
 
 
 class ServedModel:
@@ -203,7 +204,7 @@ def quiet_mlflow() -> Iterator[None]:
 
 
 def signature(task: Task) -> Any:
-    """Return the types of the task's documented input, output and options as MLflow's signature."""
+    """Return MLflow's signature: the types of the task's documented input, output and options."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -243,7 +244,7 @@ def pipeline_name(task: Task) -> str | None:
 
 
 def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, Any] | None:
-    """Return the flavor that `mlflow.transformers.save_model` would write into MLmodel; None where it has none.
+    """Return the flavor that `mlflow.transformers.save_model` would write into MLmodel; None if it does not apply.
 
     hfexp does not call that function: it would fetch a model card and a licence from the Hub, build a pipeline (which
     moves the model to another device), and write the weights a second time.

@@ -7,7 +7,9 @@ SPLIT_WORDS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+"""Words that denote each split."""
 SPLIT_ENDINGS = ("", "set", "split", "data", "images")
+"""Endings that such a word may have, as in `trainset`."""
 _SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in words for end in SPLIT_ENDINGS}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 PREFIX = "sqlite:///"
+"""Beginning of an address that goes on with the path as it is."""
 DRIVER = "sqlite+pysqlite:///"
 """Same as `PREFIX` to SQLAlchemy. MLflow 3.17 takes what follows `PREFIX` literally, quoting included, and creates
 its parent directory (`mlflow.store.db.utils._make_parent_dirs_if_sqlite`)."""

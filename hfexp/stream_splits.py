@@ -56,7 +56,7 @@ def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Dat
 
 
 def _undecoded(rows: IterableDataset) -> IterableDataset:
-    """Keep images as bytes or paths, before any other step would decode them and encode them again."""
+    """Keep images as bytes or paths from the start, as later steps would decode and encode them again."""
     rows = rows if rows.column_names is not None else rows._resolve_features()
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, Image):
@@ -160,7 +160,7 @@ def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDatas
 def _hold_out(
     train: IterableDataset, wanted: dict[str, int], config: DatasetConfig, labels: Labels | None
 ) -> tuple[dict[str, Dataset], frozenset[int]]:
-    """Draw the missing splits by a seeded shuffle buffer; return them and their rows' keys. Equal rows count once."""
+    """Draw the missing splits through a seeded shuffle buffer, equal rows once; return them and their rows' keys."""
     drawn: dict[int, Row] = {}
     total = sum(wanted.values())
     for row in _interleaved(train, config.split_seed, config.shuffle_buffer):

@@ -41,7 +41,7 @@ class StreamTraining(_Base):
         return super()._get_dataloader(dataset, description, batch_size, **kwargs)
 
     def _dealt_out(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
-        """Return a data loader whose first process makes batches for all, of which each process gets its part.
+        """Return a data loader in which the first process makes whole batches, and each process gets its part of them.
 
         By default Accelerate makes one batch per process in the first one and concatenates them, which fails for
         texts of different lengths (`accelerate` 1.15, `DataLoaderDispatcher._fetch_batches`).

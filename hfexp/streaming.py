@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 128
+"""Most workers that read a training stream; each has its own count of skipped samples."""
 Item = tuple[Row, Row | None]
 """A stored row and, if it was decoded to test it, the same row after the deterministic operations."""
 

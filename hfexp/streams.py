@@ -25,8 +25,9 @@ Row = dict[str, Any]
 NUM_FIRST = 16
 """Rows from the beginning of a stream that are kept for checks and display."""
 READ_AT_ONCE = 64
+"""Rows per read of a stream."""
 LANES = (24, 12, 8, 6, 4, 3, 2, 1)
-"""Numbers of lanes (parts that are read side by side) for a stream: many numbers of workers divide them."""
+"""Numbers of lanes (parts read side by side) that a stream may have: many numbers of workers divide them."""
 
 
 def num_rows(rows: Any) -> int | None:
@@ -100,7 +101,7 @@ class Stream:
     """The rows of one split. A stream has no length, but its first rows can be indexed."""
 
     def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_lanes: int) -> None:
-        """Read the first rows; `source` identifies the data for the digest, `max_lanes` is 1 if a limit cuts it."""
+        """Read the first rows; `source` identifies the data in the digest, `max_lanes` is 1 for a limited stream."""
         self.rows = rows
         self.split = split
         self.labels = labels

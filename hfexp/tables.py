@@ -34,14 +34,15 @@ FORMATS = {
 SHARD = re.compile(r"-\d+-of-\d+$")
 """End of the name of a shard, one of several files of a split."""
 MAX_DEPTH = 500
-"""Deepest nesting of lists and objects in JSON; at 100,000 levels, Arrow 25's reader ends with SIGSEGV."""
+"""Deepest nesting of lists and objects in JSON; at 100,000 levels, Arrow 25's reader kills the process by SIGSEGV."""
 FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a workbook of Excel): unpack it (or save it as CSV)",
     b"\x1f\x8b": "compressed: unpack it",
     b"PAR1": "a Parquet file: set dataset.source.format=parquet",
 }
-"""First bytes of files that are not text, with what the user can do."""
+"""First bytes of files that are not text, with the end of the error message for each."""
 NAMED_PLACES = 5
+"""Rows that a message names at most."""
 
 
 def read_table(
@@ -115,7 +116,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 
 def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path, str]]:
-    """Return files; each one found by a search comes with its folder directly below where the search began."""
+    """Return each file with its top folder below the place where the search for it began, or an empty string."""
     found: list[tuple[Path, str]] = []
     for name in names:
         path = Path(os.path.expanduser(name))
@@ -417,7 +418,7 @@ def _as_written(rows: Dataset, files: list[str]) -> Dataset:
 
 
 def _with_origin(rows: Dataset, kind: str, files: list[str], dialect: Dialect | None) -> Dataset:
-    """Record which files rows come from in `info.download_checksums`, the field of `datasets` for that."""
+    """Record the files of the rows in `info.download_checksums`, the place that `datasets` has for them."""
     rows.info.download_checksums = {file: {"kind": kind, "dialect": dialect} for file in files}
     return rows
 
@@ -445,7 +446,7 @@ def places(rows: Dataset, numbers: Iterable[int]) -> str:
 
 
 def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
-    """Return the line of each row of a file, counted from 1; for Parquet the row."""
+    """Return the line of each row of a file, counted from 1; for Parquet, the row's number."""
     if dialect is not None:
         return CsvFile(file, dialect).lines()
     if kind == "json":

@@ -47,7 +47,9 @@ SAFE_SOURCES = (
     "Value", "ClassLabel", "Image", "List", "Dataset.from_csv", "Dataset.from_json", "Dataset.from_parquet",
     "Dataset.from_text", "Dataset.from_dict", "Dataset.from_list",
 )  # fmt: skip
+"""Objects of `datasets` that a source may build."""
 PROCESSORS = ("ImageProcessingMixin", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin")
+"""Base classes of the processors in Transformers."""
 PLACES = {
     "task": Place(modules=("hfexp.tasks",)),
     "model": Place(modules=("torch.nn",)),
@@ -68,8 +70,8 @@ PLACES = {
     "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
     "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
 }
-"""What may be built at each key and below it. A whole package would allow running code, loading pickles, writing or
-fetching (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
+"""What may be built at each key and below it. A whole package has too much that runs code, loads pickles, writes or
+fetches (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
 
 
 def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = None, **runtime: Any) -> Any:
@@ -140,7 +142,7 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
     target = _import(path, key)
     if not callable(target):
         raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
-    # A module can expose a foreign object as an attribute (torch.os.system): its own module counts.
+    # A module can expose a foreign object as an attribute (torch.os.system), so check where it was defined.
     home = _home(target)
     is_trusted = _is_trusted(path, allowed) and (_is_trusted(home, allowed) or place.admits(home, target))
     if not (is_trusted or place.admits(path, target)):
@@ -255,6 +257,7 @@ def _import(path: str, key: str) -> Any:
 PLUGINS = ("hydra_plugins", "hydra._internal.core_plugins")
 """The only packages that Hydra takes launchers and sweepers from."""
 LOGGING_KEYS = ("()", "class", "_target_", "factory", "queue", "listener")
+"""Keys under which a logging config names what is to be built."""
 LOGGING = (
     "logging.StreamHandler", "logging.FileHandler", "logging.NullHandler", "logging.Formatter", "logging.Filter",
     "logging.handlers.RotatingFileHandler", "logging.handlers.TimedRotatingFileHandler",
@@ -262,7 +265,9 @@ LOGGING = (
 )  # fmt: skip
 """Handlers, formatters and filters that write to nothing but a stream or a file."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+"""The only `ext://` references that a logging config may use."""
 LOG_ENDING = ".log"
+"""Ending that the name of a log file must have."""
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_CUDA_ALLOC_CONF", "NCCL_DEBUG",
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "HF_HUB_OFFLINE",

@@ -17,6 +17,7 @@ MULTIPLE = 8
 """On an accelerator, batches are padded to a multiple of so many tokens: tensor cores compute whole tiles (NVIDIA,
 "Matrix Multiplication Background User's Guide")."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""BERT's special tokens, in the order of their ids."""
 
 
 class Tokenize(torch.nn.Module):

@@ -61,12 +61,12 @@ def _workers() -> int:
 
 @functools.cache
 def _processors(process: int) -> int:
-    """Return the number of usable processors, cached: looking it up takes as long as a small image."""
+    """Return the number of usable processors, cached: looking it up takes as long as processing a small image."""
     return cpus()
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
-    """Return the thread pool of this process; torch uses one thread inside of the pool, and all threads elsewhere."""
+    """Return the thread pool of this process; torch uses one thread inside each pool thread, and all elsewhere."""
     if os.getpid() not in _pools:
         before = torch.get_num_threads()
         pool = ThreadPoolExecutor(workers, "decode", _compute_alone)

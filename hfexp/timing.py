@@ -1,4 +1,4 @@
-"""Time and memory of a training: the time goes to waiting for data, computing, evaluating and saving."""
+"""Time and memory of a training: seconds of waiting for data, of computing, and of evaluating and saving."""
 
 import contextlib
 import json
@@ -24,6 +24,7 @@ else:
 
 
 FILE = "timing.json"
+"""File of a checkpoint that holds the `Sums`."""
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Timed(_Base):
     def _totals(self, logs: dict[str, float]) -> dict[str, float]:
         """Return the totals for the last log: of the whole training, earlier starts included.
 
-        Transformers takes `train_runtime` from the time of day, which may be set during training; this clock can't.
+        Transformers takes `train_runtime` from the time of day, which may be set during training, unlike this clock.
         """
         sums = self._sums(self._total_loss_scalar)
         parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}

@@ -35,13 +35,13 @@ def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
 
 
 def wait_for_first() -> Any:
-    """Wait as one of the others for what the first process shares, its job or its result; print nothing any more."""
+    """Wait, as one of the others, for what the first process shares (its job or result); print nothing from now on."""
     screen.speak_through(lambda name, *args: None)
     return world.share(None)
 
 
 def follow(job: Job) -> tuple[Inputs, Outcome]:
-    """Run `work` as one of the others, on the job that the first process has opened."""
+    """Run `work` as one of the others, on the run that the first process has opened."""
     inputs = prepare(job.config)
     return inputs, _work_together(job, inputs, NullTracker())
 

@@ -12,7 +12,7 @@ from hfexp.tasks.base import Task
 POSITIONS = ("max_position_embeddings", "max_seq_len")
 """Fields of a model's config that limit the tokens of a text; the second is MPT's."""
 OF_OTHER_INPUTS = ("audio_token", "image_token", "video_token")
-"""Special tokens that never occur in texts: a text-only model may have no embedding for them (Gemma 3)."""
+"""A tokenizer's special tokens that no text contains: a text-only model may have no embedding for them (Gemma 3)."""
 
 
 def fit_tokenizer(tokenizer: Any, model: Any, task: Task) -> None:

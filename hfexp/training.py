@@ -127,7 +127,7 @@ class TellEpoch(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Callback: on SIGTERM or SIGHUP, finish the step, write a checkpoint, and end the run (exit code 143 or 129).
+    """Callback for SIGTERM and SIGHUP: finish the step, write a checkpoint, and end the run (exit code 143 or 129).
 
     Outside of training the run ends at once, as it does on a second SIGTERM. At the end of an epoch the checkpoint
     waits for that epoch's evaluation, which a resumed run would not repeat.

@@ -22,6 +22,7 @@ class Steps:
     fixed: list[Any]
     """Operations that give the same result in every epoch."""
     random: list[Any] = field(default_factory=list)
+    """Operations that draw random numbers for each row."""
     batched: list[Any] = field(default_factory=list)
     """Random operations on many images at once, called with images (B, C, H, W) and draws (B, num_draws)."""
 
@@ -47,7 +48,7 @@ class Transforms:
 def build_transforms(
     config: TransformConfig, processor: Any, id2label: dict[int, str] | None, allowed: list[str]
 ) -> Transforms:
-    """Build the operations; one that takes `size`, `mean`, ... without being given it gets the processor's."""
+    """Build the operations; those that take `size`, `mean`, ... and have no value for it get the processor's."""
     runtime: dict[str, Any] = {"num_classes": len(id2label or {}) or None, "processor": processor}
     targets = targets_in([config.prepare, config.augment, config.evaluate])
     if any(GEOMETRY & set(parameters(locate(target, "transform", allowed))) for target in targets):

@@ -112,7 +112,7 @@ class WeightedLosses(_Base):
         return len(self.train_dataset) % (self.args.train_batch_size * self.args.world_size)  # pyright: ignore
 
     def _real_rows(self, size: int, remainder: int) -> int:
-        """Count the real rows of this process's last batch: real rows fill the processes by rank, fillers follow."""
+        """Count the real rows of this process's last batch: real rows come first, in the order of the ranks."""
         return min(max(remainder - size * self.args.process_index, 0), size)
 
     def _cut(self, batch: Any, size: int, real: int) -> Any:

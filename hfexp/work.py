@@ -31,12 +31,12 @@ class Job:
     """An open run, with everything that another process needs to take part in it."""
 
     config: Config
-    """Config in which `hfexp.launch.world.settle` has replaced `auto`."""
+    """Config whose `launch` section `hfexp.launch.world.settle` has resolved."""
     origin: Origin
     environment: Environment
     directory: RunDirectory
     started: float
-    """Beginning of this start, in seconds of `time.monotonic`."""
+    """Time when this start of the run began, in seconds of `time.monotonic`."""
     uri: str | None
     run_id: str | None
     terminal: bool

@@ -63,6 +63,7 @@ class Live(Lines):
 
         super().__init__(total)
         self._rows: dict[str, tuple[Order, float, Progress | None, Progress | None, float]] = {}
+        """By name of a job: the job, its start, its first and its last report, and the time of the first report."""
         self._done = 0
         self._shown = 0.0
         self._live = RichLive(auto_refresh=False, transient=True, console=console())
@@ -112,7 +113,7 @@ class Live(Lines):
 
 
 def board_for(total: int, side_by_side: bool) -> Board:
-    """Return the display that suits the jobs and standard output."""
+    """Return a live table for a terminal, or lines; for jobs that run one at a time, show only failures."""
     if not side_by_side:
         return Board(total)
     return Live(total) if sys.stdout.isatty() else Lines(total)

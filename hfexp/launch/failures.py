@@ -1,4 +1,4 @@
-"""Find out which of several processes ended the run, and why: the others fail too, and may be seen to end earlier.
+"""Find out which of several processes ended the run, and why: the others fail as well, and may seem to end first.
 
 Torch's elastic agent reports only the first process whose end it saw, so each process leaves a note of its own.
 """
@@ -21,12 +21,13 @@ from hfexp.errors import EXITS_ASKED_FOR, RunError, Terminated
 from hfexp.process import how_it_ended
 
 INTERVAL = 0.2
+"""Seconds between two looks for new processes."""
 NEIGHBOUR_GONE = ("gloo", "Connection closed", "Connection reset", "Broken pipe", "NCCL", "remote process exited")
 """Parts of the messages with which torch's backends report the end of another process."""
 
 
 class WorkerError(RunError):
-    """A process of the run ended the run; the cause shows the traceback of that process."""
+    """A process of the run failed; the cause shows the traceback of that process."""
 
 
 class WorkerKilledError(WorkerError):
@@ -122,7 +123,7 @@ class Witness:
         return [Note(int(path.stem), *json.loads(path.read_text())) for path in paths]
 
     def _silent(self, spoken: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
-        """Return rank and exit code of a process that failed without a note (not by SIGTERM, which the agent sends)."""
+        """Return rank and exit code of a process that failed without a note, not by the agent's SIGTERM."""
         codes = {rank: self._known[pid].exitcode for rank, pid in self._pids().items() if pid in self._known}
         ends = {**codes, **reported}
         bad = [(rank, code) for rank, code in sorted(ends.items()) if code not in (0, None, -signal.SIGTERM)]

@@ -16,7 +16,9 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 WARM = "hfexp.launch.warm"
+"""Module that the server imports before it forks."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that wait while the server starts."""
 
 
 def context() -> ForkServerContext:
@@ -50,8 +52,8 @@ def has_ended() -> bool:
 def hidden_main() -> Iterator[None]:
     """Keep processes that start in the block from running the user's script again, as multiprocessing has them do.
 
-    So scripts without `if __name__ == "__main__"` and notebooks work. The function that the process runs must not be
-    one of the script (cloudpickle carries those).
+    So scripts without `if __name__ == "__main__"` and notebooks work. The function that a process runs must not be
+    defined in the script (cloudpickle carries such functions).
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
