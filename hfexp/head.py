@@ -40,7 +40,6 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
     tensors = _head_tensors(model)
     ours = [str(name) for name in labels.get("id2label", {}).values()]
     theirs = [str(stored.id2label[place]) for place in sorted(stored.id2label or {})]
-    tensors = _head_tensors(model)
     if not set(tensors) - missing:
         return Head()  # the checkpoint has no head
     nameless = all(name == f"LABEL_{place}" for place, name in enumerate(theirs))

@@ -62,8 +62,11 @@ def noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C, SIGTERM and SIGHUP until the block has ended; a block that raises drops them."""
-    with noted() as arrived:
-        yield
-    for number in arrived:
-        signal.raise_signal(number)
+    """Delay Ctrl-C, SIGTERM and SIGHUP until the block has ended, also by an error, which they then replace."""
+    arrived: list[int] = []
+    try:
+        with noted() as arrived:
+            yield
+    finally:
+        for number in arrived:
+            signal.raise_signal(number)

@@ -120,3 +120,12 @@ def test_a_hangup_of_a_sweep_stops_its_jobs(place: Path, all_runs: Callable[[], 
     assert process.wait(60) == 129
     assert [found.info.status for found in all_runs()] == ["KILLED"] * 3  # the sweep's own among them
     assert len(list(place.glob("outputs/digits/*/checkpoints/checkpoint-4"))) == 2
+
+
+def test_an_error_does_not_swallow_a_delayed_signal() -> None:
+    def fail() -> None:
+        signal.raise_signal(signal.SIGINT)
+        raise ValueError
+
+    with pytest.raises(KeyboardInterrupt), uninterrupted():
+        fail()
