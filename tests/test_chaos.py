@@ -16,7 +16,7 @@ from conftest import SMALL_DIGITS
 Start = type[Program] | type[Fork]
 ROUNDS = int(os.environ.get("HFEXP_CHAOS", "1"))
 """Of commands that are started from nothing; `make chaos` makes ten."""
-FORKED_ROUNDS = 2
+FORKED_ROUNDS = 1
 POINTS, KILLS = 20, 10
 LONGEST = 4.0
 """Seconds from the first new job of a command until it is killed at the latest; a job takes one to two."""

@@ -45,7 +45,7 @@ TABLE = [
     ),
     (["name='a"], ["can't be parsed as key=value"]),
     (["trian"], ["neither a command nor key=value", "Did you mean 'train'?"]),
-    (["--config-dir", "nowhere"], ["nowhere' not found"]),
+    (["--config-dir", "nowhere"], ["--config-dir: there is no directory", "nowhere"]),
     (["--config-dir", "own", "model=mine"], ["unknown key 'model.revison'", "Did you mean 'revision'?"]),
     (["dataset=imagefolder"], ["dataset.source.data_dir has no value"]),
     (["dataset=imagefolder", "dataset.source.data_dir=nowhere"], ["data_dir=nowhere: there is no such directory"]),
