@@ -168,7 +168,7 @@ class _Field:
 
     @property
     def total(self) -> int:
-        """Number of values in all rows."""
+        """Return the number of values in all rows."""
         if self.offsets is not None:
             return int(self.offsets[-1]) // self.dtype.itemsize
         return self.rows * int(np.prod(self.shape or (), dtype=np.int64))

@@ -80,7 +80,7 @@ class Terminated(SystemExit):
 
     @property
     def reason(self) -> str:
-        """The signal that stopped the process, in words."""
+        """Return the signal that stopped the process, in words."""
         return (
             "stopped by SIGHUP (hangup: its terminal was closed)" if self.code == EXIT_HANGUP else "stopped by SIGTERM"
         )

@@ -76,7 +76,7 @@ class Result:
 
     @property
     def objective(self) -> float | None:
-        """The value that a sweep optimises unless it names other metrics: `metric_name` of the saved model."""
+        """Return the value that a sweep optimises unless it names other metrics: `metric_name` of the saved model."""
         if self.best_metric is not None:
             return self.best_metric
         return self.metrics.get(f"final_eval_{self.metric_name}")
@@ -86,7 +86,7 @@ class Result:
 
     @functools.cached_property
     def model(self) -> Any:
-        """The saved model, which is read from the run directory if other processes trained it.
+        """Return the saved model, which is read from the run directory if other processes trained it.
 
         Raises:
             RunError: the user's own code built the model, so that hfexp can't read it back.

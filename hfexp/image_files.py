@@ -81,12 +81,12 @@ class Folder:
 
     @functools.cached_property
     def all_images(self) -> list[str]:
-        """Paths of the image files in and below the folder."""
+        """Return the paths of the image files in and below the folder."""
         return [*self.images, *(path for folder in self.folders.values() for path in folder.all_images)]
 
     @functools.cached_property
     def all_metadata(self) -> list[str]:
-        """Paths of the metadata tables in and below the folder."""
+        """Return the paths of the metadata tables in and below the folder."""
         return [*self.metadata, *(path for folder in self.folders.values() for path in folder.all_metadata)]
 
 

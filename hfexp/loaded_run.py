@@ -45,17 +45,17 @@ class LoadedRun:
 
     @property
     def model(self) -> Any:
-        """The final model."""
+        """Return the final model."""
         return self._asked.predictor.model
 
     @property
     def processor(self) -> Any:
-        """The processor of the model."""
+        """Return the processor of the model."""
         return self._asked.predictor.processor
 
     @property
     def report(self) -> Path | None:
-        """The path of the run's HTML report; None if there is none on this machine."""
+        """Return the path of the run's HTML report; None if there is none on this machine."""
         found = self.directory / "artifacts" / "report.html" if self.directory else None
         return found if found is not None and found.is_file() else None
 

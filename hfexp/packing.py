@@ -28,7 +28,7 @@ class PackedDataset(ProcessedDataset):
 
     @functools.cached_property
     def _in_memory(self) -> np.ndarray:
-        """Tokens of all texts, for a split that is not prepared."""
+        """Return the tokens of all texts, for a split that is not prepared."""
         return self._of_texts(len(self.rows))
 
     def _of_texts(self, count: int) -> np.ndarray:

@@ -61,7 +61,7 @@ class Prepared:
 
     @property
     def is_whole(self) -> bool:
-        """True if no operation is left and the rows can be stacked as they are."""
+        """Return True if no operation is left and the rows can be stacked as they are."""
         return not self.rest and all(self.reader.is_uniform(name) for name in self.reader.fields)
 
     def columns(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:

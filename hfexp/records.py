@@ -49,7 +49,7 @@ class RunRecord:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from start to end; None before the end, or if the clock was set back to before the start."""
+        """Return the seconds from start to end; None before the end, or if the clock went back before the start."""
         if self.start_time is None or self.end_time is None or self.end_time < self.start_time:
             return None
         return (self.end_time - self.start_time) / 1000

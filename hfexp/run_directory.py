@@ -51,12 +51,12 @@ class RunDirectory:
 
     @property
     def artifacts(self) -> Path:
-        """Directory of the files that are recorded with the run."""
+        """Return the directory of the files that are recorded with the run."""
         return self.path / "artifacts"
 
     @property
     def model(self) -> Path:
-        """Directory of the final model."""
+        """Return the directory of the final model."""
         return self.path / "model"
 
     def save_state(self) -> None:

@@ -48,7 +48,10 @@ class EpochSampler(Sampler[int]):
 
     @property
     def _sorted_rows(self) -> int:
-        """Rows sorted at a time: 50 steps' (as upstream), at least 512, at most a quarter of all or one step's."""
+        """Return how many rows are sorted at a time.
+
+        These are the rows of 50 steps (as upstream) and at least 512, but no more than a quarter of all or one step's.
+        """
         return max(min(max(50 * self.group, 512), self.num_rows // 4), self.group)
 
     def __len__(self) -> int:

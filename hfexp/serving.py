@@ -95,7 +95,7 @@ class SavedModel:
 
     @property
     def weights(self) -> Path:
-        """The directory that `from_pretrained` reads."""
+        """Return the directory that `from_pretrained` reads."""
         return self.path / WEIGHTS
 
 

@@ -55,12 +55,12 @@ class ProcessedStream(IterableDataset):
 
     @property
     def first(self) -> list[Row]:
-        """The first rows, not decoded."""
+        """Return the first rows, not decoded."""
         return self.rows.first
 
     @property
     def num_skipped(self) -> int:
-        """The number of times that an unreadable sample was skipped."""
+        """Return the number of times that an unreadable sample was skipped."""
         return int(self._skipped.sum())
 
     def __getitem__(self, index: int) -> Row:

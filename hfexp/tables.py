@@ -293,7 +293,9 @@ def _require_shallow(file: str) -> None:
     opened = gzip.open if file.endswith(".gz") else open
     with contextlib.suppress(*GZIP_ERRORS), opened(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.count(b"[") + line.count(b"{") > MAX_DEPTH and _depth(line) > MAX_DEPTH:
+            if len(line) <= MAX_DEPTH or line.count(b"[") + line.count(b"{") <= MAX_DEPTH:
+                continue  # nearly all rows: counting takes longer than reading
+            if _depth(line) > MAX_DEPTH:
                 raise ConfigError(f"dataset.source.data_files: line {number} of {shown(file)} is nested too deeply")
 
 
@@ -313,7 +315,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
             _require_parquet(file)
         else:
             _require_text(file)
-        if kind == "json":
+        if kind == "json" and not streaming:  # a stream must not be read to its end before it begins
             _require_shallow(file)
     names = {split: [glob.escape(file) for file in files]}
     try:

@@ -64,7 +64,7 @@ class Timed(_Base):
 
     @property
     def seconds_before(self) -> float:
-        """Seconds of training up to the checkpoint that this start resumed from."""
+        """Return the seconds of training up to the checkpoint that this start resumed from."""
         return self._before.seconds if self._before else 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:

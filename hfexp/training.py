@@ -50,7 +50,7 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
 
     @functools.cached_property
     def _known_operations(self) -> dict[tuple[int, ...], int]:
-        """Number of floating point operations by batch shape."""
+        """Return the number of floating point operations by batch shape."""
         return {}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
@@ -149,12 +149,12 @@ class StopOnSignal(TrainerCallback):
 
     @property
     def ending(self) -> Terminated:
-        """The exception that ends the run; its exit code is that of the first signal."""
+        """Return the exception that ends the run; its exit code is that of the first signal."""
         return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
 
     @property
     def due(self) -> bool:
-        """True if the step that ends now is the last one."""
+        """Return True if the step that ends now is the last one."""
         return self.requested
 
     def _request(self, number: int, frame: FrameType | None) -> None:

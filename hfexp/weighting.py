@@ -103,7 +103,7 @@ class WeightedLosses(_Base):
 
     @functools.cached_property
     def _remainder(self) -> int:
-        """Number of training rows in the last batches of all processes if these are not full; else 0.
+        """Return the number of training rows in the last batches of all processes if these are not full; else 0.
 
         Accelerate (1.15) loses this number when an epoch is resumed (`SkipBatchSampler` has no `batch_size`).
         """

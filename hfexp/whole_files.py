@@ -33,7 +33,8 @@ class WholeFile:
     def _create(self, mode: int) -> int:
         while True:
             lock = os.open(self.temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # some network file systems have no locks: nothing is removed there
+                fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock).st_nlink:
                 return lock
             os.close(lock)  # another process removed it, as it was not locked yet

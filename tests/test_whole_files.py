@@ -1,5 +1,6 @@
 """Files appear whole; what killed processes have begun is removed by the next one that writes there."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -39,3 +40,13 @@ def test_a_file_that_could_not_be_finished_leaves_the_old_one(place: Path) -> No
         write_whole(Path("answers.json"), None)  # pyright: ignore
     assert [path.name for path in place.iterdir()] == ["answers.json"]
     assert Path("answers.json").read_text() == "old"
+
+
+def test_without_locks_files_are_whole_and_nothing_is_removed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    Path(".answers.json.1").touch()  # perhaps of a process on another machine
+    write_whole(Path("answers.json"), "new")
+    assert {path.name: path.read_text() for path in place.iterdir()} == {"answers.json": "new", ".answers.json.1": ""}

@@ -55,7 +55,7 @@ class Note:
 
     @property
     def is_consequence(self) -> bool:
-        """True if the exception may only mean that another process was gone, or that this one was asked to stop."""
+        """Return True if the exception may only mean that another process was gone, or this one had to stop."""
         return self.code in EXITS_ASKED_FOR or any(text in self.message for text in NEIGHBOUR_GONE)
 
 

@@ -44,7 +44,7 @@ class Order:
 
     @property
     def name(self) -> str:
-        """Name of the job for display."""
+        """Return the name of the job for display."""
         return self.label or str(self.number)
 
 

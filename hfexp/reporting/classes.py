@@ -34,34 +34,34 @@ class ClassReport:
 
     @property
     def support(self) -> np.ndarray:
-        """Number of samples of each class (C,)."""
+        """Return the number of samples of each class (C,)."""
         return self.matrix.sum(1)
 
     @property
     def mistakes(self) -> np.ndarray:
-        """The confusion matrix (C, C) with a zero diagonal."""
+        """Return the confusion matrix (C, C) with a zero diagonal."""
         wrong = self.matrix.copy()
         np.fill_diagonal(wrong, 0)
         return wrong
 
     @property
     def recall(self) -> np.ndarray:
-        """Share of each class's samples that were predicted correctly (C,); NaN for a class without samples."""
+        """Return the share of each class's samples predicted correctly (C,); NaN for a class without samples."""
         return _divide(np.diag(self.matrix), self.support)
 
     @property
     def precision(self) -> np.ndarray:
-        """Share of the predictions of each class that were correct (C,); NaN for a class never predicted."""
+        """Return the share of correct predictions of each class (C,); NaN for a class never predicted."""
         return _divide(np.diag(self.matrix), self.matrix.sum(0))
 
     @property
     def f1(self) -> np.ndarray:
-        """Harmonic mean of precision and recall (C,); NaN for a class neither present nor predicted."""
+        """Return the harmonic mean of precision and recall (C,); NaN for a class neither present nor predicted."""
         return _divide(2 * np.diag(self.matrix), self.support + self.matrix.sum(0))
 
     @property
     def majority_share(self) -> float:
-        """Accuracy of always predicting the most frequent class of this split; NaN without samples."""
+        """Return the accuracy of always predicting the most frequent class of this split; NaN without samples."""
         return float(self.support.max() / self.support.sum()) if self.support.any() else float("nan")
 
     def worst_ids(self, count: int) -> list[int]:

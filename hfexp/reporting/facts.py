@@ -19,7 +19,7 @@ class SplitScores:
 
     @property
     def confidence(self) -> np.ndarray | None:
-        """Probability of the predicted class (N,)."""
+        """Return the probability of the predicted class (N,)."""
         if self.probabilities is None:
             return None
         return np.take_along_axis(self.probabilities, self.predictions[:, None], axis=1)[:, 0]
@@ -53,7 +53,7 @@ class ReportFacts:
 
     @property
     def best_step(self) -> int | None:
-        """The step whose evaluation gave the `best_*` values; None if no evaluation matches them."""
+        """Return the step whose evaluation gave the `best_*` values; None if no evaluation matches them."""
         best = {name.removeprefix("best_"): value for name, value in self.metrics.items() if name.startswith("best_")}
         for entry in self.history:
             if best and all(entry.get(name) == value for name, value in best.items()):

@@ -61,7 +61,7 @@ class Point:
 
     @property
     def file(self) -> Path:
-        """File with the path of this point's run directory."""
+        """Return the file with the path of this point's run directory."""
         return self.directory / POINTS / f"{self.trial}.{self.replicate}.json"
 
 

@@ -92,7 +92,7 @@ class Parent:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id in MLflow; None without tracking, and until the store can be reached."""
+        """Return the run's id in MLflow; None without tracking, and until the store can be reached."""
         return self.tracker.run_id
 
     def update(self, sweep: Sweep, study: Any = None) -> None:

@@ -49,7 +49,7 @@ class Request:
 
     @property
     def total(self) -> int:
-        """Number of points of the whole sweep."""
+        """Return the number of points of the whole sweep."""
         if self.points is None:
             return self.search.trials or 0
         return min(self.search.trials or len(self.points), len(self.points))

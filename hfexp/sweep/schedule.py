@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def bound(self) -> bool:
-        """True if the worse end of the interval is optimised, not the mean."""
+        """Return True if the worse end of the interval is optimised, not the mean."""
         return self.search.optimise is Optimise.bound
 
 
@@ -126,7 +126,7 @@ class Schedule:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """All trials by number, as they are now."""
+        """Return all trials by number, as they are now."""
         return tuple(self._views[number] for number in sorted(self._views))
 
     @property
@@ -135,7 +135,7 @@ class Schedule:
 
     @property
     def ended_early(self) -> bool:
-        """True if so many trials have failed that no further job is started (`search.max_failures`)."""
+        """Return True if so many trials have failed that no further job is started (`search.max_failures`)."""
         limit = self.plan.search.max_failures
         return limit is not None and self.failed >= limit
 

@@ -40,12 +40,12 @@ class Space:
 
     @property
     def fixed(self) -> tuple[str, ...]:
-        """Overrides that all points share."""
+        """Return the overrides that all points share."""
         return tuple(word for _, word in self.layout if word is not None)
 
     @property
     def texts(self) -> dict[str, str]:
-        """The values as the user wrote them, by key."""
+        """Return the values as the user wrote them, by key."""
         texts = {dimension.key: _described(dimension) for dimension in self.dimensions}
         return texts | ({"search.space": str(self.function[TARGET])} if self.function else {})
 

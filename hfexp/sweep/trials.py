@@ -86,7 +86,7 @@ class Sweep:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Table columns that trials are ranked by: `loss`, or `loss high` for the worse end of its interval."""
+        """Return the columns that trials are ranked by: `loss`, or `loss high` for the worse end of its interval."""
         ends = {"minimize": "high", "maximize": "low"}
         goals = zip(self.metrics, self.directions, strict=True)
         return tuple(f"{metric} {ends[direction]}" for metric, direction in goals) if self.bound else self.metrics

@@ -47,12 +47,12 @@ class WatchPoint(TrainerCallback):
 
     @property
     def pruned_step(self) -> int | None:
-        """Step of the evaluation after which the training was ended early; None if it was not."""
+        """Return the step of the evaluation after which the training was ended early; None if it was not."""
         return self._decided if self._decided is not None and self._reached >= self._decided else None
 
     @property
     def _metric(self) -> str | None:
-        """The study's metric, as evaluations name it; empty for the metric that chooses the best model."""
+        """Return the study's metric, as evaluations name it; empty for the metric that chooses the best model."""
         return validation_name(self.membership.metrics[0]) if self.membership.metrics else ""
 
     def on_train_begin(

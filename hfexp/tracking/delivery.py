@@ -58,7 +58,7 @@ class Delivery:
 
     @property
     def pending(self) -> bool:
-        """True while something is left to deliver."""
+        """Return True while something is left to deliver."""
         return bool(self.state.deferred) or self.state.offset < self.journal.size()
 
     def deliver(self) -> None:

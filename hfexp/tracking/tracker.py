@@ -28,7 +28,7 @@ class Tracker(Protocol):
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run in the store; None if it has none (yet)."""
+        """Return the id of the run in the store; None if it has none (yet)."""
         ...
 
     def log_params(self, params: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class MlflowTracker:
 
     @property
     def run_id(self) -> str | None:
-        """Id of the run in the store; None until the store has been reached."""
+        """Return the id of the run in the store; None until the store has been reached."""
         return self.delivery.state.run_id
 
     def log_params(self, params: dict[str, Any]) -> None:
