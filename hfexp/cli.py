@@ -69,7 +69,12 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except SweepError as error:
         return _fail_sweep(error, full_traceback)
-    except BrokenPipeError:  # the reader has closed the pipe (`| head`)
+    except BrokenPipeError as error:
+        from hfexp.process import has_no_reader
+
+        if not has_no_reader(1):  # another pipe or socket, such as a database's
+            return _fail(error, EXIT_FAILED, full_traceback)
+        # The reader has closed the pipe (`| head`).
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # swallows what is flushed at exit
         return exit_code(signal.SIGPIPE)
     except Exception as error:

@@ -1,12 +1,20 @@
 """The identity of a process, which other processes can check later although pids are reused and hosts restart."""
 
 import os
+import select
 import signal
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 UNKNOWN = "?"
+
+
+def has_no_reader(descriptor: int) -> bool:
+    """Return True if nobody can read any more what is written to a pipe or socket."""
+    pipe = select.poll()
+    pipe.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
 
 
 def how_it_ended(exitcode: int | None) -> str:

@@ -201,3 +201,14 @@ def test_processes_of_one_machine_meet_on_loopback(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv(world.RENDEZVOUS, "")
     world.stay_on_this_machine(tmp_path)
     assert {os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")} == {"lo"}
+
+
+def test_a_broken_pipe_that_is_not_the_readers_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose_the_database(words: list[str]) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setitem(cli.COMMANDS, "version", lose_the_database)
+    assert cli.main(["version"]) == 1
+    assert "hfexp: error: BrokenPipeError" in capsys.readouterr().err

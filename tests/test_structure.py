@@ -106,7 +106,6 @@ LAYERS = [
         "hfexp.model_card",
         "hfexp.reporting",
         "hfexp.quiet",
-        "hfexp.process",
         "hfexp.timing",
         "hfexp.weighting",
         "hfexp.divergence",
@@ -170,7 +169,7 @@ LAYERS = [
     ],
     ["hfexp.outside"],
     ["hfexp.input_files", "hfexp.bounded_yaml", "hfexp.locks", "hfexp.whole_files"],
-    ["hfexp.errors", "hfexp"],
+    ["hfexp.errors", "hfexp.process", "hfexp"],
     ["hfexp.sweep", "hfexp.sweep.settings", "hfexp.sweep.statistics", "hfexp.sweep.trials"],
 ]
 """From the shell down; a module imports only from layers below its own."""

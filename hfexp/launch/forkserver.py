@@ -6,7 +6,6 @@ Each process has one, started at the first use; it ends when the last process th
 import contextlib
 import multiprocessing
 import os
-import select
 import signal
 import sys
 import types
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
+
+from hfexp.process import has_no_reader
 
 WARM = "hfexp.launch.warm"
 """Module that the server imports before it forks."""
@@ -41,11 +42,7 @@ def start() -> None:
 def has_ended() -> bool:
     """Return whether the server that this process has used is gone: nobody reads the pipe that keeps it alive."""
     server: Any = forkserver._forkserver  # pyright: ignore
-    if server._forkserver_alive_fd is None:
-        return False
-    pipe = select.poll()
-    pipe.register(server._forkserver_alive_fd, 0)
-    return bool(pipe.poll(0))
+    return server._forkserver_alive_fd is not None and has_no_reader(server._forkserver_alive_fd)
 
 
 @contextlib.contextmanager
