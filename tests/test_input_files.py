@@ -1,11 +1,14 @@
 """Files and addresses that data names: no program is started, nothing is waited for, memory is bounded."""
 
+import http.server
 import io
 import json
 import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,47 +107,45 @@ def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.Monke
         parse(["run=x", f"output={tmp_path}/answers.csv", "photos"])
 
 
-def serve(content: bytes, pause: float, length: int | None = None) -> tuple[str, socket.socket]:
-    """A web server that sends an image byte by byte; its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
+@contextmanager
+def served(content: bytes, pause: float = 0) -> Iterator[str]:
+    """Serve an image byte by byte with a pause in seconds after each; give its address."""
 
-    def answer(connection: socket.socket) -> None:
-        with connection:
-            connection.recv(4096)
-            head = f"HTTP/1.1 200 OK\r\nContent-Length: {length or len(content)}\r\nContent-Type: image/png\r\n\r\n"
-            try:
-                connection.sendall(head.encode())
+    class Image(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            self.do_HEAD()
+            with suppress(OSError):  # the reader has gone
                 for byte in content:
-                    connection.sendall(bytes([byte]))
+                    self.wfile.write(bytes([byte]))
                     time.sleep(pause)
-            except OSError:  # the reader has gone
-                pass
 
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=answer, args=(connection,), daemon=True).start()
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
 
-    threading.Thread(target=accept, daemon=True).start()
-    return f"http://127.0.0.1:{listening.getsockname()[1]}/cat.png", listening
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Image) as server:
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/cat.png"
+        server.shutdown()
 
 
 def test_an_address_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(input_files, "SECONDS", 1)
-    address, listening = serve(encoded(), 0.5)
     began = time.monotonic()
-    with listening, pytest.raises(DataError, match=r"cat\.png"):
+    with served(encoded(), pause=0.5) as address, pytest.raises(DataError, match=r"cat\.png"):
         open_image({"bytes": None, "path": address})
     assert time.monotonic() - began < 4
 
 
 def test_an_address_gives_an_image_of_limited_size(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(size=(4, 4))
-    address, listening = serve(data, 0)
-    with listening:
+    with served(data) as address:
         assert open_image({"bytes": None, "path": address}).size == (4, 4)
         monkeypatch.setattr(input_files, "MAX_BYTES", len(data) - 1)
         with pytest.raises(DataError, match="has more than"):
