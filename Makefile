@@ -37,10 +37,11 @@ test-all: install ## all tests: every model family, faults, a second environment
 fuzz: install ## read 100,000 damaged files, records and commands (about ten minutes): each is read or refused, soon
 	$(BIN)/python tests/fuzz.py
 
-lint: install ## check style, format and types
+lint: install ## check style, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
 
 audit: install ## look for known vulnerabilities in the pinned packages (needs pypi.org)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def load() -> Dataset:
-    """The digits as images, as in `hfexp.sources.digits`."""
+    """The digits as images, as in `hfexp.data.sources.digits`."""
     import PIL.Image
 
     bunch = load_digits()

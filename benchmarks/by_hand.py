@@ -45,7 +45,7 @@ def digits_model() -> Any:
     """As `model=vit_digits` builds it."""
     from transformers import ViTConfig, ViTForImageClassification
 
-    from hfexp import api
+    from hfexp.commands import api
 
     settings = api.compose("experiment=digits_vit").model.config
     return ViTForImageClassification(ViTConfig(**settings, id2label={i: str(i) for i in range(10)}))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from hfexp import api
-from hfexp.training import Trainer
+from hfexp.commands import api
+from hfexp.training.trainer import Trainer
 
 
 class Ready(Exception):

@@ -18,7 +18,7 @@ from benchmarks.harness import Report, interleave, parser, publish, ratio, scrat
 
 NUM_RUNS, ROUNDS = 1000, 5
 NUM_PARAMS, NUM_METRICS, NUM_POINTS, NUM_TAGS = 150, 60, 10, 30
-START = "import sys; from hfexp.compare import main; sys.exit(main(sys.argv[1:]))"
+START = "import sys; from hfexp.commands.compare import main; sys.exit(main(sys.argv[1:]))"
 SEARCH = """
 import sys
 from mlflow import MlflowClient
@@ -32,7 +32,7 @@ while page.token:
 assert count == int(sys.argv[2]), count
 """
 SEARCHED, SEARCHED_HERE = "MLflow `search_runs`, all pages", "MLflow `search_runs`, imported already"
-COMPARED, READ_HERE = "`hfexp compare`", "`hfexp.records.read_runs`, imported already"
+COMPARED, READ_HERE = "`hfexp compare`", "`hfexp.tracking.runs.read_runs`, imported already"
 
 
 def run(rounds: int | None = None, quick: bool = False, keep: Path | None = None, count: int = NUM_RUNS) -> Report:
@@ -83,7 +83,7 @@ def search_in_process(uri: str) -> float:
 
 def read_in_process(uri: str, count: int) -> float:
     """Seconds of reading alone."""
-    from hfexp.records import read_runs
+    from hfexp.tracking.runs import read_runs
 
     def read() -> None:
         assert len(read_runs(uri)) == count

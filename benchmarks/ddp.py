@@ -29,7 +29,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 
 def own(epochs: int) -> float:
     """Seconds per step of hfexp."""
-    from hfexp import api
+    from hfexp.commands import api
 
     path = Path("steps.json").absolute()
     with silence():
@@ -47,10 +47,10 @@ def own(epochs: int) -> float:
 def by_hand(epochs: int) -> float:
     """Seconds per step of the loop in `benchmarks.by_hand`, in processes that are started in the same way."""
     from benchmarks.by_hand import train
-    from hfexp import api
-    from hfexp.config import LaunchConfig, Strategy
+    from hfexp.commands import api
+    from hfexp.core.config import LaunchConfig, Strategy
+    from hfexp.experiment.preflight import prepare
     from hfexp.launch import workers
-    from hfexp.preflight import prepare
 
     rows = len(prepare(api.compose("experiment=digits_vit", "metrics=accuracy")).dataset["train"])
     launch = LaunchConfig(Strategy.ddp, PROCESSES, num_threads=1)

@@ -17,7 +17,7 @@ from benchmarks.harness import Report, child, parser, publish, scratch, table
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
-"""Of `hfexp.text.byte_tokenizer`."""
+"""Of `hfexp.tasks.text.byte_tokenizer`."""
 LONGEST = 3
 """Bytes of the longest n-gram."""
 
@@ -50,8 +50,8 @@ def train(name: str, words: list[str], place: Path) -> tuple[float, dict[str, fl
 
 def prepare(words: list[str]) -> Any:
     """The experiment's task, rows and transforms."""
-    from hfexp import preflight
-    from hfexp.api import compose
+    from hfexp.commands.api import compose
+    from hfexp.experiment import preflight
 
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         return compose(*words, "transform.cache.enabled=false"), preflight.prepare(compose(*words))
@@ -81,7 +81,7 @@ def n_grams(words: list[str]) -> dict[str, float]:
     """Perplexity of the blocks of the test split, whose first bytes are given as they are to the model."""
     import numpy as np
 
-    from hfexp.work import build_splits
+    from hfexp.experiment.fit import build_splits
 
     config, inputs = prepare(words)
     splits = build_splits(config, inputs)

@@ -31,8 +31,8 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 def measure(words: list[str]) -> tuple[float, float, dict[str, float]]:
     """Test accuracy and seconds of training of one run, and the test accuracy of the peers."""
     from hfexp import train
-    from hfexp.api import compose
-    from hfexp.preflight import prepare
+    from hfexp.commands.api import compose
+    from hfexp.experiment.preflight import prepare
 
     with silence():
         result = train(*words)
@@ -45,7 +45,7 @@ def classical(dataset: Any) -> dict[str, float]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import SVC
 
-    from hfexp.images import open_image
+    from hfexp.tasks.images import open_image
 
     def table(split: str) -> tuple[np.ndarray, np.ndarray]:
         pixels = [np.asarray(open_image(row["image"]), dtype=np.float64).ravel() / 255 for row in dataset[split]]

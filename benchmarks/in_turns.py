@@ -45,7 +45,7 @@ class Turns:
         Returns:
             A word for its command line, which does so for what is measured of the machine.
         """
-        from hfexp.config import TrackingConfig
+        from hfexp.core.config import TrackingConfig
         from hfexp.tracking import writer
 
         writer.INTERVAL *= self.processes

@@ -80,7 +80,7 @@ def show(report: Report, peaks: Peaks, sizes: dict[str, int]) -> None:
 
 def own(data: str) -> None:
     """In the child: hfexp."""
-    from hfexp import api
+    from hfexp.commands import api
 
     with silence():
         from benchmarks.steps import TrainingPeak, peak_memory

@@ -75,8 +75,8 @@ def build(model: Path, paths: list[str]) -> dict[str, Callable[[], list[dict[str
     """Ways to the probabilities of each image, by the names of the classes."""
     import transformers
 
-    from hfexp.predicting.inputs import read_inputs, row_of
-    from hfexp.predicting.models import load
+    from hfexp.inference.inputs import read_inputs, row_of
+    from hfexp.inference.load import load
 
     asked = load(str(model), None, [], output_dir="outputs", uri=None, device=None)
     predictor = asked.predictor

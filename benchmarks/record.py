@@ -47,7 +47,7 @@ NOTES = {
 
 def main() -> None:
     """Run the main job in a scratch directory and write the list."""
-    from hfexp import api
+    from hfexp.commands import api
 
     with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
         result = api.train("experiment=digits_vit")

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness import Ratio, Report, parser, publish, scratch, silence, spread, table, turns
 from benchmarks.in_turns import Turns, in_turns
 from benchmarks.variants import ALLOWED
-from hfexp.idle_threads import let_idle_threads_sleep
+from hfexp.core.idle_threads import let_idle_threads_sleep
 
 LIMIT = 0.02
 TURN = 100
@@ -66,8 +66,8 @@ class Lost:
     """Steps on each side that a step is compared with."""
 
     def __init__(self) -> None:
-        from hfexp.progress import RecordTraining
-        from hfexp.tracking.system import SystemMonitor
+        from hfexp.experiment.progress import RecordTraining
+        from hfexp.tracking.system_metrics import SystemMonitor
         from hfexp.tracking.writer import Writer
 
         self.told: list[tuple[float, float]] = []
@@ -147,7 +147,7 @@ def measure(words: list[str]) -> Times:
     import mlflow
 
     from benchmarks.steps import StepTimes
-    from hfexp import api
+    from hfexp.commands import api
 
     with silence():
         result = api.train(*words, STEPS)

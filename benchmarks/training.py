@@ -27,8 +27,8 @@ from benchmarks.harness import Report, parser, publish, ratio, scratch, silence,
 from benchmarks.in_turns import Turns, in_turns
 from benchmarks.pictures import NUM_CLASSES, write_pictures
 from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
-from hfexp.idle_threads import let_idle_threads_sleep
-from hfexp.machine import computes_in_bf16
+from hfexp.core.idle_threads import let_idle_threads_sleep
+from hfexp.core.machine import computes_in_bf16
 
 LOGGING_STEPS = 10
 EPOCHS = 3
@@ -97,7 +97,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 
 def measure(report: Report, case: Case, place: Path, rounds: int) -> None:
     """One size of image: all variants in turns."""
-    from hfexp.checks import check_compiler  # not before torch may be loaded, which `train` decides
+    from hfexp.experiment.checks import check_compiler  # not before torch may be loaded, which `train` decides
 
     place = place.absolute()
     write_pictures(place / "data", {"train": case.images, "validation": 40}, (250, 250))
@@ -169,7 +169,7 @@ def ready_batches(job: Job) -> list[Any]:
 def own(job: Job) -> Times:
     """hfexp, without prepared data and compiled code."""
     from benchmarks.steps import StepTimes
-    from hfexp import api
+    from hfexp.commands import api
 
     with tempfile.TemporaryDirectory(dir=".") as cache, silence():
         os.environ["HFEXP_CACHE"] = str(Path(cache).absolute())

@@ -2,22 +2,23 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Result", "compose", "evaluate", "load_run", "predict", "train"]
+from hfexp.core import __version__
+
+__all__ = ["Result", "__version__", "compose", "evaluate", "load_run", "predict", "train"]
 
 if TYPE_CHECKING:
-    from hfexp.api import compose, evaluate, load_run, predict, train
-    from hfexp.experiment import Result
+    from hfexp.commands.api import compose, evaluate, load_run, predict, train
+    from hfexp.experiment.result import Result
 
 
 def __getattr__(name: str) -> Any:
     """Load the public names on first use: importing hfexp alone stays cheap."""
     if name in ("compose", "evaluate", "load_run", "predict", "train"):
-        from hfexp import api
+        from hfexp.commands import api
 
         return getattr(api, name)
     if name == "Result":
-        from hfexp.experiment import Result
+        from hfexp.experiment.result import Result
 
         return Result
     raise AttributeError(f"module 'hfexp' has no attribute {name!r}")

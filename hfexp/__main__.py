@@ -2,7 +2,7 @@
 
 import sys
 
-from hfexp.cli import program
+from hfexp.commands.cli import program
 
 if __name__ == "__main__":
     sys.exit(program())

@@ -322,7 +322,7 @@ def _started(words: list[str], place: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        from hfexp import cli
+        from hfexp.commands import cli
 
         code = cli.main(words)
     except SystemExit as end:
@@ -358,7 +358,7 @@ def _shortened(message: str) -> str:
 
 def page(outcomes: list[tuple[Case, Outcome]]) -> str:
     """The table."""
-    from hfexp.markdown import plain
+    from hfexp.core.markdown import plain
 
     rows = [
         f"| {case.kind} | {plain(case.name)} | {plain(_shortened(said.message))} | {said.code} | {said.seconds:.1f} |"
@@ -376,8 +376,8 @@ def page(outcomes: list[tuple[Case, Outcome]]) -> str:
 
 def main(*chosen: str) -> int:
     """Run all cases, or those whose name contains a word; 1 if one ends as it should not."""
-    import hfexp.experiment
-    import hfexp.predicting.models  # noqa: F401
+    import hfexp.experiment.run
+    import hfexp.inference.load  # noqa: F401
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     home = Path(tempfile.mkdtemp(prefix="hfexp-bad-home-"))

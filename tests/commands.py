@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from hfexp import cli
+from hfexp.commands import cli
 from hfexp.launch import forkserver
 
 TESTS = Path(__file__).parent

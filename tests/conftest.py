@@ -91,7 +91,7 @@ def encoded_digits(count: int) -> list[bytes]:
     """The first digits as PNG files."""
     import datasets
 
-    from hfexp.sources import digits
+    from hfexp.data.sources import digits
 
     rows: Any = digits().cast_column("image", datasets.Image(decode=False)).select(range(count))
     return [row["image"]["bytes"] for row in rows]

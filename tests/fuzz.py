@@ -170,28 +170,28 @@ def _jpegs() -> list[bytes]:
 
 
 def _open_image(data: bytes, place: Path) -> None:
-    from hfexp.images import open_image, to_rgb
+    from hfexp.tasks.images import open_image, to_rgb
 
     to_rgb(open_image({"bytes": data, "path": None}, MAX_PIXELS))
 
 
 def _open_file(data: bytes, place: Path) -> None:
-    from hfexp.images import open_image, to_rgb
+    from hfexp.tasks.images import open_image, to_rgb
 
     (place / "x.png").write_bytes(data)
     to_rgb(open_image({"bytes": None, "path": str(place / "x.png")}, MAX_PIXELS))
 
 
 def _decode(data: bytes, place: Path) -> None:
-    from hfexp.decoding import decode_to_tensor
-    from hfexp.images import ToRGB
+    from hfexp.tasks.decoding import decode_to_tensor
+    from hfexp.tasks.images import ToRGB
 
     decode_to_tensor({"image": {"bytes": data, "path": None}}, ToRGB(), MAX_PIXELS)
 
 
 def _served(data: bytes, place: Path) -> None:
-    from hfexp.images import to_rgb
-    from hfexp.raw_images import image_row
+    from hfexp.tasks.images import to_rgb
+    from hfexp.tasks.raw_images import image_row
 
     to_rgb(image_row(data, MAX_PIXELS)["image"])
 
@@ -210,7 +210,7 @@ def _parquet() -> bytes:
 
 
 def _csv_file(data: bytes, place: Path) -> None:
-    from hfexp.csv_files import CsvFile, Dialect
+    from hfexp.data.csv_files import CsvFile, Dialect
 
     (place / "x.csv").write_bytes(data)
     table = CsvFile(str(place / "x.csv"), Dialect())
@@ -219,7 +219,7 @@ def _csv_file(data: bytes, place: Path) -> None:
 
 
 def _table(data: tuple[str, bytes], place: Path) -> None:
-    from hfexp.sources import table
+    from hfexp.data.sources import table
 
     shutil.rmtree(place / "rows", ignore_errors=True)
     (place / "rows").mkdir()
@@ -230,7 +230,7 @@ def _table(data: tuple[str, bytes], place: Path) -> None:
 
 
 def _metadata(data: tuple[str, bytes], place: Path) -> None:
-    from hfexp.folder_metadata import columns_of, read_metadata
+    from hfexp.data.folder_metadata import columns_of, read_metadata
 
     path = place / f"metadata{data[0]}"
     path.write_bytes(data[1])
@@ -243,8 +243,8 @@ def _damaged_table(data: tuple[str, bytes], rng: random.Random) -> tuple[str, by
 
 
 def _compose(words: list[str], place: Path) -> None:
-    from hfexp.composition import compose
-    from hfexp.config import to_config
+    from hfexp.core.compose import compose
+    from hfexp.core.config import to_config
 
     to_config(compose(*words)[0])
 
@@ -252,32 +252,32 @@ def _compose(words: list[str], place: Path) -> None:
 def _prepare(words: list[str], place: Path) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from hfexp.composition import explained, prepare_overrides
+    from hfexp.core.compose import explained, prepare_overrides
 
     with explained():
         OverridesParser.create().parse_overrides(prepare_overrides(words))
 
 
 def _predict(words: list[str], place: Path) -> None:
-    from hfexp.predicting.settings import parse
+    from hfexp.commands.prediction_settings import parse
 
     parse(words)
 
 
 def _evaluate(words: list[str], place: Path) -> None:
-    from hfexp.predicting.evaluation_settings import parse
+    from hfexp.commands.evaluation_settings import parse
 
     parse(words)
 
 
 def _yaml(data: bytes, place: Path) -> None:
-    from hfexp.bounded_yaml import load
+    from hfexp.core.bounded_yaml import load
 
     load(data.decode("utf-8", "replace"), "x.yaml")
 
 
 def _checkpoint(data: bytes, place: Path) -> None:
-    from hfexp.checkpoints import MANIFEST, find_problem, processes_of
+    from hfexp.core.checkpoint import MANIFEST, find_problem, processes_of
 
     (place / "weights").write_bytes(b"abc")
     (place / MANIFEST).write_bytes(data)
@@ -286,14 +286,14 @@ def _checkpoint(data: bytes, place: Path) -> None:
 
 
 def _run_state(data: bytes, place: Path) -> None:
-    from hfexp.run_state import STATE, read_state
+    from hfexp.tracking.run_state import STATE, read_state
 
     (place / STATE).write_bytes(data)
     read_state(place)
 
 
 def _recipe(data: bytes, place: Path) -> None:
-    from hfexp.inference import RECIPE_FILE, load_recipe
+    from hfexp.inference.predictor import RECIPE_FILE, load_recipe
 
     (place / RECIPE_FILE).write_bytes(data)
     load_recipe(place).foreign_targets()
@@ -319,7 +319,7 @@ def _journal(data: bytes, place: Path) -> None:
 
 
 def _sweep(data: bytes, place: Path) -> None:
-    from hfexp.sweep.membership import DEFINITION, read_membership
+    from hfexp.tracking.membership import DEFINITION, read_membership
 
     (place / DEFINITION).write_bytes(data)
     with contextlib.suppress(OSError, ValueError):  # as it says
@@ -330,7 +330,7 @@ def _weights(data: bytes, place: Path) -> None:
     import safetensors
     import safetensors.torch
 
-    from hfexp.errors import DataError
+    from hfexp.core.errors import DataError
 
     try:
         safetensors.torch.load(data)
@@ -355,7 +355,7 @@ MANIFEST_SEED = {
 }  # fmt: skip
 RECIPE_SEED = {
     "format": 1, "task": {"_target_": "hfexp.tasks.image_classification.ImageClassification"},
-    "transform": {"prepare": {"rgb": {"_target_": "hfexp.images.ToRGB"}}, "evaluate": {}},
+    "transform": {"prepare": {"rgb": {"_target_": "hfexp.tasks.images.ToRGB"}}, "evaluate": {}},
     "id2label": {"0": "a", "1": "b"}, "model": None,
 }  # fmt: skip
 DELIVERED_SEED = {
@@ -420,7 +420,7 @@ READERS = {
 
 def try_reader(name: str, count: int, seed: int = 0) -> Outcome:
     """Read damaged inputs in this process."""
-    from hfexp.errors import ConfigError, RunError
+    from hfexp.core.errors import ConfigError, RunError
 
     reader, outcome = READERS[name], Outcome()
     seeds = reader.seeds()
@@ -487,8 +487,7 @@ def main(count: int = 100_000, seed: int = 0, *names: str) -> int:
     """Print a table of all readers; 1 if an input was not read or refused as it should be."""
     import torch  # what every child would import
 
-    import hfexp.decoding
-    import hfexp.sources  # noqa: F401
+    import hfexp.data.sources  # noqa: F401
 
     torch.set_num_threads(1)
     outcomes = {}

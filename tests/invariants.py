@@ -14,10 +14,10 @@ import torch
 import transformers
 from torch import nn
 
-from hfexp.arguments import build_arguments
-from hfexp.batch_norm import _evaluate, share_statistics
-from hfexp.processing import ProcessedDataset
-from hfexp.training import Trainer
+from hfexp.core.training_args import build_arguments
+from hfexp.data.dataset import ProcessedDataset
+from hfexp.training.batch_norm import _evaluate, share_statistics
+from hfexp.training.trainer import Trainer
 
 ROWS, CLASSES, VOCABULARY = 54, 3, 40
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import optuna
 
-from hfexp.composition import compose
-from hfexp.config import to_config
-from hfexp.origin import Origin, without_sweep
+from hfexp.core.compose import compose
+from hfexp.core.config import to_config
+from hfexp.core.provenance import Origin, without_sweep
+from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep import point
-from hfexp.sweep.membership import Membership, write_membership
-from hfexp.sweep.storage import close_storage, open_storage
 from hfexp.sweep.trials import State, Sweep, Trial, TrialRun
+from hfexp.tracking.membership import Membership, write_membership
 
 OTHERS_LOSS = 0.01
 """Of the trials that are finished: no short training comes near it."""

@@ -17,9 +17,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from test_checkpoints import assert_equal_weights
 
 from hfexp import predict, train
-from hfexp.adapters import require_same_weights
-from hfexp.errors import ConfigError, DataError
-from hfexp.text import byte_tokenizer
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks.text import byte_tokenizer
+from hfexp.training.adapters import require_same_weights
 
 WORDS = {"warm": ("sun", "fire", "summer"), "cold": ("ice", "snow", "winter")}
 TEXTS = ("the sun and the fire", "ice and snow")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import transformers
 
-from hfexp import api, checks
-from hfexp.arguments import (
+from hfexp.commands import api
+from hfexp.core.errors import ConfigError
+from hfexp.core.training_args import (
     OWNED,
     RANGES,
     REFUSED,
@@ -21,7 +22,7 @@ from hfexp.arguments import (
     loader_defaults,
     training_argument_types,
 )
-from hfexp.errors import ConfigError
+from hfexp.experiment import checks
 
 
 def test_the_fields_read_from_source_are_the_real_ones() -> None:

@@ -15,18 +15,17 @@ import torch
 from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
 from torchvision import tv_tensors
 
-from hfexp import api, cli
-from hfexp.arrays import ArrayReader, ArrayWriter
-from hfexp.cache import Cache, NoRoomError, parse_size, show_size
-from hfexp.config import Config
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
-from hfexp.preflight import prepare
-from hfexp.preparing import Preparation, _code
-from hfexp.processing import Collator, process
-from hfexp.processor import settings_of
-from hfexp.row_arrays import NotWholeNumbersError, from_array, to_arrays
-from hfexp.text import byte_tokenizer
+from hfexp.commands import api, cli
+from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
+from hfexp.data.arrays import ArrayReader, ArrayWriter
+from hfexp.data.cache import Cache, NoRoomError, parse_size, show_size
+from hfexp.data.dataset import Collator, process
+from hfexp.data.prepare import Preparation, _code, settings_of
+from hfexp.data.row_arrays import NotWholeNumbersError, from_array, to_arrays
+from hfexp.experiment.preflight import prepare
+from hfexp.tasks.text import byte_tokenizer
 
 
 @pytest.fixture
@@ -170,7 +169,7 @@ def test_what_draws_random_numbers_is_no_preparation(operation: str, more: str, 
     with pytest.raises(ConfigError, match=rf"{operation} draws random numbers: put it under transform\.augment"):
         prepare(
             api.compose(*SMALL_MODEL, "dataset=digits", "transform=eval",
-                        "transform.prepare=[{_target_: hfexp.images.ToRGB}, "
+                        "transform.prepare=[{_target_: hfexp.tasks.images.ToRGB}, "
                         "{_target_: torchvision.transforms.v2.ToImage},"
                         f"{{_target_: torchvision.transforms.v2.{operation}{more}}}]")
         )  # fmt: skip
@@ -269,7 +268,7 @@ SLOW_BUILD = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from hfexp.cache import Cache
+from hfexp.data.cache import Cache
 
 def build(writer):
     for index in range(4):

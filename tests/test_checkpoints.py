@@ -13,8 +13,8 @@ from conftest import SMALL_DIGITS, write_images
 from faults import fault_at
 from transformers import AutoModelForImageClassification
 
-from hfexp import api
-from hfexp.checkpoints import CheckpointError, find_problem, newest_whole
+from hfexp.commands import api
+from hfexp.core.checkpoint import CheckpointError, find_problem, newest_whole
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16}
 SQUARE = {"size": {"height": 16, "width": 16}}
@@ -180,7 +180,7 @@ def test_convolutions_in_channels_last_are_restored_and_saved(place: Path) -> No
 
 
 def test_upstream_still_loses_weights(place: Path) -> None:
-    """If this fails, Transformers has been mended and `hfexp.checkpoints` can shrink."""
+    """If this fails, Transformers has been mended and `hfexp.training.checkpoints` can shrink."""
     torch.manual_seed(0)
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**VIT, patch_size=8, num_labels=4))
     rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 4} for i in range(32)]
@@ -256,7 +256,7 @@ def test_a_missing_best_checkpoint_is_an_error(interrupted: tuple[list[str], Pat
     assert state["best_model_checkpoint"] in ("checkpoint-3", "checkpoint-6")
     state["best_global_step"], state["best_model_checkpoint"] = 3, "checkpoint-3"
     (newest / "trainer_state.json").write_text(json.dumps(state))
-    from hfexp.checkpoints import write_manifest
+    from hfexp.core.checkpoint import write_manifest
 
     (newest / "manifest.json").unlink()
     write_manifest(newest, resumable=True, world_size=1, config_hash="")

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from hfexp import cli
-from hfexp.config import LaunchConfig
-from hfexp.errors import RunError
-from hfexp.hydra_app import hydra_words
+from hfexp.commands import cli
+from hfexp.core.config import LaunchConfig
+from hfexp.core.errors import RunError
+from hfexp.core.hydra_app import hydra_words
 from hfexp.launch import world
 
 HEAVY = ("torch", "transformers", "datasets", "mlflow", "evaluate", "accelerate", "numpy")
 
 PROBE = """
 import sys
-from hfexp.cli import main
+from hfexp.commands.cli import main
 try:
     code = main()
 except SystemExit as error:

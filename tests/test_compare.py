@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from hfexp import chosen, records
-from hfexp.compare import main, rank
-from hfexp.errors import ConfigError, RunError
-from hfexp.records import RunRecord, metric_history, newest_run, read_runs
+from hfexp.commands.compare import main, rank
+from hfexp.core.errors import ConfigError, RunError
+from hfexp.tracking import chosen
+from hfexp.tracking import runs as records
+from hfexp.tracking.runs import RunRecord, metric_history, newest_run, read_runs
 
 NO_FILTER = "attributes.status LIKE '%'"
 """True for all runs: makes the client read them."""
@@ -285,7 +286,7 @@ def test_store_without_runs(store: Store, tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported(store: Store) -> None:
     script = (
-        "import sys; from hfexp.compare import main; main(sys.argv[1:]);"
+        "import sys; from hfexp.commands.compare import main; main(sys.argv[1:]);"
         "print([m for m in ('mlflow', 'torch', 'transformers', 'matplotlib', 'numpy') if m in sys.modules])"
     )
     words = [sys.executable, "-c", script, "--uri", store.uri]
@@ -390,7 +391,7 @@ def test_long_tables_are_cut(store: Store, compare: Any) -> None:
     runs = [RunRecord(str(i), "r", "1", "e", "FINISHED", i, i, p, scores) for i, p in enumerate(many)]
     ranking = rank(runs)
     assert (len(ranking.params), len(ranking.metrics)) == (19, 9)
-    from hfexp.compare import _show_ranking
+    from hfexp.commands.compare import _show_ranking
 
     assert _show_ranking(ranking, "table", None, False) == [
         "7 more params: --all shows them",

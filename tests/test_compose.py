@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from hfexp import api, cli
-from hfexp.choices import check_choices
-from hfexp.composition import compose, conf_dir, prepare_overrides
-from hfexp.config import flatten, to_config
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
-from hfexp.targets import check, locate, parameters
+from hfexp.commands import api, cli
+from hfexp.core.compose import compose, conf_dir, prepare_overrides
+from hfexp.core.config import flatten, to_config
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
+from hfexp.core.targets import check, locate, parameters
+from hfexp.experiment.choices import check_choices
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/*.yaml") if path.parent.name not in ("hydra",)
@@ -153,7 +153,11 @@ def test_own_options_come_first_and_say_so(tmp_path: Path, place: Path, capsys: 
     ("content", "words", "shown"),
     [
         ("seed: 7\n", [], ["seed: 7", "model_type: vit"]),
-        ("model:\n  path: owner/name\ndataset:\n  source: {_target_: hfexp.sources.digits}\n", [], ["owner/name"]),
+        (
+            "model:\n  path: owner/name\ndataset:\n  source: {_target_: hfexp.data.sources.digits}\n",
+            [],
+            ["owner/name"],
+        ),
         ("trainer:\n  args: {learning_rate: 0.25}\n", ["model=resnet50"], ["learning_rate: 0.25", "resnet-50"]),
     ],
 )

@@ -11,10 +11,10 @@ import pytest
 from conftest import write_images
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hfexp import sources
-from hfexp.config import DatasetConfig, OnBadSample, SplitsConfig
-from hfexp.data import drop_bad_samples, load_dataset
-from hfexp.errors import ConfigError, DataError
+from hfexp.core.config import DatasetConfig, OnBadSample, SplitsConfig
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data import sources
+from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.tasks.image_classification import ImageClassification
 
 TASK = ImageClassification()
@@ -30,12 +30,12 @@ def table(labels: list[Any], label: Any = None) -> Dataset:
 def load(source: Any, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> DatasetDict:
     """Load a dataset object through the real function."""
     monkeypatch.setattr(sources, "digits", lambda: source)
-    return load_dataset(DatasetConfig(source={"_target_": "hfexp.sources.digits"}, **settings), TASK)
+    return load_dataset(DatasetConfig(source={"_target_": "hfexp.data.sources.digits"}, **settings), TASK)
 
 
 @pytest.fixture(autouse=True)
 def own_target(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfexp.data.instantiate", lambda node, key, allowed: sources.digits())
+    monkeypatch.setattr("hfexp.data.splits.instantiate", lambda node, key, allowed: sources.digits())
 
 
 def test_digits_are_scikit_learns() -> None:

@@ -20,15 +20,15 @@ from faults import fault_at
 from safetensors.torch import load_file
 from transformers import Dinov2Config, TrainerControl, TrainerState, TrainingArguments
 
-from hfexp import api, cli
-from hfexp.config import LaunchConfig, Strategy
-from hfexp.errors import ConfigError, RunError, Terminated
-from hfexp.identity import config_hash
+from hfexp.commands import api, cli
+from hfexp.core.config import LaunchConfig, Strategy
+from hfexp.core.errors import ConfigError, RunError, Terminated
+from hfexp.core.identity import config_hash
+from hfexp.core.process import how_it_ended
+from hfexp.experiment.preflight import leaves_parameters_unused, prepare
+from hfexp.experiment.relay import Relay, relayed
 from hfexp.launch import failures, world
-from hfexp.launch.relay import Relay, relayed
-from hfexp.launch.stop import StopTogether, forget
-from hfexp.preflight import leaves_parameters_unused, prepare
-from hfexp.process import how_it_ended
+from hfexp.training.stop import StopTogether, forget
 
 TESTS = Path(__file__).parent
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from hfexp import decoding
-from hfexp.errors import DataError
-from hfexp.geometry import Geometry
-from hfexp.images import ConvertRGB, Fit, ToRGB, open_image
+from hfexp.core.errors import DataError
+from hfexp.tasks import decoding
+from hfexp.tasks.geometry import Geometry
 from hfexp.tasks.image_classification import ImageClassification
+from hfexp.tasks.images import ConvertRGB, Fit, ToRGB, open_image
 
 PLAIN: dict[str, dict[str, Any]] = {
     "4:4:4": {"subsampling": 0},

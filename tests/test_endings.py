@@ -15,16 +15,16 @@ import pytest
 from conftest import SMALL_DIGITS
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from hfexp import api, cli
-from hfexp.checkpoints import list_checkpoints, set_aside_newer
-from hfexp.errors import RunError
-from hfexp.signals import uninterrupted
+from hfexp.commands import api, cli
+from hfexp.core.checkpoint import list_checkpoints, set_aside_newer
+from hfexp.core.errors import RunError
+from hfexp.core.signals import uninterrupted
 
 
 def crash_after_training(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run until training has ended, and fail in the evaluation that follows."""
     with monkeypatch.context() as patched:
-        patched.setattr("hfexp.work.evaluate", lambda *args: 1 / 0)
+        patched.setattr("hfexp.experiment.fit.evaluate", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             api.train(*words)
 
@@ -169,8 +169,8 @@ def test_a_diverged_training_is_no_result(place: Path, all_runs: Callable[[], li
 
 
 def test_each_split_is_read_by_its_own_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfexp import data
-    from hfexp.config import DatasetConfig
+    from hfexp.core.config import DatasetConfig
+    from hfexp.data import splits
     from hfexp.tasks.image_classification import ImageClassification
 
     def rows(names: list[str], words: list[str]) -> Dataset:
@@ -180,8 +180,8 @@ def test_each_split_is_read_by_its_own_label_names(monkeypatch: pytest.MonkeyPat
     source = DatasetDict(
         {"train": rows(["cat", "dog"], ["cat", "dog"]), "validation": rows(["dog", "cat"], ["dog", "cat"])}
     )
-    monkeypatch.setattr(data, "instantiate", lambda *args: source)
+    monkeypatch.setattr(splits, "instantiate", lambda *args: source)
     config = DatasetConfig(source={"_target_": "x"}, labels=["dog", "cat"])
-    loaded = data.load_dataset(config, ImageClassification())
+    loaded = splits.load_dataset(config, ImageClassification())
     assert loaded["train"]["label"][:] == [1, 0]
     assert loaded["validation"]["label"][:] == [0, 1]

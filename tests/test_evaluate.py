@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import yaml
 
-from hfexp import cli, evaluate
-from hfexp.errors import ConfigError
-from hfexp.predicting.evaluation_settings import parse
-from hfexp.predicting.scored import class_names
-from hfexp.predicting.scores import bootstrap, score_slices
-from hfexp.sources import digits
+from hfexp import evaluate
+from hfexp.commands import cli
+from hfexp.commands.evaluation_settings import parse
+from hfexp.core.errors import ConfigError
+from hfexp.data.sources import digits
+from hfexp.inference.scored import class_names
+from hfexp.inference.scores import bootstrap, score_slices
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from conftest import SMALL_DIGITS
 from faults import fault_at
 
-from hfexp import api
+from hfexp.commands import api
 
 TESTS = Path(__file__).parent
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from conftest import SMALL_DIGITS
 
-from hfexp import api, cli, foreign_settings
-from hfexp.foreign_settings import find_foreign_settings
+from hfexp.commands import api, cli
+from hfexp.core import foreign_settings
+from hfexp.core.foreign_settings import find_foreign_settings
 
 ONE_EPOCH = (*SMALL_DIGITS, "trainer.args.num_train_epochs=1", "tracking=none")
 

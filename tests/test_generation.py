@@ -11,12 +11,13 @@ import pytest
 import torch
 import transformers
 
-from hfexp import cli, predict, train
-from hfexp.errors import ConfigError, DataError
-from hfexp.language import IGNORED, Encode, LanguageCollator, check_messages, token_scores
-from hfexp.metrics import Perplexity, TokenAccuracy
+from hfexp import predict, train
+from hfexp.commands import cli
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks.causal_lm import IGNORED, Encode, LanguageCollator, check_messages, token_scores
+from hfexp.tasks.metrics import Perplexity, TokenAccuracy
+from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_generation import ChatGeneration, TextGeneration
-from hfexp.text import byte_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}>"
@@ -209,8 +210,8 @@ def texts(place: Path) -> str:
 
 def test_blocks_hold_all_texts_one_after_the_other(texts: str) -> None:
     from hfexp import compose
-    from hfexp.preflight import prepare
-    from hfexp.work import build_splits
+    from hfexp.experiment.fit import build_splits
+    from hfexp.experiment.preflight import prepare
 
     found = {}
     for kept in ("true", "false"):
@@ -311,7 +312,7 @@ def plain_copy(model: str) -> str:
         (["task.block_size=100000"], "task.block_size=100000 is more than the 512 tokens that the model takes"),
         (["task.block_size=100000", "model.config.max_position_embeddings=200000"], "have [0-9]+ tokens, less than"),
         (["metrics=accuracy"], "the task offers correct, nll, tokens"),
-        (["transform.augment=[{_target_: hfexp.images.ToRGB}]"], "task.block_size"),
+        (["transform.augment=[{_target_: hfexp.tasks.images.ToRGB}]"], "task.block_size"),
     ],
 )
 def test_what_can_not_be_is_said_before_training(texts: str, words: list[str], message: str) -> None:

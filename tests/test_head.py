@@ -9,15 +9,16 @@ import torch
 import transformers
 from test_checkpoints import FAMILIES, write_checkpoint
 
-from hfexp import adapters, train
-from hfexp.config import ModelConfig
-from hfexp.model import build_model
+from hfexp import train
+from hfexp.core.config import ModelConfig
 from hfexp.tasks.base import Task
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tasks.multi_label import MultiLabelTextClassification
+from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_classification import TextClassification
 from hfexp.tasks.text_regression import TextRegression
-from hfexp.text import byte_tokenizer
+from hfexp.training import adapters
+from hfexp.training.model import build_model
 
 NAMES = ("bad", "good", "ok", "odd")
 SIZES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 261}

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from hfexp import idle_threads
-from hfexp.api import compose
-from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in, processors_shared
+from hfexp.commands.api import compose
+from hfexp.core import idle_threads
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in, processors_shared
 
 PIPE = subprocess.PIPE
 FIRST = """
 import os, torch
-from hfexp.idle_threads import processors_shared
+from hfexp.core.idle_threads import processors_shared
 torch.set_num_threads(2)
 with processors_shared(use_cpu=True):
     print("begun", flush=True)
@@ -27,7 +27,7 @@ with processors_shared(use_cpu=True):
 """
 TEAM = """
 import os, time, torch
-from hfexp.idle_threads import processors_shared
+from hfexp.core.idle_threads import processors_shared
 threads = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(2)
 torch.ones(2**20).add_(1)

@@ -10,10 +10,11 @@ import pytest
 from conftest import SMALL_MODEL, write_images
 from datasets import Image
 
-from hfexp import api, sources
-from hfexp.errors import ConfigError
-from hfexp.image_folders import list_images, to_datasets
-from hfexp.predicting.inputs import read_inputs
+from hfexp.commands import api
+from hfexp.core.errors import ConfigError
+from hfexp.data import sources
+from hfexp.data.image_folders import list_images, to_datasets
+from hfexp.inference.inputs import read_inputs
 from hfexp.tasks.image_classification import ImageClassification
 
 

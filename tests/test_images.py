@@ -14,14 +14,15 @@ import torchvision.transforms as v1
 import transformers
 from torchvision.transforms.v2 import functional
 
-from hfexp import api, raw_images
-from hfexp.errors import ConfigError, DataError
-from hfexp.geometry import Geometry
-from hfexp.images import ImageCollator, RandomAffine, open_image, to_rgb
-from hfexp.processing import Collator, ProcessedDataset, process
-from hfexp.sources import digits
+from hfexp.commands import api
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data.dataset import Collator, ProcessedDataset, process
+from hfexp.data.sources import digits
+from hfexp.data.transforms import apply, build_transforms
+from hfexp.tasks import raw_images
+from hfexp.tasks.geometry import Geometry
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.transforms import apply, build_transforms
+from hfexp.tasks.images import ImageCollator, RandomAffine, open_image, to_rgb
 
 TASK = ImageClassification()
 COLOUR = (200, 100, 50)
@@ -268,7 +269,7 @@ def test_mixup_and_cutmix_give_class_probabilities_on_training_batches_only() ->
 
 
 def test_a_remote_or_missing_file_is_named(tmp_path: Path) -> None:
-    from hfexp.errors import DataError
+    from hfexp.core.errors import DataError
 
     with pytest.raises(DataError, match="nothing.png can't be read"):
         open_image({"path": str(tmp_path / "nothing.png"), "bytes": None})

@@ -16,18 +16,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hfexp import bounded_yaml, csv_files, decoding, images, input_files
-from hfexp.cells import csv_cell
-from hfexp.composition import compose
-from hfexp.digest import digest
-from hfexp.errors import ConfigError, DataError
-from hfexp.image_files import LeftOut, scan
-from hfexp.image_memory import SMALL, Budget
-from hfexp.images import ToRGB, open_image, to_rgb
-from hfexp.predicting.answers import Answer, answer_files
-from hfexp.predicting.settings import check_paths, parse
-from hfexp.raw_images import image_row
-from hfexp.sources import table
+from hfexp.commands.prediction_settings import check_paths, parse
+from hfexp.core import bounded_yaml, input_files
+from hfexp.core.compose import compose
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data import csv_files
+from hfexp.data.fingerprint import digest
+from hfexp.data.image_files import LeftOut, scan
+from hfexp.data.sources import table
+from hfexp.inference.outputs import Answer, answer_files
+from hfexp.tasks import decoding, images
+from hfexp.tasks.cells import csv_cell
+from hfexp.tasks.image_memory import SMALL, Budget
+from hfexp.tasks.images import ToRGB, open_image, to_rgb
+from hfexp.tasks.raw_images import image_row
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 WMF = b"\xd7\xcd\xc6\x9a" + bytes(200)

@@ -17,8 +17,8 @@ from faults import fault_at
 from safetensors.torch import load_file
 
 import hfexp
-from hfexp import cli
-from hfexp.composition import conf_dir
+from hfexp.commands import cli
+from hfexp.core.compose import conf_dir
 
 
 def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:

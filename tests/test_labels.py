@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
-from hfexp import cli
-from hfexp.config import DatasetConfig
-from hfexp.data import load_dataset
-from hfexp.errors import ConfigError
-from hfexp.labels import cast_labels
+from hfexp.commands import cli
+from hfexp.core.config import DatasetConfig
+from hfexp.core.errors import ConfigError
+from hfexp.data.labels import cast_labels
+from hfexp.data.splits import load_dataset
 from hfexp.tasks.base import Task
 from hfexp.tasks.multi_label import MultiLabelTextClassification
 from hfexp.tasks.text_classification import TextClassification
@@ -79,7 +79,7 @@ def test_truth_values_by_name_are_whole(place: Path) -> None:
     lines = [{"text": "x", "label": {"a": 1 - n / 10, "b": 0}} for n in range(3)]
     lines += [{"text": "x", "label": None}] * 2
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    source = {"_target_": "hfexp.sources.table", "data_files": "rows.jsonl"}
+    source = {"_target_": "hfexp.data.sources.table", "data_files": "rows.jsonl"}
     with pytest.raises(ConfigError, match=r"4 rows .*class 'a' is 0\.9, not 0, 1.*lines 2, 3, 4, 5 of rows\.jsonl"):
         load_dataset(DatasetConfig(source=source), MANY)
 
@@ -124,7 +124,7 @@ def test_labels_that_yaml_takes_for_something_else_are_said(
 
 def split(labels: list[str], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Counter[str]]:
     """How many rows of each class each split has."""
-    monkeypatch.setattr("hfexp.data.instantiate", lambda *_: rows_of(labels)["train"])
+    monkeypatch.setattr("hfexp.data.splits.instantiate", lambda *_: rows_of(labels)["train"])
     found = load_dataset(DatasetConfig(source={"_target_": "x"}, **settings), ONE)
     names = found["train"].features["label"].names
     assert sorted(text for rows in found.values() for text in rows["text"]) == sorted(
@@ -149,11 +149,11 @@ def test_a_rare_class_changes_nothing_for_the_others(
 def test_classes_that_no_row_of_training_has_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hfexp.data.instantiate", lambda *_: rows_of([*"ab" * 20, *"cc"])["train"])
+    monkeypatch.setattr("hfexp.data.splits.instantiate", lambda *_: rows_of([*"ab" * 20, *"cc"])["train"])
     load_dataset(DatasetConfig(source={"_target_": "x"}, max_train_samples=1), ONE)
     assert "the validation split has classes that no row of training has: " in capsys.readouterr().err
     splits = DatasetDict(train=rows_of([["a"], ["b"]] * 5)["train"], test=rows_of([["c"], ["a"]])["train"])
-    monkeypatch.setattr("hfexp.data.instantiate", lambda *_: splits)
+    monkeypatch.setattr("hfexp.data.splits.instantiate", lambda *_: splits)
     load_dataset(DatasetConfig(source={"_target_": "x"}), MANY)
     assert "the test split has classes that no row of training has: c\n" in capsys.readouterr().err
 

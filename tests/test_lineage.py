@@ -10,12 +10,12 @@ import pytest
 from conftest import SMALL_DIGITS, write_images
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
-from hfexp import api
-from hfexp import digest as content
-from hfexp.digest import digest
-from hfexp.sources import image_folder
-from hfexp.timing import Timed
+from hfexp.commands import api
+from hfexp.data import fingerprint as content
+from hfexp.data.fingerprint import digest
+from hfexp.data.sources import image_folder
 from hfexp.tracking import lineage
+from hfexp.training.timing import Timed
 
 
 def table(values: list[int], texts: list[str] | None = None) -> Dataset:
@@ -137,7 +137,7 @@ def test_where_the_time_goes(place: Path) -> None:
 
 def test_what_is_done_aside_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 6.0])
-    monkeypatch.setattr("hfexp.timing.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("hfexp.training.timing.time.perf_counter", lambda: next(times))
     timed = Timed()
     with timed.aside(), timed.aside():
         pass

@@ -31,8 +31,9 @@ from hydra.types import HydraContext, RunMode
 from hydra.version import VersionBase
 from packaging.version import Version
 
-from hfexp import cli, composition, machine
-from hfexp.errors import ConfigError, RunError, SweepError
+from hfexp.commands import cli
+from hfexp.core import compose, machine
+from hfexp.core.errors import ConfigError, RunError, SweepError
 from hfexp.launch.jobs import differing_words, error_of
 from hfexp.launch.slots import Slot, slots
 
@@ -48,7 +49,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Other tests of this process may have chosen another `version_base`.
     """
-    composition.register_schema()
+    compose.register_schema()
     monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
 
 
@@ -129,7 +130,7 @@ def launch(
     task: Callable[[Any], Any], jobs: Sequence[Sequence[str]], tmp_path: Path, *overrides: str
 ) -> Sequence[JobReturn]:
     """Launch jobs as a sweeper does, and return all that came back."""
-    composition.register_schema()
+    compose.register_schema()
     hydra = Hydra.create_main_hydra_file_or_module(None, "hydra.test_utils.a_module", "configs", "test")
     try:
         words = ["hydra/launcher=local", f"hydra.sweep.dir={tmp_path / 'sweep'}", "hydra.job.chdir=false", *overrides]
@@ -544,7 +545,7 @@ def test_ctrl_c_while_the_server_imports(place: Path) -> None:
 @pytest.mark.slow
 def test_a_script_without_a_main_guard(place: Path) -> None:
     (place / "script.py").write_text(
-        "import sys\nfrom hfexp.cli import main\nprint('script runs', flush=True)\n"
+        "import sys\nfrom hfexp.commands.cli import main\nprint('script runs', flush=True)\n"
         f"sys.exit(main({[*SMALL_DIGITS, 'debug=fast', '-m', 'seed=1,2']!r}))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

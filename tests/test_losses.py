@@ -8,17 +8,17 @@ import pytest
 import torch
 from invariants import KINDS, ROWS, make_trainer
 
-from hfexp import api
-from hfexp.compare import _wrong_accumulation
-from hfexp.config import ModelConfig
-from hfexp.divergence import Diverged
-from hfexp.errors import RunError
-from hfexp.identity import config_hash
-from hfexp.metrics import Accuracy
-from hfexp.model import freeze_or_adapt
-from hfexp.records import RunRecord
-from hfexp.sampling import EpochSampler
-from hfexp.scoring import MetricSet
+from hfexp.commands import api
+from hfexp.commands.compare import _wrong_accumulation
+from hfexp.core.config import ModelConfig
+from hfexp.core.errors import RunError
+from hfexp.core.identity import config_hash
+from hfexp.data.sampling import EpochSampler
+from hfexp.tasks.metrics import Accuracy
+from hfexp.tasks.scoring import MetricSet
+from hfexp.tracking.runs import RunRecord
+from hfexp.training.divergence import Diverged
+from hfexp.training.model import freeze_or_adapt
 
 
 def test_the_evaluation_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hfexp import memory
+from hfexp.core import memory
 
 SPY = """
 import gc, sys
 sys.argv = ["hfexp", *sys.argv[1:]]
-import hfexp.cli, hfexp.memory
+import hfexp.commands.cli, hfexp.core.memory
 began = []
-begin = hfexp.memory.begin_collection
+begin = hfexp.core.memory.begin_collection
 def seen():
     began.append((gc.isenabled(), "torch" in sys.modules))
     begin()
@@ -23,7 +23,7 @@ for name, module in list(sys.modules.items()):
     if name.startswith("hfexp.") and getattr(module, "begin_collection", None) is begin:
         module.begin_collection = seen
 try:
-    code = hfexp.cli.program()
+    code = hfexp.commands.cli.program()
 finally:
     print(began, gc.isenabled(), gc.get_freeze_count() > 0, file=sys.stderr)
 sys.exit(code)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfexp import metrics, scoring
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
+from hfexp.tasks import metrics, scoring
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.dirichlet(np.ones(4), 200).astype(np.float32)

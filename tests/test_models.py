@@ -16,12 +16,17 @@ import torch
 import yaml
 from conftest import SMALL_DIGITS
 
-from hfexp import api, inference, preflight, processing, raw_images, serving
-from hfexp.errors import DataError
-from hfexp.model import build_model
-from hfexp.model_card import CardFacts, model_card
+from hfexp.commands import api
+from hfexp.core.errors import DataError
+from hfexp.data import dataset
+from hfexp.experiment import preflight
+from hfexp.inference import mlflow_model
+from hfexp.inference import predictor as inference
+from hfexp.inference.model_card import CardFacts, model_card
+from hfexp.tasks import raw_images
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tracking.models import CheckpointLinks, deliver_model
+from hfexp.training.model import build_model
 
 
 @dataclass
@@ -31,13 +36,13 @@ class Made:
     predictor: inference.Predictor
     images: list[bytes]
     """Encoded validation images."""
-    saved: serving.SavedModel
+    saved: mlflow_model.SavedModel
 
-    def save(self, directory: Path, **options: Any) -> serving.SavedModel:
+    def save(self, directory: Path, **options: Any) -> mlflow_model.SavedModel:
         """Save it once more."""
         given = {"model": self.predictor.model, "processor": self.inputs.processor, "task": self.inputs.task}
         given |= {"recipe": inference.recipe_of(self.config, self.inputs.id2label), "example": self.images[0]}
-        return serving.save_mlflow_model(directory=directory, **(given | options))
+        return mlflow_model.save_mlflow_model(directory=directory, **(given | options))
 
 
 def make(place: Path) -> Made:
@@ -49,8 +54,8 @@ def make(place: Path) -> Made:
     predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
     images = [raw_images.image_bytes(row) for row in inputs.dataset["validation"].select(range(8))]
     (place / "weights").mkdir()
-    serving.save_weights(model, inputs.processor, place / "weights")
-    result = Made(config, inputs, predictor, images, serving.SavedModel(place, ()))
+    mlflow_model.save_weights(model, inputs.processor, place / "weights")
+    result = Made(config, inputs, predictor, images, mlflow_model.SavedModel(place, ()))
     result.saved = result.save(place / "saved", weights=place / "weights", card="# A card")
     return result
 
@@ -91,8 +96,8 @@ def encode(image: PIL.Image.Image, kind: str = "PNG") -> bytes:
 
 def test_raw_inputs_are_predicted_as_in_the_evaluation(made: Made) -> None:
     inputs, model = made.inputs, made.predictor.model
-    split = processing.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, 0)["validation"]
-    batch = processing.Collator(inputs.task, inputs.processor, None, 0)([split[i] for i in range(8)])
+    split = dataset.process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, 0)["validation"]
+    batch = dataset.Collator(inputs.task, inputs.processor, None, 0)([split[i] for i in range(8)])
     table = made.predictor.predict(made.images)
     model.eval()
     with torch.no_grad():
@@ -246,7 +251,7 @@ def facts(**changes: Any) -> CardFacts:
     values: dict[str, Any] = {
         "name": "vit_digits", "architecture": "ViTForImageClassification", "num_parameters": 2394,
         "model_class": "AutoModelForImageClassification", "processor_class": "AutoImageProcessor",
-        "pipeline": serving.pipeline_name(ImageClassification()), "base_model": None, "dataset": "digits",
+        "pipeline": mlflow_model.pipeline_name(ImageClassification()), "base_model": None, "dataset": "digits",
         "hub_dataset": None, "rows": {"train": 96, "validation": 40}, "labels": ["zero", "o|ne"],
         "metrics": {"final_eval_accuracy": 0.5, "final_eval_runtime": 1.0, "test_accuracy": 0.25,
                     "test_loss": float("nan")},

@@ -13,8 +13,8 @@ import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from hfexp import evaluate, predict, train
-from hfexp.errors import ConfigError, DataError
-from hfexp.labels import cast_classes
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data.labels import cast_classes
 from hfexp.tasks.multi_label import MultiLabelTextClassification
 
 SMALL = (

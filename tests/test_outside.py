@@ -13,19 +13,20 @@ import mlflow
 import pytest
 import yaml
 
-from hfexp import cli, outside
-from hfexp.checkpoints import find_problem, newest_whole, write_manifest
-from hfexp.chosen import home_of
-from hfexp.composition import compose, recorded_options
-from hfexp.errors import ConfigError
-from hfexp.outside import DamagedRecord
-from hfexp.process import ProcessId
-from hfexp.records import RunRecord
-from hfexp.run_state import RunState, read_state, save_state
+from hfexp.commands import cli
+from hfexp.core import outside
+from hfexp.core.checkpoint import find_problem, newest_whole, write_manifest
+from hfexp.core.compose import compose, recorded_options
+from hfexp.core.errors import ConfigError
+from hfexp.core.outside import DamagedRecord
+from hfexp.core.process import ProcessId
+from hfexp.tracking.chosen import home_of
 from hfexp.tracking.delivered import DeliveryState, read_delivered
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal, parse_entry
 from hfexp.tracking.recovery import DAMAGED, close_gone_runs, deliver_rest
+from hfexp.tracking.run_state import RunState, read_state, save_state
+from hfexp.tracking.runs import RunRecord
 
 CREATE: dict[str, Any] = {"tags": {}, "time": 1, "experiment": "digits", "name": "a-run", "key": "k" * 32}
 NOT_RECORDS = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"config_hash": 3}']
@@ -261,8 +262,8 @@ def test_a_tag_names_only_the_own_run(uri: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "section",
     [
-        {"source": {"_target_": "hfexp.sources.digits", "token": "${oc.env:HOME}"}},
-        {"source": {"_target_": "hfexp.sources.digits", "${oc.env:HOME}": 1}},
+        {"source": {"_target_": "hfexp.data.sources.digits", "token": "${oc.env:HOME}"}},
+        {"source": {"_target_": "hfexp.data.sources.digits", "${oc.env:HOME}": 1}},
         {"source": {"nested": [{"x": "a ${seed}"}]}},
         {"source": {"_target_": "???"}},
         {"defaults": ["/../../evil@_global_"]},
@@ -274,7 +275,7 @@ def test_a_recorded_section_is_values_alone(section: dict[str, Any]) -> None:
 
 
 def test_recorded_sections_are_composed_as_they_are() -> None:
-    recorded = {"source": {"_target_": "hfexp.sources.digits", "note": "a, b: {c} [d] 'e' @x"}, "test_size": 0.3}
+    recorded = {"source": {"_target_": "hfexp.data.sources.digits", "note": "a, b: {c} [d] 'e' @x"}, "test_size": 0.3}
     with recorded_options({"dataset": recorded, "metrics": {"accuracy": {"_target_": "x"}}}) as words:
         config, _ = compose(*words, "dataset.max_test_samples=7", "++dataset.source.more=2")
     assert config.dataset.source == {**recorded["source"], "more": 2}
@@ -301,12 +302,12 @@ def copied(trained: tuple[Path, Any], place: Path) -> Callable[[dict[str, Any]],
 def test_a_foreign_run_is_not_believed(
     copied: Callable[[dict[str, Any]], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = {"_target_": "hfexp.sources.table", "data_files": "http://127.0.0.1:9/x.csv"}
+    source = {"_target_": "hfexp.data.sources.table", "data_files": "http://127.0.0.1:9/x.csv"}
     run = copied({"dataset": {"source": source}, "tracking": {"uri": "http://127.0.0.1:9"}})
     assert cli.main(["evaluate", f"run={run}"]) == 2
     assert "would be fetched from dataset.source.data_files=http://127.0.0.1:9/x.csv" in capsys.readouterr().err
     config = yaml.safe_load((run / "config.yaml").read_text())
-    config["dataset"]["source"] = {"_target_": "hfexp.sources.digits", "x": "${oc.env:HOME}"}
+    config["dataset"]["source"] = {"_target_": "hfexp.data.sources.digits", "x": "${oc.env:HOME}"}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     assert cli.main(["evaluate", f"run={run}"]) == 2
     assert "nothing is looked up for it" in capsys.readouterr().err

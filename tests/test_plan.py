@@ -9,11 +9,11 @@ import pytest
 import transformers
 from conftest import SMALL_DIGITS
 
-from hfexp.cli import main
-from hfexp.composition import compose
-from hfexp.config import Config, to_config
-from hfexp.planning.estimate import JobCost, add_up, cost_of, shape_of, times, total_steps
-from hfexp.planning.measurement import Measurement
+from hfexp.commands.cli import main
+from hfexp.commands.plan_estimate import JobCost, add_up, cost_of, shape_of, times, total_steps
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.core.compose import compose
+from hfexp.core.config import Config, to_config
 
 IN_PROCESS = "hydra/launcher=basic"
 MEASURED = Measurement(

@@ -14,10 +14,11 @@ import pytest
 import transformers
 from conftest import SMALL_DIGITS, encoded_digits
 
-from hfexp import cli, load_run, predict
-from hfexp.errors import ConfigError, DataError
-from hfexp.predicting.settings import as_words, parse
-from hfexp.text import byte_tokenizer
+from hfexp import load_run, predict
+from hfexp.commands import cli
+from hfexp.commands.prediction_settings import as_words, parse
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks.text import byte_tokenizer
 
 IMAGES = 5
 
@@ -142,7 +143,7 @@ def test_images_come_from_tables_standard_input_and_python(
 @pytest.mark.slow
 def test_a_model_that_is_only_in_the_store_is_fetched(here: Path, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = predict(run=run, inputs="photos")
-    monkeypatch.setattr("hfexp.predicting.models.home_of", lambda record, output_dir: None)
+    monkeypatch.setattr("hfexp.inference.load.home_of", lambda record, output_dir: None)
     assert list(predict(run=run, inputs="photos")["label"]) == list(expected["label"])
 
 
@@ -166,18 +167,18 @@ def test_answers_are_kept_with_the_run(here: Path, run: str) -> None:
 
 
 def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfexp import records
-    from hfexp.chosen import best_run_of_sweep
+    from hfexp.tracking import runs
+    from hfexp.tracking.chosen import best_run_of_sweep
 
-    parent = records.RunRecord("p" * 32, "search", "1", "digits", "FINISHED", 1, 2)
+    parent = runs.RunRecord("p" * 32, "search", "1", "digits", "FINISHED", 1, 2)
     parent.tags = {"hfexp.kind": "sweep", "hfexp.best_run_id": f"{'b' * 32}, {'c' * 32}"}
-    best = records.RunRecord("b" * 32, "best", "1", "digits", "FINISHED", 1, 2)
+    best = runs.RunRecord("b" * 32, "best", "1", "digits", "FINISHED", 1, 2)
     known = {run.run_id: run for run in (parent, best)}
 
     def read_runs(uri: str, run_ids: Any = None, **_: Any) -> list[Any]:
         return [known[run_id] for run_id in (run_ids if run_ids is not None else known)]
 
-    monkeypatch.setattr("hfexp.chosen.read_runs", read_runs)
+    monkeypatch.setattr("hfexp.tracking.chosen.read_runs", read_runs)
     assert best_run_of_sweep("", "search").name == "best"
     with pytest.raises(ConfigError, match="Did you mean 'search'"):
         best_run_of_sweep("", "serch")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp import progress
-from hfexp.progress import RecordTraining, ShowProgress
-from hfexp.run_directory import RunDirectory
-from hfexp.run_state import RunState
+from hfexp.experiment import progress
+from hfexp.experiment.progress import RecordTraining, ShowProgress
 from hfexp.tracking.journal import Journal
+from hfexp.tracking.run_directory import RunDirectory
+from hfexp.tracking.run_state import RunState
 from hfexp.tracking.tracker import MlflowTracker
 
 

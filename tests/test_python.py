@@ -10,8 +10,8 @@ from conftest import encoded_digits
 
 import hfexp
 from hfexp import Result, load_run, predict, train
-from hfexp.errors import ConfigError, DataError
-from hfexp.html import result_html
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.experiment.html import result_html
 
 
 @pytest.fixture

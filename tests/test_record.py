@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.record import TARGET, describe, names, render
-from hfexp import api
+from hfexp.commands import api
 
 
 def test_the_documented_record_is_that_of_a_run(place: Path) -> None:

@@ -18,17 +18,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from test_tracking import CREATE, begin, history, left_behind
 
-from hfexp import api, cli, process, quiet, run_directory, screen
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
-from hfexp.origin import Origin
-from hfexp.process import ProcessId
-from hfexp.run_state import RunState, read_state, save_state
-from hfexp.secrets import mask_secrets
-from hfexp.tracking import recovery, store
+from hfexp.commands import api, cli
+from hfexp.core import console, process, quiet
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
+from hfexp.core.process import ProcessId
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import mask_secrets
+from hfexp.tracking import recovery, run_directory, store
 from hfexp.tracking.delivered import read_delivered
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal
+from hfexp.tracking.run_state import RunState, read_state, save_state
 from hfexp.tracking.tracker import valid
 
 
@@ -261,7 +262,7 @@ def test_a_full_disk_under_the_error_stream_is_no_error(monkeypatch: pytest.Monk
         with pytest.raises(OSError, match="No space left"):
             print("this is what would happen", file=full, flush=True)
         patched.setattr("sys.stderr", full)
-        screen.note("nobody reads this")
+        console.note("nobody reads this")
         with contextlib.suppress(OSError):
             full.close()
 
@@ -347,7 +348,7 @@ def test_secrets_are_masked_wherever_they_may_come_out(
     for plain in ("http://127.0.0.1:5000/#/models/a@best", "models:/pets@best", "me@host.org: hello"):
         assert mask_secrets(plain) == plain
     assert "hush" not in Origin({}, [], "hfexp.train('tracking.uri=postgresql://me:hush@host/db')").command
-    screen.note(secrets[1])
+    console.note(secrets[1])
     assert "hush" not in capsys.readouterr().err
     with quiet.log_to(tmp_path / "hfexp.log"):
         logging.getLogger("hfexp.x").warning("no answer from %s", secrets[1])

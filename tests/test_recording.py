@@ -9,7 +9,7 @@ import pandas
 import pytest
 from conftest import SMALL_DIGITS, SMALL_MODEL
 
-from hfexp import api
+from hfexp.commands import api
 from hfexp.tracking.journal import RESERVE
 
 

@@ -15,18 +15,18 @@ import torch
 import transformers
 from datasets import DatasetDict
 
-from hfexp import api
-from hfexp.metrics import ExpectedCalibrationError
-from hfexp.processing import process
-from hfexp.reporting import canvas, pictures, report
-from hfexp.reporting.classes import ClassReport
-from hfexp.reporting.facts import ReportFacts, SplitScores
-from hfexp.reporting.page import Report, Section, Table, Text
-from hfexp.reporting.report import draw_report
-from hfexp.reporting.samples import Mistakes, draw_samples, fit
-from hfexp.sources import digits
+from hfexp.commands import api
+from hfexp.data.dataset import process
+from hfexp.data.sources import digits
+from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.transforms import build_transforms
+from hfexp.tasks.metrics import ExpectedCalibrationError
+from hfexp.tracking.report import canvas, pictures, report
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.page import Report, Section, Table, Text
+from hfexp.tracking.report.report import draw_report
+from hfexp.tracking.report.samples import Mistakes, draw_samples, fit
 
 TASK = ImageClassification()
 PROCESSOR = transformers.ViTImageProcessor(

@@ -13,9 +13,9 @@ from conftest import SMALL_DIGITS, write_images
 from faults import fault_at
 from filelock import FileLock
 
-from hfexp import api, cli
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
+from hfexp.commands import api, cli
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
 
 
 def client() -> mlflow.MlflowClient:

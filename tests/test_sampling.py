@@ -10,9 +10,9 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.images import RandomAffine
-from hfexp.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
-from hfexp.training import TellEpoch
+from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
+from hfexp.tasks.images import RandomAffine
+from hfexp.training.trainer import TellEpoch
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:

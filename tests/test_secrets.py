@@ -11,17 +11,18 @@ import pytest
 import yaml
 from conftest import SMALL_DIGITS
 
-from hfexp import cli, git, secret_names, secrets
-from hfexp.composition import compose
-from hfexp.config import to_config
-from hfexp.git import git_state
-from hfexp.identity import config_hash
-from hfexp.secret_names import is_secret_file, is_secret_name, is_secret_variable
-from hfexp.secrets import find_masked, mask_code, mask_override, mask_secrets, mask_settings, mask_values
+from hfexp.commands import cli
+from hfexp.core import git, secret_names, secrets
+from hfexp.core.compose import compose
+from hfexp.core.config import to_config
+from hfexp.core.git import git_state
+from hfexp.core.identity import config_hash
+from hfexp.core.secret_names import is_secret_file, is_secret_name, is_secret_variable
+from hfexp.core.secrets import find_masked, mask_code, mask_override, mask_secrets, mask_settings, mask_values
 
 SOURCE = """
 import transformers
-import hfexp.sources
+import hfexp.data.sources
 
 class Fail(transformers.TrainerCallback):
     def __init__(self, login):
@@ -33,7 +34,7 @@ class Fail(transformers.TrainerCallback):
 def rows(fail=False, **kwargs):
     if fail:
         raise ValueError(f"no access for {kwargs['password']} with {kwargs['by_file']}, as {kwargs!r}")
-    return hfexp.sources.digits()
+    return hfexp.data.sources.digits()
 """
 
 VARIABLES = {
@@ -503,7 +504,7 @@ def test_a_huge_diff_is_left_out_and_said(place: Path, monkeypatch: pytest.Monke
 
 def test_the_store_of_the_pages_is_in_no_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr("hfexp.ui.newest_run", lambda uri: None)
+    monkeypatch.setattr("hfexp.commands.ui.newest_run", lambda uri: None)
     monkeypatch.setattr("os.execve", lambda *given: asked.extend(given))
     cli.main(["ui", "--uri", "postgresql://me:CANARY@db.example/x"])
     _, command, environment = asked

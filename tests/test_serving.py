@@ -28,10 +28,14 @@ from servers import free_port
 from test_models import Made, make
 
 import hfexp
-from hfexp import api, inference, preflight, raw_images, serving, verifying
-from hfexp.errors import ConfigError, RunError
-from hfexp.model import build_model
+from hfexp.commands import api
+from hfexp.core.errors import ConfigError, RunError
+from hfexp.experiment import preflight
+from hfexp.inference import mlflow_model, verifying
+from hfexp.inference import predictor as inference
+from hfexp.tasks import raw_images
 from hfexp.tasks.image_classification import ImageClassification
+from hfexp.training.model import build_model
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +186,9 @@ def test_the_sizes_of_a_timm_model_survive(place: Path) -> None:
     predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
     image = raw_images.image_bytes(inputs.dataset["validation"][0])
     recipe = inference.recipe_of(config, inputs.id2label)
-    saved = serving.save_mlflow_model(model, inputs.processor, inputs.task, recipe, place / "saved", example=image)
+    saved = mlflow_model.save_mlflow_model(
+        model, inputs.processor, inputs.task, recipe, place / "saved", example=image
+    )
     verifying.verify_model(saved, predictor, [image])
     assert "timm==" in (saved.path / "requirements.txt").read_text()
     pipeline = mlflow.transformers.load_model(str(saved.path))

@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from hfexp import cli, markdown, screen
-from hfexp.model_card import CardFacts, model_card
-from hfexp.reporting.canvas import Pictures, style
-from hfexp.reporting.classes import ClassReport
-from hfexp.reporting.confusion import confusion_matrix
+from hfexp.commands import cli
+from hfexp.core import console, markdown
+from hfexp.inference.model_card import CardFacts, model_card
+from hfexp.tracking.report.canvas import Pictures, style
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.report.confusion import confusion_matrix
 
 NAMES = [
     "[/b]", "</script><script>alert(1)</script>", "[link=http://x]y[/link]", "\x1b]0;OWNED\x07red\x1b[31m", "\x9b31m",
@@ -51,22 +52,22 @@ def test_a_run_and_its_answers_show_names_as_they_are(place: Path, capsys: pytes
 
 
 def test_control_characters_are_shown_escaped() -> None:
-    assert screen.printable("a\x1b[31m\x9b1m\x07\u202eb\ud800\nc\td\r\n") == (
+    assert console.printable("a\x1b[31m\x9b1m\x07\u202eb\ud800\nc\td\r\n") == (
         "a\\x1b[31m\\x9b1m\\x07\\u202eb\\ud800\nc\td\n"
     )
-    assert screen.one_line("a\nb\tc") == "a\\nb\\tc"
+    assert console.one_line("a\nb\tc") == "a\\nb\\tc"
     family = "👩\u200d👧 e\u0301 क\u094d\u200cष"
-    assert screen.printable(family) == family, "letters that are joined stay so"
+    assert console.printable(family) == family, "letters that are joined stay so"
 
 
 def test_tables_and_lines_know_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     table = Table(box=None)
-    table.add_column(screen.cell(NAMES[0]))
+    table.add_column(console.cell(NAMES[0]))
     for name in NAMES:
-        table.add_row(screen.cell(name))
-    screen.print_table(table)
-    screen.say("\n".join(NAMES))
-    screen.note("\n".join(NAMES))
+        table.add_row(console.cell(name))
+    console.print_table(table)
+    console.say("\n".join(NAMES))
+    console.note("\n".join(NAMES))
     shown = "".join(capsys.readouterr())
     assert shown.count("[/b]") == 4
     assert not [mark for mark in HARMFUL if mark in shown]
@@ -74,10 +75,10 @@ def test_tables_and_lines_know_no_markup(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_bar_knows_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.StringIO()
-    monkeypatch.setattr(screen, "console", lambda: Console(file=written, force_terminal=True, width=200))
-    monkeypatch.setattr(screen, "_bar", None)
-    screen.move_bar(1, 2, "[/b]", "loss[/b] 1.0")
-    screen.end_bar()
+    monkeypatch.setattr(console, "console", lambda: Console(file=written, force_terminal=True, width=200))
+    monkeypatch.setattr(console, "_bar", None)
+    console.move_bar(1, 2, "[/b]", "loss[/b] 1.0")
+    console.end_bar()
     assert "loss[/b] 1.0" in written.getvalue()
 
 

@@ -24,7 +24,7 @@ from faults import fault_at
 from servers import MlflowServer, Postgres
 from test_faults import TESTS, finish, start
 
-from hfexp import api
+from hfexp.commands import api
 from hfexp.tracking.journal import Journal
 
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ def test_the_machine_is_gone(kind: str, place: Path, stores: Callable[[str], Sto
         "import sys, hfexp.process as process\n"
         "machine = process._machine()\n"
         "process._machine = lambda: (machine[0], 'an-earlier-start', machine[2])\n"
-        "from hfexp.cli import main\n"
+        "from hfexp.commands.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}

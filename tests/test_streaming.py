@@ -16,25 +16,26 @@ from conftest import SMALL_MODEL, write_images
 from datasets import ClassLabel, Features, Image
 from faults import fault_at
 
-from hfexp import api, streaming
-from hfexp.config import DatasetConfig, OnBadSample, TransformConfig
-from hfexp.data import load_dataset
-from hfexp.errors import ConfigError, DataError
-from hfexp.identity import config_hash
-from hfexp.streaming import EvaluationStream, TrainingStream, usable_workers
-from hfexp.streams import LANES, stored_key, with_content
+from hfexp.commands import api
+from hfexp.core.config import DatasetConfig, OnBadSample, TransformConfig
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.identity import config_hash
+from hfexp.data import streaming
+from hfexp.data.splits import load_dataset
+from hfexp.data.streaming import EvaluationStream, TrainingStream, usable_workers
+from hfexp.data.streams import LANES, stored_key, with_content
+from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.transforms import build_transforms
 
 TASK = ImageClassification()
 PREPARE = [
-    {"_target_": "hfexp.images.ToRGB"},
+    {"_target_": "hfexp.tasks.images.ToRGB"},
     {"_target_": "torchvision.transforms.v2.ToImage"},
-    {"_target_": "hfexp.images.Fit"},
+    {"_target_": "hfexp.tasks.images.Fit"},
 ]
 AUGMENT = [
     {"_target_": "torchvision.transforms.v2.RandomHorizontalFlip"},
-    {"_target_": "hfexp.images.RandomAffine", "degrees": 20},
+    {"_target_": "hfexp.tasks.images.RandomAffine", "degrees": 20},
 ]
 SHARDS = (9, 7, 5, 3)
 STREAM = (
@@ -72,14 +73,14 @@ def write_tables(root: Path, sizes: tuple[int, ...] = SHARDS) -> list[str]:
 def table(tmp_path: Path) -> dict[str, Any]:
     """The source of a stream of four files."""
     files = write_tables(tmp_path)
-    return {"_target_": "hfexp.sources.image_table", "format": "parquet", "data_files": files}
+    return {"_target_": "hfexp.data.sources.image_table", "format": "parquet", "data_files": files}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> dict[str, Any]:
     """The source of a stream that `datasets` can't divide."""
     return {
-        "_target_": "hfexp.sources.image_folder",
+        "_target_": "hfexp.data.sources.image_folder",
         "data_dir": str(write_images(tmp_path / "folder")),
     }
 
@@ -251,7 +252,7 @@ def test_labels_are_checked_when_they_are_met(folder: dict[str, Any], tmp_path: 
     lines = [f"{path.relative_to(root)},{path.parent.name}" for path in sorted(root.rglob("*.jpg"))]
     (tmp_path / "rows.csv").write_text("\n".join(["image,label", *lines[:-1], "dog/9.jpg,cow"]) + "\n")
     source = {
-        "_target_": "hfexp.sources.image_table", "format": "csv", "data_files": str(tmp_path / "rows.csv"),
+        "_target_": "hfexp.data.sources.image_table", "format": "csv", "data_files": str(tmp_path / "rows.csv"),
         "image_dir": str(root),
     }  # fmt: skip
     with pytest.raises(ConfigError, match=r"no class names.*dataset.labels=\[NAME"):
@@ -283,7 +284,7 @@ def folder_words(place: Path, *more: str) -> list[str]:
         ),
         (["dataset.shuffle_buffer=0"], ["dataset.shuffle_buffer=0; at least 1"]),
         (["trainer.args.train_sampling_strategy=sequential"], ["sequential: a stream is not ordered.*shuffle_buffer"]),
-        (["dataset=digits"], ["hfexp.sources.digits can't stream.*image_folder, image_table and hub"]),
+        (["dataset=digits"], ["hfexp.data.sources.digits can't stream.*image_folder, image_table and hub"]),
     ],
 )
 def test_wrong_settings_are_named(words: list[str], messages: list[str], place: Path) -> None:

@@ -19,9 +19,9 @@ from filelock import FileLock
 from servers import Postgres
 from toys import DECAY, RATE, sweep
 
-from hfexp import cli
+from hfexp.commands import cli
 from hfexp.sweep import dimension
-from hfexp.sweep.membership import read_membership
+from hfexp.tracking.membership import read_membership
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 

@@ -17,24 +17,24 @@ import pytest
 from conftest import SMALL_DIGITS
 from sweeps import a_sweep, a_trial, run_point
 
-from hfexp import cli
-from hfexp.chosen import best_run_of_sweep
-from hfexp.composition import compose
-from hfexp.config import Config, to_config
-from hfexp.errors import ConfigError, RunError, SweepError
-from hfexp.origin import Origin
-from hfexp.run_state import read_state
-from hfexp.sweep import parent as parents
+from hfexp.commands import cli
+from hfexp.core.compose import compose
+from hfexp.core.config import Config, to_config
+from hfexp.core.errors import ConfigError, RunError, SweepError
+from hfexp.core.provenance import Origin
+from hfexp.sweep import parent_run as parents
 from hfexp.sweep import plots
 from hfexp.sweep.curves import Curves
-from hfexp.sweep.membership import Membership, Point, write_membership
-from hfexp.sweep.parent import open_parent
+from hfexp.sweep.parent_run import open_parent
 from hfexp.sweep.ranking import best
 from hfexp.sweep.scales import scale_of
 from hfexp.sweep.statistics import estimate
 from hfexp.sweep.table import command_of, make_table
 from hfexp.sweep.trials import State, Sweep, TrialRun
+from hfexp.tracking.chosen import best_run_of_sweep
 from hfexp.tracking.journal import Journal
+from hfexp.tracking.membership import Membership, Point, write_membership
+from hfexp.tracking.run_state import read_state
 
 Runs = Callable[[], list[Any]]
 WORDS = ("tracking.register=best-digits@best",)
@@ -362,6 +362,6 @@ def test_while_the_server_is_away_nobody_has_an_id(
 
 def test_directing_needs_none_of_the_heavy_packages() -> None:
     heavy = {"torch", "transformers", "mlflow", "matplotlib", "optuna", "numpy"}
-    code = f"import sys, hfexp.sweep.parent; print(*{heavy} & {{*sys.modules}})"
+    code = f"import sys, hfexp.sweep.parent_run; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == ""

@@ -11,17 +11,17 @@ from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
 from faults import fault_at
 from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run_point, tell
 
-from hfexp import api, cli
-from hfexp.errors import ConfigError
-from hfexp.origin import without_sweep
-from hfexp.recording import Recorder
-from hfexp.run_directory import RunDirectory
-from hfexp.run_state import read_state
-from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import Membership, Point
-from hfexp.sweep.pruners import make_pruner
-from hfexp.sweep.values import values_of
-from hfexp.sweep.watch import Judge
+from hfexp.commands import api, cli
+from hfexp.core.errors import ConfigError
+from hfexp.core.provenance import without_sweep
+from hfexp.core.stamp import data_stamp
+from hfexp.experiment.pruners import make_pruner
+from hfexp.experiment.recorder import Recorder
+from hfexp.experiment.sweep_values import values_of
+from hfexp.experiment.sweep_watch import Judge
+from hfexp.tracking.membership import Membership, Point
+from hfexp.tracking.run_directory import RunDirectory
+from hfexp.tracking.run_state import read_state
 
 Runs = Callable[[], list[Any]]
 NO_RECORD = (*SMALL_DIGITS, "tracking=none")
@@ -124,7 +124,7 @@ def test_an_unfinished_run_is_continued_by_who_began_it(place: Path, all_runs: R
 def test_killed_before_it_is_noted_where_it_is(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = make_sweep("found")
     with monkeypatch.context() as patched:
-        patched.setattr("hfexp.run_directory.note_run_directory", lambda *args: 1 / 0)
+        patched.setattr("hfexp.tracking.run_directory.note_run_directory", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_point(*NO_RECORD, f"point={sweep}:0:0")
     run_point(*NO_RECORD, f"point={sweep}:0:0")

@@ -13,18 +13,19 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import FloatDistribution
 
-from hfexp.arguments import build_arguments
-from hfexp.compare import rank
-from hfexp.composition import opened
-from hfexp.errors import ConfigError
-from hfexp.records import RunRecord
-from hfexp.sweep.dimension import spelling, unquoted
+from hfexp.commands.compare import rank
+from hfexp.core.compose import opened
+from hfexp.core.errors import ConfigError
+from hfexp.core.overrides import spelling
+from hfexp.core.search_config import SearchConfig
+from hfexp.core.training_args import build_arguments
+from hfexp.sweep.dimension import unquoted
 from hfexp.sweep.objective import metrics_and_directions
 from hfexp.sweep.ranking import best, ranked, ties
-from hfexp.sweep.settings import SearchConfig
 from hfexp.sweep.space import Space, read_space
 from hfexp.sweep.statistics import estimate
 from hfexp.sweep.trials import State, Trial, TrialRun
+from hfexp.tracking.runs import RunRecord
 
 
 class Recorder:

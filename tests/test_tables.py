@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from conftest import write_images
 
-from hfexp import cli, evaluate, predict, train
-from hfexp.config import DatasetConfig, OnBadSample, SplitsConfig
-from hfexp.data import drop_bad_samples, load_dataset
-from hfexp.errors import ConfigError
-from hfexp.sources import hub, image_table, saved_to_disk, table
+from hfexp import evaluate, predict, train
+from hfexp.commands import cli
+from hfexp.core.config import DatasetConfig, OnBadSample, SplitsConfig
+from hfexp.core.errors import ConfigError
+from hfexp.data.sources import hub, image_table, saved_to_disk, table
+from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.tasks.base import Task
 from hfexp.tasks.text_classification import TextClassification
 from hfexp.tasks.text_generation import TextGeneration
@@ -35,7 +36,7 @@ def write(name: str, rows: list[tuple[str, ...]] = ROWS, head: str = "text,label
 
 def load(data_files: Any, task: Task | None = None, source: dict[str, Any] | None = None, **settings: Any) -> Any:
     """The splits of a table, through the real function."""
-    node = {"_target_": "hfexp.sources.table", "data_files": data_files, **(source or {})}
+    node = {"_target_": "hfexp.data.sources.table", "data_files": data_files, **(source or {})}
     return load_dataset(DatasetConfig(source=node, **settings), task or TextClassification())
 
 
@@ -78,7 +79,7 @@ def test_numbers_are_read_where_numbers_are_needed(place: Path) -> None:
     refused(r"2 rows have no usable label.*'NA', which is no number \(lines 11, 12 of more\.csv", "more.csv",
             TextRegression())  # fmt: skip
     skipping = DatasetConfig(
-        source={"_target_": "hfexp.sources.table", "data_files": "more.csv"}, on_bad_sample=OnBadSample.skip
+        source={"_target_": "hfexp.data.sources.table", "data_files": "more.csv"}, on_bad_sample=OnBadSample.skip
     )
     kept, dropped = drop_bad_samples(load_dataset(skipping, TextRegression()), skipping, TextRegression())
     assert (sum(map(len, kept.values())), sum(dropped.values())) == (9, 2)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hfexp import cli
-from hfexp.errors import ConfigError
-from hfexp.targets import PLACES, check, check_hydra, instantiate, locate
+from hfexp.commands import cli
+from hfexp.core.errors import ConfigError
+from hfexp.core.targets import PLACES, check, check_hydra, instantiate, locate
 
 KEYS = sorted(PLACES)
 DANGEROUS = (
@@ -16,7 +16,8 @@ DANGEROUS = (
     "datasets.load.importlib.import_module torch.sys.path.append torch.utils.collect_env.run fractions.Fraction "
     "transformers.utils.import_utils.direct_transformers_import mlflow.sklearn.load_model "
     "torch.nn.modules.module.torch "
-    "timm.models.helpers.load_checkpoint hfexp.cli.main hfexp.targets.locate torchvision.datasets.os.system "
+    "timm.models.helpers.load_checkpoint hfexp.commands.cli.main hfexp.core.targets.locate "
+    "torchvision.datasets.os.system "
     "sklearn.datasets.warnings.warn torchvision.transforms.transforms.torch.load torch.nn.modules.module.torch.load "
     # Of known packages: they run code, load pickles, write or fetch.
     "datasets.load.import_main_class datasets.Dataset.from_generator datasets.Dataset.from_sql "
@@ -26,7 +27,7 @@ DANGEROUS = (
     "sklearn.datasets.dump_svmlight_file sklearn.datasets.clear_data_home sklearn.datasets.fetch_openml "
     "sklearn.preprocessing.FunctionTransformer transformers.AutoModel.from_pretrained transformers.pipeline "
     "transformers.AutoTokenizer.from_pretrained transformers.ViTImageProcessor.from_pretrained optuna.delete_study "
-    "optuna.load_study optuna.storages.RDBStorage peft.PeftModel.from_pretrained hfexp.images.open_image "
+    "optuna.load_study optuna.storages.RDBStorage peft.PeftModel.from_pretrained hfexp.tasks.images.open_image "
     "timm.create_model accelerate.notebook_launcher torch.utils.data.DataLoader transformers.TrainingArguments "
     "hydra.utils.get_method hydra.utils.instantiate hydra.experimental.callbacks.PickleJobInfoCallback"
 )
@@ -42,14 +43,16 @@ def test_dangerous_targets_are_refused_everywhere(path: str) -> None:
 USEFUL = {
     "task": "hfexp.tasks.image_classification.ImageClassification",
     "model.head": "torch.nn.Linear",
-    "model.processor": "transformers.ViTImageProcessor transformers.PreTrainedTokenizerFast hfexp.text.byte_tokenizer",
+    "model.processor": "transformers.ViTImageProcessor transformers.PreTrainedTokenizerFast "
+    "hfexp.tasks.text.byte_tokenizer",
     "model.peft": "peft.LoraConfig peft.IA3Config",
-    "dataset.source": "datasets.load_dataset datasets.Dataset.from_csv hfexp.sources.table hfexp.sources.hub",
-    "transform.prepare.0": "torchvision.transforms.v2.Resize torchvision.transforms.Compose hfexp.images.ToRGB",
+    "dataset.source": "datasets.load_dataset datasets.Dataset.from_csv hfexp.data.sources.table "
+    "hfexp.data.sources.hub",
+    "transform.prepare.0": "torchvision.transforms.v2.Resize torchvision.transforms.Compose hfexp.tasks.images.ToRGB",
     "transform.augment.1.transforms.0": "torch.nn.Identity torchvision.transforms.v2.functional.hflip",
-    "trainer": "hfexp.training.Trainer",
+    "trainer": "hfexp.training.trainer.Trainer",
     "trainer.callbacks.own": "transformers.integrations.MLflowCallback transformers.EarlyStoppingCallback",
-    "metrics.accuracy": "hfexp.metrics.Accuracy evaluate.load",
+    "metrics.accuracy": "hfexp.tasks.metrics.Accuracy evaluate.load",
     "search.sampler": "optuna.samplers.TPESampler",
     "hydra.callbacks.log": "hydra.experimental.callbacks.LogJobReturnCallback",
 }
@@ -135,12 +138,12 @@ def test_own_module_in_the_project_is_allowed_and_others_on_request(
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": "hfexp.metrics.TopKAccuracy", "kk": 1}, "unknown key 'metrics.kk'.*Did you mean 'k'"),
-        ({"_target_": "hfexp.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
-        ({"_target_": "hfexp.metrics.Nothing.X"}, "hfexp.metrics has no 'Nothing'"),
+        ({"_target_": "hfexp.tasks.metrics.TopKAccuracy", "kk": 1}, "unknown key 'metrics.kk'.*Did you mean 'k'"),
+        ({"_target_": "hfexp.tasks.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
+        ({"_target_": "hfexp.tasks.metrics.Nothing.X"}, "hfexp.metrics has no 'Nothing'"),
         ([{"_target_": "os.system"}], r"metrics\.0\._target_"),
         (
-            {"_target_": "hfexp.metrics.TopKAccuracy", "k": "${oc.create:{_target_:pandas.read_pickle}}"},
+            {"_target_": "hfexp.tasks.metrics.TopKAccuracy", "k": "${oc.create:{_target_:pandas.read_pickle}}"},
             r"metrics\.k=.* is not resolved here",
         ),
     ],
@@ -152,7 +155,7 @@ def test_wrong_nodes_name_their_key(node: object, message: str) -> None:
 
 def test_runtime_objects_may_not_be_config_keys() -> None:
     with pytest.raises(ConfigError, match="metrics.k is set by hfexp"):
-        instantiate({"_target_": "hfexp.metrics.TopKAccuracy", "k": 1}, "metrics", k=2)
+        instantiate({"_target_": "hfexp.tasks.metrics.TopKAccuracy", "k": 1}, "metrics", k=2)
 
 
 def test_containers_are_plain_and_partial_works() -> None:

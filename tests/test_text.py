@@ -10,12 +10,12 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from hfexp import evaluate, predict, train
-from hfexp.docstrings import MASK, docstrings
-from hfexp.errors import ConfigError, DataError
-from hfexp.sampling import EpochSampler
-from hfexp.sources import table
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data.docstrings import MASK, docstrings
+from hfexp.data.sampling import EpochSampler
+from hfexp.data.sources import table
+from hfexp.tasks.text import TextCollator, Tokenize, byte_tokenizer, subword_tokenizer
 from hfexp.tasks.text_classification import TextClassification, TextPairClassification
-from hfexp.text import TextCollator, Tokenize, byte_tokenizer, subword_tokenizer
 
 SMALL = (
     "model=tiny_bert", "trainer=scratch", "dataset=table", "metrics=accuracy",

@@ -10,8 +10,9 @@ import pandas
 import pytest
 import transformers
 
-from hfexp import cli, evaluate, predict, train
-from hfexp.errors import ConfigError, DataError
+from hfexp import evaluate, predict, train
+from hfexp.commands import cli
+from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.text_regression import TextRegression
 
 SMALL = (

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hfexp import threads
+from hfexp.data import threads
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from hfexp import cli
-from hfexp.process import ProcessId
-from hfexp.run_state import RunState, save_state
+from hfexp.commands import cli
+from hfexp.core.process import ProcessId
 from hfexp.tracking import delivery as delivery_module
 from hfexp.tracking import recovery, store
 from hfexp.tracking.delivery import Delivery
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.linked import LinkedCheckpoints
+from hfexp.tracking.run_state import RunState, save_state
 from hfexp.tracking.writer import Writer
 
 CREATE: dict[str, Any] = {"experiment": "digits", "name": "a-run", "key": "k1", "time": 1_700_000_000_000}
@@ -373,7 +373,7 @@ def test_twenty_processes_make_a_fresh_store_at_once(place: Path) -> None:
 def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch  # noqa: F401  (else imported in the thread, which the busy loop below would hold up)
 
-    from hfexp.tracking.system import SystemMonitor
+    from hfexp.tracking.system_metrics import SystemMonitor
 
     recorded: list[tuple[dict[str, float], int]] = []
 
@@ -396,13 +396,13 @@ def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfexp.tracking import system
+    from hfexp.tracking import system_metrics
 
     steps: list[int] = []
     tracker = types.SimpleNamespace(log_metrics=lambda metrics, step: steps.append(step))
     ends = iter([False, True])
-    monkeypatch.setattr(system, "time", types.SimpleNamespace(time=lambda: 1100.4, monotonic=lambda: 7.0))
-    monitor = system.SystemMonitor(tracker, 5.0, 1000.0)  # pyright: ignore
+    monkeypatch.setattr(system_metrics, "time", types.SimpleNamespace(time=lambda: 1100.4, monotonic=lambda: 7.0))
+    monitor = system_metrics.SystemMonitor(tracker, 5.0, 1000.0)  # pyright: ignore
     monkeypatch.setattr(monitor, "_stop", types.SimpleNamespace(wait=lambda interval: next(ends), set=lambda: None))
     with monitor:
         pass
@@ -412,7 +412,7 @@ def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeyp
 def test_accelerators_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from hfexp.tracking.system import _accelerators
+    from hfexp.tracking.system_metrics import _accelerators
 
     assert _accelerators(used_by_others=True) == _accelerators(used_by_others=False) == {}
     fakes: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ import pytest
 from conftest import SMALL_DIGITS
 from servers import free_port
 
-from hfexp import api
+from hfexp.commands import api
 
 CHROMIUM = shutil.which("chromium")
 

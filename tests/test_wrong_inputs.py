@@ -8,11 +8,12 @@ import transformers
 from conftest import SMALL_DIGITS, write_images
 from test_checkpoints import write_checkpoint
 
-from hfexp import checks, cli
+from hfexp.commands import cli
+from hfexp.experiment import checks
 from hfexp.tasks.image_classification import ImageClassification
+from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_classification import TextClassification
 from hfexp.tasks.text_generation import TextGeneration
-from hfexp.text import byte_tokenizer
 
 DIGITS = ["dataset=digits", *(word for word in SMALL_DIGITS if word != "experiment=digits_vit")]
 
@@ -69,7 +70,7 @@ TABLE = [
     (["tracking.backend=wandb"], ["tracking.backend=wandb; allowed: mlflow, none"]),
     (["output_dir=notes.txt/x"], ["output_dir=notes.txt/x", "not a directory that you can write to"]),
     (["trainer.args.metric_for_best_model=acuracy"], ["metric_for_best_model=acuracy", "Did you mean 'accuracy'?"]),
-    (["metrics.accuracy._target_=hfexp.metrics.Acc"], ["hfexp.metrics has no 'Acc'"]),
+    (["metrics.accuracy._target_=hfexp.tasks.metrics.Acc"], ["hfexp.metrics has no 'Acc'"]),
     (["model.processor.size.height=12"], ["the model can't take", "(3, 12, 8)", "model.processor"]),
     (["model.config.hidden_size=wide"], ["model.config does not fit ViTConfig", "hidden_size"]),
     (["model.config.patch_size=0"], ["model.config: these sizes give no model"]),
@@ -111,7 +112,7 @@ TABLE = [
     (["task._target_=os.system"], ["task._target_: os.system is not allowed", "security.allowed_targets"]),
     (["task._target_=hfexp.tasks.nothing.X"], ["hfexp.tasks has no 'nothing'"]),
     (["task.max_length=3"], ["unknown key 'task.max_length'"]),
-    (["trainer._target_=transformers.Trainer"], ["must be a subclass of hfexp.training.Trainer"]),
+    (["trainer._target_=transformers.Trainer"], ["must be a subclass of hfexp.training.trainer.Trainer"]),
     (["transform.augment=[{_target_: torchvision.transforms.v2.RandomAffine}]"], ["transform.augment.0.degrees"]),
     (["transform.augment=[flip]"], ["transform.augment.0 must be a mapping with a _target_"]),
     (["model.processor._target_=transformers.ViTImageProcesor"], ["no 'ViTImageProcesor'"]),
@@ -180,7 +181,7 @@ def test_all_problems_at_once(
     prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["dataset.columns.image=x", "tracking.uri=ftp://x", "trainer.args.save_strategy=no",
-             "metrics.accuracy._target_=hfexp.metrics.Acc"]  # fmt: skip
+             "metrics.accuracy._target_=hfexp.tasks.metrics.Acc"]  # fmt: skip
     code, message = complain(words, prepared, monkeypatch, capsys)
     assert code == 2
     assert "problems:" in message
@@ -220,8 +221,8 @@ def test_without_a_network(
 def test_what_the_hub_refuses(error: str, said: list[str]) -> None:
     import huggingface_hub.errors
 
-    from hfexp.errors import ConfigError
-    from hfexp.hub import explain_hub_errors
+    from hfexp.core.errors import ConfigError
+    from hfexp.core.hub import explain_hub_errors
 
     kind = getattr(huggingface_hub.errors, error)
     refused = kind.__new__(kind, "401")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfexp import cli
+from hfexp.commands import cli
 from hfexp.launch import forkserver
 
 RATE, DECAY = "trainer.args.learning_rate", "trainer.args.weight_decay"

@@ -5,11 +5,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp import composition, screen
-from hfexp.choices import check_choices
-from hfexp.config import Config, to_config
-from hfexp.foreign_settings import drop_unused_mlflow_variables
-from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
+from hfexp.core import compose as composition
+from hfexp.core import console
+from hfexp.core.config import Config, to_config
+from hfexp.core.foreign_settings import drop_unused_mlflow_variables
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
+from hfexp.experiment.choices import check_choices
 
 let_idle_threads_sleep()
 # In a notebook without ipywidgets, tqdm warns when a library imports it; hfexp prints its progress as lines.
@@ -18,8 +19,8 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.experiment import Result
-    from hfexp.loaded_run import LoadedRun
+    from hfexp.commands.runs import LoadedRun
+    from hfexp.experiment.result import Result
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
@@ -33,24 +34,24 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
 
 
 def predict(*words: str, **settings: Any) -> "pandas.DataFrame":
-    """Predict with a trained model; see `hfexp.predicting.command.predict`."""
-    from hfexp.predicting import command
+    """Predict with a trained model; see `hfexp.commands.predict.predict`."""
+    from hfexp.commands import predict as command
 
     return command.predict(*words, **settings)
 
 
 def evaluate(*words: str, **settings: Any) -> "pandas.DataFrame":
-    """Score a trained model; see `hfexp.predicting.evaluation.evaluate_table`."""
-    from hfexp.predicting import evaluation
+    """Score a trained model; see `hfexp.commands.evaluate.evaluate_table`."""
+    from hfexp.commands import evaluate as evaluation
 
     return evaluation.evaluate_table(*words, **settings)
 
 
 def load_run(run: str | Path | None = None, **settings: Any) -> "LoadedRun":
-    """Load a recorded run: its metrics, figures and model; see `hfexp.loaded_run.load_run`."""
-    from hfexp import loaded_run
+    """Load a recorded run: its metrics, figures and model; see `hfexp.commands.runs.load_run`."""
+    from hfexp.commands import runs
 
-    return loaded_run.load_run(run, **settings)
+    return runs.load_run(run, **settings)
 
 
 def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
@@ -62,10 +63,10 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     cfg, choices = composition.compose(*overrides, config_dir=config_dir)
     config = to_config(cfg)
     check_choices(config, choices)
-    drop_unused_mlflow_variables(screen.note)
+    drop_unused_mlflow_variables(console.note)
     let_idle_threads_sleep_in(config)
-    from hfexp import experiment
-    from hfexp.origin import Origin
+    from hfexp.core.provenance import Origin
+    from hfexp.experiment import run as experiment
 
     command = f"hfexp.train({', '.join(map(repr, overrides))})"
     return experiment.run(config, Origin(choices, list(overrides), command, sys.argv[0]))

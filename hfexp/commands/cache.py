@@ -4,9 +4,9 @@ import argparse
 import time
 from pathlib import Path
 
-from hfexp.cache import VARIABLE, Cache, Entry, default_directory, show_size
-from hfexp.errors import ConfigError
-from hfexp.screen import say
+from hfexp.core.console import say
+from hfexp.core.errors import ConfigError
+from hfexp.data.cache import VARIABLE, Cache, Entry, default_directory, show_size
 
 
 def main(words: list[str]) -> int:

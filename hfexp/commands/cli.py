@@ -7,9 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT, ConfigError, RunError, SweepError, exit_code
-from hfexp.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
-from hfexp.memory import begin_collection, leave_all, put_off_collection
+from hfexp.core.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_INPUT,
+    ConfigError,
+    RunError,
+    SweepError,
+    exit_code,
+)
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
+from hfexp.core.memory import begin_collection, leave_all, put_off_collection
 
 MULTIRUN = {"-m", "--multirun"}
 
@@ -70,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     except SweepError as error:
         return _fail_sweep(error, full_traceback)
     except BrokenPipeError as error:
-        from hfexp.process import has_no_reader
+        from hfexp.core.process import has_no_reader
 
         if not has_no_reader(1):  # another pipe or socket, such as a database's
             return _fail(error, EXIT_FAILED, full_traceback)
@@ -90,11 +98,11 @@ def split_command(words: list[str]) -> tuple[str, list[str]]:
 
 def train(words: list[str]) -> int:
     """Compose the config with Hydra and run one experiment, or a sweep with `-m`."""
-    from hfexp import hydra_app, screen
-    from hfexp.foreign_settings import drop_unused_mlflow_variables
+    from hfexp.core import console, hydra_app
+    from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 
     _refuse_sweep_among_processes(words)
-    drop_unused_mlflow_variables(screen.note)
+    drop_unused_mlflow_variables(console.note)
     if MULTIRUN & set(words):
         begin_collection()  # jobs run in processes of their own; this one may live for days
     job = _Job(words)
@@ -126,12 +134,11 @@ class _Job:
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
-        from hfexp import screen
-        from hfexp.choices import check_choices
-        from hfexp.composition import as_typed, choices_of, config_flags
-        from hfexp.config import to_config
+        from hfexp.core.compose import as_typed, choices_of, config_flags
+        from hfexp.core.config import to_config
+        from hfexp.core.provenance import Origin, command_line, without_sweep
+        from hfexp.experiment.choices import check_choices
         from hfexp.launch import world
-        from hfexp.origin import Origin, command_line, without_sweep
 
         hydra_cfg = HydraConfig.get()
         # Overrides may hold interpolations, which only the whole config can resolve.
@@ -147,10 +154,12 @@ class _Job:
         origin = Origin(choices, overrides, command_line(words), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
-            screen.show_choices(config, origin)
+            from hfexp.experiment.result import show_choices
+
+            show_choices(config, origin)
 
         let_idle_threads_sleep_in(config)
-        from hfexp import experiment
+        from hfexp.experiment import run as experiment
 
         begin_collection()
         if config.point is not None:
@@ -188,56 +197,56 @@ def _refuse_sweep_among_processes(words: list[str]) -> None:
 
 def plan(words: list[str]) -> int:
     """List the jobs of a command, and measure how much time and space they will take."""
-    from hfexp.planning import command
+    from hfexp.commands import plan as command
 
     return command.main(words, COMMANDS)
 
 
 def predict(words: list[str]) -> int:
     """Predict with a trained model."""
-    from hfexp.predicting import command
+    from hfexp.commands import predict as command
 
     return command.main(words)
 
 
 def evaluate(words: list[str]) -> int:
     """Score a trained model on another dataset or split."""
-    from hfexp.predicting import evaluation
+    from hfexp.commands import evaluate as evaluation
 
     return evaluation.main(words)
 
 
 def ui(words: list[str]) -> int:
     """Open MLflow's UI on the tracking store."""
-    from hfexp import ui as mlflow_ui
+    from hfexp.commands import ui as mlflow_ui
 
     return mlflow_ui.main(words)
 
 
 def compare(words: list[str]) -> int:
     """Compare the recorded runs of an experiment, or two runs."""
-    from hfexp import compare as comparison
+    from hfexp.commands import compare as comparison
 
     return comparison.main(words)
 
 
 def sync(words: list[str]) -> int:
     """Deliver the records that runs could not deliver, and close runs whose process is gone."""
-    from hfexp import sync as synchronisation
+    from hfexp.commands import sync as synchronisation
 
     return synchronisation.main(words)
 
 
 def cache(words: list[str]) -> int:
     """List or remove the prepared data that jobs share."""
-    from hfexp.cache_command import main
+    from hfexp.commands.cache import main
 
     return main(words)
 
 
 def version(words: list[str]) -> int:
     """Print the version."""
-    from hfexp import __version__
+    from hfexp.core import __version__
 
     print(f"hfexp {__version__}")
     return 0
@@ -253,7 +262,7 @@ BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
 
 def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
     """Print the error of each failed job, and the number of failed jobs."""
-    from hfexp.screen import note
+    from hfexp.core.console import note
 
     for job, cause in error.failures:
         _fail(cause, EXIT_FAILED, full_traceback, f"{job}: ")
@@ -263,9 +272,9 @@ def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
 
 def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
     """Print the error as one message, or as a traceback with HYDRA_FULL_ERROR=1."""
+    from hfexp.core.console import printable
+    from hfexp.core.secrets import mask_secrets
     from hfexp.launch import world
-    from hfexp.screen import printable
-    from hfexp.secrets import mask_secrets
 
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
         return code  # torchrun gives all processes the same wrong input; the first one reports it

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.cells import csv_cell
-from hfexp.chosen import choose_runs, is_sweep
-from hfexp.directions import lower_is_better
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.markdown import plain
-from hfexp.records import RunRecord, metric_history, read_runs
-from hfexp.screen import one_line, printable
+from hfexp.core.console import one_line, printable
+from hfexp.core.directions import lower_is_better
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.markdown import plain
+from hfexp.tasks.cells import csv_cell
+from hfexp.tracking.chosen import choose_runs, is_sweep
 from hfexp.tracking.nesting import RANKING
+from hfexp.tracking.runs import RunRecord, metric_history, read_runs
 from hfexp.tracking.store import tracking_uri
 
 TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30

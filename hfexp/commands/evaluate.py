@@ -7,18 +7,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.errors import ConfigError
-from hfexp.predicting.command import split_config_dir
-from hfexp.predicting.evaluation_settings import HELP, EvaluationSettings, parse
-from hfexp.screen import note, say
-from hfexp.whole_files import write_whole
+from hfexp.commands.evaluation_settings import HELP, EvaluationSettings, parse
+from hfexp.commands.predict import split_config_dir
+from hfexp.core.console import note, say
+from hfexp.core.errors import ConfigError
+from hfexp.core.whole_files import write_whole
 
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.config import Config
-    from hfexp.predicting.models import Asked
-    from hfexp.predicting.scores import SliceScores
+    from hfexp.core.config import Config
+    from hfexp.inference.load import Asked
+    from hfexp.inference.scores import SliceScores
 
 FOLDER = "evaluations"
 
@@ -46,14 +46,14 @@ def evaluate(
     Raises:
         ConfigError: the model, the dataset or a column does not exist, or rows have no columns to slice by.
     """
-    from hfexp import quiet
-    from hfexp.composition import importable_cwd
-    from hfexp.predicting.models import load
-    from hfexp.predicting.scored import compose_scored, load_rows
-    from hfexp.predicting.scores import as_dicts, score_slices, show_scores
-    from hfexp.predicting.settings import says_the_model
-    from hfexp.scoring import build_metrics
-    from hfexp.secrets import mask_override, mask_secrets
+    from hfexp.commands.prediction_settings import says_the_model
+    from hfexp.core import quiet
+    from hfexp.core.compose import importable_cwd
+    from hfexp.core.secrets import mask_override, mask_secrets
+    from hfexp.inference.load import load
+    from hfexp.inference.scored import compose_scored, load_rows
+    from hfexp.inference.scores import as_dicts, score_slices, show_scores
+    from hfexp.tasks.scoring import build_metrics
 
     quiet.quiet_libraries()
     importable_cwd()
@@ -90,7 +90,7 @@ def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -
     """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
     import numpy as np
 
-    from hfexp.predicting.evaluated import evaluated
+    from hfexp.inference.evaluated import evaluated
 
     predictor = asked.predictor
     predictions, references = [], []
@@ -106,7 +106,7 @@ def _progress(total: int) -> Any:
     """Return a context manager that shows a progress bar in a terminal, and yields the function that advances it."""
     import contextlib
 
-    from hfexp.screen import end_bar, is_terminal, move_bar
+    from hfexp.core.console import end_bar, is_terminal, move_bar
 
     @contextlib.contextmanager
     def bar() -> Iterator[Any]:
@@ -147,8 +147,8 @@ def _record(
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    from hfexp.origin import file_name
-    from hfexp.secrets import mask_secrets
+    from hfexp.core.provenance import file_name
+    from hfexp.core.secrets import mask_secrets
     from hfexp.tracking.lineage import evaluated_input
 
     client, run_id = MlflowClient(asked.uri), str(asked.run_id)
@@ -188,7 +188,7 @@ def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings
     """
     import pandas
 
-    from hfexp.predicting.scores import as_dicts
-    from hfexp.predicting.settings import as_words
+    from hfexp.commands.prediction_settings import as_words
+    from hfexp.inference.scores import as_dicts
 
     return pandas.DataFrame(as_dicts(evaluate(*parse([*words, *as_words(settings)]), config_dir)))

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from hfexp.bounded_yaml import load
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.predicting.settings import check_output
+from hfexp.commands.prediction_settings import check_output
+from hfexp.core.bounded_yaml import load
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
 
 HELP = """hfexp evaluate: a trained model on another dataset or split.
 

@@ -6,8 +6,8 @@ classes are subclasses because Hydra identifies a plugin by the module of its cl
 
 from hydra.core.config_store import ConfigStore
 
+from hfexp.commands import plan_planner
 from hfexp.launch import local
-from hfexp.planning import planner
 from hfexp.sweep import sweeper
 
 
@@ -19,7 +19,7 @@ class ExperimentSweeper(sweeper.ExperimentSweeper):
     """The sweeper behind `hydra/sweeper=hfexp`."""
 
 
-class Planner(planner.Planner):
+class Planner(plan_planner.Planner):
     """The sweeper that `hfexp plan` puts in place of the experiment's own."""
 
 

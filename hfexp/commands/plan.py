@@ -10,18 +10,18 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfexp import hydra_app
-from hfexp.errors import EXIT_WRONG_INPUT, ConfigError
-from hfexp.planning import show
-from hfexp.planning.estimate import JobCost, Total, add_up, cost_of, shape_of
-from hfexp.planning.jobs import PlannedJob, Standing, jobs_of_sweep, the_job
-from hfexp.planning.measurement import Measurement
-from hfexp.planning.planner import Planner
-from hfexp.planning.probes import Findings, checked, probe
-from hfexp.screen import say
+from hfexp.commands import plan_show
+from hfexp.commands.plan_estimate import JobCost, Total, add_up, cost_of, shape_of
+from hfexp.commands.plan_jobs import PlannedJob, Standing, jobs_of_sweep, the_job
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.commands.plan_planner import Planner
+from hfexp.commands.plan_probes import Findings, checked, probe
+from hfexp.core import hydra_app
+from hfexp.core.console import say
+from hfexp.core.errors import EXIT_WRONG_INPUT, ConfigError
+from hfexp.core.search_config import Pruner
 from hfexp.sweep.definition import find_sweep
 from hfexp.sweep.request import Composer, Request
-from hfexp.sweep.settings import Pruner
 
 SWEEPS = ("-m", "--multirun")
 TARGET = "hydra.sweeper._target_=hydra_plugins.hfexp.Planner"
@@ -61,7 +61,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
         jobs = checked(jobs) if probes else jobs
     slots = _slots(planner) if is_sweep else 1
     if not probes:
-        show.show_jobs(jobs, [None] * len(jobs), [None] * len(jobs))
+        plan_show.show_jobs(jobs, [None] * len(jobs), [None] * len(jobs))
     else:
         with tempfile.TemporaryDirectory(prefix="hfexp-plan-") as directory:
             if any(job.is_to_run for job in jobs):
@@ -69,7 +69,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
             findings = probe(planner, jobs, slots, directory)
         jobs = [_with_problem(job, findings) for job in jobs]
         _show_measured(request, jobs, findings, slots, _sharing(planner) if is_sweep else 1)
-    show.show_problems(jobs)
+    plan_show.show_problems(jobs)
     return [job for job in jobs if job.standing is Standing.invalid]
 
 
@@ -92,7 +92,7 @@ def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request
 
 def _points(request: Request, jobs: Sequence[PlannedJob]) -> str:
     if request.points is not None:
-        return show.count(jobs)
+        return plan_show.count(jobs)
     done = sum(not job.name.startswith("e.g.") for job in jobs)
     return f"{request.total} points, {done} done, the others chosen as results come in (below: examples)"
 
@@ -105,26 +105,26 @@ def _with_problem(job: PlannedJob, findings: Findings) -> PlannedJob:
 
 
 def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findings, slots: int, sharing: int) -> None:
-    letters = dict(zip(findings.measured, show.LETTERS, strict=False))
+    letters = dict(zip(findings.measured, plan_show.LETTERS, strict=False))
     shapes = [shape_of(job.config) if job.is_to_run and job.config else None for job in jobs]
     known = [findings.measured.get(shape) if shape else None for shape in shapes]
     costs = [
         cost_of(job.config, one, job.steps_done) if one and job.config else None
         for job, one in zip(jobs, known, strict=True)
     ]
-    show.show_jobs(jobs, [letters.get(shape, "+") if shape else None for shape in shapes], costs)
+    plan_show.show_jobs(jobs, [letters.get(shape, "+") if shape else None for shape in shapes], costs)
     if not findings.measured:
         return
     say()
     for shape, one in findings.measured.items():
-        show.show_measured(letters.get(shape, "+"), one)
+        plan_show.show_measured(letters.get(shape, "+"), one)
     say()
     place = request.output_dir.absolute()
     total = _total(request, jobs, costs, [one for one in known if one], slots, sharing)
     at_most = request.search.pruner is not Pruner.none or any(
         job.config and job.config.trainer.early_stopping_patience for job in jobs
     )
-    show.show_total(total, slots, _memory(), _free(place), place, at_most)
+    plan_show.show_total(total, slots, _memory(), _free(place), place, at_most)
 
 
 def _total(

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hfexp.config import Config, to_dict
-from hfexp.planning.measurement import Measurement
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.core.config import Config, to_dict
 
 FREE_ARGS = frozenset(
     {

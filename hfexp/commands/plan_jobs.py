@@ -8,18 +8,18 @@ from pathlib import Path
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp import composition
-from hfexp.choices import check_choices
-from hfexp.config import Config, OnExisting, to_config
-from hfexp.errors import ConfigError, first_line
-from hfexp.identity import config_hash
+from hfexp.core import compose
+from hfexp.core.config import Config, OnExisting, to_config
+from hfexp.core.errors import ConfigError, first_line
+from hfexp.core.identity import config_hash
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import mask_override
+from hfexp.core.sqlite_address import sqlite_path
+from hfexp.experiment.choices import check_choices
 from hfexp.launch import world
-from hfexp.origin import Origin
-from hfexp.run_directory import find_run
-from hfexp.secrets import mask_override
-from hfexp.sqlite_address import sqlite_path
-from hfexp.sweep.membership import Point, run_directory_of
 from hfexp.sweep.request import Composer, Request
+from hfexp.tracking.membership import Point, run_directory_of
+from hfexp.tracking.run_directory import find_run
 
 
 class Standing(Enum):
@@ -124,7 +124,7 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
 
 def show(words: tuple[str, ...]) -> str:
     """Format overrides as the user types them, with secrets masked."""
-    return " ".join(mask_override(composition.as_typed(word)) for word in words)
+    return " ".join(mask_override(compose.as_typed(word)) for word in words)
 
 
 def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
@@ -138,24 +138,24 @@ def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
     """Return the job with its config and identity, or marked as invalid with the reason."""
     try:
         composed = composer.compose(job.words)
-        choices = composition.choices_of(composed)
-        config = to_config(composition.without_hydra(composed))
+        choices = compose.choices_of(composed)
+        config = to_config(compose.without_hydra(composed))
         check_choices(config, choices)
         world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
         return replace(job, config=config, identity=config_hash(config))
     except ConfigError as error:
         return job.invalid(str(error))
     except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
-        return job.invalid(composition.explain(error))
+        return job.invalid(compose.explain(error))
 
 
 def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
-    return Origin(composition.choices_of(composer.compose(words)), list(words), "hfexp plan")
+    return Origin(compose.choices_of(composer.compose(words)), list(words), "hfexp plan")
 
 
 def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
     """Return the job as one that continues the unfinished run in `run_dir`."""
-    from hfexp.checkpoints import newest_whole
+    from hfexp.core.checkpoint import newest_whole
 
     checkpoint = newest_whole(run_dir / "checkpoints")
     if checkpoint is None:
@@ -187,8 +187,8 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     """Yield the closed trials of the sweep's study, with their numbers."""
     import optuna
 
+    from hfexp.experiment.sweep_storage import close_storage, open_storage, storage_url
     from hfexp.sweep import study
-    from hfexp.sweep.storage import close_storage, open_storage, storage_url
 
     standings = {"COMPLETE": Standing.finished, "PRUNED": Standing.pruned, "FAIL": Standing.failed}
     url = storage_url(directory, request.search.storage)

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hfexp.config import Config, OnExisting, to_config
-from hfexp.errors import ConfigError, RunError
-from hfexp.origin import Origin
-from hfexp.planning.measurement import Measurement
-from hfexp.sqlite_address import sqlite_address
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.core.config import Config, OnExisting, to_config
+from hfexp.core.errors import ConfigError, RunError
+from hfexp.core.provenance import Origin
+from hfexp.core.sqlite_address import sqlite_address
 
 BATCHES = 32
 """Batches that are evaluated of each split; the time of the whole split is extrapolated from them."""
@@ -39,8 +39,8 @@ def measure(cfg: Any) -> Measurement:
 
 
 def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
-    from hfexp import experiment
-    from hfexp.quiet import quiet_libraries
+    from hfexp.core.quiet import quiet_libraries
+    from hfexp.experiment import run
     from hfexp.tracking.store import open_store
 
     quiet_libraries()
@@ -48,7 +48,7 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
     if config.tracking.uri:
         open_store(config.tracking.uri, place, "plan")  # before the clock starts: later jobs find a store too
     began = time.time()
-    experiment.run(config, origin)
+    run.run(config, origin)
     ended = time.time()
     try:
         found = json.loads((place / "times.json").read_text())
@@ -74,10 +74,10 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
 
 def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
     """Return the job with output and tracking moved to `place`, and the share of its split each evaluation sees."""
+    from hfexp.data.streams import num_rows
+    from hfexp.experiment.fit import build_splits
+    from hfexp.experiment.preflight import prepare
     from hfexp.launch import world
-    from hfexp.preflight import prepare
-    from hfexp.streams import num_rows
-    from hfexp.work import build_splits
 
     world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
     inputs = prepare(config)
@@ -89,7 +89,7 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
         if rows is not None and rows > most:
             dataset = replace(dataset, **{key: most})
             shares |= dict.fromkeys(names, most / rows)
-    stopwatch = {"_target_": "hfexp.planning.stopwatch.Stopwatch", "path": str(place / "times.json")}
+    stopwatch = {"_target_": "hfexp.commands.plan_stopwatch.Stopwatch", "path": str(place / "times.json")}
     allowed = [*config.security.allowed_targets, "hfexp.planning"]
     tracks = config.tracking.backend == "mlflow"
     uri = sqlite_address(place / "mlflow.db") if tracks else None
@@ -109,14 +109,14 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
 @contextlib.contextmanager
 def _silence() -> Any:
     """Discard everything that a run prints inside the block."""
-    from hfexp import screen
+    from hfexp.core import console
 
-    screen.speak_through(lambda *arguments: None)
+    console.speak_through(lambda *arguments: None)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        screen.speak_through(None)
+        console.speak_through(None)
 
 
 def _bytes_below(directory: Path) -> int:
@@ -127,15 +127,15 @@ def _bytes_below(directory: Path) -> int:
 
 def _memory(trained: int, processes: int) -> int:
     """Return the peak memory in bytes of this process and its training processes together."""
-    from hfexp.planning.stopwatch import peak_memory
+    from hfexp.commands.plan_stopwatch import peak_memory
 
     return peak_memory() + processes * trained if processes > 1 else max(peak_memory(), trained)
 
 
 def find_problem(config: Config) -> str | None:
     """Return the error that a run would raise before it loads any weights; None if there is none."""
-    from hfexp.preflight import prepare
-    from hfexp.quiet import quiet_libraries
+    from hfexp.core.quiet import quiet_libraries
+    from hfexp.experiment.preflight import prepare
 
     quiet_libraries()
     with _silence():

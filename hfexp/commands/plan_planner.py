@@ -8,7 +8,7 @@ from typing import Any
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 from hfexp.sweep.sweeper import ExperimentSweeper
 
 OWN = "hfexp"
@@ -43,7 +43,7 @@ class Planner(ExperimentSweeper):
             jobs: the overrides of each job.
             directory: used as `hydra.sweep.dir`, so that the launcher's files go there.
         """
-        from hfexp.sweep.dimension import spelling
+        from hfexp.core.overrides import spelling
 
         assert self.config is not None
         assert self.launcher is not None
@@ -54,6 +54,6 @@ class Planner(ExperimentSweeper):
 
 
 def _measure(cfg: Any) -> Any:
-    from hfexp.planning.measure import measure
+    from hfexp.commands.plan_measure import measure
 
     return measure(cfg)

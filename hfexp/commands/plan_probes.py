@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfexp.errors import first_line
-from hfexp.planning.estimate import shape_of, worst
-from hfexp.planning.jobs import PlannedJob
-from hfexp.planning.measure import find_problem
-from hfexp.planning.measurement import Measurement
-from hfexp.planning.planner import Planner
+from hfexp.commands.plan_estimate import shape_of, worst
+from hfexp.commands.plan_jobs import PlannedJob
+from hfexp.commands.plan_measure import find_problem
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.commands.plan_planner import Planner
+from hfexp.core.errors import first_line
 
 
 @dataclass
 class Findings:
-    """Results of the measured jobs, by shape (`hfexp.planning.estimate.shape_of`)."""
+    """Results of the measured jobs, by shape (`hfexp.commands.plan_estimate.shape_of`)."""
 
     measured: dict[str, Measurement] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfexp.cache import show_size
-from hfexp.errors import first_line
-from hfexp.planning.estimate import JobCost, Total
-from hfexp.planning.jobs import PlannedJob, Standing
-from hfexp.planning.measurement import Measurement
-from hfexp.screen import cell, note, print_table, say
-from hfexp.secrets import mask_secrets
+from hfexp.commands.plan_estimate import JobCost, Total
+from hfexp.commands.plan_jobs import PlannedJob, Standing
+from hfexp.commands.plan_measurement import Measurement
+from hfexp.core.console import cell, note, print_table, say
+from hfexp.core.errors import first_line
+from hfexp.core.secrets import mask_secrets
+from hfexp.data.cache import show_size
 
 MOST_ROWS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.errors import EXIT_FAILED, ConfigError, DataError
-from hfexp.predicting.settings import ALL, PredictSettings, as_words, check_paths, parse
-from hfexp.screen import end_bar, is_terminal, move_bar, note, printable, say
+from hfexp.commands.prediction_settings import ALL, PredictSettings, as_words, check_paths, parse
+from hfexp.core.console import end_bar, is_terminal, move_bar, note, printable, say
+from hfexp.core.errors import EXIT_FAILED, ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.predicting.answers import Answer, AnswerFile, Frame, Screen
-    from hfexp.predicting.inputs import Input
-    from hfexp.predicting.models import Asked
+    from hfexp.inference.inputs import Input
+    from hfexp.inference.load import Asked
+    from hfexp.inference.outputs import Answer, AnswerFile, Frame, Screen
 
 HELP = """hfexp predict: ask a trained model.
 
@@ -76,9 +76,9 @@ def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
 
 def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "Asked":
     """Load the model that the settings name, with the options of this request."""
-    from hfexp import quiet
-    from hfexp.composition import importable_cwd
-    from hfexp.predicting import models
+    from hfexp.core import quiet
+    from hfexp.core.compose import importable_cwd
+    from hfexp.inference import load as models
 
     quiet.quiet_libraries()
     importable_cwd()
@@ -101,7 +101,7 @@ def set_options(asked: "Asked", settings: PredictSettings) -> None:
     Raises:
         ConfigError: an option does not fit the model, or `record` is set and MLflow has no run of the model.
     """
-    from hfexp.predicting.answers import check_classes
+    from hfexp.inference.outputs import check_classes
 
     predictor = asked.predictor
     predictor.task.check_options(settings.generation)
@@ -120,7 +120,7 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
     Raises:
         ConfigError: an input does not exist, or `system` is given without a prompt.
     """
-    from hfexp.predicting.inputs import read_inputs, takes_texts
+    from hfexp.inference.inputs import read_inputs, takes_texts
 
     task = asked.predictor.task
     is_text = takes_texts(task)
@@ -135,8 +135,8 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
 
 def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
     """Yield each input with its answer, or with the error that tells why there is none."""
-    from hfexp.predicting.answers import Answer
-    from hfexp.predicting.inputs import row_of
+    from hfexp.inference.inputs import row_of
+    from hfexp.inference.outputs import Answer
 
     predictor = asked.predictor
     names: Mapping[int, str] = predictor.id2label or {}
@@ -149,7 +149,7 @@ def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Inp
 
 def _screen(settings: PredictSettings, asked: "Asked", count: int) -> "Screen | Frame":
     """Return the console sink: a table, or a silent collector if the text is streamed while it is generated."""
-    from hfexp.predicting.answers import Frame, Screen
+    from hfexp.inference.outputs import Frame, Screen
 
     if _stream(settings, asked, count, default=is_terminal()):
         return Frame()
@@ -168,7 +168,7 @@ def _answer(
     Raises:
         DataError: an input could not be read, and `skip_unreadable` is false.
     """
-    from hfexp.predicting.answers import answer_files
+    from hfexp.inference.outputs import answer_files
 
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
         paths = [Path(settings.output)] if settings.output else []
@@ -290,7 +290,7 @@ def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable:
     """Return a loaded model's answers to the inputs; write and record them if the settings ask for it."""
     import pandas
 
-    from hfexp.predicting.answers import Frame
+    from hfexp.inference.outputs import Frame
 
     everything, frame = read(settings, asked, _values(inputs)), Frame()
     _stream(settings, asked, len(everything), default=False)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hfexp.bounded_yaml import load
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.bounded_yaml import load
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.input_files import STANDARD_INPUT
 
 COMPOSED = ("task", "model", "transform", "security")
 """Config sections that define a model which no run of ours has trained."""
@@ -21,7 +22,6 @@ TEXTS = ("text", "prompt")
 """Two keys for the same thing: a text as input."""
 FORMATS = (".csv", ".jsonl", ".parquet")
 ALL = "all"
-STANDARD_INPUT = "-"
 
 
 @dataclass

@@ -5,19 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.chosen import best_run_of_sweep, find_one, home_of
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.html import result_html
-from hfexp.outside import read_record
-from hfexp.predicting import command, evaluation
-from hfexp.records import RunRecord, metric_history
-from hfexp.run_state import STATE, read_state
+from hfexp.commands import evaluate as evaluation
+from hfexp.commands import predict as command
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.outside import read_record
+from hfexp.experiment.html import result_html
+from hfexp.tracking.chosen import best_run_of_sweep, find_one, home_of
+from hfexp.tracking.run_state import STATE, read_state
+from hfexp.tracking.runs import RunRecord, metric_history
 from hfexp.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.predicting.models import Asked
+    from hfexp.inference.load import Asked
 
 
 @dataclass
@@ -38,7 +39,7 @@ class LoadedRun:
 
     @functools.cached_property
     def _asked(self) -> "Asked":
-        from hfexp.predicting.settings import PredictSettings
+        from hfexp.commands.prediction_settings import PredictSettings
 
         run = str(self.directory) if self.run_id is None else self.run_id
         return command.load(PredictSettings(run=run, uri=self.uri))

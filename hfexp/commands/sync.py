@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfexp.errors import ConfigError, RunError, first_line
-from hfexp.outside import why_foreign, why_not_contained, why_not_owned
-from hfexp.screen import say
-from hfexp.secrets import mask_secrets
+from hfexp.core.console import say
+from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.outside import why_foreign, why_not_contained, why_not_owned
+from hfexp.core.secrets import mask_secrets
 
 if TYPE_CHECKING:
-    from hfexp.run_state import RunState
+    from hfexp.tracking.run_state import RunState
 
 
 def main(words: list[str]) -> int:
@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
     args = parser.parse_args(words)
 
-    from hfexp import quiet
+    from hfexp.core import quiet
     from hfexp.tracking import journal
 
     quiet.quiet_libraries()
@@ -49,8 +49,8 @@ def main(words: list[str]) -> int:
 
 def _sync(path: Path, args: argparse.Namespace) -> str:
     """Deliver one run directory, and return the outcome as a key of the counts in `main`."""
-    from hfexp.run_directory import held_run
-    from hfexp.run_state import read_state
+    from hfexp.tracking.run_directory import held_run
+    from hfexp.tracking.run_state import read_state
 
     problem = why_not_owned(path, args.output_dir) or why_not_contained(path, path)
     if problem or read_state(path) is None:
@@ -66,7 +66,7 @@ def _sync(path: Path, args: argparse.Namespace) -> str:
 
 def _deliver(path: Path, state: "RunState", args: argparse.Namespace) -> str:
     """Deliver a run whose lock this process holds."""
-    from hfexp.process import ProcessId
+    from hfexp.core.process import ProcessId
     from hfexp.tracking.recovery import deliver_rest, is_complete
 
     # Holding the lock is no proof: locks do not reach every machine that shares a file system.

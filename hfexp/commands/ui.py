@@ -5,11 +5,11 @@ import ipaddress
 import os
 import sys
 
-from hfexp.errors import ConfigError
-from hfexp.records import newest_run
-from hfexp.screen import note
-from hfexp.secrets import mask_secrets
-from hfexp.sqlite_address import sqlite_path
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError
+from hfexp.core.secrets import mask_secrets
+from hfexp.core.sqlite_address import sqlite_path
+from hfexp.tracking.runs import newest_run
 from hfexp.tracking.store import tracking_uri
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 MAX_VALUES = 100_000
 """Values that a text with aliases may have, each counted as often as it is referenced."""

@@ -22,13 +22,13 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.arguments import way_out
-from hfexp.config import Config, explain_key_error
-from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
-from hfexp.habits import HABITS
-from hfexp.literal_words import keep_words
-from hfexp.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
-from hfexp.secrets import learn_secrets, mask_secrets
+from hfexp.core.config import Config, explain_key_error
+from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
+from hfexp.core.habits import HABITS
+from hfexp.core.overrides import keep_words
+from hfexp.core.own_options import OwnOptionsFirst, conf_dir, find_replaced, own_options_first, search_path
+from hfexp.core.secrets import learn_secrets, mask_secrets
+from hfexp.core.training_args import way_out
 
 CONFIG_NAME = "config"
 RECORDED = "_recorded"
@@ -73,7 +73,7 @@ def _register_plugins() -> None:
     known = {plugin.__name__ for plugin in found if plugin.__module__ == name}
     if known.issuperset(PLUGINS):
         return
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "launch" / "plugin.py")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "commands" / "hydra_plugin.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -4,20 +4,23 @@ Free-form sections (`task`, `metrics`, `dataset.source`, the lists of `transform
 dictionaries: their schema is the signature of what they build, and they are checked when it is built.
 """
 
+import functools
 import json
-from dataclasses import asdict, dataclass, field
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.arguments import check_args, way_out
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.habits import advise
-from hfexp.secret_shapes import MASK
-from hfexp.secrets import find_masked, learn_secrets, mask_values
-from hfexp.sweep.settings import SearchConfig
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.habits import ARGS, HABITS
+from hfexp.core.search_config import SearchConfig
+from hfexp.core.secret_shapes import MASK
+from hfexp.core.secrets import find_masked, learn_secrets, mask_values
+from hfexp.core.training_args import OWNED, REFUSED, RENAMED, SHORT, check_args, training_argument_types, way_out
 
 
 class OnExisting(Enum):
@@ -71,7 +74,7 @@ class ModelConfig:
     """Train an adapter instead of the weights: arguments of `peft.LoraConfig` or of its `_target_` class."""
     trust_remote_code: bool = False
     kind: str | None = None
-    """`image`, `text` or `causal_lm`: tasks that it fits (`hfexp.choices`), known before it is loaded; null: any."""
+    """`image`, `text` or `causal_lm`: tasks it fits (`hfexp.experiment.choices`), known before loading; null: any."""
     build: dict[str, Any] | None = None
     """`_target_` and arguments of the user's own model function, which also gets `task` and `id2label`."""
 
@@ -149,7 +152,7 @@ class TransformConfig:
 
 @dataclass
 class TrainerConfig:
-    _target_: str = "hfexp.training.Trainer"
+    _target_: str = "hfexp.training.trainer.Trainer"
     args: dict[str, Any] = field(default_factory=dict)
     """Fields of `transformers.TrainingArguments`, under their own names."""
     deterministic: bool = False
@@ -229,7 +232,7 @@ class Config:
     output_dir: str = "outputs"
     on_existing: OnExisting = OnExisting.resume
     point: str | None = None
-    """Address of a job in its sweep, which sets it (`hfexp.sweep.membership`)."""
+    """Address of a job in its sweep, which sets it (`hfexp.tracking.membership`)."""
 
 
 SWEEP_KEYS = ("search", "point")
@@ -322,3 +325,41 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def advise(key: str, value: str = "...") -> str | None:
+    """Return what to write in place of a key that does not exist; None if that is not known.
+
+    Args:
+        key: the key as the user typed it, perhaps with a section before it (`optimizer.lr`).
+    """
+    name = key.rpartition(".")[2]
+    for known in (f"{key}={value}", key, name):
+        if known in HABITS:
+            return HABITS[known]
+    homes = _homes().get(name, [])
+    if name in homes or len(homes) == 1:
+        return f"{name if name in homes else homes[0]}={value}"
+    name = SHORT.get(name, name)
+    if name in {**OWNED, **REFUSED}:
+        return {**OWNED, **REFUSED}[name]
+    if name in training_argument_types():
+        return f"{ARGS}{name}={value}"
+    return RENAMED.get(name)
+
+
+@functools.cache
+def _homes() -> Mapping[str, list[str]]:
+    """Map the last part of each key of the schema to the full keys."""
+    found: dict[str, list[str]] = {}
+
+    def walk(kind: Any, prefix: str) -> None:
+        types = typing.get_type_hints(kind)
+        for entry in fields(kind):
+            inner = ModelConfig if entry.name == "model" else types[entry.name]
+            found.setdefault(entry.name, []).append(f"{prefix}{entry.name}")
+            if is_dataclass(inner):
+                walk(inner, f"{prefix}{entry.name}.")
+
+    walk(Config, "")
+    return found

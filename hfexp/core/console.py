@@ -1,28 +1,15 @@
 """Console output: messages, progress bar, the choices at the start and the result table at the end."""
 
 import contextlib
-import os
 import re
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hfexp import __version__
-from hfexp.config import Config
-from hfexp.origin import Origin
-from hfexp.secrets import mask_secrets
-from hfexp.sqlite_address import sqlite_address, sqlite_path
+from hfexp.core.secrets import mask_secrets
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
-
-    from hfexp.experiment import Result
-    from hfexp.model import ModelSummary
-
-SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
-"""Config groups whose chosen option is shown at the start, in this order."""
 
 
 _UNSHOWN = re.compile(
@@ -159,67 +146,3 @@ def end_bar() -> None:
     elif _bar is not None:
         _bar.stop()
         _bar = None
-
-
-def show_choices(config: Config, origin: Origin) -> None:
-    """Print the chosen options and the changed values, before anything slow is imported."""
-    chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
-    say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
-    say("  " + ", ".join(chosen))
-    changed = [word.lstrip("+") for word in origin.overrides if "." in word.partition("=")[0]]
-    if changed:
-        say("  changed: " + ", ".join(changed))
-
-
-def show_model(summary: "ModelSummary") -> None:
-    """Print the model that was built, and which of its weights start random."""
-    say(f"  model: {summary}")
-    if summary.new_tensors:
-        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
-        say(f"  new weights, not from the checkpoint: {shown}")
-    if summary.head:
-        say(f"  {summary.head}")
-
-
-def show_result(result: "Result") -> None:
-    """Print the final table: metrics, baseline, weakest classes, and where everything is."""
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in _rows(result):
-        table.add_row(cell(name), cell(value), style="bold" if name.startswith("best") else None)
-    say()
-    print_table(table, soft_wrap=True)
-
-
-def _rows(result: "Result") -> list[tuple[str, str]]:
-    rows = []
-    name = result.task_metric
-    if f"best_eval_{name}" in result.metrics:
-        at = f"at step {result.best_step}, chosen by eval_{result.metric_name} {result.best_metric:.4f}"
-        rows.append((f"best eval_{name}", f"{result.metrics[f'best_eval_{name}']:.4f}  ({at})"))
-    for prefix, label in (("final_eval", "validation"), ("test", "test")):
-        value = result.metrics.get(f"{prefix}_{name}")
-        if value is not None:
-            rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
-    if result.pruned_step is not None:
-        rows.append(("pruned", f"at step {result.pruned_step}, by the sweep that it is a part of"))
-    if result.report is not None:
-        rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
-        worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())
-        rows.append(("worst classes", f"{worst}  (recall)"))
-    rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
-    rows.append(("run", os.path.relpath(result.run_dir)))
-    if result.tracking_uri:
-        rows.append(("look at it", mask_secrets(_how_to_look(result.tracking_uri))))
-    return rows
-
-
-def _how_to_look(uri: str) -> str:
-    """Return the command or address that shows this tracking store."""
-    path = sqlite_path(uri)
-    if path is None:
-        return uri
-    path = os.path.relpath(path)
-    address = shlex.quote(sqlite_address(Path(path)))
-    return "hfexp ui" if path == os.path.join("outputs", "mlflow.db") else f"hfexp ui --uri {address}"

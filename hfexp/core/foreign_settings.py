@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hfexp.machine import visible_devices
+from hfexp.core.machine import visible_devices
 
 OFF = ("false", "0", "no", "off", "n", "f")
 """Values that mean false, in lower case (`accelerate.utils.str_to_bool`)."""

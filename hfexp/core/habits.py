@@ -1,13 +1,5 @@
 """Keys and options that users know from scripts, templates and other tools, and what hfexp takes instead."""
 
-import functools
-import typing
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import Any
-
-from hfexp.arguments import OWNED, REFUSED, RENAMED, SHORT, training_argument_types
-
 ARGS = "trainer.args."
 AUTOMATIC_DEVICE = "nothing: an accelerator is used when there is one, and with trainer.args.use_cpu=true the CPU"
 CONTINUES = "nothing: the same command continues, and with on_existing=rerun it begins anew"
@@ -55,43 +47,3 @@ HABITS = {
     "hydra/sweeper": "search=tpe search.trials=N (hfexp sweeps by itself: random, tpe, gp, cmaes, nsga2, grid)",
 }
 """Advice by `key=value`, by key, or by the last part of a key."""
-
-
-def advise(key: str, value: str = "...") -> str | None:
-    """Return what to write in place of a key that does not exist; None if that is not known.
-
-    Args:
-        key: the key as the user typed it, perhaps with a section before it (`optimizer.lr`).
-    """
-    name = key.rpartition(".")[2]
-    for known in (f"{key}={value}", key, name):
-        if known in HABITS:
-            return HABITS[known]
-    homes = _homes().get(name, [])
-    if name in homes or len(homes) == 1:
-        return f"{name if name in homes else homes[0]}={value}"
-    name = SHORT.get(name, name)
-    if name in {**OWNED, **REFUSED}:
-        return {**OWNED, **REFUSED}[name]
-    if name in training_argument_types():
-        return f"{ARGS}{name}={value}"
-    return RENAMED.get(name)
-
-
-@functools.cache
-def _homes() -> Mapping[str, list[str]]:
-    """Map the last part of each key of the schema to the full keys."""
-    from hfexp.config import Config, ModelConfig
-
-    found: dict[str, list[str]] = {}
-
-    def walk(kind: Any, prefix: str) -> None:
-        types = typing.get_type_hints(kind)
-        for field in fields(kind):
-            inner = ModelConfig if field.name == "model" else types[field.name]
-            found.setdefault(field.name, []).append(f"{prefix}{field.name}")
-            if is_dataclass(inner):
-                walk(inner, f"{prefix}{field.name}.")
-
-    walk(Config, "")
-    return found

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from hfexp.errors import ConfigError, RunError
+from hfexp.core.errors import ConfigError, RunError
 
 OFFLINE = frozenset(
     {

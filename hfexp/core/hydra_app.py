@@ -17,14 +17,14 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp import composition, screen
-from hfexp.arguments import way_out
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.habits import advise
-from hfexp.own_options import conf_dir, find_replaced, own_options_first
-from hfexp.secret_names import is_secret_name
-from hfexp.secret_shapes import MASK
-from hfexp.secrets import learn_secrets, mask_secrets, mask_values
+from hfexp.core import compose, console
+from hfexp.core.config import advise
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.own_options import conf_dir, find_replaced, own_options_first
+from hfexp.core.secret_names import is_secret_name
+from hfexp.core.secret_shapes import MASK
+from hfexp.core.secrets import learn_secrets, mask_secrets, mask_values
+from hfexp.core.training_args import way_out
 
 
 def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
@@ -38,13 +38,13 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     Raises:
         ConfigError: the config does not take a key, an option or a value.
     """
-    composition.register_schema()
-    composition.importable_cwd()
+    compose.register_schema()
+    compose.importable_cwd()
     args = _parse(words)
     own = [Path(given).resolve() for given in (args.config_dir, args.config_path) if given]
-    app = hydra.main(config_path=str(conf_dir()), config_name=composition.CONFIG_NAME, **composition.hydra_kwargs())
-    options = own_options_first(*own, *composition.searched(args.overrides))
-    with options, composition.explained(), _hydra_raises(), _checked_sections():
+    app = hydra.main(config_path=str(conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
+    options = own_options_first(*own, *compose.searched(args.overrides))
+    with options, compose.explained(), _hydra_raises(), _checked_sections():
         sys.argv[1:] = hydra_words(words, commands)
         _say_what_is_replaced(args.shell_completion)
         with _prints_masked(args):
@@ -72,7 +72,7 @@ def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
             flags.append(word)
     if args.config_path:  # Hydra resolves a relative one against the package, not the user's directory
         flags += ["--config-path", str(Path(args.config_path).absolute())]
-    return flags + composition.prepare_overrides(args.overrides, args.config_name or composition.CONFIG_NAME)
+    return flags + compose.prepare_overrides(args.overrides, args.config_name or compose.CONFIG_NAME)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
@@ -95,7 +95,7 @@ def _say_what_is_replaced(quiet: bool) -> None:
     replaced = find_replaced()
     if replaced and not quiet:
         several = len(replaced) > 1
-        screen.note(
+        console.note(
             f"{one_of(replaced)} {'take' if several else 'takes'} the place of the shipped "
             f"file{'s' if several else ''} with {'these names' if several else 'this name'}"
         )
@@ -107,10 +107,10 @@ def _checked_sections() -> Iterator[None]:
     original = ConfigLoaderImpl.load_configuration
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        from hfexp.targets import check_hydra
+        from hfexp.core.targets import check_hydra
 
         config = original(*args, **kwargs)
-        composition.require_own_word(config)
+        compose.require_own_word(config)
         check_hydra(_resolved(config.hydra), list(OmegaConf.select(config, "security.allowed_targets") or []))
         return config
 

@@ -4,8 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from hfexp.config import Config, Strategy, to_dict
-from hfexp.secrets import without_secrets
+from hfexp.core.config import Config, Strategy, to_dict
+from hfexp.core.secrets import without_secrets
 
 SCIENTIFIC = ("task", "model", "dataset", "transform", "trainer", "metrics", "seed")
 """Sections of the config that decide the result of an experiment, and so its identity."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hfexp.config import Config
+    from hfexp.core.config import Config
 
 SPINS = "100000"
 """Times that an idle OpenMP thread looks for work before it sleeps: 2 to 5 ms, depending on the processor."""

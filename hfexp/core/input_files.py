@@ -6,8 +6,11 @@ import stat
 import threading
 from typing import IO, Any
 
-from hfexp import __version__
-from hfexp.errors import DataError
+from hfexp.core import __version__
+from hfexp.core.errors import DataError
+
+STANDARD_INPUT = "-"
+
 
 MAX_BYTES = 256 * 2**20
 """Largest encoded image, in bytes, that is read as a whole."""

@@ -2,7 +2,7 @@
 
 from filelock import FileLock
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 
 class SharedLock(FileLock):

@@ -3,7 +3,7 @@
 import html
 import re
 
-from hfexp.screen import printable
+from hfexp.core.console import printable
 
 _CODE = re.compile(r"[\w ./:,@=+%()\[\]{}'\"~^#?!;$*-]+")
 """Texts that may stand in backticks: they have no backtick, no table bar and no HTML character."""

@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hfexp import bounded_yaml
-from hfexp.errors import DataError
-from hfexp.input_files import open_regular
+from hfexp.core import bounded_yaml
+from hfexp.core.errors import DataError
+from hfexp.core.input_files import open_regular
 
 MAX_BYTES = 64 * 2**20
 """Bytes of the largest record that is read; a real one has a few kilobytes."""

@@ -6,7 +6,19 @@ import typing
 from dataclasses import is_dataclass
 from typing import Any
 
-from hfexp.config import Config, ModelConfig
+from hydra.core.override_parser.types import (
+    Quote,
+    QuotedString,
+)
+
+from hfexp.core.config import Config, ModelConfig
+
+PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
+"""Strings that Hydra's grammar reads without quotes, except those in `RESERVED`."""
+
+
+RESERVED = ("null", "true", "false", "nan", "inf")
+
 
 TEXTS = (
     "tracking.tags.", "dataset.columns.", "dataset.source.data_dir", "dataset.source.data_files",
@@ -44,3 +56,18 @@ def _text_keys(kind: Any = Config, prefix: str = "") -> frozenset[str]:
             elif one in (str, list[str], dict[str, str]):
                 keys.add(f"{prefix}{name}")
     return frozenset(keys)
+
+
+def spelling(value: Any) -> str:
+    """Write a plain value in Hydra's grammar."""
+    if isinstance(value, str):
+        if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
+            return value
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list | tuple):
+        return f"[{','.join(spelling(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{spelling(key)}:{spelling(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

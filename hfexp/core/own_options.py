@@ -8,8 +8,8 @@ from pathlib import Path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from hfexp.bounded_yaml import check_directory
-from hfexp.errors import ConfigError
+from hfexp.core.bounded_yaml import check_directory
+from hfexp.core.errors import ConfigError
 
 _own_directories: tuple[Path, ...] | None = None
 """Config directories of the user; None while Hydra is not composing for hfexp."""
@@ -17,7 +17,7 @@ _own_directories: tuple[Path, ...] | None = None
 
 def conf_dir() -> Path:
     """Return the directory of the shipped config: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     shipped = package / "conf"
     return shipped if shipped.is_dir() else package.parent / "conf"
 

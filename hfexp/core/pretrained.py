@@ -3,7 +3,7 @@
 import importlib.util
 from pathlib import Path
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 PACKAGE = "pkg://"
 """Prefix of a directory in a package, as in Hydra's search path: `pkg://package/directory`."""

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfexp.secrets import mask_override, mask_secrets
+from hfexp.core.secrets import mask_override, mask_secrets
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from hfexp.errors import first_line
-from hfexp.screen import note
-from hfexp.secrets import mask_secrets
+from hfexp.core.console import note
+from hfexp.core.errors import first_line
+from hfexp.core.secrets import mask_secrets
 
 
 def quiet_libraries() -> None:

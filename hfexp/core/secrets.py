@@ -8,8 +8,8 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from hfexp.secret_names import is_secret_name, is_secret_variable
-from hfexp.secret_shapes import MASK, mask_shapes, passwords_of_addresses
+from hfexp.core.secret_names import is_secret_name, is_secret_variable
+from hfexp.core.secret_shapes import MASK, mask_shapes, passwords_of_addresses
 
 SHORTEST = 4
 """Characters that a value must have to be searched for in texts."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from hfexp.errors import Terminated, exit_code
+from hfexp.core.errors import Terminated, exit_code
 
 Handler = Callable[[int, FrameType | None], None]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,24 @@ SAFE_SOURCES = (
 PROCESSORS = ("ImageProcessingMixin", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin")
 """Base classes of the processors in Transformers."""
 PLACES = {
-    "task": Place(modules=("hfexp.tasks",)),
+    "task": Place(kinds=(("hfexp", ("Task",)),)),
     "model": Place(modules=("torch.nn",)),
     "model.processor": Place(
-        names=("hfexp.text.byte_tokenizer", "hfexp.text.subword_tokenizer"), kinds=(("transformers", PROCESSORS),)
+        names=("hfexp.tasks.text.byte_tokenizer", "hfexp.tasks.text.subword_tokenizer"),
+        kinds=(("transformers", PROCESSORS),),
     ),
     "model.peft": Place(kinds=(("peft", ("PeftConfig",)),)),
     "dataset.source": Place(
-        modules=("hfexp.sources", "hfexp.docstrings"), names=tuple(f"datasets.{name}" for name in SAFE_SOURCES)
+        modules=("hfexp.data.sources", "hfexp.data.docstrings"),
+        names=tuple(f"datasets.{name}" for name in SAFE_SOURCES),
     ),
     "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
     # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
-    "trainer": Place(names=("hfexp.training.Trainer", "transformers.Trainer")),
+    "trainer": Place(names=("hfexp.training.trainer.Trainer", "transformers.Trainer")),
     "trainer.callbacks": Place(
-        names=("hfexp.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
+        names=("hfexp.training.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
     ),
-    "metrics": Place(modules=("hfexp.metrics",), names=("evaluate.load", "evaluate.combine")),
+    "metrics": Place(modules=("hfexp.tasks.metrics",), names=("evaluate.load", "evaluate.combine")),
     "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
     "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
 }

@@ -11,9 +11,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hfexp.directions import lower_is_better
-from hfexp.errors import ConfigError, did_you_mean
-from hfexp.machine import cpus
+from hfexp.core.directions import lower_is_better
+from hfexp.core.errors import ConfigError, did_you_mean
+from hfexp.core.machine import cpus
 
 AUTOMATIC = "nothing: hfexp trains, evaluates after it, and scores the test split if there is one"
 NOT_YET_PUSHED = "nothing: hfexp does not push models; `hf upload` does, with the run's directory model/"
@@ -160,7 +160,7 @@ def check_args(args: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: lists all wrong names and values at once.
     """
-    from hfexp.errors import join_problems
+    from hfexp.core.errors import join_problems
 
     types, checked, problems = training_argument_types(), {}, []
     for name, value in args.items():
@@ -218,7 +218,7 @@ def check_choices(args: dict[str, Any]) -> None:
     """
     from transformers import training_args
 
-    from hfexp.errors import join_problems, one_of
+    from hfexp.core.errors import join_problems, one_of
 
     problems = []
     for name, annotation in training_argument_types().items():

@@ -1,6 +1,6 @@
 """Cache of prepared rows that jobs share: keyed by content, built once, evicted when space is short.
 
-    <directory>/<key>/          an entry: the files that `hfexp.arrays` writes, and `used`
+    <directory>/<key>/          an entry: the files that `hfexp.data.arrays` writes, and `used`
     <directory>/.building-<key> an entry that is being built, or whose builder died; renamed when it is complete;
                                 its file `needed` holds the number of bytes reserved for it
     <directory>/.locks/         one lock file per key, held while the entry is built, and one for making room
@@ -23,10 +23,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hfexp.arrays import META, ArrayReader, ArrayWriter
-from hfexp.errors import ConfigError
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError
+from hfexp.data.arrays import META, ArrayReader, ArrayWriter
 from hfexp.launch import world
-from hfexp.screen import note
 
 VARIABLE = "HFEXP_CACHE"
 """Environment variable that names the cache directory."""

@@ -11,7 +11,7 @@ import datasets
 import pyarrow as pa
 from datasets.builder import Key
 
-from hfexp.csv_files import CsvFile, Dialect
+from hfexp.data.csv_files import CsvFile, Dialect
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hfexp.cells import is_number
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
+from hfexp.tasks.cells import is_number
 
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 """Errors that reading a truncated or damaged gzip file raises."""

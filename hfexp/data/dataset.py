@@ -7,21 +7,21 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
-from hfexp.errors import LEAVE_OUT, in_row
-from hfexp.image_memory import row_of_images
-from hfexp.preparing import Preparation, Prepared
-from hfexp.row_arrays import Row
-from hfexp.sampling import mix, preserved_rng, seed_cpu, uniforms
-from hfexp.sources import source_row
+from hfexp.core.errors import LEAVE_OUT, in_row
+from hfexp.data.prepare import Preparation, Prepared
+from hfexp.data.row_arrays import Row
+from hfexp.data.sampling import mix, preserved_rng, seed_cpu, uniforms
+from hfexp.data.sources import source_row
+from hfexp.data.threads import map_batch_in_threads, rows_of
+from hfexp.data.transforms import Steps, Transforms, apply
 from hfexp.tasks.base import Task
-from hfexp.threads import map_batch_in_threads, rows_of
-from hfexp.transforms import Steps, Transforms, apply
+from hfexp.tasks.image_memory import row_of_images
 
 
 class ProcessedDataset(TorchDataset):
     """Rows of a `datasets.Dataset` as model inputs, processed when they are read, a batch at a time.
 
-    It is indexed by keys `epoch * len + index` (see `hfexp.sampling`). A random transform draws from a generator
+    It is indexed by keys `epoch * len + index` (see `hfexp.data.sampling`). A random transform draws from a generator
     seeded by (seed, key), so a row looks the same in an epoch whichever process reads it, and whenever.
     """
 

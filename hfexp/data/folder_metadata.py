@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hfexp.errors import ConfigError, one_of
+from hfexp.core.errors import ConfigError, one_of
 
 FILE, IMAGE = "file_name", "image"
 WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")

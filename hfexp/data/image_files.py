@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
+from hfexp.tasks.image_memory import FORMATS
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Names of tables that describe the images in and below their folder, which a column `file_name` names."""
@@ -16,20 +17,6 @@ SYSTEM_FOLDERS = (
     "System Volume Information", "@eaDir", ".thumbnails", ".ipynb_checkpoints", ".cache", ".git",
 )  # fmt: skip
 """Folders that operating systems and programs create beside the user's files."""
-FORMATS = (
-    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT",
-    "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER",
-    "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
-)  # fmt: skip
-"""Formats that are decoded, in training and in prediction, if this Pillow supports them.
-
-Not listed are EPS, which starts Ghostscript; IPTC, which opens its content as any format, EPS included; FITS, which
-unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG and WMF, which Pillow can't decode by itself; formats of plugins.
-"""
-
-
-MAX_PIXELS = 178_956_970
-"""Default limit on the pixels of an image: Pillow's own, which is twice the number from which on it warns."""
 
 
 @functools.cache

@@ -24,11 +24,11 @@ from datasets import (
     ReadInstruction,
 )
 
-from hfexp.errors import ConfigError, one_of
-from hfexp.folder_metadata import IMAGE, Described, columns_of, read_metadata
-from hfexp.image_files import ARCHIVES, Folder, LeftOut, scan
-from hfexp.screen import note, say
-from hfexp.split_names import SPLIT_WORDS, split_called
+from hfexp.core.console import note, say
+from hfexp.core.errors import ConfigError, one_of
+from hfexp.data.folder_metadata import IMAGE, Described, columns_of, read_metadata
+from hfexp.data.image_files import ARCHIVES, Folder, LeftOut, scan
+from hfexp.data.split_names import SPLIT_WORDS, split_called
 
 MOST_SHOWN = 12
 """Classes up to which the number of images of each class is shown."""
@@ -94,7 +94,7 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
 
     Args:
         split_folders: maps each split to a folder below `data_dir`; if empty, all folders are classes. None: the
-            folders' names tell the splits (`hfexp.split_names`).
+            folders' names tell the splits (`hfexp.data.split_names`).
 
     Raises:
         ConfigError: there are no images, fewer than two classes, or no way to tell which folders are splits.
@@ -393,7 +393,7 @@ def _dataset(columns: Columns, features: Features) -> Dataset:
 
 
 def _stream(columns: Columns, features: Features) -> IterableDataset:
-    """Build a stream of rows; the paths are an argument of their own, in which `hfexp.streams` finds the files."""
+    """Build a stream of rows; their paths are an own argument, in which `hfexp.data.streams` finds the files."""
     others = {name: values for name, values in columns.items() if name != IMAGE}
     arguments = {"images": tuple(columns[IMAGE]), "others": others}
     return IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)

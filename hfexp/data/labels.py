@@ -9,11 +9,11 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from omegaconf import OmegaConf
 
-from hfexp.cells import TRUTH, in_order, to_number, to_truth
-from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.screen import note
-from hfexp.tables import places
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.data.tables import places
 from hfexp.tasks.base import CLASS, NUMBER, Task
+from hfexp.tasks.cells import TRUTH, in_order, to_number, to_truth
 
 FEW_ROWS = 20
 """Number of labels below which the frequency of classes says nothing."""

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from hfexp.errors import ConfigError
-from hfexp.processing import ProcessedDataset
-from hfexp.row_arrays import Row
+from hfexp.core.errors import ConfigError
+from hfexp.data.dataset import ProcessedDataset
+from hfexp.data.row_arrays import Row
 
 TOKENS = "input_ids"
 

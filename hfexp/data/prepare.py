@@ -9,6 +9,7 @@ the code that does the work.
 import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import sys
 import time
@@ -20,23 +21,32 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+import transformers
 from datasets import Dataset
 
-from hfexp.arrays import ArrayReader, ArrayWriter
-from hfexp.cache import Cache, NoRoomError, default_directory, parse_size, show_size
-from hfexp.config import Config
-from hfexp.digest import identity
-from hfexp.errors import LEAVE_OUT, ConfigError, in_row
-from hfexp.image_memory import row_of_images
-from hfexp.processor import settings_of
-from hfexp.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
-from hfexp.sampling import preserved_rng, rng_state, seed_cpu
-from hfexp.screen import console, note, say
-from hfexp.sources import name_of, source_row
-from hfexp.targets import targets_in
+from hfexp.core.config import Config
+from hfexp.core.console import console, note, say
+from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
+from hfexp.core.targets import targets_in
+from hfexp.data.arrays import ArrayReader, ArrayWriter
+from hfexp.data.cache import Cache, NoRoomError, default_directory, parse_size, show_size
+from hfexp.data.fingerprint import identity
+from hfexp.data.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
+from hfexp.data.sampling import preserved_rng, rng_state, seed_cpu
+from hfexp.data.sources import name_of, source_row
+from hfexp.data.threads import map_in_threads, rows_of
+from hfexp.data.transforms import apply
 from hfexp.tasks.base import Task
-from hfexp.threads import map_in_threads, rows_of
-from hfexp.transforms import apply
+from hfexp.tasks.image_memory import row_of_images
+
+LIVE_SETTINGS = (
+    "chat_template", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
+    "truncation_side",
+)  # fmt: skip
+"""Tokenizer settings that can change after it was created."""
+PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
+"""Tokenizer settings that `settings_of` leaves out: they say where its files are, or repeat their content."""
+
 
 FORMAT = 1
 """Version of the format of cache entries; an entry of another version is not found."""
@@ -44,7 +54,7 @@ AT_ONCE = 16
 """Rows that a thread prepares at a time."""
 TRIED_ROWS = 16
 """Rows from which the size of a cache entry is estimated."""
-CODE = ("hfexp.images", "hfexp.geometry", "hfexp.decoding", "hfexp.text", "hfexp.preparing")
+CODE = ("hfexp.tasks.images", "hfexp.tasks.geometry", "hfexp.tasks.decoding", "hfexp.tasks.text", "hfexp.data.prepare")
 """Modules of hfexp whose source is part of every cache key, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 
@@ -260,7 +270,8 @@ def _source(module: str) -> dict[str, str]:
     """Hash a module's source; return nothing for `LIBRARIES`, whose versions are part of the key."""
     path = getattr(sys.modules.get(module), "__file__", None)
     if module in CODE:  # the key must not depend on whether the module has been imported yet
-        path = Path(__file__).with_name(f"{module.rpartition('.')[2]}.py")
+        spec = importlib.util.find_spec(module)
+        path = spec.origin if spec else None
     if not path or module.partition(".")[0] in LIBRARIES:
         return {}
     return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
@@ -278,3 +289,17 @@ def _progress(text: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(transient=True, refresh_per_second=4, console=console()) as bar:
         task_id = bar.add_task(escape(text), total=total)
         yield lambda count: bar.advance(task_id, count)
+
+
+def settings_of(processor: Any) -> dict[str, Any]:
+    """Return everything that decides what a processor does, as plain values; a tokenizer's content is hashed."""
+    if processor is None:
+        return {}
+    if not isinstance(processor, transformers.PreTrainedTokenizerBase):
+        return {"class": type(processor).__name__, **processor.to_dict()}
+    backend = getattr(processor, "backend_tokenizer", None)
+    content = backend.to_str() if backend is not None else json.dumps(processor.get_vocab(), sort_keys=True)
+    named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in PLACES}
+    named |= {name: str(getattr(processor, name, None)) for name in LIVE_SETTINGS}
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    return {"class": type(processor).__name__, **named, "content": digest}

@@ -9,10 +9,10 @@ from typing import Any, cast
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
 
-from hfexp.errors import ConfigError
-from hfexp.image_folders import hint_at_images, list_images, to_datasets
-from hfexp.secrets import mask_secrets
-from hfexp.tables import files_of, read_table
+from hfexp.core.errors import ConfigError
+from hfexp.core.secrets import mask_secrets
+from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
+from hfexp.data.tables import files_of, read_table
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -104,7 +104,7 @@ def table(
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
         format: `csv`, `json`, `parquet` or `text` (one row per line, in column `text`); null: told by the file names.
-        kwargs: options of `hfexp.csv_files.Dialect` for CSV, e.g. `sep`; else options of the reader in `datasets`.
+        kwargs: `hfexp.data.csv_files.Dialect` options for CSV, e.g. `sep`; else options of the reader in `datasets`.
     """
     return read_table(files_of(data_files, format), format, streaming, kwargs)
 
@@ -163,7 +163,7 @@ def hub(
         ConfigError: the dataset, configuration or split does not exist or is not accessible; or `path` is a local
             folder without a README.md, whose splits `datasets` would guess from words in the file names.
     """
-    from hfexp.hub import explain_hub_errors
+    from hfexp.core.hub import explain_hub_errors
 
     hint = hint_at_images(path)
     if hint:

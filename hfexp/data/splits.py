@@ -11,17 +11,17 @@ from datasets import Dataset, DatasetDict, Image
 from datasets.exceptions import DatasetsError
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
-from hfexp.config import DatasetConfig, OnBadSample
-from hfexp.errors import ConfigError, DataError, did_you_mean, in_row, one_of
-from hfexp.image_memory import row_of_images
-from hfexp.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
-from hfexp.screen import note
-from hfexp.sources import name_of, source_row
-from hfexp.stream_splits import load_source, make_splits
-from hfexp.streams import num_rows
-from hfexp.tables import header_hint, places
-from hfexp.targets import instantiate
+from hfexp.core.config import DatasetConfig, OnBadSample
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
+from hfexp.core.targets import instantiate
+from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
+from hfexp.data.sources import name_of, source_row
+from hfexp.data.stream_splits import load_source, make_splits
+from hfexp.data.streams import num_rows
+from hfexp.data.tables import header_hint, places
 from hfexp.tasks.base import Task
+from hfexp.tasks.image_memory import row_of_images
 
 logger = logging.getLogger(__name__)
 

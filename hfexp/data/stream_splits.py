@@ -6,12 +6,12 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, interleave_datasets
 
-from hfexp.config import Config, DatasetConfig
-from hfexp.errors import ConfigError
-from hfexp.labels import class_column
-from hfexp.sampling import mix
-from hfexp.streams import LANES, Labels, Row, Stream, cut, num_lanes, shuffled, stored_key
-from hfexp.targets import instantiate, locate, parameters
+from hfexp.core.config import Config, DatasetConfig
+from hfexp.core.errors import ConfigError
+from hfexp.core.targets import instantiate, locate, parameters
+from hfexp.data.labels import class_column
+from hfexp.data.sampling import mix
+from hfexp.data.streams import LANES, Labels, Row, Stream, cut, num_lanes, shuffled, stored_key
 from hfexp.tasks.base import CLASSES, Task
 
 
@@ -49,7 +49,7 @@ def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Dat
     splits: Any = {"train": source} if isinstance(source, IterableDataset) else source
     if not (isinstance(splits, dict) and splits and all(isinstance(s, IterableDataset) for s in splits.values())):
         raise ConfigError(
-            f"dataset.streaming=true: {target} can't stream. hfexp.sources.image_folder, image_table and hub can, "
+            f"dataset.streaming=true: {target} can't stream. hfexp.data.sources.image_folder, image_table and hub can"
             "datasets.load_dataset, and a callable of your own that takes `streaming` and returns an IterableDataset"
         )
     return DatasetDict({name: _undecoded(rows) for name, rows in splits.items()})  # pyright: ignore

@@ -15,19 +15,19 @@ import torch
 from datasets import DatasetDict
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from hfexp import processing
-from hfexp.config import DatasetConfig, OnBadSample
-from hfexp.errors import ConfigError, DataError
-from hfexp.image_memory import row_of_images
-from hfexp.packing import PackedDataset
-from hfexp.preparing import Preparation
-from hfexp.processing import ProcessedDataset
-from hfexp.sampling import mix
-from hfexp.screen import note
-from hfexp.streams import Row, Stream, stored_key, with_content
+from hfexp.core.config import DatasetConfig, OnBadSample
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.data import dataset as processing
+from hfexp.data.dataset import ProcessedDataset
+from hfexp.data.packing import PackedDataset
+from hfexp.data.prepare import Preparation
+from hfexp.data.sampling import mix
+from hfexp.data.streams import Row, Stream, stored_key, with_content
+from hfexp.data.threads import map_batch_in_threads
+from hfexp.data.transforms import Transforms
 from hfexp.tasks.base import Task
-from hfexp.threads import map_batch_in_threads
-from hfexp.transforms import Transforms
+from hfexp.tasks.image_memory import row_of_images
 
 if TYPE_CHECKING:
     import transformers
@@ -245,7 +245,7 @@ def process(
     config: DatasetConfig,
     preparation: Preparation | None = None,
 ) -> dict[str, Any]:
-    """Process the splits as `hfexp.processing.process` does, streamed ones too; nothing is cached for these."""
+    """Process the splits as `hfexp.data.dataset.process` does, streamed ones too; nothing is cached for these."""
     streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
     if streamed and task.block_size is not None:

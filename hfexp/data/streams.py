@@ -16,9 +16,9 @@ from typing import Any
 from datasets import ClassLabel, Features, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.input_files import open_regular
-from hfexp.sampling import mix
+from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.core.input_files import open_regular
+from hfexp.data.sampling import mix
 
 Row = dict[str, Any]
 

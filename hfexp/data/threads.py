@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import get_worker_info
 
-from hfexp.config import LaunchConfig
-from hfexp.machine import cpus
+from hfexp.core.config import LaunchConfig
+from hfexp.core.machine import cpus
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from hfexp.config import TransformConfig
-from hfexp.errors import ConfigError
-from hfexp.row_arrays import Row
-from hfexp.targets import check, instantiate, locate, parameters, targets_in
+from hfexp.core.config import TransformConfig
+from hfexp.core.errors import ConfigError
+from hfexp.core.targets import check, instantiate, locate, parameters, targets_in
+from hfexp.data.row_arrays import Row
 
 GEOMETRY = {"geometry", "size", "mean", "std"}
 """Parameters of image operations that the processor gives."""
@@ -62,7 +62,9 @@ def build_transforms(
     batch = build("batch_augment")
     single = [operation for operation in augment if not hasattr(operation, "num_draws")]
     if single != augment[: len(single)]:
-        raise ConfigError("transform.augment: operations on whole batches (hfexp.images.RandomAffine) must come last")
+        raise ConfigError(
+            "transform.augment: operations on whole batches (hfexp.tasks.images.RandomAffine) must come last"
+        )
     return Transforms(
         train=Steps(prepare, single, augment[len(single) :]),
         evaluation=Steps(prepare + evaluate),
@@ -73,7 +75,7 @@ def build_transforms(
 
 def _geometry(processor: Any) -> dict[str, Any]:
     """Return the values of `GEOMETRY` from an image processor; nothing from other processors."""
-    from hfexp.geometry import Geometry
+    from hfexp.tasks.geometry import Geometry
 
     if not (hasattr(processor, "size") or hasattr(processor, "data_config")):
         return {}

@@ -13,15 +13,15 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hfexp import screen
-from hfexp.adapters import base_of
-from hfexp.cache import parse_size, show_size
-from hfexp.config import Config
-from hfexp.errors import ConfigError, did_you_mean, first_line, one_of
-from hfexp.machine import computes_in_bf16
-from hfexp.streams import show_rows
+from hfexp.core import console
+from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
+from hfexp.core.machine import computes_in_bf16
+from hfexp.data.cache import parse_size, show_size
+from hfexp.data.streams import show_rows
 from hfexp.tasks.base import Task
 from hfexp.tracking.store import find_problem, tracking_uri, why_not_writable
+from hfexp.training.adapters import base_of
 
 MAX_EXPERIMENT_NAME = 500
 """Characters that MLflow allows in an experiment's name (`mlflow/utils/validation.py`)."""
@@ -142,7 +142,7 @@ def check_precision(args: dict[str, Any]) -> list[str]:
     if args.get("bf16") and cuda and not torch.cuda.is_bf16_supported():
         problems.append("trainer.args.bf16=true is not supported by this GPU; use fp16=true")
     if args.get("bf16") and not (cuda or other) and not computes_in_bf16():
-        screen.note("trainer.args.bf16=true: this CPU has no bf16 instructions, and float32 is faster on it")
+        console.note("trainer.args.bf16=true: this CPU has no bf16 instructions, and float32 is faster on it")
     if args.get("tf32") and not cuda:
         problems.append("trainer.args.tf32=true needs an NVIDIA GPU")
     return problems

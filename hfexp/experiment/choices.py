@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from hfexp.config import Config, ModelConfig
-from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
-from hfexp.own_options import conf_dir
-from hfexp.targets import locate
+from hfexp.core.config import Config, ModelConfig
+from hfexp.core.errors import ConfigError, did_you_mean, join_problems, one_of
+from hfexp.core.own_options import conf_dir
+from hfexp.core.targets import locate
 from hfexp.tasks.base import Task
 
 MODELS = {

@@ -4,13 +4,14 @@ import logging
 import math
 from typing import Any
 
-from hfexp import adapters, screen
-from hfexp.errors import RunError
-from hfexp.preflight import Inputs
-from hfexp.reporting.facts import SplitScores
-from hfexp.run_directory import RunDirectory
+from hfexp.core import console
+from hfexp.core.errors import RunError
+from hfexp.experiment.preflight import Inputs
 from hfexp.tasks.base import CLASS
-from hfexp.training import Trainer
+from hfexp.tracking.report.facts import SplitScores
+from hfexp.tracking.run_directory import RunDirectory
+from hfexp.training import adapters
+from hfexp.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
     evaluated = {entry["step"] for entry in state.log_history if f"eval_{name}" in entry}
     last_is_saved = not args.load_best_model_at_end and final is not None and state.is_world_process_zero
     if last_is_saved and len(evaluated) > 1 and state.best_metric not in (None, final):
-        screen.note(
+        console.note(
             f"the last model is saved (eval_{name} {final:.4g}); an earlier one had {state.best_metric:.4g}: "
             "trainer.args.load_best_model_at_end=true keeps the best one"
         )
@@ -107,4 +108,4 @@ def note_skipped(splits: dict[str, Any]) -> None:
     """Report the samples of streams that `on_bad_sample=skip` left out, which are known only at the end."""
     for split, rows in splits.items():
         if getattr(rows, "num_skipped", 0):
-            screen.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")
+            console.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")

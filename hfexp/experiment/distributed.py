@@ -3,17 +3,18 @@
 from multiprocessing.connection import Connection
 from typing import Any
 
-from hfexp import quiet, screen
-from hfexp.checkpoints import newest_whole, set_aside_newer
-from hfexp.launch import forkserver, reports, stop, workers, world
-from hfexp.launch.relay import Relay, relayed
-from hfexp.launch.stop import StopTogether
-from hfexp.memory import keep_freed_memory
-from hfexp.preflight import Inputs, prepare
-from hfexp.secrets import share_secrets
-from hfexp.threads import use_threads
+from hfexp.core import console, quiet
+from hfexp.core.checkpoint import newest_whole, set_aside_newer
+from hfexp.core.memory import keep_freed_memory
+from hfexp.core.secrets import share_secrets
+from hfexp.data.threads import use_threads
+from hfexp.experiment.fit import Job, Outcome, work
+from hfexp.experiment.preflight import Inputs, prepare
+from hfexp.experiment.relay import Relay, relayed
+from hfexp.launch import forkserver, reports, workers, world
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
-from hfexp.work import Job, Outcome, work
+from hfexp.training import stop
+from hfexp.training.stop import StopTogether
 
 
 def start_processes(job: Job, tracker: Tracker) -> Outcome:
@@ -21,7 +22,7 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
     def restarted() -> None:
-        screen.note("a process died; all start again from the newest checkpoint")
+        console.note("a process died; all start again from the newest checkpoint")
         if isinstance(tracker, MlflowTracker):
             tracker.continue_journal()
 
@@ -36,7 +37,7 @@ def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
 
 def wait_for_first() -> Any:
     """Wait, as one of the others, for what the first process shares (its job or result); print nothing from now on."""
-    screen.speak_through(lambda name, *args: None)
+    console.speak_through(lambda name, *args: None)
     return world.share(None)
 
 
@@ -64,7 +65,7 @@ def _started_process(job: Job, sender: Connection, known_secrets: frozenset[str]
     inputs = prepare(job.config)
     relay = Relay(sender, job.uri, job.run_id)
     if rank == 0:
-        screen.speak_through(relay.tell, job.terminal)
+        console.speak_through(relay.tell, job.terminal)
         reports.listen(lambda progress: relay.tell("pass_on", progress))
         if world.restarts():
             relay.tell("restarted")

@@ -6,24 +6,25 @@ from typing import Any
 
 import transformers
 
-from hfexp import processing, screen, streaming
-from hfexp.arguments import build_arguments
-from hfexp.batch_norm import share_statistics
-from hfexp.concluding import chosen, evaluate, note_skipped, recorded_best, require_finite, save_model
-from hfexp.config import Config
-from hfexp.environment import Environment
+from hfexp.core.config import Config
+from hfexp.core.provenance import Origin
+from hfexp.core.training_args import build_arguments
+from hfexp.data import dataset, streaming
+from hfexp.data.prepare import Preparation
+from hfexp.experiment.concluding import chosen, evaluate, note_skipped, recorded_best, require_finite, save_model
+from hfexp.experiment.preflight import Inputs, leaves_parameters_unused
+from hfexp.experiment.progress import DrawSamples, RecordTraining, ShowProgress
+from hfexp.experiment.recorder import Recorder
+from hfexp.experiment.result import show_model
+from hfexp.experiment.sweep_watch import WatchPoint, watch_point
 from hfexp.launch import world
-from hfexp.model import build_model
-from hfexp.origin import Origin
-from hfexp.preflight import Inputs, leaves_parameters_unused
-from hfexp.preparing import Preparation
-from hfexp.progress import DrawSamples, RecordTraining, ShowProgress
-from hfexp.recording import Recorder
-from hfexp.reporting.classes import ClassReport
-from hfexp.run_directory import RunDirectory
-from hfexp.sweep.watch import WatchPoint, watch_point
+from hfexp.tracking.environment import Environment
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
-from hfexp.training import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
+from hfexp.training.batch_norm import share_statistics
+from hfexp.training.model import build_model
+from hfexp.training.trainer import StopOnSignal, Trainer, early_stopping, metric_function, trainer_class
 
 
 @dataclass
@@ -71,7 +72,7 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
     recorder = Recorder(tracker, config, job.origin, job.environment, inputs, directory)
     if is_first:
-        screen.show_model(summary)
+        show_model(summary)
         recorder.begin(model, summary, splits["train"])
     watch = watch_point(config.point, directory.path, "test" in splits)
     trainer, progress = build_trainer(config, inputs, splits, model, recorder, [*([watch] if watch else []), stop])
@@ -157,7 +158,7 @@ def build_trainer(
         loss_per_token=task.loss_per_token,
     )
     progress = ShowProgress(task.metric)
-    collator = processing.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)
+    collator = dataset.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)
     if args.world_size > 1 and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
         batch = collator.finish(collator([splits["train"][0]] * 2))
         args.ddp_find_unused_parameters = leaves_parameters_unused(config, inputs, batch)

@@ -8,10 +8,21 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hfexp import processing, screen, streaming
-from hfexp.adapters import is_adapted
-from hfexp.arguments import build_arguments, check_choices
-from hfexp.checks import (
+from hfexp.core import console
+from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError, did_you_mean, join_problems, one_of
+from hfexp.core.foreign_settings import find_foreign_settings
+from hfexp.core.pretrained import is_local
+from hfexp.core.targets import instantiate
+from hfexp.core.training_args import build_arguments, check_choices
+from hfexp.data import dataset as processing
+from hfexp.data import streaming
+from hfexp.data.prepare import require_deterministic
+from hfexp.data.splits import drop_bad_samples, load_dataset
+from hfexp.data.stream_splits import check_streaming
+from hfexp.data.streams import num_rows
+from hfexp.data.transforms import Transforms, build_transforms
+from hfexp.experiment.checks import (
     check_activation_checkpointing,
     check_architecture,
     check_disk,
@@ -26,22 +37,13 @@ from hfexp.checks import (
     check_strategies,
     check_support,
 )
-from hfexp.config import Config
-from hfexp.data import drop_bad_samples, load_dataset
-from hfexp.errors import ConfigError, did_you_mean, join_problems, one_of
-from hfexp.foreign_settings import find_foreign_settings
-from hfexp.model import freeze_or_adapt, load_model_config
-from hfexp.preparing import require_deterministic
-from hfexp.pretrained import is_local
-from hfexp.processor import load_processor
-from hfexp.scoring import MetricSet, build_metrics
-from hfexp.stream_splits import check_streaming
-from hfexp.streams import num_rows
-from hfexp.targets import instantiate
 from hfexp.tasks.base import Task
-from hfexp.tokenizer import fit_tokenizer
-from hfexp.training import trainer_class
-from hfexp.transforms import Transforms, build_transforms
+from hfexp.tasks.scoring import MetricSet, build_metrics
+from hfexp.training.adapters import is_adapted
+from hfexp.training.model import freeze_or_adapt, load_model_config
+from hfexp.training.processor import load_processor
+from hfexp.training.tokenizer import fit_tokenizer
+from hfexp.training.trainer import trainer_class
 
 
 @dataclass
@@ -174,7 +176,7 @@ def _announce_downloads(config: Config) -> None:
     paths = {"model": config.model.path, "dataset": config.dataset.source.get("path")}
     remote = [f"{kind} {path}" for kind, path in paths.items() if path and not is_local(str(path))]
     if remote and os.environ.get("HF_HUB_OFFLINE") != "1":
-        screen.say(f"  from the Hub, unless cached: {', '.join(remote)}")
+        console.say(f"  from the Hub, unless cached: {', '.join(remote)}")
 
 
 def _check_metrics(

@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.core.console import end_bar, is_terminal, move_bar, say
+from hfexp.experiment.recorder import Recorder
 from hfexp.launch import reports
-from hfexp.recording import Recorder
-from hfexp.screen import end_bar, is_terminal, move_bar, say
 
 
 class RecordTraining(TrainerCallback):

@@ -6,29 +6,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp import screen
-from hfexp.adapters import base_of, is_adapted
-from hfexp.config import Checkpoints, Config, flatten, recorded_values
-from hfexp.environment import Environment
-from hfexp.errors import RunError
-from hfexp.inference import Predictor, Recipe, recipe_of, save_recipe
-from hfexp.model import ModelSummary
-from hfexp.model_card import CardFacts, hub_id, model_card
-from hfexp.origin import Origin
-from hfexp.preflight import Inputs
-from hfexp.reporting.classes import ClassReport
-from hfexp.reporting.facts import ReportFacts, SplitScores
-from hfexp.reporting.report import draw_report
-from hfexp.reporting.samples import draw_samples
-from hfexp.run_directory import RunDirectory, experiment_name
-from hfexp.serving import SavedModel, pipeline_name, save_mlflow_model
-from hfexp.streams import first_rows, num_rows
+from hfexp.core import console
+from hfexp.core.config import Checkpoints, Config, flatten, recorded_values
+from hfexp.core.errors import RunError
+from hfexp.core.provenance import Origin
+from hfexp.data.streams import first_rows, num_rows
+from hfexp.experiment.preflight import Inputs
+from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_model
+from hfexp.inference.model_card import CardFacts, hub_id, model_card
+from hfexp.inference.predictor import Predictor, Recipe, recipe_of, save_recipe
+from hfexp.inference.verifying import verify_model
 from hfexp.tracking import lineage
 from hfexp.tracking.delivery import CHECKPOINT_MODELS
+from hfexp.tracking.environment import Environment
 from hfexp.tracking.models import FINAL
 from hfexp.tracking.nesting import register_of_run
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.report import draw_report
+from hfexp.tracking.report.samples import draw_samples
+from hfexp.tracking.run_directory import RunDirectory, experiment_name
 from hfexp.tracking.tracker import Tracker
-from hfexp.verifying import verify_model
+from hfexp.training.adapters import base_of, is_adapted
+from hfexp.training.model import ModelSummary
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Recorder:
         try:
             self._record_checkpoint(path, step, model)
         except OSError as error:  # a record that can't be written must not stop the training
-            screen.note(f"{path.name} could not be recorded: {error}")
+            console.note(f"{path.name} could not be recorded: {error}")
 
     def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
         if self.config.tracking.checkpoints is Checkpoints.all:
@@ -148,12 +148,12 @@ class Recorder:
         saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
         if saved is None:
             self.tracker.log_artifacts(self.directory.model, "model")
-            screen.note(f"the model is recorded as files: {type(self.inputs.task).__name__} has no inference_example")
+            console.note(f"the model is recorded as files: {type(self.inputs.task).__name__} has no inference_example")
             return
         if not saved.flavors:
-            screen.note("the model is recorded as files: MLflow can't load a model that own code builds")
+            console.note("the model is recorded as files: MLflow can't load a model that own code builds")
         elif self.config.model.trust_remote_code:
-            screen.note("the recorded model was not checked: it needs code from the Hub")
+            console.note("the recorded model was not checked: it needs code from the Hub")
         else:
             self._verify(saved, model)
         shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
@@ -167,7 +167,7 @@ class Recorder:
             verify_model(saved, self._predictor(model), self._examples())
             self.tracker.set_tags({"hfexp.model_verified": "true"})
         except RunError as error:
-            screen.note(str(error))
+            console.note(str(error))
             self.tracker.set_tags({"hfexp.model_verified": f"false: {error}"})
 
     def _save(self, model: Any, place: Path, weights: Path, card: str | None) -> SavedModel | None:

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hfexp import screen
+from hfexp.core import console
 from hfexp.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ TOLD = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
 
 
 SHOWN = ("say", "note", "move_bar", "end_bar")
-"""Functions of `hfexp.screen` that a worker may call through the relay."""
+"""Functions of `hfexp.core.console` that a worker may call through the relay."""
 
 
 class Relay:
@@ -65,7 +65,7 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         tracker: executes the tracking calls of the `Relay`.
         more: further functions that the training process may call, by name.
     """
-    known = {name: getattr(tracker, name) for name in TOLD} | {name: getattr(screen, name) for name in SHOWN} | more
+    known = {name: getattr(tracker, name) for name in TOLD} | {name: getattr(console, name) for name in SHOWN} | more
     thread = threading.Thread(target=_pass_on, args=(receiver, known), name="hfexp-relay", daemon=True)
     thread.start()
     try:
@@ -74,7 +74,7 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         sender.close()  # the last copy: the thread reads what is left, then EOF, even in the middle of a message
         thread.join()
         receiver.close()
-        screen.end_bar()  # the training process may have died with its progress bar on the screen
+        console.end_bar()  # the training process may have died with its progress bar on the screen
 
 
 def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> None:

@@ -1,102 +1,39 @@
 """One run of an experiment, from a typed config to a recorded result."""
 
 import contextlib
-import functools
-import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-import transformers
-
-from hfexp import quiet, screen, together, work
-from hfexp.adapters import CONFIG_FILE, load_saved
-from hfexp.checkpoints import processes_of
-from hfexp.config import Config, OnExisting
-from hfexp.environment import Environment
-from hfexp.errors import RunError
-from hfexp.html import result_html
-from hfexp.idle_threads import processors_shared
-from hfexp.launch import stop, world
-from hfexp.memory import keep_freed_memory
-from hfexp.origin import Origin
-from hfexp.outside import DamagedRecord, read_record
-from hfexp.preflight import Inputs, prepare
-from hfexp.reporting.classes import ClassReport
-from hfexp.run_directory import RunDirectory, find_run, held_run, open_run_directory
-from hfexp.streams import show_rows
-from hfexp.sweep.membership import Point, read_membership, write_private
-from hfexp.sweep.values import TRAIN_SECONDS, values_of
-from hfexp.threads import use_threads
+from hfexp.core import console, quiet
+from hfexp.core.checkpoint import processes_of
+from hfexp.core.config import Config, OnExisting
+from hfexp.core.idle_threads import processors_shared
+from hfexp.core.memory import keep_freed_memory
+from hfexp.core.outside import DamagedRecord, read_record
+from hfexp.core.provenance import Origin
+from hfexp.data.streams import show_rows
+from hfexp.data.threads import use_threads
+from hfexp.experiment import distributed, fit
+from hfexp.experiment.preflight import Inputs, prepare
+from hfexp.experiment.result import RESULT, Kept, Result, save_result, show_result
+from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
+from hfexp.launch import world
+from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
+from hfexp.tracking.membership import Point, read_membership
 from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run import open_run
+from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.tracking.store import tracking_uri
-from hfexp.tracking.system import SystemMonitor
+from hfexp.tracking.system_metrics import SystemMonitor
 from hfexp.tracking.tracker import Tracker
-from hfexp.training import StopOnSignal
+from hfexp.training import stop
+from hfexp.training.trainer import StopOnSignal
 
 logger = logging.getLogger(__name__)
-
-RESULT = "result.json"
-
-
-@dataclass
-class Result:
-    """The outcome of a run."""
-
-    metrics: dict[str, float]
-    """`best_*`, `final_eval_*` (the saved model on the validation split) and `test_*`."""
-    metric_name: str
-    """Metric that selects the best model, without a prefix."""
-    task_metric: str
-    """Metric by which the task is usually judged."""
-    best_metric: float | None
-    """Value of `metric_name` for the saved model: the one that selected it or, without `load_best_model_at_end`, that
-    of the last model."""
-    best_step: int | None
-    """Training step of the saved model."""
-    run_dir: Path
-    run_id: str | None
-    tracking_uri: str | None
-    report: ClassReport | None
-    seconds: float
-    train_seconds: float
-    values: list[float] | None
-    """Objective values that a sweep optimises; None if the run is not a trial of a sweep."""
-    pruned_step: int | None
-    """Training step of the evaluation after which a sweep pruned the run."""
-    processor: Any = field(repr=False)
-    _model: Any = field(repr=False)
-    _model_class: str = field(repr=False)
-    _remote_code: bool = field(repr=False)
-
-    @property
-    def objective(self) -> float | None:
-        """Return the value that a sweep optimises unless it names other metrics: `metric_name` of the saved model."""
-        if self.best_metric is not None:
-            return self.best_metric
-        return self.metrics.get(f"final_eval_{self.metric_name}")
-
-    def _repr_html_(self) -> str:
-        return result_html(self.run_dir.name, self.metrics, self.run_dir)
-
-    @functools.cached_property
-    def model(self) -> Any:
-        """Return the saved model, which is read from the run directory if other processes trained it.
-
-        Raises:
-            RunError: the user's own code built the model, so that hfexp can't read it back.
-        """
-        if self._model is not None:
-            return self._model
-        place = self.run_dir / "model"
-        if not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
-            raise RunError(f"the model was trained by other processes; its weights are in {place}")
-        return load_saved(getattr(transformers, self._model_class), place, self._remote_code)
 
 
 def run(config: Config, origin: Origin) -> Result:
@@ -132,33 +69,15 @@ def run(config: Config, origin: Origin) -> Result:
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),
         ):
             announce(directory, inputs, environment.git, processes)
-            opened = (tracker.uri, tracker.run_id, screen.is_terminal())
-            job = work.Job(config, origin, environment, directory, started, *opened)
+            opened = (tracker.uri, tracker.run_id, console.is_terminal())
+            job = fit.Job(config, origin, environment, directory, started, *opened)
             outcome = train(job, inputs, tracker, stop_on_signal)
             result = summarise(job, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
             save_result(result)
         result.run_id = tracker.run_id  # a server that was unreachable at the start may have assigned it since
-    screen.show_result(result)
+    show_result(result)
     return result
-
-
-@dataclass
-class Kept:
-    """The content of `result.json` in a run directory: the part of a `Result` that would be lost with its process."""
-
-    metrics: dict[str, float]
-    metric_name: str
-    best_metric: float | None
-    best_step: int | None
-    seconds: float
-    train_seconds: float
-
-
-def save_result(result: Result) -> None:
-    """Write `result.json`, from which a later process can return the result again."""
-    kept = Kept(**{entry.name: getattr(result, entry.name) for entry in fields(Kept)})
-    write_private(result.run_dir / RESULT, json.dumps(asdict(kept), indent=1))
 
 
 def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | None:
@@ -179,7 +98,7 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
             return None
         if config.tracking.backend != "none":
             close_finished(path, state, uri, Path(config.output_dir))
-    screen.note(f"{path.name} had finished when its process was killed: nothing is trained anew")
+    console.note(f"{path.name} had finished when its process was killed: nothing is trained anew")
     result = Result(
         **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)},
         task_metric=inputs.task.metric,
@@ -194,18 +113,18 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
         _model_class=inputs.task.model_class,
         _remote_code=config.model.trust_remote_code,
     )
-    screen.show_result(result)
+    show_result(result)
     return result
 
 
-def train(job: work.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> work.Outcome:
-    """Run `hfexp.work.work` in this process, or in as many processes as the config asks for."""
+def train(job: fit.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> fit.Outcome:
+    """Run `hfexp.experiment.fit.work` in this process, or in as many processes as the config asks for."""
     if job.config.launch.num_processes == 1:
-        return work.work(job, inputs, tracker, stop_on_signal)
+        return fit.work(job, inputs, tracker, stop_on_signal)
     stop.forget(job.directory.path)
     if world.is_together():
-        return together.lead(job, inputs, tracker)
-    return together.start_processes(job, tracker)
+        return distributed.lead(job, inputs, tracker)
+    return distributed.start_processes(job, tracker)
 
 
 @contextlib.contextmanager
@@ -225,14 +144,14 @@ def joined_processes(config: Config) -> Iterator[bool]:
 
 def follow() -> Result:
     """Take part in the run that the first process opens, or return its result if there is nothing left to do."""
-    job = together.wait_for_first()
+    job = distributed.wait_for_first()
     if isinstance(job, Result):
         return job
-    inputs, outcome = together.follow(job)
+    inputs, outcome = distributed.follow(job)
     return summarise(job, inputs, outcome)
 
 
-def summarise(job: work.Job, inputs: Inputs, outcome: work.Outcome) -> Result:
+def summarise(job: fit.Job, inputs: Inputs, outcome: fit.Outcome) -> Result:
     """Build the result for the caller; a trial of a sweep also gets its objective values."""
     result = Result(
         metrics=outcome.metrics,
@@ -264,17 +183,17 @@ def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str], proce
     """Print how much data the run has, and what it continues from."""
     sizes = ", ".join(f"{show_rows(rows)} {split}" for split, rows in inputs.dataset.items())
     classes = f", {len(inputs.id2label)} classes" if inputs.id2label else ""
-    screen.say(f"  data: {sizes}{classes}")
+    console.say(f"  data: {sizes}{classes}")
     for split, count in inputs.dropped.items():
         if count:
-            screen.note(f"{count} unreadable {split} samples skipped (dataset.on_bad_sample=skip)")
+            console.note(f"{count} unreadable {split} samples skipped (dataset.on_bad_sample=skip)")
     if directory.resumed:
         point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no whole checkpoint"
-        screen.note(f"continuing {directory.name} from {point}")
+        console.note(f"continuing {directory.name} from {point}")
         logger.info("continuing from %s", point)
         was = processes_of(directory.checkpoint) if directory.checkpoint else processes
         if was != processes:
-            screen.note(f"{processes} processes instead of {was}: the same samples, other random numbers (dropout)")
+            console.note(f"{processes} processes instead of {was}: the same samples, other random numbers (dropout)")
         before = directory.state.git_sha_before
         if before and git and before != git["sha"]:
-            screen.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")
+            console.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")

@@ -14,10 +14,10 @@ from optuna.storages._rdb.models import TrialUserAttributeModel
 from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from hfexp.errors import ConfigError, RunError, first_line
-from hfexp.screen import note
-from hfexp.secrets import mask_secrets
-from hfexp.sqlite_address import sqlite_address
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.secrets import mask_secrets
+from hfexp.core.sqlite_address import sqlite_address
 
 DATABASE = "study.db"
 BUSY_SECONDS = 60

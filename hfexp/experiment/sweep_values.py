@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hfexp.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
 
 TRAIN_SECONDS = "train_seconds"
 
@@ -13,7 +13,7 @@ def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: flo
     Args:
         names: `search.metrics`. With `best_`, `final_` or `test_`, a name means exactly that metric. Any other name is
             a metric of the best model on the validation split, or of the final one if none was chosen.
-        metrics: metrics of the run (`hfexp.experiment.Result.metrics`), and `train_seconds`.
+        metrics: metrics of the run (`hfexp.experiment.result.Result.metrics`), and `train_seconds`.
         objective: the value for a sweep that names no metric.
 
     Raises:

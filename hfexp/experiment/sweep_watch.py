@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.errors import ConfigError, first_line
+from hfexp.core.errors import ConfigError, first_line
+from hfexp.core.search_config import Pruner
+from hfexp.core.secrets import mask_secrets
+from hfexp.experiment.pruners import BETWEEN_EVALUATIONS, make_pruner
+from hfexp.experiment.sweep_values import check_names, validation_name
 from hfexp.launch import world
-from hfexp.secrets import mask_secrets
-from hfexp.sweep.membership import Membership, Point, read_membership
-from hfexp.sweep.pruners import BETWEEN_EVALUATIONS, make_pruner
-from hfexp.sweep.settings import Pruner
-from hfexp.sweep.values import check_names, validation_name
+from hfexp.tracking.membership import Membership, Point, read_membership
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Judge:
     def close(self) -> None:
         """Close the storage; the next report opens it again."""
         if self._storage is not None:
-            from hfexp.sweep.storage import close_storage
+            from hfexp.experiment.sweep_storage import close_storage
 
             close_storage(self._storage)
         self._storage = self._study = None
@@ -142,7 +142,7 @@ class Judge:
         if self._study is None:
             import optuna
 
-            from hfexp.sweep.storage import open_storage
+            from hfexp.experiment.sweep_storage import open_storage
 
             self._storage = open_storage(self.membership.storage)
             self._study = optuna.load_study(

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
-from hfexp import streaming
-from hfexp.config import DatasetConfig
-from hfexp.inference import Predictor, as_weights
+from hfexp.core.config import DatasetConfig
+from hfexp.data import streaming
+from hfexp.inference.predictor import Predictor, as_weights
 from hfexp.tasks.base import main_output
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.image_files import LeftOut, scan
-from hfexp.predicting.settings import STANDARD_INPUT
-from hfexp.screen import note
-from hfexp.sources import table
-from hfexp.tables import FORMATS
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.core.input_files import STANDARD_INPUT
+from hfexp.data.image_files import LeftOut, scan
+from hfexp.data.sources import table
+from hfexp.data.tables import FORMATS
 from hfexp.tasks.base import Task
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")

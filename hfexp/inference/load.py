@@ -7,23 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.chosen import best_run_of_sweep, find_one, home_of
-from hfexp.composition import compose, conf_dir
-from hfexp.config import Config, to_config
-from hfexp.errors import ConfigError, RunError, one_of
-from hfexp.inference import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
-from hfexp.memory import begin_collection
-from hfexp.model import build_model, load_model_config
-from hfexp.outside import read_yaml, why_foreign
-from hfexp.processor import load_processor
-from hfexp.records import RunRecord, read_runs
-from hfexp.run_state import STATE, read_state
-from hfexp.sweep.dimension import spelling
-from hfexp.targets import instantiate
+from hfexp.core.compose import compose, conf_dir
+from hfexp.core.config import Config, to_config
+from hfexp.core.errors import ConfigError, RunError, one_of
+from hfexp.core.memory import begin_collection
+from hfexp.core.outside import read_yaml, why_foreign
+from hfexp.core.overrides import spelling
+from hfexp.core.targets import instantiate
+from hfexp.data.transforms import build_transforms
+from hfexp.inference.predictor import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
 from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
-from hfexp.tokenizer import fit_tokenizer
+from hfexp.tracking.chosen import best_run_of_sweep, find_one, home_of
+from hfexp.tracking.run_state import STATE, read_state
+from hfexp.tracking.runs import RunRecord, read_runs
 from hfexp.tracking.store import tracking_uri
-from hfexp.transforms import build_transforms
+from hfexp.training.model import build_model, load_model_config
+from hfexp.training.processor import load_processor
+from hfexp.training.tokenizer import fit_tokenizer
 
 CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas
 
-from hfexp import adapters
-from hfexp.adapters import base_of, is_adapted
-from hfexp.errors import ConfigError, DataError
-from hfexp.inference import Predictor, Recipe, load_predictor, save_recipe
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.inference.predictor import Predictor, Recipe, load_predictor, save_recipe
 from hfexp.tasks.base import Task
+from hfexp.training import adapters
+from hfexp.training.adapters import base_of, is_adapted
 
 WEIGHTS = "model"
 """Folder of the weights inside an MLflow model."""
@@ -167,8 +167,8 @@ def _write_flavors(
         spec = Model()
         mlflow.pyfunc.save_model(
             path=str(staging),
-            loader_module="hfexp.serving",
-            code_paths=[str(Path(__file__).parent)],
+            loader_module="hfexp.inference.mlflow_model",
+            code_paths=[str(Path(__file__).parents[1])],
             mlflow_model=spec,
             signature=signature(task),
             input_example=pandas.DataFrame({input_column(task): [example]}),

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.markdown import code, plain
-from hfexp.screen import printable
-from hfexp.secrets import mask_secrets
+from hfexp.core.console import printable
+from hfexp.core.markdown import code, plain
+from hfexp.core.secrets import mask_secrets
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
 """Prefixes of the reported metrics, and the split that each belongs to."""

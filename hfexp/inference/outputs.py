@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.cells import csv_cell
-from hfexp.errors import ConfigError, one_of
-from hfexp.whole_files import WholeFile
+from hfexp.core.errors import ConfigError, one_of
+from hfexp.core.whole_files import WholeFile
+from hfexp.tasks.cells import csv_cell
 
 PROBABILITIES = "probabilities"
 AT_ONCE = 1000
@@ -149,7 +149,7 @@ class Screen:
 
     def show(self) -> None:
         """Print the kept answers."""
-        from hfexp.screen import say
+        from hfexp.core.console import say
 
         if self.total == 1 and list(self.kept[0].values) == ["text"]:
             say(self.kept[0].values["text"])
@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
     from rich.table import Table
 
-    from hfexp.screen import cell, print_table
+    from hfexp.core.console import cell, print_table
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(box=None, padding=(0, 2, 0, 0))

@@ -31,26 +31,32 @@ import pandas
 import safetensors.torch
 import torch
 
-from hfexp.adapters import load_saved
-from hfexp.config import Config, TransformConfig
-from hfexp.errors import ConfigError, DataError, first_line
-from hfexp.hub import explain_hub_errors
-from hfexp.image_memory import row_of_images
-from hfexp.model import build_own
-from hfexp.outside import DamagedRecord, read_record
-from hfexp.processing import Collator
-from hfexp.row_arrays import Row
-from hfexp.secrets import find_masked, mask_values
-from hfexp.targets import instantiate, targets_in
+from hfexp.core.config import Config, TransformConfig
+from hfexp.core.errors import ConfigError, DataError, first_line
+from hfexp.core.hub import explain_hub_errors
+from hfexp.core.outside import DamagedRecord, read_record
+from hfexp.core.secrets import find_masked, mask_values
+from hfexp.core.targets import instantiate, targets_in
+from hfexp.data.dataset import Collator
+from hfexp.data.row_arrays import Row
+from hfexp.data.threads import map_in_threads
+from hfexp.data.transforms import Transforms, apply, build_transforms
 from hfexp.tasks.base import Task
-from hfexp.threads import map_in_threads
-from hfexp.transforms import Transforms, apply, build_transforms
+from hfexp.tasks.image_memory import row_of_images
+from hfexp.training.adapters import load_saved
+from hfexp.training.model import build_own
 
 RECIPE_FILE = "hfexp.json"
 """File beside the weights that says how inputs are processed."""
 FORMAT = 1
 """Format of the recipe file; hfexp reads this one and all earlier ones."""
-TRUSTED_TARGETS = ("hfexp.tasks", "hfexp.images", "hfexp.text", "hfexp.language", "torchvision.transforms")
+TRUSTED_TARGETS = (
+    "hfexp.tasks",
+    "hfexp.tasks.images",
+    "hfexp.tasks.text",
+    "hfexp.tasks.causal_lm",
+    "torchvision.transforms",
+)
 """Modules that every recipe may build from; a recipe comes with a model, so it may come from a stranger."""
 AHEAD = 16
 """Batches whose rows are sorted by length together."""

@@ -7,18 +7,18 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from hfexp.composition import compose, recorded_options
-from hfexp.config import Config, flatten, to_config
-from hfexp.data import drop_bad_samples, load_dataset
-from hfexp.errors import ConfigError, one_of
-from hfexp.origin import file_name
-from hfexp.predicting.models import Asked, recorded_file
-from hfexp.screen import say
-from hfexp.sources import name_of
-from hfexp.targets import targets_in
+from hfexp.core.compose import compose, recorded_options
+from hfexp.core.config import Config, flatten, to_config
+from hfexp.core.console import say
+from hfexp.core.errors import ConfigError, one_of
+from hfexp.core.provenance import file_name
+from hfexp.core.targets import targets_in
+from hfexp.data.sources import name_of
+from hfexp.data.splits import drop_bad_samples, load_dataset
+from hfexp.inference.load import Asked, recorded_file
 
 ALL = "all"
-SHIPPED = {"dataset": ("hfexp.sources.", "hfexp.docstrings."), "metrics": ("hfexp.metrics.",)}
+SHIPPED = {"dataset": ("hfexp.data.sources.", "hfexp.data.docstrings."), "metrics": ("hfexp.tasks.metrics.",)}
 """Target prefixes that an untrusted record may instantiate, by section."""
 
 

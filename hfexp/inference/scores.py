@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from hfexp.cells import in_order
-from hfexp.errors import ConfigError
-from hfexp.screen import say
+from hfexp.core.console import say
+from hfexp.core.errors import ConfigError
+from hfexp.tasks.cells import in_order
 
 CONFIDENCE = 0.95
 MOST_SLICES = 50

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas
 
-from hfexp.errors import RunError
-from hfexp.inference import Predictor, load_recipe, trusting
-from hfexp.serving import SavedModel, input_column, quiet_mlflow
+from hfexp.core.errors import RunError
+from hfexp.inference.mlflow_model import SavedModel, input_column, quiet_mlflow
+from hfexp.inference.predictor import Predictor, load_recipe, trusting
 
 TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 3e-2}
 """Largest difference allowed between the model in memory and the saved one, by the precision of the weights: absolute

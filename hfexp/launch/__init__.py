@@ -1,1 +1,1 @@
-"""Processes: several jobs at once over the slots of a machine, and several processes for one job."""
+"""Processes: a pool of warm ones for the jobs of a sweep, and several for one run."""

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hfexp import machine
-from hfexp.errors import first_line
+from hfexp.core import machine
+from hfexp.core.console import note
+from hfexp.core.errors import first_line
 from hfexp.launch.jobs import failure
 from hfexp.launch.local import Job, Source
-from hfexp.screen import note
 
 
 def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None, together: bool) -> None:

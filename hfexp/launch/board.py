@@ -5,10 +5,10 @@ import sys
 import time
 from typing import Any
 
-from hfexp.errors import first_line
+from hfexp.core.console import cell, console, note, say
+from hfexp.core.errors import first_line
 from hfexp.launch.jobs import Order, error_of
 from hfexp.launch.reports import Progress
-from hfexp.screen import cell, console, note, say
 
 
 class Board:

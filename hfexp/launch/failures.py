@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp import errors
-from hfexp.errors import EXITS_ASKED_FOR, RunError, Terminated
-from hfexp.process import how_it_ended
+from hfexp.core import errors
+from hfexp.core.errors import EXITS_ASKED_FOR, RunError, Terminated
+from hfexp.core.process import how_it_ended
 
 INTERVAL = 0.2
 """Seconds between two looks for new processes."""

@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from hfexp.process import has_no_reader
+from hfexp.core.process import has_no_reader
 
 WARM = "hfexp.launch.warm"
 """Module that the server imports before it forks."""

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import EXIT_FAILED, Interrupted, RunError, Terminated
+from hfexp.core.errors import EXIT_FAILED, Interrupted, RunError, Terminated
 from hfexp.launch import reports, watch
 from hfexp.launch.place import Place
 from hfexp.launch.reports import Progress
@@ -79,7 +79,7 @@ def failure(overrides: Sequence[str], error: Exception) -> Any:
 
 def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the overrides of each job that not all jobs share (all of a single job's), with secrets masked."""
-    from hfexp.secrets import mask_override
+    from hfexp.core.secrets import mask_override
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     own = ([word for word in job if word not in common and not word.startswith(HIDDEN)] for job in jobs)
@@ -206,8 +206,8 @@ def _portable(error: Exception) -> Exception:
 
 
 def _write_masked(text: str) -> None:
-    from hfexp.screen import printable
-    from hfexp.secrets import mask_secrets
+    from hfexp.core.console import printable
+    from hfexp.core.secrets import mask_secrets
 
     print(printable(mask_secrets(text)), file=sys.stderr, flush=True)
 

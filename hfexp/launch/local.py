@@ -82,8 +82,8 @@ class LocalLauncher(Launcher):
         Raises:
             ConfigError: this machine can't provide the requested slots; nothing has been created.
         """
-        from hfexp import machine
-        from hfexp.errors import ConfigError
+        from hfexp.core import machine
+        from hfexp.core.errors import ConfigError
         from hfexp.launch.slots import slots
 
         if not 0 <= self.grace_seconds < float("inf"):

@@ -13,15 +13,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from hfexp.errors import RunError
+from hfexp.core.console import note
+from hfexp.core.errors import RunError
+from hfexp.core.process import how_it_ended
+from hfexp.core.signals import noted, stop_raises
 from hfexp.launch import forkserver, jobs
 from hfexp.launch.board import Board
 from hfexp.launch.jobs import Order
 from hfexp.launch.reports import Progress
 from hfexp.launch.slots import Slot
-from hfexp.process import how_it_ended
-from hfexp.screen import note
-from hfexp.signals import noted, stop_raises
 
 SERVER_ENDED = "the process that jobs are forked from has ended; what it said is above"
 

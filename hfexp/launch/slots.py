@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfexp import machine
-from hfexp.errors import ConfigError
+from hfexp.core import machine
+from hfexp.core.errors import ConfigError
 
 KEY = "hydra.launcher"
 

@@ -20,8 +20,8 @@ MODULES = (
     "datasets",
     "mlflow",
     "evaluate",
-    "hfexp.cli",
-    "hfexp.experiment",
+    "hfexp.commands.cli",
+    "hfexp.experiment.run",
     "hfexp.launch.jobs",
     # The modules above import these lazily, on first use, and nearly every run uses them.
     "hydra.core.plugins",
@@ -34,7 +34,7 @@ MODULES = (
     "rich.table",
     "sklearn.datasets",
     "transformers.modeling_layers",
-    "hfexp.images",
+    "hfexp.tasks.images",
 )
 
 problem: str | None = None
@@ -73,9 +73,9 @@ def _do_what_is_done_once() -> None:
     """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
     with contextlib.suppress(Exception):
         # Hydra scans for plugins, and its parsers cache the grammar.
-        importlib.import_module("hfexp.composition").compose("seed=1", "trainer.args.learning_rate=1e-3")
+        importlib.import_module("hfexp.core.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
     with contextlib.suppress(Exception):
-        importlib.import_module("hfexp.environment")._packages()
+        importlib.import_module("hfexp.tracking.environment")._packages()
     with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model
         importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     gc.collect()

@@ -8,7 +8,7 @@ import threading
 import time
 from multiprocessing.connection import wait
 
-from hfexp.errors import EXIT_TERMINATED
+from hfexp.core.errors import EXIT_TERMINATED
 
 
 def stop_when_orphaned(grace: float = 30.0) -> None:

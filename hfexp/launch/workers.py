@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hfexp import screen
-from hfexp.config import LaunchConfig
-from hfexp.errors import Terminated, exit_code
+from hfexp.core import console
+from hfexp.core.config import LaunchConfig
+from hfexp.core.errors import Terminated, exit_code
+from hfexp.core.signals import count_once, handled
 from hfexp.launch import failures, forkserver, world
 from hfexp.launch.failures import Witness
 from hfexp.launch.place import Place
 from hfexp.launch.watch import stop_when_orphaned
-from hfexp.signals import count_once, handled
 
 LOGS = "logs"
 
@@ -135,7 +135,7 @@ def _worker(
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    screen.speak_through(lambda name, *args: None)
+    console.speak_through(lambda name, *args: None)
     stop_when_orphaned(grace)
     failures.begin(notes, rank)
     try:

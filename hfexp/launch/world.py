@@ -9,10 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hfexp import screen
-from hfexp.config import LaunchConfig, Strategy
-from hfexp.errors import ConfigError, RunError, first_line
-from hfexp.machine import visible_devices
+from hfexp.core import console
+from hfexp.core.config import LaunchConfig, Strategy
+from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.machine import visible_devices
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun and `accelerate launch` set for each process."""
@@ -176,7 +176,7 @@ def _waiting(seconds: int) -> Iterator[None]:
         f"this is process {rank()} of {size()} (RANK, WORLD_SIZE): waiting for {others} at {where}, "
         f"for {seconds} s in all (launch.timeout)"
     )
-    reminder = threading.Timer(QUIET_SECONDS, screen.note, (text,))
+    reminder = threading.Timer(QUIET_SECONDS, console.note, (text,))
     reminder.daemon = True
     reminder.start()
     try:

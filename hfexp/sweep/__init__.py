@@ -1,1 +1,1 @@
-"""Sweeps: points of a search space, each a job or several, one record of them all."""
+"""Many runs: the search space, the study, the scheduler, the parent run and its pages."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfexp.checkpoints import list_checkpoints, trainer_state
+from hfexp.core.checkpoint import list_checkpoints, trainer_state
 from hfexp.tracking.journal import FOLDER, JOURNAL, parse_entry
 
 Curve = dict[int, float]

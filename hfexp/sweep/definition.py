@@ -12,18 +12,18 @@ from typing import Any
 
 from filelock import Timeout
 
-from hfexp.config import Config, LaunchConfig, OnExisting
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
-from hfexp.locks import SharedLock
-from hfexp.origin import file_name
-from hfexp.outside import DamagedRecord, read_record
-from hfexp.process import ProcessId
-from hfexp.secrets import mask_override, mask_values, without_secrets
-from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import write_private
-from hfexp.sweep.settings import SearchConfig
+from hfexp.core.config import Config, LaunchConfig, OnExisting
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
+from hfexp.core.locks import SharedLock
+from hfexp.core.outside import DamagedRecord, read_record
+from hfexp.core.process import ProcessId
+from hfexp.core.provenance import file_name
+from hfexp.core.search_config import SearchConfig
+from hfexp.core.secrets import mask_override, mask_values, without_secrets
+from hfexp.core.stamp import data_stamp
 from hfexp.sweep.space import Space
+from hfexp.tracking.membership import write_private
 
 FILE = "definition.json"
 STEM = "name"

@@ -12,19 +12,18 @@ from typing import Any
 from hydra.core.override_parser.types import (
     IntervalSweep,
     Override,
-    Quote,
     QuotedString,
     RangeSweep,
     Sweep,
     Transformer,
 )
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
+from hfexp.core.overrides import RESERVED
 
-PLAIN = re.compile(r"[A-Za-z_][\w./:-]*", re.ASCII)
-"""Strings that Hydra's grammar reads without quotes, except those in `RESERVED`."""
 ESCAPED = re.compile(r"\\(.)")
-RESERVED = ("null", "true", "false", "nan", "inf")
+
+
 Value = bool | int | float | str
 
 
@@ -130,21 +129,6 @@ def dimension_of(
     known = dict(zip(spellings, plain, strict=True))
     bounds = _range_bounds(value, list(known.values())) if isinstance(value, RangeSweep) else None
     return Dimension(**where, spellings=tuple(known), values=_as_told(known), bounds=bounds)
-
-
-def spelling(value: Any) -> str:
-    """Write a plain value in Hydra's grammar."""
-    if isinstance(value, str):
-        if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
-            return value
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list | tuple):
-        return f"[{','.join(spelling(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{spelling(key)}:{spelling(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)
 
 
 def unquoted(word: str) -> str:

@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.composition import as_typed, config_flags, opened
-from hfexp.errors import ConfigError
+from hfexp.core.compose import as_typed, config_flags, opened
+from hfexp.core.console import note, say
+from hfexp.core.errors import ConfigError
+from hfexp.core.provenance import Origin, command_line
+from hfexp.core.search_config import Optimise
+from hfexp.core.secrets import mask_override
+from hfexp.core.signals import stop_raises
+from hfexp.experiment.pruners import make_pruner
 from hfexp.launch.batches import run_in_batches
-from hfexp.origin import Origin, command_line
-from hfexp.screen import note, say
-from hfexp.secrets import mask_override
-from hfexp.signals import stop_raises
 from hfexp.sweep import summary
 from hfexp.sweep.definition import SweepDirectory, hold_sweep
-from hfexp.sweep.membership import Membership, write_membership
-from hfexp.sweep.pruners import make_pruner
 from hfexp.sweep.request import Composer, Request
-from hfexp.sweep.settings import Optimise
 from hfexp.sweep.space import Point
 from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.tracking.membership import Membership, write_membership
 
 if TYPE_CHECKING:
-    from hfexp.sweep.parent import Parent
-    from hfexp.sweep.schedule import Plan, Schedule
+    from hfexp.sweep.parent_run import Parent
+    from hfexp.sweep.scheduler import Plan, Schedule
 
 LOGS = "logs"
 
@@ -77,10 +77,10 @@ class _Started:
     directory: SweepDirectory
 
     def run(self, sampler: Any, pruner: Any) -> None:
+        from hfexp.experiment.sweep_storage import storage_url
         from hfexp.sweep.ledger import Ledger
         from hfexp.sweep.owner import Owner
-        from hfexp.sweep.schedule import Schedule
-        from hfexp.sweep.storage import storage_url
+        from hfexp.sweep.scheduler import Schedule
         from hfexp.sweep.study import agree, close_study, open_study
 
         search = self.request.search
@@ -127,7 +127,7 @@ class _Started:
         run_in_batches(self.by.launcher, self.by.config, schedule, self.by.max_batch_size, together=is_grid)
 
     def _plan(self) -> "Plan":
-        from hfexp.sweep.schedule import Plan
+        from hfexp.sweep.scheduler import Plan
 
         request, waiting = self.request, []
         for number, point in enumerate((request.points or [])[: request.total]):
@@ -149,7 +149,7 @@ class _Started:
         return point
 
     def _call(self, node: dict[str, Any], trial: Any) -> Any:
-        from hfexp import targets
+        from hfexp.core import targets
 
         allowed = (self.by.config.get("security") or {}).get("allowed_targets")
         found = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
@@ -192,7 +192,7 @@ class _Started:
         """Open the sweep's own run in the tracking store; a sweep of another application's jobs has none."""
         if self.request.config is None:
             return contextlib.nullcontext(_NoParent())
-        from hfexp.sweep.parent import open_parent
+        from hfexp.sweep.parent_run import open_parent
 
         origin = _origin(self.by.config, self.request.space.fixed)
         return open_parent(self.request.config, origin, sweep, self.directory.path)

@@ -9,7 +9,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hfexp.screen import note
+from hfexp.core.console import note
 from hfexp.sweep import study as storage
 from hfexp.sweep.owner import Owner
 from hfexp.sweep.space import Point

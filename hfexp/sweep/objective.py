@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfexp import targets
-from hfexp.directions import lower_is_better
-from hfexp.errors import ConfigError, one_of
-from hfexp.sweep.settings import Method, Optimise, Pruner, SearchConfig
+from hfexp.core import targets
+from hfexp.core.directions import lower_is_better
+from hfexp.core.errors import ConfigError, one_of
+from hfexp.core.search_config import Method, Optimise, Pruner, SearchConfig
 
 DIRECTIONS = ("minimize", "maximize")
 

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import Interrupted, first_line
-from hfexp.process import ProcessId
-from hfexp.run_state import read_state
-from hfexp.secrets import mask_secrets
-from hfexp.sweep.membership import Point, run_directory_of
+from hfexp.core.errors import Interrupted, first_line
+from hfexp.core.process import ProcessId
+from hfexp.core.secrets import mask_secrets
 from hfexp.sweep.trials import State, TrialRun
+from hfexp.tracking.membership import Point, run_directory_of
+from hfexp.tracking.run_state import read_state
 
 
 def outcome(point: Point, result: Any, metrics: int) -> TrialRun:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from optuna.study import Study
 
-from hfexp.process import ProcessId
+from hfexp.core.process import ProcessId
 
 INTERVAL = 10.0
 """Seconds between two signs of life."""

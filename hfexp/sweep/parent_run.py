@@ -10,23 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.config import Config
-from hfexp.environment import Environment
-from hfexp.errors import SweepError, first_line
-from hfexp.origin import Origin
-from hfexp.reporting.canvas import guarded
-from hfexp.run_directory import RunDirectory, experiment_name, open_sweep_directory
-from hfexp.secrets import mask_secrets
+from hfexp.core.config import Config
+from hfexp.core.errors import SweepError, first_line
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import mask_secrets
+from hfexp.experiment.sweep_values import validation_name
 from hfexp.sweep.curves import Curves
 from hfexp.sweep.plots import Shown, draw
 from hfexp.sweep.ranking import best, best_runs_first, costs, ranked
 from hfexp.sweep.report import SweepPage
 from hfexp.sweep.table import TrialTable, command_of, make_table, states, swept_keys
 from hfexp.sweep.trials import State, Sweep
-from hfexp.sweep.values import validation_name
+from hfexp.tracking.environment import Environment
 from hfexp.tracking.nesting import KIND, RANKING, SWEEP, register_of_sweep
 from hfexp.tracking.recovery import close_failed
+from hfexp.tracking.report.canvas import guarded
 from hfexp.tracking.run import Opening, common_tags, open_record
+from hfexp.tracking.run_directory import RunDirectory, experiment_name, open_sweep_directory
 from hfexp.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)

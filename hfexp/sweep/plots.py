@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hfexp.reporting.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
 from hfexp.sweep.curves import Curve
 from hfexp.sweep.ranking import best
 from hfexp.sweep.scales import Scale, is_wide, scale_of
 from hfexp.sweep.table import swept_keys
 from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.tracking.report.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

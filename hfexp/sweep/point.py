@@ -3,14 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hfexp.config import Config, OnExisting
-from hfexp.origin import Origin
-from hfexp.run_directory import experiment_name
-from hfexp.run_state import RunState, read_state
-from hfexp.screen import note, say
-from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import Point, run_directory_of
+from hfexp.core.config import Config, OnExisting
+from hfexp.core.console import note, say
+from hfexp.core.provenance import Origin
+from hfexp.core.stamp import data_stamp
+from hfexp.tracking.membership import Point, run_directory_of
 from hfexp.tracking.nesting import membership_of, opening_of
+from hfexp.tracking.run_directory import experiment_name
+from hfexp.tracking.run_state import RunState, read_state
 
 Values = float | tuple[float, ...]
 
@@ -34,7 +34,7 @@ def run(config: Config, origin: Origin) -> Values:
             return _as_returned(state.values or [])
         note(f"the data of {path.name} has changed since it was run: running it again")
 
-    from hfexp import experiment
+    from hfexp.experiment import run as experiment
 
     result = experiment.run(_in_experiment_of_sweep(config, origin, point), origin)
     return _as_returned(result.values or [])

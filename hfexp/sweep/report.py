@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hfexp.reporting.page import Block, Code, Picture, Report, Section, Table, Text
-from hfexp.secrets import mask_secrets
+from hfexp.core.secrets import mask_secrets
 from hfexp.sweep.plots import Drawing
 from hfexp.sweep.ranking import best
 from hfexp.sweep.table import TrialTable, command_of, error_of, measured, states
 from hfexp.sweep.trials import State, Sweep
+from hfexp.tracking.report.page import Block, Code, Picture, Report, Section, Table, Text
 
 TITLES = {
     "history": "Value by trial",

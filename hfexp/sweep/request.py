@@ -9,16 +9,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.choices import check_choices
-from hfexp.composition import choices_of, opened, without_hydra
-from hfexp.config import Config, OnExisting, to_config
-from hfexp.errors import ConfigError, join_problems, one_of
-from hfexp.foreign_settings import find_foreign_settings
-from hfexp.secrets import without_secrets
+from hfexp.core.compose import choices_of, opened, without_hydra
+from hfexp.core.config import Config, OnExisting, to_config
+from hfexp.core.errors import ConfigError, join_problems, one_of
+from hfexp.core.foreign_settings import find_foreign_settings
+from hfexp.core.overrides import spelling
+from hfexp.core.search_config import Method, SearchConfig
+from hfexp.core.secrets import without_secrets
+from hfexp.experiment.choices import check_choices
 from hfexp.sweep.definition import Definition, configuration_hash, data_hash, define
-from hfexp.sweep.dimension import spelling
 from hfexp.sweep.objective import CHOICE_OF_BEST, check_counts, check_directions, metrics_and_directions
-from hfexp.sweep.settings import Method, SearchConfig
 from hfexp.sweep.space import Point, Space, read_space
 
 MOST_CHECKED = 50

@@ -17,9 +17,9 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hfexp import targets
-from hfexp.errors import ConfigError
-from hfexp.sweep.settings import Method
+from hfexp.core import targets
+from hfexp.core.errors import ConfigError
+from hfexp.core.search_config import Method
 
 SAMPLERS = {
     Method.random: "optuna.samplers.RandomSampler",

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.composition import as_typed
-from hfexp.errors import RunError
+from hfexp.core.compose import as_typed
+from hfexp.core.console import note
+from hfexp.core.errors import RunError
+from hfexp.core.overrides import spelling
+from hfexp.core.search_config import Optimise, Pruner, SearchConfig
+from hfexp.core.secrets import mask_secrets
 from hfexp.launch.jobs import error_of
 from hfexp.launch.local import Job
-from hfexp.screen import note
-from hfexp.secrets import mask_secrets
 from hfexp.sweep import outcome, owner, study
-from hfexp.sweep.dimension import spelling
 from hfexp.sweep.ledger import GOOD, Entry, Ledger
-from hfexp.sweep.membership import Point
-from hfexp.sweep.settings import Optimise, Pruner, SearchConfig
 from hfexp.sweep.space import Space
 from hfexp.sweep.trials import State, Trial, TrialRun
+from hfexp.tracking.membership import Point
 
 SECRET = "search.storage="  # noqa: S105  the name of a key
 """Prefix of an override that may hold a password; jobs read the storage's URL from `sweep.json` instead."""

@@ -9,8 +9,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.sweep.dimension import Dimension, dimension_of, spelling, unquoted
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.overrides import spelling
+from hfexp.sweep.dimension import Dimension, dimension_of, unquoted
 
 MOST_POINTS = 1_000_000
 """Most points of a grid."""

@@ -15,12 +15,12 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hfexp.errors import ConfigError, first_line
-from hfexp.locks import SharedLock
-from hfexp.secrets import mask_secrets
-from hfexp.sqlite_address import sqlite_address, sqlite_path
+from hfexp.core.errors import ConfigError, first_line
+from hfexp.core.locks import SharedLock
+from hfexp.core.secrets import mask_secrets
+from hfexp.core.sqlite_address import sqlite_address, sqlite_path
+from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep.definition import HASHED, Definition
-from hfexp.sweep.storage import close_storage, open_storage
 from hfexp.sweep.trials import State, TrialRun
 
 WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from hfexp.composition import as_typed
-from hfexp.errors import RunError, SweepError
-from hfexp.screen import cell, print_table, say
-from hfexp.secrets import mask_override, mask_secrets
+from hfexp.core.compose import as_typed
+from hfexp.core.console import cell, print_table, say
+from hfexp.core.errors import RunError, SweepError
+from hfexp.core.secrets import mask_override, mask_secrets
 from hfexp.sweep.ranking import best, ranked, ties
 from hfexp.sweep.table import command_of, measured
 from hfexp.sweep.trials import State, Sweep, Trial

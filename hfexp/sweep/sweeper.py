@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from hfexp.memory import begin_collection
+from hfexp.core.memory import begin_collection
 
 
 @dataclass
@@ -60,7 +60,7 @@ class ExperimentSweeper(BasicSweeper):
         return None
 
     def _all_combinations(self, words: list[str]) -> list[Sequence[JobReturn]]:
-        from hfexp.errors import SweepError
+        from hfexp.core.errors import SweepError
         from hfexp.launch.jobs import differing_words
 
         assert self.config is not None
@@ -92,11 +92,11 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     """
     from rich.table import Table
 
-    from hfexp.errors import first_line
+    from hfexp.core.console import cell, print_table, say
+    from hfexp.core.errors import first_line
+    from hfexp.core.secrets import mask_secrets
     from hfexp.launch.board import show_objective
     from hfexp.launch.jobs import error_of
-    from hfexp.screen import cell, print_table, say
-    from hfexp.secrets import mask_secrets
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfexp.cells import csv_cell
-from hfexp.composition import as_typed
-from hfexp.origin import without_sweep
-from hfexp.secrets import mask_override, mask_secrets
+from hfexp.core.compose import as_typed
+from hfexp.core.provenance import without_sweep
+from hfexp.core.secrets import mask_override, mask_secrets
 from hfexp.sweep.ranking import ranked, ties
 from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.tasks.cells import csv_cell
 
 LONGEST_CELL = 300
 """Characters of a text in a cell; longer ones are cut."""

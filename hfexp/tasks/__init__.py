@@ -1,1 +1,1 @@
-"""One file per kind of problem; reached by `_target_`, never by a registry."""
+"""What differs between kinds of problems: columns, transforms, collators, metrics."""

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hfexp.errors import ConfigError, DataError, did_you_mean
-from hfexp.text import TextCollator
+from hfexp.core.errors import ConfigError, DataError, did_you_mean
+from hfexp.tasks.text import TextCollator
 
 IGNORED = -100
 """Label of a token that the loss ignores (`ignore_index` of `torch.nn.CrossEntropyLoss`)."""

@@ -18,10 +18,9 @@ import torch
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image
 
-from hfexp.image_files import MAX_PIXELS
-from hfexp.image_memory import budget
-from hfexp.images import HALVED_FROM, ORIENTATION, ConvertRGB, ToRGB, open_image
-from hfexp.input_files import MAX_BYTES, is_address, local_path, open_regular
+from hfexp.core.input_files import MAX_BYTES, is_address, local_path, open_regular
+from hfexp.tasks.image_memory import MAX_PIXELS, budget
+from hfexp.tasks.images import HALVED_FROM, ORIENTATION, ConvertRGB, ToRGB, open_image
 
 JPEG = b"\xff\xd8\xff"
 LEVELS = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import PIL.Image
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
 

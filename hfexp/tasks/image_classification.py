@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from hfexp.errors import ConfigError
-from hfexp.image_files import MAX_PIXELS
+from hfexp.core.errors import ConfigError
 from hfexp.tasks.classification import Classification
+from hfexp.tasks.image_memory import MAX_PIXELS
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,13 +30,13 @@ class ImageClassification(Classification):
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Open the image, turned by its EXIF orientation; the transform converts it to RGB."""
-        from hfexp.images import open_image
+        from hfexp.tasks.images import open_image
 
         return {**row, "image": open_image(row["image"], self.max_image_pixels)}
 
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Decode straight to tensors if the first two operations only convert to RGB and to a tensor."""
-        from hfexp.decoding import begins_with_tensor, decode_to_tensor
+        from hfexp.tasks.decoding import begins_with_tensor, decode_to_tensor
 
         if type(self).decode is not ImageClassification.decode or not begins_with_tensor(operations):
             return self.decode, 0
@@ -50,7 +50,7 @@ class ImageClassification(Classification):
         """Return `pixel_values` as an image: floats are denormalised and clipped to 0..1."""
         import PIL.Image
 
-        from hfexp.geometry import mean_and_std
+        from hfexp.tasks.geometry import mean_and_std
 
         pixels = np.asarray(inputs["pixel_values"])
         if pixels.dtype != np.uint8:
@@ -65,18 +65,18 @@ class ImageClassification(Classification):
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn an encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image into a row."""
-        from hfexp.raw_images import image_row
+        from hfexp.tasks.raw_images import image_row
 
         return image_row(value, self.max_image_pixels)
 
     def inference_example(self, row: dict[str, Any]) -> bytes:
         """Return the encoded image; a large one is scaled down."""
-        from hfexp.raw_images import image_bytes
+        from hfexp.tasks.raw_images import image_bytes
 
         return image_bytes(row)
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that stacks images to (B, C, H, W); `finish` normalises uint8 ones, once per batch."""
-        from hfexp.images import ImageCollator
+        from hfexp.tasks.images import ImageCollator
 
         return ImageCollator.for_processor(processor)

@@ -5,7 +5,23 @@ import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from hfexp.memory import give_back_freed_memory
+from hfexp.core.memory import give_back_freed_memory
+
+FORMATS = (
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM", "IMT",
+    "JPEG", "JPEG2000", "MCIDAS", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SPIDER",
+    "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM", "XVTHUMB",
+)  # fmt: skip
+"""Formats that are decoded, in training and in prediction, if this Pillow supports them.
+
+Not listed are EPS, which starts Ghostscript; IPTC, which opens its content as any format, EPS included; FITS, which
+unpacks gzip without a limit; BUFR, GRIB, HDF5, MPEG and WMF, which Pillow can't decode by itself; formats of plugins.
+"""
+
+
+MAX_PIXELS = 178_956_970
+"""Default limit on the pixels of an image: Pillow's own, which is twice the number from which on it warns."""
+
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")

@@ -11,11 +11,10 @@ import transformers
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from hfexp.errors import ConfigError, DataError
-from hfexp.geometry import OTHERWISE, Geometry, mean_and_std
-from hfexp.image_files import FORMATS, MAX_PIXELS
-from hfexp.image_memory import BYTES_PER_PIXEL, budget
-from hfexp.input_files import is_address, local_path, open_regular, read_address
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.input_files import is_address, local_path, open_regular, read_address
+from hfexp.tasks.geometry import OTHERWISE, Geometry, mean_and_std
+from hfexp.tasks.image_memory import BYTES_PER_PIXEL, FORMATS, MAX_PIXELS, budget
 
 HALVED_FROM = MAX_PIXELS // 2
 """Pixels above which a JPEG is decoded at half its width and height, which takes a quarter of the memory."""

@@ -11,7 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hfexp.errors import ConfigError, one_of
+from hfexp.core.errors import ConfigError, one_of
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER
 
 IDS = datasets.Value("int64")

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfexp.cells import to_truth
-from hfexp.errors import ConfigError, DataError
+from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.base import CLASSES, Task
+from hfexp.tasks.cells import to_truth
 from hfexp.tasks.texts import Texts
 
 

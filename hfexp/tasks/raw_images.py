@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from hfexp.errors import DataError
-from hfexp.image_files import MAX_PIXELS
-from hfexp.images import open_image, read_encoded, reading, stored_bytes, to_rgb
+from hfexp.core.errors import DataError
+from hfexp.tasks.image_memory import MAX_PIXELS
+from hfexp.tasks.images import open_image, read_encoded, reading, stored_bytes, to_rgb
 
 Row = dict[str, Any]
 

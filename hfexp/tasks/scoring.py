@@ -5,7 +5,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hfexp.errors import ConfigError, RunError, one_of
+from hfexp.core.errors import ConfigError, RunError, one_of
 
 
 class MetricSet:
@@ -61,8 +61,8 @@ def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:
     Raises:
         ConfigError: a module does not exist, or can't be fetched.
     """
-    from hfexp.hub import HubUnreachable, explain_hub_errors
-    from hfexp.targets import instantiate
+    from hfexp.core.hub import HubUnreachable, explain_hub_errors
+    from hfexp.core.targets import instantiate
 
     metrics = {}
     for name, node in nodes.items():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from hfexp.errors import ConfigError
+from hfexp.core.errors import ConfigError
 
 TEXT, PAIR = "text", "text_pair"
 """Columns of a text, and of an optional second one."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfexp.errors import ConfigError, DataError
+from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.base import Task
 
 SHOWN_EXAMPLE = 200
@@ -13,7 +13,7 @@ SHOWN_EXAMPLE = 200
 
 
 class TextGeneration(Task):
-    """Text generation on the column `text`; `transform` must encode it (`hfexp.language.Encode`)."""
+    """Text generation on the column `text`; `transform` must encode it (`hfexp.tasks.causal_lm.Encode`)."""
 
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     processor_class: ClassVar[str] = "AutoTokenizer"
@@ -34,7 +34,7 @@ class TextGeneration(Task):
             block_size: tokens per row when all texts are concatenated and cut; None: each text is a row.
             generation: fields of `transformers.GenerationConfig` that replace the model's own.
         """
-        from hfexp.language import check_generation
+        from hfexp.tasks.causal_lm import check_generation
 
         if block_size is not None and block_size < 2:
             raise ConfigError(f"task.block_size={block_size}: at least 2 tokens are needed")
@@ -66,7 +66,7 @@ class TextGeneration(Task):
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a text to continue, or the messages of a conversation, into a row."""
-        from hfexp.language import check_messages
+        from hfexp.tasks.causal_lm import check_messages
 
         return {"prompt": value if isinstance(value, str) else check_messages(value)}
 
@@ -80,13 +80,13 @@ class TextGeneration(Task):
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that pads to the longest row of a batch."""
-        from hfexp.language import LanguageCollator
+        from hfexp.tasks.causal_lm import LanguageCollator
 
         return LanguageCollator(processor)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError unless the options are valid fields of `transformers.GenerationConfig`."""
-        from hfexp.language import check_generation
+        from hfexp.tasks.causal_lm import check_generation
 
         check_generation({**self.generation, **options})
 
@@ -132,8 +132,8 @@ class TextGeneration(Task):
         return {"text": output}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Reduce logits to the (B, 3) scores of `hfexp.language.token_scores`."""
-        from hfexp.language import token_scores
+        """Reduce logits to the (B, 3) scores of `hfexp.tasks.causal_lm.token_scores`."""
+        from hfexp.tasks.causal_lm import token_scores
 
         return token_scores(logits[0] if isinstance(logits, tuple) else logits, labels)
 
@@ -166,7 +166,7 @@ class ChatGeneration(TextGeneration):
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row if its messages are a conversation with a reply, or a prompt; DataError otherwise."""
-        from hfexp.language import check_messages
+        from hfexp.tasks.causal_lm import check_messages
 
         if "prompt" in row:
             return row

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfexp.cells import to_number
 from hfexp.tasks.base import NUMBER, Task
+from hfexp.tasks.cells import to_number
 from hfexp.tasks.texts import TextPairs, Texts
 
 

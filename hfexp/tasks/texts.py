@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from hfexp.errors import DataError
+from hfexp.core.errors import DataError
 from hfexp.tasks.base import Task
 
 
@@ -46,7 +46,7 @@ class Texts(Task):
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that pads to the longest row of a batch."""
-        from hfexp.text import TextCollator
+        from hfexp.tasks.text import TextCollator
 
         return TextCollator(processor)
 

@@ -1,1 +1,1 @@
-"""The record of a run: MLflow, or nothing."""
+"""What is remembered: the run directory, the journal, MLflow, the report."""

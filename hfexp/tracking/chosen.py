@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.outside import why_foreign
-from hfexp.records import RunRecord, list_runs, newest_run, read_runs
-from hfexp.run_state import read_state
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.outside import why_foreign
+from hfexp.tracking.run_state import read_state
+from hfexp.tracking.runs import RunRecord, list_runs, newest_run, read_runs
 
 MIN_PREFIX = 6
 SWEEP = "sweep="

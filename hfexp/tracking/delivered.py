@@ -6,8 +6,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hfexp.outside import DamagedRecord, read_record
-from hfexp.secrets import mask_secrets
+from hfexp.core.outside import DamagedRecord, read_record
+from hfexp.core.secrets import mask_secrets
 from hfexp.tracking.journal import FOLDER
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import ConfigError, first_line
-from hfexp.outside import DamagedRecord, inside, why_foreign, why_not_contained
-from hfexp.secrets import mask_secrets
+from hfexp.core.errors import ConfigError, first_line
+from hfexp.core.outside import DamagedRecord, inside, why_foreign, why_not_contained
+from hfexp.core.secrets import mask_secrets
 from hfexp.tracking import nesting
 from hfexp.tracking.delivered import DeliveryState
 from hfexp.tracking.journal import Entry, Journal

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.git import git_state
-from hfexp.origin import Origin
-from hfexp.process import ProcessId
-from hfexp.secret_names import is_secret_variable
-from hfexp.secret_shapes import MASK
-from hfexp.secrets import mask_secrets
+from hfexp.core.git import git_state
+from hfexp.core.process import ProcessId
+from hfexp.core.provenance import Origin
+from hfexp.core.secret_names import is_secret_variable
+from hfexp.core.secret_shapes import MASK
+from hfexp.core.secrets import mask_secrets
 
 
 @dataclass(frozen=True)

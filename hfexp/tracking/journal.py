@@ -17,8 +17,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from hfexp.outside import has_shape
-from hfexp.secrets import mask_values
+from hfexp.core.outside import has_shape
+from hfexp.core.secrets import mask_values
 
 logger = logging.getLogger(__name__)
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset
 
-from hfexp.config import Config, to_dict
-from hfexp.digest import digest
-from hfexp.pretrained import PACKAGE, local_model
-from hfexp.processor import settings_of
-from hfexp.secrets import mask_values
-from hfexp.sources import name_of
-from hfexp.streams import Stream
+from hfexp.core.config import Config, to_dict
+from hfexp.core.pretrained import PACKAGE, local_model
+from hfexp.core.secrets import mask_values
+from hfexp.data.fingerprint import digest
+from hfexp.data.prepare import settings_of
+from hfexp.data.sources import name_of
+from hfexp.data.streams import Stream
 from hfexp.tasks.base import Task
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}

@@ -4,7 +4,7 @@ import math
 import time
 from pathlib import Path
 
-from hfexp.checkpoints import best_step, list_checkpoints
+from hfexp.core.checkpoint import best_step, list_checkpoints
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.models import CheckpointLinks
 

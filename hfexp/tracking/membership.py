@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.outside import DamagedRecord, read_record, why_foreign
-from hfexp.whole_files import write_whole
+from hfexp.core.outside import DamagedRecord, read_record, why_foreign
+from hfexp.core.whole_files import write_whole
 
 DEFINITION = "sweep.json"
 POINTS = "points"

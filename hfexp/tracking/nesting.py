@@ -7,12 +7,12 @@ the key with which the parent's journal begins, and the one that is delivered la
 from pathlib import Path
 from typing import Any
 
-from hfexp.config import Config
-from hfexp.errors import ConfigError
-from hfexp.outside import DamagedRecord
-from hfexp.sweep.membership import DEFINITION, Membership, Point, read_membership
+from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError
+from hfexp.core.outside import DamagedRecord
 from hfexp.tracking.delivered import recorded_run_id
 from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry
+from hfexp.tracking.membership import DEFINITION, Membership, Point, read_membership
 
 PARENT = "mlflow.parentRunId"
 KEY = "hfexp.run_key"

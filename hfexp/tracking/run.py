@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from hfexp.config import Config, TrackingConfig, flatten, recorded_values
-from hfexp.environment import Environment
-from hfexp.errors import ConfigError, RunError, SweepError, Terminated, first_line
+from hfexp.core.config import Config, TrackingConfig, flatten, recorded_values
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, RunError, SweepError, Terminated, first_line
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import mask_secrets
+from hfexp.core.signals import uninterrupted
 from hfexp.launch.failures import WorkerKilledError
-from hfexp.origin import Origin
-from hfexp.run_directory import RunDirectory, experiment_name
-from hfexp.screen import note
-from hfexp.secrets import mask_secrets
-from hfexp.signals import uninterrupted
+from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import now
 from hfexp.tracking.nesting import child_tags
+from hfexp.tracking.run_directory import RunDirectory, experiment_name
 from hfexp.tracking.store import is_temporary, tracking_uri, why_unreachable
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker, masked
 

@@ -12,18 +12,18 @@ from typing import Any
 
 from filelock import Timeout
 
-from hfexp.checkpoints import newest_whole, set_aside_newer
-from hfexp.config import Config, OnExisting
-from hfexp.errors import ConfigError
-from hfexp.identity import config_hash
-from hfexp.locks import SharedLock
-from hfexp.origin import Origin, file_name
-from hfexp.outside import why_foreign, why_not_contained
-from hfexp.process import ProcessId
-from hfexp.run_state import RunState, read_state, save_state
-from hfexp.screen import note
-from hfexp.stamp import data_stamp
-from hfexp.sweep.membership import Point, note_run_directory
+from hfexp.core.checkpoint import newest_whole, set_aside_newer
+from hfexp.core.config import Config, OnExisting
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError
+from hfexp.core.identity import config_hash
+from hfexp.core.locks import SharedLock
+from hfexp.core.outside import why_foreign, why_not_contained
+from hfexp.core.process import ProcessId
+from hfexp.core.provenance import Origin, file_name
+from hfexp.core.stamp import data_stamp
+from hfexp.tracking.membership import Point, note_run_directory
+from hfexp.tracking.run_state import RunState, read_state, save_state
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from hfexp.outside import DamagedRecord, parse, read_bytes
+from hfexp.core.outside import DamagedRecord, parse, read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class RunState:
     host: str = ""
     pid: int = 0
     process: str = ""
-    """Start of the process, from `hfexp.process.ProcessId.started`."""
+    """Start of the process, from `hfexp.core.process.ProcessId.started`."""
     first_started: float = 0.0
     """Time of the run's first start, in seconds since 1970; resuming does not change it."""
     git_sha: str = ""
@@ -40,9 +40,9 @@ class RunState:
     kind: str = "run"
     """run or sweep."""
     point: str | None = None
-    """Point of the sweep that the run belongs to, as text (`hfexp.sweep.membership.Point`)."""
+    """Point of the sweep that the run belongs to, as text (`hfexp.tracking.membership.Point`)."""
     data: str | None = None
-    """Stamp of the local data of a sweep's point (`hfexp.stamp`)."""
+    """Stamp of the local data of a sweep's point (`hfexp.core.stamp`)."""
     splits: dict[str, dict[str, Any]] | None = None
     """Digest and number of rows (None for a stream) of each data split, at the latest start of the run."""
     values: list[float] | None = None

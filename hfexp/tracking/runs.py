@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hfexp.errors import ConfigError, RunError
-from hfexp.sqlite_address import sqlite_address, sqlite_path
+from hfexp.core.errors import ConfigError, RunError
+from hfexp.core.sqlite_address import sqlite_address, sqlite_path
 from hfexp.tracking.store import find_problem, why_unreachable
 
 PAGE = 1000

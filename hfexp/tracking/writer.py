@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hfexp.errors import first_line
+from hfexp.core.errors import first_line
 from hfexp.tracking.delivery import Delivery
 
 logger = logging.getLogger(__name__)

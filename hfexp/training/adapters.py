@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hfexp.errors import ConfigError, DataError
-from hfexp.hub import explain_hub_errors
-from hfexp.pretrained import local_model
-from hfexp.targets import instantiate, locate, parameters
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.hub import explain_hub_errors
+from hfexp.core.pretrained import local_model
+from hfexp.core.targets import instantiate, locate, parameters
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfexp.errors import RunError
+from hfexp.core.errors import RunError
 
 if TYPE_CHECKING:
     import transformers

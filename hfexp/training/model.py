@@ -8,15 +8,15 @@ from typing import Any
 import torch
 import transformers
 
-from hfexp.adapters import adapt, adapter_config, base_of
-from hfexp.batch_norm import freeze_statistics
-from hfexp.config import ModelConfig
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.head import Head, match_head
-from hfexp.hub import explain_hub_errors
-from hfexp.pretrained import check_path, local_model
-from hfexp.targets import check, instantiate
+from hfexp.core.config import ModelConfig
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.hub import explain_hub_errors
+from hfexp.core.pretrained import check_path, local_model
+from hfexp.core.targets import check, instantiate
 from hfexp.tasks.base import Task
+from hfexp.training.adapters import adapt, adapter_config, base_of
+from hfexp.training.batch_norm import freeze_statistics
+from hfexp.training.head import Head, match_head
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], all
 
 def build_own(node: dict[str, Any], task: Task, id2label: dict[int, str] | None, allowed: list[str]) -> Any:
     """Call the user's model function; it gets those of the run-time objects that its signature has."""
-    from hfexp.targets import locate, parameters
+    from hfexp.core.targets import locate, parameters
 
     takes = parameters(locate(str(node.get("_target_")), "model._target_", allowed))
     given = {k: v for k, v in {"task": task, "id2label": id2label}.items() if k in takes}

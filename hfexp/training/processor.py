@@ -1,17 +1,16 @@
 """The processor: brings inputs into the form that a model was trained on."""
 
-import hashlib
-import json
 from typing import Any
 
 import transformers
 from transformers.processing_utils import ImagesKwargs
 
-from hfexp.config import ModelConfig
-from hfexp.errors import ConfigError, did_you_mean, one_of
-from hfexp.hub import explain_hub_errors
-from hfexp.pretrained import check_path, local_model
-from hfexp.targets import instantiate
+from hfexp.core.config import ModelConfig
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.hub import explain_hub_errors
+from hfexp.core.pretrained import check_path, local_model
+from hfexp.core.targets import instantiate
+from hfexp.data.prepare import settings_of
 from hfexp.tasks.base import Task
 
 TOKENIZER_SETTINGS = (
@@ -19,13 +18,6 @@ TOKENIZER_SETTINGS = (
     "truncation_side", "unk_token", "use_fast",
 )  # fmt: skip
 """Settings that every tokenizer takes."""
-LIVE_SETTINGS = (
-    "chat_template", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
-    "truncation_side",
-)  # fmt: skip
-"""Tokenizer settings that can change after it was created."""
-PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
-"""Tokenizer settings that `settings_of` leaves out: they say where its files are, or repeat their content."""
 
 
 def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
@@ -63,20 +55,6 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
             raise
     _require_settings(processor, config.processor)
     return processor
-
-
-def settings_of(processor: Any) -> dict[str, Any]:
-    """Return everything that decides what a processor does, as plain values; a tokenizer's content is hashed."""
-    if processor is None:
-        return {}
-    if not isinstance(processor, transformers.PreTrainedTokenizerBase):
-        return {"class": type(processor).__name__, **processor.to_dict()}
-    backend = getattr(processor, "backend_tokenizer", None)
-    content = backend.to_str() if backend is not None else json.dumps(processor.get_vocab(), sort_keys=True)
-    named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in PLACES}
-    named |= {name: str(getattr(processor, name, None)) for name in LIVE_SETTINGS}
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return {"class": type(processor).__name__, **named, "content": digest}
 
 
 def _require_settings(processor: Any, settings: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.errors import Terminated, exit_code
-from hfexp.signals import count_once
-from hfexp.training import StopOnSignal
+from hfexp.core.errors import Terminated, exit_code
+from hfexp.core.signals import count_once
+from hfexp.training.trainer import StopOnSignal
 
 FOLDER = ".stop"
 ASKED = "asked"

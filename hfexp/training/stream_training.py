@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.outside import read_record
-from hfexp.streaming import EvaluationStream, TrainingStream, as_it_is
+from hfexp.core.outside import read_record
+from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 
 if TYPE_CHECKING:
     import transformers

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
-from hfexp.outside import read_record
+from hfexp.core.outside import read_record
 
 if TYPE_CHECKING:
     import transformers

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hfexp.errors import ConfigError, one_of
-from hfexp.screen import note
+from hfexp.core.console import note
+from hfexp.core.errors import ConfigError, one_of
 from hfexp.tasks.base import Task
 
 POSITIONS = ("max_position_embeddings", "max_seq_len")

@@ -12,17 +12,17 @@ import torch
 import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.checkpoints import TrueCheckpoints
-from hfexp.divergence import StopWhenDiverged
-from hfexp.errors import ConfigError, Terminated, exit_code
-from hfexp.processing import ProcessedDataset
-from hfexp.sampling import EpochSampler
-from hfexp.scoring import MetricSet
-from hfexp.signals import count_once, handled
-from hfexp.stream_training import StreamTraining
+from hfexp.core.errors import ConfigError, Terminated, exit_code
+from hfexp.core.signals import count_once, handled
+from hfexp.data.dataset import ProcessedDataset
+from hfexp.data.sampling import EpochSampler
 from hfexp.tasks.base import Task
-from hfexp.timing import Timed
-from hfexp.weighting import WeightedLosses
+from hfexp.tasks.scoring import MetricSet
+from hfexp.training.checkpoints import TrueCheckpoints
+from hfexp.training.divergence import StopWhenDiverged
+from hfexp.training.stream_training import StreamTraining
+from hfexp.training.timing import Timed
+from hfexp.training.weighting import WeightedLosses
 
 
 class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
@@ -214,9 +214,9 @@ def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
     Raises:
         ConfigError: it is not a subclass of hfexp's own Trainer, whose checkpoints restore every weight.
     """
-    from hfexp.targets import locate
+    from hfexp.core.targets import locate
 
     found = locate(config_target, "trainer._target_", allowed)
     if not (isinstance(found, type) and issubclass(found, Trainer)):
-        raise ConfigError(f"trainer._target_={config_target} must be a subclass of hfexp.training.Trainer")
+        raise ConfigError(f"trainer._target_={config_target} must be a subclass of hfexp.training.trainer.Trainer")
     return found

@@ -22,7 +22,7 @@ from accelerate.utils import recursively_apply
 from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from hfexp.errors import RunError
+from hfexp.core.errors import RunError
 
 if TYPE_CHECKING:
     import transformers

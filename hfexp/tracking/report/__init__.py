@@ -1,1 +1,1 @@
-"""Pictures, tables and pages about one run."""
+"""Figures, tables and the page about one run."""

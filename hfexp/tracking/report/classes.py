@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hfexp.cells import csv_cell
+from hfexp.tasks.cells import csv_cell
 
 MAX_SQUARE_CSV = 200
 """Number of classes above which the matrix is written as a long table of its non-zero cells."""

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfexp.reporting.canvas import GREY, RED, drawable_labels, panel, text_width
-from hfexp.reporting.classes import ClassReport
+from hfexp.tracking.report.canvas import GREY, RED, drawable_labels, panel, text_width
+from hfexp.tracking.report.classes import ClassReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

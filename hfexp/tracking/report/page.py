@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hfexp.markdown import plain
-from hfexp.screen import printable
+from hfexp.core.console import printable
+from hfexp.core.markdown import plain
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dce1; --page: #fff; --box: #f5f6f8;

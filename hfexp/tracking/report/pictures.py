@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hfexp.reporting.canvas import (
+from hfexp.tracking.report.canvas import (
     BLUE,
     GREEN,
     GREY,
@@ -17,7 +17,7 @@ from hfexp.reporting.canvas import (
     panel,
     text_width,
 )
-from hfexp.reporting.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.facts import ReportFacts, SplitScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +104,7 @@ def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | 
     """
     from matplotlib.figure import Figure
 
-    from hfexp.metrics import ExpectedCalibrationError
+    from hfexp.tasks.metrics import ExpectedCalibrationError
 
     if scores.probabilities is None:
         return None
@@ -135,7 +135,8 @@ def reliability(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.n
     """Return samples, mean probability and accuracy of each bin, each (15,); the last two are NaN for empty bins.
 
     Args:
-        probabilities: class probabilities (N, C); the bins are those of `hfexp.metrics.ExpectedCalibrationError`.
+        probabilities: class probabilities (N, C); the bins are
+            those of `hfexp.tasks.metrics.ExpectedCalibrationError`.
         references: class ids (N,).
     """
     confidence = probabilities.max(-1)

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfexp.reporting import confusion, pictures
-from hfexp.reporting.canvas import Pictures, guarded, style
-from hfexp.reporting.classes import ClassReport, digits, write_csv
-from hfexp.reporting.facts import ReportFacts, SplitScores
-from hfexp.reporting.page import Report
-from hfexp.reporting.samples import MAX_PICTURES, Mistakes, mistakes_sheet
-from hfexp.reporting.sections import SplitParts, all_sections, lead
-from hfexp.streams import num_rows
+from hfexp.data.streams import num_rows
 from hfexp.tasks.base import Task
+from hfexp.tracking.report import confusion, pictures
+from hfexp.tracking.report.canvas import Pictures, guarded, style
+from hfexp.tracking.report.classes import ClassReport, digits, write_csv
+from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.page import Report
+from hfexp.tracking.report.samples import MAX_PICTURES, Mistakes, mistakes_sheet
+from hfexp.tracking.report.sections import SplitParts, all_sections, lead
 
 SAMPLE_ROWS = 100
 """Most rows of each split in its table of predictions."""

@@ -9,16 +9,16 @@ import numpy as np
 import PIL.Image
 from datasets import DatasetDict
 
-from hfexp.reporting.canvas import RED, Pictures, drawable, guarded, style
-from hfexp.reporting.facts import SplitScores
-from hfexp.sampling import preserved_rng
-from hfexp.streams import num_rows
+from hfexp.data.sampling import preserved_rng
+from hfexp.data.streams import num_rows
 from hfexp.tasks.base import Task
+from hfexp.tracking.report.canvas import RED, Pictures, drawable, guarded, style
+from hfexp.tracking.report.facts import SplitScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from hfexp.processing import ProcessedDataset
+    from hfexp.data.dataset import ProcessedDataset
 
 SMALL, LARGE = 128, 224
 """Side of a sample's cell on a sheet in pixels: `SMALL` if no picture is larger than that, else `LARGE`."""

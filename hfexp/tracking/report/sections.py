@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfexp.reporting.classes import ClassReport
-from hfexp.reporting.facts import ReportFacts
-from hfexp.reporting.page import Block, Code, Heading, Picture, Section, Table, Text
-from hfexp.reporting.samples import Mistakes
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.report.facts import ReportFacts
+from hfexp.tracking.report.page import Block, Code, Heading, Picture, Section, Table, Text
+from hfexp.tracking.report.samples import Mistakes
 
 MAX_CLASS_ROWS = 50
 WORST_CLASSES = 25

@@ -1,0 +1,1 @@
+"""One run, in the order in which its data flows: preflight, fit, record, result."""

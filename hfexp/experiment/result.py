@@ -1,0 +1,171 @@
+"""The result of a run: its numbers, its model, and how they are shown."""
+
+import functools
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfexp.core import __version__
+from hfexp.core.config import Config
+from hfexp.core.console import cell, print_table, say
+from hfexp.core.errors import RunError
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import mask_secrets
+from hfexp.core.sqlite_address import sqlite_address, sqlite_path
+from hfexp.experiment.html import result_html
+from hfexp.tracking.membership import write_private
+
+if TYPE_CHECKING:
+    from hfexp.tracking.report.classes import ClassReport
+    from hfexp.training.model import ModelSummary
+
+
+SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")
+"""Config groups whose chosen option is shown at the start, in this order."""
+
+
+def show_choices(config: Config, origin: Origin) -> None:
+    """Print the chosen options and the changed values, before anything slow is imported."""
+    chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
+    say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
+    say("  " + ", ".join(chosen))
+    changed = [word.lstrip("+") for word in origin.overrides if "." in word.partition("=")[0]]
+    if changed:
+        say("  changed: " + ", ".join(changed))
+
+
+def show_model(summary: "ModelSummary") -> None:
+    """Print the model that was built, and which of its weights start random."""
+    say(f"  model: {summary}")
+    if summary.new_tensors:
+        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
+        say(f"  new weights, not from the checkpoint: {shown}")
+    if summary.head:
+        say(f"  {summary.head}")
+
+
+def show_result(result: "Result") -> None:
+    """Print the final table: metrics, baseline, weakest classes, and where everything is."""
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(result):
+        table.add_row(cell(name), cell(value), style="bold" if name.startswith("best") else None)
+    say()
+    print_table(table, soft_wrap=True)
+
+
+def _rows(result: "Result") -> list[tuple[str, str]]:
+    rows = []
+    name = result.task_metric
+    if f"best_eval_{name}" in result.metrics:
+        at = f"at step {result.best_step}, chosen by eval_{result.metric_name} {result.best_metric:.4f}"
+        rows.append((f"best eval_{name}", f"{result.metrics[f'best_eval_{name}']:.4f}  ({at})"))
+    for prefix, label in (("final_eval", "validation"), ("test", "test")):
+        value = result.metrics.get(f"{prefix}_{name}")
+        if value is not None:
+            rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
+    if result.pruned_step is not None:
+        rows.append(("pruned", f"at step {result.pruned_step}, by the sweep that it is a part of"))
+    if result.report is not None:
+        rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
+        worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())
+        rows.append(("worst classes", f"{worst}  (recall)"))
+    rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
+    rows.append(("run", os.path.relpath(result.run_dir)))
+    if result.tracking_uri:
+        rows.append(("look at it", mask_secrets(_how_to_look(result.tracking_uri))))
+    return rows
+
+
+def _how_to_look(uri: str) -> str:
+    """Return the command or address that shows this tracking store."""
+    path = sqlite_path(uri)
+    if path is None:
+        return uri
+    path = os.path.relpath(path)
+    address = shlex.quote(sqlite_address(Path(path)))
+    return "hfexp ui" if path == os.path.join("outputs", "mlflow.db") else f"hfexp ui --uri {address}"
+
+
+RESULT = "result.json"
+
+
+@dataclass
+class Result:
+    """The outcome of a run."""
+
+    metrics: dict[str, float]
+    """`best_*`, `final_eval_*` (the saved model on the validation split) and `test_*`."""
+    metric_name: str
+    """Metric that selects the best model, without a prefix."""
+    task_metric: str
+    """Metric by which the task is usually judged."""
+    best_metric: float | None
+    """Value of `metric_name` for the saved model: the one that selected it or, without `load_best_model_at_end`, that
+    of the last model."""
+    best_step: int | None
+    """Training step of the saved model."""
+    run_dir: Path
+    run_id: str | None
+    tracking_uri: str | None
+    report: "ClassReport | None"
+    seconds: float
+    train_seconds: float
+    values: list[float] | None
+    """Objective values that a sweep optimises; None if the run is not a trial of a sweep."""
+    pruned_step: int | None
+    """Training step of the evaluation after which a sweep pruned the run."""
+    processor: Any = field(repr=False)
+    _model: Any = field(repr=False)
+    _model_class: str = field(repr=False)
+    _remote_code: bool = field(repr=False)
+
+    @property
+    def objective(self) -> float | None:
+        """Return the value that a sweep optimises unless it names other metrics: `metric_name` of the saved model."""
+        if self.best_metric is not None:
+            return self.best_metric
+        return self.metrics.get(f"final_eval_{self.metric_name}")
+
+    def _repr_html_(self) -> str:
+        return result_html(self.run_dir.name, self.metrics, self.run_dir)
+
+    @functools.cached_property
+    def model(self) -> Any:
+        """Return the saved model, which is read from the run directory if other processes trained it.
+
+        Raises:
+            RunError: the user's own code built the model, so that hfexp can't read it back.
+        """
+        if self._model is not None:
+            return self._model
+        import transformers
+
+        from hfexp.training.adapters import CONFIG_FILE, load_saved
+
+        place = self.run_dir / "model"
+        if not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
+            raise RunError(f"the model was trained by other processes; its weights are in {place}")
+        return load_saved(getattr(transformers, self._model_class), place, self._remote_code)
+
+
+@dataclass
+class Kept:
+    """The content of `result.json` in a run directory: the part of a `Result` that would be lost with its process."""
+
+    metrics: dict[str, float]
+    metric_name: str
+    best_metric: float | None
+    best_step: int | None
+    seconds: float
+    train_seconds: float
+
+
+def save_result(result: Result) -> None:
+    """Write `result.json`, from which a later process can return the result again."""
+    kept = Kept(**{entry.name: getattr(result, entry.name) for entry in fields(Kept)})
+    write_private(result.run_dir / RESULT, json.dumps(asdict(kept), indent=1))

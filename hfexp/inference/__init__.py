@@ -1,0 +1,1 @@
+"""A trained model: load it, ask it, score it, export it."""

@@ -1,1 +1,0 @@
-"""`hfexp plan`: what a command would run, and what that would take, before anything is started."""

@@ -1,1 +1,0 @@
-"""Asking a trained model: `hfexp predict`."""

@@ -1,0 +1,1 @@
+"""What the optimizer touches: the model, the Trainer, checkpoints, callbacks."""
