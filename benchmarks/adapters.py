@@ -56,7 +56,7 @@ def recorded_params(outputs: Path, name: str) -> dict[str, str]:
 
 def summarise(report: Report, found: dict[str, list[dict[str, Any]]]) -> None:
     """Means with 95 % intervals over the seeds, and the difference seed by seed."""
-    from hfexp.sweep.statistics import estimate
+    from hfexp.sweep.trials import estimate
 
     rows = []
     for way, runs in found.items():
@@ -71,7 +71,7 @@ def summarise(report: Report, found: dict[str, list[dict[str, Any]]]) -> None:
 
 def shown(values: list[float], places: int = 3) -> str:
     """Mean and half of its 95 % interval."""
-    from hfexp.sweep.statistics import estimate
+    from hfexp.sweep.trials import estimate
 
     found = estimate(values)
     if found.interval is None:

@@ -46,11 +46,11 @@ class Turns:
             A word for its command line, which does so for what is measured of the machine.
         """
         from hfexp.core.config import TrackingConfig
-        from hfexp.tracking import writer
+        from hfexp.tracking import delivery
 
-        writer.INTERVAL *= self.processes
-        writer.LONGEST_PAUSE *= self.processes
-        writer.LARGEST_SHARE /= self.processes
+        delivery.INTERVAL *= self.processes
+        delivery.LONGEST_PAUSE *= self.processes
+        delivery.LARGEST_SHARE /= self.processes
         interval = TrackingConfig().system_metrics_interval or 0.0
         return f"tracking.system_metrics_interval={interval * self.processes}"
 

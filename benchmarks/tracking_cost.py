@@ -66,9 +66,9 @@ class Lost:
     """Steps on each side that a step is compared with."""
 
     def __init__(self) -> None:
-        from hfexp.experiment.progress import RecordTraining
+        from hfexp.experiment.callbacks import RecordTraining
+        from hfexp.tracking.delivery import Writer
         from hfexp.tracking.system_metrics import SystemMonitor
-        from hfexp.tracking.writer import Writer
 
         self.told: list[tuple[float, float]] = []
         """From when to when the callback recorded."""

@@ -190,8 +190,7 @@ def _decode(data: bytes, place: Path) -> None:
 
 
 def _served(data: bytes, place: Path) -> None:
-    from hfexp.tasks.images import to_rgb
-    from hfexp.tasks.raw_images import image_row
+    from hfexp.tasks.images import image_row, to_rgb
 
     to_rgb(image_row(data, MAX_PIXELS)["image"])
 
@@ -230,7 +229,7 @@ def _table(data: tuple[str, bytes], place: Path) -> None:
 
 
 def _metadata(data: tuple[str, bytes], place: Path) -> None:
-    from hfexp.data.folder_metadata import columns_of, read_metadata
+    from hfexp.data.image_folders import columns_of, read_metadata
 
     path = place / f"metadata{data[0]}"
     path.write_bytes(data[1])
@@ -259,19 +258,19 @@ def _prepare(words: list[str], place: Path) -> None:
 
 
 def _predict(words: list[str], place: Path) -> None:
-    from hfexp.commands.prediction_settings import parse
+    from hfexp.commands.predict import parse
 
     parse(words)
 
 
 def _evaluate(words: list[str], place: Path) -> None:
-    from hfexp.commands.evaluation_settings import parse
+    from hfexp.commands.evaluate import parse
 
     parse(words)
 
 
 def _yaml(data: bytes, place: Path) -> None:
-    from hfexp.core.bounded_yaml import load
+    from hfexp.core.outside import load
 
     load(data.decode("utf-8", "replace"), "x.yaml")
 
@@ -286,7 +285,7 @@ def _checkpoint(data: bytes, place: Path) -> None:
 
 
 def _run_state(data: bytes, place: Path) -> None:
-    from hfexp.tracking.run_state import STATE, read_state
+    from hfexp.tracking.run_directory import STATE, read_state
 
     (place / STATE).write_bytes(data)
     read_state(place)
@@ -300,7 +299,7 @@ def _recipe(data: bytes, place: Path) -> None:
 
 
 def _delivered(data: bytes, place: Path) -> None:
-    from hfexp.tracking.delivered import FOLDER, STATE, DeliveryState, read_delivered
+    from hfexp.tracking.journal import FOLDER, STATE, DeliveryState, read_delivered
 
     (place / FOLDER).mkdir(exist_ok=True)
     (place / FOLDER / STATE).write_bytes(data)

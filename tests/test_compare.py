@@ -15,7 +15,7 @@ import pytest
 
 from hfexp.commands.compare import main, rank
 from hfexp.core.errors import ConfigError, RunError
-from hfexp.tracking import chosen
+from hfexp.tracking import runs as chosen
 from hfexp.tracking import runs as records
 from hfexp.tracking.runs import RunRecord, metric_history, newest_run, read_runs
 

@@ -25,10 +25,10 @@ from hfexp.core.config import LaunchConfig, Strategy
 from hfexp.core.errors import ConfigError, RunError, Terminated
 from hfexp.core.identity import config_hash
 from hfexp.core.process import how_it_ended
+from hfexp.experiment.distributed import Relay, relayed
 from hfexp.experiment.preflight import leaves_parameters_unused, prepare
-from hfexp.experiment.relay import Relay, relayed
-from hfexp.launch import failures, world
-from hfexp.training.stop import StopTogether, forget
+from hfexp.launch import workers, world
+from hfexp.training.callbacks import StopTogether, forget
 
 TESTS = Path(__file__).parent
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
@@ -171,23 +171,23 @@ def test_the_process_that_began_it_is_named(tmp_path: Path) -> None:
         try:
             raise error
         except BaseException as raised:
-            failures.note(tmp_path, rank, raised)
+            workers.note(tmp_path, rank, raised)
 
     def why(reported: dict[int, int]) -> str:
-        return str(failures.Witness(tmp_path, 3).explain(reported))
+        return str(workers.Witness(tmp_path, 3).explain(reported))
 
     noted(0, RuntimeError("Connection closed by peer"))
     assert "process 1 of 3 was killed by SIGSEGV" in why({1: -signal.SIGSEGV})
     assert "process 0 of 3: RuntimeError: Connection closed" in why({0: 1})
     noted(2, RunError("training diverged"))
     assert why({0: 1}) == "training diverged"
-    failures.begin(tmp_path, 2)
+    workers.begin(tmp_path, 2)
     noted(1, Terminated())
     noted(2, SystemExit(7))
     assert "process 2 of 3 ended with exit code 7" in why({0: 1})
     for rank in (0, 2):
-        failures.begin(tmp_path, rank)
-    assert isinstance(failures.Witness(tmp_path, 3).explain({1: 143}), Terminated)
+        workers.begin(tmp_path, rank)
+    assert isinstance(workers.Witness(tmp_path, 3).explain({1: 143}), Terminated)
 
 
 def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:

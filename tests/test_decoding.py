@@ -13,9 +13,8 @@ from torchvision.transforms import v2
 
 from hfexp.core.errors import DataError
 from hfexp.tasks import decoding
-from hfexp.tasks.geometry import Geometry
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.tasks.images import ConvertRGB, Fit, ToRGB, open_image
+from hfexp.tasks.images import ConvertRGB, Fit, Geometry, ToRGB, open_image
 
 PLAIN: dict[str, dict[str, Any]] = {
     "4:4:4": {"subsampling": 0},

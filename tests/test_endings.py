@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hfexp.commands import api, cli
 from hfexp.core.checkpoint import list_checkpoints, set_aside_newer
 from hfexp.core.errors import RunError
-from hfexp.core.signals import uninterrupted
+from hfexp.core.process import uninterrupted
 
 
 def crash_after_training(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,10 @@ import yaml
 
 from hfexp import evaluate
 from hfexp.commands import cli
-from hfexp.commands.evaluation_settings import parse
+from hfexp.commands.evaluate import parse
 from hfexp.core.errors import ConfigError
 from hfexp.data.sources import digits
-from hfexp.inference.scored import class_names
-from hfexp.inference.scores import bootstrap, score_slices
+from hfexp.inference.evaluation import bootstrap, class_names, score_slices
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conftest import SMALL_DIGITS
 from faults import fault_at, hold_at
 
 from hfexp.core.errors import Terminated
-from hfexp.core.signals import handled, noted, stop_raises, uninterrupted
+from hfexp.core.process import handled, noted, stop_raises, uninterrupted
 
 TESTS = str(Path(__file__).parent)
 REASON = "stopped by SIGHUP (hangup: its terminal was closed)"

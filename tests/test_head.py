@@ -13,10 +13,8 @@ from hfexp import train
 from hfexp.core.config import ModelConfig
 from hfexp.tasks.base import Task
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.tasks.multi_label import MultiLabelTextClassification
 from hfexp.tasks.text import byte_tokenizer
-from hfexp.tasks.text_classification import TextClassification
-from hfexp.tasks.text_regression import TextRegression
+from hfexp.tasks.text_classification import MultiLabelTextClassification, TextClassification, TextRegression
 from hfexp.training import adapters
 from hfexp.training.model import build_model
 

@@ -19,10 +19,9 @@ from hfexp.core.errors import ConfigError, DataError
 from hfexp.data.dataset import Collator, ProcessedDataset, process
 from hfexp.data.sources import digits
 from hfexp.data.transforms import apply, build_transforms
-from hfexp.tasks import raw_images
-from hfexp.tasks.geometry import Geometry
+from hfexp.tasks import images as raw_images
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.tasks.images import ImageCollator, RandomAffine, open_image, to_rgb
+from hfexp.tasks.images import Geometry, ImageCollator, RandomAffine, open_image, to_rgb
 
 TASK = ImageClassification()
 COLOUR = (200, 100, 50)

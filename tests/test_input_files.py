@@ -16,8 +16,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from hfexp.commands.prediction_settings import check_paths, parse
-from hfexp.core import bounded_yaml, input_files
+from hfexp.commands.predict import check_paths, parse
+from hfexp.core import input_files, outside
 from hfexp.core.compose import compose
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.data import csv_files
@@ -28,8 +28,7 @@ from hfexp.inference.outputs import Answer, answer_files
 from hfexp.tasks import decoding, images
 from hfexp.tasks.cells import csv_cell
 from hfexp.tasks.image_memory import SMALL, Budget
-from hfexp.tasks.images import ToRGB, open_image, to_rgb
-from hfexp.tasks.raw_images import image_row
+from hfexp.tasks.images import ToRGB, image_row, open_image, to_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 WMF = b"\xd7\xcd\xc6\x9a" + bytes(200)
@@ -255,7 +254,7 @@ def test_aliases_of_yaml_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"mine\.yaml: its aliases .* stand for more than 100,000 values"):
             compose("experiment=mine", config_dir=tmp_path)
         assert time.monotonic() - began < 2
-    assert bounded_yaml.load("a: &a [1]\nb: [*a, *a]", "x") == {"a": [1], "b": [[1], [1]]}
+    assert outside.load("a: &a [1]\nb: [*a, *a]", "x") == {"a": [1], "b": [[1], [1]]}
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.data.labels import cast_labels
 from hfexp.data.splits import load_dataset
 from hfexp.tasks.base import Task
-from hfexp.tasks.multi_label import MultiLabelTextClassification
-from hfexp.tasks.text_classification import TextClassification
+from hfexp.tasks.text_classification import MultiLabelTextClassification, TextClassification
 
 ONE, MANY = TextClassification(), MultiLabelTextClassification()
 

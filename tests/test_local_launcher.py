@@ -34,8 +34,8 @@ from packaging.version import Version
 from hfexp.commands import cli
 from hfexp.core import compose, machine
 from hfexp.core.errors import ConfigError, RunError, SweepError
-from hfexp.launch.jobs import differing_words, error_of
-from hfexp.launch.slots import Slot, slots
+from hfexp.launch.job import differing_words, error_of
+from hfexp.launch.pool import Slot, slots
 
 ROOT = Path(__file__).parents[1]
 TESTS = Path(__file__).parent
@@ -434,7 +434,7 @@ def test_a_sweep_says_what_came_out_of_each_job(place: Path, capsys: pytest.Capt
 
 
 def test_a_failed_job_does_not_stop_later_batches() -> None:
-    from hfexp.launch.jobs import failure
+    from hfexp.launch.job import failure
     from hfexp.sweep.sweeper import show_jobs
 
     done = JobReturn(status=JobStatus.COMPLETED)

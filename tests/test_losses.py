@@ -14,10 +14,9 @@ from hfexp.core.config import ModelConfig
 from hfexp.core.errors import RunError
 from hfexp.core.identity import config_hash
 from hfexp.data.sampling import EpochSampler
-from hfexp.tasks.metrics import Accuracy
-from hfexp.tasks.scoring import MetricSet
+from hfexp.tasks.metrics import Accuracy, MetricSet
 from hfexp.tracking.runs import RunRecord
-from hfexp.training.divergence import Diverged
+from hfexp.training.callbacks import Diverged
 from hfexp.training.model import freeze_or_adapt
 
 

@@ -8,7 +8,7 @@ import pytest
 from sklearn import metrics as sk
 
 from hfexp.core.errors import ConfigError
-from hfexp.tasks import metrics, scoring
+from hfexp.tasks import metrics
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.dirichlet(np.ones(4), 200).astype(np.float32)
@@ -68,12 +68,12 @@ OFFERED = {"predictions": IDS, "references": TRUTH}
 
 
 def test_a_set_gives_scalars_and_finds_clashes() -> None:
-    both = scoring.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
+    both = metrics.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
     assert list(both.scalars(OFFERED)) == ["accuracy"]
     with pytest.raises(ConfigError, match="metrics.b gives 'accuracy', which another metric gives too"):
-        scoring.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
+        metrics.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
     with pytest.raises(ConfigError, match="metrics.auc needs prediction_scores, references; the task offers"):
-        scoring.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
+        metrics.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
 
 
 def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkeypatch) -> None:
@@ -89,7 +89,7 @@ def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkey
         "        return {'one': 1.0}\n"
     )
     node = {"_target_": "evaluate.load", "path": str(tmp_path / "always_one")}
-    built = scoring.build_metrics({"own": node, "left_out": None}, [])
+    built = metrics.build_metrics({"own": node, "left_out": None}, [])
     assert built.scalars(OFFERED) == {"one": 1.0}
 
 

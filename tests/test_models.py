@@ -23,7 +23,7 @@ from hfexp.experiment import preflight
 from hfexp.inference import mlflow_model
 from hfexp.inference import predictor as inference
 from hfexp.inference.model_card import CardFacts, model_card
-from hfexp.tasks import raw_images
+from hfexp.tasks import images as raw_images
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tracking.models import CheckpointLinks, deliver_model
 from hfexp.training.model import build_model

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from hfexp import evaluate, predict, train
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.data.labels import cast_classes
-from hfexp.tasks.multi_label import MultiLabelTextClassification
+from hfexp.tasks.text_classification import MultiLabelTextClassification
 
 SMALL = (
     "task=multi_label_text_classification", "model=tiny_bert", "trainer=scratch", "dataset=table",

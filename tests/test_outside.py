@@ -20,13 +20,11 @@ from hfexp.core.compose import compose, recorded_options
 from hfexp.core.errors import ConfigError
 from hfexp.core.outside import DamagedRecord
 from hfexp.core.process import ProcessId
-from hfexp.tracking.chosen import home_of
-from hfexp.tracking.delivered import DeliveryState, read_delivered
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal, parse_entry
+from hfexp.tracking.journal import DeliveryState, Journal, parse_entry, read_delivered
 from hfexp.tracking.recovery import DAMAGED, close_gone_runs, deliver_rest
-from hfexp.tracking.run_state import RunState, read_state, save_state
-from hfexp.tracking.runs import RunRecord
+from hfexp.tracking.run_directory import RunState, read_state, save_state
+from hfexp.tracking.runs import RunRecord, home_of
 
 CREATE: dict[str, Any] = {"tags": {}, "time": 1, "experiment": "digits", "name": "a-run", "key": "k" * 32}
 NOT_RECORDS = [b"", b"{", b"[]", b"3", b"null", b'"x"', b"[" * 100_000, b"\xff\xfe", b'{"config_hash": 3}']

@@ -21,13 +21,12 @@ from hfexp.commands import api, cli
 from hfexp.commands.cli import name_a_home
 from hfexp.commands.ui import main as ui
 from hfexp.core.errors import ConfigError
-from hfexp.core.locks import SharedLock
+from hfexp.core.files import SharedLock
 from hfexp.data.arrays import ArrayWriter
 from hfexp.data.cache import Cache, NoRoomError
 from hfexp.experiment.checks import check_semaphores
 from hfexp.launch import world
-from hfexp.tracking.run_directory import held_run
-from hfexp.tracking.run_state import RunState, read_state, save_state
+from hfexp.tracking.run_directory import RunState, held_run, read_state, save_state
 from hfexp.tracking.runs import read_runs
 from hfexp.tracking.store import find_problem, why_not_writable
 

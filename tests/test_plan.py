@@ -10,8 +10,7 @@ import transformers
 from conftest import SMALL_DIGITS
 
 from hfexp.commands.cli import main
-from hfexp.commands.plan_estimate import JobCost, add_up, cost_of, shape_of, times, total_steps
-from hfexp.commands.plan_measurement import Measurement
+from hfexp.commands.plan_measure import JobCost, Measurement, add_up, cost_of, shape_of, times, total_steps
 from hfexp.core.compose import compose
 from hfexp.core.config import Config, to_config
 

@@ -16,7 +16,7 @@ from conftest import SMALL_DIGITS, encoded_digits
 
 from hfexp import load_run, predict
 from hfexp.commands import cli
-from hfexp.commands.prediction_settings import as_words, parse
+from hfexp.commands.predict import as_words, parse
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.text import byte_tokenizer
 
@@ -168,7 +168,7 @@ def test_answers_are_kept_with_the_run(here: Path, run: str) -> None:
 
 def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hfexp.tracking import runs
-    from hfexp.tracking.chosen import best_run_of_sweep
+    from hfexp.tracking.runs import best_run_of_sweep
 
     parent = runs.RunRecord("p" * 32, "search", "1", "digits", "FINISHED", 1, 2)
     parent.tags = {"hfexp.kind": "sweep", "hfexp.best_run_id": f"{'b' * 32}, {'c' * 32}"}
@@ -178,7 +178,7 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
     def read_runs(uri: str, run_ids: Any = None, **_: Any) -> list[Any]:
         return [known[run_id] for run_id in (run_ids if run_ids is not None else known)]
 
-    monkeypatch.setattr("hfexp.tracking.chosen.read_runs", read_runs)
+    monkeypatch.setattr("hfexp.tracking.runs.read_runs", read_runs)
     assert best_run_of_sweep("", "search").name == "best"
     with pytest.raises(ConfigError, match="Did you mean 'search'"):
         best_run_of_sweep("", "serch")

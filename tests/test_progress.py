@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.experiment import progress
-from hfexp.experiment.progress import RecordTraining, ShowProgress
+from hfexp.experiment import callbacks
+from hfexp.experiment.callbacks import RecordTraining, ShowProgress
 from hfexp.tracking.journal import Journal
-from hfexp.tracking.run_directory import RunDirectory
-from hfexp.tracking.run_state import RunState
+from hfexp.tracking.run_directory import RunDirectory, RunState
 from hfexp.tracking.tracker import MlflowTracker
 
 
@@ -19,7 +18,7 @@ from hfexp.tracking.tracker import MlflowTracker
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that the clock shows, to be set."""
     seconds = [1000.0]
-    monkeypatch.setattr(progress, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
+    monkeypatch.setattr(callbacks, "time", types.SimpleNamespace(perf_counter=lambda: seconds[0]))
     return seconds
 
 

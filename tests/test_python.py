@@ -11,7 +11,7 @@ from conftest import encoded_digits
 import hfexp
 from hfexp import Result, load_run, predict, train
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.experiment.html import result_html
+from hfexp.experiment.result import result_html
 
 
 @pytest.fixture

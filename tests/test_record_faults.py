@@ -19,17 +19,16 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST, INVALID_PARAMETER_VALUE, T
 from test_tracking import CREATE, begin, history, left_behind
 
 from hfexp.commands import api, cli
-from hfexp.core import console, process, quiet
+from hfexp.core import console, process
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import config_hash
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
 from hfexp.tracking import recovery, run_directory, store
-from hfexp.tracking.delivered import read_delivered
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal
-from hfexp.tracking.run_state import RunState, read_state, save_state
+from hfexp.tracking.journal import Journal, read_delivered
+from hfexp.tracking.run_directory import RunState, read_state, save_state
 from hfexp.tracking.tracker import valid
 
 
@@ -308,7 +307,7 @@ def test_a_server_that_never_answers_is_not_waited_for(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("hfexp.tracking.run.SERVER_PATIENCE", 0.5)
-    monkeypatch.setattr("hfexp.tracking.writer.PATIENCE", 0.1)
+    monkeypatch.setattr("hfexp.tracking.delivery.PATIENCE", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -327,7 +326,7 @@ def test_ctrl_c_cuts_short_only_the_waiting(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("hfexp.tracking.writer.Writer.close", interrupted)
+        patched.setattr("hfexp.tracking.delivery.Writer.close", interrupted)
         assert cli.main([*SMALL_DIGITS]) == 0
     shown = capsys.readouterr()
     assert "test accuracy" in shown.out
@@ -350,7 +349,7 @@ def test_secrets_are_masked_wherever_they_may_come_out(
     assert "hush" not in Origin({}, [], "hfexp.train('tracking.uri=postgresql://me:hush@host/db')").command
     console.note(secrets[1])
     assert "hush" not in capsys.readouterr().err
-    with quiet.log_to(tmp_path / "hfexp.log"):
+    with console.log_to(tmp_path / "hfexp.log"):
         logging.getLogger("hfexp.x").warning("no answer from %s", secrets[1])
     assert "hush" not in (tmp_path / "hfexp.log").read_text()
 
@@ -378,7 +377,7 @@ def test_runs_of_other_hosts_are_left_alone_by_sync(place: Path, capsys: pytest.
 
 
 def test_reading_takes_up_where_it_was(run_dir: Path) -> None:
-    from hfexp.tracking.linked import LinkedCheckpoints
+    from hfexp.tracking.models import LinkedCheckpoints
 
     class Links:
         seen: dict[int, dict[str, float]]

@@ -21,12 +21,12 @@ from hfexp.data.sources import digits
 from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tasks.metrics import ExpectedCalibrationError
-from hfexp.tracking.report import canvas, pictures, report
+from hfexp.tracking.report import canvas, figures, report
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.figures import Mistakes, draw_samples, fit
 from hfexp.tracking.report.page import Report, Section, Table, Text
 from hfexp.tracking.report.report import draw_report
-from hfexp.tracking.report.samples import Mistakes, draw_samples, fit
 
 TASK = ImageClassification()
 PROCESSOR = transformers.ViTImageProcessor(
@@ -190,7 +190,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, caplog: pytest.L
     draw_report(facts, {"validation": scores}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
     assert not caplog.records
     assert (tmp_path / "learning_curves.png").is_file()
-    assert pictures.curve(history, "grad_norm")[2] == 450
+    assert figures.curve(history, "grad_norm")[2] == 450
     check_pages(tmp_path)
 
 
@@ -272,9 +272,9 @@ def test_texts_stand_where_pictures_would(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_the_bins_are_those_of_the_metric() -> None:
     scores = scores_of(5, 200)
-    counts, confidence, accuracy = pictures.reliability(scores.probabilities, scores.references)  # pyright: ignore
+    counts, confidence, accuracy = figures.reliability(scores.probabilities, scores.references)  # pyright: ignore
     error = np.nansum(counts * np.abs(confidence - accuracy)) / counts.sum()
-    metric = ExpectedCalibrationError(pictures.CALIBRATION_BINS)
+    metric = ExpectedCalibrationError(figures.CALIBRATION_BINS)
     expected = metric.compute(prediction_scores=scores.probabilities, references=scores.references)
     assert error == pytest.approx((expected or {})["ece"], abs=1e-6)
 

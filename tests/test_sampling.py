@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
 from hfexp.tasks.images import RandomAffine
-from hfexp.training.trainer import TellEpoch
+from hfexp.training.callbacks import TellEpoch
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:

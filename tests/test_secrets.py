@@ -12,13 +12,22 @@ import yaml
 from conftest import SMALL_DIGITS
 
 from hfexp.commands import cli
-from hfexp.core import git, secret_names, secrets
+from hfexp.core import git, secrets
 from hfexp.core.compose import compose
 from hfexp.core.config import to_config
 from hfexp.core.git import git_state
 from hfexp.core.identity import config_hash
-from hfexp.core.secret_names import is_secret_file, is_secret_name, is_secret_variable
-from hfexp.core.secrets import find_masked, mask_code, mask_override, mask_secrets, mask_settings, mask_values
+from hfexp.core.secrets import (
+    find_masked,
+    is_secret_file,
+    is_secret_name,
+    is_secret_variable,
+    mask_code,
+    mask_override,
+    mask_secrets,
+    mask_settings,
+    mask_values,
+)
 
 SOURCE = """
 import transformers
@@ -513,5 +522,5 @@ def test_the_store_of_the_pages_is_in_no_command(place: Path, monkeypatch: pytes
 
 
 def test_each_secret_name_is_searched_for() -> None:
-    for word in (*secret_names._WHOLE, *secret_names._ENDINGS):
+    for word in (*secrets._WHOLE, *secrets._ENDINGS):
         assert mask_secrets(f"{word}=abcdef123456") == f"{word}=***"

@@ -31,9 +31,9 @@ import hfexp
 from hfexp.commands import api
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.experiment import preflight
-from hfexp.inference import mlflow_model, verifying
+from hfexp.inference import mlflow_model
 from hfexp.inference import predictor as inference
-from hfexp.tasks import raw_images
+from hfexp.tasks import images
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.training.model import build_model
 
@@ -47,7 +47,7 @@ def test_the_saved_directory_is_read_by_everything(made: Made) -> None:
     root, weights = made.saved.path, made.saved.weights
     assert made.saved.flavors == ("python_function", "transformers")
     expected = made.predictor.probabilities(made.images)
-    verifying.verify_model(made.saved, made.predictor, made.images)
+    mlflow_model.verify_model(made.saved, made.predictor, made.images)
 
     model = transformers.AutoModelForImageClassification.from_pretrained(weights)
     assert model.config.id2label == made.inputs.id2label
@@ -106,10 +106,10 @@ def test_a_model_that_was_saved_wrong_is_noticed(made: Made, tmp_path: Path) -> 
     parts = (made.inputs.processor, made.inputs.task, made.inputs.transforms, made.inputs.id2label)
     before = list(sys.path)
     with pytest.raises(RunError, match="differs by 0"):
-        verifying.verify_model(saved, inference.Predictor(other, *parts), made.images)
+        mlflow_model.verify_model(saved, inference.Predictor(other, *parts), made.images)
     (saved.weights / "model.safetensors").unlink()
     with pytest.raises(RunError, match="can't be used: .* has no weights"):
-        verifying.verify_model(saved, made.predictor, made.images)
+        mlflow_model.verify_model(saved, made.predictor, made.images)
     assert sys.path == before
 
 
@@ -124,7 +124,7 @@ def test_a_recipe_builds_only_what_is_trusted(made: Made, place: Path, monkeypat
     with pytest.raises(ConfigError, match="builds my_ops.make: if you trust .* set HFEXP_ALLOWED_TARGETS=my_ops"):
         inference.load_predictor(saved.weights)
     assert len(inference.load_predictor(saved.weights, allowed=["my_ops"]).predict(made.images)) == 8
-    verifying.verify_model(saved, made.predictor, made.images)
+    mlflow_model.verify_model(saved, made.predictor, made.images)
     monkeypatch.setenv("HFEXP_ALLOWED_TARGETS", "other,my_ops")
     assert len(inference.load_predictor(saved.weights).predict(made.images)) == 8
 
@@ -153,7 +153,7 @@ class NoPipeline(ImageClassification):
 def test_models_without_a_pipeline_or_without_transformers(made: Made, tmp_path: Path) -> None:
     saved = made.save(tmp_path / "saved", task=NoPipeline())
     assert saved.flavors == ("python_function",)
-    verifying.verify_model(saved, made.predictor, made.images)
+    mlflow_model.verify_model(saved, made.predictor, made.images)
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
@@ -184,12 +184,12 @@ def test_the_sizes_of_a_timm_model_survive(place: Path) -> None:
     inputs = preflight.prepare(config)
     model, _ = build_model(config.model, inputs.task, inputs.id2label, [])
     predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
-    image = raw_images.image_bytes(inputs.dataset["validation"][0])
+    image = images.image_bytes(inputs.dataset["validation"][0])
     recipe = inference.recipe_of(config, inputs.id2label)
     saved = mlflow_model.save_mlflow_model(
         model, inputs.processor, inputs.task, recipe, place / "saved", example=image
     )
-    verifying.verify_model(saved, predictor, [image])
+    mlflow_model.verify_model(saved, predictor, [image])
     assert "timm==" in (saved.path / "requirements.txt").read_text()
     pipeline = mlflow.transformers.load_model(str(saved.path))
     assert len(pipeline(PIL.Image.open(io.BytesIO(image)).convert("RGB"))) == 5

@@ -15,7 +15,7 @@ from hfexp.core import console, markdown
 from hfexp.inference.model_card import CardFacts, model_card
 from hfexp.tracking.report.canvas import Pictures, style
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.confusion import confusion_matrix
+from hfexp.tracking.report.figures import confusion_matrix
 
 NAMES = [
     "[/b]", "</script><script>alert(1)</script>", "[link=http://x]y[/link]", "\x1b]0;OWNED\x07red\x1b[31m", "\x9b31m",

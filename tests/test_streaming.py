@@ -22,8 +22,7 @@ from hfexp.core.errors import ConfigError, DataError
 from hfexp.core.identity import config_hash
 from hfexp.data import streaming
 from hfexp.data.splits import load_dataset
-from hfexp.data.streaming import EvaluationStream, TrainingStream, usable_workers
-from hfexp.data.streams import LANES, stored_key, with_content
+from hfexp.data.streaming import LANES, EvaluationStream, TrainingStream, stored_key, usable_workers, with_content
 from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
 

@@ -20,7 +20,7 @@ from servers import Postgres
 from toys import DECAY, RATE, sweep
 
 from hfexp.commands import cli
-from hfexp.sweep import dimension
+from hfexp.sweep import space
 from hfexp.tracking.membership import read_membership
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
@@ -163,7 +163,7 @@ def test_a_sampler_goes_on_as_if_undisturbed(method: str, place: Path, monkeypat
     assert sweep(calls, *words, "search.trials=8") == 130
     calls.value = value
     questions = iter(range(100))
-    suggest = dimension.Dimension.suggest
+    suggest = space.Dimension.suggest
 
     def stopped(self: Any, trial: Any) -> Any:
         if next(questions) == 4:
@@ -171,7 +171,7 @@ def test_a_sampler_goes_on_as_if_undisturbed(method: str, place: Path, monkeypat
         return suggest(self, trial)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dimension.Dimension, "suggest", stopped)
+        patch.setattr(space.Dimension, "suggest", stopped)
         assert sweep(calls, *words, "search.trials=8") == 130
     assert [len(t.params) for t in stored()][-1] in (1, 2)
     assert sweep(calls, *words, "search.trials=8") == 0
@@ -511,7 +511,7 @@ def postgres() -> Iterator[Postgres]:
 def test_a_storage_that_sweepers_share(
     postgres: Postgres, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfexp.sweep import owner
+    from hfexp.sweep import scheduler
 
     url = postgres.new_database().replace("postgresql://", "postgresql+psycopg://")
     words = ["search=tpe", "search.trials=5", f"{RATE}=interval(0,1)", f"search.storage={url}", "search.name=shared"]
@@ -520,7 +520,7 @@ def test_a_storage_that_sweepers_share(
     # Another machine, with a directory of its own: the trial under way belongs to a sweeper that may live.
     other = Calls()
     with monkeypatch.context() as patch:
-        patch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
+        patch.setattr(scheduler.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
         assert sweep(other, *words, "output_dir=there") == 0
     assert len(other.rates) == 2
     assert [t.state.name for t in stored()] == ["COMPLETE"] * 2 + ["RUNNING"] + ["COMPLETE"] * 2

@@ -23,18 +23,15 @@ from hfexp.core.config import Config, to_config
 from hfexp.core.errors import ConfigError, RunError, SweepError
 from hfexp.core.provenance import Origin
 from hfexp.sweep import parent_run as parents
-from hfexp.sweep import plots
-from hfexp.sweep.curves import Curves
+from hfexp.sweep import report
 from hfexp.sweep.parent_run import open_parent
-from hfexp.sweep.ranking import best
-from hfexp.sweep.scales import scale_of
-from hfexp.sweep.statistics import estimate
-from hfexp.sweep.table import command_of, make_table
-from hfexp.sweep.trials import State, Sweep, TrialRun
-from hfexp.tracking.chosen import best_run_of_sweep
+from hfexp.sweep.report import scale_of
+from hfexp.sweep.table import Curves, command_of, make_table
+from hfexp.sweep.trials import State, Sweep, TrialRun, best, estimate
 from hfexp.tracking.journal import Journal
-from hfexp.tracking.membership import Membership, Point, write_membership
-from hfexp.tracking.run_state import read_state
+from hfexp.tracking.membership import Membership, TrialKey, write_membership
+from hfexp.tracking.run_directory import read_state
+from hfexp.tracking.runs import best_run_of_sweep
 
 Runs = Callable[[], list[Any]]
 WORDS = ("tracking.register=best-digits@best",)
@@ -130,10 +127,10 @@ def test_a_sweep_of_several_metrics(place: Path) -> None:
 
 def test_the_best_trials_are_sought_once_for_all_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     sought: list[int] = []
-    monkeypatch.setattr(plots, "best", lambda trials, directions: sought.append(1) or best(trials, directions))
+    monkeypatch.setattr(report, "best", lambda trials, directions: sought.append(1) or best(trials, directions))
     trials = [a_trial(n, None, values=(float(n), -float(n))) for n in range(5)]
     sweep = a_sweep(Path("x"), *trials, metrics=("loss", "size"), directions=("minimize", "minimize"))
-    assert set(plots.draw(plots.Shown(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
+    assert set(report.draw(report.Shown(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
     assert len(sought) == 1
 
 
@@ -293,7 +290,7 @@ def job(sweep: Sweep, number: int, parent_run_id: str | None, *words: str) -> Tr
     write_membership(sweep.directory, Membership("found", "found", "sqlite://", parent_run_id, ["loss"], ["minimize"]))
     value = run_point(*SMALL_DIGITS, *words, f"seed={number}", f"point={sweep.directory}:{number}:0")
     assert isinstance(value, float)
-    run_dir = Path(json.loads(Point(sweep.directory, number, 0).file.read_text())["run_dir"])
+    run_dir = Path(json.loads(TrialKey(sweep.directory, number, 0).file.read_text())["run_dir"])
     state = read_state(run_dir)
     assert state is not None
     return TrialRun(0, State.finished, run_dir, state.run_id, (value,), state.seconds)
@@ -344,8 +341,8 @@ def test_all_jobs_are_in_the_experiment_of_their_sweep(place: Path, all_runs: Ru
 def test_while_the_server_is_away_nobody_has_an_id(
     place: Path, all_runs: Runs, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hfexp.tracking.writer.PATIENCE", 0.0)
-    monkeypatch.setattr("hfexp.tracking.writer.INTERVAL", 0.1)
+    monkeypatch.setattr("hfexp.tracking.delivery.PATIENCE", 0.0)
+    monkeypatch.setattr("hfexp.tracking.delivery.INTERVAL", 0.1)
     away = "tracking.uri=http://127.0.0.1:9"
     directory = sweep_directory(place)
     sweep = a_sweep(directory)

@@ -13,22 +13,21 @@ from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run
 
 from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
+from hfexp.core.identity import data_stamp
 from hfexp.core.provenance import without_sweep
-from hfexp.core.stamp import data_stamp
 from hfexp.experiment.pruners import make_pruner
+from hfexp.experiment.pruning import Judge
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.sweep_values import values_of
-from hfexp.experiment.sweep_watch import Judge
-from hfexp.tracking.membership import Membership, Point
-from hfexp.tracking.run_directory import RunDirectory
-from hfexp.tracking.run_state import read_state
+from hfexp.tracking.membership import Membership, TrialKey
+from hfexp.tracking.run_directory import RunDirectory, read_state
 
 Runs = Callable[[], list[Any]]
 NO_RECORD = (*SMALL_DIGITS, "tracking=none")
 
 
 def run_directory(sweep: Path, trial: int = 0, replicate: int = 0) -> Path:
-    return Path(json.loads(Point(sweep, trial, replicate).file.read_text())["run_dir"])
+    return Path(json.loads(TrialKey(sweep, trial, replicate).file.read_text())["run_dir"])
 
 
 def test_a_finished_point_is_not_run_again(

@@ -15,16 +15,13 @@ from optuna.distributions import FloatDistribution
 
 from hfexp.commands.compare import rank
 from hfexp.core.compose import opened
+from hfexp.core.config import SearchConfig
 from hfexp.core.errors import ConfigError
 from hfexp.core.overrides import spelling
-from hfexp.core.search_config import SearchConfig
 from hfexp.core.training_args import build_arguments
-from hfexp.sweep.dimension import unquoted
-from hfexp.sweep.objective import metrics_and_directions
-from hfexp.sweep.ranking import best, ranked, ties
-from hfexp.sweep.space import Space, read_space
-from hfexp.sweep.statistics import estimate
-from hfexp.sweep.trials import State, Trial, TrialRun
+from hfexp.sweep.request import metrics_and_directions
+from hfexp.sweep.space import Space, read_space, unquoted
+from hfexp.sweep.trials import State, Trial, TrialRun, best, estimate, ranked, ties
 from hfexp.tracking.runs import RunRecord
 
 

@@ -12,23 +12,21 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DataError, OperationalError
 from toys import RATE, sweep
 
+from hfexp.core.config import SearchConfig
 from hfexp.core.errors import RunError
-from hfexp.core.search_config import SearchConfig
 from hfexp.experiment import sweep_storage
-from hfexp.sweep import owner, study
+from hfexp.sweep import scheduler, study
 from hfexp.sweep import scheduler as schedules
-from hfexp.sweep.dimension import Dimension
-from hfexp.sweep.ledger import Ledger
-from hfexp.sweep.scheduler import Plan, Schedule
-from hfexp.sweep.space import Point, Space
+from hfexp.sweep.scheduler import Ledger, Plan, Schedule
+from hfexp.sweep.space import Dimension, Point, Space
 
 
-def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, owner.Owner]:
+def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, scheduler.Owner]:
     """The ledger of a sweeper on some machine."""
-    monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
+    monkeypatch.setattr(scheduler.ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
     found = study.open_study(f"sqlite:///{path}", "shared", ["minimize"], None, None)
-    me = owner.Owner(found)
-    monkeypatch.setattr(owner.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
+    me = scheduler.Owner(found)
+    monkeypatch.setattr(scheduler.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
     return Ledger(found, lambda trial: Point({"x": trial.number}, (f"x={trial.number}",)), me), me
 
 
@@ -155,9 +153,9 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1e9
-        monkeypatch.setattr(owner.time, "time", lambda: self.now)
+        monkeypatch.setattr(scheduler.time, "time", lambda: self.now)
 
-    def passes(self, seconds: int, *signing: owner.Owner) -> None:
+    def passes(self, seconds: int, *signing: scheduler.Owner) -> None:
         for _ in range(seconds // 10):
             self.now += 10
             for each in signing:
@@ -270,7 +268,7 @@ def test_a_twin_of_a_trial_that_was_taken_over_is_run(tmp_path: Path, monkeypatc
     assert job is not None
     assert schedule.next() is None  # the same point again
     study.set_attribute(mine.study, mine.entries[0].trial_id, study.OWNER, '["there", 1, "a/b/c/d"]')
-    mine.study.set_user_attr(f'{owner.BEAT}["there", 1, "a/b/c/d"]', clock.now)
+    mine.study.set_user_attr(f'{scheduler.BEAT}["there", 1, "a/b/c/d"]', clock.now)
     schedule.ended(job.name, result_of(5.0))
     again = schedule.next()
     assert again is not None

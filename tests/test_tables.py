@@ -15,9 +15,8 @@ from hfexp.core.errors import ConfigError
 from hfexp.data.sources import hub, image_table, saved_to_disk, table
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.tasks.base import Task
-from hfexp.tasks.text_classification import TextClassification
+from hfexp.tasks.text_classification import TextClassification, TextRegression
 from hfexp.tasks.text_generation import TextGeneration
-from hfexp.tasks.text_regression import TextRegression
 
 ROWS = [("warm sun", "a"), ("cold snow", "b")] * 10
 SMALL = (

@@ -11,9 +11,8 @@ from datasets import Dataset, DatasetDict
 
 from hfexp import evaluate, predict, train
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.data.docstrings import MASK, docstrings
 from hfexp.data.sampling import EpochSampler
-from hfexp.data.sources import table
+from hfexp.data.sources import MASK, docstrings, table
 from hfexp.tasks.text import TextCollator, Tokenize, byte_tokenizer, subword_tokenizer
 from hfexp.tasks.text_classification import TextClassification, TextPairClassification
 

@@ -13,7 +13,7 @@ import transformers
 from hfexp import evaluate, predict, train
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.text_regression import TextRegression
+from hfexp.tasks.text_classification import TextRegression
 
 SMALL = (
     "model=tiny_bert", "trainer=scratch", "dataset=table", "dataset.source.data_files=rows.jsonl",

@@ -14,7 +14,7 @@ from hfexp.tasks.base import Task
 from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_classification import TextClassification
 from hfexp.tasks.text_generation import TextGeneration
-from hfexp.training.tokenizer import fit_tokenizer
+from hfexp.training.processor import fit_tokenizer
 
 BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 261}
 GPT = {"n_embd": 8, "n_layer": 1, "n_head": 1, "vocab_size": 261, "eos_token_id": 3, "bos_token_id": 2}

@@ -20,11 +20,10 @@ from hfexp.commands import cli
 from hfexp.core.process import ProcessId
 from hfexp.tracking import delivery as delivery_module
 from hfexp.tracking import recovery, store
-from hfexp.tracking.delivery import Delivery
+from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.journal import Journal
-from hfexp.tracking.linked import LinkedCheckpoints
-from hfexp.tracking.run_state import RunState, save_state
-from hfexp.tracking.writer import Writer
+from hfexp.tracking.models import LinkedCheckpoints
+from hfexp.tracking.run_directory import RunState, save_state
 
 CREATE: dict[str, Any] = {"experiment": "digits", "name": "a-run", "key": "k1", "time": 1_700_000_000_000}
 
@@ -194,7 +193,7 @@ def test_a_failed_upload_is_put_off(run_dir: Path, uri: str, monkeypatch: pytest
 def test_the_writer_goes_on_when_the_store_comes_back(
     run_dir: Path, uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hfexp.tracking.writer.INTERVAL", 0.01)
+    monkeypatch.setattr("hfexp.tracking.delivery.INTERVAL", 0.01)
     away = [True]
     real = Delivery.client
 
@@ -218,8 +217,8 @@ def test_the_writer_goes_on_when_the_store_comes_back(
 
 
 def test_the_end_does_not_wait_for_ever(run_dir: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfexp.tracking.writer.INTERVAL", 0.01)
-    monkeypatch.setattr("hfexp.tracking.writer.PATIENCE", 0.05)
+    monkeypatch.setattr("hfexp.tracking.delivery.INTERVAL", 0.01)
+    monkeypatch.setattr("hfexp.tracking.delivery.PATIENCE", 0.05)
     monkeypatch.setattr(Delivery, "client", lambda self: (_ for _ in ()).throw(MlflowException("away")))
     _, delivery = begin(run_dir, uri)
     writer = Writer(delivery, then=lambda: None)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hfexp.core.whole_files import WholeFile, write_whole
+from hfexp.core.files import WholeFile, write_whole
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from hfexp.core.whole_files import WholeFile
+from hfexp.core.files import WholeFile
 WholeFile(Path("out.csv")).temporary.write_text("half")
 os.kill(os.getpid(), signal.SIGKILL)
 """

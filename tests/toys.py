@@ -53,6 +53,6 @@ def work(cfg: Any) -> float:
 
 
 if __name__ == "__main__":
-    forkserver.WARM = "hfexp.launch.jobs"  # the jobs need none of the slow imports
+    forkserver.WARM = "hfexp.launch.job"  # the jobs need none of the slow imports
     cli._Job = job_class(work)
     sys.exit(cli.main(sys.argv[1:]))

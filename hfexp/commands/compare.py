@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core.console import one_line, printable
-from hfexp.core.directions import lower_is_better
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.markdown import plain
+from hfexp.core.training_args import lower_is_better
 from hfexp.tasks.cells import csv_cell
-from hfexp.tracking.chosen import choose_runs, is_sweep
 from hfexp.tracking.nesting import RANKING
-from hfexp.tracking.runs import RunRecord, metric_history, read_runs
+from hfexp.tracking.runs import RunRecord, choose_runs, is_sweep, metric_history, read_runs
 from hfexp.tracking.store import tracking_uri
 
 TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30

@@ -7,21 +7,199 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfexp.commands import plan_show
-from hfexp.commands.plan_estimate import JobCost, Total, add_up, cost_of, shape_of
-from hfexp.commands.plan_jobs import PlannedJob, Standing, jobs_of_sweep, the_job
-from hfexp.commands.plan_measurement import Measurement
+from hfexp.commands.plan_measure import (
+    JobCost,
+    Measurement,
+    PlannedJob,
+    Standing,
+    Total,
+    add_up,
+    cost_of,
+    find_problem,
+    jobs_of_sweep,
+    shape_of,
+    the_job,
+    worst,
+)
 from hfexp.commands.plan_planner import Planner
-from hfexp.commands.plan_probes import Findings, checked, probe
 from hfexp.core import hydra_app
-from hfexp.core.console import say
-from hfexp.core.errors import EXIT_WRONG_INPUT, ConfigError
-from hfexp.core.search_config import Pruner
-from hfexp.sweep.definition import find_sweep
-from hfexp.sweep.request import Composer, Request
+from hfexp.core.config import Pruner
+from hfexp.core.console import cell, note, print_table, say
+from hfexp.core.errors import EXIT_WRONG_INPUT, ConfigError, first_line
+from hfexp.core.secrets import mask_secrets
+from hfexp.data.cache import show_size
+from hfexp.sweep.request import Composer, Request, find_sweep
+
+# Console output of `hfexp plan`.
+
+
+MOST_ROWS = 100
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: Sequence[JobCost | None]) -> None:
+    """Print the table of the jobs.
+
+    Args:
+        shapes: the letter of each job's shape; None: the job was not measured.
+        costs: the cost of one run of each job; None: unknown.
+    """
+    from rich.table import Table
+
+    measured = any(cost is not None for cost in costs)
+    table = Table(
+        "job", "overrides", *(("kind", "steps", "time") if measured else ()), "", box=None, padding=(0, 2, 0, 0)
+    )
+    for job, shape, cost in list(zip(jobs, shapes, costs, strict=True))[:MOST_ROWS]:
+        cells = (shape or "", str(cost.steps), show_seconds(cost.seconds)) if cost else ("", "", "")
+        runs = f" x {job.runs}" if job.runs > 1 and cost else ""
+        cells = (*cells[:2], cells[2] + runs) if measured else ()
+        table.add_row(job.name, cell(job.shown or "(as composed)"), *cells, cell(mask_secrets(_standing(job))))
+    print_table(table)
+    if len(jobs) > MOST_ROWS:
+        say(f"... {len(jobs) - MOST_ROWS} more of {len(jobs)} jobs")
+
+
+def show_problems(jobs: Sequence[PlannedJob]) -> None:
+    """Print each problem of the invalid jobs once, with the jobs that have it."""
+    by_problem: dict[str, list[PlannedJob]] = {}
+    for job in jobs:
+        if job.standing is Standing.invalid:
+            by_problem.setdefault(job.remark, []).append(job)
+    for problem, found in by_problem.items():
+        names = ", ".join(job.name for job in found)
+        note(f"job{'s' if len(found) > 1 else ''} {names}: {problem}")
+
+
+def count(jobs: Sequence[PlannedJob]) -> str:
+    """Summarize the jobs by state, as in `12 points: 8 new, 4 finished`."""
+    counts = Counter(job.standing for job in jobs)
+    parts = ", ".join(f"{counts[standing]} {standing.value}" for standing in Standing if counts[standing])
+    return f"{len(jobs)} point{'s' if len(jobs) != 1 else ''}: {parts}"
+
+
+def show_measured(letter: str, one: Measurement) -> None:
+    """Print the measurement of one shape in a line."""
+    gpu = f" and {show_size(one.device_bytes)} on the GPU" if one.device_bytes else ""
+    besides = one.start + one.end
+    say(
+        f"  {letter}: {_short(one.step)} a step, {_short(one.evaluation)} an evaluation, {_short(one.checkpoint)} a "
+        f"checkpoint of {show_size(one.checkpoint_bytes)}, {_short(besides)} besides; "
+        f"{show_size(one.memory_bytes)} of memory{gpu}"
+    )
+
+
+def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at_most: bool) -> None:
+    """Print the total time, memory and disk of all runs next to what is available; warn if it exceeds that.
+
+    Args:
+        slots: number of concurrent jobs.
+        memory: this machine's memory in bytes.
+        free: free bytes on the disk.
+        place: the output directory of all runs.
+        at_most: jobs may end early, so the time is an upper bound.
+    """
+    at_once = f"{slots} at once" if slots > 1 else "one after the other"
+    most = "at most " if at_most else "about "
+    say(
+        f"{total.runs} run{'s' if total.runs != 1 else ''} to make, {at_once}: {most}{show_seconds(total.seconds)}; "
+        f"{show_seconds(total.computing_seconds)} of computing"
+    )
+    gpu = f", {show_size(total.device_bytes)} of each GPU" if total.device_bytes else ""
+    say(f"  memory: up to {show_size(total.memory_bytes)} of {show_size(memory)}{gpu}")
+    say(f"  disk:   {show_size(total.disk_bytes)} in {os.path.relpath(place)}, where {show_size(free)} are free")
+    if total.memory_bytes > memory:
+        note("that is more memory than there is: lower hydra.launcher.n_jobs, or the batches")
+    if total.disk_bytes > free:
+        note("that is more than is free: lower trainer.args.save_total_limit, or choose another output_dir")
+
+
+def show_seconds(seconds: float) -> str:
+    """Format a duration, as in `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return _short(seconds) if seconds < 10 else f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _standing(job: PlannedJob) -> str:
+    remark = first_line(Exception(job.remark)) if job.remark else ""
+    separator = ": " if job.standing in (Standing.failed, Standing.invalid) else " "
+    return f"{job.standing.value}{separator}{remark}" if remark else job.standing.value
+
+
+# Checks and trial measurements of planned jobs.
+
+
+@dataclass
+class Findings:
+    """Results of the measured jobs, by shape (`hfexp.commands.plan_measure.shape_of`)."""
+
+    measured: dict[str, Measurement] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+
+def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
+    """Return the jobs after the checks that a run makes before it loads weights; failed ones are marked invalid."""
+    known: dict[str, str | None] = {}
+    found = []
+    for job in jobs:
+        problem = None
+        if job.is_to_run and job.config is not None:
+            if job.identity not in known:
+                known[job.identity] = find_problem(job.config)
+            problem = known[job.identity]
+        found.append(job.invalid(problem) if problem else job)
+    return found
+
+
+def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: str) -> Findings:
+    """Measure one job of each shape, as many at once as the real jobs will be.
+
+    Args:
+        slots: number of concurrent jobs.
+        directory: takes the launcher's files.
+    """
+    by_shape: dict[str, PlannedJob] = {}
+    for job in jobs:
+        if job.is_to_run and job.config is not None:
+            by_shape.setdefault(shape_of(job.config), job)
+    if not by_shape:
+        return Findings()
+    shapes = list(by_shape)
+    runs = sum(job.runs for job in jobs if job.is_to_run)
+    while len(shapes) < min(slots, runs):  # fill all slots, as concurrent jobs slow each other down
+        shapes.append(shapes[len(shapes) % len(by_shape)])
+    results = planner.measure([[*by_shape[shape].words] for shape in shapes], directory)
+    return _sorted_out(shapes, results)
+
+
+def _sorted_out(shapes: Sequence[str], results: Sequence[object]) -> Findings:
+    from hfexp.launch.job import error_of
+
+    findings = Findings()
+    several: dict[str, list[Measurement]] = {}
+    for shape, result in zip(shapes, results, strict=True):
+        error = error_of(result)
+        if error is not None:
+            findings.problems[shape] = first_line(error)
+        else:
+            several.setdefault(shape, []).append(result.return_value)  # pyright: ignore
+    findings.measured = {shape: worst(found) for shape, found in several.items() if shape not in findings.problems}
+    return findings
+
 
 SWEEPS = ("-m", "--multirun")
 TARGET = "hydra.sweeper._target_=hydra_plugins.hfexp.Planner"
@@ -61,7 +239,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
         jobs = checked(jobs) if probes else jobs
     slots = _slots(planner) if is_sweep else 1
     if not probes:
-        plan_show.show_jobs(jobs, [None] * len(jobs), [None] * len(jobs))
+        show_jobs(jobs, [None] * len(jobs), [None] * len(jobs))
     else:
         with tempfile.TemporaryDirectory(prefix="hfexp-plan-") as directory:
             if any(job.is_to_run for job in jobs):
@@ -69,7 +247,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
             findings = probe(planner, jobs, slots, directory)
         jobs = [_with_problem(job, findings) for job in jobs]
         _show_measured(request, jobs, findings, slots, _sharing(planner) if is_sweep else 1)
-    plan_show.show_problems(jobs)
+    show_problems(jobs)
     return [job for job in jobs if job.standing is Standing.invalid]
 
 
@@ -92,7 +270,7 @@ def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request
 
 def _points(request: Request, jobs: Sequence[PlannedJob]) -> str:
     if request.points is not None:
-        return plan_show.count(jobs)
+        return count(jobs)
     done = sum(not job.name.startswith("e.g.") for job in jobs)
     return f"{request.total} points, {done} done, the others chosen as results come in (below: examples)"
 
@@ -105,26 +283,26 @@ def _with_problem(job: PlannedJob, findings: Findings) -> PlannedJob:
 
 
 def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findings, slots: int, sharing: int) -> None:
-    letters = dict(zip(findings.measured, plan_show.LETTERS, strict=False))
+    letters = dict(zip(findings.measured, LETTERS, strict=False))
     shapes = [shape_of(job.config) if job.is_to_run and job.config else None for job in jobs]
     known = [findings.measured.get(shape) if shape else None for shape in shapes]
     costs = [
         cost_of(job.config, one, job.steps_done) if one and job.config else None
         for job, one in zip(jobs, known, strict=True)
     ]
-    plan_show.show_jobs(jobs, [letters.get(shape, "+") if shape else None for shape in shapes], costs)
+    show_jobs(jobs, [letters.get(shape, "+") if shape else None for shape in shapes], costs)
     if not findings.measured:
         return
     say()
     for shape, one in findings.measured.items():
-        plan_show.show_measured(letters.get(shape, "+"), one)
+        show_measured(letters.get(shape, "+"), one)
     say()
     place = request.output_dir.absolute()
     total = _total(request, jobs, costs, [one for one in known if one], slots, sharing)
     at_most = request.search.pruner is not Pruner.none or any(
         job.config and job.config.trainer.early_stopping_patience for job in jobs
     )
-    plan_show.show_total(total, slots, _memory(), _free(place), place, at_most)
+    show_total(total, slots, _memory(), _free(place), place, at_most)
 
 
 def _total(

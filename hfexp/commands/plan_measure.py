@@ -1,19 +1,63 @@
 """Measurement of a shortened job, in the process in which the launcher would run the job."""
 
 import contextlib
+import heapq
 import io
 import json
+import math
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from hfexp.commands.plan_measurement import Measurement
-from hfexp.core.config import Config, OnExisting, to_config
-from hfexp.core.errors import ConfigError, RunError
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from hfexp.core import compose
+from hfexp.core.config import Config, OnExisting, to_config, to_dict
+from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.identity import config_hash
 from hfexp.core.provenance import Origin
-from hfexp.core.sqlite_address import sqlite_address
+from hfexp.core.secrets import mask_override
+from hfexp.core.sqlite import sqlite_address, sqlite_path
+from hfexp.experiment.choices import check_choices
+from hfexp.launch import world
+from hfexp.sweep.request import Composer, Request
+from hfexp.tracking.membership import TrialKey, run_directory_of
+from hfexp.tracking.run_directory import find_run
+
+# The result of measuring a shortened job.
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Times in seconds and sizes in bytes, extrapolated to whole splits."""
+
+    step: float
+    """Median time of an optimizer step."""
+    steps_per_epoch: float
+    evaluation: float
+    """Time of one evaluation during training."""
+    checkpoint: float
+    """Time to write a checkpoint."""
+    start: float
+    """Time from the start of the run to the start of training, with imports done and data prepared."""
+    end: float
+    """Time after training: final evaluations, saving the model, tracking."""
+    checkpoint_bytes: int
+    other_bytes: int
+    """Size of everything else that the run writes, the final model included."""
+    memory_bytes: int
+    """Peak memory of all processes of the job."""
+    device_bytes: int = 0
+    """Peak memory on one accelerator."""
+
+    def __str__(self) -> str:
+        return f"{self.step:.3g} s a step"
+
 
 BATCHES = 32
 """Batches that are evaluated of each split; the time of the whole split is extrapolated from them."""
@@ -39,7 +83,7 @@ def measure(cfg: Any) -> Measurement:
 
 
 def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
-    from hfexp.core.quiet import quiet_libraries
+    from hfexp.core.console import quiet_libraries
     from hfexp.experiment import run
     from hfexp.tracking.store import open_store
 
@@ -74,7 +118,7 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
 
 def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
     """Return the job with output and tracking moved to `place`, and the share of its split each evaluation sees."""
-    from hfexp.data.streams import num_rows
+    from hfexp.data.streaming import num_rows
     from hfexp.experiment.fit import build_splits
     from hfexp.experiment.preflight import prepare
     from hfexp.launch import world
@@ -134,7 +178,7 @@ def _memory(trained: int, processes: int) -> int:
 
 def find_problem(config: Config) -> str | None:
     """Return the error that a run would raise before it loads any weights; None if there is none."""
-    from hfexp.core.quiet import quiet_libraries
+    from hfexp.core.console import quiet_libraries
     from hfexp.experiment.preflight import prepare
 
     quiet_libraries()
@@ -146,3 +190,328 @@ def find_problem(config: Config) -> str | None:
         except Exception as error:  # raised by the user's code: reported for this job, the plan goes on
             return f"{type(error).__name__}: {error}"
     return None
+
+
+# Cost estimates: from the measurements of a few jobs to the time, memory and disk of all of them.
+
+
+FREE_ARGS = frozenset(
+    {
+        "eval_delay", "eval_steps", "greater_is_better", "logging_steps", "logging_strategy", "lr_scheduler_kwargs",
+        "lr_scheduler_type", "max_steps", "metric_for_best_model", "num_train_epochs", "save_steps",
+        "save_total_limit", "warmup_steps",
+    }
+)  # fmt: skip
+"""Keys of `trainer.args` that change neither the cost of a step, evaluation or checkpoint nor whether there is one."""
+COSTLY = ("task", "model", "dataset", "transform", "metrics", "launch")
+"""Sections of the config that do change it."""
+DEFAULT_EVERY = 500
+"""Default of `save_steps` and `logging_steps` in `TrainingArguments`, and so of `eval_steps`."""
+
+
+@dataclass(frozen=True)
+class JobCost:
+    """The estimated cost of one run."""
+
+    steps: int
+    """Optimizer steps of the whole training, those already done included."""
+    seconds: float
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Total:
+    """The estimated cost of all runs that are left."""
+
+    runs: int
+    seconds: float
+    """Wall-clock time until the last run ends."""
+    computing_seconds: float
+    """Sum over all runs."""
+    memory_bytes: int
+    """Peak of all concurrent runs together."""
+    device_bytes: int
+    disk_bytes: int
+
+
+def shape_of(config: Config) -> str:
+    """Return a key that is equal for jobs whose steps cost the same.
+
+    In the model and in `trainer.args`, floats (rates, probabilities) are ignored.
+    """
+    plain = to_dict(config)
+    args = {key: value for key, value in plain["trainer"]["args"].items() if key not in FREE_ARGS}
+    kept = {name: plain[name] for name in COSTLY}
+    kept["model"] = _without_fractions(kept["model"])
+    kept["trainer"] = [plain["trainer"]["_target_"], _without_fractions(args), sorted(plain["trainer"]["callbacks"])]
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def cost_of(config: Config, measured: Measurement, steps_done: int = 0) -> JobCost:
+    """Estimate the cost of one run from the measurement of a job with the same shape.
+
+    Args:
+        steps_done: steps in the run's checkpoint, which are not repeated.
+    """
+    args = config.trainer.args
+    steps = total_steps(args, measured.steps_per_epoch)
+    done = min(steps_done, steps)
+    share = (steps - done) / steps if steps else 0.0
+    evaluations = times(args, "eval", steps, measured.steps_per_epoch)
+    saves = times(args, "save", steps, measured.steps_per_epoch)
+    seconds = (
+        measured.start + (steps - done) * measured.step
+        + share * (evaluations * measured.evaluation + saves * measured.checkpoint) + measured.end
+    )  # fmt: skip
+    kept = min(saves, _most_kept(args) or saves)
+    return JobCost(steps, seconds, kept * measured.checkpoint_bytes + measured.other_bytes)
+
+
+def total_steps(args: Mapping[str, Any], steps_per_epoch: float) -> int:
+    """Return the number of optimizer steps of the whole training."""
+    if int(args.get("max_steps") or -1) > 0:
+        return int(args["max_steps"])
+    return math.ceil(float(args.get("num_train_epochs", 3)) * steps_per_epoch)
+
+
+def times(args: Mapping[str, Any], what: str, steps: int, steps_per_epoch: float) -> int:
+    """Return how many times a training evaluates (`eval`) or writes a checkpoint (`save`), at most."""
+    strategy = str(args.get(f"{what}_strategy") or ("no" if what == "eval" else "steps"))
+    if strategy == "best":  # saves at evaluations only, and at most at each
+        return times(args, "eval", steps, steps_per_epoch)
+    if strategy == "no":
+        return 0
+    if strategy == "epoch":
+        return math.ceil(steps / steps_per_epoch) if steps_per_epoch else 0
+    every = float(args.get(f"{what}_steps") or (what == "eval" and args.get("logging_steps")) or DEFAULT_EVERY)
+    return math.ceil(steps / max(1, math.ceil(every * steps) if every < 1 else every))  # ceil: also at the last step
+
+
+def add_up(costs: Sequence[JobCost], measured: Sequence[Measurement], slots: int, jobs_per_device: int = 1) -> Total:
+    """Simulate all runs in order, each in the slot that becomes free first, and return the totals."""
+    free = [0.0] * slots
+    for cost in costs:
+        heapq.heapreplace(free, free[0] + cost.seconds)
+    at_once = min(slots, len(costs))
+    return Total(
+        runs=len(costs),
+        seconds=max(free),
+        computing_seconds=sum(cost.seconds for cost in costs),
+        memory_bytes=at_once * max((one.memory_bytes for one in measured), default=0),
+        device_bytes=jobs_per_device * max((one.device_bytes for one in measured), default=0),
+        disk_bytes=sum(cost.disk_bytes for cost in costs),
+    )
+
+
+def worst(measurements: Sequence[Measurement]) -> Measurement:
+    """Return the field-wise maximum of several measurements of one shape."""
+    facts = [asdict(one) for one in measurements]
+    return Measurement(**{name: max(one[name] for one in facts) for name in facts[0]})
+
+
+def _most_kept(args: Mapping[str, Any]) -> int | None:
+    """Return the maximum number of checkpoints on disk, None if unlimited; the best stays beside the last."""
+    limit = args.get("save_total_limit")
+    if not limit:
+        return None
+    return max(2, limit) if args.get("load_best_model_at_end") else limit
+
+
+def _without_fractions(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_fractions(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_without_fractions(item) for item in node]
+    return "fraction" if isinstance(node, float) else node
+
+
+# The jobs of a planned command, and the state in which earlier starts left each of them.
+
+
+class Standing(Enum):
+    """State of a planned job, with the word that the user sees."""
+
+    new = "new"
+    begun = "continues"
+    finished = "finished"
+    pruned = "pruned"
+    failed = "failed"
+    """All of its permitted attempts failed."""
+    same = "same"
+    """Another job has the same overrides; this one takes over its result."""
+    invalid = "invalid"
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One point of a sweep, or the one run of a command without `-m`."""
+
+    name: str
+    words: tuple[str, ...]
+    """All Hydra overrides of the job."""
+    shown: str
+    """The overrides that tell the job from the others, without secrets."""
+    standing: Standing
+    remark: str = ""
+    config: Config | None = None
+    identity: str = ""
+    runs: int = 1
+    """Number of runs still to be made: at most one, or at most the number of replicates."""
+    steps_done: int = 0
+    """Steps already done in each of these runs, on average."""
+
+    @property
+    def is_to_run(self) -> bool:
+        return self.standing in (Standing.new, Standing.begun)
+
+    def invalid(self, problem: str) -> "PlannedJob":
+        """Return a copy of this job marked as one that can't be run."""
+        return replace(self, standing=Standing.invalid, remark=problem, runs=0)
+
+
+def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJob:
+    """Plan the single run of a command without `-m`.
+
+    Raises:
+        ConfigError: the command is a sweep or a search.
+    """
+    if request.space.dimensions or request.points is None:
+        swept = ", ".join(request.space.texts) or f"search={request.search.method.value}"
+        raise ConfigError(f"{swept}: several values, or a search, are for sweeps: hfexp plan -m ...")
+    job = _composed(composer, PlannedJob("0", tuple(words), "", Standing.new))
+    if job.config is None:
+        return job
+    found = find_run(job.config, _origin(composer, job.words))
+    if found is None:
+        return job
+    path, state = found
+    if job.config.on_existing is OnExisting.error:
+        return job.invalid(f"on_existing=error: it exists already ({state.status}) in {path}")
+    if state.status == "finished" and not state.closed and job.config.on_existing is OnExisting.resume:
+        return replace(job, standing=Standing.finished, runs=0, remark=f"only the record of {path.name} is completed")
+    again = replace(job, remark=f"runs again; {path.name} is {state.status}")
+    if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
+        return again
+    continued = _continued(job, path)
+    return again if state.status == "failed" and not continued.steps_done else continued
+
+
+def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:
+    """Plan a sweep: all points of a grid; for a search, its closed trials and examples of further points.
+
+    Args:
+        directory: the sweep's directory; None if the sweep is new.
+    """
+    closed = dict(_closed(request, directory)) if directory else {}
+    if request.points is None:
+        tried = list(closed.values())
+        left = request.total - len(tried)
+        return [*tried, *(_examples(composer, request) if left else [])]
+    jobs: list[PlannedJob] = []
+    first: dict[frozenset[str], str] = {}
+    by_identity: dict[str, str] = {}
+    for number, point in enumerate(request.points[: request.total]):
+        name = str(number)
+        job = PlannedJob(name, request.space.job(point.words), show(point.words), Standing.new)
+        earlier = first.setdefault(frozenset(point.words), name)
+        if number in closed:
+            jobs.append(closed[number])
+            continue
+        if earlier != name:
+            jobs.append(replace(job, standing=Standing.same, remark=f"as job {earlier}", runs=0))
+            continue
+        job = _composed(composer, replace(job, runs=request.search.replicates))
+        twin = by_identity.setdefault(job.identity or name, name)
+        if twin != name:
+            job = replace(job, remark=f"the same experiment as job {twin}, which nothing here changes")
+        jobs.append(_as_far_as_it_is(job, request, directory, number) if directory else job)
+    return jobs
+
+
+def show(words: tuple[str, ...]) -> str:
+    """Format overrides as the user types them, with secrets masked."""
+    return " ".join(mask_override(compose.as_typed(word)) for word in words)
+
+
+def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
+    found = enumerate(request.space.samples(composer.groups(request.space), limit=8))
+    runs = request.search.replicates
+    jobs = (PlannedJob(f"e.g. {n}", request.space.job(w), show(w), Standing.new, runs=runs) for n, w in found)
+    return [_composed(composer, job) for job in jobs]
+
+
+def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
+    """Return the job with its config and identity, or marked as invalid with the reason."""
+    try:
+        composed = composer.compose(job.words)
+        choices = compose.choices_of(composed)
+        config = to_config(compose.without_hydra(composed))
+        check_choices(config, choices)
+        world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+        return replace(job, config=config, identity=config_hash(config))
+    except ConfigError as error:
+        return job.invalid(str(error))
+    except (HydraException, OmegaConfBaseException, ConfigCompositionException) as error:
+        return job.invalid(compose.explain(error))
+
+
+def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
+    return Origin(compose.choices_of(composer.compose(words)), list(words), "hfexp plan")
+
+
+def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
+    """Return the job as one that continues the unfinished run in `run_dir`."""
+    from hfexp.core.checkpoint import newest_whole
+
+    checkpoint = newest_whole(run_dir / "checkpoints")
+    if checkpoint is None:
+        return replace(job, standing=Standing.begun, remark="from its start")
+    step = int(checkpoint.name.rpartition("-")[2])
+    return replace(job, standing=Standing.begun, remark=f"from step {step}", steps_done=job.steps_done + step)
+
+
+def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number: int) -> PlannedJob:
+    """Return the job of an open trial, reduced to the replicates that have not finished."""
+    from hfexp.sweep.scheduler import finished_before
+
+    left = []
+    for replicate in range(request.search.replicates):
+        point = TrialKey(directory, number, replicate)
+        if finished_before(point, len(request.metrics)) is None:
+            left.append(point)
+    if not left and job.standing is not Standing.invalid:
+        return replace(job, standing=Standing.finished, runs=0)
+    for point in left:
+        run_dir = run_directory_of(point)
+        job = _continued(job, run_dir) if run_dir and job.is_to_run else job
+    if not job.is_to_run:
+        return job
+    return replace(job, runs=len(left), steps_done=job.steps_done // len(left))
+
+
+def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob]]:
+    """Yield the closed trials of the sweep's study, with their numbers."""
+    import optuna
+
+    from hfexp.experiment.sweep_storage import close_storage, open_storage, storage_url
+    from hfexp.sweep import study
+
+    standings = {"COMPLETE": Standing.finished, "PRUNED": Standing.pruned, "FAIL": Standing.failed}
+    url = storage_url(directory, request.search.storage)
+    path = sqlite_path(url)
+    if path is not None and not path.exists():
+        return
+    storage = open_storage(url)
+    try:
+        trials = optuna.load_study(study_name=directory.name, storage=storage).get_trials(deepcopy=False)
+    except KeyError:  # the sweep was killed before it created its study
+        return
+    finally:
+        close_storage(storage)
+    for trial in trials:
+        standing = standings.get(trial.state.name)
+        if standing is not None:
+            words = tuple(trial.user_attrs.get(study.WORDS, ()))
+            error = first_line(Exception(trial.user_attrs.get(study.ERROR, ""))) if standing is Standing.failed else ""
+            values = ", ".join(f"{value:.6g}" for value in trial.values or []) if standing is Standing.finished else ""
+            yield trial.number, PlannedJob(str(trial.number), words, show(words), standing, values or error, runs=0)

@@ -9,10 +9,9 @@ from hfexp.commands import evaluate as evaluation
 from hfexp.commands import predict as command
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
-from hfexp.experiment.html import result_html
-from hfexp.tracking.chosen import best_run_of_sweep, find_one, home_of
-from hfexp.tracking.run_state import STATE, read_state
-from hfexp.tracking.runs import RunRecord, metric_history
+from hfexp.experiment.result import result_html
+from hfexp.tracking.run_directory import STATE, read_state
+from hfexp.tracking.runs import RunRecord, best_run_of_sweep, find_one, home_of, metric_history
 from hfexp.tracking.store import tracking_uri
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class LoadedRun:
 
     @functools.cached_property
     def _asked(self) -> "Asked":
-        from hfexp.commands.prediction_settings import PredictSettings
+        from hfexp.commands.predict import PredictSettings
 
         run = str(self.directory) if self.run_id is None else self.run_id
         return command.load(PredictSettings(run=run, uri=self.uri))

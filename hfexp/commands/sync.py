@@ -10,7 +10,7 @@ from hfexp.core.outside import why_foreign, why_not_contained, why_not_owned
 from hfexp.core.secrets import mask_secrets
 
 if TYPE_CHECKING:
-    from hfexp.tracking.run_state import RunState
+    from hfexp.tracking.run_directory import RunState
 
 
 def main(words: list[str]) -> int:
@@ -26,10 +26,10 @@ def main(words: list[str]) -> int:
     parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
     args = parser.parse_args(words)
 
-    from hfexp.core import quiet
+    from hfexp.core import console
     from hfexp.tracking import journal
 
-    quiet.quiet_libraries()
+    console.quiet_libraries()
     directories = args.run_dir or sorted(path.parent.parent for path in args.output_dir.glob("*/*/tracking/*.jsonl"))
     for directory in args.run_dir:
         if not journal.exists(directory):
@@ -49,8 +49,7 @@ def main(words: list[str]) -> int:
 
 def _sync(path: Path, args: argparse.Namespace) -> str:
     """Deliver one run directory, and return the outcome as a key of the counts in `main`."""
-    from hfexp.tracking.run_directory import held_run
-    from hfexp.tracking.run_state import read_state
+    from hfexp.tracking.run_directory import held_run, read_state
 
     problem = why_not_owned(path, args.output_dir) or why_not_contained(path, path)
     if problem or read_state(path) is None:

@@ -8,7 +8,7 @@ import sys
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite_address import sqlite_path
+from hfexp.core.sqlite import sqlite_path
 from hfexp.tracking.runs import newest_run
 from hfexp.tracking.store import tracking_uri
 

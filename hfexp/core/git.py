@@ -7,8 +7,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from hfexp.core.secret_names import is_secret_file
-from hfexp.core.secrets import mask_code, mask_secrets, mask_settings
+from hfexp.core.secrets import is_secret_file, mask_code, mask_secrets, mask_settings
 
 TIMEOUT = 20.0
 """Seconds that one git command may take."""

@@ -18,12 +18,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core import compose, console
+from hfexp.core.compose import conf_dir, find_replaced, own_options_first
 from hfexp.core.config import advise
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.own_options import conf_dir, find_replaced, own_options_first
-from hfexp.core.secret_names import is_secret_name
-from hfexp.core.secret_shapes import MASK
-from hfexp.core.secrets import learn_secrets, mask_secrets, mask_values
+from hfexp.core.secrets import MASK, is_secret_name, learn_secrets, mask_secrets, mask_values
 from hfexp.core.training_args import way_out
 
 

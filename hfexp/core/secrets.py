@@ -1,15 +1,209 @@
 """Mask secrets in texts and values: by the name of their key, by known values, and by their form."""
 
+import base64
+import functools
 import html
 import json
 import os
 import re
 import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from hfexp.core.secret_names import is_secret_name, is_secret_variable
-from hfexp.core.secret_shapes import MASK, mask_shapes, passwords_of_addresses
+# Detection of secrets by name: of config keys, environment variables and files.
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_WORD_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_ENDINGS = (
+    "password", "passwords", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials",
+    "apikey", "accesskey", "secretkey", "privatekey", "accountkey", "authkey", "sharedkey", "storagekey", "signingkey",
+    "masterkey", "sshkey", "encryptionkey", "authtoken", "accesstoken", "apitoken", "hftoken", "bottoken", "idtoken",
+    "sessiontoken", "refreshtoken", "securitytoken", "signature", "pwd", "dbpass", "sshpass", "userpass",
+)  # fmt: skip
+"""Endings of words that make a name secret."""
+_WHOLE = _words(
+    "passkey sas totp sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp"
+)
+"""Whole words that make a name secret."""
+_TELL_NOTHING = _words(
+    "file files path paths dir directory folder id ids name names type types mode method kind length len size count "
+    "counts max min version ttl expiry expires expiration enabled disabled required optional url uri endpoint host "
+    "server port provider class style format policy algorithm alg scheme field column index position positions weight "
+    "weights loss prob probability dropout embedding embeddings idx limit strategy env variable var prefix suffix "
+    "pattern sock socket plugin handler header"
+)
+"""Last words of names that are about a secret but do not hold it: `password_file`, `pad_token_id`."""
+_TOKENS_OF_TEXT = _words(
+    "pad eos bos cls sep mask unk special additional image video audio vision start end begin stop decoder encoder "
+    "prefix suffix per num max min new next first last turn role boi eoi fim tool think reason class label sample "
+    "query document word byte sub text prompt answer patch frame lang language src tgt speech timestamp "
+    "newline eot sot middle blank space separator beginning placeholder entity reserved added"
+)
+"""A token whose name has one of these words is a piece of text: `pad_token`, `max_new_tokens`."""
+_TOKENS_OF_ACCESS = _words("access auth api secret refresh bearer hf hub oauth")
+"""`tokens` in the plural are secrets only with one of these words."""
+_KEYS = _words(
+    "api access account private secret shared storage encryption decryption crypto cipher ssh ssl tls rsa aes hmac "
+    "gpg pgp signing auth client consumer subscription master service session license admin app deploy host function "
+    "instrumentation ingest webhook bot sas openai anthropic kaggle stripe wandb hf huggingface google gcp aws azure "
+    "s3 minio mlflow comet neptune sendgrid twilio datadog algolia cohere mistral groq gemini github gitlab slack "
+    "databricks snowflake mongo redis"
+)
+"""A key whose name has one of these words before `key` gives access: `api_key`; others (`sort_key`) are just names."""
+_TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"])
+_PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
+"""Words before a last `pass` or `pw` that make the name secret: `db_pass`."""
+
+
+@functools.lru_cache(maxsize=4096)
+def is_secret_name(name: str) -> bool:
+    """Tell whether a key, or one of its dotted parts, names a secret value."""
+    return any(
+        _is_secret_part([word.lower() for word in _WORD_PARTS.findall(part)]) for part in re.split(r"[./@]", name)
+    )
+
+
+def _is_secret_part(words: list[str]) -> bool:
+    if not words:
+        return False
+    before, last = {*words[:-1]}, words[-1]
+    if last in _TELL_NOTHING:
+        return last in ("url", "uri", "endpoint") and "webhook" in before
+    if last in ("token", "tokens"):
+        return not before & _TOKENS_OF_TEXT and (last == "token" or bool(before & _TOKENS_OF_ACCESS))
+    if last in ("key", "keys"):
+        return bool(before & _KEYS)
+    if last in ("pass", "pw"):
+        return not before or words[-2] in _PASS_OF
+    return any(word in _WHOLE or word.endswith(_ENDINGS) for word in words) or words[-2:] in _TWO
+
+
+def is_secret_variable(name: str) -> bool:
+    """Tell whether an environment variable holds a secret; the rule is broader than that for config keys."""
+    words = [word.lower() for word in _WORD_PARTS.findall(name)]
+    ends = words[-1:] in (["key"], ["keys"], ["pass"], ["pat"], ["pw"]) or words[-2:] == ["connection", "string"]
+    return name not in ("PWD", "OLDPWD") and ((ends and len(words) > 1) or is_secret_name(name))
+
+
+_SECRET_FILE = re.compile(
+    r"\.env.*|.*\.(env|envrc|pem|key|p12|pfx|jks|keystore|kdbx|ppk|tfvars|tfstate)|id_[a-z0-9_-]+(\.pub)?"
+    r"|.*credentials?\b.*|[._]netrc|\.npmrc|\.pypirc|\.pgpass|\.my\.cnf|\.htpasswd|\.dockercfg|\.databrickscfg|\.s3cfg"
+    r"|\.boto|\.vault-token|\.?token|kaggle\.json|kubeconfig|(client[_-]?secrets?|service[_-]?account).*\.json"
+    r"|.*secrets?(\.(ya?ml|json|toml|ini|cfg|conf|txt|properties))?"
+)
+
+
+def is_secret_file(path: str) -> bool:
+    """Tell from a file's name whether programs keep secrets in it."""
+    return _SECRET_FILE.fullmatch(PurePosixPath(path).name.lower()) is not None
+
+
+# Mask secrets that can be told by their form: tokens, private keys, user and password of an address.
+
+
+MASK = "***"
+TOKEN_LENGTH = 16
+"""Characters from which on a lone user part before the `@` of an address is a token; user names are shorter."""
+
+_BLOCK = re.compile(r"(-----BEGIN [A-Z0-9 ]+-----)(.*?)(-----END [A-Z0-9 ]+-----|\Z)", re.DOTALL)
+_TOKENS = {
+    **dict.fromkeys(("hf_", "api_org_", "npm_"), r"[A-Za-z0-9]{8,}"),
+    **dict.fromkeys(("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), r"\w{16,}"),
+    **dict.fromkeys(("glpat-", "glrt-", "gldt-", "glptt-", "glft-", "glsoat-", "glcbt-", "glagent-"), r"[\w-]{16,}"),
+    **dict.fromkeys(("sk-", "xai-"), r"(?<!-sk-)(?<!-xai-)(?=[\w-]{0,200}\d)[\w-]{16,}"),  # not sk-learn-...
+    **dict.fromkeys(("sk_live_", "sk_test_", "rk_live_", "rk_test_"), r"\w{8,}"),
+    **dict.fromkeys(("AKIA", "ASIA"), r"[A-Z0-9]{12,}"),
+    **dict.fromkeys(("AIza", "nvapi-", "pplx-", "pypi-", "hvs.", "AGE-SECRET-KEY-"), r"[\w-]{16,}"),
+    **dict.fromkeys(("r8_", "gsk_", "dckr_pat_", "dop_v1_", "shpat_", "KGAT_", "ntn_"), r"[\w-]{16,}"),
+    **dict.fromkeys(
+        ("glsa_", "glc_", "lin_api_", "ATATT3", "sq0atp-", "figd_", "sbp_", "NRAK-", "PMAK-"), r"[\w-]{16,}"
+    ),
+    **dict.fromkeys(("ya29.", "GOCSPX-", "xapp-"), r"[\w-]{8,}"),
+    "dapi": r"[A-Za-z0-9]{16,}(?:-\d+)?",
+    "xox": r"[a-z]-[\w-]{6,}",
+    "SG.": r"[\w-]{8,}\.[\w-]{8,}",
+    "eyJ": r"[\w-]{6,}\.[\w-]+(?:\.[\w-]*)?",
+}
+"""Prefixes of tokens and the pattern after each: Hugging Face, npm, GitHub, GitLab, OpenAI, xAI, Stripe, AWS, Google,
+NVIDIA, Perplexity, PyPI, Vault, age, Replicate, Groq, Docker, DigitalOcean, Shopify, Kaggle, Notion, Grafana, Linear,
+Atlassian, Square, Figma, Supabase, New Relic, Postman, Slack, Databricks, SendGrid; JSON web tokens."""
+_TOKEN = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(re.escape(begin) + rest for begin, rest in _TOKENS.items()) + ")")
+_HOOK = re.compile(
+    r"(https?\\*://(?:hooks\.[\w.:-]+|[\w-]+\.webhook\.[\w.:-]+|[\w.:-]+(?:/[\w.-]+){0,5}/webhooks?))/[^\s'\"<>,)\]}]*"
+)
+_AZURE = re.compile(r"(?<![\w~.-])[\w~.-]{3}[78]Q~[\w~.-]{31,34}(?![\w~-])")
+_TELEGRAM = re.compile(r"(?<!\w)\d{8,10}:AA[\w-]{30,}")
+_BASIC = re.compile(r"(\bBasic[ ]+)([A-Za-z0-9+/_-]{6,}={0,2})(?![A-Za-z0-9+/_=-])", re.IGNORECASE)
+_USER_OF_CURL = re.compile(r"((?<![\w-])(?:-u|--user|--proxy-user)[ =]+)[^\s:'\"]+:[^\s'\"]+")
+_QUERY = re.compile(
+    r"((?<=[?&;])(?:key|code|session|session_?id|jsessionid|sid|ticket)=)[^&;\s'\"<>#,)\]}]{8,}", re.IGNORECASE
+)
+"""Query parameters that hold a secret in an address; elsewhere, their names can mean anything."""
+_BEARER = re.compile(r"(\bBearer\s+)[\w.~+/-]{6,}=*", re.IGNORECASE)
+_USERINFO = re.compile(r"(?<=://)[^/\s?#'\"<>]+@")
+# A password may contain slashes; `(?!\d+[/?#])` keeps the port of an address without a password from matching.
+_PASSWORD_WITH_SLASH = re.compile(r"(?<=://)[^/\s:@\[]*:(?!\d+[/?#])[^\s'\"]{1,200}@")
+_QUOTED_USERINFO = re.compile(r"(%3A%2F%2F)(?:(?!%2F|%40)[^\s&'\"]){1,200}%40", re.IGNORECASE)
+
+
+def _mask_basic(match: re.Match[str]) -> str:
+    """Mask the user and password of HTTP basic authentication; `Basic training` decodes to no such pair."""
+    word = match[2].rstrip("=")
+    try:
+        decoded = base64.urlsafe_b64decode(word.replace("+", "-").replace("/", "_") + "=" * (-len(word) % 4))
+    except ValueError:
+        return match[0]
+    return f"{match[1]}{MASK}" if b":" in decoded and decoded.isascii() else match[0]
+
+
+def _mask_block(match: re.Match[str]) -> str:
+    """Mask a key block but keep its number of lines and its first column, because the text may be a diff."""
+    first, *others = match[2].split("\n")
+    shown = [f"{line[:1] if line[:1] in '+- ' else ''}{MASK}" if line.strip("+- \r") else line for line in others]
+    return "\n".join([f"{match[1]}{MASK if first.strip() else ''}", *shown]) + match[3]
+
+
+_RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (("-----BEGIN",), _BLOCK, _mask_block),
+    (tuple(_TOKENS), _TOKEN, MASK),
+    (("Q~",), _AZURE, MASK),
+    ((":AA",), _TELEGRAM, MASK),
+    (("curl ",), _USER_OF_CURL, rf"\1{MASK}"),
+    (("asic ", "ASIC "), _BASIC, _mask_basic),
+    (("://",), _HOOK, rf"\1/{MASK}"),
+    (("://",), _PASSWORD_WITH_SLASH, f"{MASK}@"),
+    (("://",), _USERINFO, f"{MASK}@"),
+    (("://",), _QUERY, rf"\1{MASK}"),
+    (("%40",), _QUOTED_USERINFO, rf"\1{MASK}%40"),
+    (("earer", "EARER"), _BEARER, rf"\1{MASK}"),
+)
+"""Per rule: strings of which a text with such a secret has one, the pattern, and the replacement; applied in order."""
+
+
+def mask_shapes(text: str) -> str:
+    """Replace secrets by `***`.
+
+    The time is proportional to the length of the text. Most texts contain none of the hints, which is checked in a
+    microsecond.
+    """
+    for hints, pattern, replacement in _RULES:
+        if any(hint in text for hint in hints):
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def passwords_of_addresses(text: str) -> Iterator[str]:
+    """Yield the passwords in the addresses of a text, and the tokens that stand there without a user."""
+    for match in (*_USERINFO.finditer(text), *_PASSWORD_WITH_SLASH.finditer(text)):
+        user, _, password = match[0][:-1].partition(":")
+        is_token = not password and len(user) >= TOKEN_LENGTH and any(map(str.isdigit, user))
+        yield user if is_token else password
+
 
 SHORTEST = 4
 """Characters that a value must have to be searched for in texts."""

@@ -59,14 +59,14 @@ PLACES = {
     ),
     "model.peft": Place(kinds=(("peft", ("PeftConfig",)),)),
     "dataset.source": Place(
-        modules=("hfexp.data.sources", "hfexp.data.docstrings"),
+        modules=("hfexp.data.sources", "hfexp.data.sources"),
         names=tuple(f"datasets.{name}" for name in SAFE_SOURCES),
     ),
     "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
     # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
     "trainer": Place(names=("hfexp.training.trainer.Trainer", "transformers.Trainer")),
     "trainer.callbacks": Place(
-        names=("hfexp.training.profiling.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
+        names=("hfexp.training.callbacks.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
     ),
     "metrics": Place(modules=("hfexp.tasks.metrics",), names=("evaluate.load", "evaluate.combine")),
     "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),

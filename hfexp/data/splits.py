@@ -17,8 +17,7 @@ from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_
 from hfexp.core.targets import instantiate
 from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
 from hfexp.data.sources import name_of, source_row
-from hfexp.data.stream_splits import load_source, make_splits
-from hfexp.data.streams import num_rows
+from hfexp.data.streaming import load_source, make_splits, num_rows
 from hfexp.data.tables import header_hint, places
 from hfexp.tasks.base import Task
 from hfexp.tasks.image_memory import row_of_images

@@ -5,32 +5,239 @@ lanes (`Stream.num_lanes`), each with its own shuffle buffer; in every round, ea
 workers share the lanes or, if they outnumber them, the rounds: so the number of workers does not change the batches.
 """
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec.asyn
 import torch
-from datasets import DatasetDict
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, interleave_datasets
+from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from hfexp.core.config import DatasetConfig, OnBadSample
+from hfexp.core.config import Config, DatasetConfig, OnBadSample
 from hfexp.core.console import note
-from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.core.input_files import open_regular
+from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data import dataset as processing
-from hfexp.data.dataset import ProcessedDataset
-from hfexp.data.packing import PackedDataset
+from hfexp.data.dataset import PackedDataset, ProcessedDataset
+from hfexp.data.labels import class_column
 from hfexp.data.prepare import Preparation
 from hfexp.data.sampling import mix
-from hfexp.data.streams import Row, Stream, stored_key, with_content
 from hfexp.data.threads import map_batch_in_threads
 from hfexp.data.transforms import Transforms
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import CLASSES, Task
 from hfexp.tasks.image_memory import row_of_images
 
 if TYPE_CHECKING:
     import transformers
+
+
+# Splits that are too large to keep: their rows can be read only in order, and are not decoded here.
+#
+# Rows of a `Stream` are as the source stores them (images as bytes or paths), with standard column names and class
+# ids.
+
+
+Row = dict[str, Any]
+
+NUM_FIRST = 16
+"""Rows from the beginning of a stream that are kept for checks and display."""
+READ_AT_ONCE = 64
+"""Rows per read of a stream."""
+LANES = (24, 12, 8, 6, 4, 3, 2, 1)
+"""Numbers of lanes (parts read side by side) that a stream may have: many numbers of workers divide them."""
+
+
+def num_rows(rows: Any) -> int | None:
+    """Return the number of rows; None for a stream."""
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def show_rows(rows: Any) -> str:
+    """Format the number of rows for display."""
+    known = num_rows(rows)
+    return "streamed" if known is None else f"{known:,}"
+
+
+def first_rows(rows: Any, count: int) -> list[Row]:
+    """Return at most `count` rows from the beginning."""
+    known = num_rows(rows)
+    return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
+
+
+def num_lanes(rows: IterableDataset, most: int, world_size: int = 1) -> int:
+    """Return the number of lanes that the files can be cut into, with at least one file per lane and process."""
+    shards = max(rows.num_shards // world_size, 1)
+    return next(count for count in LANES if count <= min(shards, most))
+
+
+def cut(rows: IterableDataset, lanes: int, lane: int) -> IterableDataset:
+    """Return one lane: every `lanes`-th file."""
+    return rows if lanes == 1 else rows.shard(lanes, lane, contiguous=False)
+
+
+def shuffled(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
+    """Shuffle the order of the files, and their rows within a buffer.
+
+    Only one file at a time fills the buffer: `datasets` reads several in threads, and waits five seconds for those of
+    Parquet to end. Reading several lanes mixes the rows of different files.
+    """
+    return rows.shuffle(seed=seed, buffer_size=max(buffer, 1), max_buffer_input_shards=1)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label column of a split, and the class ids that its values stand for."""
+
+    column: str
+    names: list[str]
+    """Class names in the order of their ids."""
+    words: list[str] | None
+    """Class names by the source's own ids; None: the column holds the names themselves."""
+
+    @functools.cached_property
+    def ids(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def apply(self, row: Row, split: str) -> Row:
+        """Return the row with its class id in place of the label.
+
+        Raises:
+            DataError: the label is missing, or is none of the names.
+        """
+        value = row[self.column]
+        known = self.words is None or (value is not None and 0 <= value < len(self.words))
+        word = self.words[value] if self.words is not None and known else str(value)  # pyright: ignore
+        if value is None or not known or word not in self.ids:
+            hint = "" if value is None else did_you_mean(word, self.names)
+            shown = "a row without label" if value is None else f"unknown label {word!r}"
+            raise DataError(f"the {split} split has {shown}.{hint} Labels are: {one_of(self.names)}")
+        return {**row, self.column: self.ids[word]}
+
+
+class Stream:
+    """The rows of one split. A stream has no length, but its first rows can be indexed."""
+
+    def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_lanes: int) -> None:
+        """Read the first rows; `source` identifies the data in the digest, `max_lanes` is 1 for a limited stream."""
+        self.rows = rows
+        self.split = split
+        self.labels = labels
+        self.max_lanes = max_lanes
+        self.info = rows.info
+        self.files = _files(rows)
+        self.features = Features({**(rows.features or {})})
+        if labels is not None:
+            self.features[labels.column] = ClassLabel(names=labels.names)
+        facts = [str(self.features), source, _named_sizes(self.files)]
+        self.digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        self.first = list(islice(self, NUM_FIRST))
+        if not self.first:
+            raise ConfigError(f"the {split} split has no rows left to read")
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.features)
+
+    def __getitem__(self, index: int) -> Row:
+        """Return one of the first rows."""
+        return self.first[index]
+
+    def __iter__(self) -> Iterator[Row]:
+        """Yield all rows in order."""
+        return self._read(self.rows)
+
+    def num_lanes(self, world_size: int = 1) -> int:
+        """Return how many lanes are read side by side; this depends only on the data and the number of processes."""
+        return num_lanes(self.rows, self.max_lanes, world_size)
+
+    def lane(self, lane: int, seed: int, epoch: int, buffer: int, rank: int = 0, world_size: int = 1) -> Iterator[Row]:
+        """Yield this process's rows of one lane, shuffled by (seed, epoch).
+
+        Args:
+            buffer: rows that the shuffle buffers of all lanes hold together.
+        """
+        lanes = self.num_lanes(world_size)
+        rows = shuffled(cut(self.rows, lanes, lane), mix(seed, epoch, lane), buffer // lanes)
+        if world_size > 1:
+            strategy = "auto" if self.max_lanes > 1 else "examples"
+            rows = split_dataset_by_node(rows, rank, world_size, strategy=strategy)  # pyright: ignore
+        return self._read(rows)
+
+    def _read(self, rows: IterableDataset) -> Iterator[Row]:
+        # `iter` instead of iteration by rows, which would divide the rows among data loader workers itself.
+        for columns in rows.iter(READ_AT_ONCE):
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(columns, values, strict=True))
+                yield self.labels.apply(row, self.split) if self.labels else row
+
+
+def with_content(row: Row) -> Row:
+    """Return the row with its local files read into memory; remote and missing files stay as they are."""
+    read = {}
+    for name, value in row.items():
+        if _is_file(value) and value["bytes"] is None:
+            with contextlib.suppress(OSError, TypeError, ValueError), open_regular(value["path"]) as file:
+                read[name] = {**value, "bytes": file.read()}
+    return {**row, **read}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
+
+
+def stored_key(row: Row) -> int:
+    """Hash a stored row to 63 bits; an embedded file counts by its content, another file by its path."""
+    state = hashlib.blake2b(digest_size=8)
+    for name in sorted(row):
+        value = row[name]
+        if _is_file(value):
+            value = (value["path"] or "") if value["bytes"] is None else value["bytes"]
+        data = value if isinstance(value, bytes) else json.dumps(value, default=str, sort_keys=True).encode()
+        state.update(f"{name} {len(data)} ".encode() + data)
+    return int.from_bytes(state.digest(), "big") >> 1
+
+
+def _files(rows: IterableDataset) -> list[str]:
+    """Return the names or addresses of the files that a stream reads, as far as `datasets` exposes them."""
+    found: dict[str, None] = {}
+
+    def strings(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from strings(item)
+
+    waiting: list[Any] = [rows._ex_iterable]
+    while waiting:
+        node = waiting.pop()
+        waiting += [node.ex_iterable] if hasattr(node, "ex_iterable") else list(getattr(node, "ex_iterables", []))
+        for value in (getattr(node, "kwargs", None) or {}).values():
+            found |= dict.fromkeys(text for text in strings(value) if "/" in text)
+    return sorted(found)
+
+
+def _named_sizes(files: list[str]) -> list[tuple[str, int]]:
+    """Return each file's name and size in bytes; remote files have -1, and the Hub's addresses name the commit."""
+    sizes = []
+    for name in files:
+        path = Path(name)
+        sizes.append((path.name, path.stat().st_size) if path.is_file() else (name, -1))
+    return sizes
+
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +247,7 @@ Item = tuple[Row, Row | None]
 """A stored row and, if it was decoded to test it, the same row after the deterministic operations."""
 
 
-class ProcessedStream(IterableDataset):
+class ProcessedStream(TorchIterableDataset):
     """Rows of a `Stream` as model inputs."""
 
     reads_columns = False
@@ -174,7 +381,7 @@ class TrainingStream(ProcessedStream):
         self.batches_per_epoch = count
 
 
-class _Pieces(IterableDataset):
+class _Pieces(TorchIterableDataset):
     """One epoch in pieces: a batch, the rows left at the end of a lane, or nothing for a lane that has ended."""
 
     def __init__(self, stream: TrainingStream, epoch: int, skipped_rounds: int) -> None:
@@ -260,3 +467,172 @@ def process(
             else EvaluationStream(rows, skips_bad)
         )
     return {str(split): splits[str(split)] for split in dataset}
+
+
+# Splits of a streamed source: the counterpart of `hfexp.data` for rows that are read anew in every epoch.
+
+
+def check_streaming(config: Config) -> list[str]:
+    """Return the problems of a config that streams: missing settings, and settings that a stream can't have."""
+    if not config.dataset.streaming:
+        return []
+    args, problems = config.trainer.args, []
+    if (args.get("max_steps") or 0) < 1:
+        problems.append(
+            "dataset.streaming=true needs trainer.args.max_steps: the number of rows is unknown, and so that of steps"
+        )
+    for name in ("eval_strategy", "save_strategy", "logging_strategy"):
+        if args.get(name) == "epoch":
+            other = name.replace("strategy", "steps")
+            problems.append(
+                f"trainer.args.{name}=epoch: a stream has no epochs that are known beforehand; set "
+                f"trainer.args.{name}=steps and trainer.args.{other}=NUMBER"
+            )
+    if config.dataset.shuffle_buffer < 1:
+        problems.append(f"dataset.shuffle_buffer={config.dataset.shuffle_buffer}; at least 1 is needed")
+    return problems
+
+
+def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
+    """Call the source for its streams, with undecoded images; a single stream becomes the training split.
+
+    Raises:
+        ConfigError: the source does not stream.
+    """
+    target = str(config.source["_target_"])
+    taken = parameters(locate(target, "dataset.source._target_", allowed_targets))
+    extra = {"streaming": True} if "streaming" in taken else {}
+    source = instantiate(config.source, "dataset.source", allowed_targets, **extra)
+    splits: Any = {"train": source} if isinstance(source, IterableDataset) else source
+    if not (isinstance(splits, dict) and splits and all(isinstance(s, IterableDataset) for s in splits.values())):
+        raise ConfigError(
+            f"dataset.streaming=true: {target} can't stream. hfexp.data.sources.image_folder, image_table and hub can"
+            "datasets.load_dataset, and a callable of your own that takes `streaming` and returns an IterableDataset"
+        )
+    return DatasetDict({name: _undecoded(rows) for name, rows in splits.items()})  # pyright: ignore
+
+
+def _undecoded(rows: IterableDataset) -> IterableDataset:
+    """Keep images as bytes or paths from the start, as later steps would decode and encode them again."""
+    rows = rows if rows.column_names is not None else rows._resolve_features()
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+    return rows
+
+
+def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+    """Return a stream per split of the source; draw missing splits from the training stream, to be kept in memory.
+
+    Raises:
+        ConfigError: labels have no names, or the size of a missing split is not a number of rows.
+    """
+    sources: dict[str, Any] = {str(split): rows for split, rows in dataset.items()}
+    labels = {split: _labels(rows, config, task) for split, rows in sources.items()}
+    if labels["train"] is not None:
+        names = labels["train"].names
+        labels = {split: dataclasses.replace(own, names=names) if own else None for split, own in labels.items()}
+    held: dict[str, Any] = {}
+    wanted = {} if config.validate_on_train else _wanted(sources, config)
+    if wanted:
+        held, keys = _hold_out(sources["train"], wanted, config, labels["train"])
+        sources["train"] = sources["train"].filter(_LeftIn(keys))
+    identity: list[Any] = [config.source, config.split_seed, wanted]
+    splits: dict[str, Any] = {}
+    for split, rows in sources.items():
+        limit = _limit(config, split)
+        if limit is not None:
+            rows = _interleaved(rows, config.split_seed, config.shuffle_buffer).take(limit)
+        facts = [*identity, split, limit]
+        splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(LANES))
+    for split, kept in held.items():
+        splits[split] = kept.select(range(min(_limit(config, split) or len(kept), len(kept))))
+    if config.validate_on_train:
+        splits["validation"] = splits["train"]
+    return DatasetDict(splits)  # pyright: ignore
+
+
+class _LeftIn:
+    """Filter for the rows that stay in the training stream."""
+
+    def __init__(self, left_out: frozenset[int]) -> None:
+        self.left_out = left_out
+
+    def __call__(self, row: Row) -> bool:
+        return stored_key(row) not in self.left_out
+
+
+def _limit(config: DatasetConfig, split: str) -> int | None:
+    limit = getattr(config, f"max_{split}_samples")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"dataset.max_{split}_samples={limit}; at least 1 is needed")
+    return limit
+
+
+def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
+    if task.label_kind == CLASSES and task.label_column is not None:
+        raise ConfigError("dataset.streaming=true: rows with several classes do not stream")
+    column = class_column(task)
+    if column is None:
+        return None
+    feature = (rows.features or {})[column]
+    if isinstance(feature, ClassLabel):
+        return Labels(column, config.labels or feature.names, feature.names)
+    if not isinstance(feature, Value):
+        raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
+    if not config.labels:
+        raise ConfigError(
+            f"column {column!r} has no class names, and dataset.streaming=true does not read all rows to find them: "
+            "give dataset.labels=[NAME, ...]"
+        )
+    return Labels(column, config.labels, None)
+
+
+def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
+    """Return the number of rows of each split that must be drawn from the training stream."""
+    wanted = {}
+    for split, size in (("test", config.test_size), ("validation", config.validation_size)):
+        if split in sources or not size:
+            continue
+        if size < 1 or size != int(size):
+            raise ConfigError(
+                f"dataset.{split}_size={size}: the source has no {split} split, and a share of a stream is unknown; "
+                f"give a number of rows, e.g. dataset.{split}_size=1000"
+            )
+        wanted[split] = int(size)
+    if "validation" not in sources and "validation" not in wanted:
+        raise ConfigError(
+            "no validation split: set dataset.validation_size to a number of rows, or dataset.splits.validation"
+        )
+    return wanted
+
+
+def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
+    """Return all rows, shuffled and taken from several lanes in turn."""
+    lanes = num_lanes(rows, max(LANES))
+    readers = [shuffled(cut(rows, lanes, lane), mix(seed, lane), buffer // lanes) for lane in range(lanes)]
+    return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
+
+
+def _hold_out(
+    train: IterableDataset, wanted: dict[str, int], config: DatasetConfig, labels: Labels | None
+) -> tuple[dict[str, Dataset], frozenset[int]]:
+    """Draw the missing splits through a seeded shuffle buffer, equal rows once; return them and their rows' keys."""
+    drawn: dict[int, Row] = {}
+    total = sum(wanted.values())
+    for row in _interleaved(train, config.split_seed, config.shuffle_buffer):
+        drawn.setdefault(stored_key(row), row)
+        if len(drawn) == total:
+            break
+    if len(drawn) < total:
+        sizes = " and ".join(f"dataset.{split}_size={size}" for split, size in wanted.items())
+        raise ConfigError(f"{sizes}: the training stream has only {len(drawn)} different rows")
+    features = Features({**(train.features or {})})
+    if labels is not None:
+        features[labels.column] = ClassLabel(names=labels.names)
+    left = iter(drawn.values())
+    held = {}
+    for split, size in wanted.items():
+        rows = [labels.apply(row, split) if labels else row for row in islice(left, size)]
+        held[split] = Dataset.from_list(rows, features=features)
+    return held, frozenset(drawn)

@@ -75,7 +75,7 @@ def build_transforms(
 
 def _geometry(processor: Any) -> dict[str, Any]:
     """Return the values of `GEOMETRY` from an image processor; nothing from other processors."""
-    from hfexp.tasks.geometry import Geometry
+    from hfexp.tasks.images import Geometry
 
     if not (hasattr(processor, "size") or hasattr(processor, "data_config")):
         return {}

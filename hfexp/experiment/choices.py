@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from hfexp.core.compose import conf_dir
 from hfexp.core.config import Config, ModelConfig
 from hfexp.core.errors import ConfigError, did_you_mean, join_problems, one_of
-from hfexp.core.own_options import conf_dir
 from hfexp.core.targets import locate
 from hfexp.tasks.base import Task
 

@@ -12,15 +12,14 @@ from hfexp.core import console
 from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError, did_you_mean, join_problems, one_of
 from hfexp.core.foreign_settings import find_foreign_settings
-from hfexp.core.pretrained import is_local
+from hfexp.core.hub import is_local
 from hfexp.core.targets import instantiate
 from hfexp.core.training_args import build_arguments, check_choices
 from hfexp.data import dataset as processing
 from hfexp.data import streaming
 from hfexp.data.prepare import require_deterministic
 from hfexp.data.splits import drop_bad_samples, load_dataset
-from hfexp.data.stream_splits import check_streaming
-from hfexp.data.streams import num_rows
+from hfexp.data.streaming import check_streaming, num_rows
 from hfexp.data.transforms import Transforms, build_transforms
 from hfexp.experiment.checks import (
     check_activation_checkpointing,
@@ -38,11 +37,10 @@ from hfexp.experiment.checks import (
     check_support,
 )
 from hfexp.tasks.base import Task
-from hfexp.tasks.scoring import MetricSet, build_metrics
+from hfexp.tasks.metrics import MetricSet, build_metrics
 from hfexp.training.adapters import is_adapted
 from hfexp.training.model import freeze_or_adapt, load_model_config
-from hfexp.training.processor import load_processor
-from hfexp.training.tokenizer import fit_tokenizer
+from hfexp.training.processor import fit_tokenizer, load_processor
 from hfexp.training.trainer import trainer_class
 
 

@@ -4,8 +4,8 @@ import inspect
 import warnings
 from typing import Any
 
+from hfexp.core.config import Pruner
 from hfexp.core.errors import ConfigError, one_of
-from hfexp.core.search_config import Pruner
 
 CLASSES = {
     Pruner.none: "NopPruner",

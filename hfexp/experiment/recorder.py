@@ -10,12 +10,11 @@ from hfexp.core import console
 from hfexp.core.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.core.errors import RunError
 from hfexp.core.provenance import Origin
-from hfexp.data.streams import first_rows, num_rows
+from hfexp.data.streaming import first_rows, num_rows
 from hfexp.experiment.preflight import Inputs
-from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_model
+from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_model, verify_model
 from hfexp.inference.model_card import CardFacts, hub_id, model_card
 from hfexp.inference.predictor import Predictor, Recipe, recipe_of, save_recipe
-from hfexp.inference.verifying import verify_model
 from hfexp.tracking import lineage
 from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
@@ -23,8 +22,8 @@ from hfexp.tracking.models import FINAL
 from hfexp.tracking.nesting import register_of_run
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
-from hfexp.tracking.report.samples import draw_samples
 from hfexp.tracking.run_directory import RunDirectory, experiment_name
 from hfexp.tracking.tracker import Tracker
 from hfexp.training.adapters import base_of, is_adapted

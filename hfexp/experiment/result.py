@@ -1,9 +1,12 @@
 """The result of a run: its numbers, its model, and how they are shown."""
 
+import base64
 import functools
+import html
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,15 +15,66 @@ from hfexp.core import __version__
 from hfexp.core.config import Config
 from hfexp.core.console import cell, print_table, say
 from hfexp.core.errors import RunError
+from hfexp.core.files import write_private
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite_address import sqlite_address, sqlite_path
-from hfexp.experiment.html import result_html
-from hfexp.tracking.membership import write_private
+from hfexp.core.sqlite import sqlite_address, sqlite_path
 
 if TYPE_CHECKING:
     from hfexp.tracking.report.classes import ClassReport
     from hfexp.training.model import ModelSummary
+
+
+# HTML of a result for notebooks: metrics, learning curves and the confusion matrix.
+
+
+PICTURES = ("learning_curves.png", "confusion_matrix_test.png", "confusion_matrix_validation.png")
+"""Artifacts of a run that are shown; of the two matrices, only the first that exists."""
+SHOWN = ("best_eval_", "final_eval_", "test_")
+"""Prefixes of the metrics that are shown, one column each."""
+MINOR = ("_runtime", "_per_second", "_preparation_time")
+"""Ends of the names of metrics that are left out."""
+
+
+def result_html(title: str, metrics: Mapping[str, float], directory: Path | None) -> str:
+    """Render a table of the final metrics, with one column per prefix of `SHOWN`, and the pictures of the run.
+
+    Args:
+        directory: the run directory; None shows no pictures.
+    """
+    names = sorted({name.removeprefix(prefix) for prefix in SHOWN for name in metrics if _is_shown(name, prefix)})
+    moments = [prefix for prefix in SHOWN if any(f"{prefix}{name}" in metrics for name in names)]
+    head = "".join(f"<th>{prefix.strip('_').replace('_', ' ')}</th>" for prefix in moments)
+    rows = "".join(
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        + "".join(f"<td>{_number(metrics.get(f'{prefix}{name}'))}</td>" for prefix in moments)
+        + "</tr>"
+        for name in names
+    )
+    pictures = "".join(_picture(path) for path in _pictures(directory))
+    return f"<div><b>{html.escape(title)}</b><table><tr><th></th>{head}</tr>{rows}</table>{pictures}</div>"
+
+
+def _is_shown(name: str, prefix: str) -> bool:
+    return name.startswith(prefix) and not name.endswith(MINOR)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _pictures(directory: Path | None) -> list[Path]:
+    if directory is None:
+        return []
+    found = [path for name in PICTURES if (path := directory / "artifacts" / name).is_file()]
+    matrices = [path for path in found if path.name.startswith("confusion")]
+    return [path for path in found if path not in matrices[1:]]
+
+
+def _picture(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    style = "max-width:48%;vertical-align:top"
+    return f"<img alt='{html.escape(path.stem)}' style='{style}' src='data:image/png;base64,{data}'>"
 
 
 SHOWN_GROUPS = ("model", "dataset", "transform", "trainer", "metrics", "tracking", "experiment", "debug")

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from hfexp.core import console, quiet
+from hfexp.core import console
 from hfexp.core.checkpoint import processes_of
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.idle_threads import processors_shared
 from hfexp.core.memory import keep_freed_memory
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.provenance import Origin
-from hfexp.data.streams import show_rows
+from hfexp.data.streaming import show_rows
 from hfexp.data.threads import use_threads
 from hfexp.experiment import distributed, fit
 from hfexp.experiment.preflight import Inputs, prepare
@@ -23,15 +23,15 @@ from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
-from hfexp.tracking.membership import Point, read_membership
+from hfexp.tracking.membership import TrialKey, read_membership
 from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run import open_run
 from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.tracking.store import tracking_uri
 from hfexp.tracking.system_metrics import SystemMonitor
 from hfexp.tracking.tracker import Tracker
-from hfexp.training import stop
-from hfexp.training.trainer import StopOnSignal
+from hfexp.training import callbacks
+from hfexp.training.callbacks import StopOnSignal
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(config: Config, origin: Origin) -> Result:
         Terminated: SIGTERM or SIGHUP arrived; the same command continues from the checkpoint that was written.
     """
     started = time.monotonic()
-    quiet.quiet_libraries()
+    console.quiet_libraries()
     use_cpu = bool(config.trainer.args.get("use_cpu"))
     world.settle(config.launch, use_cpu)
     use_threads(config.launch)
@@ -64,7 +64,7 @@ def run(config: Config, origin: Origin) -> Result:
             open_run_directory(
                 config, origin, environment.git.get("sha", ""), split_digests(inputs.dataset)
             ) as directory,
-            quiet.log_to(directory.path / "hfexp.log"),
+            console.log_to(directory.path / "hfexp.log"),
             open_run(config, directory, origin, environment) as tracker,
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),
         ):
@@ -121,7 +121,7 @@ def train(job: fit.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOn
     """Run `hfexp.experiment.fit.work` in this process, or in as many processes as the config asks for."""
     if job.config.launch.num_processes == 1:
         return fit.work(job, inputs, tracker, stop_on_signal)
-    stop.forget(job.directory.path)
+    callbacks.forget(job.directory.path)
     if world.is_together():
         return distributed.lead(job, inputs, tracker)
     return distributed.start_processes(job, tracker)
@@ -173,7 +173,7 @@ def summarise(job: fit.Job, inputs: Inputs, outcome: fit.Outcome) -> Result:
         _remote_code=job.config.model.trust_remote_code,
     )
     if job.config.point is not None:
-        names = read_membership(Point.parse(job.config.point).directory).metrics
+        names = read_membership(TrialKey.parse(job.config.point).directory).metrics
         metrics = {**result.metrics, TRAIN_SECONDS: result.train_seconds}
         result.values = values_of(names, metrics, result.objective)
     return result

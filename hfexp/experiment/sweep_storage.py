@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite_address import sqlite_address
+from hfexp.core.sqlite import sqlite_address
 
 DATABASE = "study.db"
 BUSY_SECONDS = 60

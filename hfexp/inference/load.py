@@ -17,13 +17,11 @@ from hfexp.core.targets import instantiate
 from hfexp.data.transforms import build_transforms
 from hfexp.inference.predictor import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
 from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
-from hfexp.tracking.chosen import best_run_of_sweep, find_one, home_of
-from hfexp.tracking.run_state import STATE, read_state
-from hfexp.tracking.runs import RunRecord, read_runs
+from hfexp.tracking.run_directory import STATE, read_state
+from hfexp.tracking.runs import RunRecord, best_run_of_sweep, find_one, home_of, read_runs
 from hfexp.tracking.store import tracking_uri
 from hfexp.training.model import build_model, load_model_config
-from hfexp.training.processor import load_processor
-from hfexp.training.tokenizer import fit_tokenizer
+from hfexp.training.processor import fit_tokenizer, load_processor
 
 CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")

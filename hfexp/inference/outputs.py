@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core.errors import ConfigError, one_of
-from hfexp.core.whole_files import WholeFile
+from hfexp.core.files import WholeFile
 from hfexp.tasks.cells import csv_cell
 
 PROBABILITIES = "probabilities"

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,10 +17,14 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from hfexp.core import machine
+from hfexp.core.console import note
+from hfexp.core.errors import first_line
+from hfexp.launch.job import failure
+
 if TYPE_CHECKING:
-    from hfexp.launch.jobs import Order
-    from hfexp.launch.pool import Pool
-    from hfexp.launch.slots import Slot
+    from hfexp.launch.job import Order
+    from hfexp.launch.pool import Pool, Slot
 
     Complete = Callable[[int, str, Sequence[str], str, Path | None], Callable[[Slot], Order]]
 
@@ -84,7 +88,7 @@ class LocalLauncher(Launcher):
         """
         from hfexp.core import machine
         from hfexp.core.errors import ConfigError
-        from hfexp.launch.slots import slots
+        from hfexp.launch.pool import slots
 
         if not 0 <= self.grace_seconds < float("inf"):
             raise ConfigError(f"hydra.launcher.grace_seconds={self.grace_seconds} must be a number of seconds from 0")
@@ -94,7 +98,7 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs and return their results in order, failures included."""
-        from hfexp.launch.jobs import differing_words
+        from hfexp.launch.job import differing_words
 
         sweep_dir = self._begin()
         log.info(f"Launching {len(job_overrides)} jobs over {len(self.slots)} slots")
@@ -139,8 +143,7 @@ class LocalLauncher(Launcher):
         return sweep_dir
 
     def _pool(self, total: int) -> "Pool":
-        from hfexp.launch.board import board_for
-        from hfexp.launch.pool import Pool
+        from hfexp.launch.pool import Pool, board_for
 
         return Pool(self.slots, board_for(total, side_by_side=len(self.slots) > 1), self.grace_seconds)
 
@@ -162,8 +165,7 @@ class LocalLauncher(Launcher):
         import cloudpickle
         from hydra.core.singleton import Singleton
 
-        from hfexp.launch.jobs import Order
-        from hfexp.launch.place import Place
+        from hfexp.launch.job import Order, Place
 
         content: Any = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
         payload, place, grace = cloudpickle.dumps(content), Place.here(), self.grace_seconds
@@ -184,3 +186,55 @@ def _writes_to_the_same() -> bool:
         return (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
     except (OSError, ValueError, AttributeError):
         return False
+
+
+# Jobs of a sweep that come one by one, for launchers that take jobs only in batches.
+
+
+def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None, together: bool) -> None:
+    """Run jobs until the source has no more; ask for a batch when the one before has ended.
+
+    Args:
+        launcher: a launcher of Hydra.
+        config: the config, with the section `hydra`.
+        source: where the jobs come from.
+        size: jobs per batch; None: what suits the launcher.
+        together: no job needs the results of others, so one batch may hold all jobs.
+    """
+    size = size or _size(config, together)
+    for batch in _batches(source, size):
+        words = [list(job.overrides) for job in batch]
+        try:
+            results = list(launcher.launch(words, initial_job_idx=batch[0].number))
+        except Exception as error:  # some launchers raise one job's error and report on no other job
+            if len(batch) > 1:
+                note(f"the launcher ended {len(batch)} jobs at once: {first_line(error)}")
+            results = [failure(job, error) for job in words]
+        for job, result in zip(batch, results, strict=True):
+            source.ended(job.name, result)
+
+
+def _batches(source: Source, size: int | None) -> Iterator[list[Job]]:
+    """Yield batches of jobs with consecutive numbers: a launcher is told only the number of the first job."""
+    batch: list[Job] = []
+    while True:
+        while (job := source.next() if size is None or len(batch) < size else None) is not None:
+            if batch and job.number != batch[-1].number + 1:
+                yield batch
+                batch = []
+            batch.append(job)
+        if not batch:
+            return
+        yield batch
+        batch = []
+
+
+def _size(config: Any, together: bool) -> int | None:
+    """Return the jobs per batch: one for the basic launcher, as many as workers for joblib; None for no limit."""
+    section = config.hydra.launcher
+    if str(section.get("_target_", "")).endswith("BasicLauncher"):
+        return 1
+    n_jobs = section.get("n_jobs")
+    if n_jobs is not None:
+        return int(n_jobs) if int(n_jobs) > 0 else machine.cpus()
+    return None if together else 1

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import time
 import traceback
 from collections import deque
@@ -13,15 +14,218 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-from hfexp.core.console import note
-from hfexp.core.errors import RunError
-from hfexp.core.process import how_it_ended
-from hfexp.core.signals import noted, stop_raises
-from hfexp.launch import forkserver, jobs
-from hfexp.launch.board import Board
-from hfexp.launch.jobs import Order
-from hfexp.launch.reports import Progress
-from hfexp.launch.slots import Slot
+from hfexp.core import machine
+from hfexp.core.console import cell, console, note, say
+from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.process import how_it_ended, noted, stop_raises
+from hfexp.launch import forkserver, job
+from hfexp.launch.job import Order, Progress, error_of
+
+# The display of jobs that run side by side: a live table in a terminal, lines elsewhere.
+
+
+class Board:
+    """Display that reports only failures: jobs that run one at a time print their own output."""
+
+    interval: float | None = None
+    """Seconds between two refreshes; None: refresh only on events."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def started(self, order: Order) -> None:
+        """Handle the start of a job."""
+
+    def progressed(self, order: Order, progress: Progress) -> None:
+        """Handle a progress report of a job."""
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        """Handle the end of a job: show it if the job failed."""
+        error = error_of(result)
+        if error is not None:
+            where = f" (log: {os.path.relpath(order.log)})" if order.log else ""
+            note(f"job {order.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
+
+    def refresh(self) -> None:
+        """Redraw what changes with time."""
+
+    def close(self) -> None:
+        """Close the display after the last job."""
+
+
+class Lines(Board):
+    """Display with a line for each start and each end of a job."""
+
+    def started(self, order: Order) -> None:
+        say(f"job {order.name} started" + (f": {order.words}" if order.words else ""))
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        super().ended(order, result, seconds)
+        if error_of(result) is None:
+            value = show_objective(result.return_value)
+            say(f"job {order.name} done in {seconds:.1f} s: {value}  {order.words}".rstrip())
+
+
+class Live(Lines):
+    """Display with a table of the running jobs at the bottom of the terminal, and lines for ended jobs above it."""
+
+    interval: float = 0.5  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, total: int) -> None:
+        from rich.live import Live as RichLive
+
+        super().__init__(total)
+        self._rows: dict[str, tuple[Order, float, Progress | None, Progress | None, float]] = {}
+        """By name of a job: the job, its start, its first and its last report, and the time of the first report."""
+        self._done = 0
+        self._shown = 0.0
+        self._live = RichLive(auto_refresh=False, transient=True, console=console())
+        self._live.start()
+
+    def started(self, order: Order) -> None:
+        self._rows[order.name] = (order, time.monotonic(), None, None, 0.0)
+
+    def progressed(self, order: Order, progress: Progress) -> None:
+        _, began, first, _, since = self._rows[order.name]
+        if first is None:
+            first, since = progress, time.monotonic()
+        self._rows[order.name] = (order, began, first, progress, since)
+
+    def ended(self, order: Order, result: Any, seconds: float) -> None:
+        del self._rows[order.name]
+        self._done += 1
+        super().ended(order, result, seconds)
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._shown >= self.interval / 2:
+            self._shown = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        title = f"{self._done} of {self.total} jobs done"
+        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        for head in ("job", "overrides", "run", "step", "last metric", "to go"):
+            widest = 24 if head == "run" else None
+            table.add_column(head, no_wrap=head != "overrides", overflow="ellipsis", max_width=widest)
+        now = time.monotonic()
+        for name, (order, began, first, last, since) in self._rows.items():
+            if first is None or last is None:
+                table.add_row(name, cell(order.words), "", f"starting, {now - began:.0f} s", "", "")
+                continue
+            metric = "  ".join(f"{name} {value:.4f}" for name, value in list(last.metrics.items())[-1:])
+            done, left = last.step - first.step, last.max_steps - last.step
+            to_go = f"{left * (now - since) / done:.0f} s" if done else ""
+            step = f"{last.step}/{last.max_steps}"
+            table.add_row(name, cell(order.words), cell(last.name), step, cell(metric), to_go)
+        return table
+
+
+def board_for(total: int, side_by_side: bool) -> Board:
+    """Return a live table for a terminal, or lines; for jobs that run one at a time, show only failures."""
+    if not side_by_side:
+        return Board(total)
+    return Live(total) if sys.stdout.isatty() else Lines(total)
+
+
+def show_objective(value: Any) -> str:
+    """Format what a job returned in at most 40 characters."""
+    return f"{value:.6g}" if isinstance(value, float) else "-" if value is None else str(value)[:40]
+
+
+# Slots: the division of a machine's devices and CPUs among concurrent jobs.
+
+
+KEY = "hydra.launcher"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The devices and CPUs that one job may use."""
+
+    devices: tuple[str, ...]
+    """Device names as in `CUDA_VISIBLE_DEVICES`."""
+    cpus: int
+
+    def environment(self) -> dict[str, str]:
+        """Return environment variables that confine a job to its slot; the user's lower OMP_NUM_THREADS is kept."""
+        threads = self.cpus
+        with contextlib.suppress(ValueError):
+            threads = max(1, min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
+        variables = {"HFEXP_CPUS": str(self.cpus), "OMP_NUM_THREADS": str(threads)}
+        if self.devices or machine.visible_devices():
+            variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
+        return variables
+
+
+def slots(
+    devices: Sequence[str],
+    n_jobs: int | None,
+    gpus_per_job: float | None,
+    cpus: int,
+    cpus_per_job: int | None = None,
+) -> list[Slot]:
+    """Divide the machine's devices and CPUs into slots.
+
+    Args:
+        devices: accelerators of this machine that may be used.
+        n_jobs: number of slots; None: as many as the devices allow, or one without devices.
+        gpus_per_job: a whole number, or a share of one device (0.5: two jobs on each); None: 1 if there are devices.
+        cpus: number of CPUs to divide.
+        cpus_per_job: None: an equal share, at least one.
+
+    Raises:
+        ConfigError: this machine can't provide these slots.
+    """
+    wanted = gpus_per_job if gpus_per_job is not None else float(bool(devices))
+    _check(devices, n_jobs, wanted, cpus, cpus_per_job)
+    parts = _divide(devices, wanted)
+    if parts and n_jobs is not None and n_jobs > len(parts):
+        raise ConfigError(
+            f"{KEY}.n_jobs={n_jobs} does not fit: {_count(devices)} with {KEY}.gpus_per_job={wanted:g} make "
+            f"{len(parts)} slots; lower one of the two"
+        )
+    number = n_jobs or len(parts) or 1
+    share = cpus_per_job or max(1, cpus // number)
+    return [Slot(parts[index] if parts else (), share) for index in range(number)]
+
+
+def _divide(devices: Sequence[str], per_job: float) -> list[tuple[str, ...]]:
+    """Return the devices of each slot; fractional slots go round-robin over the devices."""
+    if per_job == 0:
+        return []
+    if per_job < 1:
+        return [(device,) for _ in range(int(1 / per_job + 1e-9)) for device in devices]
+    size = int(per_job)
+    return [tuple(devices[start : start + size]) for start in range(0, len(devices) - size + 1, size)]
+
+
+def _check(
+    devices: Sequence[str], n_jobs: int | None, gpus_per_job: float, cpus: int, cpus_per_job: int | None
+) -> None:
+    if n_jobs is not None and n_jobs < 1:
+        raise ConfigError(f"{KEY}.n_jobs={n_jobs} must be at least 1 (null: as many as there are slots)")
+    if cpus_per_job is not None and not 1 <= cpus_per_job <= cpus:
+        raise ConfigError(f"{KEY}.cpus_per_job={cpus_per_job} must be from 1 to {cpus}, the processors here")
+    if gpus_per_job < 0 or (gpus_per_job > 1 and gpus_per_job != int(gpus_per_job)):
+        raise ConfigError(
+            f"{KEY}.gpus_per_job={gpus_per_job:g} must be a whole number, or a share of one device such as 0.5; "
+            "0: jobs without a device"
+        )
+    if gpus_per_job > len(devices):
+        raise ConfigError(
+            f"{KEY}.gpus_per_job={gpus_per_job:g} is more than there are: {_count(devices)} here "
+            "(CUDA_VISIBLE_DEVICES, or all)"
+        )
+
+
+def _count(devices: Sequence[str]) -> str:
+    return f"{len(devices)} device{'s' if len(devices) != 1 else ''}"
+
 
 SERVER_ENDED = "the process that jobs are forked from has ended; what it said is above"
 
@@ -47,7 +251,7 @@ class Running:
             self.reader.close()
             return None
         except Exception as error:
-            message = jobs.failure(self.order.overrides, RunError(f"the job's result can't be read: {error}"))
+            message = job.failure(self.order.overrides, RunError(f"the job's result can't be read: {error}"))
         if isinstance(message, Progress):
             return message
         self.result = message
@@ -129,7 +333,7 @@ class Pool:
         context = forkserver.context()
         reader, writer = context.Pipe(duplex=False)
         with writer:
-            process = context.Process(target=jobs.main, args=(order, writer), name=f"job {order.name}")
+            process = context.Process(target=job.main, args=(order, writer), name=f"job {order.name}")
             # Listed before it starts, so that a signal in between does not lose the job.
             self._running.append(Running(order, slot, process, reader))
             try:
@@ -166,7 +370,7 @@ class Pool:
         if result is None and forkserver.has_ended():  # not the job's fault: the next start continues it
             raise RunError(f"{SERVER_ENDED}; the same command continues")
         if result is None:
-            result = jobs.failure(
+            result = job.failure(
                 running.order.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
             )
         running.close()

@@ -22,7 +22,7 @@ MODULES = (
     "evaluate",
     "hfexp.commands.cli",
     "hfexp.experiment.run",
-    "hfexp.launch.jobs",
+    "hfexp.launch.job",
     # The modules above import these lazily, on first use, and nearly every run uses them.
     "hydra.core.plugins",
     "matplotlib.figure",

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.core.compose import as_typed, config_flags, opened
+from hfexp.core.config import Optimise
 from hfexp.core.console import note, say
 from hfexp.core.errors import ConfigError
+from hfexp.core.process import stop_raises
 from hfexp.core.provenance import Origin, command_line
-from hfexp.core.search_config import Optimise
 from hfexp.core.secrets import mask_override
-from hfexp.core.signals import stop_raises
 from hfexp.experiment.pruners import make_pruner
-from hfexp.launch.batches import run_in_batches
-from hfexp.sweep import summary
-from hfexp.sweep.definition import SweepDirectory, hold_sweep
-from hfexp.sweep.request import Composer, Request
+from hfexp.launch.local import run_in_batches
+from hfexp.sweep import parent_run
+from hfexp.sweep.request import Composer, Request, SweepDirectory, hold_sweep
 from hfexp.sweep.space import Point
 from hfexp.sweep.trials import State, Sweep, Trial
 from hfexp.tracking.membership import Membership, write_membership
@@ -59,7 +58,7 @@ def make_sampler(request: Request) -> tuple[Any, Any]:
     Raises:
         ConfigError: one of them does not accept its arguments.
     """
-    from hfexp.sweep.samplers import Given, sampler_for
+    from hfexp.sweep.study import Given, sampler_for
 
     search, points = request.search, request.points
     pruner = make_pruner(search.pruner.value, search.pruner_args)
@@ -78,9 +77,7 @@ class _Started:
 
     def run(self, sampler: Any, pruner: Any) -> None:
         from hfexp.experiment.sweep_storage import storage_url
-        from hfexp.sweep.ledger import Ledger
-        from hfexp.sweep.owner import Owner
-        from hfexp.sweep.scheduler import Schedule
+        from hfexp.sweep.scheduler import Ledger, Owner, Schedule
         from hfexp.sweep.study import agree, close_study, open_study
 
         search = self.request.search
@@ -110,9 +107,9 @@ class _Started:
                 self._serve(schedule)
                 changed()
                 view = self._view(schedule)
-                summary.show(view)
+                parent_run.show(view)
                 retries, early = search.retries, schedule.ended_early
-                error = summary.failure_of(view, schedule.errors, schedule.total, retries, early)
+                error = parent_run.failure_of(view, schedule.errors, schedule.total, retries, early)
                 if error is not None:
                     raise error
         finally:
@@ -185,7 +182,7 @@ class _Started:
             with stop_raises():
                 yield
         except (KeyboardInterrupt, SystemExit):
-            note(f"stopped: {summary.progress(schedule.trials)}; the same command continues the sweep")
+            note(f"stopped: {parent_run.progress(schedule.trials)}; the same command continues the sweep")
             raise
 
     def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:

@@ -5,12 +5,11 @@ from pathlib import Path
 
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note, say
+from hfexp.core.identity import data_stamp
 from hfexp.core.provenance import Origin
-from hfexp.core.stamp import data_stamp
-from hfexp.tracking.membership import Point, run_directory_of
+from hfexp.tracking.membership import TrialKey, run_directory_of
 from hfexp.tracking.nesting import membership_of, opening_of
-from hfexp.tracking.run_directory import experiment_name
-from hfexp.tracking.run_state import RunState, read_state
+from hfexp.tracking.run_directory import RunState, experiment_name, read_state
 
 Values = float | tuple[float, ...]
 
@@ -24,7 +23,7 @@ def run(config: Config, origin: Origin) -> Values:
     Raises:
         ConfigError: the point can't be run as asked.
     """
-    point = Point.parse(str(config.point))
+    point = TrialKey.parse(str(config.point))
     membership_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
     found = finished_run(point)
     if found and config.on_existing is not OnExisting.rerun:
@@ -40,16 +39,16 @@ def run(config: Config, origin: Origin) -> Values:
     return _as_returned(result.values or [])
 
 
-def finished_run(point: Point) -> tuple[Path, RunState] | None:
+def finished_run(point: TrialKey) -> tuple[Path, RunState] | None:
     """Return run directory and state of a finished (or pruned) point; None if it has still to be run."""
     path = run_directory_of(point)
     state = read_state(path) if path else None
     if path is None or state is None or state.status != "finished" or state.values is None or state.point is None:
         return None
-    return (path, state) if Point.parse(state.point) == point else None
+    return (path, state) if TrialKey.parse(state.point) == point else None
 
 
-def _in_experiment_of_sweep(config: Config, origin: Origin, point: Point) -> Config:
+def _in_experiment_of_sweep(config: Config, origin: Origin, point: TrialKey) -> Config:
     """Put the run into the sweep's MLflow experiment: in a sweep over datasets, each would have one of its own."""
     opened = opening_of(point.directory)
     if opened is None or experiment_name(config, origin) == opened["experiment"]:

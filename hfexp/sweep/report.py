@@ -1,14 +1,313 @@
 """The page of a sweep: the table of its trials, and pictures in which one trial can be followed."""
 
-from collections.abc import Mapping, Sequence
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from hfexp.core.secrets import mask_secrets
-from hfexp.sweep.plots import Drawing
-from hfexp.sweep.ranking import best
-from hfexp.sweep.table import TrialTable, command_of, error_of, measured, states
-from hfexp.sweep.trials import State, Sweep
+from hfexp.sweep.table import Curve, TrialTable, command_of, error_of, measured, states, swept_keys
+from hfexp.sweep.trials import State, Sweep, Trial, best
+from hfexp.tracking.report.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
 from hfexp.tracking.report.page import Block, Code, Picture, Report, Section, Table, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+# Positions of parameter values on an axis from 0 to 1, with tick labels.
+
+
+WIDE = 30.0
+"""Ratio of the largest to the smallest value above which the scale is logarithmic."""
+MOST_TICKS = 12
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One axis of a picture."""
+
+    name: str
+    places: list[float | None]
+    """Position of each value, from 0 to 1; None for a missing value."""
+    ticks: list[tuple[float, str]]
+
+
+def scale_of(name: str, values: Sequence[Any]) -> Scale:
+    """Place numbers by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in known):
+        return _numeric(name, values, [float(value) for value in known])
+    words = [
+        None if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+        for value in values
+    ]
+    distinct = sorted({word for word in words if word is not None})
+    places = {word: (index + 0.5) / len(distinct) for index, word in enumerate(distinct)}
+    every = max(1, -(-len(distinct) // MOST_TICKS))
+    ticks = [(places[word], word) for word in distinct[::every]]
+    return Scale(name, [None if word is None else places[word] for word in words], ticks)
+
+
+def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
+    logarithmic = is_wide(known)
+    low, high = min(known), max(known)
+
+    def place(value: float) -> float:
+        if high == low:
+            return 0.5
+        if logarithmic:
+            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
+        return (value - low) / (high - low)
+
+    distinct = sorted(set(known))
+    if len(distinct) > 5:
+        middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
+        distinct = [low, middle, high]
+    ticks = [(place(value), f"{value:.4g}") for value in distinct]
+    return Scale(name, [None if value is None else place(float(value)) for value in values], ticks)
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Tell whether values need a logarithmic scale: all are positive, and their ratio is above `WIDE`."""
+    return bool(values) and 0 < min(values) < max(values) / WIDE
+
+
+# Plots of a sweep's trials, in which every trial can be found by its number.
+
+
+MOST_KEYS = 12
+WIDTH, HEIGHT = 6.4, 3.4
+"""Size of one picture in inches."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Data of all pictures."""
+
+    sweep: Sweep
+    trials: Sequence[Trial]
+    """The trials to draw, best first."""
+    curves: Mapping[int, Sequence[Curve]]
+    """Learning curves by trial number, one for each run of the trial."""
+    curve_metric: str
+    importances: Mapping[str, float]
+
+    @cached_property
+    def best(self) -> set[int]:
+        return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
+
+    def value(self, trial: Trial, metric: int = 0) -> float | None:
+        """Return the value that a trial is ranked by, or that a pruned one had reached; None without a finite one."""
+        known = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
+        return known[metric] if known and math.isfinite(known[metric]) else None
+
+    def measured(self) -> list[tuple[Trial, float]]:
+        """Return trials with a value, the best ones last, so that they are drawn on top of the others."""
+        pairs = [(trial, self.value(trial)) for trial in reversed(self.trials)]
+        return [(trial, value) for trial, value in pairs if value is not None]
+
+    def colour(self, trial: Trial) -> str:
+        if trial.number in self.best:
+            return ORANGE
+        return BLUE if trial.state is State.finished else GREY
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture as PNG and as SVG."""
+
+    png: bytes
+    svg: bytes
+    """Ids of a trial's elements end with `-t<number>`, by which the page's script finds them."""
+
+
+def draw(shown: Shown) -> dict[str, Drawing]:
+    """Draw all pictures that there is data for, by name; one that fails is left out with a warning."""
+    made = {}
+    with style():
+        for name, function in PICTURES.items():
+            with guarded(name):
+                figure = function(shown)
+                if figure is not None:
+                    made[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
+    return made
+
+
+def _saved(figure: "Figure", form: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
+    content = buffer.getvalue()
+    return content[content.index(b"<svg") :] if form == "svg" else content
+
+
+def history(shown: Shown) -> "Figure | None":
+    """Plot values in the order of the trials, and the best so far; None with several metrics."""
+    measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
+    if not measured or len(shown.sweep.directions) != 1:
+        return None
+    figure, axes = _axes("value by trial", "trial", shown.sweep.objectives[0])
+    better = max if shown.sweep.directions[0] == "maximize" else min
+    numbers: list[int] = []
+    so_far: list[float] = []
+    for trial, value in measured:
+        _point(axes, "history", shown, trial, trial.number, value)
+        if trial.state is State.finished:
+            numbers.append(trial.number)
+            so_far.append(better([value, *so_far[-1:]]))
+    axes.step(numbers, so_far, where="post", color=GREEN, linewidth=1.2, label="best so far", zorder=1)
+    _value_scale(axes, [value for _, value in measured])
+    axes.legend(loc="best")
+    return figure
+
+
+def front(shown: Shown) -> "Figure | None":
+    """Plot the first two of several metrics against each other."""
+    if len(shown.sweep.metrics) < 2:
+        return None
+    figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.objectives[:2])
+    for trial, value in shown.measured():
+        other = shown.value(trial, 1)
+        if other is not None:
+            axes.plot([value], [other], "o", markersize=5, color=shown.colour(trial), gid=_id("front", trial))
+    return figure
+
+
+def parallel(shown: Shown) -> "Figure | None":
+    """Plot each trial as a line through its parameters to its value (parallel coordinates)."""
+    measured = shown.measured()
+    scales = _scales(shown, [trial for trial, _ in measured])
+    if len(measured) < 2 or not scales:
+        return None
+    values = scale_of(shown.sweep.objectives[0], [value for _, value in measured])
+    columns = [*scales.values(), values]
+    figure, axes = _axes("parameters and value", width=max(WIDTH, 1.2 + 1.3 * len(columns)), left=0.9)
+    for row, (trial, _) in enumerate(measured):
+        heights = [math.nan if scale.places[row] is None else scale.places[row] for scale in columns]
+        wide = 2.0 if trial.number in shown.best else 1.0
+        axes.plot(
+            range(len(columns)), heights, color=shown.colour(trial), linewidth=wide, alpha=0.8, marker=".",
+            gid=_id("parallel", trial),
+        )  # fmt: skip
+    for x, scale in enumerate(columns):
+        axes.axvline(x, color=GREY, linewidth=0.7, zorder=0)
+        for place, label in scale.ticks:
+            axes.text(x - 0.04, place, drawable(label, 14), ha="right", va="center", fontsize=7)
+    names = [drawable(scale.name.rpartition(".")[2], 20) for scale in columns]
+    axes.set_xticks(range(len(columns)), names)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def slices(shown: Shown) -> "Figure | None":
+    """Plot the value against each parameter by itself."""
+    from matplotlib.figure import Figure
+
+    measured = shown.measured()
+    scales = _scales(shown, [trial for trial, _ in measured])
+    if len(measured) < 2 or not scales:
+        return None
+    rows, columns = -(-len(scales) // 3), min(3, len(scales))
+    figure = Figure(figsize=(0.9 + 2.6 * columns, 0.4 + 2.5 * rows))
+    for number, scale in enumerate(scales.values()):
+        row, column = divmod(number, 3)
+        axes = panel(figure, 0.8 + 2.6 * column, 0.6 + 2.5 * (rows - 1 - row), 2.1, 1.7)
+        for (trial, value), place in zip(measured, scale.places, strict=True):
+            if place is not None:
+                _point(axes, f"slice{number}", shown, trial, place, value)
+        axes.set_xticks([place for place, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
+        axes.set_xlim(-0.05, 1.05)
+        axes.set_title(drawable(scale.name, 30))
+        axes.set_ylabel(drawable(shown.sweep.objectives[0], 20) if column == 0 else "")
+        _value_scale(axes, [value for _, value in measured])
+    return figure
+
+
+def importances(shown: Shown) -> "Figure | None":
+    """Plot the share of the variance that each parameter accounts for (fANOVA; Hutter et al. 2014)."""
+    if not shown.importances:
+        return None
+    pairs = sorted(shown.importances.items(), key=lambda pair: pair[1])
+    left = 0.3 + text_width([drawable(name, 40) for name, _ in pairs])
+    figure, axes = _axes("importance of parameters", "share of the variance", "", left=left, width=left + 4.5)
+    axes.barh([drawable(name, 40) for name, _ in pairs], [share for _, share in pairs], color=BLUE)
+    return figure
+
+
+def learning_curves(shown: Shown) -> "Figure | None":
+    """Plot the metric of each run during its training."""
+    known = [trial for trial in reversed(shown.trials) if any(shown.curves.get(trial.number, ()))]
+    if not known:
+        return None
+    figure, axes = _axes("learning curves", "step", shown.curve_metric)
+    for trial in known:
+        wide = 2.0 if trial.number in shown.best else 0.9
+        for run, curve in enumerate(shown.curves[trial.number]):
+            steps = sorted(curve)
+            axes.plot(
+                steps, [curve[step] for step in steps], color=shown.colour(trial), linewidth=wide, marker=".",
+                markersize=3, alpha=0.8, gid=f"curves{run}-t{trial.number}",
+            )  # fmt: skip
+    values = [v for t in known for c in shown.curves[t.number] for v in c.values() if math.isfinite(v)]
+    _value_scale(axes, values)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Shown], "Figure | None"]] = {
+    "history": history,
+    "front": front,
+    "learning_curves": learning_curves,
+    "parallel_coordinates": parallel,
+    "slices": slices,
+    "importances": importances,
+}
+
+
+def _axes(
+    title: str, x_label: str = "", y_label: str = "", *, left: float = 0.8, width: float = WIDTH
+) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, HEIGHT))
+    axes = panel(figure, left, 0.6, width - left - 0.2, HEIGHT - 1.0)
+    axes.set_title(title)
+    axes.set_xlabel(drawable(x_label, 60))
+    axes.set_ylabel(drawable(y_label, 40))
+    return figure, axes
+
+
+def _point(axes: Any, plot: str, shown: Shown, trial: Trial, x: float, y: float) -> None:
+    """Draw a trial as a point with the interval of its mean, or as a cross if it did not finish."""
+    kind = "o" if trial.state is State.finished else "x"
+    colour, name = shown.colour(trial), _id(plot, trial)
+    axes.plot([x], [y], kind, markersize=5, color=colour, gid=name)
+    if trial.intervals:
+        low, high = trial.intervals[0]
+        axes.plot([x, x], [low, high], color=colour, linewidth=0.9, gid=f"interval-{name}")
+
+
+def _scales(shown: Shown, trials: Sequence[Trial]) -> dict[str, Scale]:
+    """Build scales of the first 12 parameters that differ between these trials, with the trials' positions on them."""
+    columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(shown.sweep)}
+    varied = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
+    return {key: scale_of(key, varied[key]) for key in list(varied)[:MOST_KEYS]}
+
+
+def _value_scale(axes: Any, values: Sequence[float]) -> None:
+    if is_wide(values):
+        axes.set_yscale("log")
+
+
+def _id(plot: str, trial: Trial) -> str:
+    return f"{plot}-t{trial.number}"
+
 
 TITLES = {
     "history": "Value by trial",

@@ -1,25 +1,390 @@
 """The schedule of a sweep: it gives the launcher its jobs, and turns their outcomes into ends of trials."""
 
+import contextlib
+import json
+import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
 from hfexp.core.compose import as_typed
+from hfexp.core.config import Optimise, Pruner, SearchConfig
 from hfexp.core.console import note
-from hfexp.core.errors import RunError
+from hfexp.core.errors import Interrupted, RunError, first_line
 from hfexp.core.overrides import spelling
-from hfexp.core.search_config import Optimise, Pruner, SearchConfig
+from hfexp.core.process import ProcessId
 from hfexp.core.secrets import mask_secrets
-from hfexp.launch.jobs import error_of
+from hfexp.launch.job import error_of
 from hfexp.launch.local import Job
-from hfexp.sweep import outcome, owner, study
-from hfexp.sweep.ledger import GOOD, Entry, Ledger
-from hfexp.sweep.space import Space
-from hfexp.sweep.trials import State, Trial, TrialRun
-from hfexp.tracking.membership import Point
+from hfexp.sweep import study
+from hfexp.sweep import study as storage
+from hfexp.sweep.space import Point, Space
+from hfexp.sweep.trials import Estimate, State, Trial, TrialRun, estimate
+from hfexp.tracking.membership import TrialKey, run_directory_of
+from hfexp.tracking.run_directory import read_state
+
+# Owners of trials where several machines share a storage: each sweeper signs that it lives, and judges the others.
+
+
+INTERVAL = 10.0
+"""Seconds between two signs of life."""
+MISSED = 3
+"""Signs of life that a sweeper may miss before it counts as dead."""
+GAP = 1.5
+"""Intervals between two own signs above which the storage may have been away, or this process suspended."""
+BEAT = "hfexp.beat."
+"""Prefix of the study's attributes that hold the time of each sweeper's last sign, in seconds since 1970."""
+
+
+class Owner:
+    """This process as one of the sweepers that share a storage."""
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._process = ProcessId.own()
+        self.text = json.dumps([self._process.host, self._process.pid, self._process.started])
+        self._signed = self._in_touch_since = 0.0
+
+    def is_alive(self, text: str) -> bool:
+        """Tell whether the sweeper with this text (host, pid, start as JSON) still directs its trials.
+
+        Its signs may be old because the storage was away for all. So it counts as alive until this process has been
+        in touch with the storage for long enough to judge, unless it is certain that it is gone.
+        """
+        return not self._is_gone(text) and (not self._is_overdue(text) or not self._may_judge())
+
+    def is_unclear(self, text: str) -> bool:
+        """Tell whether that sweeper counts as alive only until this one has been in touch with the storage longer."""
+        return not self._is_gone(text) and self._is_overdue(text) and not self._may_judge()
+
+    def sign(self) -> None:
+        self._study.set_user_attr(BEAT + self.text, time.time())
+        now = time.time()
+        if now - self._signed > GAP * INTERVAL:
+            self._in_touch_since = now
+        self._signed = now
+
+    def _is_gone(self, text: str) -> bool:
+        """Tell whether a sweeper is certainly gone: its process has ended, or it never signed, as every owner does."""
+        host, pid, started = json.loads(text)
+        return ProcessId(host, pid, started).is_gone() or BEAT + text not in self._study.user_attrs
+
+    def _is_overdue(self, text: str) -> bool:
+        return time.time() - self._study.user_attrs[BEAT + text] >= MISSED * INTERVAL
+
+    def _may_judge(self) -> bool:
+        now = time.time()
+        return now - self._signed <= GAP * INTERVAL and now - self._in_touch_since >= MISSED * INTERVAL
+
+    @contextlib.contextmanager
+    def signing(self) -> Iterator[None]:
+        """Sign regularly from a thread while the block runs."""
+        done = threading.Event()
+        self.sign()
+
+        def go_on() -> None:
+            while not done.wait(INTERVAL):
+                with contextlib.suppress(Exception):  # the storage is away: others may take over this one's trials
+                    self.sign()
+
+        thread = threading.Thread(target=go_on, name="hfexp-sweep-owner", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+# Trials of a sweep as its sweeper knows them; the study stores them too, and each start reads them from there.
+
+
+CLOSED = {TrialState.COMPLETE: State.finished, TrialState.PRUNED: State.pruned, TrialState.FAIL: State.failed}
+GOOD = (State.finished, State.pruned)
+
+
+@dataclass
+class Entry:
+    """One trial of the study."""
+
+    number: int
+    trial_id: int
+    point: Point
+    state: State = State.running
+    runs: dict[int, TrialRun] = field(default_factory=dict)
+    attempts: int = 0
+    error: str | None = None
+    closed: bool = False
+    """True once Optuna was told how the trial ended."""
+    foreign: bool = False
+    """True while the trial belongs to another sweeper that shares the storage."""
+    under_way: set[int] = field(default_factory=set)
+    """Replicates that are running now."""
+
+    def done(self) -> list[TrialRun]:
+        """Return the runs that ended with values."""
+        return [run for run in self.runs.values() if run.state in GOOD and run.values is not None]
+
+    def estimates(self) -> list[Estimate]:
+        """Estimate each metric over the runs so far; return an empty list without any."""
+        columns = zip(*(run.values for run in self.done() if run.values is not None), strict=True)
+        return [estimate(column) for column in columns]
+
+    def objective(self, directions: Sequence[str], bound: bool) -> tuple[float, ...]:
+        """Return the values that Optuna is told and the trial is ranked by; empty without any run."""
+        found = self.estimates()
+        return tuple(e.told(d, bound) for e, d in zip(found, directions, strict=True)) if found else ()
+
+    def view(self, directions: Sequence[str], bound: bool) -> Trial:
+        """Return the trial as the tracking store and the table show it."""
+        found = self.estimates() if self.state in GOOD else []
+        deviations = tuple(e.deviation for e in found if e.deviation is not None)
+        intervals = tuple(e.interval for e in found if e.interval is not None)
+        return Trial(
+            self.number, self.point.params, self.point.words, self.state,
+            values=tuple(e.mean for e in found) or None, deviations=deviations or None, intervals=intervals or None,
+            runs=tuple(run for _, run in sorted(self.runs.items())), attempts=self.attempts, error=self.error,
+            objective=(self.objective(directions, bound) or None) if found else None,
+        )  # fmt: skip
+
+
+class Ledger:
+    """All trials of a sweep, by number."""
+
+    def __init__(self, study: Study, choose: Callable[[optuna.Trial], Point], owner: Owner | None) -> None:
+        """Create an empty ledger; `load` reads the trials.
+
+        Args:
+            study: the sweep's study.
+            choose: chooses the parameters of a trial.
+            owner: this sweeper, if others may share the storage; else None.
+        """
+        self.study, self._choose, self._owner = study, choose, owner
+        self.entries: dict[int, Entry] = {}
+        self._first: dict[frozenset[str], Entry] = {}
+        """First trial of each point, by the set of its overrides."""
+
+    def load(self, total: int) -> list[Entry]:
+        """Read trials that earlier starts or other sweepers have left in the study.
+
+        A trial whose parameters were not all chosen when its sweeper was killed gets the rest here, before the study
+        is told how other trials have ended since: the sampler must choose what it would have chosen undisturbed.
+
+        Args:
+            total: trials from this number on are ignored.
+
+        Returns:
+            Trials that this process has now to run or to continue.
+        """
+        trials = [trial for trial in storage.trials_of(self.study) if trial.number < total]
+        news = [trial for trial in trials if self._is_news(trial)]
+        taken = []
+        for trial in news:
+            is_open = not trial.state.is_finished()
+            foreign = is_open and not self._is_mine(trial)
+            if is_open and not foreign and storage.WORDS not in trial.user_attrs:
+                taken.append(self._complete(storage.reopen(self.study, trial._trial_id)))
+                continue
+            entry, known = _read(trial), self.entries.get(trial.number)
+            self.entries[trial.number], entry.foreign = entry, foreign
+            if known is not None:  # another sweeper had it; jobs that this process started for it may still run
+                entry.under_way = known.under_way
+            self.same_as(entry)
+            if is_open and not foreign:
+                taken.append(entry)
+        return sorted(taken, key=lambda entry: entry.number)
+
+    def ask(self, total: int) -> Entry | None:
+        """Ask for a new trial; return None if there are enough, as another sweeper may have been faster."""
+        trial = storage.ask(self.study, self._owner.text if self._owner else None)
+        # A surplus trial stays open and without overrides: the next start with a higher total completes it.
+        return self._complete(trial) if trial.number < total else None
+
+    def same_as(self, entry: Entry) -> Entry | None:
+        """Return the first trial of the same point if that is another one; else remember this one as the first."""
+        if entry.foreign:
+            return None
+        first = self._first.setdefault(frozenset(entry.point.words), entry)
+        return first if first is not entry else None
+
+    def holds(self, entry: Entry) -> bool:
+        """Tell whether this process still owns a trial; others take it over after too long without a sign of life."""
+        if self._owner is None or entry.foreign or entry.closed:
+            return not entry.foreign
+        owner = storage.owner_of(self.study, entry.trial_id)
+        if owner != self._owner.text:
+            entry.foreign, entry.state = True, State.running
+            key = frozenset(entry.point.words)
+            if self._first.get(key) is entry:
+                del self._first[key]
+            where = f" by the sweeper on {json.loads(owner)[0]}" if owner else ""
+            note(f"trial {entry.number} was taken over{where}, as this one gave no sign of life: it is dropped here")
+        return not entry.foreign
+
+    def is_unclear(self) -> bool:
+        """Tell whether a sweeper that still counts as alive may have abandoned open trials."""
+        if self._owner is None:
+            return False
+        others = [entry.trial_id for entry in self.entries.values() if entry.foreign and not entry.closed]
+        owners = {storage.owner_of(self.study, trial_id) for trial_id in others}
+        return any(self._owner.is_unclear(owner) for owner in owners if owner)
+
+    def keep_run(self, entry: Entry, run: TrialRun) -> None:
+        """Store the outcome of a run, unless another sweeper has taken over the trial."""
+        if not self.holds(entry):
+            return
+        entry.runs[run.replicate] = run
+        storage.write_run(self.study, entry.trial_id, run)
+
+    def keep_failure(self, entry: Entry, error: str) -> None:
+        """Store one more failed attempt, unless another sweeper has taken over the trial."""
+        if not self.holds(entry):
+            return
+        entry.attempts, entry.error, entry.state = entry.attempts + 1, error, State.failed
+        storage.set_attribute(self.study, entry.trial_id, storage.ERROR, error)
+        storage.set_attribute(self.study, entry.trial_id, storage.ATTEMPTS, entry.attempts)
+
+    def close(self, entry: Entry, state: State, values: Sequence[float] | None = None) -> None:
+        """Tell Optuna how a trial ended, unless another sweeper has taken it over."""
+        if not self.holds(entry):
+            return
+        told = {ours: theirs for theirs, ours in CLOSED.items()}[state]
+        storage.tell(self.study, entry.number, told, values if state is State.finished else None)
+        entry.state, entry.closed = state, True
+        if state is not State.failed:
+            entry.error = None
+
+    def _is_news(self, trial: FrozenTrial) -> bool:
+        known = self.entries.get(trial.number)
+        if known is None or not known.foreign:
+            return known is None
+        return trial.state.is_finished() or not self._is_foreign(trial)
+
+    def _is_foreign(self, trial: FrozenTrial) -> bool:
+        owner = trial.user_attrs.get(storage.OWNER)
+        if self._owner is None or owner == self._owner.text:
+            return False
+        return owner is None or self._owner.is_alive(owner)
+
+    def _is_mine(self, trial: FrozenTrial) -> bool:
+        """Tell whether an open trial is this process's; take it over first if its sweeper is dead."""
+        if self._owner is None:
+            return True
+        return not self._is_foreign(trial) and storage.take_over(self.study, trial, self._owner.text)
+
+    def _complete(self, trial: optuna.Trial) -> Entry:
+        with storage.quiet():
+            point = self._choose(trial)
+        params = {key: value if _is_plain(value) else str(value) for key, value in point.params.items()}
+        storage.set_attribute(self.study, trial._trial_id, storage.PARAMS, json.dumps(params))
+        storage.set_attribute(self.study, trial._trial_id, storage.WORDS, list(point.words))
+        entry = self.entries[trial.number] = Entry(trial.number, trial._trial_id, point)
+        return entry
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _read(trial: FrozenTrial) -> Entry:
+    """Build the entry of a trial from the study."""
+    known = trial.user_attrs
+    point = Point(json.loads(known.get(storage.PARAMS, "{}")), tuple(known.get(storage.WORDS, ())))
+    state = CLOSED.get(trial.state, State.running)
+    error = known.get(storage.ERROR) if state not in GOOD else None
+    return Entry(
+        trial.number, trial._trial_id, point, state, storage.runs_of(known), known.get(storage.ATTEMPTS, 0), error,
+        closed=trial.state.is_finished(),
+    )  # fmt: skip
+
+
+# The outcome of a sweep's job, from its return value and from the `run.json` of its run directory.
+
+
+def outcome(point: TrialKey, result: Any, metrics: int) -> TrialRun:
+    """Return the outcome of a job that has ended.
+
+    Args:
+        point: the job's point.
+        result: Hydra's `JobReturn`.
+        metrics: number of values that the job must return.
+    """
+    from hfexp.launch.job import error_of
+
+    error = error_of(result)
+    if error is None:
+        return _finished(point, result.return_value, metrics)
+    state = State.running if isinstance(error, Interrupted) else State.failed
+    run_dir, record = _look(point)
+    known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
+    return TrialRun(point.replicate, state, **known, error=mask_secrets(first_line(error)))
+
+
+def finished_before(point: TrialKey, metrics: int) -> TrialRun | None:
+    """Return the outcome of a job that finished in an earlier start; None if it has to be run or continued."""
+    _, record = _look(point)
+    if record.get("status") != "finished" or (record.get("values") is None and record.get("pruned_step") is None):
+        return None
+    return _finished(point, None, metrics)
+
+
+def is_open(point: TrialKey) -> bool:
+    """Tell whether the run of a job has neither finished nor failed: its `run.json` says `running` or `killed`."""
+    return _look(point)[1].get("status") in ("running", "killed")
+
+
+def process_of(point: TrialKey) -> ProcessId | None:
+    """Return the process that works on an unfinished job, or did until it died; None if the run was closed."""
+    _, record = _look(point)
+    if record.get("status") != "running":
+        return None
+    return ProcessId(record["host"], record["pid"], record["process"])
+
+
+def _finished(point: TrialKey, returned: Any, metrics: int) -> TrialRun:
+    run_dir, record = _look(point)
+    if record.get("status") != "finished":  # no record (another application), or one of an earlier start
+        record = {}
+    known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
+    pruned_step, recorded = record.get("pruned_step"), record.get("values")
+    given = returned if recorded is None else recorded
+    numbers = list(given) if isinstance(given, tuple | list) else [given]
+    if pruned_step is not None:
+        values = tuple(float(number) for number in numbers if number is not None)
+        pruned = values if len(values) == metrics else None
+        return TrialRun(point.replicate, State.pruned, **known, values=pruned, pruned_step=pruned_step)
+    problem = _problem(numbers, metrics)
+    if problem:
+        return TrialRun(point.replicate, State.failed, **known, error=problem)
+    return TrialRun(point.replicate, State.finished, **known, values=tuple(float(number) for number in numbers))
+
+
+def _problem(numbers: list[Any], metrics: int) -> str | None:
+    """Say why these values can't be compared; return None if they can."""
+    if len(numbers) != metrics:
+        return f"the job gave {len(numbers)} values, but {metrics} are to be optimised (search.metrics)"
+    for number in numbers:
+        if isinstance(number, str) or not hasattr(number, "__float__"):
+            return f"the job gave {number!r} instead of a number to compare"
+        if math.isnan(float(number)):
+            return "the objective is NaN"
+    return None
+
+
+def _look(point: TrialKey) -> tuple[Path | None, dict[str, Any]]:
+    """Return the run directory of a job and its parsed `run.json`; None and an empty dict if there is none yet."""
+    run_dir = run_directory_of(point)
+    state = read_state(run_dir) if run_dir else None
+    return run_dir, asdict(state) if state else {}
+
 
 SECRET = "search.storage="  # noqa: S105  the name of a key
 """Prefix of an override that may hold a password; jobs read the storage's URL from `sweep.json` instead."""
@@ -112,12 +477,12 @@ class Schedule:
         entry, replicate = self._jobs.pop(name)
         entry = self.ledger.entries[entry.number]  # a new one if the trial was lost and taken back meanwhile
         entry.under_way.discard(replicate)
-        run = outcome.outcome(self._point(entry, replicate), result, len(self.plan.directions))
+        run = outcome(self._point(entry, replicate), result, len(self.plan.directions))
         is_ours = not entry.closed and self.ledger.holds(entry)
         if run.state is State.failed:
             if is_ours:
                 self.errors[name] = error_of(result) or RunError(run.error or "")
-            if run.run_dir and outcome.is_open(self._point(entry, replicate)):
+            if run.run_dir and is_open(self._point(entry, replicate)):
                 self._died(run.run_dir, run.error or "")
         if is_ours:
             self.ledger.keep_run(entry, run)
@@ -164,7 +529,7 @@ class Schedule:
             return
         missing = [replicate for replicate in range(self.plan.replicates) if replicate not in entry.runs]
         for replicate in missing:
-            run = outcome.finished_before(self._point(entry, replicate), len(self.plan.directions))
+            run = finished_before(self._point(entry, replicate), len(self.plan.directions))
             if run is None:
                 self._queue.append((entry, replicate))
             else:
@@ -248,8 +613,8 @@ class Schedule:
     def _show(self, entry: Entry) -> None:
         self._views[entry.number] = entry.view(self.plan.directions, self.plan.bound)
 
-    def _point(self, entry: Entry, replicate: int) -> Point:
-        return Point(self.plan.directory, entry.number, replicate)
+    def _point(self, entry: Entry, replicate: int) -> TrialKey:
+        return TrialKey(self.plan.directory, entry.number, replicate)
 
     def _wait_for_others(self) -> None:
         """Sleep a second before asking again whether the other sweepers live: nothing else is left to do."""
@@ -258,14 +623,14 @@ class Schedule:
                 "waiting to see whether the other sweepers, whose last sign of life is old, still direct their trials"
             )
         self._said_waiting = True
-        time.sleep(owner.INTERVAL / 10)
+        time.sleep(INTERVAL / 10)
 
     def _wait_for_leftovers(self, taken: list[Entry]) -> None:
         """Wait for jobs of a killed start: each outlives its sweeper until it has written a checkpoint."""
         points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
         deadline, said = time.monotonic() + self.plan.grace_seconds + PATIENCE, False
         while time.monotonic() < deadline:
-            processes = (outcome.process_of(point) for point in points)
+            processes = (process_of(point) for point in points)
             if not any(process is not None and process.may_live_here() for process in processes):
                 return
             if not said:

@@ -61,7 +61,7 @@ class ExperimentSweeper(BasicSweeper):
 
     def _all_combinations(self, words: list[str]) -> list[Sequence[JobReturn]]:
         from hfexp.core.errors import SweepError
-        from hfexp.launch.jobs import differing_words
+        from hfexp.launch.job import differing_words
 
         assert self.config is not None
         assert self.launcher is not None
@@ -95,8 +95,8 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     from hfexp.core.console import cell, print_table, say
     from hfexp.core.errors import first_line
     from hfexp.core.secrets import mask_secrets
-    from hfexp.launch.board import show_objective
-    from hfexp.launch.jobs import error_of
+    from hfexp.launch.job import error_of
+    from hfexp.launch.pool import show_objective
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []

@@ -8,15 +8,17 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hfexp.core.checkpoint import list_checkpoints, trainer_state
 from hfexp.core.compose import as_typed
 from hfexp.core.provenance import without_sweep
 from hfexp.core.secrets import mask_override, mask_secrets
-from hfexp.sweep.ranking import ranked, ties
-from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.sweep.trials import State, Sweep, Trial, ranked, ties
 from hfexp.tasks.cells import csv_cell
+from hfexp.tracking.journal import FOLDER, JOURNAL, parse_entry
 
 LONGEST_CELL = 300
 """Characters of a text in a cell; longer ones are cut."""
@@ -34,7 +36,7 @@ class TrialTable:
     trials: tuple[Trial, ...]
     """The trials in the order of the rows."""
     ties: frozenset[int]
-    """Numbers of the trials that their seeds can't tell from the best one (`hfexp.sweep.ranking.ties`)."""
+    """Numbers of the trials that their seeds can't tell from the best one (`hfexp.sweep.trials.ties`)."""
 
     def csv(self) -> str:
         """Write the table as CSV, with a header."""
@@ -137,3 +139,48 @@ def _plain(value: Any) -> Cell:
         return value
     text = mask_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 3]}..."
+
+
+# Learning curves of a sweep's runs, read from their journals and checkpoints while they train.
+
+
+Curve = dict[int, float]
+"""Value of the metric by training step."""
+
+
+@dataclass
+class Curves:
+    """Curves of one evaluation metric by run directory; a journal is read on from where the last call stopped."""
+
+    metric: str
+    _read_until: dict[Path, int] = field(default_factory=dict)
+    _known: dict[Path, Curve] = field(default_factory=dict)
+
+    def of(self, run_dir: Path) -> Curve:
+        """Return the curve of a run so far; empty if it has no evaluation yet."""
+        journal = run_dir / FOLDER / JOURNAL
+        try:
+            return self._from_journal(journal) if journal.exists() else self._from_checkpoint(run_dir)
+        except (OSError, ValueError):  # the run is writing the file, or has removed it
+            return self._known.get(journal, {})
+
+    def _from_journal(self, journal: Path) -> Curve:
+        curve = self._known.setdefault(journal, {})
+        with journal.open("rb") as file:
+            file.seek(self._read_until.get(journal, 0))
+            for line in file:
+                if not line.endswith(b"\n"):  # the run is still writing this line: the next call reads it
+                    break
+                self._read_until[journal] = self._read_until.get(journal, 0) + len(line)
+                if self.metric.encode() in line:
+                    entry = parse_entry(line)
+                    if entry and entry["kind"] == "metrics" and self.metric in entry["metrics"]:
+                        curve[entry["step"]] = float(entry["metrics"][self.metric])
+        return curve
+
+    def _from_checkpoint(self, run_dir: Path) -> Curve:
+        """Read the evaluations before the newest checkpoint, for a run without a journal (no tracking)."""
+        for checkpoint in reversed(list_checkpoints(run_dir / "checkpoints")):
+            history = trainer_state(checkpoint).get("log_history", [])
+            return {entry["step"]: float(entry[self.metric]) for entry in history if self.metric in entry}
+        return {}

@@ -50,7 +50,7 @@ class ImageClassification(Classification):
         """Return `pixel_values` as an image: floats are denormalised and clipped to 0..1."""
         import PIL.Image
 
-        from hfexp.tasks.geometry import mean_and_std
+        from hfexp.tasks.images import mean_and_std
 
         pixels = np.asarray(inputs["pixel_values"])
         if pixels.dtype != np.uint8:
@@ -65,13 +65,13 @@ class ImageClassification(Classification):
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn an encoded image (bytes, or base64 text), a uint8 array (H, W[, C]) or a PIL image into a row."""
-        from hfexp.tasks.raw_images import image_row
+        from hfexp.tasks.images import image_row
 
         return image_row(value, self.max_image_pixels)
 
     def inference_example(self, row: dict[str, Any]) -> bytes:
         """Return the encoded image; a large one is scaled down."""
-        from hfexp.tasks.raw_images import image_bytes
+        from hfexp.tasks.images import image_bytes
 
         return image_bytes(row)
 

@@ -1,7 +1,12 @@
 """Image operations: open an image upright, convert it to RGB, resize it for the model, and collate batches."""
 
+import base64
+import binascii
 import io
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -13,8 +18,92 @@ from torchvision.transforms.v2 import functional
 
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.core.input_files import is_address, local_path, open_regular, read_address
-from hfexp.tasks.geometry import OTHERWISE, Geometry, mean_and_std
 from hfexp.tasks.image_memory import BYTES_PER_PIXEL, FORMATS, MAX_PIXELS, budget
+
+# The geometry of an image processor: how it resizes, crops and normalises, as numbers.
+
+
+OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
+
+FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
+"""PIL's resampling filters that torchvision also has for tensors, by timm's names."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes, interpolation and normalisation of an image processor."""
+
+    size: tuple[int, int]
+    """Height and width of the model's input, in pixels."""
+    resize: int | tuple[int, int]
+    """Length of the shortest edge before a centre crop to `size`, or height and width to resize to, in pixels."""
+    interpolation: int
+    """PIL's resampling filter."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    """Mean and standard deviation per channel, for levels in 0..1; empty if images are not normalised."""
+    rounds_to_even: bool = False
+    """True if the centre crop rounds half of an odd margin to even, as torchvision does, and not down."""
+
+    @classmethod
+    def of(cls, processor: Any) -> "Geometry":
+        """Read the geometry of a Transformers image processor (or of its wrapper of a timm model).
+
+        Raises:
+            ConfigError: it gives no size in pixels, or its timm model crops or interpolates in an unsupported way.
+        """
+        settings = processor.to_dict() if not hasattr(processor, "data_config") else {}
+        if not settings:
+            return cls._of_timm(processor.data_config)
+        size, resize = _size_and_resize(settings)
+        resample = int(settings.get("resample", PIL.Image.Resampling.BILINEAR))
+        return cls(size, resize, resample, *mean_and_std(processor))
+
+    @classmethod
+    def _of_timm(cls, config: dict[str, Any]) -> "Geometry":
+        """Read timm's `resolve_data_config` as `timm.data.transforms_factory.transforms_imagenet_eval` does."""
+        (_, height, width), mode, filter_name = config["input_size"], config["crop_mode"], config["interpolation"]
+        resize: int | tuple[int, int] = (
+            math.floor(height / config["crop_pct"]),
+            math.floor(width / config["crop_pct"]),
+        )
+        if mode == "center" and height == width:
+            resize = resize[0]
+        elif mode != "squash":
+            raise ConfigError(
+                f"the timm model fits images with crop_mode={mode} to {height} x {width} pixels{OTHERWISE}"
+            )
+        if filter_name not in FILTERS:
+            raise ConfigError(f"the timm model resizes images with interpolation={filter_name}{OTHERWISE}")
+        mean, std = tuple(config["mean"]), tuple(config["std"])
+        return cls((height, width), resize, FILTERS[filter_name], mean, std, rounds_to_even=True)
+
+
+def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | tuple[int, int]]:
+    """Return the final size and the resize step from the settings of a Transformers image processor."""
+    size = settings.get("size") or {}
+    crop = settings.get("crop_size") if settings.get("do_center_crop") else None
+    edge = size.get("shortest_edge")
+    if edge is None:
+        if not {"height", "width"} <= size.keys():
+            raise ConfigError(f"the processor gives no size of images in pixels (size={size or None}){OTHERWISE}")
+        resized = (size["height"], size["width"])
+        return ((crop["height"], crop["width"]) if crop else resized), resized
+    if "crop_pct" in settings and settings["crop_pct"]:
+        # As ConvNextImageProcessor.resize: it crops below 384 pixels, and warps the image from 384 on.
+        return (edge, edge), (int(edge / settings["crop_pct"]) if edge < 384 else (edge, edge))
+    return ((crop["height"], crop["width"]) if crop else (edge, edge)), edge
+
+
+def mean_and_std(processor: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel, for levels in 0..1; empty if images are not normalised."""
+    if hasattr(processor, "data_config"):
+        return tuple(processor.data_config["mean"]), tuple(processor.data_config["std"])
+    settings = processor.to_dict()
+    normalises = settings.get("do_normalize", True)
+    mean, std = (tuple(settings.get(name) or ()) if normalises else () for name in ("image_mean", "image_std"))
+    return mean, std
+
 
 HALVED_FROM = MAX_PIXELS // 2
 """Pixels above which a JPEG is decoded at half its width and height, which takes a quarter of the memory."""
@@ -357,3 +446,62 @@ class ImageCollator:
         factor, offset = self.factor.to(images.device), self.offset.to(images.device)
         # Converting and multiplying in one call would allocate one more array of floats and take twice the time.
         return {**batch, "pixel_values": images.float().mul_(factor).add_(offset)}
+
+
+# Images for prediction as callers pass them: encoded, as base64 text, or as arrays.
+
+
+Row = dict[str, Any]
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/\r\n]+={0,2}\s*")
+
+
+def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
+    """Turn one raw image into a row.
+
+    Raises:
+        DataError: it is not an image, can't be read, or has more than `max_pixels`.
+    """
+    if isinstance(value, PIL.Image.Image):
+        return {"image": value}
+    if isinstance(value, np.ndarray):
+        return {"image": _from_array(value)}
+    if isinstance(value, str | bytes | bytearray | memoryview):
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        # Depending on the request, MLflow's server passes base64 text as bytes; no encoded image looks like that.
+        is_text = isinstance(value, str) or _BASE64.fullmatch(data)
+        data = _from_base64(data) if is_text else data
+        name = f"an image of {len(data):,} bytes"
+        with reading(name):  # a copy, because some of Pillow's decoders read again when their image is used
+            return {"image": read_encoded(io.BytesIO(data), name, max_pixels).copy()}
+    raise DataError(
+        f"an encoded image (bytes or base64 text), a uint8 array or a PIL image is needed, not {type(value).__name__}"
+    )
+
+
+def image_bytes(row: Row, most: int = 100_000) -> bytes:
+    """Return a row's encoded image, which `datasets` has not decoded; shrink it if it has more than `most` bytes."""
+    data = stored_bytes(row["image"])
+    if len(data) <= most:
+        return data
+    image = to_rgb(open_image({"bytes": data, "path": row["image"].get("path")}))
+    image.thumbnail((256, 256))
+    small = io.BytesIO()
+    image.save(small, "JPEG")
+    return small.getvalue()
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return base64.b64decode(b"".join(text.split()), validate=True)
+    except binascii.Error as error:
+        raise DataError(f"this text is not base64 of an image (names of files are no inputs): {error}") from error
+
+
+def _from_array(array: np.ndarray) -> PIL.Image.Image:
+    if array.dtype != np.uint8:
+        raise DataError(f"an image array must be uint8, not {array.dtype}")
+    array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in (3, 4))) or 0 in array.shape:
+        raise DataError(f"an image array must be (H, W), (H, W, 3) or (H, W, 4), not {array.shape}")
+    return PIL.Image.fromarray(array)

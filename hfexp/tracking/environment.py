@@ -14,9 +14,7 @@ from typing import Any
 from hfexp.core.git import git_state
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin
-from hfexp.core.secret_names import is_secret_variable
-from hfexp.core.secret_shapes import MASK
-from hfexp.core.secrets import mask_secrets
+from hfexp.core.secrets import MASK, is_secret_variable, mask_secrets
 
 
 @dataclass(frozen=True)

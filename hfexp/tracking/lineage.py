@@ -10,12 +10,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hfexp.core.config import Config, to_dict
-from hfexp.core.pretrained import PACKAGE, local_model
+from hfexp.core.hub import PACKAGE, local_model
 from hfexp.core.secrets import mask_values
 from hfexp.data.fingerprint import digest
 from hfexp.data.prepare import settings_of
 from hfexp.data.sources import name_of
-from hfexp.data.streams import Stream
+from hfexp.data.streaming import Stream
 from hfexp.tasks.base import Task
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}

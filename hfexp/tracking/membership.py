@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.core.files import write_private
 from hfexp.core.outside import DamagedRecord, read_record, why_foreign
-from hfexp.core.whole_files import write_whole
 
 DEFINITION = "sweep.json"
 POINTS = "points"
@@ -44,7 +44,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Point:
+class TrialKey:
     """The parsed key `point`."""
 
     directory: Path
@@ -52,7 +52,7 @@ class Point:
     replicate: int
 
     @classmethod
-    def parse(cls, text: str) -> "Point":
+    def parse(cls, text: str) -> "TrialKey":
         directory, trial, replicate = text.rsplit(":", 2)
         return cls(Path(directory), int(trial), int(replicate))
 
@@ -80,12 +80,12 @@ def read_membership(directory: Path) -> Membership:
     return read_record(directory / DEFINITION, Membership)
 
 
-def note_run_directory(point: Point, run_dir: Path) -> None:
+def note_run_directory(point: TrialKey, run_dir: Path) -> None:
     """Write down where the run directory of a point is."""
     write_private(point.file, json.dumps({"run_dir": str(run_dir)}))
 
 
-def run_directory_of(point: Point) -> Path | None:
+def run_directory_of(point: TrialKey) -> Path | None:
     """Return the run directory of a point; None if it has not begun, or if the noted path isn't the user's own run."""
     try:
         run_dir = Path(read_record(point.file, _Place).run_dir)
@@ -93,8 +93,3 @@ def run_directory_of(point: Point) -> Path | None:
         return None
     output_dir = point.directory.parent.parent
     return None if why_foreign(run_dir, output_dir) else run_dir
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file atomically, readable by its owner only."""
-    write_whole(path, text, 0o600)

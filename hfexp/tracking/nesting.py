@@ -10,9 +10,8 @@ from typing import Any
 from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError
 from hfexp.core.outside import DamagedRecord
-from hfexp.tracking.delivered import recorded_run_id
-from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry
-from hfexp.tracking.membership import DEFINITION, Membership, Point, read_membership
+from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry, recorded_run_id
+from hfexp.tracking.membership import DEFINITION, Membership, TrialKey, read_membership
 
 PARENT = "mlflow.parentRunId"
 KEY = "hfexp.run_key"
@@ -46,7 +45,7 @@ def membership_of(point: str) -> Membership:
     Raises:
         ConfigError: `sweep.json` in the sweep's directory can't be read.
     """
-    directory = Point.parse(point).directory
+    directory = TrialKey.parse(point).directory
     try:
         return read_membership(directory)
     except (OSError, DamagedRecord) as error:
@@ -59,7 +58,7 @@ def child_tags(point: str | None) -> dict[str, str]:
     """Return the tags that tie a run to its sweep; empty for a run outside a sweep."""
     if point is None:
         return {}
-    parsed, membership = Point.parse(point), membership_of(point)
+    parsed, membership = TrialKey.parse(point), membership_of(point)
     tags = {"hfexp.sweep": membership.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
     opened = opening_of(parsed.directory)
     if opened:

@@ -9,13 +9,10 @@ from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.outside import why_foreign
 from hfexp.core.process import ProcessId
-from hfexp.core.secret_shapes import MASK
-from hfexp.core.secrets import mask_secrets
-from hfexp.tracking.delivered import read_delivered, recorded_run_id
+from hfexp.core.secrets import MASK, mask_secrets
 from hfexp.tracking.delivery import REASON, TURNING_POINTS, Delivery
-from hfexp.tracking.journal import Entry, Journal, exists, now
-from hfexp.tracking.run_directory import held_run
-from hfexp.tracking.run_state import RunState, read_state, save_state
+from hfexp.tracking.journal import Entry, Journal, exists, now, read_delivered, recorded_run_id
+from hfexp.tracking.run_directory import RunState, held_run, read_state, save_state
 from hfexp.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)

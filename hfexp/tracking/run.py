@@ -12,10 +12,10 @@ from uuid import uuid4
 from hfexp.core.config import Config, TrackingConfig, flatten, recorded_values
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, RunError, SweepError, Terminated, first_line
+from hfexp.core.process import uninterrupted
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.signals import uninterrupted
-from hfexp.launch.failures import WorkerKilledError
+from hfexp.launch.workers import WorkerKilledError
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import now
 from hfexp.tracking.nesting import child_tags

@@ -7,12 +7,11 @@ from typing import Any, Protocol
 
 from hfexp.core.console import note
 from hfexp.core.errors import first_line
-from hfexp.tracking.delivery import Delivery
+from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.recovery import append_closing, close_gone_runs
 from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.store import settle
-from hfexp.tracking.writer import Writer
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.core.hub import explain_hub_errors
-from hfexp.core.pretrained import local_model
+from hfexp.core.hub import explain_hub_errors, local_model
 from hfexp.core.targets import instantiate, locate, parameters
 
 CONFIG_FILE = "adapter_config.json"

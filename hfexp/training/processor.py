@@ -3,12 +3,14 @@
 from typing import Any
 
 import transformers
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.processing_utils import ImagesKwargs
 
 from hfexp.core.config import ModelConfig
+from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.hub import explain_hub_errors
-from hfexp.core.pretrained import check_path, local_model
+from hfexp.core.hub import check_path, explain_hub_errors, local_model
 from hfexp.core.targets import instantiate
 from hfexp.data.prepare import settings_of
 from hfexp.tasks.base import Task
@@ -72,4 +74,100 @@ def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
             raise ConfigError(
                 f"unknown key 'model.processor.{name}'.{did_you_mean(name, allowed)} "
                 f"{type(processor).__name__} takes: {one_of(allowed)}"
+            )
+
+
+# Fit a tokenizer to its model: the longest text, the tokens that the model knows, and the padding.
+
+
+POSITIONS = ("max_position_embeddings", "max_seq_len")
+"""Fields of a model's config that limit the tokens of a text; the second is MPT's."""
+OF_OTHER_INPUTS = ("audio_token", "image_token", "video_token")
+"""A tokenizer's special tokens that no text contains: a text-only model may have no embedding for them (Gemma 3)."""
+
+
+def fit_tokenizer(tokenizer: Any, model: Any, task: Task) -> None:
+    """Set the longest text and the padding that a tokenizer shares with its model; leave other processors unchanged.
+
+    Args:
+        model: may be on the meta device; its config gets the tokenizer's padding token if it has none.
+
+    Raises:
+        ConfigError: the tokenizer and the model can't be used together.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    _fit_length(tokenizer, model, task)
+    _fit_padding(tokenizer, model, task)
+    _require_embeddings(tokenizer, model)
+
+
+def longest_text(model: Any) -> int | None:
+    """Return how many tokens a model takes; None: any number, e.g. with relative positions (T5)."""
+    config = model.config.get_text_config()
+    known = [getattr(config, name, None) for name in POSITIONS]
+    limits = [limit for limit in known if isinstance(limit, int) and limit > 0]
+    counted = _counted_positions(model)
+    return min([*limits, *(e.num_embeddings - int(e.padding_idx) - 1 for e in counted)], default=None)
+
+
+def _counted_positions(model: Any) -> list[Any]:
+    """Return embeddings of positions that count from the padding token's id, as in RoBERTa and its relatives."""
+    named = model.named_modules()
+    embeddings = [m for name, m in named if name.endswith("position_embeddings") and isinstance(m, nn.Embedding)]
+    return [embedding for embedding in embeddings if embedding.padding_idx is not None]
+
+
+def _require_embeddings(tokenizer: Any, model: Any) -> None:
+    config = model.config.get_text_config()
+    rows = getattr(config, "vocab_size", None)
+    if rows is None:  # CANINE reads characters and has no vocabulary
+        return
+    ignored = {str(getattr(tokenizer, name, None)) for name in OF_OTHER_INPUTS}
+    vocabulary = tokenizer.get_vocab()
+    unknown = sorted(
+        (token for token, n in vocabulary.items() if n >= rows and token not in ignored), key=vocabulary.get
+    )
+    if not unknown:
+        return
+    needed = max(vocabulary.values()) + 1
+    way_out = (
+        f"add rows to it once and save both: model.resize_token_embeddings({needed}), model.save_pretrained(DIR), "
+        "tokenizer.save_pretrained(DIR); then model.path=DIR"
+        if config.name_or_path
+        else f"set model.config.vocab_size={needed}"
+    )
+    raise ConfigError(
+        f"the model has embeddings for {rows} tokens, and its tokenizer has {len(unknown)} more "
+        f"({one_of(map(repr, unknown), 3)}): {way_out}"
+    )
+
+
+def _fit_length(tokenizer: Any, model: Any, task: Task) -> None:
+    limit = longest_text(model)
+    if limit is None:
+        return
+    if task.block_size is not None and task.block_size > limit:
+        raise ConfigError(f"task.block_size={task.block_size} is more than the {limit} tokens that the model takes")
+    if tokenizer.model_max_length > limit:
+        before = tokenizer.model_max_length
+        tokenizer.model_max_length = limit
+        if task.block_size is None:  # blocks were checked above, and no text is truncated
+            said = f"{before}" if before < 10**9 else "nothing of it"
+            note(f"texts have at most {limit} tokens, which is what the model takes (its tokenizer says {said})")
+
+
+def _fit_padding(tokenizer: Any, model: Any, task: Task) -> None:
+    config = model.config.get_text_config()
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None and not task.loss_per_token:
+        tokenizer.pad_token = tokenizer.eos_token
+        note(f"the tokenizer has no padding token: {tokenizer.eos_token!r}, which ends a text, is used for it")
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    for embedding in _counted_positions(model):
+        if tokenizer.pad_token_id not in (None, embedding.padding_idx):
+            right = tokenizer.convert_ids_to_tokens(int(embedding.padding_idx))
+            raise ConfigError(
+                f"the tokenizer pads with {tokenizer.pad_token!r} (token {tokenizer.pad_token_id}), but the model "
+                f"counts positions from token {embedding.padding_idx}: set model.processor.pad_token={right!r}"
             )

@@ -1,28 +1,121 @@
 """The Trainer: it resumes, stops on signals, and samples by (seed, epoch)."""
 
-import contextlib
 import functools
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.core.errors import ConfigError, Terminated, exit_code
-from hfexp.core.signals import count_once, handled
+from hfexp.core.errors import ConfigError
+from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset
 from hfexp.data.sampling import EpochSampler
+from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task
-from hfexp.tasks.scoring import MetricSet
+from hfexp.tasks.metrics import MetricSet
+from hfexp.training.callbacks import StopWhenDiverged, TellEpoch
 from hfexp.training.checkpoints import TrueCheckpoints
-from hfexp.training.divergence import StopWhenDiverged
-from hfexp.training.stream_training import StreamTraining
 from hfexp.training.timing import Timed
 from hfexp.training.weighting import WeightedLosses
+
+# Trainer mixin that reads streams.
+
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+
+@dataclass
+class _Facts:
+    """State of a stream that a checkpoint keeps beside the Trainer's own."""
+
+    batches_per_epoch: int | None
+
+
+class StreamTraining(_Base):
+    """Mixin for a Transformers `Trainer` that reads streams, and resumes at the batch where training stopped."""
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **kwargs: Any) -> Any:
+        from accelerate.data_loader import DataLoaderShard
+
+        if isinstance(dataset, TrainingStream):
+            collate = self._get_collator_with_removed_columns(self.data_collator, description=description)
+            dataset.configure(self.args, batch_size, collate)
+            # Accelerate's `prepare` is left out: it would divide the stream among the processes once more.
+            return DataLoaderShard(dataset, self.accelerator.device, batch_size=None, collate_fn=as_it_is)
+        if isinstance(dataset, EvaluationStream):
+            if self.args.world_size > 1:
+                return self._dealt_out(dataset, description, batch_size * self.args.world_size)
+            dataset.batch_size = batch_size
+        return super()._get_dataloader(dataset, description, batch_size, **kwargs)
+
+    def _dealt_out(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
+        """Return a data loader in which the first process makes whole batches, and each process gets its part of them.
+
+        By default Accelerate makes one batch per process in the first one and concatenates them, which fails for
+        texts of different lengths (`accelerate` 1.15, `DataLoaderDispatcher._fetch_batches`).
+        """
+        from accelerate.data_loader import prepare_data_loader
+        from torch.utils.data import DataLoader
+
+        dataset.batch_size = batch_size
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description=description),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+        )
+        return prepare_data_loader(
+            loader,
+            device=self.accelerator.device,
+            num_processes=self.args.world_size,
+            process_index=self.args.process_index,
+            split_batches=True,
+            put_on_device=self.accelerator.device_placement,
+            dispatch_batches=True,
+        )
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        position = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        stream = self.train_dataset
+        if isinstance(stream, TrainingStream) and resume_from_checkpoint is not None:
+            stream.had = position[1]
+            path = Path(str(resume_from_checkpoint), self._stream_file)
+            if path.is_file():
+                stream.batches_per_epoch = read_record(path, _Facts).batches_per_epoch
+        return position
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, TrainingStream):
+            facts = _Facts(self.train_dataset.batches_per_epoch)
+            Path(output_dir, self._stream_file).write_text(json.dumps(asdict(facts)))
+
+    @property
+    def _stream_file(self) -> str:
+        return f"stream_{self.args.process_index}.json"
 
 
 class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
@@ -109,91 +202,6 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
         return (loss, outputs) if return_outputs else loss
 
 
-class TellEpoch(TrainerCallback):
-    """Callback that tells the sampler its epoch, which determines the order of the samples.
-
-    The Trainer does so through the data loader, which does not reach the sampler when several processes resume in
-    mid-epoch (`accelerate` 1.15, `skip_first_batches` around a `BatchSamplerShard`): they would take the samples of
-    another epoch.
-    """
-
-    def __init__(self, sampler: EpochSampler) -> None:
-        self.sampler = sampler
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-
-class StopOnSignal(TrainerCallback):
-    """Callback for SIGTERM and SIGHUP: finish the step, write a checkpoint, and end the run (exit code 143 or 129).
-
-    Outside of training the run ends at once, as it does on a second SIGTERM. At the end of an epoch the checkpoint
-    waits for that epoch's evaluation, which a resumed run would not repeat.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._asked: list[int] = []
-        """Signals received, in their order."""
-        self._training = False
-        self._handled = contextlib.ExitStack()
-
-    def __enter__(self) -> "StopOnSignal":
-        self._handled.enter_context(handled(self._request))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._handled.close()
-
-    @property
-    def ending(self) -> Terminated:
-        """Return the exception that ends the run; its exit code is that of the first signal."""
-        return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
-
-    @property
-    def due(self) -> bool:
-        """Return True if the step that ends now is the last one."""
-        return self.requested
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        count_once(number)
-        if number in self._asked or not self._training:
-            raise Terminated(exit_code(number))
-        self._asked.append(number)
-        self.requested = True
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._training = True
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._training = False
-        if self.requested:
-            raise self.ending
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        last_of_epoch = control.should_training_stop or float(state.epoch or 0).is_integer()
-        if self.due and not last_of_epoch:
-            control.should_save = True
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.due:
-            control.should_save = True
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.due:
-            raise self.ending
-
-
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
     """Return the function that the Trainer calls after an evaluation to get scalars by name."""
 
@@ -201,11 +209,6 @@ def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.Ev
         return metrics.scalars(dict(task.metric_inputs(prediction.predictions, prediction.label_ids)))  # pyright: ignore
 
     return compute_metrics
-
-
-def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:
-    """Return the callback for `trainer.early_stopping_patience`, if that is set."""
-    return [] if patience is None else [transformers.EarlyStoppingCallback(patience, threshold)]
 
 
 def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:

@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.core.config import Pruner
 from hfexp.core.errors import ConfigError, first_line
-from hfexp.core.search_config import Pruner
 from hfexp.core.secrets import mask_secrets
 from hfexp.experiment.pruners import BETWEEN_EVALUATIONS, make_pruner
 from hfexp.experiment.sweep_values import check_names, validation_name
 from hfexp.launch import world
-from hfexp.tracking.membership import Membership, Point, read_membership
+from hfexp.tracking.membership import Membership, TrialKey, read_membership
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class WatchPoint(TrainerCallback):
     Rank 0 asks the study and the other ranks follow. A decision is kept in `pruned.json`, for when the run is resumed.
     """
 
-    def __init__(self, point: Point, membership: Membership, run_dir: Path, has_test: bool) -> None:
+    def __init__(self, point: TrialKey, membership: Membership, run_dir: Path, has_test: bool) -> None:
         self.membership = membership
         self.has_test = has_test
         self._decision = run_dir / DECISION
@@ -164,7 +164,7 @@ def watch_point(point: str | None, run_dir: Path, has_test: bool) -> WatchPoint 
     """Build the callback for a point of a sweep; None for a run outside a sweep."""
     if point is None:
         return None
-    parsed = Point.parse(point)
+    parsed = TrialKey.parse(point)
     return WatchPoint(parsed, read_membership(parsed.directory), run_dir, has_test)
 
 

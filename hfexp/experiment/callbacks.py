@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfexp.core.console import end_bar, is_terminal, move_bar, say
 from hfexp.experiment.recorder import Recorder
-from hfexp.launch import reports
+from hfexp.launch import job
 
 
 class RecordTraining(TrainerCallback):
@@ -99,7 +99,7 @@ class ShowProgress(TrainerCallback):
         if time.perf_counter() > self._next or state.global_step >= state.max_steps:
             self._move_bar(args, state)
         if state.is_world_process_zero:
-            reports.report(args.run_name, state.global_step, state.max_steps, self.values)
+            job.report(args.run_name, state.global_step, state.max_steps, self.values)
 
     def _move_bar(self, args: TrainingArguments, state: TrainerState) -> None:
         if state.is_world_process_zero and is_terminal():

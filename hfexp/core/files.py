@@ -1,9 +1,33 @@
-"""Atomic file writes: a file is whole or does not exist, whenever its writer is killed."""
+"""A lock for files that several processes, and perhaps several users, work on."""
 
 import contextlib
 import fcntl
 import os
 from pathlib import Path
+
+from filelock import FileLock
+
+from hfexp.core.errors import ConfigError
+
+
+class SharedLock(FileLock):
+    """A file lock whose error says what to do if the lock file belongs to another user.
+
+    Raises:
+        ConfigError: raised by `acquire` and `with` if this user may not write the lock file.
+    """
+
+    def _acquire(self) -> None:
+        try:
+            super()._acquire()
+        except PermissionError as error:
+            raise ConfigError(
+                f"{self.lock_file} can't be written: another user has started the same here; set output_dir to a "
+                "directory of your own"
+            ) from error
+
+
+# Atomic file writes: a file is whole or does not exist, whenever its writer is killed.
 
 
 class WholeFile:
@@ -57,3 +81,8 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
         done = True
     finally:
         file.close(done)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file atomically, readable by its owner only."""
+    write_whole(path, text, 0o600)

@@ -2,21 +2,125 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
 import select
 import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from hfexp.core.errors import EXIT_FAILED, Interrupted, RunError, Terminated
-from hfexp.launch import reports, watch
-from hfexp.launch.place import Place
-from hfexp.launch.reports import Progress
+from hfexp.core.errors import EXIT_FAILED, EXIT_TERMINATED, Interrupted, RunError, Terminated
+
+# The environment, directory and paths of a launcher, restored in processes forked from the server.
+
+
+@dataclass(frozen=True)
+class Place:
+    """A snapshot of a process's state; a forked process would otherwise have the fork server's, which is older."""
+
+    environment: dict[str, str]
+    directory: str
+    path: tuple[str, ...]
+    argv: tuple[str, ...]
+    start_method: str | None
+    """Start method of multiprocessing, which data loader workers use; None: the platform's default."""
+
+    @classmethod
+    def here(cls) -> "Place":
+        method = multiprocessing.get_start_method(allow_none=True)
+        return cls(dict(os.environ), os.getcwd(), tuple(sys.path), tuple(sys.argv), method)
+
+    def enter(self) -> None:
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.directory)
+        sys.path[:] = [path or self.directory for path in self.path]
+        sys.argv[:] = self.argv
+        # Python makes a process that comes from a fork server use fork servers for all its own children.
+        multiprocessing.set_start_method(self.start_method, force=True)  # pyright: ignore
+
+
+# Progress reports from a job to its launcher; they are dropped when nobody listens.
+
+
+INTERVAL = 0.5
+"""Minimum number of seconds between two reports."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One progress report of a run."""
+
+    name: str
+    """Name of the run."""
+    step: int
+    max_steps: int
+    metrics: dict[str, float]
+
+
+_listener: Callable[[Progress], None] | None = None
+_next = 0.0
+
+
+def listen(listener: Callable[[Progress], None] | None) -> None:
+    """Send reports to this function from now on (None: drop them)."""
+    global _listener, _next
+    _listener, _next = listener, 0.0
+
+
+def report(name: str | None, step: int, max_steps: int, metrics: Mapping[str, float]) -> None:
+    """Report progress if someone listens, at most once per `INTERVAL`; the last step is always reported."""
+    global _next
+    if _listener is None or (time.monotonic() < _next and step < max_steps):
+        return
+    _next = time.monotonic() + INTERVAL
+    _listener(Progress(name or "", step, max_steps, {key: float(value) for key, value in metrics.items()}))
+
+
+def pass_on(progress: Progress) -> None:
+    """Forward a report that came from another process."""
+    if _listener is not None:
+        _listener(progress)
+
+
+# Stopping jobs whose launcher has died: a process from a fork server outlives even a SIGKILL of its launcher.
+
+
+def stop_when_orphaned(grace: float = 30.0) -> None:
+    """Stop this multiprocessing child when its parent process dies.
+
+    This process then sends itself SIGTERM (training writes a checkpoint on it). After `grace` seconds it exits in any
+    case, and kills all its children.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent.sentinel, grace), name="hfexp-watch", daemon=True).start()
+
+
+def _watch(sentinel: int, grace: float) -> None:
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace)
+    kill_children(os.getpid())
+    os._exit(EXIT_TERMINATED)
+
+
+def kill_children(pid: int) -> None:
+    """Send SIGKILL to all descendants of a process."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+
 
 HIDDEN = ("hydra.", "point=")
 """Beginnings of overrides that are not shown to people."""
@@ -52,8 +156,8 @@ def main(order: Order, connection: Connection) -> None:
     """Run a job, and send its progress and result through the connection."""
     with connection:
         _settle(order)
-        watch.stop_when_orphaned(order.grace)
-        reports.listen(lambda progress: _send_progress(connection, progress))
+        stop_when_orphaned(order.grace)
+        listen(lambda progress: _send_progress(connection, progress))
         code = 0
         try:
             result = _run(order)

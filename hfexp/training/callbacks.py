@@ -1,0 +1,287 @@
+"""Divergence check for the Trainer: training fails once its loss is not finite, and the error names the step."""
+
+import contextlib
+import math
+import shutil
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch.profiler import ProfilerActivity, profile, schedule
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hfexp.core.errors import RunError, Terminated, exit_code
+from hfexp.core.process import count_once, handled
+from hfexp.data.sampling import EpochSampler
+
+
+class TellEpoch(TrainerCallback):
+    """Callback that tells the sampler its epoch, which determines the order of the samples.
+
+    The Trainer does so through the data loader, which does not reach the sampler when several processes resume in
+    mid-epoch (`accelerate` 1.15, `skip_first_batches` around a `BatchSamplerShard`): they would take the samples of
+    another epoch.
+    """
+
+    def __init__(self, sampler: EpochSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class StopOnSignal(TrainerCallback):
+    """Callback for SIGTERM and SIGHUP: finish the step, write a checkpoint, and end the run (exit code 143 or 129).
+
+    Outside of training the run ends at once, as it does on a second SIGTERM. At the end of an epoch the checkpoint
+    waits for that epoch's evaluation, which a resumed run would not repeat.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._asked: list[int] = []
+        """Signals received, in their order."""
+        self._training = False
+        self._handled = contextlib.ExitStack()
+
+    def __enter__(self) -> "StopOnSignal":
+        self._handled.enter_context(handled(self._request))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handled.close()
+
+    @property
+    def ending(self) -> Terminated:
+        """Return the exception that ends the run; its exit code is that of the first signal."""
+        return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
+
+    @property
+    def due(self) -> bool:
+        """Return True if the step that ends now is the last one."""
+        return self.requested
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        count_once(number)
+        if number in self._asked or not self._training:
+            raise Terminated(exit_code(number))
+        self._asked.append(number)
+        self.requested = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._training = False
+        if self.requested:
+            raise self.ending
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        last_of_epoch = control.should_training_stop or float(state.epoch or 0).is_integer()
+        if self.due and not last_of_epoch:
+            control.should_save = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.due:
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.due:
+            raise self.ending
+
+
+if TYPE_CHECKING:
+    import transformers
+
+    _Base = transformers.Trainer
+else:
+    _Base = object
+
+
+class Diverged(RunError):
+    """Raised when the loss is no longer finite, so that no output of the model is a result."""
+
+
+class StopWhenDiverged(_Base):
+    """Mixin for a Transformers `Trainer` that checks the loss before it logs, evaluates or saves.
+
+    A single loss that is not finite may come from a step that the gradient scaler (fp16) then skips, so training has
+    diverged only if the last step's loss is not finite. The check's state stays on the device: no step waits for it.
+    """
+
+    _last_loss: torch.Tensor | None = None
+    _not_finite_since: torch.Tensor | None = None
+    """Step since which no step has had a finite loss; 0 if the last step had one."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._follow(loss)
+        return loss
+
+    def _follow(self, loss: torch.Tensor) -> None:
+        """Note since which step the loss is not finite; a step counts if any one of its accumulated batches does."""
+        step, is_finite = self.state.global_step + 1, torch.isfinite(loss)
+        since = torch.zeros_like(loss, dtype=torch.int64) if self._not_finite_since is None else self._not_finite_since
+        since = torch.where(is_finite | (since > 0), since, step)
+        self._not_finite_since = torch.where(is_finite & (since < step), 0, since)
+        self._last_loss = loss
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self.require_finite_loss()
+        return super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def require_finite_loss(self) -> None:
+        """Raise Diverged if the loss of the last training step was not finite in any one of the processes."""
+        if self._not_finite_since is None or self._last_loss is None:
+            return
+        found = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
+        if self.args.world_size > 1:
+            # Every process takes the maximum over all processes, so that all of them raise.
+            found = self.accelerator.gather(found[None]).amax(0)  # pyright: ignore
+        since, is_nan = found.tolist()
+        if since:
+            raise self.diverged(f"the loss is {'NaN' if is_nan else 'infinite'} since step {since}")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the Trainer's evaluation loop.
+
+        Raises:
+            Diverged: the loss of the evaluation is not finite.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        loss = (output.metrics or {}).get(name, 0.0)
+        if not math.isfinite(loss):
+            raise self.diverged(f"{name} is {loss} after step {self.state.global_step}")
+        return output
+
+    def diverged(self, what: str) -> Diverged:
+        """Build the error: `what` says which loss is not finite; the best metric measured before it is added."""
+        best, step = self.state.best_metric, self.state.best_global_step
+        known = best is not None and math.isfinite(best)
+        before = f"; the best before was {self.args.metric_for_best_model} {best:.4g} at step {step}" if known else ""
+        return Diverged(
+            f"training diverged: {what}{before}. Lower trainer.args.learning_rate, raise "
+            "trainer.args.warmup_steps, or look for wrong values in the data with debug=overfit"
+        )
+
+
+# A callback that profiles training steps with torch's profiler and writes the trace beside the run's artifacts.
+
+
+class ProfileCallback(TrainerCallback):
+    """Profiles `active` steps after `wait` + `warmup` others.
+
+    It writes `profile/trace.json` (for https://ui.perfetto.dev) and `profile/operators.txt`, the operators by time.
+    """
+
+    def __init__(self, wait: int = 2, warmup: int = 2, active: int = 4) -> None:
+        self.schedule = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+        self.profiler: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+        directory = Path(str(args.output_dir)).parent / "artifacts" / "profile"
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def write(profiler: Any) -> None:
+            profiler.export_chrome_trace(str(directory / "trace.json"))
+            table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40)
+            (directory / "operators.txt").write_text(table)
+
+        self.profiler = profile(activities=activities, schedule=self.schedule, on_trace_ready=write)
+        self.profiler.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.profiler.step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.profiler.stop()
+
+
+# Stopping all processes of a run at the same step; a process that goes on alone would hang in the next collective.
+
+
+FOLDER = ".stop"
+ASKED = "asked"
+STEP = "step"
+
+
+def forget(run_dir: Path) -> None:
+    """Remove the stop files that an earlier start of the run left."""
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+
+
+class StopTogether(StopOnSignal):
+    """`StopOnSignal` for a run of several processes, any of which may get the signal.
+
+    The process that gets the signal creates a file. Rank 0, at the end of step s, sees it and writes that s+1 is the
+    last step. No process can have ended step s+1 by then, because that needs the gradients of rank 0; so every
+    process sees the agreed step in time. Checking for a file costs microseconds per step; a collective would cost
+    more and would stall an accelerator.
+    """
+
+    def __init__(self, run_dir: Path, is_first: bool) -> None:
+        super().__init__()
+        self._folder = run_dir / FOLDER
+        self._is_first = is_first
+        self._last_step: int | None = None
+        self._step = 0
+
+    @property
+    def due(self) -> bool:
+        return self._last_step is not None and self._step >= self._last_step
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        # Unlike in `StopOnSignal`, a second SIGTERM does not end the process at once: the starting process may send
+        # it more than once, and kills processes that take too long.
+        count_once(number)
+        if not self._training:
+            raise Terminated(exit_code(number))
+        self._asked.append(number)
+        self.requested = True
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / ASKED).touch()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._step = state.global_step
+        if self._last_step is None and self._folder.is_dir():
+            self._agree()
+        super().on_step_end(args, state, control, **kwargs)
+
+    def _agree(self) -> None:
+        agreed = self._folder / STEP
+        if self._is_first and not agreed.exists():
+            written = agreed.with_suffix(".new")
+            written.write_text(str(self._step + 1))
+            written.rename(agreed)
+        if agreed.exists():
+            self._last_step = int(agreed.read_text())
+            self.requested = True
+
+
+def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:
+    """Return the callback for `trainer.early_stopping_patience`, if that is set."""
+    return [] if patience is None else [transformers.EarlyStoppingCallback(patience, threshold)]
