@@ -217,7 +217,7 @@ def test_a_sweep_isolates_a_failing_job(
 def test_own_model_and_trainer_by_target(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (place / "my_parts.py").write_text(
         "import torch\n"
-        "from hfexp.training import Trainer\n"
+        "from hfexp import Trainer\n"
         "class Net(torch.nn.Module):\n"
         "    def __init__(self, width, count):\n"
         "        super().__init__()\n"
@@ -249,7 +249,11 @@ def test_own_model_and_trainer_by_target(place: Path, monkeypatch: pytest.Monkey
 def test_importing_the_package_is_cheap() -> None:
     import hfexp
 
-    assert sorted(hfexp.__all__) == ["Result", "compose", "evaluate", "load_run", "predict", "train"]
+    assert hfexp.__all__ == [
+        "ConfigError", "Result", "RunError", "Task", "Trainer", "__version__", "compose", "evaluate", "load_run",
+        "predict", "train",
+    ]  # fmt: skip
+    assert all(getattr(hfexp, name).__name__ == name for name in hfexp.__all__ if name != "__version__")
     assert hfexp.train is api.train
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         hfexp.nothing  # noqa: B018

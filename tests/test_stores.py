@@ -176,7 +176,7 @@ def test_the_machine_is_gone(kind: str, place: Path, stores: Callable[[str], Sto
     case = Case(place, stores(kind), "machine gone", kind)
     (place / "fault").write_text("SIGKILL")
     script = (
-        "import sys, hfexp.process as process\n"
+        "import sys, hfexp.core.process as process\n"
         "machine = process._machine()\n"
         "process._machine = lambda: (machine[0], 'an-earlier-start', machine[2])\n"
         "from hfexp.commands.cli import main\n"

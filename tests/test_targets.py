@@ -140,7 +140,7 @@ def test_own_module_in_the_project_is_allowed_and_others_on_request(
     [
         ({"_target_": "hfexp.tasks.metrics.TopKAccuracy", "kk": 1}, "unknown key 'metrics.kk'.*Did you mean 'k'"),
         ({"_target_": "hfexp.tasks.metrics.Acuracy"}, "has no 'Acuracy'.*Did you mean 'Accuracy'"),
-        ({"_target_": "hfexp.tasks.metrics.Nothing.X"}, "hfexp.metrics has no 'Nothing'"),
+        ({"_target_": "hfexp.tasks.metrics.Nothing.X"}, "hfexp.tasks.metrics has no 'Nothing'"),
         ([{"_target_": "os.system"}], r"metrics\.0\._target_"),
         (
             {"_target_": "hfexp.tasks.metrics.TopKAccuracy", "k": "${oc.create:{_target_:pandas.read_pickle}}"},

@@ -7,8 +7,10 @@ classes are subclasses because Hydra identifies a plugin by the module of its cl
 from hydra.core.config_store import ConfigStore
 
 from hfexp.commands import plan_planner
-from hfexp.launch import local
+from hfexp.launch import forkserver, local
 from hfexp.sweep import sweeper
+
+forkserver.modules = ("hfexp.commands.cli", "hfexp.experiment.run", "hfexp.launch.job", "hfexp.tasks.images")
 
 
 class LocalLauncher(local.LocalLauncher):

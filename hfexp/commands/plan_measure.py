@@ -134,7 +134,7 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
             dataset = replace(dataset, **{key: most})
             shares |= dict.fromkeys(names, most / rows)
     stopwatch = {"_target_": "hfexp.commands.plan_stopwatch.Stopwatch", "path": str(place / "times.json")}
-    allowed = [*config.security.allowed_targets, "hfexp.planning"]
+    allowed = [*config.security.allowed_targets, "hfexp.commands.plan_stopwatch"]
     tracks = config.tracking.backend == "mlflow"
     uri = sqlite_address(place / "mlflow.db") if tracks else None
     shortened = replace(

@@ -1,7 +1,10 @@
-"""The machine's processors and accelerators that this process may use."""
+"""The machine: its processors and accelerators that this process may use, and the packages installed on it."""
 
 import contextlib
+import functools
+import importlib.metadata
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -78,3 +81,22 @@ def _parts(handle: object) -> list[object]:
         with contextlib.suppress(pynvml.NVMLError):  # there are fewer parts than the maximum
             parts.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
     return parts
+
+
+def cpu_name() -> str:
+    """Return the processor's model name, or its architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+@functools.cache
+def installed_packages() -> dict[str, str]:
+    """Map the names of the installed packages, sorted without regard to case, to their versions."""
+    metadata = (distribution.metadata for distribution in importlib.metadata.distributions())
+    versions = {entry["Name"]: entry["Version"] for entry in metadata if entry["Name"]}
+    return dict(sorted(versions.items(), key=lambda item: item[0].lower()))

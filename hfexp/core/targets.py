@@ -59,7 +59,7 @@ PLACES = {
     ),
     "model.peft": Place(kinds=(("peft", ("PeftConfig",)),)),
     "dataset.source": Place(
-        modules=("hfexp.data.sources", "hfexp.data.sources"),
+        modules=("hfexp.data.sources",),
         names=tuple(f"datasets.{name}" for name in SAFE_SOURCES),
     ),
     "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),

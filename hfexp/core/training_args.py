@@ -262,7 +262,7 @@ def loader_defaults(processors: int, processes: int) -> dict[str, Any]:
     """Return data loader settings for rows that are decoded or augmented one by one while an accelerator computes.
 
     There is one worker per processor of this training process, less one, and at most eight. On a CPU the model needs
-    the processors: threads decode the rows between two steps (`hfexp.threads`), and workers would only compete.
+    the processors: threads decode the rows between two steps (`hfexp.data.threads`), and workers would only compete.
     """
     workers = min(processors // processes - 1, 8)
     if workers < 1:

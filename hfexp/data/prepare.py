@@ -54,7 +54,7 @@ AT_ONCE = 16
 """Rows that a thread prepares at a time."""
 TRIED_ROWS = 16
 """Rows from which the size of a cache entry is estimated."""
-CODE = ("hfexp.tasks.images", "hfexp.tasks.images", "hfexp.tasks.decoding", "hfexp.tasks.text", "hfexp.data.prepare")
+CODE = ("hfexp.tasks.images", "hfexp.tasks.decoding", "hfexp.tasks.text", "hfexp.data.prepare")
 """Modules of hfexp whose source is part of every cache key, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 

@@ -60,7 +60,7 @@ def evaluated(
 
 
 ALL = "all"
-SHIPPED = {"dataset": ("hfexp.data.sources.", "hfexp.data.sources."), "metrics": ("hfexp.tasks.metrics.",)}
+SHIPPED = {"dataset": ("hfexp.data.sources.",), "metrics": ("hfexp.tasks.metrics.",)}
 """Target prefixes that an untrusted record may instantiate, by section."""
 
 

@@ -50,13 +50,7 @@ RECIPE_FILE = "hfexp.json"
 """File beside the weights that says how inputs are processed."""
 FORMAT = 1
 """Format of the recipe file; hfexp reads this one and all earlier ones."""
-TRUSTED_TARGETS = (
-    "hfexp.tasks",
-    "hfexp.tasks.images",
-    "hfexp.tasks.text",
-    "hfexp.tasks.causal_lm",
-    "torchvision.transforms",
-)
+TRUSTED_TARGETS = ("hfexp.tasks", "torchvision.transforms")
 """Modules that every recipe may build from; a recipe comes with a model, so it may come from a stranger."""
 AHEAD = 16
 """Batches whose rows are sorted by length together."""

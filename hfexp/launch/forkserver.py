@@ -18,8 +18,13 @@ from hfexp.core.process import has_no_reader
 
 WARM = "hfexp.launch.warm"
 """Module that the server imports before it forks."""
+MODULES_VARIABLE = "HFEXP_WARM_MODULES"
+"""Environment variable that passes `modules` on to `WARM`."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that wait while the server starts."""
+
+modules: tuple[str, ...] = ()
+"""Further modules that the server imports. Whoever offers the launcher names them: this package knows no jobs."""
 
 
 def context() -> ForkServerContext:
@@ -80,6 +85,7 @@ def _as_in_this_process() -> Iterator[None]:
     changed = {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
+        MODULES_VARIABLE: " ".join(modules),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the other check initialises CUDA, which does not survive a fork
     }
     before = {name: os.environ.get(name) for name in changed}

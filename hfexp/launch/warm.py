@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 
+from hfexp.launch.forkserver import MODULES_VARIABLE
+
 MODULES = (
     "cloudpickle",
     "torch",
@@ -20,9 +22,7 @@ MODULES = (
     "datasets",
     "mlflow",
     "evaluate",
-    "hfexp.commands.cli",
-    "hfexp.experiment.run",
-    "hfexp.launch.job",
+    *os.environ.pop(MODULES_VARIABLE, "").split(),
     # The modules above import these lazily, on first use, and nearly every run uses them.
     "hydra.core.plugins",
     "matplotlib.figure",
@@ -34,7 +34,6 @@ MODULES = (
     "rich.table",
     "sklearn.datasets",
     "transformers.modeling_layers",
-    "hfexp.tasks.images",
 )
 
 problem: str | None = None
@@ -75,7 +74,7 @@ def _do_what_is_done_once() -> None:
         # Hydra scans for plugins, and its parsers cache the grammar.
         importlib.import_module("hfexp.core.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
     with contextlib.suppress(Exception):
-        importlib.import_module("hfexp.tracking.environment")._packages()
+        importlib.import_module("hfexp.core.machine").installed_packages()
     with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model
         importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
     gc.collect()

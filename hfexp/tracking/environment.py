@@ -1,9 +1,7 @@
 """The environment of a run: its code, packages, machine and devices."""
 
-import functools
 import getpass
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -11,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hfexp.core import machine
 from hfexp.core.git import git_state
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin
@@ -55,13 +54,13 @@ class Environment:
             platform=platform.platform(),
             user=_user(),
             process=ProcessId.own(),
-            cpu=_cpu_name(),
+            cpu=machine.cpu_name(),
             cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
             memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
             **(_computing() if computes else {"devices": [], "cuda": None, "threads": None}),
             variables=_variables(),
             config_sources=list(map(mask_secrets, origin.config_sources)),
-            packages=_packages(),
+            packages=machine.installed_packages(),
             git=git_state(),
         )
 
@@ -123,27 +122,10 @@ def _computing() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def _packages() -> dict[str, str]:
-    metadata = (distribution.metadata for distribution in importlib.metadata.distributions())
-    found = {entry["Name"]: entry["Version"] for entry in metadata if entry["Name"]}
-    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
-
-
 def _variables() -> dict[str, str]:
     prefixes = ("HF_", "HFEXP_", "TORCH", "PYTORCH", "CUDA_", "NCCL_", "OMP_", "MKL_", "ACCELERATE_", "TRANSFORMERS_")
     found = [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)]
     return {k: MASK if is_secret_variable(k) else mask_secrets(v) for k, v in found}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 def _user() -> str:
