@@ -29,7 +29,7 @@ test: install ## the tests, each behaviour once
 	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
 
 chaos: install ## kill commands two hundred times and more (two hours): they must end as if undisturbed
-	HFEXP_CHAOS=10 HFEXP_KILLS=7 $(BIN)/python -m pytest tests/test_chaos.py tests/test_kills.py
+	HFEXP_CHAOS=10 HFEXP_KILLS=7 $(BIN)/python -m pytest tests/chaos/test_chaos.py tests/chaos/test_kills.py
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)

@@ -20,6 +20,9 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
 SMALL_MODEL = (
     "model=vit_digits",
     "model.config.hidden_size=16",
@@ -39,6 +42,13 @@ SMALL_DIGITS = (
     "trainer.args.num_train_epochs=2",
 )
 """The main job, in a second: 2 epochs of 3 steps."""
+SMALL_GPT = (
+    "model=tiny_gpt", "trainer=scratch", "dataset=table",
+    "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2",
+    "model.config.intermediate_size=16", "model.config.num_hidden_layers=1", "dataset.test_size=0.2",
+    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4",
+)  # fmt: skip
+"""A tiny causal language model and a short training; `dataset.source.data_files` is missing."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,17 @@ from pathlib import Path
 
 import pytest
 
+FIRST_USE = """
+import sys
+from pathlib import Path
+from hfexp.tracking import store
+client, experiment = store.open_store(sys.argv[1], Path("out"), "digits")
+run = client.create_run(experiment, run_name=sys.argv[2])
+client.log_metric(run.info.run_id, "loss", float(sys.argv[2]), step=1)
+client.set_terminated(run.info.run_id)
+"""
+"""Program that opens the store ARG1 for the first time and records a run named ARG2."""
+
 
 def free_port() -> int:
     with socket.socket() as probe:

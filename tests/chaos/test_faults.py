@@ -11,12 +11,10 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, TESTS
 from faults import fault_at
 
 from hfexp.commands import api
-
-TESTS = Path(__file__).parent
 
 
 def start(words: list[str], cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:

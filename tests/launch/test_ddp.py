@@ -15,7 +15,7 @@ import mlflow
 import psutil
 import pytest
 import torch
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, TESTS
 from faults import fault_at
 from safetensors.torch import load_file
 from transformers import Dinov2Config, TrainerControl, TrainerState, TrainingArguments
@@ -30,7 +30,6 @@ from hfexp.experiment.preflight import leaves_parameters_unused, prepare
 from hfexp.launch import workers, world
 from hfexp.training.callbacks import StopTogether, forget
 
-TESTS = Path(__file__).parent
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
 """The same batches of 32 as `SMALL_DIGITS`."""
 

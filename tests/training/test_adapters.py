@@ -11,10 +11,10 @@ import safetensors
 import safetensors.torch
 import torch
 import transformers
+from checkpoints import assert_equal_weights
 from conftest import SMALL_DIGITS, encoded_digits
 from faults import fault_at
 from peft import PeftModel, get_peft_model_state_dict
-from test_checkpoints import assert_equal_weights
 
 from hfexp import predict, train
 from hfexp.core.errors import ConfigError, DataError

@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
+from servers import FIRST_USE
 
 from hfexp.commands import cli
 from hfexp.core.process import ProcessId
@@ -343,17 +344,6 @@ def test_a_fresh_store_is_in_wal_mode_and_keeps_its_artifacts_beside_it(tmp_path
     with sqlite3.connect(tmp_path / "a" / "mlflow.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
-
-
-FIRST_USE = """
-import sys
-from pathlib import Path
-from hfexp.tracking import store
-client, experiment = store.open_store(sys.argv[1], Path("out"), "digits")
-run = client.create_run(experiment, run_name=sys.argv[2])
-client.log_metric(run.info.run_id, "loss", float(sys.argv[2]), step=1)
-client.set_terminated(run.info.run_id)
-"""
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import transformers
+from checkpoints import write_checkpoint
 from conftest import SMALL_DIGITS, write_images
-from test_checkpoints import write_checkpoint
 
 from hfexp.commands import cli
 from hfexp.experiment import checks

@@ -1,7 +1,7 @@
 """Commands killed in every phase: the same command ends with the same numbers, in the same run, and leaves nothing.
 
-`HFEXP_KILLS=8 pytest tests/test_kills.py` kills eight times in each phase instead of once. With `HFEXP_WRITE_DOCS=1`
-the table of docs/endings.md is written anew.
+`HFEXP_KILLS=8 pytest tests/chaos/test_kills.py` kills eight times in each phase instead of once. With
+`HFEXP_WRITE_DOCS=1` the table of docs/endings.md is written anew.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ import mlflow
 import optuna
 import psutil
 import pytest
-from commands import OUTPUT, Fork, Program, kill, suspend
-from conftest import SMALL_DIGITS, encoded_digits
+from conftest import SMALL_DIGITS, SMALL_GPT, encoded_digits
 from disks import SlowDisk
 from documents import read_section, write_section
+from programs import OUTPUT, Fork, Program, kill, suspend
 from servers import MlflowServer, Postgres
-from test_generation import SMALL as SMALL_TEXTS
 
 HEADING = "## Killed in every phase"
 ABOUT = """\
-{total} kills by `tests/test_kills.py`, at random moments of each phase (`HFEXP_KILLS=7 HFEXP_WRITE_DOCS=1 pytest
-tests/test_kills.py` writes the table anew): SIGKILL of everything that the command had started, or of the named part.
+{total} kills by `tests/chaos/test_kills.py`, at random moments of each phase (`HFEXP_KILLS=7 HFEXP_WRITE_DOCS=1 pytest
+tests/chaos/test_kills.py` writes the table anew): SIGKILL of everything that the command had started, or of the named
+part.
 A kill counts only if the phase was still on. After up to eight kills the same command runs to its end and is
 compared with one that was not disturbed: the weights, answers, scores and trials byte for byte, every metric of every
 step to the last digit, the runs in MLflow, and which files there are. Columns after the first two count what differs:
@@ -53,7 +53,7 @@ PATIENCE = 300.0
 ONE_THREAD = "launch.num_threads=1"
 DIGITS = (*SMALL_DIGITS, "trainer.args.num_train_epochs=12", "trainer.args.logging_steps=1", ONE_THREAD)
 LONG = (*DIGITS, "trainer.args.num_train_epochs=60", "trainer.args.save_total_limit=2")
-TEXTS = (*SMALL_TEXTS, "task=text_generation", "dataset.source.data_files=texts.csv", "task.block_size=64", ONE_THREAD)
+TEXTS = (*SMALL_GPT, "task=text_generation", "dataset.source.data_files=texts.csv", "task.block_size=64", ONE_THREAD)
 SWEEP = ("-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-4,2e-4,3e-4,4e-4", "search.name=kills", ONE_THREAD)
 DDP = (*DIGITS, "launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16")
 EVALUATE = ("evaluate", "run=TRAINED", "by=label", "output=scores.json", "batch_size=1")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
-TESTS = Path(__file__).parent
 GATED = "Access to model owner/gated is restricted and you are not in the authorized list."
 
 
@@ -47,7 +47,7 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
     """The command, as somebody without login and cache types it."""
     unset = ("HF_TOKEN", "HF_HUB_OFFLINE")
     inherited = {name: text for name, text in os.environ.items() if "proxy" not in name.lower() and name not in unset}
-    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "hf"), "PYTHONPATH": str(TESTS.parent), **environment}
+    own = {"HF_ENDPOINT": endpoint, "HF_HOME": str(place / "hf"), "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
         [sys.executable, "-m", "hfexp", *words], cwd=place, env=inherited | own, text=True, capture_output=True,
         timeout=300,

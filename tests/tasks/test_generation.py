@@ -10,6 +10,7 @@ import pandas
 import pytest
 import torch
 import transformers
+from conftest import SMALL_GPT
 
 from hfexp import predict, train
 from hfexp.commands import cli
@@ -25,12 +26,6 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 """Of a chat: `<role>content</>`, a line each."""
-SMALL = (
-    "model=tiny_gpt", "trainer=scratch", "dataset=table",
-    "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2",
-    "model.config.intermediate_size=16", "model.config.num_hidden_layers=1", "dataset.test_size=0.2",
-    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4",
-)  # fmt: skip
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hello"},
@@ -215,7 +210,7 @@ def test_blocks_hold_all_texts_one_after_the_other(texts: str) -> None:
 
     found = {}
     for kept in ("true", "false"):
-        words = ("task=text_generation", "task.block_size=32", texts, *SMALL, f"transform.cache.enabled={kept}")
+        words = ("task=text_generation", "task.block_size=32", texts, *SMALL_GPT, f"transform.cache.enabled={kept}")
         config = compose(*words)
         inputs = prepare(config)
         blocks = build_splits(config, inputs)["train"]
@@ -232,7 +227,9 @@ def test_blocks_hold_all_texts_one_after_the_other(texts: str) -> None:
 def test_a_generator_is_trained_kept_and_asked_as_a_pipeline_does(
     texts: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train("task=text_generation", "task.block_size=32", "task.generation.max_new_tokens=12", texts, *SMALL)
+    result = train(
+        "task=text_generation", "task.block_size=32", "task.generation.max_new_tokens=12", texts, *SMALL_GPT
+    )
     assert result.task_metric == "perplexity"
     assert result.metrics["test_perplexity"] == pytest.approx(math.exp(result.metrics["test_loss"]), rel=1e-3)
     assert result.metrics["final_eval_perplexity"] == result.metrics["best_eval_perplexity"]
@@ -277,7 +274,7 @@ def test_conversations_are_learnt_and_a_model_of_them_replies(place: Path) -> No
     Path("chat_parts.py").write_text(
         "from test_generation import chat_tokenizer\n\n\ndef make(length=512):\n    return chat_tokenizer(length)\n"
     )
-    words = ("task=chat", "dataset.source.data_files=chats.jsonl", "task.generation.max_new_tokens=4", *SMALL)
+    words = ("task=chat", "dataset.source.data_files=chats.jsonl", "task.generation.max_new_tokens=4", *SMALL_GPT)
     processor = ("model.processor._target_=chat_parts.make", "~model.processor.model_max_length")
     result = train(*words, *processor, "~model.processor.generates", "tracking=none")
     assert result.metrics["test_perplexity"] < 262
@@ -317,7 +314,7 @@ def plain_copy(model: str) -> str:
 )
 def test_what_can_not_be_is_said_before_training(texts: str, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train("task=text_generation", texts, *SMALL, *words)
+        train("task=text_generation", texts, *SMALL_GPT, *words)
 
 
 def test_block_sums_do_not_depend_on_how_rows_are_batched() -> None:

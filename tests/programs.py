@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
+from conftest import TESTS
 
 from hfexp.commands import cli
 from hfexp.launch import forkserver
 
-TESTS = Path(__file__).parent
 OUTPUT = "output"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, TESTS
 from sweeps import a_sweep, a_trial, run_point
 
 from hfexp.commands import cli
@@ -256,7 +256,7 @@ def test_a_sweep_has_one_director(place: Path) -> None:
 
 KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {places!r}
 from pathlib import Path
 from test_sweep_parent import a_sweep, base, open_parent, six_trials
 directory = Path("outputs/sweeps/found").absolute()
@@ -267,7 +267,7 @@ with open_parent(*base(), a_sweep(directory, *six_trials()), directory) as paren
 
 @pytest.mark.slow
 def test_a_killed_sweep_is_closed_by_sync(place: Path, all_runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
-    script = KILLED.format(tests=str(Path(__file__).parent))
+    script = KILLED.format(places=[str(TESTS), str(Path(__file__).parent)])
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
     assert [run.info.status for run in all_runs()] == ["RUNNING"]
     assert cli.main(["sync"]) == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import ROOT, SMALL_DIGITS, TESTS
 from faults import hold_at
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
@@ -37,8 +37,6 @@ from hfexp.core.errors import ConfigError, RunError, SweepError
 from hfexp.launch.job import differing_words, error_of
 from hfexp.launch.pool import Slot, slots
 
-ROOT = Path(__file__).parents[1]
-TESTS = Path(__file__).parent
 own_warning = pytest.mark.filterwarnings("ignore:.*version_base.*", "ignore:.*config_path is not specified.*")
 """Of Hydra about the application that its tests run."""
 
@@ -58,7 +56,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     """Other programs find the plugin where the wheel puts it."""
     place = tmp_path_factory.mktemp("site") / "hydra_plugins"
     place.mkdir()
-    shutil.copy(ROOT / "hfexp" / "launch" / "plugin.py", place / "hfexp.py")
+    shutil.copy(ROOT / "hfexp" / "commands" / "hydra_plugin.py", place / "hfexp.py")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place.parent), str(ROOT), str(TESTS)]))
 
 

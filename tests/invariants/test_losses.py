@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import invariants
 import numpy as np
 import pytest
 import torch
-from invariants import KINDS, ROWS, make_trainer
+import trainings
+from trainings import KINDS, ROWS, make_trainer
 
 from hfexp.commands import api
 from hfexp.commands.compare import _wrong_accumulation
@@ -36,7 +36,7 @@ def test_the_evaluation_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
 
 def test_a_batch_without_labelled_tokens_does_not_count(tmp_path: Path) -> None:
     trainer = make_trainer("llama", "tokens", 1, tmp_path, gradient_accumulation_steps=2, max_steps=1)
-    assert isinstance(trainer.train_dataset, invariants.Rows)
+    assert isinstance(trainer.train_dataset, trainings.Rows)
     for row in trainer.train_dataset.made:
         row["labels"] = torch.full_like(row["labels"], -100)
     assert trainer.train().training_loss == 0
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, accumulated
     trainer = make_trainer(
         "bert", KINDS[2], 4, tmp_path, gradient_accumulation_steps=accumulated, logging_steps=100, max_steps=4
     )
-    assert isinstance(trainer.train_dataset, invariants.Rows)
+    assert isinstance(trainer.train_dataset, trainings.Rows)
     order = [key % ROWS for key in EpochSampler(ROWS, 1)]
     trainer.train_dataset.made[order[4 * accumulated]]["labels"] = torch.tensor(torch.nan)  # of the second step
     trainer.train()

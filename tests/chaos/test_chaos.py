@@ -10,8 +10,8 @@ from typing import Any
 import mlflow
 import optuna
 import pytest
-from commands import Fork, Program, kill_all
 from conftest import SMALL_DIGITS
+from programs import Fork, Program, kill_all
 
 Start = type[Program] | type[Fork]
 ROUNDS = int(os.environ.get("HFEXP_CHAOS", "1"))

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import invariants
 import pytest
 import torch
+import trainings
 import transformers
 from conftest import SMALL_DIGITS
 from faults import fault_at
@@ -31,15 +31,15 @@ def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def test_every_shipped_model_is_among_the_architectures() -> None:
     options = {path.stem for path in (conf_dir() / "model").glob("*.yaml")} - {"local"}
-    assert options == set(invariants.SHIPPED)
-    assert set(invariants.SHIPPED.values()) == {name for name, _ in invariants.CASES}
+    assert options == set(trainings.SHIPPED)
+    assert set(trainings.SHIPPED.values()) == {name for name, _ in trainings.CASES}
 
 
-@pytest.mark.parametrize(("architecture", "kind"), invariants.CASES)
+@pytest.mark.parametrize(("architecture", "kind"), trainings.CASES)
 def test_accumulated_batches_are_one_batch(architecture: str, kind: str) -> None:
     # 54 rows: the last step of an epoch has 6, as 4 + 2.
-    whole = invariants.train(architecture, kind, 16)
-    assert_alike(invariants.train(architecture, kind, 4, gradient_accumulation_steps=4), whole)
+    whole = trainings.train(architecture, kind, 16)
+    assert_alike(trainings.train(architecture, kind, 4, gradient_accumulation_steps=4), whole)
     assert len(whole["loss"]) == 8
 
 
@@ -49,14 +49,14 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, invariants.__file__, str(tmp_path / "found.json")]
+    command = [sys.executable, trainings.__file__, str(tmp_path / "found.json")]
     processes = [
         subprocess.Popen(command, env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
     assert [process.wait(300) for process in processes] == [0, 0]
-    for case, found in zip(invariants.TOGETHER, json.loads((tmp_path / "found.json").read_text()), strict=True):
+    for case, found in zip(trainings.TOGETHER, json.loads((tmp_path / "found.json").read_text()), strict=True):
         architecture, kind, settings = case
-        assert_alike(found, invariants.train(architecture, kind, 8, **settings))
+        assert_alike(found, trainings.train(architecture, kind, 8, **settings))
 
 
 STRATEGIES = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import ROOT, SMALL_DIGITS, TESTS
 from filelock import FileLock
 from servers import Postgres
 from toys import DECAY, RATE, sweep
@@ -22,8 +22,6 @@ from toys import DECAY, RATE, sweep
 from hfexp.commands import cli
 from hfexp.sweep import space
 from hfexp.tracking.membership import read_membership
-
-ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 
 
 class Calls:

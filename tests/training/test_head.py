@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from test_checkpoints import FAMILIES, write_checkpoint
+from checkpoints import FAMILIES, write_checkpoint
 
 from hfexp import train
 from hfexp.core.config import ModelConfig

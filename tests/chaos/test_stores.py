@@ -1,6 +1,6 @@
 """Every ending in every store: nothing is FINISHED that did not finish, and nothing that was reported is lost.
 
-The table that these tests make is docs/endings.md: `HFEXP_WRITE_DOCS=1 pytest tests/test_stores.py` writes it anew.
+The tests make the table in docs/endings.md: `HFEXP_WRITE_DOCS=1 pytest tests/chaos/test_stores.py` writes it anew.
 """
 
 import math
@@ -18,11 +18,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, TESTS
 from documents import write_section
 from faults import fault_at
-from servers import MlflowServer, Postgres
-from test_faults import TESTS, finish, start
+from servers import FIRST_USE, MlflowServer, Postgres
+from test_faults import finish, start
 
 from hfexp.commands import api
 from hfexp.tracking.journal import Journal
@@ -87,9 +87,9 @@ def write_table() -> None:
     for ending, by_store in OBSERVED.items():
         lines.append(f"| {ending} | {' | '.join(by_store.get(store, '-') for store in STORES)} |")
     text = (
-        "Observed by `tests/test_stores.py`: status after the next start, metrics in the store of those that the "
-        "run had reported, and how many files it has there (a dash: does not apply, or not tried). Written by that "
-        "test;\n`HFEXP_WRITE_DOCS=1 pytest tests/test_stores.py` writes it anew.\n\n"
+        "Observed by `tests/chaos/test_stores.py`: status after the next start, metrics in the store of those that "
+        "the run had reported, and how many files it has there (a dash: does not apply, or not tried). Written by "
+        "that test;\n`HFEXP_WRITE_DOCS=1 pytest tests/chaos/test_stores.py` writes it anew.\n\n"
     )
     write_section("endings.md", "# How runs end in the record", text + "\n".join(lines) + f"\n\n{MORE}")
 
@@ -286,8 +286,6 @@ def test_killed_at_random_moments(kind: str, place: Path, stores: Callable[[str]
 
 
 def test_twenty_processes_make_a_fresh_postgresql_store_at_once(place: Path, postgres: Postgres) -> None:
-    from test_tracking import FIRST_USE
-
     uri = postgres.new_database()
     processes = [
         subprocess.Popen([sys.executable, "-W", "ignore", "-c", FIRST_USE, uri, str(number)]) for number in range(20)

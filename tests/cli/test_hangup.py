@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, TESTS
 from faults import fault_at, hold_at
 
 from hfexp.core.errors import Terminated
 from hfexp.core.process import handled, noted, stop_raises, uninterrupted
 
-TESTS = str(Path(__file__).parent)
 REASON = "stopped by SIGHUP (hangup: its terminal was closed)"
 LONG = [*SMALL_DIGITS, "trainer.args.num_train_epochs=3"]
 
@@ -33,7 +32,7 @@ def hangups() -> Any:
 
 def run(words: list[str], place: Path) -> tuple[int, str]:
     """A command in a process of its own: exit code and output."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-m", "hfexp", *words], cwd=place, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, timeout=240, check=False,
@@ -109,7 +108,7 @@ def test_a_terminal_that_closes_ends_no_run_badly(
 @pytest.mark.usefixtures("hangups")
 def test_a_hangup_of_a_sweep_stops_its_jobs(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = ["-m", *LONG, "seed=1,2", "hydra.launcher.n_jobs=2", *hold_at(4)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen([sys.executable, "-m", "hfexp", *words], cwd=place, env=environment)
     deadline = time.monotonic() + 200
     while len(list(place.glob("held-*"))) < 2 and time.monotonic() < deadline:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import ROOT, SMALL_DIGITS, TESTS
 
-TESTS = Path(__file__).parent
 HOW = "trainer.callbacks.fault.how"
 WAYS = {
     "fine": None,
@@ -33,7 +32,7 @@ def test_every_kind_of_failure(n_jobs: int, place: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "hfexp", "-m", *words], capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"},
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
     assert "5 of 7 jobs failed" in done.stderr
