@@ -4,7 +4,12 @@
 """
 
 import ast
+import itertools
+import tomllib
 from pathlib import Path
+
+from conftest import ROOT
+from documents import read_section, write_section
 
 import hfexp
 
@@ -28,3 +33,31 @@ def test_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+
+
+def layers() -> list[list[str]]:
+    """The rooms, from the top down; those of one layer do not import each other."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    return [layer.split(" | ") for layer in contract["layers"]]
+
+
+def purpose(room: str) -> str:
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text()))
+    assert docstring is not None
+    return docstring.removesuffix(".")
+
+
+def test_the_picture_of_the_rooms_is_drawn_from_their_contract() -> None:
+    lines = ["```mermaid", "flowchart TD"]
+    lines += [f'    {room}["<b>{room}</b><br>{purpose(room)}"]' for layer in layers() for room in layer]
+    for above, below in itertools.pairwise(layers()):
+        lines += [f"    {upper} --> {lower}" for upper in above for lower in below]
+    picture = "\n".join([*lines, "```"])
+    write_section("architecture.md", "## The rooms", picture)
+    assert read_section("architecture.md", "## The rooms").strip() == f"## The rooms\n\n{picture}"
+
+
+def test_the_readme_lists_the_rooms() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for room in itertools.chain(*layers()):
+        assert f"\n  {room + '/':<15}{purpose(room)[0].lower()}{purpose(room)[1:]}\n" in readme
