@@ -210,7 +210,7 @@ def test_a_picture_that_fails_costs_one_warning(
     def broken(*args: Any) -> None:
         raise ValueError("out of paint")
 
-    monkeypatch.setattr(report.pictures, "calibration", broken)
+    monkeypatch.setattr(report.figures, "calibration", broken)
     draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
         (logging.WARNING, "calibration_test.png could not be made: ValueError: out of paint")
