@@ -38,7 +38,7 @@ def check_places(config: Config) -> list[str]:
         problem = find_problem(uri) or why_not_writable(uri)
         problems += [problem] if problem else []
     if config.tracking.register is not None and not re.fullmatch(r"[^/:]{1,250}", config.tracking.register):
-        problems.append(f"tracking.register={config.tracking.register}: a name without / and : is needed")
+        problems.append(f"tracking.register={config.tracking.register} must be 1 to 250 characters without / and :")
     if len(config.tracking.experiment or "") > MAX_EXPERIMENT_NAME:
         problems.append(f"tracking.experiment has more than {MAX_EXPERIMENT_NAME} characters")
     try:
@@ -49,7 +49,7 @@ def check_places(config: Config) -> list[str]:
     while not os.path.exists(place) and place != place.parent:  # also false where we may not look
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problems.append(f"output_dir={config.output_dir}: {place} is not a directory that you can write to")
+        problems.append(f"output_dir={config.output_dir}: {place} is not a directory you can write to")
     return problems
 
 
@@ -68,7 +68,7 @@ def check_semaphores(config: Config) -> list[str]:
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:
-        return [f"{keys[0]} needs /dev/shm: {error.strerror}; make room there (in a container: --shm-size=1g)"]
+        return [f"{keys[0]} needs /dev/shm: {error.strerror}; free some space there (in a container: --shm-size=1g)"]
     return []
 
 
@@ -108,7 +108,7 @@ def check_support(config: Config) -> list[str]:
         problems.append(f"seed={config.seed} must be between 0 and {2**32 - 1}")
     dtype = config.model.dtype
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        problems.append(f"model.dtype={dtype}: no such type; use float32, bfloat16, float16 or auto")
+        problems.append(f"model.dtype={dtype} is not a dtype of torch; use float32, bfloat16, float16 or auto")
     if config.trainer.args.get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
         problems.append("trainer.args.use_liger_kernel=true needs the package liger-kernel (pip install liger-kernel)")
     return problems
@@ -124,8 +124,8 @@ def check_sampling(config: Config) -> list[str]:
         ]
     if config.dataset.streaming and strategy != SAMPLING[0]:
         return [
-            f"{name}={strategy}: a stream is not ordered beforehand; dataset.shuffle_buffer says how well it is mixed "
-            "(1: not at all)"
+            f"{name}={strategy}: a stream can't be reordered; set dataset.shuffle_buffer to shuffle it (1 disables "
+            "shuffling)"
         ]
     return []
 
@@ -194,7 +194,7 @@ def check_activation_checkpointing(skeleton: Any, args: dict[str, Any]) -> list[
     names = [name for name in ("activation_checkpointing", "gradient_checkpointing") if args.get(name)]
     if not names or base_of(skeleton).supports_gradient_checkpointing:
         return []
-    return [f"trainer.args.{names[0]}=true: {type(base_of(skeleton)).__name__} does not support it; leave it out"]
+    return [f"trainer.args.{names[0]}=true: {type(base_of(skeleton)).__name__} does not support it; remove it"]
 
 
 def check_processor(processor: Any, task: Task) -> list[str]:
@@ -225,7 +225,7 @@ def check_architecture(model_config: Any, task: Task) -> list[str]:
         ]
     if task.model_class == "AutoModelForCausalLM" and _reads_ahead(mapping[type(model_config)], model_config):
         return [
-            f"model: {model_config.model_type} reads a text in both directions, and would see what it is to foretell; "
+            f"model: {model_config.model_type} attends in both directions and would see the tokens that it predicts; "
             "choose a causal language model, or set model.config.is_decoder=true"
         ]
     return []
@@ -257,8 +257,8 @@ def check_compiler(args: dict[str, Any]) -> list[str]:
     if shutil.which((shlex.split(compiler) or [usual])[0]) is not None:
         return []
     return [
-        f"trainer.args.torch_compile needs a C++ compiler on a CPU, and there is no {compiler}; "
-        "install it, name another one in the variable CXX, or leave torch_compile out"
+        f"trainer.args.torch_compile needs a C++ compiler on a CPU, and {compiler} was not found; "
+        "install it, set the variable CXX to another one, or remove torch_compile"
     ]
 
 
@@ -266,7 +266,7 @@ def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[
     """Refuse a training split with fewer than two classes."""
     if id2label is not None and len(id2label) < 2:
         return [
-            f"one class only ({one_of(id2label.values())}) in the training rows ({show_rows(dataset['train'])}); "
+            f"the training rows ({show_rows(dataset['train'])}) have only one class ({one_of(id2label.values())}); "
             "at least two are needed"
         ]
     return []
@@ -305,7 +305,7 @@ def check_disk(config: Config, num_parameters: int) -> list[str]:
     free = shutil.disk_usage(place).free
     if needed > free:
         return [
-            f"output_dir={config.output_dir}: checkpoints need about {show_size(needed)}, {show_size(free)} are "
-            "free; lower trainer.args.save_total_limit, or use another output_dir"
+            f"output_dir={config.output_dir}: checkpoints need about {show_size(needed)}, but only {show_size(free)} "
+            "are free; lower trainer.args.save_total_limit, or use another output_dir"
         ]
     return []

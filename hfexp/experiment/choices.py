@@ -19,8 +19,8 @@ MODELS = {
 """Values of `model.kind` that a task can train, by the task's `model_class`."""
 ROWS = {"AutoImageProcessor": ("image",), "AutoTokenizer": ("text",)}
 """Values of `dataset.kind` that a task can read, by the task's `processor_class`."""
-VERBS = {"image": "reads images", "text": "reads texts", "causal_lm": "writes texts"}
-HOLDS = {"image": "holds images", "text": "holds texts"}
+VERBS = {"image": "reads images", "text": "reads text", "causal_lm": "generates text"}
+HOLDS = {"image": "holds images", "text": "holds text"}
 KINDS = {"model": VERBS, "dataset": HOLDS}
 
 
@@ -44,9 +44,9 @@ def check_choices(config: Config, choices: Mapping[str, str | None]) -> None:
     for group, fits in fitting.items():
         if kinds[group] not in (None, *KINDS[group]):
             hint = did_you_mean(str(kinds[group]), KINDS[group])
-            problems.append(f"{group}.kind={kinds[group]}: no such kind.{hint} Allowed: {one_of(KINDS[group])}")
+            problems.append(f"{group}.kind={kinds[group]} is not supported.{hint} Allowed: {one_of(KINDS[group])}")
         elif missing[group]:
-            problems.append(f"no {group} is chosen for {name}: write {group}=NAME. {_options(group, fits)}")
+            problems.append(f"no {group} is chosen for {name}: set {group}=NAME. {_options(group, fits)}")
         elif fits and kinds[group] not in (None, *fits):
             misfits.append(group)
     if misfits:

@@ -98,7 +98,7 @@ def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> Non
         try:
             known[name](*args, **kwargs)
         except Exception:  # keep reading: on a full pipe the training process would block forever
-            logger.exception("%s of a training process could not be passed on", name)
+            logger.exception("could not execute %s for a training process", name)
 
 
 def start_processes(job: Job, tracker: Tracker) -> Outcome:
@@ -106,7 +106,7 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
     def restarted() -> None:
-        console.note("a process died; all start again from the newest checkpoint")
+        console.note("a process died; restarting all from the newest checkpoint")
         if isinstance(tracker, MlflowTracker):
             tracker.continue_journal()
 

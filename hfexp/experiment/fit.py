@@ -49,8 +49,8 @@ def require_finite(trainer: Trainer) -> None:
     best = trainer.state.best_metric
     if best is not None and not math.isfinite(best):
         raise RunError(
-            f"{trainer.args.metric_for_best_model} was not a finite number in any evaluation, so no model could be "
-            "chosen by it; set trainer.args.metric_for_best_model to another metric, e.g. loss"
+            f"{trainer.args.metric_for_best_model} was not a finite number in any evaluation, so it could not "
+            "select a model; set trainer.args.metric_for_best_model to another metric, e.g. loss"
         )
 
 
@@ -131,7 +131,7 @@ def note_skipped(splits: dict[str, Any]) -> None:
     """Report the samples of streams that `on_bad_sample=skip` left out, which are known only at the end."""
     for split, rows in splits.items():
         if getattr(rows, "num_skipped", 0):
-            console.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (in all passes together)")
+            console.note(f"unreadable {split} samples were skipped {rows.num_skipped} times (over all passes)")
 
 
 @dataclass

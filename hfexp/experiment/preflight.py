@@ -188,7 +188,7 @@ def _check_metrics(
     if wanted not in names:
         problems.append(
             f"trainer.args.metric_for_best_model={wanted} is not computed.{did_you_mean(wanted, names)} "
-            f"There are: {one_of(names)}; more with the metrics section"
+            f"There are: {one_of(names)}; add others in the metrics section"
         )
     size, rows = config.trainer.args.get("per_device_train_batch_size", 8), num_rows(dataset["train"])
     if rows is not None and size > rows and task.block_size is None:
@@ -218,7 +218,7 @@ def _check_fit(
         )
     if config.trainer.args.get("train_sampling_strategy") == "group_by_length" and not task.varying_shapes:
         problems.append(
-            "trainer.args.train_sampling_strategy=group_by_length: all rows of this task are of one length"
+            "trainer.args.train_sampling_strategy=group_by_length: all rows of this task have the same length"
         )
     if skeleton is not None:
         problems += check_activation_checkpointing(skeleton, config.trainer.args)
@@ -275,4 +275,4 @@ def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
             f"model: {type(model_config).__name__} can't be built as {task.model_class}: {error}"
         ) from error
     except (RuntimeError, TypeError, ZeroDivisionError) as error:
-        raise ConfigError(f"model.config: these sizes give no model: {error}") from error
+        raise ConfigError(f"model.config: can't build a model of these sizes: {error}") from error

@@ -32,5 +32,5 @@ def make_pruner(name: str, args: dict[str, Any]) -> Any:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return kind(**args)
     except (TypeError, ValueError) as error:
-        allowed = one_of(inspect.signature(kind).parameters) or "nothing"
-        raise ConfigError(f"search.pruner_args for search.pruner={name}: {error}. It takes: {allowed}") from error
+        allowed = one_of(inspect.signature(kind).parameters) or "none"
+        raise ConfigError(f"search.pruner_args for search.pruner={name}: {error}. Allowed: {allowed}") from error

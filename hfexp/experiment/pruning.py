@@ -125,7 +125,7 @@ class Judge:
             self._not_before = self._clock() + (self._clock() - started) / LARGEST_SHARE
             if not self._warned:
                 reason = mask_secrets(first_line(error))
-                logger.warning("the study of the sweep can't be reached, nothing is pruned meanwhile: %s", reason)
+                logger.warning("can't reach the sweep's study, not pruning until it is back: %s", reason)
             self._warned = True
             return False
 

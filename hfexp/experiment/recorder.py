@@ -150,7 +150,7 @@ class Recorder:
             console.note(f"the model is recorded as files: {type(self.inputs.task).__name__} has no inference_example")
             return
         if not saved.flavors:
-            console.note("the model is recorded as files: MLflow can't load a model that own code builds")
+            console.note("the model is recorded as files: MLflow can't load a model that the user's own code builds")
         elif self.config.model.trust_remote_code:
             console.note("the recorded model was not checked: it needs code from the Hub")
         else:

@@ -123,7 +123,7 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
         if value is not None:
             rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
     if result.pruned_step is not None:
-        rows.append(("pruned", f"at step {result.pruned_step}, by the sweep that it is a part of"))
+        rows.append(("pruned", f"at step {result.pruned_step}, by its sweep"))
     if result.report is not None:
         rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
         worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())
@@ -131,7 +131,7 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
     rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
     rows.append(("run", os.path.relpath(result.run_dir)))
     if result.tracking_uri:
-        rows.append(("look at it", mask_secrets(_how_to_look(result.tracking_uri))))
+        rows.append(("view", mask_secrets(_how_to_look(result.tracking_uri))))
     return rows
 
 

@@ -98,7 +98,7 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
             return None
         if config.tracking.backend != "none":
             close_finished(path, state, uri, Path(config.output_dir))
-    console.note(f"{path.name} had finished when its process was killed: nothing is trained anew")
+    console.note(f"{path.name} had already finished when its process was killed: not training again")
     result = Result(
         **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)},
         task_metric=inputs.task.metric,
@@ -188,12 +188,12 @@ def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str], proce
         if count:
             console.note(f"{count} unreadable {split} samples skipped (dataset.on_bad_sample=skip)")
     if directory.resumed:
-        point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no whole checkpoint"
+        point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no complete checkpoint"
         console.note(f"continuing {directory.name} from {point}")
         logger.info("continuing from %s", point)
         was = processes_of(directory.checkpoint) if directory.checkpoint else processes
         if was != processes:
-            console.note(f"{processes} processes instead of {was}: the same samples, other random numbers (dropout)")
+            console.note(f"{processes} processes instead of {was}: same samples, different random numbers (dropout)")
         before = directory.state.git_sha_before
         if before and git and before != git["sha"]:
             console.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")

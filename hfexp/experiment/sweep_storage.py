@@ -88,9 +88,9 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
                     raise
                 reason = mask_secrets(first_line(error.__cause__ or error))
                 if time.monotonic() - began > self.away_seconds:
-                    raise RunError(f"search.storage: the database can't be reached any more: {reason}") from error
+                    raise RunError(f"search.storage: the database can no longer be reached: {reason}") from error
                 if not said and pause > 1:
-                    note(f"search.storage can't be reached, waiting: {reason}")
+                    note(f"can't reach search.storage, retrying: {reason}")
                     said = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)

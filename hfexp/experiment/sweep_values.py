@@ -22,7 +22,7 @@ def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: flo
     if names:
         return [float(metrics[_find(name, metrics)]) for name in names]
     if objective is None:
-        raise ConfigError("search.metrics: this run has no metric that chooses the best model; name one")
+        raise ConfigError("this run has no metric that chooses the best model; set search.metrics")
     return [float(objective)]
 
 

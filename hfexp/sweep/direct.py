@@ -151,7 +151,7 @@ class _Started:
         allowed = (self.by.config.get("security") or {}).get("allowed_targets")
         found = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
         if not isinstance(found, dict):
-            raise ConfigError(f"search.space: {node['_target_']} returned {found!r} instead of a dict of key to value")
+            raise ConfigError(f"search.space: {node['_target_']} returned {found!r}, expected a dict of key to value")
         return {opened(f"{key}=").removesuffix("="): value for key, value in found.items()}
 
     def _membership(self, url: str, parent_run_id: str | None) -> Membership:
@@ -182,7 +182,7 @@ class _Started:
             with stop_raises():
                 yield
         except (KeyboardInterrupt, SystemExit):
-            note(f"stopped: {parent_run.progress(schedule.trials)}; the same command continues the sweep")
+            note(f"stopped: {parent_run.progress(schedule.trials)}; run the same command again to continue the sweep")
             raise
 
     def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:

@@ -112,7 +112,7 @@ class Parent:
         try:
             close_failed(run_dir, self.output_dir, reason)
         except Exception as error:  # the store is away: `hfexp sync` or the next run delivers the end
-            logger.warning("the end of %s could not be recorded yet: %s", run_dir.name, first_line(error))
+            logger.warning("could not mark %s as failed in the store yet: %s", run_dir.name, first_line(error))
 
     def close(self, is_over: bool) -> None:
         """Publish the last state of the sweep, and register its best model.
@@ -154,7 +154,7 @@ class Parent:
         try:
             self._write(sweep, study)
         except Exception as error:
-            logger.warning("the record of the sweep could not be brought up to date: %s", first_line(error))
+            logger.warning("could not update the sweep's run in the tracking store: %s", first_line(error))
 
     def _write(self, sweep: Sweep, study: Any) -> None:
         finished = [trial for trial in sweep.trials if trial.state is State.finished]
@@ -315,7 +315,7 @@ def failure_of(
         return None
     more = "; search.max_failures ended the sweep early" if ended_early else ""
     if any(trial.attempts <= retries for trial in sweep.trials if trial.state is State.failed):
-        more += "; the same command tries them again, as often as search.retries says"
+        more += "; run the same command again to retry them (up to search.retries times)"
     return SweepError(found, total, more)
 
 
@@ -360,7 +360,7 @@ def _values(trial: Trial, count: int) -> list[str]:
 
 def _remark(trial: Trial, same: set[int]) -> str:
     if trial.state is State.finished:
-        return "as good as the best, as far as these seeds tell" if trial.number in same else ""
+        return "as good as the best, as far as these seeds can tell" if trial.number in same else ""
     if trial.state is State.failed:
         return f"failed: {mask_secrets(trial.error or '')}"
     if trial.state is State.pruned:

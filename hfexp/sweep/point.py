@@ -29,7 +29,7 @@ def run(config: Config, origin: Origin) -> Values:
     if found and config.on_existing is not OnExisting.rerun:
         path, state = found
         if state.data == data_stamp(config.dataset.source):
-            say(f"  finished before, in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
+            say(f"  already finished in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
             return _as_returned(state.values or [])
         note(f"the data of {path.name} has changed since it was run: running it again")
 

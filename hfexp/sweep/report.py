@@ -171,7 +171,7 @@ def front(shown: Shown) -> "Figure | None":
     """Plot the first two of several metrics against each other."""
     if len(shown.sweep.metrics) < 2:
         return None
-    figure, axes = _axes("trials that no other is better than (orange)", *shown.sweep.objectives[:2])
+    figure, axes = _axes("Pareto front (orange)", *shown.sweep.objectives[:2])
     for trial, value in shown.measured():
         other = shown.value(trial, 1)
         if other is not None:
@@ -412,7 +412,7 @@ class SweepPage:
         goals = zip(self.sweep.objectives, self.sweep.directions, strict=False)
         goal = ", ".join(f"{direction} {metric}" for metric, direction in goals)
         hours = self.sweep.seconds / 3600
-        return f"{self.sweep.method}, to {goal}: {counted or 'no trial yet'}; {hours:.2f} hours"
+        return f"{self.sweep.method}, to {goal}: {counted or 'no trials yet'}; {hours:.2f} hours"
 
     def _best(self) -> Section:
         found = best(self.sweep.trials, self.sweep.directions)
@@ -424,7 +424,7 @@ class SweepPage:
             ]
         same = len(self.table.ties)
         if same:
-            blocks.append(Text(f"{same} more that are as good, as far as the seeds tell, are marked as ties."))
+            blocks.append(Text(f"Trials marked as ties ({same}) are as good as the best, as far as seeds can tell."))
         return Section("Best", blocks)
 
     def _trials(self, interactive: bool) -> Section:

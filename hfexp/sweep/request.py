@@ -40,7 +40,7 @@ STEM = "name"
 """Key in that file: the name under which the sweep was first started."""
 DIRECTOR = "director.json"
 SWEEPS = "sweeps"
-HASHED = {"configuration": "files of it were edited since", "data": "files that it is read from have changed since"}
+HASHED = {"configuration": "its files were edited since", "data": "its files have changed since"}
 """Parts of a definition that are hashes, and what to say instead of their values if they differ."""
 LEFT_OUT = ("search", "hydra", "output_dir", "tracking", "on_existing", "point", "security")
 """Sections whose overrides are not in `fixed`: they do not change results, or the definition has their values."""
@@ -219,22 +219,22 @@ def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExis
         return parent / (f"{stem}-{max(found) + 1}" if stored else stem)
     latest = begun[max(begun)]
     if on_existing is OnExisting.error:
-        raise ConfigError(f"on_existing=error: this sweep exists already, in {latest}")
+        raise ConfigError(f"on_existing=error: this sweep exists already in {latest}")
     if on_existing is OnExisting.rerun:
         return parent / f"{stem}-{max(found) + 1}"
     differing = definition.differences(stored[max(begun)])
     if differing:
         raise ConfigError(
-            f"search.name={stem} is another sweep, in {latest}:{differing}\n"
-            "Give this one another name, or start over with on_existing=rerun"
+            f"search.name={stem} belongs to another sweep in {latest}:{differing}\n"
+            "Choose another name, or start over with on_existing=rerun"
         )
     return latest
 
 
 def _refuse(path: Path) -> None:
     holder = _read(path / DIRECTOR)
-    who = f" by process {holder.get('pid')} on {holder.get('host')}" if holder else ""
-    raise ConfigError(f"this very sweep is directed now{who}, in {path}; wait for it, or change something (e.g. seed)")
+    process = f" (pid {holder.get('pid')} on {holder.get('host')})" if holder else ""
+    raise ConfigError(f"this sweep is already running{process} in {path}; wait for it, or change a key (e.g. seed)")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -275,8 +275,8 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     if len(defaults) > 1 and not search.metrics:
         named = ", ".join(f"{found[1] or 'optimise'} {found[0]}" for found in defaults if found)
         raise ConfigError(
-            f"the points of this sweep choose their best models differently ({named}), so nothing says what is best "
-            "of all: give search.metrics and search.directions"
+            f"the points of this sweep choose their best models differently ({named}); set search.metrics and "
+            "search.directions to say which point is best"
         )
     metrics = search.metrics or [default[0] if default else "objective"]
     check_directions(search)
@@ -291,9 +291,9 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     lower = lower_is_better(name)
     if lower is not None:
         return metrics, [DIRECTIONS[not lower]]
-    of_both = "trainer.args.greater_is_better=true, or for the sweep alone " if chooses_best else ""
+    of_both = "trainer.args.greater_is_better=true, or for the sweep only " if chooses_best else ""
     raise ConfigError(
-        f"search.directions: is {name} to be minimized or maximized? e.g. {of_both}search.directions=[maximize]"
+        f"search.directions: say whether to minimize or maximize {name}, e.g. {of_both}search.directions=[maximize]"
     )
 
 
@@ -301,10 +301,10 @@ def check_directions(search: SearchConfig) -> None:
     """Refuse directions, pruners and samplers that do not go with the metrics."""
     wrong = [direction for direction in search.directions if direction not in DIRECTIONS]
     if wrong:
-        raise ConfigError(f"search.directions={wrong[0]}: allowed are {one_of(DIRECTIONS)}")
+        raise ConfigError(f"search.directions={wrong[0]}; allowed: {one_of(DIRECTIONS)}")
     if search.directions and len(search.directions) != max(1, len(search.metrics)):
         raise ConfigError(
-            f"search.directions has {len(search.directions)} entries, search.metrics {max(1, len(search.metrics))}"
+            f"search.directions has {len(search.directions)} entries, search.metrics has {max(1, len(search.metrics))}"
         )
     several = len(search.metrics) > 1
     if several and search.pruner is not Pruner.none:
@@ -321,7 +321,7 @@ def check_counts(search: SearchConfig) -> None:
     """
     if search.method is not Method.grid and search.trials is None:
         raise ConfigError(
-            f"search={search.method.value} needs search.trials: how many points to try, e.g. search.trials=50"
+            f"search={search.method.value} needs search.trials, the number of points to try, e.g. search.trials=50"
         )
     least = {"trials": 1, "replicates": 1, "retries": 0, "max_failures": 1}
     for name, lowest in least.items():
@@ -330,17 +330,17 @@ def check_counts(search: SearchConfig) -> None:
             raise ConfigError(f"search.{name}={value} must be at least {lowest}")
     if search.optimise is Optimise.bound and search.replicates == 1:
         raise ConfigError(
-            "search.optimise=bound takes the worse end of an interval over several seeds: give search.replicates, at "
-            "least 2"
+            "search.optimise=bound needs several seeds, as it optimises the worse end of an interval over them; set "
+            "search.replicates to at least 2"
         )
     if search.replicates > 1 and search.pruner not in (Pruner.none, Pruner.wilcoxon):
         raise ConfigError(
-            f"search.pruner={search.pruner.value} compares evaluations of one run, and search.replicates="
-            f"{search.replicates} makes several of each point; use search.pruner=wilcoxon, which leaves out the other "
+            f"search.pruner={search.pruner.value} compares evaluations of single runs, but search.replicates="
+            f"{search.replicates} runs each point several times; use search.pruner=wilcoxon, which skips the other "
             "replicates of a hopeless point"
         )
     if search.pruner is Pruner.wilcoxon and search.replicates == 1:
-        raise ConfigError("search.pruner=wilcoxon compares replicates: give search.replicates, at least 3")
+        raise ConfigError("search.pruner=wilcoxon compares replicates; set search.replicates to at least 3")
 
 
 def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
@@ -489,8 +489,8 @@ class _Present:
         found = {spelling(value): value for value in (_value(one, key) for one in self._points)}
         if len(found) > 1:
             raise ConfigError(
-                f"search.space: a `when` names {key}, which is not swept, but not the same in all points "
-                f"({one_of(found)}), as options of a group differ in it: sweep {key} itself, or give it one value"
+                f"search.space: a `when` names {key}, which is not swept but differs between points "
+                f"({one_of(found)}) because options of a group set it; sweep {key} itself, or give it one value"
             )
         (value,) = found.values()
         return value
@@ -502,7 +502,7 @@ def _refuse_secrets(space: Space) -> None:
         told = {dimension.key: list(dimension.values)}
         if without_secrets(told) != told:
             raise ConfigError(
-                f"{dimension.key}: its values are secrets, and a sweep keeps what is swept; give it one value"
+                f"{dimension.key} can't be swept: its values are secrets, which a sweep would store; give it one value"
             )
 
 
@@ -535,7 +535,7 @@ def _first_seed(search: SearchConfig, space: Space, example: dict[str, Any]) -> 
     """Return the seed of the first replicate, from which the others count up."""
     seed = example.get("seed")
     if search.replicates > 1 and any(dimension.key == "seed" for dimension in space.dimensions):
-        raise ConfigError("search.replicates counts on from seed, which is swept itself: leave one of the two out")
+        raise ConfigError("search.replicates counts up from seed, but seed is swept too; remove one of the two")
     if search.replicates > 1 and not isinstance(seed, int):
-        raise ConfigError("search.replicates counts on from the key seed, which is not there")
+        raise ConfigError("search.replicates counts up from seed, but the config has no integer seed")
     return seed if isinstance(seed, int) else 0

@@ -226,7 +226,7 @@ class Ledger:
             if self._first.get(key) is entry:
                 del self._first[key]
             where = f" by the sweeper on {json.loads(owner)[0]}" if owner else ""
-            note(f"trial {entry.number} was taken over{where}, as this one gave no sign of life: it is dropped here")
+            note(f"trial {entry.number} was taken over{where}, as this one gave no sign of life: dropping it here")
         return not entry.foreign
 
     def is_unclear(self) -> bool:
@@ -370,10 +370,10 @@ def _finished(point: TrialKey, returned: Any, metrics: int) -> TrialRun:
 def _problem(numbers: list[Any], metrics: int) -> str | None:
     """Say why these values can't be compared; return None if they can."""
     if len(numbers) != metrics:
-        return f"the job gave {len(numbers)} values, but {metrics} are to be optimised (search.metrics)"
+        return f"the job returned {len(numbers)} values, but the sweep optimises {metrics} (search.metrics)"
     for number in numbers:
         if isinstance(number, str) or not hasattr(number, "__float__"):
-            return f"the job gave {number!r} instead of a number to compare"
+            return f"the job returned {number!r}, expected a number"
         if math.isnan(float(number)):
             return "the objective is NaN"
     return None
@@ -619,9 +619,7 @@ class Schedule:
     def _wait_for_others(self) -> None:
         """Sleep a second before asking again whether the other sweepers live: nothing else is left to do."""
         if not self._said_waiting:
-            note(
-                "waiting to see whether the other sweepers, whose last sign of life is old, still direct their trials"
-            )
+            note("waiting to see whether the other sweepers, whose signs of life are overdue, are still running")
         self._said_waiting = True
         time.sleep(INTERVAL / 10)
 
@@ -634,6 +632,6 @@ class Schedule:
             if not any(process is not None and process.may_live_here() for process in processes):
                 return
             if not said:
-                note("waiting for jobs of the last start, which are writing their checkpoints")
+                note("waiting for jobs of the last start to write their checkpoints")
                 said = True
             time.sleep(0.1)

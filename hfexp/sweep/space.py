@@ -130,7 +130,7 @@ def dimension_of(
         with _seeded(seed):
             plain = [_without_quotes(item) for item in override.sweep_iterator(Transformer.identity)]
     if not spellings:
-        raise ConfigError(f"{element.lstrip('+')}={text} gives no value")
+        raise ConfigError(f"{element.lstrip('+')}={text} has no values")
     known = dict(zip(spellings, plain, strict=True))
     bounds = _range_bounds(value, list(known.values())) if isinstance(value, RangeSweep) else None
     return Dimension(**where, spellings=tuple(known), values=_as_told(known), bounds=bounds)
@@ -163,9 +163,9 @@ def _interval_bounds(element: str, value: IntervalSweep) -> Bounds:
     key, log = element.lstrip("+"), "log" in value.tags
     integer = isinstance(value.start, int) and isinstance(value.end, int)
     if value.start > value.end:
-        raise ConfigError(f"{key}: interval({value.start}, {value.end}) is empty; the lower end comes first")
+        raise ConfigError(f"{key}: interval({value.start}, {value.end}) is empty; write the lower end first")
     if log and value.start <= 0:
-        raise ConfigError(f"{key}: a log scale begins above 0, not at {value.start}")
+        raise ConfigError(f"{key}: a log scale must start above 0, got {value.start}")
     return Bounds(value.start, value.end, 1 if integer else None, log, integer)
 
 
@@ -179,7 +179,7 @@ def _range_bounds(value: RangeSweep, numbers: list[Any]) -> Bounds | None:
         low, high = sorted((float(start), float(start + (len(numbers) - 1) * by)))
     if log and (not integer or step != 1 or low <= 0):
         raise ConfigError(
-            "tag(log, range(...)) is for whole numbers from 1 on, one by one; use tag(log, interval(...))"
+            "tag(log, range(...)) needs integers from 1 on with step 1; use tag(log, interval(...)) instead"
         )
     return Bounds(low, high, step, log, integer)
 
@@ -267,14 +267,14 @@ class Space:
         for dimension in self.dimensions:
             if not dimension.is_finite:
                 raise ConfigError(
-                    f"{dimension.key}={dimension.text}: a grid needs single values; write "
+                    f"{dimension.key}={dimension.text}: a grid needs a list of values; write "
                     f"{dimension.key}=choice(...) or range(...), or choose a sampler (search=tpe)"
                 )
         if self.function:
-            raise ConfigError("search.space._target_ is asked by a sampler: choose one (search=tpe, search=random)")
+            raise ConfigError("search.space._target_ needs a sampler: set search=tpe or search=random")
         if math.prod(len(dimension.spellings) for dimension in self.dimensions) > MOST_POINTS:
             raise ConfigError(
-                f"the grid has more than {MOST_POINTS:,} points; search=random search.trials=N draws some"
+                f"the grid has more than {MOST_POINTS:,} points; use search=random search.trials=N to try some of them"
             )
         return list(self._points(0, {}, {}))
 
@@ -381,12 +381,12 @@ def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: 
         unknown = sorted(set(node) - set(PARTS))
         if unknown or "values" not in node:
             hint = did_you_mean(unknown[0], PARTS) if unknown else ""
-            raise ConfigError(f"{where}: a mapping has `values` and, maybe, `when`.{hint}")
+            raise ConfigError(f"{where}: a mapping needs `values` and may have `when`.{hint}")
         values, when = node["values"], node.get("when") or {}
     if not isinstance(when, dict):
         raise ConfigError(f"{where}.when must be a mapping of another key to its values, e.g. {{optimizer: sgd}}")
     if values is None or values == []:
-        raise ConfigError(f"{where} has no value")
+        raise ConfigError(f"{where} has no values")
     text = values if isinstance(values, str) else _listed(values)
     (override,) = parser.parse_overrides([opened(f"{key}={text}")])
     _refuse_what_is_never_swept(override)
@@ -408,7 +408,7 @@ def _refuse_what_is_never_swept(override: Override) -> None:
     head = override.key_or_group.partition(".")[0].partition("/")[0]
     if head in NEVER_SWEPT:
         key = override.key_or_group
-        raise ConfigError(f"{key} has one value for the whole sweep; start a sweep for each value of {key} instead")
+        raise ConfigError(f"{key} can't be swept; start one sweep for each value of {key} instead")
 
 
 def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
@@ -417,7 +417,7 @@ def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
         other = first.setdefault(dimension.key, dimension)
         if other is not dimension:
             words = " and ".join(f"{each.element}={each.text}" for each in (other, dimension))
-            raise ConfigError(f"{dimension.key} is swept twice, by {words}: leave one of the two out")
+            raise ConfigError(f"{dimension.key} is swept twice, by {words}: remove one of the two")
 
 
 def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimension]) -> None:

@@ -74,7 +74,7 @@ def agree(study: Study, definition: Definition) -> None:
         return
     differing = definition.differences(known, ignored=HASHED)
     if differing:
-        raise ConfigError(f"search.storage has another sweep under the name {study.study_name}:{differing}")
+        raise ConfigError(f"search.storage already holds another sweep named {study.study_name}:{differing}")
 
 
 def _directions(names: Sequence[str]) -> list[optuna.study.StudyDirection]:

@@ -64,16 +64,16 @@ TABLE = [
     (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "mlflow migrate-filestore"]),
     (["tracking.uri=http://:5000"], ["tracking.uri=http://:5000: not the address of a server"]),
     (["tracking.uri=mysql+nodriver://h/db"], ["tracking.uri=mysql+nodriver://h/db", "nodriver"]),
-    (["tracking.register=a/b"], ["tracking.register=a/b: a name without / and : is needed"]),
+    (["tracking.register=a/b"], ["tracking.register=a/b must be 1 to 250 characters without / and :"]),
     (["tracking.uri=http://here:port"], ["not the address of a server; write http://HOST:PORT"]),
     (["tracking.uri=sqlite:///notes.txt"], ["notes.txt is not a SQLite database"]),
     (["tracking.backend=wandb"], ["tracking.backend=wandb; allowed: mlflow, none"]),
-    (["output_dir=notes.txt/x"], ["output_dir=notes.txt/x", "not a directory that you can write to"]),
+    (["output_dir=notes.txt/x"], ["output_dir=notes.txt/x", "not a directory you can write to"]),
     (["trainer.args.metric_for_best_model=acuracy"], ["metric_for_best_model=acuracy", "Did you mean 'accuracy'?"]),
     (["metrics.accuracy._target_=hfexp.tasks.metrics.Acc"], ["hfexp.metrics has no 'Acc'"]),
     (["model.processor.size.height=12"], ["the model can't take", "(3, 12, 8)", "model.processor"]),
     (["model.config.hidden_size=wide"], ["model.config does not fit ViTConfig", "hidden_size"]),
-    (["model.config.patch_size=0"], ["model.config: these sizes give no model"]),
+    (["model.config.patch_size=0"], ["model.config: can't build a model of these sizes"]),
     (["model.config.num_labels=3"], ["model.config.num_labels comes from the dataset"]),
     (["model.model_type=vitt"], ["model.model_type=vitt is unknown", "Did you mean 'vit'?"]),
     (["seed=-1"], ["seed=-1 must be between 0 and"]),
@@ -81,7 +81,7 @@ TABLE = [
     (["trainer.callbacks.x={_target_: nope.Nope}"], ["trainer.callbacks.x._target_: nope.Nope is not allowed"]),
     (["trainer.args.dataloader_prefetch_factor=2"], ["trainer.args", "prefetch_factor"]),
     (["trainer.args.prediction_loss_only=true"], ["trainer.args.prediction_loss_only=true is not supported"]),
-    (["model.dtype=float33"], ["model.dtype=float33: no such type"]),
+    (["model.dtype=float33"], ["model.dtype=float33 is not a dtype of torch"]),
     (["model=local", "model.path=turned", "model.processor.image_meen=[0]"], ["Did you mean 'image_mean'?"]),
     (["model=local", "model.path=turned", "model.config.hidden_dropot_prob=0.5"], ["'hidden_dropout_prob'?"]),
     (["trainer.args.fsdp=full_shard"], ["trainer.args.fsdp=full_shard is not supported", "launch=ddp"]),
@@ -234,7 +234,7 @@ def test_what_the_hub_refuses(error: str, said: list[str]) -> None:
 
 def test_a_text_model_for_images_and_a_model_that_reads_ahead_are_refused() -> None:
     task, bert = TextGeneration(), transformers.BertConfig()
-    assert "reads a text in both directions" in checks.check_architecture(bert, task)[0]
+    assert "attends in both directions" in checks.check_architecture(bert, task)[0]
     assert checks.check_architecture(transformers.BertConfig(is_decoder=True), task) == []
     assert checks.check_architecture(transformers.LlamaConfig(), task) == []
     assert checks.check_architecture(bert, TextClassification()) == []

@@ -56,7 +56,7 @@ def test_another_sweep_of_the_name_is_refused_as_when_it_is_started(
 ) -> None:
     assert main(["-m", *SMALL_DIGITS, "seed=1", "search.name=s", IN_PROCESS]) == 0
     assert main(["plan", "--no-probe", "-m", *SMALL_DIGITS, "seed=2,3", "search.name=s"]) == 2
-    assert "search.name=s is another sweep" in capsys.readouterr().err
+    assert "search.name=s belongs to another sweep" in capsys.readouterr().err
 
 
 def test_a_single_run_is_planned_and_measured_without_a_trace(capsys: pytest.CaptureFixture[str], place: Path) -> None:

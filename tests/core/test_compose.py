@@ -76,10 +76,10 @@ TEXT = ("task=text_classification", "dataset=table", "dataset.source.data_files=
         (["model=vit_base"], ["no dataset is chosen for task=image_classification", "imagefolder"]),
         (["task=chat"], ["no model is chosen for task=chat", "qwen3_0_6b", "no dataset is chosen"]),
         ([*TEXT], ["no model is chosen for task=text_classification", "distilbert", "smollm2_135m"]),
-        ([*TEXT, "model=vit_digits"], ["model=vit_digits reads images", "text_classification reads texts"]),
+        ([*TEXT, "model=vit_digits"], ["model=vit_digits reads images", "text_classification reads text"]),
         ([*TEXT[:1], "model=bert_base", "dataset=digits"], ["dataset=digits holds images", "docstrings"]),
         (["model=bert_base", "dataset=docstrings"], ["task=image_classification reads images", "text_regression"]),
-        (["task=text_generation", "model=bert_base", "dataset=docstrings"], ["bert_base reads texts", "writes texts"]),
+        (["task=text_generation", "model=bert_base", "dataset=docstrings"], ["reads text", "generates text"]),
         (["model=vit_base", "model.kind=pictures", "dataset=digits"], ["model.kind=pictures", "image, text"]),
     ],
 )

@@ -167,7 +167,7 @@ def test_a_full_shared_memory_is_named(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("_multiprocessing.SemLock", full)
-    wanted = f"{key} needs /dev/shm: No space left on device; make room there (in a container: --shm-size=1g)"
+    wanted = f"{key} needs /dev/shm: No space left on device; free some space there (in a container: --shm-size=1g)"
     assert check_semaphores(config) == ([wanted] if key else [])
 
 

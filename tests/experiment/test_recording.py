@@ -85,7 +85,7 @@ def build(id2label):
     ("words", "said"),
     [
         (["task._target_=own_parts.Quiet"], "Quiet has no inference_example"),
-        (["model=own"], "MLflow can't load a model that own code builds"),
+        (["model=own"], "MLflow can't load a model that the user's own code builds"),
     ],
     ids=["own task", "own model"],
 )

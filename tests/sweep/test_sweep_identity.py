@@ -72,7 +72,7 @@ def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.Ca
     assert sweep(seen, *words) == 0
     assert len(seen.values) == 3
     assert sweep(seen, *words, "search.name=mine") == 2
-    assert "data: files that it is read from have changed since" in capsys.readouterr().err
+    assert "data: its files have changed since" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_condition_on_what_options_of_a_group_set(place: Path, capsys: pytest.
     words = ["--config-dir", "conf", "experiment=mine_a,mine_b"]
     for key, value, found in (("seed", 7, "1, 2"), ("seed", 1, "1, 2")):
         assert sweep(seen, *words, f"search.space={{{DECAY}: {{values: [0.1, 0.2], when: {{{key}: {value}}}}}}}") == 2
-        assert f"a `when` names seed, which is not swept, but not the same in all points ({found})" in (
+        assert f"a `when` names seed, which is not swept but differs between points ({found})" in (
             capsys.readouterr().err
         )
     assert sweep(seen, *words, "seed=7", f"search.space={{{DECAY}: {{values: [0.1, 0.2], when: {{seed: 7}}}}}}") == 0
@@ -154,7 +154,7 @@ def test_points_that_choose_their_best_models_differently(place: Path, capsys: p
     assert sweep(seen, f"{METRIC}=accuracy,loss") == 2
     error = capsys.readouterr().err
     assert "(maximize eval_accuracy, minimize eval_loss)" in error
-    assert "give search.metrics" in error
+    assert "set search.metrics" in error
     words = ["search.metrics=[accuracy]", "search.directions=[maximize]"]
     assert sweep(seen, f"{METRIC}=accuracy,loss", *words) == 0
 

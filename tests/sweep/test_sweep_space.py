@@ -181,19 +181,19 @@ def test_a_function_of_the_users() -> None:
 @pytest.mark.parametrize(
     ("words", "nodes", "message"),
     [
-        (["a=interval(0,1)"], {}, "a=interval(0,1): a grid needs single values; write a=choice(...) or range(...)"),
+        (["a=interval(0,1)"], {}, "a=interval(0,1): a grid needs a list of values; write a=choice(...) or range(...)"),
         (["a=interval(1,0)"], {}, "a: interval(1.0, 0.0) is empty"),
-        (["a=tag(log,interval(0,1))"], {}, "a: a log scale begins above 0, not at 0.0"),
-        (["a=range(5,5)"], {}, "a=range(5,5) gives no value"),
-        (["search=tpe,gp"], {}, "search has one value for the whole sweep"),
-        (["search.seed=1,2"], {}, "search.seed has one value"),
+        (["a=tag(log,interval(0,1))"], {}, "a: a log scale must start above 0, got 0.0"),
+        (["a=range(5,5)"], {}, "a=range(5,5) has no values"),
+        (["search=tpe,gp"], {}, "search can't be swept"),
+        (["search.seed=1,2"], {}, "search.seed can't be swept"),
         (["a=range(2000)", "b=range(2000)"], {}, "more than 1,000,000 points"),
         (
             [],
             {"a": {"value": [1]}},
-            "search.space.a: a mapping has `values` and, maybe, `when`. Did you mean 'values'?",
+            "search.space.a: a mapping needs `values` and may have `when`. Did you mean 'values'?",
         ),
-        ([], {"a": None}, "search.space.a has no value"),
+        ([], {"a": None}, "search.space.a has no values"),
         ([], {"a": {"values": [1], "when": 3}}, "search.space.a.when must be a mapping"),
         (
             [],
@@ -212,7 +212,7 @@ def test_a_function_of_the_users() -> None:
         ),
         (["++a=1,2", "b=1", "a=3,4"], {}, "a is swept twice, by ++a=1,2 and a=3,4"),
         ([], {"a": [1], "+a": [2]}, "a is swept twice, by a=1 and +a=2"),
-        ([], {"_target_": "mine.space"}, "search.space._target_ is asked by a sampler"),
+        ([], {"_target_": "mine.space"}, "search.space._target_ needs a sampler"),
     ],
 )
 def test_what_is_refused(words: list[str], nodes: dict[str, Any], message: str) -> None:
@@ -273,9 +273,9 @@ def test_scores_are_maximised(name: str) -> None:
 
 
 def test_a_metric_whose_name_does_not_tell_its_direction(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is eval_answer to be minimized.* trainer\.args\.greater_is_better"):
+    with pytest.raises(ConfigError, match=r"minimize or maximize eval_answer.* trainer\.args\.greater_is_better"):
         goal("answer")
-    with pytest.raises(ConfigError, match=r"is power to be .*\? e\.g\. search\.directions=\[maximize\]"):
+    with pytest.raises(ConfigError, match=r"minimize or maximize power, e\.g\. search\.directions=\[maximize\]"):
         goal("loss", "power")
     assert goal("answer", greater_is_better=False)[1] == ["minimize"]
     made = build_arguments(

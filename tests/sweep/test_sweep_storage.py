@@ -124,7 +124,7 @@ def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StorageInternalError):
         failing(wrong, 1)(kept)
     kept.away_seconds = -1.0
-    with pytest.raises(RunError, match="can't be reached any more"):
+    with pytest.raises(RunError, match="can no longer be reached"):
         failing(away(), 1)(kept)
     sweep_storage.close_storage(kept)
 
@@ -144,7 +144,7 @@ def test_machines_that_share_a_storage_direct_the_same_sweep(place: Path, capsys
     assert sweep(lambda cfg: 1.0, f"{RATE}=0.1", *words, "output_dir=here") == 0
     assert sweep(lambda cfg: 1.0, f"{RATE}=0.1,0.2", *words, "output_dir=there") == 2
     error = capsys.readouterr().err
-    assert "search.storage has another sweep under the name mine:" in error
+    assert "search.storage already holds another sweep named mine:" in error
     assert f'space: {{}} there, {{"{RATE}": "0.1,0.2"}} now' in error
 
 
