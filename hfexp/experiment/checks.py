@@ -45,11 +45,11 @@ def check_places(config: Config) -> list[str]:
         parse_size(config.transform.cache.max_size)
     except ConfigError as error:
         problems.append(str(error))
-    place = Path(config.output_dir).absolute()
-    while not os.path.exists(place) and place != place.parent:  # also false where we may not look
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        problems.append(f"output_dir={config.output_dir}: {place} is not a directory you can write to")
+    directory = Path(config.output_dir).absolute()
+    while not os.path.exists(directory) and directory != directory.parent:  # also false where we may not look
+        directory = directory.parent
+    if not directory.is_dir() or not os.access(directory, os.W_OK | os.X_OK):
+        problems.append(f"output_dir={config.output_dir}: {directory} is not a directory you can write to")
     return problems
 
 
@@ -57,11 +57,11 @@ def check_semaphores(config: Config) -> list[str]:
     """Refuse several processes if `/dev/shm`, where Linux keeps their semaphores, has no room."""
     keys = [
         f"{key}={value}"
-        for key, value, alone in (
+        for key, value, single in (
             ("launch.num_processes", config.launch.num_processes, ("1", "auto")),
             ("trainer.args.dataloader_num_workers", config.trainer.args.get("dataloader_num_workers", 0), ("0",)),
         )
-        if str(value) not in alone
+        if str(value) not in single
     ]
     if not keys:
         return []
@@ -231,14 +231,14 @@ def check_architecture(model_config: Any, task: Task) -> list[str]:
     return []
 
 
-def _reads_ahead(found: Any, model_config: Any) -> bool:
+def _reads_ahead(model_class: Any, model_config: Any) -> bool:
     """Return True if each token would see those that it has to predict; the class then has a warning in its source.
 
     Args:
-        found: the model class, or several of which the model's config chooses one.
+        model_class: the model class, or several of which the model's config chooses one.
     """
-    classes = found if isinstance(found, tuple) else (found,)
-    warns = any("add `is_decoder=True" in inspect.getsource(kind) for kind in classes)
+    classes = model_class if isinstance(model_class, tuple) else (model_class,)
+    warns = any("add `is_decoder=True" in inspect.getsource(cls) for cls in classes)
     return warns and not model_config.is_decoder
 
 
@@ -299,10 +299,10 @@ def check_disk(config: Config, num_parameters: int) -> list[str]:
     needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)
     if config.trainer.args.get("save_strategy") == "no":
         needed = 4 * num_parameters * 2
-    place = Path(config.output_dir).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
+    directory = Path(config.output_dir).absolute()
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
     if needed > free:
         return [
             f"output_dir={config.output_dir}: checkpoints need about {show_size(needed)}, but only {show_size(free)} "

@@ -71,20 +71,20 @@ def _misfit(
 
 
 def _options(group: str, fits: tuple[str, ...] | None) -> str:
-    found = {path.stem: _read(path).get("kind") for path in (conf_dir() / group).glob("*.yaml")}
-    suitable = [name for name, kind in found.items() if kind is None or fits is None or kind in fits]
+    kinds = {path.stem: _read(path).get("kind") for path in (conf_dir() / group).glob("*.yaml")}
+    suitable = [name for name, kind in kinds.items() if kind is None or fits is None or kind in fits]
     return f"Options that fit: {one_of(suitable)}."
 
 
 def _tasks(group: str, kind: str | None) -> set[str]:
     """Return the options of `task` that can use a model or dataset of this kind."""
-    found = set()
+    names = set()
     for path in (conf_dir() / "task").glob("*.yaml"):
         task = locate(_read(path)["_target_"], "task._target_")
         fits = MODELS.get(task.model_class) if group == "model" else ROWS.get(task.processor_class)
         if fits and kind in fits:
-            found.add(path.stem)
-    return found
+            names.add(path.stem)
+    return names
 
 
 def _read(path: Any) -> dict[str, Any]:

@@ -29,11 +29,11 @@ from hfexp.training.callbacks import StopTogether
 
 logger = logging.getLogger(__name__)
 
-TOLD = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
+TRACKER_METHODS = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
 """Methods of `Tracker` that a worker may call through the relay."""
 
 
-SHOWN = ("say", "note", "move_bar", "end_bar")
+CONSOLE_FUNCTIONS = ("say", "note", "move_bar", "end_bar")
 """Functions of `hfexp.core.console` that a worker may call through the relay."""
 
 
@@ -77,8 +77,9 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         tracker: executes the tracking calls of the `Relay`.
         more: further functions that the training process may call, by name.
     """
-    known = {name: getattr(tracker, name) for name in TOLD} | {name: getattr(console, name) for name in SHOWN} | more
-    thread = threading.Thread(target=_pass_on, args=(receiver, known), name="hfexp-relay", daemon=True)
+    functions = {name: getattr(tracker, name) for name in TRACKER_METHODS}
+    functions |= {name: getattr(console, name) for name in CONSOLE_FUNCTIONS} | more
+    thread = threading.Thread(target=_pass_on, args=(receiver, functions), name="hfexp-relay", daemon=True)
     thread.start()
     try:
         yield
@@ -89,14 +90,14 @@ def relayed(receiver: Connection, sender: Connection, tracker: Tracker, **more: 
         console.end_bar()  # the training process may have died with its progress bar on the screen
 
 
-def _pass_on(receiver: Connection, known: dict[str, Callable[..., None]]) -> None:
+def _pass_on(receiver: Connection, functions: dict[str, Callable[..., None]]) -> None:
     while True:
         try:
             name, args, kwargs = receiver.recv()
         except (EOFError, OSError):
             return
         try:
-            known[name](*args, **kwargs)
+            functions[name](*args, **kwargs)
         except Exception:  # keep reading: on a full pipe the training process would block forever
             logger.exception("could not execute %s for a training process", name)
 

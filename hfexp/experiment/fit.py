@@ -70,9 +70,9 @@ def evaluate(
         output = trainer.predict(splits[split], metric_key_prefix=prefix)
         metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
         if inputs.id2label and inputs.task.label_kind == CLASS:
-            offered = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
-            probabilities = offered.get("prediction_scores")
-            scores[split] = SplitScores(probabilities, offered["predictions"], offered["references"])
+            metric_inputs = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
+            probabilities = metric_inputs.get("prediction_scores")
+            scores[split] = SplitScores(probabilities, metric_inputs["predictions"], metric_inputs["references"])
     _compare_with_best(trainer, metrics)
     return metrics, scores
 

@@ -66,24 +66,24 @@ class _Problems:
     """Collects the problems of several steps; a step whose input is missing because another failed is skipped."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.messages: list[str] = []
 
     def __enter__(self) -> "_Problems":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: types.TracebackType | None) -> bool:
         if isinstance(error, ConfigError):
-            self.found.append(str(error))
+            self.messages.append(str(error))
             return True
         return isinstance(error, _Skipped)
 
     def add(self, problems: list[str]) -> None:
-        self.found += problems
+        self.messages += problems
 
     def raise_any(self) -> None:
         """Raise all problems found, each once, as one ConfigError."""
-        if self.found:
-            raise ConfigError(join_problems(list(dict.fromkeys(self.found))))
+        if self.messages:
+            raise ConfigError(join_problems(list(dict.fromkeys(self.messages))))
 
 
 class _Skipped(Exception):
@@ -135,7 +135,7 @@ def prepare(config: Config) -> Inputs:
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
     with problems:
         transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
-        if not problems.found:
+        if not problems.messages:
             problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton))
     problems.raise_any()
     return Inputs(
@@ -181,13 +181,13 @@ def _check_metrics(
     config: Config, task: Task, dataset: DatasetDict, metrics: MetricSet, id2label: dict[int, str] | None
 ) -> list[str]:
     """Try the metrics on made-up predictions: they must work and include `metric_for_best_model`."""
-    offered = dict(task.metric_inputs(*task.fake_predictions(id2label)))
-    names = [*metrics.scalars(offered), "loss"]
-    wanted = str(config.trainer.args.get("metric_for_best_model") or task.metric).removeprefix("eval_")
+    metric_inputs = dict(task.metric_inputs(*task.fake_predictions(id2label)))
+    names = [*metrics.scalars(metric_inputs), "loss"]
+    metric = str(config.trainer.args.get("metric_for_best_model") or task.metric).removeprefix("eval_")
     problems = []
-    if wanted not in names:
+    if metric not in names:
         problems.append(
-            f"trainer.args.metric_for_best_model={wanted} is not computed.{did_you_mean(wanted, names)} "
+            f"trainer.args.metric_for_best_model={metric} is not computed.{did_you_mean(metric, names)} "
             f"There are: {one_of(names)}; add others in the metrics section"
         )
     size, rows = config.trainer.args.get("per_device_train_batch_size", 8), num_rows(dataset["train"])

@@ -26,11 +26,11 @@ def make_pruner(name: str, args: dict[str, Any]) -> Any:
     """
     import optuna
 
-    kind = getattr(optuna.pruners, CLASSES[Pruner(name)])
+    pruner_class = getattr(optuna.pruners, CLASSES[Pruner(name)])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return kind(**args)
+            return pruner_class(**args)
     except (TypeError, ValueError) as error:
-        allowed = one_of(inspect.signature(kind).parameters) or "none"
+        allowed = one_of(inspect.signature(pruner_class).parameters) or "none"
         raise ConfigError(f"search.pruner_args for search.pruner={name}: {error}. Allowed: {allowed}") from error

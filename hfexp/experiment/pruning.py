@@ -42,8 +42,8 @@ class WatchPoint(TrainerCallback):
         self._reached = 0
         self._checked = False
         if self._judge and self._metric is None:
-            named = membership.metrics[0]
-            raise ConfigError(f"search.pruner={membership.pruner} needs a metric of the validation split, not {named}")
+            name = membership.metrics[0]
+            raise ConfigError(f"search.pruner={membership.pruner} needs a metric of the validation split, not {name}")
 
     @property
     def pruned_step(self) -> int | None:

@@ -95,8 +95,8 @@ class Recorder:
 
     def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
         if self.config.tracking.checkpoints is Checkpoints.all:
-            place = self.directory.path / CHECKPOINT_MODELS / path.name
-            saved = self._save(model, place, path, card=None)
+            directory = self.directory.path / CHECKPOINT_MODELS / path.name
+            saved = self._save(model, directory, path, card=None)
             if saved is not None:
                 content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": path.name}
                 self.tracker.record(
@@ -169,7 +169,7 @@ class Recorder:
             console.note(str(error))
             self.tracker.set_tags({"hfexp.model_verified": f"false: {error}"})
 
-    def _save(self, model: Any, place: Path, weights: Path, card: str | None) -> SavedModel | None:
+    def _save(self, model: Any, path: Path, weights: Path, card: str | None) -> SavedModel | None:
         """Save the model as an MLflow model; return None if the task can't predict on raw inputs."""
         examples = self._examples()
         if not examples:
@@ -180,7 +180,7 @@ class Recorder:
             inputs.processor,
             inputs.task,
             self._recipe(),
-            place,
+            path,
             example=examples[0],
             weights=weights,
             card=card,
@@ -196,8 +196,8 @@ class Recorder:
 
     def _examples(self) -> list[bytes | str]:
         rows = self.inputs.dataset["validation"]
-        found = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
-        return [example for example in found if example is not None]
+        examples = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
+        return [example for example in examples if example is not None]
 
     def _facts(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: float) -> ReportFacts:
         """Collect the facts for the report."""

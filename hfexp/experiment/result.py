@@ -66,9 +66,9 @@ def _number(value: float | None) -> str:
 def _pictures(directory: Path | None) -> list[Path]:
     if directory is None:
         return []
-    found = [path for name in PICTURES if (path := directory / "artifacts" / name).is_file()]
-    matrices = [path for path in found if path.name.startswith("confusion")]
-    return [path for path in found if path not in matrices[1:]]
+    paths = [path for name in PICTURES if (path := directory / "artifacts" / name).is_file()]
+    matrices = [path for path in paths if path.name.startswith("confusion")]
+    return [path for path in paths if path not in matrices[1:]]
 
 
 def _picture(path: Path) -> str:
@@ -86,7 +86,7 @@ def show_choices(config: Config, origin: Origin) -> None:
     chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
     say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
     say("  " + ", ".join(chosen))
-    changed = [word.lstrip("+") for word in origin.overrides if "." in word.partition("=")[0]]
+    changed = [override.lstrip("+") for override in origin.overrides if "." in override.partition("=")[0]]
     if changed:
         say("  changed: " + ", ".join(changed))
 
@@ -201,10 +201,10 @@ class Result:
 
         from hfexp.training.adapters import CONFIG_FILE, load_saved
 
-        place = self.run_dir / "model"
-        if not any((place / name).exists() for name in ("config.json", CONFIG_FILE)):
-            raise RunError(f"the model was trained by other processes; its weights are in {place}")
-        return load_saved(getattr(transformers, self._model_class), place, self._remote_code)
+        directory = self.run_dir / "model"
+        if not any((directory / name).exists() for name in ("config.json", CONFIG_FILE)):
+            raise RunError(f"the model was trained by other processes; its weights are in {directory}")
+        return load_saved(getattr(transformers, self._model_class), directory, self._remote_code)
 
 
 @dataclass

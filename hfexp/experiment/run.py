@@ -85,10 +85,10 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
 
     Return None if there is no such run.
     """
-    found = find_run(config, origin)
-    if found is None or config.point or config.on_existing is not OnExisting.resume:
+    existing = find_run(config, origin)
+    if existing is None or config.point or config.on_existing is not OnExisting.resume:
         return None
-    path, uri = found[0], tracking_uri(config.tracking.uri, config.output_dir)
+    path, uri = existing[0], tracking_uri(config.tracking.uri, config.output_dir)
     with held_run(path) as state:
         if state is None or state.status != "finished" or state.closed:
             return None
@@ -188,12 +188,12 @@ def announce(directory: RunDirectory, inputs: Inputs, git: dict[str, str], proce
         if count:
             console.note(f"{count} unreadable {split} samples skipped (dataset.on_bad_sample=skip)")
     if directory.resumed:
-        point = directory.checkpoint.name if directory.checkpoint else "the start, as it has no complete checkpoint"
-        console.note(f"continuing {directory.name} from {point}")
-        logger.info("continuing from %s", point)
-        was = processes_of(directory.checkpoint) if directory.checkpoint else processes
-        if was != processes:
-            console.note(f"{processes} processes instead of {was}: same samples, different random numbers (dropout)")
+        start = directory.checkpoint.name if directory.checkpoint else "the start, as it has no complete checkpoint"
+        console.note(f"continuing {directory.name} from {start}")
+        logger.info("continuing from %s", start)
+        previous = processes_of(directory.checkpoint) if directory.checkpoint else processes
+        if previous != processes:
+            console.note(f"{processes} processes instead of {previous}: same samples, new random numbers (dropout)")
         before = directory.state.git_sha_before
         if before and git and before != git["sha"]:
             console.note(f"the code has changed since it was started ({before[:8]} -> {git['sha'][:8]})")

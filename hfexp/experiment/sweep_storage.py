@@ -46,11 +46,11 @@ def open_storage(url: str, patient: bool = False) -> RDBStorage:
         Exception: the database can't be reached.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kinds = {"sqlite": {"timeout": BUSY_SECONDS}, "postgresql": {"connect_timeout": CONNECT_SECONDS}}
-    connect_args = kinds.get(url.partition(":")[0].partition("+")[0], {})
+    timeouts = {"sqlite": {"timeout": BUSY_SECONDS}, "postgresql": {"connect_timeout": CONNECT_SECONDS}}
+    connect_args = timeouts.get(url.partition(":")[0].partition("+")[0], {})
     try:
-        kind = PatientStorage if patient else RDBStorage
-        return kind(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+        storage_class = PatientStorage if patient else RDBStorage
+        return storage_class(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
     except ImportError as error:
         hint = " (pip install 'hfexp[postgres]')" if "psycopg" in str(error) else ""
         raise ConfigError(f"search.storage={mask_secrets(url)} needs a driver: {first_line(error)}{hint}") from error
@@ -79,7 +79,7 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(method)
     def call(self: "PatientStorage", *args: Any, **kwargs: Any) -> Any:
-        began, pause, said = time.monotonic(), 0.1, False
+        began, pause, noted = time.monotonic(), 0.1, False
         while True:
             try:
                 return method(self, *args, **kwargs)
@@ -89,9 +89,9 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
                 reason = mask_secrets(first_line(error.__cause__ or error))
                 if time.monotonic() - began > self.away_seconds:
                     raise RunError(f"search.storage: the database can no longer be reached: {reason}") from error
-                if not said and pause > 1:
+                if not noted and pause > 1:
                     note(f"can't reach search.storage, retrying: {reason}")
-                    said = True
+                    noted = True
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 

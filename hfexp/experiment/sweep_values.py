@@ -58,9 +58,9 @@ def _base(name: str) -> str:
 def _find(name: str, metrics: Iterable[str]) -> str:
     known = set(metrics)
     short = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
-    when = name.partition("_")[0]
-    if when in ("best", "final"):  # no fallback: the run may lack this one
-        candidates, allowed = [name, f"{when}_eval_{_base(name)}"], known
+    prefix = name.partition("_")[0]
+    if prefix in ("best", "final"):  # no fallback: the run may lack this one
+        candidates, allowed = [name, f"{prefix}_eval_{_base(name)}"], known
     elif validation_name(name) is None:
         candidates, allowed = [name], known
     else:

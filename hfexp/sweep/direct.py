@@ -39,14 +39,14 @@ class Direction:
     launcher: Any
     max_batch_size: int | None
 
-    def sweep(self, words: list[str]) -> None:
+    def sweep(self, overrides: list[str]) -> None:
         """Begin or continue the sweep of these overrides, run it to its end, and show its results.
 
         Raises:
             ConfigError: it can't be run as asked; wrong overrides are found before anything is created.
             SweepError: some jobs failed.
         """
-        request = Composer(self.context, self.config).request(words)
+        request = Composer(self.context, self.config).request(overrides)
         sampler, pruner = make_sampler(request)
         with hold_sweep(request.output_dir, request.search.name, request.definition, request.on_existing) as directory:
             _Started(self, request, directory).run(sampler, pruner)
@@ -149,10 +149,10 @@ class _Started:
         from hfexp.core import targets
 
         allowed = (self.by.config.get("security") or {}).get("allowed_targets")
-        found = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
-        if not isinstance(found, dict):
-            raise ConfigError(f"search.space: {node['_target_']} returned {found!r}, expected a dict of key to value")
-        return {opened(f"{key}=").removesuffix("="): value for key, value in found.items()}
+        params = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
+        if not isinstance(params, dict):
+            raise ConfigError(f"search.space: {node['_target_']} returned {params!r}, expected a dict of key to value")
+        return {opened(f"{key}=").removesuffix("="): value for key, value in params.items()}
 
     def _membership(self, url: str, parent_run_id: str | None) -> Membership:
         search = self.request.search
@@ -171,9 +171,9 @@ class _Started:
         )  # fmt: skip
 
     def _announce(self, plan: "Plan") -> None:
-        what = "continuing" if self.directory.continued else "sweep"
+        prefix = "continuing" if self.directory.continued else "sweep"
         several = f", {plan.replicates} replicates each" if plan.replicates > 1 else ""
-        say(f"{what} {self.directory.name}: {self.request.search.method.value}, {plan.total} points{several}")
+        say(f"{prefix} {self.directory.name}: {self.request.search.method.value}, {plan.total} points{several}")
 
     @contextlib.contextmanager
     def _stopping(self, schedule: "Schedule") -> Iterator[None]:
@@ -216,4 +216,4 @@ def _origin(config: Any, fixed: tuple[str, ...]) -> Origin:
 
 def _command() -> str:
     """Return the command line as it can be typed again."""
-    return command_line([as_typed(word) for word in sys.argv[1:]])
+    return command_line([as_typed(arg) for arg in sys.argv[1:]])

@@ -129,10 +129,10 @@ class Parent:
         sweep = self._latest[0]
         totals = {f"trials_{state}": float(count) for state, count in states(sweep).items()}
         self.tracker.log_metrics({**totals, "hours": sweep.seconds / 3600}, round(sweep.seconds))
-        found = best(sweep.trials, sweep.directions)
-        if is_over and self.register and found:
+        best_trials = best(sweep.trials, sweep.directions)
+        if is_over and self.register and best_trials:
             run_dirs = [
-                run.run_dir for run in best_runs_first(found[0], sweep.directions) if run.values and run.run_dir
+                run.run_dir for run in best_runs_first(best_trials[0], sweep.directions) if run.values and run.run_dir
             ]
             if run_dirs:
                 self.tracker.record("register", run_dir=str(run_dirs[0]), name=self.register)
@@ -197,14 +197,14 @@ def _definition(sweep: Sweep) -> str:
 
 def _params(config: Config, sweep: Sweep) -> dict[str, Any]:
     """Return the params of the sweep's own run: search settings and search space; its jobs' runs have all others."""
-    asked = {
+    params = {
         "search.method": sweep.method,
         "search.trials": config.search.trials,
         "search.metrics": ", ".join(sweep.metrics),
         "search.directions": ", ".join(sweep.directions),
     }
-    asked |= {"search.optimise": "bound"} if sweep.bound else {}
-    return asked | dict(sweep.space)
+    params |= {"search.optimise": "bound"} if sweep.bound else {}
+    return params | dict(sweep.space)
 
 
 def _tags(sweep: Sweep) -> dict[str, str]:
@@ -225,11 +225,11 @@ def _tags(sweep: Sweep) -> dict[str, str]:
 
 def _best_values(sweep: Sweep) -> dict[str, float]:
     """Return the best value so far of each metric by itself."""
-    found = {}
+    values = {}
     for index, metric in enumerate(sweep.metrics):
         order = sorted(ranked(sweep.trials, sweep.directions), key=lambda t: costs(t, sweep.directions)[index])
-        found |= {f"best_{metric}": trial.values[index] for trial in order[:1] if trial.values}
-    return found
+        values |= {f"best_{metric}": trial.values[index] for trial in order[:1] if trial.values}
+    return values
 
 
 def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
@@ -245,8 +245,8 @@ def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
             return {}
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         target = {"params": sorted(params), "target": lambda trial: trial.values[0]}
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
-        return {mask_secrets(str(name)): float(share) for name, share in found.items()}
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
+        return {mask_secrets(str(name)): float(share) for name, share in shares.items()}
     return {}
 
 
@@ -294,7 +294,7 @@ def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, E
         errors: errors of the jobs that failed in this start, by name (`<trial>` or `<trial>.<replicate>`). For a trial
             without one, the reason that the study has is used.
     """
-    found = []
+    failed = []
     for trial in sweep.trials:
         is_interrupted = trial.state is State.running and any(run.error for run in trial.runs)
         if trial.state is not State.failed and not is_interrupted:
@@ -302,21 +302,21 @@ def failures(sweep: Sweep, errors: Mapping[str, Exception]) -> list[tuple[str, E
         names = [name for name in errors if name.partition(".")[0] == str(trial.number)]
         reason = trial.error or next((run.error for run in trial.runs if run.error), "failed")
         causes = [(name, errors[name]) for name in names] or [(str(trial.number), RunError(reason))]
-        found += [(f"job {name} ({words(trial)})", error) for name, error in causes]
-    return found
+        failed += [(f"job {name} ({overrides_of(trial)})", error) for name, error in causes]
+    return failed
 
 
 def failure_of(
     sweep: Sweep, errors: Mapping[str, Exception], total: int, retries: int, ended_early: bool
 ) -> SweepError | None:
     """Build the error that the sweep ends with; None if none of its jobs (`total` in all) failed."""
-    found = failures(sweep, errors)
-    if not found:
+    failed = failures(sweep, errors)
+    if not failed:
         return None
     more = "; search.max_failures ended the sweep early" if ended_early else ""
     if any(trial.attempts <= retries for trial in sweep.trials if trial.state is State.failed):
         more += "; run the same command again to retry them (up to search.retries times)"
-    return SweepError(found, total, more)
+    return SweepError(failed, total, more)
 
 
 def progress(trials: Sequence[Trial]) -> str:
@@ -325,24 +325,24 @@ def progress(trials: Sequence[Trial]) -> str:
     return f"{done} points are finished"
 
 
-def words(trial: Trial) -> str:
+def overrides_of(trial: Trial) -> str:
     """Return the overrides that tell a trial from the others, as typed and without secrets."""
-    return " ".join(mask_override(as_typed(word)) for word in trial.overrides)
+    return " ".join(mask_override(as_typed(override)) for override in trial.overrides)
 
 
 def _show_table(sweep: Sweep) -> None:
     from rich.table import Table
 
-    order, same = ranked(sweep.trials, sweep.directions), ties(sweep.trials, sweep.directions)
-    placed = {trial.number for trial in order}
-    others = [trial for trial in sweep.trials if trial.number not in placed]
+    order, tied = ranked(sweep.trials, sweep.directions), ties(sweep.trials, sweep.directions)
+    ranked_numbers = {trial.number for trial in order}
+    others = [trial for trial in sweep.trials if trial.number not in ranked_numbers]
     rows = [*order, *others]
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head in ("job", "overrides", *sweep.metrics, ""):
         table.add_column(cell(head))
     for trial in rows[:MOST_ROWS]:
-        shown = _values(trial, len(sweep.metrics))
-        table.add_row(str(trial.number), cell(words(trial)), *shown, cell(_remark(trial, same)))
+        values = _values(trial, len(sweep.metrics))
+        table.add_row(str(trial.number), cell(overrides_of(trial)), *values, cell(_remark(trial, tied)))
     say()
     print_table(table)
     if len(rows) > MOST_ROWS:
@@ -358,9 +358,9 @@ def _values(trial: Trial, count: int) -> list[str]:
     return [f"{value:.6g} ± {(high - low) / 2:.2g}" for value, (low, high) in pairs]
 
 
-def _remark(trial: Trial, same: set[int]) -> str:
+def _remark(trial: Trial, tied: set[int]) -> str:
     if trial.state is State.finished:
-        return "as good as the best, as far as these seeds can tell" if trial.number in same else ""
+        return "as good as the best, as far as these seeds can tell" if trial.number in tied else ""
     if trial.state is State.failed:
         return f"failed: {mask_secrets(trial.error or '')}"
     if trial.state is State.pruned:

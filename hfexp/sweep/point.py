@@ -25,9 +25,9 @@ def run(config: Config, origin: Origin) -> Values:
     """
     point = TrialKey.parse(str(config.point))
     membership_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
-    found = finished_run(point)
-    if found and config.on_existing is not OnExisting.rerun:
-        path, state = found
+    finished = finished_run(point)
+    if finished and config.on_existing is not OnExisting.rerun:
+        path, state = finished
         if state.data == data_stamp(config.dataset.source):
             say(f"  already finished in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
             return _as_returned(state.values or [])

@@ -41,15 +41,15 @@ def scale_of(name: str, values: Sequence[Any]) -> Scale:
     known = [value for value in values if value is not None]
     if known and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in known):
         return _numeric(name, values, [float(value) for value in known])
-    words = [
+    texts = [
         None if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
         for value in values
     ]
-    distinct = sorted({word for word in words if word is not None})
-    places = {word: (index + 0.5) / len(distinct) for index, word in enumerate(distinct)}
+    distinct = sorted({text for text in texts if text is not None})
+    places = {text: (index + 0.5) / len(distinct) for index, text in enumerate(distinct)}
     every = max(1, -(-len(distinct) // MOST_TICKS))
-    ticks = [(places[word], word) for word in distinct[::every]]
-    return Scale(name, [None if word is None else places[word] for word in words], ticks)
+    ticks = [(places[text], text) for text in distinct[::every]]
+    return Scale(name, [None if text is None else places[text] for text in texts], ticks)
 
 
 def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
@@ -127,14 +127,14 @@ class Drawing:
 
 def draw(shown: Shown) -> dict[str, Drawing]:
     """Draw all pictures that there is data for, by name; one that fails is left out with a warning."""
-    made = {}
+    drawings = {}
     with style():
         for name, function in PICTURES.items():
             with guarded(name):
                 figure = function(shown)
                 if figure is not None:
-                    made[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
-    return made
+                    drawings[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
+    return drawings
 
 
 def _saved(figure: "Figure", form: str) -> bytes:
@@ -415,9 +415,9 @@ class SweepPage:
         return f"{self.sweep.method}, to {goal}: {counted or 'no trials yet'}; {hours:.2f} hours"
 
     def _best(self) -> Section:
-        found = best(self.sweep.trials, self.sweep.directions)
+        best_trials = best(self.sweep.trials, self.sweep.directions)
         blocks = []
-        for trial in found[:3]:
+        for trial in best_trials[:3]:
             blocks += [
                 Text(f"Trial {trial.number}: {measured(self.sweep, trial)}"),
                 Code(command_of(self.sweep, trial)),

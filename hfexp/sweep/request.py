@@ -71,12 +71,12 @@ class Definition:
         canonical = json.dumps(asdict(self), separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def differences(self, there: dict[str, Any], ignored: Collection[str] = ()) -> str:
-        """Return a line for each part in which the stored definition `there` differs from this one."""
+    def differences(self, stored: dict[str, Any], ignored: Collection[str] = ()) -> str:
+        """Return a line for each part in which a stored definition differs from this one."""
         now = json.loads(json.dumps(asdict(self)))
         # The order of keys counts, which a comparison of dicts would ignore.
-        differing = [key for key in now if json.dumps(there.get(key)) != json.dumps(now[key])]
-        pairs = {key: f"{_short(there.get(key))} there, {_short(now[key])} now" for key in differing}
+        differing = [key for key in now if json.dumps(stored.get(key)) != json.dumps(now[key])]
+        pairs = {key: f"{_short(stored.get(key))} there, {_short(now[key])} now" for key in differing}
         pairs |= {key: text for key, text in HASHED.items() if key in pairs}
         return "".join(f"\n  {key}: {text}" for key, text in pairs.items() if key not in ignored)
 
@@ -85,7 +85,7 @@ def define(
     search: SearchConfig, space: Space, metrics: list[str], directions: list[str], configuration: str, data: str
 ) -> Definition:
     """Build the definition of a sweep, without secrets."""
-    fixed = sorted(mask_override(word) for word in space.fixed if _counts(word))
+    fixed = sorted(mask_override(override) for override in space.fixed if _counts(override))
     texts = space.texts
     for dimension in space.dimensions:
         if "glob(" in dimension.text:  # its values change when an option is added, while its text stays the same
@@ -125,8 +125,8 @@ def data_hash(sources: list[dict[str, Any]]) -> str:
     return hashlib.sha256(data_stamp(named).encode()).hexdigest()[:32]
 
 
-def _counts(word: str) -> bool:
-    key = word.lstrip("+~").partition("=")[0].partition("@")[0]
+def _counts(override: str) -> bool:
+    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
     return re.split(r"[./]", key)[0] not in LEFT_OUT
 
 
@@ -212,17 +212,17 @@ def _place(output_dir: Path, name: str | None, definition: Definition) -> tuple[
 
 def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:
     pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
-    found = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
-    stored = {number: _read(path / FILE) for number, path in found.items() if (path / FILE).exists()}
-    begun = {number: found[number] for number, content in stored.items() if content.get(STEM) == stem}
+    paths = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
+    contents = {number: _read(path / FILE) for number, path in paths.items() if (path / FILE).exists()}
+    begun = {number: paths[number] for number, content in contents.items() if content.get(STEM) == stem}
     if not begun:  # a directory of this name may be another sweep's second start: exp-2 of exp
-        return parent / (f"{stem}-{max(found) + 1}" if stored else stem)
+        return parent / (f"{stem}-{max(paths) + 1}" if contents else stem)
     latest = begun[max(begun)]
     if on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this sweep exists already in {latest}")
     if on_existing is OnExisting.rerun:
-        return parent / f"{stem}-{max(found) + 1}"
-    differing = definition.differences(stored[max(begun)])
+        return parent / f"{stem}-{max(paths) + 1}"
+    differing = definition.differences(contents[max(begun)])
     if differing:
         raise ConfigError(
             f"search.name={stem} belongs to another sweep in {latest}:{differing}\n"
@@ -273,7 +273,7 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     defaults = list(dict.fromkeys(map(_of_the_best_model, configs)))
     default = defaults[0]
     if len(defaults) > 1 and not search.metrics:
-        named = ", ".join(f"{found[1] or 'optimise'} {found[0]}" for found in defaults if found)
+        named = ", ".join(f"{goal[1] or 'optimise'} {goal[0]}" for goal in defaults if goal)
         raise ConfigError(
             f"the points of this sweep choose their best models differently ({named}); set search.metrics and "
             "search.directions to say which point is best"
@@ -407,7 +407,7 @@ class Composer:
     config: Any
     """Composed without the swept overrides."""
 
-    def request(self, words: list[str]) -> Request:
+    def request(self, overrides: list[str]) -> Request:
         """Build and check the request of these overrides.
 
         Raises:
@@ -417,13 +417,13 @@ class Composer:
         check_counts(search)
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        space = read_space(words, search.space, parser, search.seed, opened, _Present(self))
+        space = read_space(overrides, search.space, parser, search.seed, opened, _Present(self))
         _refuse_secrets(space)
         points = space.grid() if search.method is Method.grid else None
         composed, config = self.samples(space), self._example_config(space)
         sources = [config.dataset.source, *_sources(composed, space, parser)] if config else []
         # Composing has refused wrong keys and options by now; a value that proves wrong later fails its own job only.
-        examples: Any = [OmegaConf.to_container(without_hydra(one), resolve=False) for one in composed]
+        examples: Any = [OmegaConf.to_container(without_hydra(point), resolve=False) for point in composed]
         seed = _first_seed(search, space, examples[0])
         metrics, directions = metrics_and_directions(search, examples)
         definition = define(
@@ -435,14 +435,14 @@ class Composer:
             Path(str(settings.get("output_dir") or ".")), OnExisting(on_existing),
         )  # fmt: skip
 
-    def compose(self, words: tuple[str, ...]) -> Any:
+    def compose(self, overrides: tuple[str, ...]) -> Any:
         """Compose a whole config, Hydra's section included."""
-        return self.context.config_loader.load_sweep_config(self.config, list(words))
+        return self.context.config_loader.load_sweep_config(self.config, list(overrides))
 
     def samples(self, space: Space) -> list[Any]:
         """Compose a first point, and one point for each further option of a swept group, as whole configs."""
         telling = (*self.groups(space), *CHOICE_OF_BEST)
-        return [self.compose(space.job(words)) for words in space.samples(telling, MOST_CHECKED)]
+        return [self.compose(space.job(overrides)) for overrides in space.samples(telling, MOST_CHECKED)]
 
     def groups(self, space: Space) -> tuple[str, ...]:
         """Return the config groups of a first point; `self.config` would lack a swept group that `+` adds."""
@@ -450,14 +450,14 @@ class Composer:
         return tuple(first.hydra.runtime.choices)
 
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
-        found = {name: self.config.get(name) for name in SECTIONS}
-        plain: dict[str, Any] = {
+        sections = {name: self.config.get(name) for name in SECTIONS}
+        settings: dict[str, Any] = {
             name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            for name, value in found.items()
+            for name, value in sections.items()
         }
-        search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), plain["search"] or {}))
+        search = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), settings["search"] or {}))
         assert isinstance(search, SearchConfig)
-        return search, plain
+        return search, settings
 
     def _example_config(self, space: Space) -> Config | None:
         first = self.compose(space.job(space.samples()[0]))
@@ -486,21 +486,21 @@ class _Present:
             ConfigError: the points differ in the key, as options of a swept group set it.
         """
         self._points = self._points or self._composer.samples(space)
-        found = {spelling(value): value for value in (_value(one, key) for one in self._points)}
-        if len(found) > 1:
+        values = {spelling(value): value for value in (_value(point, key) for point in self._points)}
+        if len(values) > 1:
             raise ConfigError(
                 f"search.space: a `when` names {key}, which is not swept but differs between points "
-                f"({one_of(found)}) because options of a group set it; sweep {key} itself, or give it one value"
+                f"({one_of(values)}) because options of a group set it; sweep {key} itself, or give it one value"
             )
-        (value,) = found.values()
+        (value,) = values.values()
         return value
 
 
 def _refuse_secrets(space: Space) -> None:
     """Refuse to sweep over secrets: a sweep stores its values, and a secret does not change a result."""
     for dimension in space.dimensions:
-        told = {dimension.key: list(dimension.values)}
-        if without_secrets(told) != told:
+        values = {dimension.key: list(dimension.values)}
+        if without_secrets(values) != values:
             raise ConfigError(
                 f"{dimension.key} can't be swept: its values are secrets, which a sweep would store; give it one value"
             )
@@ -508,19 +508,19 @@ def _refuse_secrets(space: Space) -> None:
 
 def _value(composed: Any, key: str) -> Any:
     chosen = composed.hydra.runtime.choices.get(key)
-    found = OmegaConf.select(composed, key) if chosen is None else chosen
-    return OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    value = OmegaConf.select(composed, key) if chosen is None else chosen
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _sources(composed: list[Any], space: Space, parser: OverridesParser) -> list[dict[str, Any]]:
     """Return `dataset.source` of these points, and of the first one with each swept value of a key in it."""
-    found, other = [_resolved(one) for one in composed], copy.deepcopy(composed[0])
+    sources, other = [_resolved(point) for point in composed], copy.deepcopy(composed[0])
     for dimension in space.dimensions:
         if f"{dimension.key}.".startswith(f"{SOURCE}."):
-            for override in parser.parse_overrides([dimension.word(value) for value in dimension.values]):
+            for override in parser.parse_overrides([dimension.override(value) for value in dimension.values]):
                 OmegaConf.update(other, dimension.key, override.value(), merge=False, force_add=True)
-                found.append(_resolved(other))
-    return found
+                sources.append(_resolved(other))
+    return sources
 
 
 def _resolved(composed: Any) -> dict[str, Any]:

@@ -140,19 +140,20 @@ class Entry:
 
     def objective(self, directions: Sequence[str], bound: bool) -> tuple[float, ...]:
         """Return the values that Optuna is told and the trial is ranked by; empty without any run."""
-        found = self.estimates()
-        return tuple(e.told(d, bound) for e, d in zip(found, directions, strict=True)) if found else ()
+        estimates = self.estimates()
+        return tuple(e.told(d, bound) for e, d in zip(estimates, directions, strict=True)) if estimates else ()
 
     def view(self, directions: Sequence[str], bound: bool) -> Trial:
         """Return the trial as the tracking store and the table show it."""
-        found = self.estimates() if self.state in GOOD else []
-        deviations = tuple(e.deviation for e in found if e.deviation is not None)
-        intervals = tuple(e.interval for e in found if e.interval is not None)
+        estimates = self.estimates() if self.state in GOOD else []
+        deviations = tuple(e.deviation for e in estimates if e.deviation is not None)
+        intervals = tuple(e.interval for e in estimates if e.interval is not None)
         return Trial(
             self.number, self.point.params, self.point.words, self.state,
-            values=tuple(e.mean for e in found) or None, deviations=deviations or None, intervals=intervals or None,
-            runs=tuple(run for _, run in sorted(self.runs.items())), attempts=self.attempts, error=self.error,
-            objective=(self.objective(directions, bound) or None) if found else None,
+            values=tuple(e.mean for e in estimates) or None, deviations=deviations or None,
+            intervals=intervals or None, runs=tuple(run for _, run in sorted(self.runs.items())),
+            attempts=self.attempts, error=self.error,
+            objective=(self.objective(directions, bound) or None) if estimates else None,
         )  # fmt: skip
 
 
@@ -256,8 +257,8 @@ class Ledger:
         """Tell Optuna how a trial ended, unless another sweeper has taken it over."""
         if not self.holds(entry):
             return
-        told = {ours: theirs for theirs, ours in CLOSED.items()}[state]
-        storage.tell(self.study, entry.number, told, values if state is State.finished else None)
+        trial_state = {ours: theirs for theirs, ours in CLOSED.items()}[state]
+        storage.tell(self.study, entry.number, trial_state, values if state is State.finished else None)
         entry.state, entry.closed = state, True
         if state is not State.failed:
             entry.error = None
@@ -441,7 +442,7 @@ class Schedule:
         self._jobs: dict[str, tuple[Entry, int]] = {}
         self._twins: dict[int, list[Entry]] = {}
         self._views = {trial.number: trial for trial in plan.waiting}
-        self._said_waiting = False
+        self._noted_waiting = False
 
     def begin(self) -> None:
         """Take up trials that earlier starts have left, after waiting for jobs of theirs that still run."""
@@ -557,9 +558,10 @@ class Schedule:
         self._jobs[name] = entry, replicate
         entry.under_way.add(replicate)
         self._show(entry)
-        words = [word for word in self.plan.space.job(entry.point.words) if not word.lstrip("+").startswith(SECRET)]
+        overrides = self.plan.space.job(entry.point.words)
+        public = [override for override in overrides if not override.lstrip("+").startswith(SECRET)]
         number = entry.number * self.plan.replicates + replicate
-        return Job(number, name, (*words, *more), mask_secrets(shown))
+        return Job(number, name, (*public, *more), mask_secrets(shown))
 
     def _race(self, entry: Entry) -> None:
         """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""
@@ -618,20 +620,20 @@ class Schedule:
 
     def _wait_for_others(self) -> None:
         """Sleep a second before asking again whether the other sweepers live: nothing else is left to do."""
-        if not self._said_waiting:
+        if not self._noted_waiting:
             note("waiting to see whether the other sweepers, whose signs of life are overdue, are still running")
-        self._said_waiting = True
+        self._noted_waiting = True
         time.sleep(INTERVAL / 10)
 
     def _wait_for_leftovers(self, taken: list[Entry]) -> None:
         """Wait for jobs of a killed start: each outlives its sweeper until it has written a checkpoint."""
         points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
-        deadline, said = time.monotonic() + self.plan.grace_seconds + PATIENCE, False
+        deadline, noted = time.monotonic() + self.plan.grace_seconds + PATIENCE, False
         while time.monotonic() < deadline:
             processes = (process_of(point) for point in points)
             if not any(process is not None and process.may_live_here() for process in processes):
                 return
-            if not said:
+            if not noted:
                 note("waiting for jobs of the last start to write their checkpoints")
-                said = True
+                noted = True
             time.sleep(0.1)

@@ -69,7 +69,7 @@ class Dimension:
     def is_finite(self) -> bool:
         return bool(self.spellings)
 
-    def word(self, value: Any) -> str:
+    def override(self, value: Any) -> str:
         """Return the override for a value that Optuna chose."""
         if not self.is_finite:
             return f"{self.element}={value}"
@@ -81,7 +81,7 @@ class Dimension:
         return f"{self.element}={self.spellings[nearest]}"
 
     def takes(self, spelling: str) -> bool:
-        """Tell whether `word` can give this spelling of a value."""
+        """Tell whether `override` can give this spelling of a value."""
         if self.is_finite:
             return spelling in self.spellings
         try:
@@ -133,12 +133,12 @@ def dimension_of(
         raise ConfigError(f"{element.lstrip('+')}={text} has no values")
     known = dict(zip(spellings, plain, strict=True))
     bounds = _range_bounds(value, list(known.values())) if isinstance(value, RangeSweep) else None
-    return Dimension(**where, spellings=tuple(known), values=_as_told(known), bounds=bounds)
+    return Dimension(**where, spellings=tuple(known), values=_optuna_values(known), bounds=bounds)
 
 
-def unquoted(word: str) -> str:
+def unquoted(override: str) -> str:
     """Return the value of an override (`key=value`) for comparisons: unquoted, unescaped, numbers in one spelling."""
-    text = word.partition("=")[2]
+    text = override.partition("=")[2]
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         return ESCAPED.sub(r"\1", text[1:-1])
     text = ESCAPED.sub(r"\1", text)
@@ -149,7 +149,7 @@ def unquoted(word: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def _as_told(known: Mapping[str, Any]) -> tuple[Value, ...]:
+def _optuna_values(known: Mapping[str, Any]) -> tuple[Value, ...]:
     """Return distinct numbers or distinct strings as they are; for any other values return their spellings."""
     values = list(known.values())
     is_number: Callable[[Any], bool] = lambda v: type(v) in (int, float) and math.isfinite(v)  # noqa: E731
@@ -228,7 +228,7 @@ class Space:
     @property
     def fixed(self) -> tuple[str, ...]:
         """Return the overrides that all points share."""
-        return tuple(word for _, word in self.layout if word is not None)
+        return tuple(override for _, override in self.layout if override is not None)
 
     @property
     def texts(self) -> dict[str, str]:
@@ -236,27 +236,27 @@ class Space:
         texts = {dimension.key: _described(dimension) for dimension in self.dimensions}
         return texts | ({"search.space": str(self.function[TARGET])} if self.function else {})
 
-    def job(self, words: Sequence[str]) -> tuple[str, ...]:
+    def job(self, overrides: Sequence[str]) -> tuple[str, ...]:
         """Return all overrides of a job, in the order of Hydra's own sweeper.
 
         Args:
-            words: overrides of its point from the storage, to which others may have written.
+            overrides: those of its point from the storage, to which others may have written.
 
         Raises:
             ConfigError: they are not a point of this space.
         """
-        self._require_own(words)
-        own = {word.partition("=")[0]: word for word in words}
-        placed = [word if word is not None else own.pop(key, None) for key, word in self.layout]
-        return (*(word for word in placed if word is not None), *own.values())
+        self._require_own(overrides)
+        own = {override.partition("=")[0]: override for override in overrides}
+        placed = [override if override is not None else own.pop(key, None) for key, override in self.layout]
+        return (*(override for override in placed if override is not None), *own.values())
 
-    def _require_own(self, words: Sequence[str]) -> None:
+    def _require_own(self, overrides: Sequence[str]) -> None:
         known = {dimension.element: dimension for dimension in self.dimensions}
-        for word in words if self.function is None else ():
-            element, _, value = word.partition("=")
+        for override in overrides if self.function is None else ():
+            element, _, value = override.partition("=")
             dimension = known.get(element)
             if dimension is None or not dimension.takes(value):
-                raise ConfigError(f"search.storage holds a trial with {word}, which is not a value of this sweep")
+                raise ConfigError(f"search.storage holds a trial with {override}, which is not a value of this sweep")
 
     def grid(self) -> list[Point]:
         """Return every combination once, the last key varying fastest.
@@ -287,7 +287,7 @@ class Space:
             yield from self._points(depth + 1, params, chosen)
             return
         for value in dimension.values:
-            more = {dimension.key: dimension.word(value)}
+            more = {dimension.key: dimension.override(value)}
             yield from self._points(depth + 1, {**params, dimension.key: value}, {**chosen, **more})
 
     def suggest(self, trial: Any, call: Callable[[dict[str, Any], Any], Mapping[str, Any]]) -> Point:
@@ -302,7 +302,7 @@ class Space:
         for dimension in self.dimensions:
             if dimension.exists(chosen):
                 value = params[dimension.key] = dimension.suggest(trial)
-                chosen[dimension.key] = dimension.word(value)
+                chosen[dimension.key] = dimension.override(value)
         if self.function:
             for key, value in call(self.function, trial).items():
                 params.setdefault(key.lstrip("+"), value)
@@ -311,17 +311,17 @@ class Space:
 
     def samples(self, keys: Container[str] = (), limit: int = 1) -> list[tuple[str, ...]]:
         """Return the overrides of a first point, and of one point for each further value of the given keys."""
-        first = {d.key: d.word(_first(d)) for d in self.dimensions if not d.when}
-        found = [tuple(first.values())]
+        first = {d.key: d.override(_first(d)) for d in self.dimensions if not d.when}
+        points = [tuple(first.values())]
         for dimension in self.dimensions:
             if dimension.key in keys and not dimension.when:
-                words = (dimension.word(value) for value in dimension.values[1:])
-                found += [tuple({**first, dimension.key: word}.values()) for word in words]
-        return list(itertools.islice(found, limit))
+                overrides = (dimension.override(value) for value in dimension.values[1:])
+                points += [tuple({**first, dimension.key: override}.values()) for override in overrides]
+        return list(itertools.islice(points, limit))
 
 
 def read_space(
-    words: Sequence[str],
+    overrides: Sequence[str],
     nodes: Mapping[str, Any],
     parser: OverridesParser,
     seed: int,
@@ -331,7 +331,7 @@ def read_space(
     """Build the search space of a command line and of `search.space`; the command line wins.
 
     Args:
-        words: overrides of the command line.
+        overrides: those of the command line.
         nodes: `search.space`.
         parser: Hydra's parser of overrides.
         seed: seed of `shuffle(...)`.
@@ -344,7 +344,7 @@ def read_space(
     """
     layout: dict[str, str | None] = {}
     dimensions: dict[str, Dimension] = {}
-    for override in parser.parse_overrides(list(words)):
+    for override in parser.parse_overrides(list(overrides)):
         element = override.get_key_element()
         if override.is_sweep_override():
             _refuse_what_is_never_swept(override)
@@ -416,8 +416,8 @@ def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
     for dimension in dimensions.values():
         other = first.setdefault(dimension.key, dimension)
         if other is not dimension:
-            words = " and ".join(f"{each.element}={each.text}" for each in (other, dimension))
-            raise ConfigError(f"{dimension.key} is swept twice, by {words}: remove one of the two")
+            swept = " and ".join(f"{each.element}={each.text}" for each in (other, dimension))
+            raise ConfigError(f"{dimension.key} is swept twice, by {swept}: remove one of the two")
 
 
 def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimension]) -> None:

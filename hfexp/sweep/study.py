@@ -169,7 +169,7 @@ def write_run(study: Study, trial_id: int, run: TrialRun) -> None:
 
 def runs_of(attributes: Mapping[str, Any]) -> dict[int, TrialRun]:
     """Parse the runs of a trial from its attributes, by replicate."""
-    found = {}
+    runs = {}
     for name, text in attributes.items():
         if name.startswith(RUN):
             content = json.loads(text)
@@ -178,8 +178,8 @@ def runs_of(attributes: Mapping[str, Any]) -> dict[int, TrialRun]:
             content["run_dir"] = Path(content["run_dir"]) if content["run_dir"] else None
             content["values"] = tuple(values) if values is not None else None
             run = TrialRun(**content)
-            found[run.replicate] = run
-    return dict(sorted(found.items()))
+            runs[run.replicate] = run
+    return dict(sorted(runs.items()))
 
 
 # Optuna's samplers by the names of `search.method`, made reproducible after a kill.

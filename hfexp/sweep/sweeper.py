@@ -51,15 +51,15 @@ class ExperimentSweeper(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         assert self.hydra_context is not None
-        words = [*self._parse_config(), *arguments]
+        overrides = [*self._parse_config(), *arguments]
         if "search" not in self.config:
-            return self._all_combinations(words)
+            return self._all_combinations(overrides)
         from hfexp.sweep.direct import Direction
 
-        Direction(self.hydra_context, self.config, self.launcher, self.max_batch_size).sweep(words)
+        Direction(self.hydra_context, self.config, self.launcher, self.max_batch_size).sweep(overrides)
         return None
 
-    def _all_combinations(self, words: list[str]) -> list[Sequence[JobReturn]]:
+    def _all_combinations(self, overrides: list[str]) -> list[Sequence[JobReturn]]:
         from hfexp.core.errors import SweepError
         from hfexp.launch.job import differing_words
 
@@ -67,7 +67,7 @@ class ExperimentSweeper(BasicSweeper):
         assert self.launcher is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        batches = self.split_arguments(parser.parse_overrides(words), self.max_batch_size)
+        batches = self.split_arguments(parser.parse_overrides(overrides), self.max_batch_size)
         directory = Path(str(self.config.hydra.sweep.dir))
         directory.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, directory / "multirun.yaml")
@@ -76,8 +76,8 @@ class ExperimentSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         for batch in batches:
             returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
-        told_apart = differing_words([job for batch in batches for job in batch])
-        jobs = list(zip(told_apart, (job for batch in returns for job in batch), strict=True))
+        names = differing_words([job for batch in batches for job in batch])
+        jobs = list(zip(names, (job for batch in returns for job in batch), strict=True))
         failures = show_jobs(jobs)
         if failures:
             raise SweepError(failures, len(jobs))
@@ -100,12 +100,12 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
 
     table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
     failures: list[tuple[str, Exception]] = []
-    for number, (words, result) in enumerate(jobs):
+    for number, (overrides, result) in enumerate(jobs):
         error: Any = error_of(result)
         if error is not None:
-            failures.append((f"job {number} ({words})" if len(jobs) > 1 else f"job {number}", error))
+            failures.append((f"job {number} ({overrides})" if len(jobs) > 1 else f"job {number}", error))
         shown = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
-        table.add_row(str(number), cell(words), cell(mask_secrets(shown)))
+        table.add_row(str(number), cell(overrides), cell(mask_secrets(shown)))
     if len(jobs) > 1:
         say()
         print_table(table)

@@ -22,7 +22,7 @@ from hfexp.tracking.journal import FOLDER, JOURNAL, parse_entry
 
 LONGEST_CELL = 300
 """Characters of a text in a cell; longer ones are cut."""
-_OF_A_SWEEP = re.compile(r"[+~]*(hydra[./@]|on_existing=)")
+_SWEEP_OVERRIDE = re.compile(r"[+~]*(hydra[./@]|on_existing=)")
 
 Cell = str | int | float | None
 
@@ -76,14 +76,15 @@ def make_table(sweep: Sweep) -> TrialTable:
 
 def swept_keys(sweep: Sweep) -> list[str]:
     """List the swept keys: those of the search space in its order, then those that the user's own function adds."""
-    found = [key for trial in sweep.trials for key in trial.params]
-    return list(dict.fromkeys([*(key for key in sweep.space if key in set(found)), *found]))
+    keys = [key for trial in sweep.trials for key in trial.params]
+    return list(dict.fromkeys([*(key for key in sweep.space if key in set(keys)), *keys]))
 
 
 def command_of(sweep: Sweep, trial: Trial) -> str:
     """Return the command that runs this point alone, quoted for a shell and without secrets."""
-    words = [word for word in without_sweep([*sweep.fixed, *trial.overrides]) if not _OF_A_SWEEP.match(word)]
-    return mask_secrets(shlex.join(["hfexp", *sweep.flags, *(mask_override(as_typed(word)) for word in words)]))
+    overrides = without_sweep([*sweep.fixed, *trial.overrides])
+    own = [mask_override(as_typed(text)) for text in overrides if not _SWEEP_OVERRIDE.match(text)]
+    return mask_secrets(shlex.join(["hfexp", *sweep.flags, *own]))
 
 
 def measured(sweep: Sweep, trial: Trial) -> str:

@@ -120,9 +120,8 @@ def test_a_sampler_can_choose_each_value_of_a_range(word: str) -> None:
     assert bounds is not None
     assert bounds.step is not None
     asked = FloatDistribution(bounds.low, bounds.high, step=bounds.step)
-    chosen = {
-        dimension.word(asked.low + n * bounds.step) for n in range(round((asked.high - asked.low) / bounds.step) + 1)
-    }
+    count = round((asked.high - asked.low) / bounds.step) + 1
+    chosen = {dimension.override(asked.low + n * bounds.step) for n in range(count)}
     assert chosen == {f"a={spelled}" for spelled in dimension.spellings}
 
 
