@@ -74,7 +74,7 @@ def _patiently(method: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a method so that it is retried while the database is away.
 
     A write whose answer was lost is repeated. That stores the same value again, or leaves a trial without overrides,
-    which `Ledger.load` finds and completes.
+    which `TrialStore.load` finds and completes.
     """
 
     @wraps(method)

@@ -30,7 +30,7 @@ LOGS = "logs"
 
 
 @dataclass
-class Direction:
+class SweepRunner:
     """Runs a sweep with Hydra's context, config and launcher."""
 
     context: Any
@@ -49,7 +49,7 @@ class Direction:
         request = Composer(self.context, self.config).request(overrides)
         sampler, pruner = make_sampler(request)
         with hold_sweep(request.output_dir, request.search.name, request.definition, request.on_existing) as directory:
-            _Started(self, request, directory).run(sampler, pruner)
+            _SweepStart(self, request, directory).run(sampler, pruner)
 
 
 def make_sampler(request: Request) -> tuple[Any, Any]:
@@ -58,26 +58,26 @@ def make_sampler(request: Request) -> tuple[Any, Any]:
     Raises:
         ConfigError: one of them does not accept its arguments.
     """
-    from hfexp.sweep.study import Given, sampler_for
+    from hfexp.sweep.study import GridSampler, sampler_for
 
     search, points = request.search, request.points
     pruner = make_pruner(search.pruner.value, search.pruner_args)
     if points is not None:
-        return Given(lambda number: points[number].params), pruner
+        return GridSampler(lambda number: points[number].params), pruner
     return sampler_for(search.method, search.seed, search.sampler), pruner
 
 
 @dataclass
-class _Started:
+class _SweepStart:
     """A sweep whose directory this process has locked."""
 
-    by: Direction
+    runner: SweepRunner
     request: Request
     directory: SweepDirectory
 
     def run(self, sampler: Any, pruner: Any) -> None:
         from hfexp.experiment.sweep_storage import storage_url
-        from hfexp.sweep.scheduler import Ledger, Owner, Schedule
+        from hfexp.sweep.scheduler import Owner, Schedule, TrialStore
         from hfexp.sweep.study import agree, close_study, open_study
 
         search = self.request.search
@@ -85,11 +85,11 @@ class _Started:
         study = open_study(url, self.directory.name, self.request.directions, sampler, pruner)
         owner = Owner(study) if search.storage else None
         schedule = Schedule(
-            plan, Ledger(study, self._choose, owner), lambda: changed(), lambda *died: parent.close_failed(*died)
+            plan, TrialStore(study, self._choose, owner), lambda: changed(), lambda *died: parent.close_failed(*died)
         )
 
         def changed() -> None:
-            self.directory.note_time()
+            self.directory.save_time()
             parent.update(self._view(schedule), study)
 
         try:
@@ -116,12 +116,14 @@ class _Started:
             close_study(study)
 
     def _serve(self, schedule: "Schedule") -> None:
-        serve = getattr(self.by.launcher, "serve", None)
+        serve = getattr(self.runner.launcher, "serve", None)
         if serve is not None:
             serve(schedule, self.directory.path / LOGS)
             return
         is_grid = self.request.points is not None
-        run_in_batches(self.by.launcher, self.by.config, schedule, self.by.max_batch_size, together=is_grid)
+        run_in_batches(
+            self.runner.launcher, self.runner.config, schedule, self.runner.max_batch_size, together=is_grid
+        )
 
     def _plan(self) -> "Plan":
         from hfexp.sweep.scheduler import Plan
@@ -131,8 +133,8 @@ class _Started:
             waiting.append(Trial(number, point.params, point.words, State.waiting))
         return Plan(
             request.search, request.space, self.directory.path, request.total, tuple(request.directions),
-            seed=request.seed, tells_point="point" in request.example, waiting=waiting,
-            grace_seconds=float(getattr(self.by.launcher, "grace_seconds", Plan.grace_seconds)),
+            seed=request.seed, has_point_key="point" in request.example, waiting=waiting,
+            grace_seconds=float(getattr(self.runner.launcher, "grace_seconds", Plan.grace_seconds)),
         )  # fmt: skip
 
     def _choose(self, trial: Any) -> Point:
@@ -148,7 +150,7 @@ class _Started:
     def _call(self, node: dict[str, Any], trial: Any) -> Any:
         from hfexp.core import targets
 
-        allowed = (self.by.config.get("security") or {}).get("allowed_targets")
+        allowed = (self.runner.config.get("security") or {}).get("allowed_targets")
         params = targets.instantiate(node, "search.space", list(allowed or []), trial=trial)
         if not isinstance(params, dict):
             raise ConfigError(f"search.space: {node['_target_']} returned {params!r}, expected a dict of key to value")
@@ -191,7 +193,7 @@ class _Started:
             return contextlib.nullcontext(_NoParent())
         from hfexp.sweep.parent_run import open_parent
 
-        origin = _origin(self.by.config, self.request.space.fixed)
+        origin = _origin(self.runner.config, self.request.space.fixed)
         return open_parent(self.request.config, origin, sweep, self.directory.path)
 
 

@@ -18,7 +18,7 @@ from hfexp.core.errors import RunError, SweepError, first_line
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
 from hfexp.experiment.sweep_values import validation_name
-from hfexp.sweep.report import Shown, SweepPage, draw
+from hfexp.sweep.report import PlotData, SweepPage, draw
 from hfexp.sweep.table import Curves, TrialTable, command_of, make_table, measured, states, swept_keys
 from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first, costs, ranked, ties
 from hfexp.tracking.environment import Environment
@@ -163,20 +163,20 @@ class Parent:
         table, artifacts = make_table(sweep), self.directory.artifacts
         _write_whole(artifacts / SHEET, table.csv().encode("utf-8", "replace"))
         _write_whole(artifacts / TRIALS, table.json().encode("utf-8", "replace"))
-        shown = self._shown(sweep, table, study)
-        drawings = draw(shown)
+        data = self._plot_data(sweep, table, study)
+        drawings = draw(data)
         for name, drawing in drawings.items():
             _write_whole(artifacts / f"{name}.png", drawing.png)
         with guarded("report"):
-            _write_pages(artifacts, SweepPage(sweep, table, drawings, len(shown.trials)))
+            _write_pages(artifacts, SweepPage(sweep, table, drawings, len(data.trials)))
         self.tracker.log_artifacts(artifacts)
 
-    def _shown(self, sweep: Sweep, table: TrialTable, study: Any) -> Shown:
+    def _plot_data(self, sweep: Sweep, table: TrialTable, study: Any) -> PlotData:
         trials = table.trials[:MOST_DRAWN]
         metric = validation_name(sweep.metrics[0]) or "eval_loss"
         curves = self._curves.setdefault(metric, Curves(metric))
         by_trial = {t.number: [curves.of(run.run_dir) for run in t.runs if run.run_dir] for t in trials}
-        return Shown(sweep, trials, by_trial, metric, _importances(study, sweep))
+        return PlotData(sweep, trials, by_trial, metric, _importances(study, sweep))
 
 
 def _definition(sweep: Sweep) -> str:

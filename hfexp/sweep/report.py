@@ -31,7 +31,7 @@ class Scale:
     """One axis of a picture."""
 
     name: str
-    places: list[float | None]
+    positions: list[float | None]
     """Position of each value, from 0 to 1; None for a missing value."""
     ticks: list[tuple[float, str]]
 
@@ -46,17 +46,17 @@ def scale_of(name: str, values: Sequence[Any]) -> Scale:
         for value in values
     ]
     distinct = sorted({text for text in texts if text is not None})
-    places = {text: (index + 0.5) / len(distinct) for index, text in enumerate(distinct)}
+    positions = {text: (index + 0.5) / len(distinct) for index, text in enumerate(distinct)}
     every = max(1, -(-len(distinct) // MOST_TICKS))
-    ticks = [(places[text], text) for text in distinct[::every]]
-    return Scale(name, [None if text is None else places[text] for text in texts], ticks)
+    ticks = [(positions[text], text) for text in distinct[::every]]
+    return Scale(name, [None if text is None else positions[text] for text in texts], ticks)
 
 
 def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
     logarithmic = is_wide(known)
     low, high = min(known), max(known)
 
-    def place(value: float) -> float:
+    def position(value: float) -> float:
         if high == low:
             return 0.5
         if logarithmic:
@@ -67,8 +67,8 @@ def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
     if len(distinct) > 5:
         middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
         distinct = [low, middle, high]
-    ticks = [(place(value), f"{value:.4g}") for value in distinct]
-    return Scale(name, [None if value is None else place(float(value)) for value in values], ticks)
+    ticks = [(position(value), f"{value:.4g}") for value in distinct]
+    return Scale(name, [None if value is None else position(float(value)) for value in values], ticks)
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -85,7 +85,7 @@ WIDTH, HEIGHT = 6.4, 3.4
 
 
 @dataclass(frozen=True)
-class Shown:
+class PlotData:
     """Data of all pictures."""
 
     sweep: Sweep
@@ -125,13 +125,13 @@ class Drawing:
     """Ids of a trial's elements end with `-t<number>`, by which the page's script finds them."""
 
 
-def draw(shown: Shown) -> dict[str, Drawing]:
+def draw(data: PlotData) -> dict[str, Drawing]:
     """Draw all pictures that there is data for, by name; one that fails is left out with a warning."""
     drawings = {}
     with style():
         for name, function in PICTURES.items():
             with guarded(name):
-                figure = function(shown)
+                figure = function(data)
                 if figure is not None:
                     drawings[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
     return drawings
@@ -147,17 +147,17 @@ def _saved(figure: "Figure", form: str) -> bytes:
     return content[content.index(b"<svg") :] if form == "svg" else content
 
 
-def history(shown: Shown) -> "Figure | None":
+def history(data: PlotData) -> "Figure | None":
     """Plot values in the order of the trials, and the best so far; None with several metrics."""
-    measured = sorted(shown.measured(), key=lambda pair: pair[0].number)
-    if not measured or len(shown.sweep.directions) != 1:
+    measured = sorted(data.measured(), key=lambda pair: pair[0].number)
+    if not measured or len(data.sweep.directions) != 1:
         return None
-    figure, axes = _axes("value by trial", "trial", shown.sweep.objectives[0])
-    better = max if shown.sweep.directions[0] == "maximize" else min
+    figure, axes = _axes("value by trial", "trial", data.sweep.objectives[0])
+    better = max if data.sweep.directions[0] == "maximize" else min
     numbers: list[int] = []
     so_far: list[float] = []
     for trial, value in measured:
-        _point(axes, "history", shown, trial, trial.number, value)
+        _point(axes, "history", data, trial, trial.number, value)
         if trial.state is State.finished:
             numbers.append(trial.number)
             so_far.append(better([value, *so_far[-1:]]))
@@ -167,38 +167,38 @@ def history(shown: Shown) -> "Figure | None":
     return figure
 
 
-def front(shown: Shown) -> "Figure | None":
+def front(data: PlotData) -> "Figure | None":
     """Plot the first two of several metrics against each other."""
-    if len(shown.sweep.metrics) < 2:
+    if len(data.sweep.metrics) < 2:
         return None
-    figure, axes = _axes("Pareto front (orange)", *shown.sweep.objectives[:2])
-    for trial, value in shown.measured():
-        other = shown.value(trial, 1)
+    figure, axes = _axes("Pareto front (orange)", *data.sweep.objectives[:2])
+    for trial, value in data.measured():
+        other = data.value(trial, 1)
         if other is not None:
-            axes.plot([value], [other], "o", markersize=5, color=shown.colour(trial), gid=_id("front", trial))
+            axes.plot([value], [other], "o", markersize=5, color=data.colour(trial), gid=_id("front", trial))
     return figure
 
 
-def parallel(shown: Shown) -> "Figure | None":
+def parallel(data: PlotData) -> "Figure | None":
     """Plot each trial as a line through its parameters to its value (parallel coordinates)."""
-    measured = shown.measured()
-    scales = _scales(shown, [trial for trial, _ in measured])
+    measured = data.measured()
+    scales = _scales(data, [trial for trial, _ in measured])
     if len(measured) < 2 or not scales:
         return None
-    values = scale_of(shown.sweep.objectives[0], [value for _, value in measured])
+    values = scale_of(data.sweep.objectives[0], [value for _, value in measured])
     columns = [*scales.values(), values]
     figure, axes = _axes("parameters and value", width=max(WIDTH, 1.2 + 1.3 * len(columns)), left=0.9)
     for row, (trial, _) in enumerate(measured):
-        heights = [math.nan if scale.places[row] is None else scale.places[row] for scale in columns]
-        wide = 2.0 if trial.number in shown.best else 1.0
+        heights = [math.nan if scale.positions[row] is None else scale.positions[row] for scale in columns]
+        wide = 2.0 if trial.number in data.best else 1.0
         axes.plot(
-            range(len(columns)), heights, color=shown.colour(trial), linewidth=wide, alpha=0.8, marker=".",
+            range(len(columns)), heights, color=data.colour(trial), linewidth=wide, alpha=0.8, marker=".",
             gid=_id("parallel", trial),
         )  # fmt: skip
     for x, scale in enumerate(columns):
         axes.axvline(x, color=GREY, linewidth=0.7, zorder=0)
-        for place, label in scale.ticks:
-            axes.text(x - 0.04, place, drawable(label, 14), ha="right", va="center", fontsize=7)
+        for position, label in scale.ticks:
+            axes.text(x - 0.04, position, drawable(label, 14), ha="right", va="center", fontsize=7)
     names = [drawable(scale.name.rpartition(".")[2], 20) for scale in columns]
     axes.set_xticks(range(len(columns)), names)
     axes.set_yticks([])
@@ -206,12 +206,12 @@ def parallel(shown: Shown) -> "Figure | None":
     return figure
 
 
-def slices(shown: Shown) -> "Figure | None":
+def slices(data: PlotData) -> "Figure | None":
     """Plot the value against each parameter by itself."""
     from matplotlib.figure import Figure
 
-    measured = shown.measured()
-    scales = _scales(shown, [trial for trial, _ in measured])
+    measured = data.measured()
+    scales = _scales(data, [trial for trial, _ in measured])
     if len(measured) < 2 or not scales:
         return None
     rows, columns = -(-len(scales) // 3), min(3, len(scales))
@@ -219,48 +219,48 @@ def slices(shown: Shown) -> "Figure | None":
     for number, scale in enumerate(scales.values()):
         row, column = divmod(number, 3)
         axes = panel(figure, 0.8 + 2.6 * column, 0.6 + 2.5 * (rows - 1 - row), 2.1, 1.7)
-        for (trial, value), place in zip(measured, scale.places, strict=True):
-            if place is not None:
-                _point(axes, f"slice{number}", shown, trial, place, value)
-        axes.set_xticks([place for place, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
+        for (trial, value), position in zip(measured, scale.positions, strict=True):
+            if position is not None:
+                _point(axes, f"slice{number}", data, trial, position, value)
+        axes.set_xticks([position for position, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
         axes.set_xlim(-0.05, 1.05)
         axes.set_title(drawable(scale.name, 30))
-        axes.set_ylabel(drawable(shown.sweep.objectives[0], 20) if column == 0 else "")
+        axes.set_ylabel(drawable(data.sweep.objectives[0], 20) if column == 0 else "")
         _value_scale(axes, [value for _, value in measured])
     return figure
 
 
-def importances(shown: Shown) -> "Figure | None":
+def importances(data: PlotData) -> "Figure | None":
     """Plot the share of the variance that each parameter accounts for (fANOVA; Hutter et al. 2014)."""
-    if not shown.importances:
+    if not data.importances:
         return None
-    pairs = sorted(shown.importances.items(), key=lambda pair: pair[1])
+    pairs = sorted(data.importances.items(), key=lambda pair: pair[1])
     left = 0.3 + text_width([drawable(name, 40) for name, _ in pairs])
     figure, axes = _axes("importance of parameters", "share of the variance", "", left=left, width=left + 4.5)
     axes.barh([drawable(name, 40) for name, _ in pairs], [share for _, share in pairs], color=BLUE)
     return figure
 
 
-def learning_curves(shown: Shown) -> "Figure | None":
+def learning_curves(data: PlotData) -> "Figure | None":
     """Plot the metric of each run during its training."""
-    known = [trial for trial in reversed(shown.trials) if any(shown.curves.get(trial.number, ()))]
+    known = [trial for trial in reversed(data.trials) if any(data.curves.get(trial.number, ()))]
     if not known:
         return None
-    figure, axes = _axes("learning curves", "step", shown.curve_metric)
+    figure, axes = _axes("learning curves", "step", data.curve_metric)
     for trial in known:
-        wide = 2.0 if trial.number in shown.best else 0.9
-        for run, curve in enumerate(shown.curves[trial.number]):
+        wide = 2.0 if trial.number in data.best else 0.9
+        for run, curve in enumerate(data.curves[trial.number]):
             steps = sorted(curve)
             axes.plot(
-                steps, [curve[step] for step in steps], color=shown.colour(trial), linewidth=wide, marker=".",
+                steps, [curve[step] for step in steps], color=data.colour(trial), linewidth=wide, marker=".",
                 markersize=3, alpha=0.8, gid=f"curves{run}-t{trial.number}",
             )  # fmt: skip
-    values = [v for t in known for c in shown.curves[t.number] for v in c.values() if math.isfinite(v)]
+    values = [v for t in known for c in data.curves[t.number] for v in c.values() if math.isfinite(v)]
     _value_scale(axes, values)
     return figure
 
 
-PICTURES: dict[str, Callable[[Shown], "Figure | None"]] = {
+PICTURES: dict[str, Callable[[PlotData], "Figure | None"]] = {
     "history": history,
     "front": front,
     "learning_curves": learning_curves,
@@ -283,19 +283,19 @@ def _axes(
     return figure, axes
 
 
-def _point(axes: Any, plot: str, shown: Shown, trial: Trial, x: float, y: float) -> None:
+def _point(axes: Any, plot: str, data: PlotData, trial: Trial, x: float, y: float) -> None:
     """Draw a trial as a point with the interval of its mean, or as a cross if it did not finish."""
     kind = "o" if trial.state is State.finished else "x"
-    colour, name = shown.colour(trial), _id(plot, trial)
+    colour, name = data.colour(trial), _id(plot, trial)
     axes.plot([x], [y], kind, markersize=5, color=colour, gid=name)
     if trial.intervals:
         low, high = trial.intervals[0]
         axes.plot([x, x], [low, high], color=colour, linewidth=0.9, gid=f"interval-{name}")
 
 
-def _scales(shown: Shown, trials: Sequence[Trial]) -> dict[str, Scale]:
+def _scales(data: PlotData, trials: Sequence[Trial]) -> dict[str, Scale]:
     """Build scales of the first 12 parameters that differ between these trials, with the trials' positions on them."""
-    columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(shown.sweep)}
+    columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(data.sweep)}
     varied = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
     return {key: scale_of(key, varied[key]) for key in list(varied)[:MOST_KEYS]}
 

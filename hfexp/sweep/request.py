@@ -85,7 +85,7 @@ def define(
     search: SearchConfig, space: Space, metrics: list[str], directions: list[str], configuration: str, data: str
 ) -> Definition:
     """Build the definition of a sweep, without secrets."""
-    fixed = sorted(mask_override(override) for override in space.fixed if _counts(override))
+    fixed = sorted(mask_override(override) for override in space.fixed if _affects_results(override))
     texts = space.texts
     for dimension in space.dimensions:
         if "glob(" in dimension.text:  # its values change when an option is added, while its text stays the same
@@ -125,7 +125,7 @@ def data_hash(sources: list[dict[str, Any]]) -> str:
     return hashlib.sha256(data_stamp(named).encode()).hexdigest()[:32]
 
 
-def _counts(override: str) -> bool:
+def _affects_results(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0].partition("@")[0]
     return re.split(r"[./]", key)[0] not in LEFT_OUT
 
@@ -149,7 +149,7 @@ class SweepDirectory:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
 
-    def note_time(self) -> None:
+    def save_time(self) -> None:
         """Write down which process directs the sweep, and for how many seconds it has been directed."""
         process = ProcessId.own()
         content = {"host": process.host, "pid": process.pid, "process": process.started, "seconds": self.seconds}
@@ -166,19 +166,19 @@ def hold_sweep(
         ConfigError: another process directs it, or it exists under `on_existing=error`, or `name` is another sweep's,
             or `output_dir` can't be written.
     """
-    parent, stem = _place(output_dir, name, definition)
+    parent, stem = _locate(output_dir, name, definition)
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
     with SharedLock(parent / ".lock"):
-        path = _choose(parent, stem, definition, on_existing)
+        path = _choose_directory(parent, stem, definition, on_existing)
         path.mkdir(exist_ok=True)
         lock = SharedLock(path / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            _refuse(path)
+            _refuse_running(path)
     try:
         continued = (path / FILE).exists()
         if not continued:
@@ -186,9 +186,9 @@ def hold_sweep(
         seconds = _read(path / DIRECTOR).get("seconds")
         before = float(seconds) if isinstance(seconds, int | float) else 0.0
         directory = SweepDirectory(path, continued, before, time.monotonic())
-        directory.note_time()
+        directory.save_time()
         yield directory
-        directory.note_time()
+        directory.save_time()
     finally:
         lock.release()
 
@@ -199,18 +199,18 @@ def find_sweep(output_dir: Path, name: str | None, definition: Definition, on_ex
     Raises:
         ConfigError: as `hold_sweep`, except that another process may direct the sweep.
     """
-    parent, stem = _place(output_dir, name, definition)
-    path = _choose(parent, stem, definition, on_existing) if parent.is_dir() else None
+    parent, stem = _locate(output_dir, name, definition)
+    path = _choose_directory(parent, stem, definition, on_existing) if parent.is_dir() else None
     return path if path and (path / FILE).exists() else None
 
 
-def _place(output_dir: Path, name: str | None, definition: Definition) -> tuple[Path, str]:
+def _locate(output_dir: Path, name: str | None, definition: Definition) -> tuple[Path, str]:
     """Return the directory of all sweeps, and the name with which the directory of this one begins."""
     stem = file_name(name) if name else f"{definition.method}-{definition.digest[:8]}"
     return output_dir.absolute() / SWEEPS, stem
 
 
-def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:
+def _choose_directory(parent: Path, stem: str, definition: Definition, on_existing: OnExisting) -> Path:
     pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
     paths = {int(m.group(1) or 1): path for path in parent.iterdir() if (m := pattern.fullmatch(path.name))}
     contents = {number: _read(path / FILE) for number, path in paths.items() if (path / FILE).exists()}
@@ -231,7 +231,7 @@ def _choose(parent: Path, stem: str, definition: Definition, on_existing: OnExis
     return latest
 
 
-def _refuse(path: Path) -> None:
+def _refuse_running(path: Path) -> None:
     holder = _read(path / DIRECTOR)
     process = f" (pid {holder.get('pid')} on {holder.get('host')})" if holder else ""
     raise ConfigError(f"this sweep is already running{process} in {path}; wait for it, or change a key (e.g. seed)")
@@ -270,7 +270,7 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     Raises:
         ConfigError: a direction is missing or invalid, or the points choose their best models by different metrics.
     """
-    defaults = list(dict.fromkeys(map(_of_the_best_model, configs)))
+    defaults = list(dict.fromkeys(map(_best_model_goal, configs)))
     default = defaults[0]
     if len(defaults) > 1 and not search.metrics:
         named = ", ".join(f"{goal[1] or 'optimise'} {goal[0]}" for goal in defaults if goal)
@@ -291,9 +291,9 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     lower = lower_is_better(name)
     if lower is not None:
         return metrics, [DIRECTIONS[not lower]]
-    of_both = "trainer.args.greater_is_better=true, or for the sweep only " if chooses_best else ""
+    both = "trainer.args.greater_is_better=true, or for the sweep only " if chooses_best else ""
     raise ConfigError(
-        f"search.directions: say whether to minimize or maximize {name}, e.g. {of_both}search.directions=[maximize]"
+        f"search.directions: say whether to minimize or maximize {name}, e.g. {both}search.directions=[maximize]"
     )
 
 
@@ -343,7 +343,7 @@ def check_counts(search: SearchConfig) -> None:
         raise ConfigError("search.pruner=wilcoxon compares replicates; set search.replicates to at least 3")
 
 
-def _of_the_best_model(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
+def _best_model_goal(config: Mapping[str, Any]) -> tuple[str, str | None] | None:
     """Return the metric that chooses the best model, with its direction if known; None for another application."""
     if not isinstance(config.get("trainer"), Mapping) or not isinstance(config.get("task"), Mapping):
         return None
@@ -417,7 +417,7 @@ class Composer:
         check_counts(search)
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
-        space = read_space(overrides, search.space, parser, search.seed, opened, _Present(self))
+        space = read_space(overrides, search.space, parser, search.seed, opened, _SharedValues(self))
         _refuse_secrets(space)
         points = space.grid() if search.method is Method.grid else None
         composed, config = self.samples(space), self._example_config(space)
@@ -472,7 +472,7 @@ class Composer:
         return config
 
 
-class _Present:
+class _SharedValues:
     """Looks up keys that are not swept, whose values all points must share."""
 
     def __init__(self, composer: Composer) -> None:

@@ -112,7 +112,7 @@ GOOD = (State.finished, State.pruned)
 
 
 @dataclass
-class Entry:
+class TrialEntry:
     """One trial of the study."""
 
     number: int
@@ -141,7 +141,7 @@ class Entry:
     def objective(self, directions: Sequence[str], bound: bool) -> tuple[float, ...]:
         """Return the values that Optuna is told and the trial is ranked by; empty without any run."""
         estimates = self.estimates()
-        return tuple(e.told(d, bound) for e, d in zip(estimates, directions, strict=True)) if estimates else ()
+        return tuple(e.objective(d, bound) for e, d in zip(estimates, directions, strict=True)) if estimates else ()
 
     def view(self, directions: Sequence[str], bound: bool) -> Trial:
         """Return the trial as the tracking store and the table show it."""
@@ -157,11 +157,11 @@ class Entry:
         )  # fmt: skip
 
 
-class Ledger:
+class TrialStore:
     """All trials of a sweep, by number."""
 
     def __init__(self, study: Study, choose: Callable[[optuna.Trial], Point], owner: Owner | None) -> None:
-        """Create an empty ledger; `load` reads the trials.
+        """Create an empty store; `load` reads the trials.
 
         Args:
             study: the sweep's study.
@@ -169,11 +169,11 @@ class Ledger:
             owner: this sweeper, if others may share the storage; else None.
         """
         self.study, self._choose, self._owner = study, choose, owner
-        self.entries: dict[int, Entry] = {}
-        self._first: dict[frozenset[str], Entry] = {}
+        self.entries: dict[int, TrialEntry] = {}
+        self._first: dict[frozenset[str], TrialEntry] = {}
         """First trial of each point, by the set of its overrides."""
 
-    def load(self, total: int) -> list[Entry]:
+    def load(self, total: int) -> list[TrialEntry]:
         """Read trials that earlier starts or other sweepers have left in the study.
 
         A trial whose parameters were not all chosen when its sweeper was killed gets the rest here, before the study
@@ -186,9 +186,9 @@ class Ledger:
             Trials that this process has now to run or to continue.
         """
         trials = [trial for trial in storage.trials_of(self.study) if trial.number < total]
-        news = [trial for trial in trials if self._is_news(trial)]
+        changed = [trial for trial in trials if self._has_changed(trial)]
         taken = []
-        for trial in news:
+        for trial in changed:
             is_open = not trial.state.is_finished()
             foreign = is_open and not self._is_mine(trial)
             if is_open and not foreign and storage.WORDS not in trial.user_attrs:
@@ -203,20 +203,20 @@ class Ledger:
                 taken.append(entry)
         return sorted(taken, key=lambda entry: entry.number)
 
-    def ask(self, total: int) -> Entry | None:
+    def ask(self, total: int) -> TrialEntry | None:
         """Ask for a new trial; return None if there are enough, as another sweeper may have been faster."""
         trial = storage.ask(self.study, self._owner.text if self._owner else None)
         # A surplus trial stays open and without overrides: the next start with a higher total completes it.
         return self._complete(trial) if trial.number < total else None
 
-    def same_as(self, entry: Entry) -> Entry | None:
+    def same_as(self, entry: TrialEntry) -> TrialEntry | None:
         """Return the first trial of the same point if that is another one; else remember this one as the first."""
         if entry.foreign:
             return None
         first = self._first.setdefault(frozenset(entry.point.words), entry)
         return first if first is not entry else None
 
-    def holds(self, entry: Entry) -> bool:
+    def holds(self, entry: TrialEntry) -> bool:
         """Tell whether this process still owns a trial; others take it over after too long without a sign of life."""
         if self._owner is None or entry.foreign or entry.closed:
             return not entry.foreign
@@ -238,14 +238,14 @@ class Ledger:
         owners = {storage.owner_of(self.study, trial_id) for trial_id in others}
         return any(self._owner.is_unclear(owner) for owner in owners if owner)
 
-    def keep_run(self, entry: Entry, run: TrialRun) -> None:
+    def keep_run(self, entry: TrialEntry, run: TrialRun) -> None:
         """Store the outcome of a run, unless another sweeper has taken over the trial."""
         if not self.holds(entry):
             return
         entry.runs[run.replicate] = run
         storage.write_run(self.study, entry.trial_id, run)
 
-    def keep_failure(self, entry: Entry, error: str) -> None:
+    def keep_failure(self, entry: TrialEntry, error: str) -> None:
         """Store one more failed attempt, unless another sweeper has taken over the trial."""
         if not self.holds(entry):
             return
@@ -253,7 +253,7 @@ class Ledger:
         storage.set_attribute(self.study, entry.trial_id, storage.ERROR, error)
         storage.set_attribute(self.study, entry.trial_id, storage.ATTEMPTS, entry.attempts)
 
-    def close(self, entry: Entry, state: State, values: Sequence[float] | None = None) -> None:
+    def close(self, entry: TrialEntry, state: State, values: Sequence[float] | None = None) -> None:
         """Tell Optuna how a trial ended, unless another sweeper has taken it over."""
         if not self.holds(entry):
             return
@@ -263,7 +263,7 @@ class Ledger:
         if state is not State.failed:
             entry.error = None
 
-    def _is_news(self, trial: FrozenTrial) -> bool:
+    def _has_changed(self, trial: FrozenTrial) -> bool:
         known = self.entries.get(trial.number)
         if known is None or not known.foreign:
             return known is None
@@ -281,13 +281,13 @@ class Ledger:
             return True
         return not self._is_foreign(trial) and storage.take_over(self.study, trial, self._owner.text)
 
-    def _complete(self, trial: optuna.Trial) -> Entry:
+    def _complete(self, trial: optuna.Trial) -> TrialEntry:
         with storage.quiet():
             point = self._choose(trial)
         params = {key: value if _is_plain(value) else str(value) for key, value in point.params.items()}
         storage.set_attribute(self.study, trial._trial_id, storage.PARAMS, json.dumps(params))
         storage.set_attribute(self.study, trial._trial_id, storage.WORDS, list(point.words))
-        entry = self.entries[trial.number] = Entry(trial.number, trial._trial_id, point)
+        entry = self.entries[trial.number] = TrialEntry(trial.number, trial._trial_id, point)
         return entry
 
 
@@ -295,13 +295,13 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _read(trial: FrozenTrial) -> Entry:
+def _read(trial: FrozenTrial) -> TrialEntry:
     """Build the entry of a trial from the study."""
     known = trial.user_attrs
     point = Point(json.loads(known.get(storage.PARAMS, "{}")), tuple(known.get(storage.WORDS, ())))
     state = CLOSED.get(trial.state, State.running)
     error = known.get(storage.ERROR) if state not in GOOD else None
-    return Entry(
+    return TrialEntry(
         trial.number, trial._trial_id, point, state, storage.runs_of(known), known.get(storage.ATTEMPTS, 0), error,
         closed=trial.state.is_finished(),
     )  # fmt: skip
@@ -324,14 +324,14 @@ def outcome(point: TrialKey, result: Any, metrics: int) -> TrialRun:
     if error is None:
         return _finished(point, result.return_value, metrics)
     state = State.running if isinstance(error, Interrupted) else State.failed
-    run_dir, record = _look(point)
+    run_dir, record = _read_run(point)
     known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
     return TrialRun(point.replicate, state, **known, error=mask_secrets(first_line(error)))
 
 
 def finished_before(point: TrialKey, metrics: int) -> TrialRun | None:
     """Return the outcome of a job that finished in an earlier start; None if it has to be run or continued."""
-    _, record = _look(point)
+    _, record = _read_run(point)
     if record.get("status") != "finished" or (record.get("values") is None and record.get("pruned_step") is None):
         return None
     return _finished(point, None, metrics)
@@ -339,19 +339,19 @@ def finished_before(point: TrialKey, metrics: int) -> TrialRun | None:
 
 def is_open(point: TrialKey) -> bool:
     """Tell whether the run of a job has neither finished nor failed: its `run.json` says `running` or `killed`."""
-    return _look(point)[1].get("status") in ("running", "killed")
+    return _read_run(point)[1].get("status") in ("running", "killed")
 
 
 def process_of(point: TrialKey) -> ProcessId | None:
     """Return the process that works on an unfinished job, or did until it died; None if the run was closed."""
-    _, record = _look(point)
+    _, record = _read_run(point)
     if record.get("status") != "running":
         return None
     return ProcessId(record["host"], record["pid"], record["process"])
 
 
 def _finished(point: TrialKey, returned: Any, metrics: int) -> TrialRun:
-    run_dir, record = _look(point)
+    run_dir, record = _read_run(point)
     if record.get("status") != "finished":  # no record (another application), or one of an earlier start
         record = {}
     known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
@@ -380,7 +380,7 @@ def _problem(numbers: list[Any], metrics: int) -> str | None:
     return None
 
 
-def _look(point: TrialKey) -> tuple[Path | None, dict[str, Any]]:
+def _read_run(point: TrialKey) -> tuple[Path | None, dict[str, Any]]:
     """Return the run directory of a job and its parsed `run.json`; None and an empty dict if there is none yet."""
     run_dir = run_directory_of(point)
     state = read_state(run_dir) if run_dir else None
@@ -405,7 +405,7 @@ class Plan:
     directions: tuple[str, ...]
     seed: int
     """Seed of the first replicate."""
-    tells_point: bool
+    has_point_key: bool
     """True if the application's config has the key `point`."""
     grace_seconds: float = 60.0
     """Most seconds that a job takes to write a checkpoint and end once its launcher is gone."""
@@ -426,7 +426,7 @@ class Schedule:
     """A source of jobs for a launcher (`hfexp.launch.local.Source`)."""
 
     def __init__(
-        self, plan: Plan, ledger: Ledger, changed: Callable[[], None], died: Callable[[Path, str], None]
+        self, plan: Plan, store: TrialStore, changed: Callable[[], None], died: Callable[[Path, str], None]
     ) -> None:
         """Create a schedule without jobs; `begin` queues those that earlier starts have left.
 
@@ -434,21 +434,21 @@ class Schedule:
             changed: called when a trial has ended, has failed or was taken over.
             died: called with the run directory of a job whose process ended without closing the run, and the reason.
         """
-        self.plan, self.ledger, self._changed, self._died = plan, ledger, changed, died
+        self.plan, self.store, self._changed, self._died = plan, store, changed, died
         self.total = plan.total * plan.replicates
         self.errors: dict[str, Exception] = {}
         """Errors of jobs that have failed in this start, by the job's name."""
-        self._queue: deque[tuple[Entry, int]] = deque()
-        self._jobs: dict[str, tuple[Entry, int]] = {}
-        self._twins: dict[int, list[Entry]] = {}
+        self._queue: deque[tuple[TrialEntry, int]] = deque()
+        self._jobs: dict[str, tuple[TrialEntry, int]] = {}
+        self._twins: dict[int, list[TrialEntry]] = {}
         self._views = {trial.number: trial for trial in plan.waiting}
         self._noted_waiting = False
 
     def begin(self) -> None:
         """Take up trials that earlier starts have left, after waiting for jobs of theirs that still run."""
-        taken = self.ledger.load(self.plan.total)
-        for entry in self.ledger.entries.values():
-            self._show(entry)
+        taken = self.store.load(self.plan.total)
+        for entry in self.store.entries.values():
+            self._update_view(entry)
         self._wait_for_leftovers(taken)
         for entry in taken:
             self._take_up(entry)
@@ -462,13 +462,13 @@ class Schedule:
                 entry, replicate = self._queue.popleft()
                 if entry.closed or self._has_failed(entry):
                     continue
-                if self.ledger.holds(entry):
+                if self.store.holds(entry):
                     return self._job(entry, replicate)
-                self._settle(entry)
+                self._close_if_done(entry)
             entry = self._new_trial()
             if entry is not None:
                 self._take_up(entry)
-            elif self._jobs or not self.ledger.is_unclear():
+            elif self._jobs or not self.store.is_unclear():
                 return None
             else:
                 self._wait_for_others()
@@ -476,19 +476,19 @@ class Schedule:
     def ended(self, name: str, result: Any) -> None:
         """Store the outcome of a job at once, and close its trial if that was its last job."""
         entry, replicate = self._jobs.pop(name)
-        entry = self.ledger.entries[entry.number]  # a new one if the trial was lost and taken back meanwhile
+        entry = self.store.entries[entry.number]  # a new one if the trial was lost and taken back meanwhile
         entry.under_way.discard(replicate)
         run = outcome(self._point(entry, replicate), result, len(self.plan.directions))
-        is_ours = not entry.closed and self.ledger.holds(entry)
+        is_ours = not entry.closed and self.store.holds(entry)
         if run.state is State.failed:
             if is_ours:
                 self.errors[name] = error_of(result) or RunError(run.error or "")
             if run.run_dir and is_open(self._point(entry, replicate)):
                 self._died(run.run_dir, run.error or "")
         if is_ours:
-            self.ledger.keep_run(entry, run)
-            self._race(entry)
-        self._settle(entry)
+            self.store.keep_run(entry, run)
+            self._prune_replicates(entry)
+        self._close_if_done(entry)
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -505,26 +505,26 @@ class Schedule:
         limit = self.plan.search.max_failures
         return limit is not None and self.failed >= limit
 
-    def _new_trial(self) -> Entry | None:
+    def _new_trial(self) -> TrialEntry | None:
         if self.plan.search.storage:  # other sweepers add and abandon trials too
-            for entry in self.ledger.load(self.plan.total):
+            for entry in self.store.load(self.plan.total):
                 self._take_up(entry)
-            for entry in self.ledger.entries.values():
-                self._show(entry)
+            for entry in self.store.entries.values():
+                self._update_view(entry)
             if self._queue:
                 return self._queue[0][0]
-        if len(self.ledger.entries) >= self.plan.total:
+        if len(self.store.entries) >= self.plan.total:
             return None
-        return self.ledger.ask(self.plan.total)
+        return self.store.ask(self.plan.total)
 
-    def _take_up(self, entry: Entry) -> None:
+    def _take_up(self, entry: TrialEntry) -> None:
         """Queue the missing runs of a trial, or close it if none is missing."""
         entry.runs = {replicate: run for replicate, run in entry.runs.items() if run.state in GOOD}
         entry.state = State.running
         queued = {replicate for other, replicate in self._queue if other is entry}
         if queued or entry.under_way:
             return
-        earlier = self.ledger.same_as(entry)
+        earlier = self.store.same_as(entry)
         if earlier is not None:
             self._copy(earlier, entry)
             return
@@ -534,41 +534,41 @@ class Schedule:
             if run is None:
                 self._queue.append((entry, replicate))
             else:
-                self.ledger.keep_run(entry, run)
-        self._race(entry)
-        self._settle(entry)
+                self.store.keep_run(entry, run)
+        self._prune_replicates(entry)
+        self._close_if_done(entry)
 
-    def _copy(self, earlier: Entry, entry: Entry) -> None:
+    def _copy(self, earlier: TrialEntry, entry: TrialEntry) -> None:
         """Copy the runs of an earlier trial of the same point, or wait for its end: a point is never run twice."""
         if earlier.state not in GOOD + (State.failed,):
             self._twins.setdefault(earlier.number, []).append(entry)
-            self._show(entry)
+            self._update_view(entry)
             return
         for run in earlier.runs.values():
-            self.ledger.keep_run(entry, run)
-        self._settle(entry)
+            self.store.keep_run(entry, run)
+        self._close_if_done(entry)
 
-    def _job(self, entry: Entry, replicate: int) -> Job:
+    def _job(self, entry: TrialEntry, replicate: int) -> Job:
         several = self.plan.replicates > 1
         name = f"{entry.number}.{replicate}" if several else str(entry.number)
         more = (f"seed={self.plan.seed + replicate}",) if several else ()
         shown = " ".join((*map(as_typed, entry.point.words), *more))
-        if self.plan.tells_point:
+        if self.plan.has_point_key:
             more += (f"point={spelling(str(self._point(entry, replicate)))}",)
         self._jobs[name] = entry, replicate
         entry.under_way.add(replicate)
-        self._show(entry)
+        self._update_view(entry)
         overrides = self.plan.space.job(entry.point.words)
         public = [override for override in overrides if not override.lstrip("+").startswith(SECRET)]
         number = entry.number * self.plan.replicates + replicate
         return Job(number, name, (*public, *more), mask_secrets(shown))
 
-    def _race(self, entry: Entry) -> None:
+    def _prune_replicates(self, entry: TrialEntry) -> None:
         """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""
         if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry) or entry.foreign:
             return
         with study.quiet():
-            trial = study.reopen(self.ledger.study, entry.trial_id)
+            trial = study.reopen(self.store.study, entry.trial_id)
             for run in entry.done():
                 assert run.values is not None
                 trial.report(run.values[0], run.replicate)
@@ -577,9 +577,9 @@ class Schedule:
             left = [replicate for other, replicate in self._queue if other is entry]
             self._queue = deque(item for item in self._queue if item[0] is not entry)
             for replicate in left:
-                self.ledger.keep_run(entry, TrialRun(replicate, State.pruned))
+                self.store.keep_run(entry, TrialRun(replicate, State.pruned))
 
-    def _settle(self, entry: Entry) -> None:
+    def _close_if_done(self, entry: TrialEntry) -> None:
         """Close a trial, or store its failure, once none of its jobs is running; then settle its duplicates."""
         if not entry.closed and not entry.foreign and not entry.under_way:
             states = [run.state for run in entry.runs.values()]
@@ -587,7 +587,7 @@ class Schedule:
                 self._fail(entry)
             elif len(states) == self.plan.replicates and all(state in GOOD for state in states):
                 self._finish(entry)
-        self._show(entry)
+        self._update_view(entry)
         if entry.foreign:
             self._queue = deque(item for item in self._queue if item[0] is not entry)
         if entry.closed or entry.foreign or self._has_failed(entry):
@@ -595,27 +595,27 @@ class Schedule:
                 self._take_up(twin) if entry.foreign else self._copy(entry, twin)
             self._changed()
 
-    def _finish(self, entry: Entry) -> None:
+    def _finish(self, entry: TrialEntry) -> None:
         if any(run.state is State.pruned for run in entry.runs.values()):
-            self.ledger.close(entry, State.pruned)
+            self.store.close(entry, State.pruned)
             return
-        self.ledger.close(entry, State.finished, entry.objective(self.plan.directions, self.plan.bound))
+        self.store.close(entry, State.finished, entry.objective(self.plan.directions, self.plan.bound))
 
-    def _fail(self, entry: Entry) -> None:
+    def _fail(self, entry: TrialEntry) -> None:
         error = next(run.error for run in entry.runs.values() if run.state is State.failed)
         several = self.plan.replicates > 1
         which = ", ".join(str(r) for r, run in sorted(entry.runs.items()) if run.state is State.failed)
-        self.ledger.keep_failure(entry, f"replicate {which}: {error}" if several else error or "failed")
+        self.store.keep_failure(entry, f"replicate {which}: {error}" if several else error or "failed")
         if entry.attempts > self.plan.search.retries:
-            self.ledger.close(entry, State.failed)
+            self.store.close(entry, State.failed)
 
-    def _has_failed(self, entry: Entry) -> bool:
+    def _has_failed(self, entry: TrialEntry) -> bool:
         return any(run.state is State.failed for run in entry.runs.values())
 
-    def _show(self, entry: Entry) -> None:
+    def _update_view(self, entry: TrialEntry) -> None:
         self._views[entry.number] = entry.view(self.plan.directions, self.plan.bound)
 
-    def _point(self, entry: Entry, replicate: int) -> TrialKey:
+    def _point(self, entry: TrialEntry, replicate: int) -> TrialKey:
         return TrialKey(self.plan.directory, entry.number, replicate)
 
     def _wait_for_others(self) -> None:
@@ -625,7 +625,7 @@ class Schedule:
         self._noted_waiting = True
         time.sleep(INTERVAL / 10)
 
-    def _wait_for_leftovers(self, taken: list[Entry]) -> None:
+    def _wait_for_leftovers(self, taken: list[TrialEntry]) -> None:
         """Wait for jobs of a killed start: each outlives its sweeper until it has written a checkpoint."""
         points = [self._point(entry, replicate) for entry in taken for replicate in range(self.plan.replicates)]
         deadline, noted = time.monotonic() + self.plan.grace_seconds + PATIENCE, False

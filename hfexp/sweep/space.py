@@ -245,12 +245,12 @@ class Space:
         Raises:
             ConfigError: they are not a point of this space.
         """
-        self._require_own(overrides)
+        self._check_overrides(overrides)
         own = {override.partition("=")[0]: override for override in overrides}
         placed = [override if override is not None else own.pop(key, None) for key, override in self.layout]
         return (*(override for override in placed if override is not None), *own.values())
 
-    def _require_own(self, overrides: Sequence[str]) -> None:
+    def _check_overrides(self, overrides: Sequence[str]) -> None:
         known = {dimension.element: dimension for dimension in self.dimensions}
         for override in overrides if self.function is None else ():
             element, _, value = override.partition("=")
@@ -326,7 +326,7 @@ def read_space(
     parser: OverridesParser,
     seed: int,
     opened: Callable[[str], str] = str,
-    present: Callable[[str, Space], Any] = lambda key, space: None,
+    fixed_value: Callable[[str, Space], Any] = lambda key, space: None,
 ) -> Space:
     """Build the search space of a command line and of `search.space`; the command line wins.
 
@@ -336,7 +336,7 @@ def read_space(
         parser: Hydra's parser of overrides.
         seed: seed of `shuffle(...)`.
         opened: adds to an override the `++` that Hydra needs for keys which the config does not list.
-        present: returns the value that a key which is not swept has in the points of a space, or None.
+        fixed_value: returns the value that a key which is not swept has in the points of a space, or None.
 
     Raises:
         ConfigError: a key has no valid values or conditions, is swept twice, or may not be swept.
@@ -347,7 +347,7 @@ def read_space(
     for override in parser.parse_overrides(list(overrides)):
         element = override.get_key_element()
         if override.is_sweep_override():
-            _refuse_what_is_never_swept(override)
+            _refuse_never_swept(override)
             layout[element] = None
             dimensions[element] = dimension_of(override, override.get_value_string(), seed)
         else:
@@ -364,10 +364,10 @@ def read_space(
         known.append(dimension)
         if not is_given:
             dimensions[dimension.element] = dimension
-    _refuse_what_is_given_twice(dimensions)
+    _refuse_duplicates(dimensions)
     _check_conditions(dimensions, known)
     where = Space(tuple(layout.items()), tuple(d for d in dimensions.values() if not d.when), function)
-    dimensions = _under_what_is_fixed(dimensions, lambda key: present(key, where))
+    dimensions = _resolve_conditions(dimensions, lambda key: fixed_value(key, where))
     written = [element for element in layout if element in dimensions]  # a key given twice keeps its first place
     ordered = _ordered([dimensions[element] for element in dict.fromkeys([*written, *dimensions])])
     return Space(tuple(layout.items()), ordered, function)
@@ -389,7 +389,7 @@ def _from_node(key: str, node: Any, parser: OverridesParser, seed: int, opened: 
         raise ConfigError(f"{where} has no values")
     text = values if isinstance(values, str) else _listed(values)
     (override,) = parser.parse_overrides([opened(f"{key}={text}")])
-    _refuse_what_is_never_swept(override)
+    _refuse_never_swept(override)
     conditions = {name: _comparable(allowed) for name, allowed in when.items()}
     return dimension_of(override, str(text), seed, conditions)
 
@@ -404,14 +404,14 @@ def _comparable(allowed: Any) -> tuple[str, ...]:
     return tuple(unquoted(f"={spelling(item)}") for item in items)
 
 
-def _refuse_what_is_never_swept(override: Override) -> None:
+def _refuse_never_swept(override: Override) -> None:
     head = override.key_or_group.partition(".")[0].partition("/")[0]
     if head in NEVER_SWEPT:
         key = override.key_or_group
         raise ConfigError(f"{key} can't be swept; start one sweep for each value of {key} instead")
 
 
-def _refuse_what_is_given_twice(dimensions: Mapping[str, Dimension]) -> None:
+def _refuse_duplicates(dimensions: Mapping[str, Dimension]) -> None:
     first: dict[str, Dimension] = {}
     for dimension in dimensions.values():
         other = first.setdefault(dimension.key, dimension)
@@ -439,13 +439,13 @@ def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimen
                 )
 
 
-def _under_what_is_fixed(dimensions: dict[str, Dimension], present: Callable[[str], Any]) -> dict[str, Dimension]:
+def _resolve_conditions(dimensions: dict[str, Dimension], fixed_value: Callable[[str], Any]) -> dict[str, Dimension]:
     """Resolve conditions on keys that are not swept: drop those that hold, and the dimensions of those that don't."""
     kept = dict(dimensions)
     while True:
         swept = {dimension.key for dimension in kept.values()}
         for element, dimension in list(kept.items()):
-            fixed = {key: present(key) for key in dimension.when if key not in swept}
+            fixed = {key: fixed_value(key) for key in dimension.when if key not in swept}
             known = {key: unquoted(f"={spelling(value)}") for key, value in fixed.items() if value is not None}
             if any(value not in dimension.when[key] for key, value in known.items()):
                 del kept[element]  # others may depend on it, hence the outer loop

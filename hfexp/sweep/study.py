@@ -204,15 +204,15 @@ ANSWER = "hfexp:answer"
 """System attribute of a trial: parameters that were chosen together, stored before the first of them is set."""
 
 
-class Reproducible(BaseSampler):
+class ReproducibleSampler(BaseSampler):
     """Builds its sampler anew for each call, with a seed of the call's own."""
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
         """Sample with samplers that `make` builds from a seed."""
         self._make, self._seed = make, seed
 
-    def _sampler(self, trial: FrozenTrial, question: str) -> BaseSampler:
-        text = f"{self._seed}/{trial.number}/{question}"
+    def _sampler(self, trial: FrozenTrial, param_name: str) -> BaseSampler:
+        text = f"{self._seed}/{trial.number}/{param_name}"
         return self._make(int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big"))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -222,9 +222,9 @@ class Reproducible(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         storage = study._storage
-        answered = storage.get_trial_system_attrs(trial._trial_id).get(ANSWER)
-        if answered is not None:  # GP looks at running trials too: it would see the parameters that this one has
-            return answered
+        chosen = storage.get_trial_system_attrs(trial._trial_id).get(ANSWER)
+        if chosen is not None:  # GP looks at running trials too: it would see the parameters that this one has
+            return chosen
         sampler = self._sampler(trial, "")
         sampler.infer_relative_search_space(study, trial)  # some samplers keep its result for the next call
         params = sampler.sample_relative(study, trial, search_space)
@@ -244,7 +244,7 @@ class Reproducible(BaseSampler):
         self._sampler(trial, "").after_trial(study, trial, state, values)
 
 
-class Given(BaseSampler):
+class GridSampler(BaseSampler):
     """Chooses the grid's point with the number of the trial."""
 
     def __init__(self, params: Callable[[int], Mapping[str, Any]]) -> None:
@@ -280,7 +280,7 @@ def sampler_for(method: Method, seed: int, args: Mapping[str, Any]) -> BaseSampl
     if "seed" in args:
         raise ConfigError("search.sampler.seed is set by hfexp; use search.seed")
     make(0)  # wrong arguments raise here, not with the first trial
-    return Reproducible(make, seed)
+    return ReproducibleSampler(make, seed)
 
 
 def _build(target: str, args: Mapping[str, Any], key: str) -> Any:

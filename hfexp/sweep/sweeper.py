@@ -54,9 +54,9 @@ class ExperimentSweeper(BasicSweeper):
         overrides = [*self._parse_config(), *arguments]
         if "search" not in self.config:
             return self._all_combinations(overrides)
-        from hfexp.sweep.direct import Direction
+        from hfexp.sweep.direct import SweepRunner
 
-        Direction(self.hydra_context, self.config, self.launcher, self.max_batch_size).sweep(overrides)
+        SweepRunner(self.hydra_context, self.config, self.launcher, self.max_batch_size).sweep(overrides)
         return None
 
     def _all_combinations(self, overrides: list[str]) -> list[Sequence[JobReturn]]:

@@ -110,7 +110,7 @@ class Estimate:
     interval: tuple[float, float] | None = None
     """95 % confidence interval of the mean; None for a single run."""
 
-    def told(self, direction: str, bound: bool = False) -> float:
+    def objective(self, direction: str, bound: bool = False) -> float:
         """Return the value that Optuna is told; the worst possible if the runs are infinitely far apart.
 
         Args:

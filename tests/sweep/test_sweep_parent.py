@@ -130,7 +130,7 @@ def test_the_best_trials_are_sought_once_for_all_marks(monkeypatch: pytest.Monke
     monkeypatch.setattr(report, "best", lambda trials, directions: sought.append(1) or best(trials, directions))
     trials = [a_trial(n, None, values=(float(n), -float(n))) for n in range(5)]
     sweep = a_sweep(Path("x"), *trials, metrics=("loss", "size"), directions=("minimize", "minimize"))
-    assert set(report.draw(report.Shown(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
+    assert set(report.draw(report.PlotData(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
     assert len(sought) == 1
 
 
@@ -165,7 +165,7 @@ def test_one_ranking_for_the_record_the_registry_and_compare(place: Path, capsys
                 run_dir = place / f"run-{number}-{seed}"
                 runs.append(TrialRun(seed, State.finished, run_dir, run.info.run_id, values=(loss,)))
             found = estimate(values)
-            told = found.told("minimize", bound=True)
+            told = found.objective("minimize", bound=True)
             trials.append(a_trial(number, found.mean, runs=tuple(runs), objective=(told,)))
         parent.update(a_sweep(directory, *trials, bound=True))
     tags = client().get_run(parent.run_id).data.tags
@@ -201,10 +201,10 @@ def test_the_table_is_json_whatever_was_measured() -> None:
 
 
 def test_scales() -> None:
-    assert scale_of("lr", [1e-4, 1e-2, None]).places == [0, 1, None]
-    assert scale_of("lr", [1e-4, 1e-3, 1e-2]).places[1] == pytest.approx(0.5)
-    assert scale_of("n", [1, 2, 3]).places == [0, 0.5, 1]
-    assert scale_of("n", [2, 2]).places == [0.5, 0.5]
+    assert scale_of("lr", [1e-4, 1e-2, None]).positions == [0, 1, None]
+    assert scale_of("lr", [1e-4, 1e-3, 1e-2]).positions[1] == pytest.approx(0.5)
+    assert scale_of("n", [1, 2, 3]).positions == [0, 0.5, 1]
+    assert scale_of("n", [2, 2]).positions == [0.5, 0.5]
     assert [label for _, label in scale_of("m", ["b", "a", None, True]).ticks] == ["a", "b", "true"]
 
 

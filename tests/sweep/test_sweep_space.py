@@ -290,10 +290,10 @@ def test_an_interval_of_a_mean() -> None:
     assert found.mean == 3
     assert found.deviation == pytest.approx(1.5811388)
     assert found.interval == pytest.approx((3 - 2.7764451 * 0.70710678, 3 + 2.7764451 * 0.70710678))
-    assert found.told("maximize", bound=True) == pytest.approx(found.interval[0] if found.interval else None)
-    assert found.told("maximize") == 3
+    assert found.objective("maximize", bound=True) == pytest.approx(found.interval[0] if found.interval else None)
+    assert found.objective("maximize") == 3
     assert estimate([7.0]).interval is None
-    assert estimate([7.0]).told("minimize", bound=True) == 7
+    assert estimate([7.0]).objective("minimize", bound=True) == 7
 
 
 def trial(number: int, *values: float) -> Trial:
@@ -303,7 +303,7 @@ def trial(number: int, *values: float) -> Trial:
 def replicated(number: int, *values: float) -> Trial:
     """A trial of one metric, with these values by seed."""
     runs = tuple(TrialRun(seed, State.finished, values=(value,)) for seed, value in enumerate(values))
-    told = estimate(values).told("maximize")
+    told = estimate(values).objective("maximize")
     return Trial(number, {}, (), State.finished, values=(estimate(values).mean,), runs=runs, objective=(told,))
 
 
@@ -323,8 +323,8 @@ def test_values_that_are_infinitely_far_apart_come_last(values: list[float], dir
     found = estimate(values)
     assert found.deviation is not None
     assert found.interval is not None
-    assert {found.told(direction), found.told(direction, bound=True)} == {worst}
-    far = replace(replicated(0, *values), objective=(found.told(direction),))
+    assert {found.objective(direction), found.objective(direction, bound=True)} == {worst}
+    far = replace(replicated(0, *values), objective=(found.objective(direction),))
     others = [replicated(1, 5.0, 5.1), replicated(2, 5.0, 5.1)]
     assert [t.number for t in ranked([far, *others], [direction])] == [1, 2, 0]
     assert ties([far, *others], [direction]) == {2}

@@ -17,17 +17,17 @@ from hfexp.core.errors import RunError
 from hfexp.experiment import sweep_storage
 from hfexp.sweep import scheduler, study
 from hfexp.sweep import scheduler as schedules
-from hfexp.sweep.scheduler import Ledger, Plan, Schedule
+from hfexp.sweep.scheduler import Plan, Schedule, TrialStore
 from hfexp.sweep.space import Dimension, Point, Space
 
 
-def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Ledger, scheduler.Owner]:
-    """The ledger of a sweeper on some machine."""
+def open_one(path: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> tuple[TrialStore, scheduler.Owner]:
+    """The store of a sweeper on some machine."""
     monkeypatch.setattr(scheduler.ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
     found = study.open_study(f"sqlite:///{path}", "shared", ["minimize"], None, None)
     me = scheduler.Owner(found)
     monkeypatch.setattr(scheduler.ProcessId, "own", classmethod(lambda cls: cls("elsewhere", 1, "a/b/c/d")))
-    return Ledger(found, lambda trial: Point({"x": trial.number}, (f"x={trial.number}",)), me), me
+    return TrialStore(found, lambda trial: Point({"x": trial.number}, (f"x={trial.number}",)), me), me
 
 
 def test_a_trial_has_its_owner_from_its_first_moment_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +38,8 @@ def test_a_trial_has_its_owner_from_its_first_moment_on(tmp_path: Path, monkeypa
     assert other.load(10) == []
     assert other.entries[0].foreign
     assert [entry.number for entry in mine.load(10)] == [0]
-    for ledger in (mine, other):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (mine, other):
+        sweep_storage.close_storage(store.study._storage)
 
 
 def test_of_several_first_starts_one_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,27 +74,27 @@ def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monk
     pairs = [open_one(tmp_path / "study.db", f"host{number}", monkeypatch) for number in range(4)]
     for _, me in pairs:
         me.sign()  # as a sweeper does before it looks for trials: else it seems dead to the others
-    ledgers = [ledger for ledger, _ in pairs]
-    barrier, taken = threading.Barrier(len(ledgers)), []
+    stores = [store for store, _ in pairs]
+    barrier, taken = threading.Barrier(len(stores)), []
 
-    def take(ledger: Ledger) -> None:
+    def take(store: TrialStore) -> None:
         barrier.wait()
-        taken.append(len(ledger.load(1)))
+        taken.append(len(store.load(1)))
 
-    threads = [threading.Thread(target=take, args=(ledger,)) for ledger in ledgers]
+    threads = [threading.Thread(target=take, args=(store,)) for store in stores]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sorted(taken) == [0, 0, 0, 1]
     # The one that was thought dead goes on, and comes too late.
-    (winner,) = [ledger for ledger in ledgers if not ledger.entries[0].foreign]
+    (winner,) = [store for store in stores if not store.entries[0].foreign]
     winner.close(winner.entries[0], study.State.finished, [1.0])
     dead.keep_failure(entry, "late")
     dead.close(entry, study.State.failed)
     assert [trial.values for trial in study.trials_of(winner.study)] == [[1.0]]
-    for ledger in (dead, *ledgers):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (dead, *stores):
+        sweep_storage.close_storage(store.study._storage)
 
 
 def failing(error: Exception, times: int) -> Any:
@@ -174,8 +174,8 @@ def test_who_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock.passes(30, them)
     assert not them.is_alive(me.text)
     assert not them.is_unclear(me.text)
-    for ledger in (mine, other):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (mine, other):
+        sweep_storage.close_storage(store.study._storage)
 
 
 @pytest.mark.parametrize("signs_first", [True, False])
@@ -200,16 +200,16 @@ def test_nobody_is_thought_dead_who_could_not_sign(
     assert not other.is_unclear()
     clock.passes(30, them)
     assert [entry.number for entry in other.load(9)] == [0]
-    for ledger in (mine, other):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (mine, other):
+        sweep_storage.close_storage(store.study._storage)
 
 
-def schedule_of(ledger: Ledger, directory: Path, **settings: Any) -> Schedule:
+def schedule_of(store: TrialStore, directory: Path, **settings: Any) -> Schedule:
     search = SearchConfig(storage="a database", **settings)
     numbers = tuple(range(20))
     space = Space((("x", None),), (Dimension("x", "range(0,20)", tuple(map(str, numbers)), numbers),))
     plan = Plan(search, space, directory, search.trials or 1, ("minimize",), 1, False)
-    return Schedule(plan, ledger, lambda: None, lambda *died: None)
+    return Schedule(plan, store, lambda: None, lambda *died: None)
 
 
 def result_of(value: float) -> JobReturn:
@@ -225,7 +225,7 @@ def test_a_trial_that_was_taken_over_is_dropped(
     mine, me = open_one(tmp_path / "study.db", "here", monkeypatch)
     other, them = open_one(tmp_path / "study.db", "there", monkeypatch)
     clock.passes(40, me, them)
-    here, there = (schedule_of(ledger, tmp_path, trials=2, replicates=2) for ledger in (mine, other))
+    here, there = (schedule_of(store, tmp_path, trials=2, replicates=2) for store in (mine, other))
     here.begin()
     first = here.next()
     assert first is not None
@@ -253,8 +253,8 @@ def test_a_trial_that_was_taken_over_is_dropped(
     for schedule in (here, there):
         assert [trial.values for trial in schedule.trials] == [(1.5,), (3.0,)]
     assert [trial.values for trial in study.trials_of(mine.study)] == [[1.5], [3.0]]
-    for ledger in (mine, other):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (mine, other):
+        sweep_storage.close_storage(store.study._storage)
 
 
 def test_a_twin_of_a_trial_that_was_taken_over_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,5 +295,5 @@ def test_what_may_have_been_left_is_waited_for_at_the_end(
     assert job.name == "0"
     assert len(waited) == 3
     assert capsys.readouterr().err.count("waiting to see whether the other sweepers") == 1
-    for ledger in (mine, other):
-        sweep_storage.close_storage(ledger.study._storage)
+    for store in (mine, other):
+        sweep_storage.close_storage(store.study._storage)
