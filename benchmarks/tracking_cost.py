@@ -66,7 +66,7 @@ class Lost:
     """Steps on each side that a step is compared with."""
 
     def __init__(self) -> None:
-        from hfexp.experiment.callbacks import RecordTraining
+        from hfexp.experiment.callbacks import TrackingCallback
         from hfexp.tracking.delivery import Writer
         from hfexp.tracking.system_metrics import SystemMonitor
 
@@ -76,8 +76,8 @@ class Lost:
         """From when to when another thread worked."""
         self._replaced: list[tuple[type, str, Callable[..., Any]]] = []
         for owner, name, times in (
-            (RecordTraining, "on_log", self.told),
-            (RecordTraining, "on_save", self.told),
+            (TrackingCallback, "on_log", self.told),
+            (TrackingCallback, "on_save", self.told),
             (Writer, "_deliver", self.busy),
             (SystemMonitor, "sample", self.busy),
         ):

@@ -14,7 +14,7 @@ from hfexp.experiment.recorder import Recorder
 from hfexp.launch import job
 
 
-class RecordTraining(TrainerCallback):
+class TrackingCallback(TrainerCallback):
     """Records what the Trainer logs, at its step, and announces checkpoints to the recorder."""
 
     def __init__(self, recorder: Recorder) -> None:

@@ -13,7 +13,7 @@ from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.memory import keep_freed_memory
 from hfexp.core.secrets import share_secrets
 from hfexp.data.threads import use_threads
-from hfexp.experiment.fit import Job, Outcome, work
+from hfexp.experiment.fit import Outcome, RunContext, fit
 from hfexp.experiment.preflight import Inputs, prepare
 from hfexp.launch import forkserver, workers, world
 from hfexp.launch import job as reports
@@ -46,25 +46,25 @@ class Relay:
         self._sender = sender
         self._lock = threading.Lock()
 
-    def tell(self, name: str, /, *args: Any, **kwargs: Any) -> None:
+    def send(self, name: str, /, *args: Any, **kwargs: Any) -> None:
         """Send a call of `name` to the starting process; drop it if that is gone (this process is then stopped)."""
         with self._lock, contextlib.suppress(OSError):
             self._sender.send((name, args, kwargs))
 
     def log_params(self, params: dict[str, Any]) -> None:
-        self.tell("log_params", {name: str(value) for name, value in params.items()})
+        self.send("log_params", {name: str(value) for name, value in params.items()})
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        self.tell("log_metrics", {name: float(value) for name, value in metrics.items()}, step)
+        self.send("log_metrics", {name: float(value) for name, value in metrics.items()}, step)
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        self.tell("set_tags", tags)
+        self.send("set_tags", tags)
 
     def log_artifacts(self, path: Path, name: str | None = None) -> None:
-        self.tell("log_artifacts", path, name)
+        self.send("log_artifacts", path, name)
 
     def record(self, kind: str, **content: Any) -> None:
-        self.tell("record", kind, **content)
+        self.send("record", kind, **content)
 
 
 @contextlib.contextmanager
@@ -102,8 +102,8 @@ def _pass_on(receiver: Connection, functions: dict[str, Callable[..., None]]) ->
             logger.exception("could not execute %s for a training process", name)
 
 
-def start_processes(job: Job, tracker: Tracker) -> Outcome:
-    """Run `work` in processes of its own; the first of them tells this process what to record and to show."""
+def start_processes(context: RunContext, tracker: Tracker) -> Outcome:
+    """Run `fit` in processes of its own; the first of them tells this process what to record and to show."""
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
     def restarted() -> None:
@@ -112,48 +112,50 @@ def start_processes(job: Job, tracker: Tracker) -> Outcome:
             tracker.continue_journal()
 
     with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
-        return workers.start(job.config.launch, job.directory.path, _started_process, job, sender, share_secrets())
+        return workers.start(
+            context.config.launch, context.directory.path, _started_process, context, sender, share_secrets()
+        )
 
 
-def lead(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """Run `work` as the first of several processes that torchrun or `accelerate launch` started."""
-    return _work_together(world.share(job), inputs, tracker)
+def lead(context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
+    """Run `fit` as the first of several processes that torchrun or `accelerate launch` started."""
+    return _fit_together(world.share(context), inputs, tracker)
 
 
 def wait_for_first() -> Any:
-    """Wait, as one of the others, for what the first process shares (its job or result); print nothing from now on."""
+    """Wait, as one of the others, for what the first process shares (context or result); print nothing from now on."""
     console.speak_through(lambda name, *args: None)
     return world.share(None)
 
 
-def follow(job: Job) -> tuple[Inputs, Outcome]:
-    """Run `work` as one of the others, on the run that the first process has opened."""
-    inputs = prepare(job.config)
-    return inputs, _work_together(job, inputs, NullTracker())
+def follow(context: RunContext) -> tuple[Inputs, Outcome]:
+    """Run `fit` as one of the others, on the run that the first process has opened."""
+    inputs = prepare(context.config)
+    return inputs, _fit_together(context, inputs, NullTracker())
 
 
-def _work_together(job: Job, inputs: Inputs, tracker: Tracker) -> Outcome:
-    """Run `work` as one of several connected processes."""
+def _fit_together(context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
+    """Run `fit` as one of several connected processes."""
     is_first = world.rank() == 0
-    with StopTogether(job.directory.path, is_first) as signals:
-        return work(job, inputs, tracker if is_first else NullTracker(), signals)
+    with StopTogether(context.directory.path, is_first) as signals:
+        return fit(context, inputs, tracker if is_first else NullTracker(), signals)
 
 
-def _started_process(job: Job, sender: Connection, known_secrets: frozenset[str]) -> Outcome | None:
-    """Run `work` in a process that the composing process has started; `sender` leads to that process."""
+def _started_process(context: RunContext, sender: Connection, known_secrets: frozenset[str]) -> Outcome | None:
+    """Run `fit` in a process that the composing process has started; `sender` leads to that process."""
     share_secrets(known_secrets)
-    rank, directory = world.rank(), job.directory
+    rank, directory = world.rank(), context.directory
     console.quiet_libraries()
-    use_threads(job.config.launch)
+    use_threads(context.config.launch)
     keep_freed_memory()
-    world.connect(job.config.launch, bool(job.config.trainer.args.get("use_cpu")))
-    inputs = prepare(job.config)
-    relay = Relay(sender, job.uri, job.run_id)
+    world.connect(context.config.launch, bool(context.config.trainer.args.get("use_cpu")))
+    inputs = prepare(context.config)
+    relay = Relay(sender, context.uri, context.run_id)
     if rank == 0:
-        console.speak_through(relay.tell, job.terminal)
-        reports.listen(lambda progress: relay.tell("pass_on", progress))
+        console.speak_through(relay.send, context.terminal)
+        reports.listen(lambda progress: relay.send("pass_on", progress))
         if world.restarts():
-            relay.tell("restarted")
+            relay.send("restarted")
             callbacks.forget(directory.path)
             directory.checkpoint = newest_whole(directory.checkpoints)
             directory.resumed = True
@@ -161,7 +163,7 @@ def _started_process(job: Job, sender: Connection, known_secrets: frozenset[str]
     directory.checkpoint, directory.resumed = world.share((directory.checkpoint, directory.resumed))
     log = directory.path / ("hfexp.log" if rank == 0 else f"{workers.LOGS}/rank{rank}.log")
     with console.log_to(log):
-        outcome = _work_together(job, inputs, relay)
+        outcome = _fit_together(context, inputs, relay)
     world.disconnect()
     outcome.model = None
     return outcome if rank == 0 else None

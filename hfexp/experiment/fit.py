@@ -1,4 +1,4 @@
-"""The work of each process of a run: from data and weights to a trained, evaluated, saved and recorded model."""
+"""What each process of a run does: from data and weights to a trained, evaluated, saved and recorded model."""
 
 import logging
 import math
@@ -15,9 +15,9 @@ from hfexp.core.provenance import Origin
 from hfexp.core.training_args import build_arguments
 from hfexp.data import dataset, streaming
 from hfexp.data.prepare import Preparation
-from hfexp.experiment.callbacks import DrawSamples, RecordTraining, ShowProgress
+from hfexp.experiment.callbacks import DrawSamples, ShowProgress, TrackingCallback
 from hfexp.experiment.preflight import Inputs, leaves_parameters_unused
-from hfexp.experiment.pruning import WatchPoint, watch_point
+from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.result import show_model
 from hfexp.launch import world
@@ -77,7 +77,7 @@ def evaluate(
     return metrics, scores
 
 
-def chosen(trainer: Trainer, metrics: dict[str, float]) -> tuple[float | None, int | None]:
+def best_metric_and_step(trainer: Trainer, metrics: dict[str, float]) -> tuple[float | None, int | None]:
     """Return the value of `metric_for_best_model` that the saved model was chosen by, and its step.
 
     Without `load_best_model_at_end` the run saves the last model, and the value is that of its final evaluation. A run
@@ -135,7 +135,7 @@ def note_skipped(splits: dict[str, Any]) -> None:
 
 
 @dataclass
-class Job:
+class RunContext:
     """An open run, with everything that another process needs to take part in it."""
 
     config: Config
@@ -167,22 +167,22 @@ class Outcome:
     """The trained model; None outside of the process that trained it."""
 
 
-def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outcome:
+def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outcome:
     """Train, evaluate, save and record; of several processes, the first one saves and records.
 
     Raises:
         Terminated: SIGTERM or SIGHUP arrived; starting the experiment again continues from the written checkpoint.
     """
-    config, directory, is_first = job.config, job.directory, world.rank() == 0
+    config, directory, is_first = context.config, context.directory, world.rank() == 0
     transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
     splits = build_splits(config, inputs)
     model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
-    recorder = Recorder(tracker, config, job.origin, job.environment, inputs, directory)
+    recorder = Recorder(tracker, config, context.origin, context.environment, inputs, directory)
     if is_first:
         show_model(summary)
         recorder.begin(model, summary, splits["train"])
-    watch = watch_point(config.point, directory.path, "test" in splits)
-    trainer, progress = build_trainer(config, inputs, splits, model, recorder, [*([watch] if watch else []), stop])
+    pruning = pruning_callback(config.point, directory.path, "test" in splits)
+    trainer, progress = build_trainer(config, inputs, splits, model, recorder, [*([pruning] if pruning else []), stop])
     try:
         trainer.train(resume_from_checkpoint=str(directory.checkpoint) if directory.checkpoint else None)
     except Exception as error:
@@ -192,9 +192,9 @@ def work(job: Job, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outc
     finally:
         progress.close()
     require_finite(trainer)
-    pruned_step = watch.pruned_step if watch else None
-    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, job.started)
-    best_metric, best_step = chosen(trainer, metrics)
+    pruned_step = pruning.pruned_step if pruning else None
+    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, context.started)
+    best_metric, best_step = best_metric_and_step(trainer, metrics)
     return Outcome(
         metrics=metrics,
         metric_name=str(trainer.args.metric_for_best_model).removeprefix("eval_"),
@@ -249,7 +249,7 @@ def build_trainer(
     splits: dict[str, Any],
     model: Any,
     recorder: Recorder,
-    watches: list[StopOnSignal | WatchPoint],
+    stops: list[StopOnSignal | PruningCallback],
 ) -> tuple[Trainer, ShowProgress]:
     """Build the Trainer with its arguments and callbacks, and the progress display."""
     task, allowed, directory = inputs.task, config.security.allowed_targets, recorder.directory
@@ -284,8 +284,8 @@ def build_trainer(
             *early_stopping(config.trainer.early_stopping_patience, config.trainer.early_stopping_threshold),
             *inputs.callbacks,
             progress,
-            RecordTraining(recorder),
-            *watches,
+            TrackingCallback(recorder),
+            *stops,
         ],
     )
     trainer.add_callback(DrawSamples(recorder, trainer.aside))

@@ -25,7 +25,7 @@ LARGEST_SHARE = 0.02
 """Largest share of the training time that a job spends on a study that it can't reach."""
 
 
-class WatchPoint(TrainerCallback):
+class PruningCallback(TrainerCallback):
     """Trainer callback that reports each evaluation to the study and stops the training when the pruner says so.
 
     Rank 0 asks the study and the other ranks follow. A decision is kept in `pruned.json`, for when the run is resumed.
@@ -38,10 +38,10 @@ class WatchPoint(TrainerCallback):
         self._decided = _read_step(self._decision)
         prunes = Pruner(membership.pruner) in BETWEEN_EVALUATIONS
         # In Optuna a trial has one intermediate value per step, so only the first replicate reports.
-        self._judge = Judge(point.trial, membership) if prunes and point.replicate == 0 else None
+        self._client = PrunerClient(point.trial, membership) if prunes and point.replicate == 0 else None
         self._reached = 0
         self._checked = False
-        if self._judge and self._metric is None:
+        if self._client and self._metric is None:
             name = membership.metrics[0]
             raise ConfigError(f"search.pruner={membership.pruner} needs a metric of the validation split, not {name}")
 
@@ -75,7 +75,7 @@ class WatchPoint(TrainerCallback):
             check_names(self.membership.metrics, metrics, self.has_test, args.load_best_model_at_end)
             self._checked = True
         self._reached = step
-        if self._judge is None or not step:
+        if self._client is None or not step:
             return
         value = float(metrics[self._metric or _prefixed(str(args.metric_for_best_model))])
         ends_anyway = control.should_training_stop or step >= state.max_steps  # finished, not pruned
@@ -88,19 +88,19 @@ class WatchPoint(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._judge is not None:
-            self._judge.close()
+        if self._client is not None:
+            self._client.close()
 
     def _is_hopeless(self, step: int, value: float) -> bool:
         """Return rank 0's answer on all ranks; a decision from before an interruption is not asked for again."""
         if self._decided is not None:
             return step >= self._decided
-        assert self._judge is not None
-        answer = self._judge.asks_to_stop(step, value) if world.rank() == 0 else False
+        assert self._client is not None
+        answer = self._client.should_prune(step, value) if world.rank() == 0 else False
         return world.share(answer) if world.is_together() else answer
 
 
-class Judge:
+class PrunerClient:
     """Asks the pruner about one trial, through Optuna's storage; while that is away, nothing is pruned."""
 
     def __init__(self, trial: int, membership: Membership) -> None:
@@ -113,7 +113,7 @@ class Judge:
         self._clock: Callable[[], float] = time.monotonic
         self._warned = False
 
-    def asks_to_stop(self, step: int, value: float) -> bool:
+    def should_prune(self, step: int, value: float) -> bool:
         """Report a value of the trial; return True if the pruner would stop it."""
         started = self._clock()
         if started < self._not_before:
@@ -160,12 +160,12 @@ class Judge:
         return bool(self.pruner.prune(self._study, storage.get_trial(trial_id)))
 
 
-def watch_point(point: str | None, run_dir: Path, has_test: bool) -> WatchPoint | None:
+def pruning_callback(point: str | None, run_dir: Path, has_test: bool) -> PruningCallback | None:
     """Build the callback for a point of a sweep; None for a run outside a sweep."""
     if point is None:
         return None
     parsed = TrialKey.parse(point)
-    return WatchPoint(parsed, read_membership(parsed.directory), run_dir, has_test)
+    return PruningCallback(parsed, read_membership(parsed.directory), run_dir, has_test)
 
 
 def _prefixed(metric: str) -> str:

@@ -208,7 +208,7 @@ class Result:
 
 
 @dataclass
-class Kept:
+class StoredResult:
     """The content of `result.json` in a run directory: the part of a `Result` that would be lost with its process."""
 
     metrics: dict[str, float]
@@ -221,5 +221,5 @@ class Kept:
 
 def save_result(result: Result) -> None:
     """Write `result.json`, from which a later process can return the result again."""
-    kept = Kept(**{entry.name: getattr(result, entry.name) for entry in fields(Kept)})
-    write_private(result.run_dir / RESULT, json.dumps(asdict(kept), indent=1))
+    stored = StoredResult(**{entry.name: getattr(result, entry.name) for entry in fields(StoredResult)})
+    write_private(result.run_dir / RESULT, json.dumps(asdict(stored), indent=1))

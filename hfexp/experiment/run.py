@@ -18,7 +18,7 @@ from hfexp.data.streaming import show_rows
 from hfexp.data.threads import use_threads
 from hfexp.experiment import distributed, fit
 from hfexp.experiment.preflight import Inputs, prepare
-from hfexp.experiment.result import RESULT, Kept, Result, save_result, show_result
+from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
 from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
@@ -70,9 +70,9 @@ def run(config: Config, origin: Origin) -> Result:
         ):
             announce(directory, inputs, environment.git, processes)
             opened = (tracker.uri, tracker.run_id, console.is_terminal())
-            job = fit.Job(config, origin, environment, directory, started, *opened)
-            outcome = train(job, inputs, tracker, stop_on_signal)
-            result = summarise(job, inputs, outcome)
+            context = fit.RunContext(config, origin, environment, directory, started, *opened)
+            outcome = train(context, inputs, tracker, stop_on_signal)
+            result = summarise(context, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
             save_result(result)
         result.run_id = tracker.run_id  # a server that was unreachable at the start may have assigned it since
@@ -93,14 +93,14 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
         if state is None or state.status != "finished" or state.closed:
             return None
         try:
-            kept = read_record(path / RESULT, Kept)
+            stored = read_record(path / RESULT, StoredResult)
         except (FileNotFoundError, DamagedRecord):
             return None
         if config.tracking.backend != "none":
             close_finished(path, state, uri, Path(config.output_dir))
     console.note(f"{path.name} had already finished when its process was killed: not training again")
     result = Result(
-        **{entry.name: getattr(kept, entry.name) for entry in fields(Kept)},
+        **{entry.name: getattr(stored, entry.name) for entry in fields(StoredResult)},
         task_metric=inputs.task.metric,
         run_dir=path,
         run_id=state.run_id,
@@ -117,14 +117,14 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
     return result
 
 
-def train(job: fit.Job, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> fit.Outcome:
-    """Run `hfexp.experiment.fit.work` in this process, or in as many processes as the config asks for."""
-    if job.config.launch.num_processes == 1:
-        return fit.work(job, inputs, tracker, stop_on_signal)
-    callbacks.forget(job.directory.path)
+def train(context: fit.RunContext, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> fit.Outcome:
+    """Run `hfexp.experiment.fit.fit` in this process, or in as many processes as the config asks for."""
+    if context.config.launch.num_processes == 1:
+        return fit.fit(context, inputs, tracker, stop_on_signal)
+    callbacks.forget(context.directory.path)
     if world.is_together():
-        return distributed.lead(job, inputs, tracker)
-    return distributed.start_processes(job, tracker)
+        return distributed.lead(context, inputs, tracker)
+    return distributed.start_processes(context, tracker)
 
 
 @contextlib.contextmanager
@@ -144,14 +144,14 @@ def joined_processes(config: Config) -> Iterator[bool]:
 
 def follow() -> Result:
     """Take part in the run that the first process opens, or return its result if there is nothing left to do."""
-    job = distributed.wait_for_first()
-    if isinstance(job, Result):
-        return job
-    inputs, outcome = distributed.follow(job)
-    return summarise(job, inputs, outcome)
+    context = distributed.wait_for_first()
+    if isinstance(context, Result):
+        return context
+    inputs, outcome = distributed.follow(context)
+    return summarise(context, inputs, outcome)
 
 
-def summarise(job: fit.Job, inputs: Inputs, outcome: fit.Outcome) -> Result:
+def summarise(context: fit.RunContext, inputs: Inputs, outcome: fit.Outcome) -> Result:
     """Build the result for the caller; a trial of a sweep also gets its objective values."""
     result = Result(
         metrics=outcome.metrics,
@@ -159,21 +159,21 @@ def summarise(job: fit.Job, inputs: Inputs, outcome: fit.Outcome) -> Result:
         best_metric=outcome.best_metric,
         task_metric=inputs.task.metric,
         best_step=outcome.best_step,
-        run_dir=job.directory.path,
-        run_id=job.run_id,
-        tracking_uri=job.uri,
+        run_dir=context.directory.path,
+        run_id=context.run_id,
+        tracking_uri=context.uri,
         report=outcome.report,
-        seconds=time.monotonic() - job.started,
+        seconds=time.monotonic() - context.started,
         train_seconds=outcome.train_seconds,
         values=None,
         pruned_step=outcome.pruned_step,
         processor=inputs.processor,
         _model=outcome.model,
         _model_class=inputs.task.model_class,
-        _remote_code=job.config.model.trust_remote_code,
+        _remote_code=context.config.model.trust_remote_code,
     )
-    if job.config.point is not None:
-        names = read_membership(TrialKey.parse(job.config.point).directory).metrics
+    if context.config.point is not None:
+        names = read_membership(TrialKey.parse(context.config.point).directory).metrics
         metrics = {**result.metrics, TRAIN_SECONDS: result.train_seconds}
         result.values = values_of(names, metrics, result.objective)
     return result

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.experiment import callbacks
-from hfexp.experiment.callbacks import RecordTraining, ShowProgress
+from hfexp.experiment.callbacks import ShowProgress, TrackingCallback
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.run_directory import RunDirectory, RunState
 from hfexp.tracking.tracker import MlflowTracker
@@ -56,7 +56,7 @@ def test_what_a_checkpoint_knows_and_the_record_does_not_is_recorded(run_dir: Pa
     tracker = MlflowTracker(directory, uri, run_dir.parent)
     history = [{"loss": 3.0, "step": 1}, {"loss": 2.0, "step": 2}, {"eval_loss": 2.5, "step": 2}]
     state = TrainerState(global_step=2, log_history=history, is_world_process_zero=True)
-    record = RecordTraining(types.SimpleNamespace(tracker=tracker))  # pyright: ignore
+    record = TrackingCallback(types.SimpleNamespace(tracker=tracker))  # pyright: ignore
     args = TrainingArguments(output_dir=str(run_dir), use_cpu=True, report_to="none")
     record.on_train_begin(args, state, TrainerControl())
     state.global_step = 3

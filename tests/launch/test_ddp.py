@@ -150,7 +150,7 @@ def test_what_a_process_told_before_it_was_killed_arrives() -> None:
 
     with relayed(receiver, sender, heard, fail=fail):  # pyright: ignore
         relay = Relay(sender, None, None)
-        relay.tell("fail")  # must not end the passing on
+        relay.send("fail")  # must not end the passing on
         for step in range(200):
             relay.log_metrics({"loss": torch.tensor(step)}, step)  # pyright: ignore
     assert [args for name, args, _ in heard.calls if name == "log_metrics"] == [

@@ -16,7 +16,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.core.identity import data_stamp
 from hfexp.core.provenance import without_sweep
 from hfexp.experiment.pruners import make_pruner
-from hfexp.experiment.pruning import Judge
+from hfexp.experiment.pruning import PrunerClient
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.sweep_values import values_of
 from hfexp.tracking.membership import Membership, TrialKey
@@ -265,9 +265,9 @@ def test_every_pruner_knows_a_trial_by_its_number(place: Path, pruner: str, args
     make_study(sweep, steps=(), finished=0, running=13)
     membership = Membership("found", "found", f"sqlite:///{sweep / 'study.db'}", None, pruner=pruner, pruner_args=args)
     for number, loss in ((n, OTHERS_LOSS if n < 12 else 1.0) for n in range(13)):
-        judge = Judge(number, membership)
-        answers = [judge.asks_to_stop(step, loss) for step in (1, 2, 4, 8)]
-        judge.close()
+        client = PrunerClient(number, membership)
+        answers = [client.should_prune(step, loss) for step in (1, 2, 4, 8)]
+        client.close()
         tell(sweep, number, loss)
     assert any(answers)
     assert intermediate_values(sweep, 12) == dict.fromkeys((1, 2, 4, 8), 1.0)
