@@ -294,9 +294,9 @@ def check_disk(config: Config, num_parameters: int) -> list[str]:
 
     A checkpoint holds float32 weights and Adam's moments; without `save_total_limit` the check assumes 10 checkpoints.
     """
-    kept = config.trainer.args.get("save_total_limit") or 10
+    num_checkpoints = config.trainer.args.get("save_total_limit") or 10
     moments = 0 if config.trainer.args.get("save_only_model") else 2
-    needed = 4 * num_parameters * ((kept + 1) * (1 + moments) + 2)
+    needed = 4 * num_parameters * ((num_checkpoints + 1) * (1 + moments) + 2)
     if config.trainer.args.get("save_strategy") == "no":
         needed = 4 * num_parameters * 2
     directory = Path(config.output_dir).absolute()

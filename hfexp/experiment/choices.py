@@ -64,10 +64,10 @@ def _misfit(
 ) -> str:
     """Describe what does not fit, and what would: other options of the group, or another task."""
     parts = [f"{group}={choices.get(group) or '(your own)'} {KINDS[group][str(kinds[group])]}" for group in groups]
-    wanted = VERBS[next(fits[0] for fits in fitting.values() if fits)]
+    verb = VERBS[next(fits[0] for fits in fitting.values() if fits)]
     others = f" {_options(groups[0], fitting[groups[0]])}" if len(groups) == 1 else ""
     tasks = set.intersection(*(_tasks(group, kinds[group]) for group in groups))
-    return f"{' and '.join(parts)}, but {task} {wanted}.{others} Tasks that fit: {one_of(tasks) or 'none'}"
+    return f"{' and '.join(parts)}, but {task} {verb}.{others} Tasks that fit: {one_of(tasks) or 'none'}"
 
 
 def _options(group: str, fits: tuple[str, ...] | None) -> str:

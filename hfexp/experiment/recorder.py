@@ -155,10 +155,10 @@ class Recorder:
             console.note("the recorded model was not checked: it needs code from the Hub")
         else:
             self._verify(saved, model)
-        shown = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
+        model_metrics = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
         content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": FINAL}
         register = register_of_run(self.config)
-        self.tracker.record("model", **content, step=step, metrics=shown, register=register)
+        self.tracker.record("model", **content, step=step, metrics=model_metrics, register=register)
 
     def _verify(self, saved: SavedModel, model: Any) -> None:
         """Load the saved model and compare its predictions; report and record a difference, but don't fail the run."""

@@ -95,8 +95,8 @@ def show_model(summary: "ModelSummary") -> None:
     """Print the model that was built, and which of its weights start random."""
     say(f"  model: {summary}")
     if summary.new_tensors:
-        shown = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
-        say(f"  new weights, not from the checkpoint: {shown}")
+        names = ", ".join(summary.new_tensors[:4]) + (", ..." if len(summary.new_tensors) > 4 else "")
+        say(f"  new weights, not from the checkpoint: {names}")
     if summary.head:
         say(f"  {summary.head}")
 

@@ -56,17 +56,17 @@ def _base(name: str) -> str:
 
 
 def _find(name: str, metrics: Iterable[str]) -> str:
-    known = set(metrics)
-    short = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in known}
+    available = set(metrics)
+    short = {n.removeprefix("best_eval_").removeprefix("final_eval_") for n in available}
     prefix = name.partition("_")[0]
     if prefix in ("best", "final"):  # no fallback: the run may lack this one
-        candidates, allowed = [name, f"{prefix}_eval_{_base(name)}"], known
+        candidates, allowed = [name, f"{prefix}_eval_{_base(name)}"], available
     elif validation_name(name) is None:
-        candidates, allowed = [name], known
+        candidates, allowed = [name], available
     else:
         candidates, allowed = [name, f"best_eval_{_base(name)}", f"final_eval_{_base(name)}"], short
     for candidate in candidates:
-        if candidate in known:
+        if candidate in available:
             return candidate
     raise ConfigError(
         f"search.metrics: no metric {name!r}.{did_you_mean(name, allowed)} This run has: {one_of(allowed)}"

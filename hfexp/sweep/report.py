@@ -37,10 +37,10 @@ class Scale:
 
 
 def scale_of(name: str, values: Sequence[Any]) -> Scale:
-    """Place numbers by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
-    known = [value for value in values if value is not None]
-    if known and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in known):
-        return _numeric(name, values, [float(value) for value in known])
+    """Place present by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in present):
+        return _numeric(name, values, [float(value) for value in present])
     texts = [
         None if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
         for value in values
@@ -52,9 +52,9 @@ def scale_of(name: str, values: Sequence[Any]) -> Scale:
     return Scale(name, [None if text is None else positions[text] for text in texts], ticks)
 
 
-def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
-    logarithmic = is_wide(known)
-    low, high = min(known), max(known)
+def _numeric(name: str, values: Sequence[Any], numbers: list[float]) -> Scale:
+    logarithmic = is_wide(numbers)
+    low, high = min(numbers), max(numbers)
 
     def position(value: float) -> float:
         if high == low:
@@ -63,7 +63,7 @@ def _numeric(name: str, values: Sequence[Any], known: list[float]) -> Scale:
             return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
         return (value - low) / (high - low)
 
-    distinct = sorted(set(known))
+    distinct = sorted(set(numbers))
     if len(distinct) > 5:
         middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
         distinct = [low, middle, high]
@@ -102,8 +102,8 @@ class PlotData:
 
     def value(self, trial: Trial, metric: int = 0) -> float | None:
         """Return the value that a trial is ranked by, or that a pruned one had reached; None without a finite one."""
-        known = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
-        return known[metric] if known and math.isfinite(known[metric]) else None
+        values = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
+        return values[metric] if values and math.isfinite(values[metric]) else None
 
     def measured(self) -> list[tuple[Trial, float]]:
         """Return trials with a value, the best ones last, so that they are drawn on top of the others."""
@@ -243,11 +243,11 @@ def importances(data: PlotData) -> "Figure | None":
 
 def learning_curves(data: PlotData) -> "Figure | None":
     """Plot the metric of each run during its training."""
-    known = [trial for trial in reversed(data.trials) if any(data.curves.get(trial.number, ()))]
-    if not known:
+    trials = [trial for trial in reversed(data.trials) if any(data.curves.get(trial.number, ()))]
+    if not trials:
         return None
     figure, axes = _axes("learning curves", "step", data.curve_metric)
-    for trial in known:
+    for trial in trials:
         wide = 2.0 if trial.number in data.best else 0.9
         for run, curve in enumerate(data.curves[trial.number]):
             steps = sorted(curve)
@@ -255,7 +255,7 @@ def learning_curves(data: PlotData) -> "Figure | None":
                 steps, [curve[step] for step in steps], color=data.colour(trial), linewidth=wide, marker=".",
                 markersize=3, alpha=0.8, gid=f"curves{run}-t{trial.number}",
             )  # fmt: skip
-    values = [v for t in known for c in data.curves[t.number] for v in c.values() if math.isfinite(v)]
+    values = [v for t in trials for c in data.curves[t.number] for v in c.values() if math.isfinite(v)]
     _value_scale(axes, values)
     return figure
 
@@ -428,11 +428,11 @@ class SweepPage:
         return Section("Best", blocks)
 
     def _trials(self, interactive: bool) -> Section:
-        table, kept = self.table, [n for n, column in enumerate(self.table.columns) if column not in NOT_SHOWN]
-        header = short_names([table.columns[n] for n in kept])
-        rows = [[_shown(row[n]) for n in kept] for row in table.rows]
+        table, indices = self.table, [n for n, column in enumerate(self.table.columns) if column not in NOT_SHOWN]
+        header = short_names([table.columns[n] for n in indices])
+        rows = [[_cell_text(row[n]) for n in indices] for row in table.rows]
         names = [str(trial.number) for trial in table.trials] if interactive else []
-        numbers = frozenset(n for n, c in enumerate(kept) if any(_is_number(row[c]) for row in table.rows))
+        numbers = frozenset(n for n, c in enumerate(indices) if any(_is_number(row[c]) for row in table.rows))
         strong = frozenset({0} if table.rows and table.rows[0][0] == 1 else ())
         blocks: list[Block] = [Table(header, rows, numbers=numbers, strong=strong, names=names)] if rows else []
         if rows and self.drawn != len(rows):
@@ -460,7 +460,7 @@ def _is_number(cell: object) -> bool:
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
-def _shown(cell: object) -> str:
+def _cell_text(cell: object) -> str:
     if cell is None:
         return ""
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)

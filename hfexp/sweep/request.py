@@ -117,12 +117,12 @@ def data_hash(sources: list[dict[str, Any]]) -> str:
     """
     if not sources:
         return ""
-    named: dict[str, list[Any]] = {}
+    by_key: dict[str, list[Any]] = {}
     for source in sources:
         for key, value in source.items():
-            if value not in named.setdefault(key, []):
-                named[key].append(value)
-    return hashlib.sha256(data_stamp(named).encode()).hexdigest()[:32]
+            if value not in by_key.setdefault(key, []):
+                by_key[key].append(value)
+    return hashlib.sha256(data_stamp(by_key).encode()).hexdigest()[:32]
 
 
 def _affects_results(override: str) -> bool:
@@ -273,9 +273,9 @@ def metrics_and_directions(search: SearchConfig, configs: Sequence[Mapping[str, 
     defaults = list(dict.fromkeys(map(_best_model_goal, configs)))
     default = defaults[0]
     if len(defaults) > 1 and not search.metrics:
-        named = ", ".join(f"{goal[1] or 'optimise'} {goal[0]}" for goal in defaults if goal)
+        goals = ", ".join(f"{goal[1] or 'optimise'} {goal[0]}" for goal in defaults if goal)
         raise ConfigError(
-            f"the points of this sweep choose their best models differently ({named}); set search.metrics and "
+            f"the points of this sweep choose their best models differently ({goals}); set search.metrics and "
             "search.directions to say which point is best"
         )
     metrics = search.metrics or [default[0] if default else "objective"]

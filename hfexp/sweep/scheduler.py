@@ -194,10 +194,10 @@ class TrialStore:
             if is_open and not foreign and storage.WORDS not in trial.user_attrs:
                 taken.append(self._complete(storage.reopen(self.study, trial._trial_id)))
                 continue
-            entry, known = _read(trial), self.entries.get(trial.number)
+            entry, previous = _read(trial), self.entries.get(trial.number)
             self.entries[trial.number], entry.foreign = entry, foreign
-            if known is not None:  # another sweeper had it; jobs that this process started for it may still run
-                entry.under_way = known.under_way
+            if previous is not None:  # another sweeper had it; jobs that this process started for it may still run
+                entry.under_way = previous.under_way
             self.same_as(entry)
             if is_open and not foreign:
                 taken.append(entry)
@@ -264,9 +264,9 @@ class TrialStore:
             entry.error = None
 
     def _has_changed(self, trial: FrozenTrial) -> bool:
-        known = self.entries.get(trial.number)
-        if known is None or not known.foreign:
-            return known is None
+        previous = self.entries.get(trial.number)
+        if previous is None or not previous.foreign:
+            return previous is None
         return trial.state.is_finished() or not self._is_foreign(trial)
 
     def _is_foreign(self, trial: FrozenTrial) -> bool:
@@ -297,12 +297,12 @@ def _is_plain(value: Any) -> bool:
 
 def _read(trial: FrozenTrial) -> TrialEntry:
     """Build the entry of a trial from the study."""
-    known = trial.user_attrs
-    point = Point(json.loads(known.get(storage.PARAMS, "{}")), tuple(known.get(storage.WORDS, ())))
+    attrs = trial.user_attrs
+    point = Point(json.loads(attrs.get(storage.PARAMS, "{}")), tuple(attrs.get(storage.WORDS, ())))
     state = CLOSED.get(trial.state, State.running)
-    error = known.get(storage.ERROR) if state not in GOOD else None
+    error = attrs.get(storage.ERROR) if state not in GOOD else None
     return TrialEntry(
-        trial.number, trial._trial_id, point, state, storage.runs_of(known), known.get(storage.ATTEMPTS, 0), error,
+        trial.number, trial._trial_id, point, state, storage.runs_of(attrs), attrs.get(storage.ATTEMPTS, 0), error,
         closed=trial.state.is_finished(),
     )  # fmt: skip
 
@@ -325,8 +325,8 @@ def outcome(point: TrialKey, result: Any, metrics: int) -> TrialRun:
         return _finished(point, result.return_value, metrics)
     state = State.running if isinstance(error, Interrupted) else State.failed
     run_dir, record = _read_run(point)
-    known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
-    return TrialRun(point.replicate, state, **known, error=mask_secrets(first_line(error)))
+    common = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
+    return TrialRun(point.replicate, state, **common, error=mask_secrets(first_line(error)))
 
 
 def finished_before(point: TrialKey, metrics: int) -> TrialRun | None:
@@ -354,18 +354,18 @@ def _finished(point: TrialKey, returned: Any, metrics: int) -> TrialRun:
     run_dir, record = _read_run(point)
     if record.get("status") != "finished":  # no record (another application), or one of an earlier start
         record = {}
-    known = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
+    common = {"run_dir": run_dir, "run_id": record.get("run_id"), "seconds": record.get("seconds")}
     pruned_step, recorded = record.get("pruned_step"), record.get("values")
-    given = returned if recorded is None else recorded
-    numbers = list(given) if isinstance(given, tuple | list) else [given]
+    result = returned if recorded is None else recorded
+    numbers = list(result) if isinstance(result, tuple | list) else [result]
     if pruned_step is not None:
         values = tuple(float(number) for number in numbers if number is not None)
         pruned = values if len(values) == metrics else None
-        return TrialRun(point.replicate, State.pruned, **known, values=pruned, pruned_step=pruned_step)
+        return TrialRun(point.replicate, State.pruned, **common, values=pruned, pruned_step=pruned_step)
     problem = _problem(numbers, metrics)
     if problem:
-        return TrialRun(point.replicate, State.failed, **known, error=problem)
-    return TrialRun(point.replicate, State.finished, **known, values=tuple(float(number) for number in numbers))
+        return TrialRun(point.replicate, State.failed, **common, error=problem)
+    return TrialRun(point.replicate, State.finished, **common, values=tuple(float(number) for number in numbers))
 
 
 def _problem(numbers: list[Any], metrics: int) -> str | None:
@@ -440,7 +440,7 @@ class Schedule:
         """Errors of jobs that have failed in this start, by the job's name."""
         self._queue: deque[tuple[TrialEntry, int]] = deque()
         self._jobs: dict[str, tuple[TrialEntry, int]] = {}
-        self._twins: dict[int, list[TrialEntry]] = {}
+        self._duplicates: dict[int, list[TrialEntry]] = {}
         self._views = {trial.number: trial for trial in plan.waiting}
         self._noted_waiting = False
 
@@ -541,7 +541,7 @@ class Schedule:
     def _copy(self, earlier: TrialEntry, entry: TrialEntry) -> None:
         """Copy the runs of an earlier trial of the same point, or wait for its end: a point is never run twice."""
         if earlier.state not in GOOD + (State.failed,):
-            self._twins.setdefault(earlier.number, []).append(entry)
+            self._duplicates.setdefault(earlier.number, []).append(entry)
             self._update_view(entry)
             return
         for run in earlier.runs.values():
@@ -552,7 +552,7 @@ class Schedule:
         several = self.plan.replicates > 1
         name = f"{entry.number}.{replicate}" if several else str(entry.number)
         more = (f"seed={self.plan.seed + replicate}",) if several else ()
-        shown = " ".join((*map(as_typed, entry.point.words), *more))
+        text = " ".join((*map(as_typed, entry.point.words), *more))
         if self.plan.has_point_key:
             more += (f"point={spelling(str(self._point(entry, replicate)))}",)
         self._jobs[name] = entry, replicate
@@ -561,7 +561,7 @@ class Schedule:
         overrides = self.plan.space.job(entry.point.words)
         public = [override for override in overrides if not override.lstrip("+").startswith(SECRET)]
         number = entry.number * self.plan.replicates + replicate
-        return Job(number, name, (*public, *more), mask_secrets(shown))
+        return Job(number, name, (*public, *more), mask_secrets(text))
 
     def _prune_replicates(self, entry: TrialEntry) -> None:
         """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""
@@ -574,9 +574,9 @@ class Schedule:
                 trial.report(run.values[0], run.replicate)
             hopeless = len(entry.done()) < self.plan.replicates and entry.done() and trial.should_prune()
         if hopeless:
-            left = [replicate for other, replicate in self._queue if other is entry]
+            replicates = [replicate for other, replicate in self._queue if other is entry]
             self._queue = deque(item for item in self._queue if item[0] is not entry)
-            for replicate in left:
+            for replicate in replicates:
                 self.store.keep_run(entry, TrialRun(replicate, State.pruned))
 
     def _close_if_done(self, entry: TrialEntry) -> None:
@@ -591,8 +591,8 @@ class Schedule:
         if entry.foreign:
             self._queue = deque(item for item in self._queue if item[0] is not entry)
         if entry.closed or entry.foreign or self._has_failed(entry):
-            for twin in self._twins.pop(entry.number, []):
-                self._take_up(twin) if entry.foreign else self._copy(entry, twin)
+            for duplicate in self._duplicates.pop(entry.number, []):
+                self._take_up(duplicate) if entry.foreign else self._copy(entry, duplicate)
             self._changed()
 
     def _finish(self, entry: TrialEntry) -> None:

@@ -76,7 +76,7 @@ class Dimension:
         if value in self.values:
             return f"{self.element}={self.spellings[self.values.index(value)]}"
         # Optuna computes a float of a range as low + n * step, which may differ from the value in its last digits.
-        numbers = [float(known) for known in self.values]
+        numbers = [float(choice) for choice in self.values]
         nearest = min(range(len(numbers)), key=lambda index: abs(numbers[index] - value))
         return f"{self.element}={self.spellings[nearest]}"
 
@@ -131,9 +131,9 @@ def dimension_of(
             plain = [_without_quotes(item) for item in override.sweep_iterator(Transformer.identity)]
     if not spellings:
         raise ConfigError(f"{element.lstrip('+')}={text} has no values")
-    known = dict(zip(spellings, plain, strict=True))
-    bounds = _range_bounds(value, list(known.values())) if isinstance(value, RangeSweep) else None
-    return Dimension(**where, spellings=tuple(known), values=_optuna_values(known), bounds=bounds)
+    by_spelling = dict(zip(spellings, plain, strict=True))
+    bounds = _range_bounds(value, list(by_spelling.values())) if isinstance(value, RangeSweep) else None
+    return Dimension(**where, spellings=tuple(by_spelling), values=_optuna_values(by_spelling), bounds=bounds)
 
 
 def unquoted(override: str) -> str:
@@ -149,12 +149,12 @@ def unquoted(override: str) -> str:
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def _optuna_values(known: Mapping[str, Any]) -> tuple[Value, ...]:
+def _optuna_values(by_spelling: Mapping[str, Any]) -> tuple[Value, ...]:
     """Return distinct numbers or distinct strings as they are; for any other values return their spellings."""
-    values = list(known.values())
+    values = list(by_spelling.values())
     is_number: Callable[[Any], bool] = lambda v: type(v) in (int, float) and math.isfinite(v)  # noqa: E731
     same_kind = all(map(is_number, values)) or all(isinstance(value, str) for value in values)
-    return tuple(values) if same_kind and len(set(values)) == len(values) else tuple(known)
+    return tuple(values) if same_kind and len(set(values)) == len(values) else tuple(by_spelling)
 
 
 def _interval_bounds(element: str, value: IntervalSweep) -> Bounds:
@@ -251,10 +251,10 @@ class Space:
         return (*(override for override in placed if override is not None), *own.values())
 
     def _check_overrides(self, overrides: Sequence[str]) -> None:
-        known = {dimension.element: dimension for dimension in self.dimensions}
+        by_element = {dimension.element: dimension for dimension in self.dimensions}
         for override in overrides if self.function is None else ():
             element, _, value = override.partition("=")
-            dimension = known.get(element)
+            dimension = by_element.get(element)
             if dimension is None or not dimension.takes(value):
                 raise ConfigError(f"search.storage holds a trial with {override}, which is not a value of this sweep")
 
@@ -355,17 +355,17 @@ def read_space(
             dimensions.pop(element, None)
     function = dict(nodes) if TARGET in nodes else None
     given = {element.lstrip("+~") for element in layout}
-    known: list[Dimension] = []
+    configured: list[Dimension] = []
     for key, node in ({} if function else nodes).items():
         is_given = key.lstrip("+") in given
         if is_given and node is None:
             continue
         dimension = _from_node(key, node, parser, seed, opened)
-        known.append(dimension)
+        configured.append(dimension)
         if not is_given:
             dimensions[dimension.element] = dimension
     _refuse_duplicates(dimensions)
-    _check_conditions(dimensions, known)
+    _check_conditions(dimensions, configured)
     where = Space(tuple(layout.items()), tuple(d for d in dimensions.values() if not d.when), function)
     dimensions = _resolve_conditions(dimensions, lambda key: fixed_value(key, where))
     written = [element for element in layout if element in dimensions]  # a key given twice keeps its first place
@@ -420,19 +420,19 @@ def _refuse_duplicates(dimensions: Mapping[str, Dimension]) -> None:
             raise ConfigError(f"{dimension.key} is swept twice, by {swept}: remove one of the two")
 
 
-def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimension]) -> None:
+def _check_conditions(dimensions: Mapping[str, Dimension], configured: Sequence[Dimension]) -> None:
     """Refuse conditions on values that a key never has: the key that depends on them would never exist.
 
     Args:
-        known: dimensions of `search.space`, which may have more values than the command line leaves.
+        configured: dimensions of `search.space`, which may have more values than the command line leaves.
     """
     swept = {dimension.key for dimension in dimensions.values()}
     for dimension in dimensions.values():
         for key, allowed in dimension.when.items():
-            named = [other for other in (*dimensions.values(), *known) if other.key == key]
-            values = {unquoted(f"={text}") for other in named for text in other.spellings}
+            matching = [other for other in (*dimensions.values(), *configured) if other.key == key]
+            values = {unquoted(f"={text}") for other in matching for text in other.spellings}
             wrong = [value for value in allowed if value not in values]
-            if key in swept and wrong and all(other.is_finite for other in named):
+            if key in swept and wrong and all(other.is_finite for other in matching):
                 raise ConfigError(
                     f"search.space.{dimension.key}.when: {key} is never {wrong[0]}.{did_you_mean(wrong[0], values)} "
                     f"Its values: {one_of(values)}"
@@ -441,19 +441,19 @@ def _check_conditions(dimensions: Mapping[str, Dimension], known: Sequence[Dimen
 
 def _resolve_conditions(dimensions: dict[str, Dimension], fixed_value: Callable[[str], Any]) -> dict[str, Dimension]:
     """Resolve conditions on keys that are not swept: drop those that hold, and the dimensions of those that don't."""
-    kept = dict(dimensions)
+    remaining = dict(dimensions)
     while True:
-        swept = {dimension.key for dimension in kept.values()}
-        for element, dimension in list(kept.items()):
+        swept = {dimension.key for dimension in remaining.values()}
+        for element, dimension in list(remaining.items()):
             fixed = {key: fixed_value(key) for key in dimension.when if key not in swept}
-            known = {key: unquoted(f"={spelling(value)}") for key, value in fixed.items() if value is not None}
-            if any(value not in dimension.when[key] for key, value in known.items()):
-                del kept[element]  # others may depend on it, hence the outer loop
+            texts = {key: unquoted(f"={spelling(value)}") for key, value in fixed.items() if value is not None}
+            if any(value not in dimension.when[key] for key, value in texts.items()):
+                del remaining[element]  # others may depend on it, hence the outer loop
             else:
-                left = {key: allowed for key, allowed in dimension.when.items() if key not in known}
-                kept[element] = replace(dimension, when=left)
-        if {dimension.key for dimension in kept.values()} == swept:
-            return kept
+                conditions = {key: allowed for key, allowed in dimension.when.items() if key not in texts}
+                remaining[element] = replace(dimension, when=conditions)
+        if {dimension.key for dimension in remaining.values()} == swept:
+            return remaining
 
 
 def _ordered(dimensions: list[Dimension]) -> tuple[Dimension, ...]:

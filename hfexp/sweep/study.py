@@ -68,11 +68,11 @@ def agree(study: Study, definition: Definition) -> None:
     Raises:
         ConfigError: the study is of another sweep; the message names what differs.
     """
-    known = study.user_attrs.get(DEFINITION)
-    if known is None:
+    stored = study.user_attrs.get(DEFINITION)
+    if stored is None:
         study.set_user_attr(DEFINITION, asdict(definition))
         return
-    differing = definition.differences(known, ignored=HASHED)
+    differing = definition.differences(stored, ignored=HASHED)
     if differing:
         raise ConfigError(f"search.storage already holds another sweep named {study.study_name}:{differing}")
 
@@ -107,8 +107,8 @@ def _create_file(path: Path, name: str, directions: Sequence[str]) -> None:
 
 def _write_file(path: Path, name: str, directions: Sequence[str]) -> None:
     unfinished = path.with_name(f".{path.name}.new")
-    for left in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):  # from a start that was killed
-        left.unlink(missing_ok=True)
+    for leftover in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):  # from a start that was killed
+        leftover.unlink(missing_ok=True)
     address = sqlite_address(unfinished)
     study = optuna.create_study(storage=address, study_name=name, directions=_directions(directions))
     close_study(study)

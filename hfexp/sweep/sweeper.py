@@ -104,8 +104,8 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
         error: Any = error_of(result)
         if error is not None:
             failures.append((f"job {number} ({overrides})" if len(jobs) > 1 else f"job {number}", error))
-        shown = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
-        table.add_row(str(number), cell(overrides), cell(mask_secrets(shown)))
+        text = show_objective(result.return_value) if error is None else f"failed: {first_line(error)}"
+        table.add_row(str(number), cell(overrides), cell(mask_secrets(text)))
     if len(jobs) > 1:
         say()
         print_table(table)

@@ -62,10 +62,10 @@ def make_table(sweep: Sweep) -> TrialTable:
     measured = [column for metric in sweep.metrics for column in _columns(metric, with_interval)]
     columns = ("rank", "trial", "state", *measured, *keys, "tie", "runs", "seconds", "run_id", "error")
     rows = []
-    for place, trial in enumerate(trials):
+    for index, trial in enumerate(trials):
         rows.append(
             (
-                place + 1 if trial.number in placed else None, trial.number, trial.state.value,
+                index + 1 if trial.number in placed else None, trial.number, trial.state.value,
                 *_measured(trial, len(sweep.metrics), with_interval), *(_plain(trial.params.get(k)) for k in keys),
                 "tie" if trial.number in same else None, len(trial.runs), seconds_of(trial),
                 ", ".join(run.run_id for run in trial.runs if run.run_id), _plain(error_of(trial)),
@@ -102,8 +102,8 @@ def states(sweep: Sweep) -> dict[str, int]:
 
 def seconds_of(trial: Trial) -> float | None:
     """Sum the run time of a trial over all its runs, in seconds; None if no run has one."""
-    known = [run.seconds for run in trial.runs if run.seconds is not None]
-    return round(sum(known), 1) if known else None
+    seconds = [run.seconds for run in trial.runs if run.seconds is not None]
+    return round(sum(seconds), 1) if seconds else None
 
 
 def error_of(trial: Trial) -> str | None:
@@ -155,7 +155,7 @@ class Curves:
 
     metric: str
     _read_until: dict[Path, int] = field(default_factory=dict)
-    _known: dict[Path, Curve] = field(default_factory=dict)
+    _curves: dict[Path, Curve] = field(default_factory=dict)
 
     def of(self, run_dir: Path) -> Curve:
         """Return the curve of a run so far; empty if it has no evaluation yet."""
@@ -163,10 +163,10 @@ class Curves:
         try:
             return self._from_journal(journal) if journal.exists() else self._from_checkpoint(run_dir)
         except (OSError, ValueError):  # the run is writing the file, or has removed it
-            return self._known.get(journal, {})
+            return self._curves.get(journal, {})
 
     def _from_journal(self, journal: Path) -> Curve:
-        curve = self._known.setdefault(journal, {})
+        curve = self._curves.setdefault(journal, {})
         with journal.open("rb") as file:
             file.seek(self._read_until.get(journal, 0))
             for line in file:
