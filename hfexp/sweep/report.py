@@ -37,7 +37,7 @@ class Scale:
 
 
 def scale_of(name: str, values: Sequence[Any]) -> Scale:
-    """Place present by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
+    """Place numbers by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
     present = [value for value in values if value is not None]
     if present and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in present):
         return _numeric(name, values, [float(value) for value in present])
