@@ -184,7 +184,7 @@ class _SweepStart:
             with stop_raises():
                 yield
         except (KeyboardInterrupt, SystemExit):
-            note(f"stopped: {parent_run.progress(schedule.trials)}; run the same command again to continue the sweep")
+            note(f"stopped: {parent_run.progress(schedule.trials)}; the same command continues the sweep")
             raise
 
     def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:

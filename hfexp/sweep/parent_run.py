@@ -315,7 +315,7 @@ def failure_of(
         return None
     more = "; search.max_failures ended the sweep early" if ended_early else ""
     if any(trial.attempts <= retries for trial in sweep.trials if trial.state is State.failed):
-        more += "; run the same command again to retry them (up to search.retries times)"
+        more += "; the same command retries them (up to search.retries times)"
     return SweepError(failed, total, more)
 
 

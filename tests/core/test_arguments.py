@@ -96,7 +96,7 @@ def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CXX", "no-such-compiler -O3")
     for args in ({"torch_compile": True}, {"torch_compile_mode": "default"}, {"torch_compile_backend": "inductor"}):
         [problem] = checks.check_compiler({**args, "use_cpu": True})
-        assert "there is no no-such-compiler -O3" in problem
+        assert "no-such-compiler -O3 was not found" in problem
         assert "CXX" in problem
     assert checks.check_compiler({}) == []
     assert checks.check_compiler({"torch_compile_backend": "aot_eager", "use_cpu": True}) == []

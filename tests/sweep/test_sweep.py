@@ -195,7 +195,7 @@ def test_failures_are_kept_tried_again_and_told(place: Path, capsys: pytest.Capt
     assert "failed: the objective is NaN" in shown.out
     assert "failed: the job returned None, expected a number" in shown.out
     assert f"job 3 ({RATE}=0.4): ZeroDivisionError: division by zero" in shown.err
-    assert "3 of 4 jobs failed; run the same command again to retry them" in shown.err
+    assert "3 of 4 jobs failed; the same command retries them" in shown.err
     assert [state for _, state, _, _ in asked()] == ["COMPLETE"] + ["RUNNING"] * 3
     assert sweep(calls, *words) == 1
     assert calls.rates == [0.1, 0.2, 0.3, 0.4, 0.2, 0.3, 0.4]
