@@ -73,7 +73,7 @@ def newest_whole(directory: Path) -> Path | None:
         problem = find_problem(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning("%s can't be used: %s; trying the one before", checkpoint.name, problem)
+        logger.warning("%s can't be used: %s; trying the previous one", checkpoint.name, problem)
     return None
 
 
@@ -117,7 +117,7 @@ def find_problem(checkpoint: Path) -> str | None:
             if path.stat().st_size != expected.size:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected.size}"
             if _sha256(path) != expected.sha256:
-                return f"{name} was altered"
+                return f"{name} was changed after it was written"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except DamagedRecord as error:
@@ -138,11 +138,9 @@ def _problem_of_state(checkpoint: Path) -> str | None:
     except DamagedRecord as error:
         return str(error)
     if checkpoint.name != f"checkpoint-{state.global_step}":
-        return f"{TRAINER_STATE} is of step {state.global_step}"
+        return f"{TRAINER_STATE} belongs to step {state.global_step}"
     unknown = sorted(trainer_state(checkpoint).keys() - {entry.name for entry in fields(TrainerState)})
-    return (
-        f"{TRAINER_STATE} has {one_of(unknown)}, which this version of Transformers does not know" if unknown else None
-    )
+    return f"{TRAINER_STATE} has {one_of(unknown)}, unknown to this version of Transformers" if unknown else None
 
 
 def processes_of(checkpoint: Path) -> int:

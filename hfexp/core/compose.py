@@ -178,9 +178,11 @@ def _check_options(words: Iterable[str]) -> None:
         is_group = group.startswith("hydra/") or any(os.path.isdir(place / group) for place in search_path())
         for name in (*key.split("/"), option if is_group else ""):
             if len(name.encode(errors="replace")) > MAX_NAME:
-                raise ConfigError(f"{word[:40]}...: the name of a key or an option has at most {MAX_NAME} bytes")
+                raise ConfigError(f"{word[:40]}...: the name of a key or an option may have at most {MAX_NAME} bytes")
         if is_group and NO_NAME.fullmatch(option):
-            raise ConfigError(f"{word}: {option.strip()} is not the name of an option; for none leave the word out")
+            raise ConfigError(
+                f"{word}: {option.strip()} is not an option name; leave this override out to choose none"
+            )
 
 
 def _chooses(config_name: str) -> bool:
@@ -242,24 +244,24 @@ def explain(error: Exception) -> str:
         return _explain_several_values(ambiguous.group(1))
     group = re.match(r"(.*Could not override '([^']*)')", first)
     if group and group.group(2) in HABITS:
-        return f"{group.group(1)}: {way_out(HABITS[group.group(2)], 'in hfexp write')}"
+        return f"{group.group(1)}: {way_out(HABITS[group.group(2)], 'in hfexp, use')}"
     whole = re.match(r"In '(experiment/[^']*)': ", first)
     if whole and "Key 'experiment' not in" in str(error.__cause__ or error):
-        return f"{whole[1]}.yaml: begin it with the line '# @package _global_', and go on with lines of key: value"
+        return f"{whole[1]}.yaml: it must begin with the line '# @package _global_', followed by lines of key: value"
     inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(inner, OmegaConfBaseException):
         place = re.match(r"In '[^']*': ", first)  # the file; no match on the command line
         return f"{place.group() if place else ''}{explain_key_error(inner)}"
     lines = [line.strip() for line in str(error).splitlines()]
     said = " ".join(line for line in lines if "search path" not in line and "provider=" not in line)
-    return said or f"the overrides can't be composed ({type(error).__name__} without a reason)"
+    return said or f"the overrides can't be composed ({type(error).__name__} without a message)"
 
 
 def _explain_several_values(word: str) -> str:
     key, _, values = word.partition("=")
     return (
-        f"{word}: several values make a sweep, which starts with -m: hfexp -m {word}. "
-        f"As one value: '{key}=[{values}]' is a list, {key}=\\'{values}\\' a text"
+        f"{word}: several values define a sweep, which needs -m: hfexp -m {word}. "
+        f"For one value, write '{key}=[{values}]' (a list) or {key}=\\'{values}\\' (a string)"
     )
 
 
@@ -268,7 +270,7 @@ def _explain_missing_option(error: MissingConfigException) -> str:
     options = list(error.options or [])
     advice = HABITS.get(f"{group}={option}", HABITS.get(group))
     if advice:
-        return f"there is no {group}={option}: {way_out(advice, 'in hfexp write')}"
+        return f"there is no {group}={option}: {way_out(advice, 'in hfexp, use')}"
     if not group:
         return str(error).splitlines()[0]
     if not options:
@@ -318,8 +320,8 @@ def require_own_word(cfg: Any) -> None:
         if value and key not in said and not any(key.startswith(prefix) for prefix in said if prefix.endswith(".")):
             shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
             raise ConfigError(
-                f"a file of options sets {key}={shown}, which lets code of others run: if you trust it, say so on the "
-                f"command line: {key}={shown}"
+                f"a config file sets {key}={shown}, which allows other people's code to run; if you trust it, set it "
+                f"on the command line: {key}={shown}"
             )
 
 
@@ -338,7 +340,7 @@ def recorded_options(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[list
     for section, content in sections.items():
         _require_values(content, section)
         if "defaults" in content:
-            raise ConfigError(f"the record has a key {section}.defaults, which would compose other files")
+            raise ConfigError(f"the record has a key {section}.defaults, which would load other config files")
     store = ConfigStore.instance()
     for section, content in sections.items():
         store.store(group=section, name=RECORDED, node=dict(content))
@@ -359,7 +361,7 @@ def _require_values(node: Any, key: str) -> None:
         for index, value in enumerate(node):
             _require_values(value, f"{key}.{index}")
     elif isinstance(node, str) and ("${" in node or node == "???"):
-        raise ConfigError(f"the record has {key}={node}: a record holds values, and nothing is looked up for it")
+        raise ConfigError(f"the record has {key}={node}: a record may only hold plain values, no interpolations")
 
 
 def choices_of(cfg: Any) -> dict[str, str]:
@@ -382,12 +384,12 @@ def explained() -> Iterator[None]:
     except HYDRA_ERRORS as error:
         raise ConfigError(mask_secrets(explain(error))) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"a file of options is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
     except TypeError as error:  # an index of a list that is not a number
         if not _is_of_omegaconf(error):
             raise
         raise ConfigError(
-            f"an override sets a key in a list ({error}): give the whole list, key=[...], or the number of the entry, "
+            f"an override sets a key in a list ({error}): give the whole list, key=[...], or the index of the entry, "
             "key.0=..."
         ) from error
     except ValueError as error:  # from logging.config, which names the part
@@ -396,8 +398,8 @@ def explained() -> Iterator[None]:
         raise ConfigError(f"hydra's logging can't be set up: {error}: {error.__cause__}") from error
     except RecursionError as error:
         raise ConfigError(
-            "a file of yours includes itself: its defaults list names the shipped file whose place it takes; give it "
-            f"another name ({one_of(find_replaced())})"
+            "one of your config files includes itself: its defaults list names the shipped file that it replaces; "
+            f"rename your file ({one_of(find_replaced())})"
         ) from error
 
 

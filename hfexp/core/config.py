@@ -311,7 +311,7 @@ def to_config(cfg: Any) -> Config:
         learn_secrets(OmegaConf.to_container(cfg, resolve=False))
         missing = sorted(OmegaConf.missing_keys(cfg))
         if missing:
-            raise ConfigError(f"{missing[0]} has no value: give one with {missing[0]}=...")
+            raise ConfigError(f"{missing[0]} has no value: set it with {missing[0]}=...")
         config = OmegaConf.to_object(cfg)
         if not isinstance(config, Config):
             raise TypeError(f"expected the hfexp schema, got {type(config).__name__}")
@@ -330,7 +330,7 @@ def _refuse_masked(values: dict[str, Any]) -> None:
     key = find_masked(values)
     if key is not None:
         raise ConfigError(
-            f"{key}: {MASK} stands for a secret, which is not recorded; give it again, e.g. {key}='${{oc.env:NAME}}'"
+            f"{key}: {MASK} stands for a secret, which is not recorded; set it again, e.g. {key}='${{oc.env:NAME}}'"
         )
 
 
@@ -364,10 +364,10 @@ def explain_key_error(error: OmegaConfBaseException) -> str:
         allowed = [k for k in parent if k != "hydra"]
         advice = advise("hydra/sweeper" if str(full_key).startswith("hydra.sweeper.") else str(full_key))
         if advice is not None:
-            return f"unknown key {full_key!r}: {way_out(advice, 'in hfexp write')}"
+            return f"unknown key {full_key!r}: {way_out(advice, 'in hfexp, use')}"
         return f"unknown key {full_key!r}.{did_you_mean(str(key), allowed)} Allowed here: {one_of(allowed)}"
     if "is not a ListConfig" in message:
-        message = f"a list is needed: {full_key}=[A,B]"
+        message = f"expected a list, e.g. {full_key}=[A,B]"
     return f"{full_key}: {message}" if full_key else message
 
 

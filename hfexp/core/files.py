@@ -22,8 +22,8 @@ class SharedLock(FileLock):
             super()._acquire()
         except PermissionError as error:
             raise ConfigError(
-                f"{self.lock_file} can't be written: another user has started the same here; set output_dir to a "
-                "directory of your own"
+                f"{self.lock_file} can't be written: another user created it; set output_dir "
+                "to a directory of your own"
             ) from error
 
 

@@ -32,7 +32,7 @@ def _tf32(value: str, args: Mapping[str, Any], accelerator: bool) -> bool:
     return not accelerator or args.get("tf32") is (value not in OFF)
 
 
-NO_SUCH_STRATEGY = "hfexp trains with launch=single or launch=ddp"
+NO_SUCH_STRATEGY = "launch=single or launch=ddp"
 PRECISION = "trainer.args.bf16=true or trainer.args.fp16=true"
 TF32 = "trainer.args.tf32=true or trainer.args.tf32=false"
 FPMATH = "trainer.args.bf16=true (or nothing, for float32)"
@@ -90,8 +90,8 @@ def find_foreign_settings(args: Mapping[str, Any]) -> list[str]:
     """
     accelerator = bool(visible_devices()) and not args.get("use_cpu")
     return [
-        f"the environment variable {variable.name}={os.environ[variable.name]} would change what is trained, and the "
-        f"configuration says nothing of it; unset it, and write in its place: {variable.instead}"
+        f"the environment variable {variable.name}={os.environ[variable.name]} would change the training "
+        f"without appearing in the config; unset it and use instead: {variable.instead}"
         for variable in VARIABLES
         if variable.name in os.environ
         and not variable.agrees(os.environ[variable.name].strip().lower(), args, accelerator)
@@ -103,8 +103,8 @@ def drop_unused_mlflow_variables(say: Callable[[str], None]) -> None:
     found = [f"{name}={os.environ.pop(name)}" for name in UNUSED_OF_MLFLOW if name in os.environ]
     if found:
         say(
-            f"{' and '.join(found)} of the environment {'are' if len(found) > 1 else 'is'} not used: each run of "
-            "hfexp is a new run in MLflow; tracking.experiment=NAME (or MLFLOW_EXPERIMENT_NAME) names its experiment"
+            f"ignoring the environment variable{'s' if len(found) > 1 else ''} {' and '.join(found)}: each run of "
+            "hfexp is a new MLflow run; set its experiment with tracking.experiment=NAME (or MLFLOW_EXPERIMENT_NAME)"
         )
 
 

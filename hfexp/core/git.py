@@ -28,7 +28,7 @@ _DIFF = (
     "--submodule=short", "--ignore-submodules=dirty",
 )  # fmt: skip
 """`git diff` without external diff and textconv programs, in a format that the user's settings can't change."""
-_UNKNOWN = "# git diff failed: what was changed is not known\n"
+_UNKNOWN = "# git diff failed: the uncommitted changes are not known\n"
 _FILTERS = (".clean", ".smudge", ".process", ".required")
 """Ends of the settings that name a filter's programs, or require them to succeed."""
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".go", ".java")
@@ -123,7 +123,7 @@ def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "")
     if is_late:
         return f"# git {words[0]} took longer than {TIMEOUT:.0f} s\n"
     if len(content) > LARGEST_DIFF:
-        return f"# git {words[0]} gives more than {LARGEST_DIFF:,} bytes, which are left out\n"
+        return f"# git {words[0]} printed more than {LARGEST_DIFF:,} bytes, which were left out\n"
     return content.decode("utf-8", "surrogateescape") if process.returncode == 0 else failing
 
 

@@ -1,9 +1,9 @@
 """Keys and options that users know from scripts, templates and other tools, and what hfexp takes instead."""
 
 ARGS = "trainer.args."
-AUTOMATIC_DEVICE = "nothing: an accelerator is used when there is one, and with trainer.args.use_cpu=true the CPU"
-CONTINUES = "nothing: the same command continues, and with on_existing=rerun it begins anew"
-MODEL, DATA = "model.path=OWNER/NAME (of the Hub) or model=NAME", "dataset=NAME dataset.source.KEY=..."
+AUTOMATIC_DEVICE = "nothing: an accelerator is used when there is one; trainer.args.use_cpu=true selects the CPU"
+CONTINUES = "nothing: the same command continues the run; on_existing=rerun starts it anew"
+MODEL, DATA = "model.path=OWNER/NAME (on the Hub) or model=NAME", "dataset=NAME dataset.source.KEY=..."
 HABITS = {
     "accelerator": AUTOMATIC_DEVICE,
     "ckpt_path": CONTINUES,
@@ -21,8 +21,8 @@ HABITS = {
     "hparams_search": "hfexp -m search=tpe search.trials=N and a range for each key, e.g. "
     "'trainer.args.learning_rate=interval(1e-5,1e-3)'",
     "logger": "tracking=mlflow or tracking=none",
-    "max_length": "transform.prepare (conf/transform/tokenize.yaml), which cuts texts",
-    "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which cuts texts",
+    "max_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
+    "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
     "model_name": MODEL,
     "model_name_or_path": MODEL,
     "n_trials": "search.trials=N",
@@ -44,6 +44,6 @@ HABITS = {
     "trainer=gpu": "nothing: an accelerator is used when there is one",
     "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
     "wandb": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
-    "hydra/sweeper": "search=tpe search.trials=N (hfexp sweeps by itself: random, tpe, gp, cmaes, nsga2, grid)",
+    "hydra/sweeper": "search=tpe search.trials=N (hfexp has its own sweeper: random, tpe, gp, cmaes, nsga2, grid)",
 }
 """Advice by `key=value`, by key, or by the last part of a key."""

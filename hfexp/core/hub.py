@@ -52,10 +52,10 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
     is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
     if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
-        return f"{kind} {name} is gated: accept its terms at {page}, then `hf auth login`", True
+        return f"{kind} {name} is gated: accept its terms at {page}, then run `hf auth login`", True
     if "trust_remote_code=True" in text:
         return (
-            f"{kind} {name} brings code of its own, which would run here with all your rights: if you trust it, set "
+            f"{kind} {name} contains code of its own, which would run with all your rights; if you trust it, set "
             "model.trust_remote_code=true"
         ), True
     if "RevisionNotFoundError" in kinds or text.startswith("Revision '"):
@@ -64,10 +64,10 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
         fetch = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}"
         return (
             f"{kind} {name} is not in the local cache and huggingface.co could not be reached. Check the network, or "
-            f"fetch it where there is one (`{fetch}`), copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
+            f"run `{fetch}` where there is one, copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
         ), False
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
-        return f"there is no {kind} {name} on the Hub, or it is private: check the name, or `hf auth login`", True
+        return f"there is no {kind} {name} on the Hub, or it is private: check the name, or run `hf auth login`", True
     if "BuilderConfig" in text or "Unknown split" in text or "Bad split" in text:
         return f"{kind} {name}: {str(error).splitlines()[0]}", True
     return None, False
@@ -97,7 +97,9 @@ def local_model(path: str) -> str:
     name, _, below = path.removeprefix(PACKAGE).partition("/")
     found = importlib.util.find_spec(name) if name.isidentifier() else None
     if found is None or not found.submodule_search_locations:
-        raise ConfigError(f"model.path={path}: there is no package {name}; pip install {name.replace('_', '-')}")
+        raise ConfigError(
+            f"model.path={path}: the package {name} is not installed; run pip install {name.replace('_', '-')}"
+        )
     return str(Path(found.submodule_search_locations[0], below))
 
 

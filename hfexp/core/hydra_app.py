@@ -94,8 +94,8 @@ def _say_what_is_replaced(quiet: bool) -> None:
     if replaced and not quiet:
         several = len(replaced) > 1
         console.note(
-            f"{one_of(replaced)} {'take' if several else 'takes'} the place of the shipped "
-            f"file{'s' if several else ''} with {'these names' if several else 'this name'}"
+            f"{one_of(replaced)} {'replace the shipped files' if several else 'replaces the shipped file'} of the "
+            f"same name{'s' if several else ''}"
         )
 
 

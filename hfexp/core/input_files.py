@@ -65,7 +65,7 @@ def read_address(address: str) -> bytes:
     try:
         result = found.get(timeout=SECONDS)
     except queue.Empty:
-        raise DataError(f"{address} was not read within {SECONDS} s") from None
+        raise DataError(f"reading {address} took longer than {SECONDS} s") from None
     if isinstance(result, Exception):
         raise result
     return result
@@ -77,7 +77,7 @@ def _read(address: str) -> bytes:
     with fsspec.open(address, "rb", **_access(address)) as file:
         data: bytes = file.read(MAX_BYTES + 1)  # pyright: ignore
     if len(data) > MAX_BYTES:
-        raise DataError(f"{address} has more than {MAX_BYTES / 2**20:.0f} MiB")
+        raise DataError(f"{address} is larger than {MAX_BYTES / 2**20:.0f} MiB")
     return data
 
 

@@ -38,7 +38,7 @@ def load(text: str, where: object) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not YAML: {error}") from error
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
 
 
 def check(text: str, where: object) -> None:
@@ -53,7 +53,7 @@ def check(text: str, where: object) -> None:
         raise ConfigError(f"{where} is nested too deeply") from error
     if size > MAX_VALUES:
         raise ConfigError(
-            f"{where}: its aliases (*name) stand for more than {MAX_VALUES:,} values; write out what is meant"
+            f"{where}: its aliases (*name) expand to more than {MAX_VALUES:,} values; write the values out"
         )
 
 
@@ -100,7 +100,7 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise DamagedRecord(f"{path} can't be read: {error.strerror or error}") from error
     if len(content) > MAX_BYTES:
-        raise DamagedRecord(f"{path} has more than {MAX_BYTES >> 20} MiB, which no record has")
+        raise DamagedRecord(f"{path} is larger than {MAX_BYTES >> 20} MiB, the limit for a record")
     return content
 
 
@@ -214,5 +214,5 @@ def why_not_contained(path: Path, directory: Path) -> str | None:
 
 def _why_not_plain(path: Path, directory: Path) -> str | None:
     if not path.resolve().is_relative_to(directory.resolve()):
-        return f"{path} is a link that leads out of {directory}"
+        return f"{path} is a symlink that points outside {directory}"
     return None if path.is_file() or path.is_dir() else f"{path} is neither a file nor a directory"

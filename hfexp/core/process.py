@@ -31,7 +31,7 @@ def how_it_ended(exitcode: int | None) -> str:
         name = signal.Signals(-exitcode).name
     except ValueError:  # a real-time signal
         name = f"signal {-exitcode}"
-    hint = " (by the system if memory ran out, or by someone)" if name == "SIGKILL" else ""
+    hint = " (by the system when memory ran out, or by a user)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
 
 

@@ -39,7 +39,7 @@ class Place:
 
     def __str__(self) -> str:
         kinds = (f"a {' or '.join(names)} of {package}" for package, names in self.kinds)
-        return one_of([*self.modules, *self.names, *kinds]) or "nothing of a package"
+        return one_of([*self.modules, *self.names, *kinds]) or "nothing from a package"
 
 
 SAFE_SOURCES = (
@@ -143,7 +143,7 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
         raise _refused(path, key, place)
     target = _import(path, key)
     if not callable(target):
-        raise ConfigError(f"{key}: {path} is a {type(target).__name__}; a class or function is needed")
+        raise ConfigError(f"{key}: {path} is a {type(target).__name__}, expected a class or function")
     # A module can expose a foreign object as an attribute (torch.os.system), so check where it was defined.
     home = _home(target)
     is_trusted = _is_trusted(path, allowed) and (_is_trusted(home, allowed) or place.admits(home, target))
@@ -174,8 +174,8 @@ def _may_hold(place: Place, path: str) -> bool:
 
 def _refused(path: str, key: str, place: Place) -> ConfigError:
     return ConfigError(
-        f"{key}: {path} is not allowed here, where it could run code, load pickles, write or fetch. Allowed: {place}, "
-        f"modules of your own project (below {Path.cwd()}), and what security.allowed_targets lists"
+        f"{key}: {path} is not allowed here: it could run code, load pickles, write files or download. Allowed: "
+        f"{place}, modules of your own project (below {Path.cwd()}), and the entries of security.allowed_targets"
     )
 
 
@@ -251,7 +251,7 @@ def _import(path: str, key: str) -> Any:
                 )
             target = getattr(target, name)
             if isinstance(target, types.ModuleType) and target.__name__.partition(".")[0] != parts[0]:
-                raise ConfigError(f"{key}: {path} is refused: it leads out of {parts[0]}, to {target.__name__}")
+                raise ConfigError(f"{key}: {path} is refused: it leads from {parts[0]} to {target.__name__}")
         return target
     raise ConfigError(f"{key}: there is no module {parts[0]!r}; write the full dotted path of a class or function")
 
@@ -299,8 +299,8 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
     for name in (sections.get("job") or {}).get("env_set") or {}:
         if name not in VARIABLES:
             raise ConfigError(
-                f"hydra.job.env_set.{name}: a configuration may set {one_of(VARIABLES, len(VARIABLES))}. Set other "
-                "variables in your shell"
+                f"hydra.job.env_set.{name}: a config may only set {one_of(VARIABLES, len(VARIABLES))}. Set "
+                "other variables in your shell"
             )
     _check_places(sections)
 
@@ -316,8 +316,8 @@ def _check_places(sections: Mapping[str, Any]) -> None:
         if value not in (None, False, "."):
             shown = "true" if value is True else value
             raise ConfigError(
-                f"{key}={shown}: hfexp runs where you are, so that relative paths mean what they say; "
-                "output_dir=DIR is where it writes"
+                f"{key}={shown} is not supported: hfexp stays in the current directory, so that relative paths keep "
+                "their meaning; set where it writes with output_dir=DIR"
             )
 
 
@@ -339,5 +339,5 @@ def _check_logging(node: Any, key: str, allowed: list[str] | None) -> None:
         if text.lower().startswith("ext://") and text not in STREAMS:
             raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(STREAMS)}")
         if name == "filename" and not text.endswith(LOG_ENDING):
-            raise ConfigError(f"{place}: {value} is not allowed: the name of a log file ends in {LOG_ENDING}")
+            raise ConfigError(f"{place}: {value} is not allowed: the name of a log file must end in {LOG_ENDING}")
         _check_logging(value, place, allowed)

@@ -39,9 +39,9 @@ def lower_is_better(name: str) -> bool | None:
     return False if _HIGHER.search(name.lower()) else None
 
 
-AUTOMATIC = "nothing: hfexp trains, evaluates after it, and scores the test split if there is one"
+AUTOMATIC = "nothing: hfexp trains, evaluates afterwards, and evaluates the test split if there is one"
 NOT_YET_PUSHED = "nothing: hfexp does not push models; `hf upload` does, with the run's directory model/"
-ONE_STRATEGY = "launch=ddp, by which each process has a copy of the model"
+ONE_STRATEGY = "launch=ddp, which keeps a copy of the model in each process"
 
 OWNED = {
     "output_dir": "output_dir (top level)",
@@ -50,9 +50,9 @@ OWNED = {
     "run_name": "name (top level)",
     "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
     "remove_unused_columns": "nothing: hfexp sets it by the task",
-    "resume_from_checkpoint": "on_existing (top level); the same command continues",
+    "resume_from_checkpoint": "on_existing (top level); the same command continues the run",
     "full_determinism": "trainer.deterministic",
-    "enable_jit_checkpoint": "nothing: on SIGTERM hfexp checkpoints by itself",
+    "enable_jit_checkpoint": "nothing: hfexp itself writes a checkpoint on SIGTERM",
     "do_train": AUTOMATIC,
     "do_eval": AUTOMATIC,
     "do_predict": AUTOMATIC,
@@ -81,8 +81,8 @@ REFUSED = {
     "parallelism_config": ONE_STRATEGY,
     "accelerator_config": ONE_STRATEGY,
     "auto_find_batch_size": "a smaller trainer.args.per_device_train_batch_size with more "
-    "gradient_accumulation_steps: a batch that depends on the machine would be another experiment",
-    "eval_do_concat_batches": "nothing: metrics need all predictions as one",
+    "gradient_accumulation_steps: a batch size that depends on the machine would change the experiment",
+    "eval_do_concat_batches": "nothing: metrics need all predictions at once",
     "include_for_metrics": "nothing: metrics get predictions and labels",
     "prediction_loss_only": "nothing: metrics need all predictions at once",
     "batch_eval_metrics": "nothing: metrics need all predictions at once",
@@ -106,7 +106,7 @@ RENAMED = {
     "use_mps_device": "nothing: an accelerator is used when there is one",
     "fp16_backend": "trainer.args.fp16",
     "half_precision_backend": "trainer.args.fp16",
-    "use_legacy_prediction_loop": "nothing: it is gone",
+    "use_legacy_prediction_loop": "nothing: it was removed",
 }
 """Fields from older tutorials that no longer exist, each with its replacement."""
 
@@ -204,7 +204,7 @@ def _problem(name: str, value: Any, types: dict[str, str]) -> str | None:
     if name in RENAMED and name not in types:
         return f"{key} is no longer a TrainingArguments field; {way_out(RENAMED[name])}"
     if name not in types:
-        hint = f" Its name is {SHORT[name]}" if name in SHORT else did_you_mean(name, types)
+        hint = f" Use {SHORT[name]}" if name in SHORT else did_you_mean(name, types)
         return f"unknown key {key!r}: not a field of transformers.TrainingArguments.{hint}"
     if name in OWNED:
         return f"{key} is set by hfexp; {way_out(OWNED[name])}"
@@ -253,7 +253,9 @@ def check_choices(args: dict[str, Any]) -> None:
         if args[name] not in allowed:
             usual = OPTIMIZERS.get(str(args[name])) if name == "optim" else None
             hint = f" Did you mean {usual!r}?" if usual else did_you_mean(str(args[name]), allowed)
-            problems.append(f"trainer.args.{name}={args[name]}: no such choice.{hint} Allowed: {one_of(allowed)}")
+            problems.append(
+                f"trainer.args.{name}={args[name]} is not a valid choice.{hint} Allowed: {one_of(allowed)}"
+            )
     if problems:
         raise ConfigError(join_problems(problems))
 

@@ -268,7 +268,7 @@ def _explain(error: BaseException) -> Exception:
     if isinstance(error, Terminated):
         explained: Exception = Interrupted(f"{error.reason}; the same command continues it")
     elif isinstance(error, SystemExit):
-        explained = RunError(f"the job ended itself by sys.exit({error.code!r})")
+        explained = RunError(f"the job called sys.exit({error.code!r})")
     elif isinstance(error, Exception):
         explained = error
     else:
@@ -290,7 +290,7 @@ def _pickle(order: Order, result: Any) -> bytes:
     try:
         return cloudpickle.dumps(result)
     except Exception as problem:
-        lost = RunError(f"what the job returned can't be sent to the launcher: {problem}")
+        lost = RunError(f"the job's return value can't be sent to the launcher: {problem}")
         return cloudpickle.dumps(failure(order.overrides, lost))
 
 

@@ -91,7 +91,9 @@ class LocalLauncher(Launcher):
         from hfexp.launch.pool import slots
 
         if not 0 <= self.grace_seconds < float("inf"):
-            raise ConfigError(f"hydra.launcher.grace_seconds={self.grace_seconds} must be a number of seconds from 0")
+            raise ConfigError(
+                f"hydra.launcher.grace_seconds={self.grace_seconds} must be a finite number of at least 0"
+            )
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         devices = machine.visible_devices()
         self.slots = slots(devices, self.n_jobs, self.gpus_per_job, machine.cpus(), self.cpus_per_job)
@@ -208,7 +210,7 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
             results = list(launcher.launch(words, initial_job_idx=batch[0].number))
         except Exception as error:  # some launchers raise one job's error and report on no other job
             if len(batch) > 1:
-                note(f"the launcher ended {len(batch)} jobs at once: {first_line(error)}")
+                note(f"the launcher failed a whole batch of {len(batch)} jobs: {first_line(error)}")
             results = [failure(job, error) for job in words]
         for job, result in zip(batch, results, strict=True):
             source.ended(job.name, result)

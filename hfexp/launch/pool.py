@@ -210,16 +210,16 @@ def _check(
     if n_jobs is not None and n_jobs < 1:
         raise ConfigError(f"{KEY}.n_jobs={n_jobs} must be at least 1 (null: as many as there are slots)")
     if cpus_per_job is not None and not 1 <= cpus_per_job <= cpus:
-        raise ConfigError(f"{KEY}.cpus_per_job={cpus_per_job} must be from 1 to {cpus}, the processors here")
+        raise ConfigError(f"{KEY}.cpus_per_job={cpus_per_job} must be from 1 to {cpus}, the number of available CPUs")
     if gpus_per_job < 0 or (gpus_per_job > 1 and gpus_per_job != int(gpus_per_job)):
         raise ConfigError(
-            f"{KEY}.gpus_per_job={gpus_per_job:g} must be a whole number, or a share of one device such as 0.5; "
-            "0: jobs without a device"
+            f"{KEY}.gpus_per_job={gpus_per_job:g} must be a whole number, or a share of one device such as 0.5 "
+            "(0: jobs without a device)"
         )
     if gpus_per_job > len(devices):
         raise ConfigError(
-            f"{KEY}.gpus_per_job={gpus_per_job:g} is more than there are: {_count(devices)} here "
-            "(CUDA_VISIBLE_DEVICES, or all)"
+            f"{KEY}.gpus_per_job={gpus_per_job:g} is more than the {_count(devices)} available here "
+            "(those in CUDA_VISIBLE_DEVICES, or all)"
         )
 
 
@@ -227,7 +227,7 @@ def _count(devices: Sequence[str]) -> str:
     return f"{len(devices)} device{'s' if len(devices) != 1 else ''}"
 
 
-SERVER_ENDED = "the process that jobs are forked from has ended; what it said is above"
+SERVER_ENDED = "the fork server, which starts the jobs, has exited; see its output above"
 
 
 @dataclass
@@ -368,7 +368,7 @@ class Pool:
         running.process.join()
         result = running.result
         if result is None and forkserver.has_ended():  # not the job's fault: the next start continues it
-            raise RunError(f"{SERVER_ENDED}; the same command continues")
+            raise RunError(f"{SERVER_ENDED}; the same command continues the sweep")
         if result is None:
             result = job.failure(
                 running.order.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
@@ -384,7 +384,8 @@ class Pool:
         with noted() as signals:
             alive = [running for running in self._running if running.process.is_alive()]
             if alive:
-                note(f"stopping, in at most {self.grace:g} s (again: at once); jobs that run: {len(alive)}")
+                count = f"{len(alive)} running job{'s' if len(alive) > 1 else ''}"
+                note(f"stopping {count} (up to {self.grace:g} s; press Ctrl-C again to kill at once)")
             for running in alive:
                 running.process.terminate()
             deadline = time.monotonic() + self.grace

@@ -63,9 +63,9 @@ def _prepare_signals() -> None:
 def _find_problem() -> str | None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        return "CUDA was initialised by an import, after which no process that is forked can use it"
+        return "an import initialised CUDA, which forked processes then can't use"
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    return f"an import started threads ({', '.join(threads)}), which forking does not take along" if threads else None
+    return f"an import started threads ({', '.join(threads)}), which do not survive a fork" if threads else None
 
 
 def _do_what_is_done_once() -> None:

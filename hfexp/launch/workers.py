@@ -122,7 +122,7 @@ class Witness:
             kind = WorkerKilledError if code == -signal.SIGKILL else WorkerError
             return kind(f"process {rank} of {self.processes} {how_it_ended(code)}")
         if not notes:
-            return WorkerError(f"one of {self.processes} processes ended without a word")
+            return WorkerError(f"one of {self.processes} processes exited without an error message")
         first = next((found for found in notes if not found.is_consequence), notes[0])
         return self._error(first)
 

@@ -55,22 +55,22 @@ def check_environment() -> None:
     """
     found = {name: os.environ[name] for name in NEEDED if os.environ.get(name)}
     shown = " ".join(f"{name}={found[name]}" for name in NEEDED[:3] if name in found)
-    way_out = "unset them for a run of its own; torchrun and `accelerate launch` set all of them"
+    way_out = "unset them to run a single process; torchrun and `accelerate launch` set all of them"
     if size() > 1 or found.get("LOCAL_RANK", "-1") != "-1":
         missing = [name for name in NEEDED if name not in found]
         if missing:
             raise ConfigError(
-                f"{shown} of the environment: this is one of several processes, but {', '.join(missing)} "
+                f"{shown} in the environment: this is one of several processes, but {', '.join(missing)} "
                 f"{'is' if len(missing) == 1 else 'are'} not set; {way_out}"
             )
     wrong = [name for name in NEEDED[:3] if name in found and not found[name].removeprefix("-").isdecimal()]
     if wrong or (is_together() and _number("RANK", size()) >= size()):
-        raise ConfigError(f"{shown} of the environment: no process of a training has these numbers; {way_out}")
+        raise ConfigError(f"{shown} in the environment: these are not valid process numbers; {way_out}")
     started = [name for name in MPI if _number(name, 1) > 1 and not is_together()]
     if started:
         raise ConfigError(
-            f"{started[0]}={os.environ[started[0]]} of the environment: MPI has started several processes, each of "
-            "which would be a run of its own; start one, with launch=ddp launch.num_processes=N, or use torchrun"
+            f"{started[0]}={os.environ[started[0]]} in the environment: MPI has started several processes, each of "
+            "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun"
         )
 
 
@@ -130,12 +130,12 @@ def _processes_here(wanted: int | str, devices: int) -> int:
     """Return the number of processes to start for `launch=ddp`, given the number of accelerators."""
     if wanted == "auto" and not devices:
         raise ConfigError(
-            "launch.num_processes=auto is the number of accelerators, and there is none: "
-            "give a number of processes, which will share the CPU, or use launch=single"
+            "launch.num_processes=auto is the number of accelerators, and there are none; "
+            "set a number of processes, which will share the CPU, or use launch=single"
         )
     count = devices if wanted == "auto" else wanted
     if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"launch.num_processes={wanted} must be `auto` or a number from 1 on")
+        raise ConfigError(f"launch.num_processes={wanted} must be `auto` or an integer of at least 1")
     if devices and count > devices:
         raise ConfigError(
             f"launch.num_processes={wanted} is more than the {devices} visible accelerators; "
@@ -162,7 +162,7 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
             torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
     found = torch.distributed.get_world_size()
     if found != launch.num_processes:
-        raise RuntimeError(f"{launch.num_processes} processes were started, but {found} found each other")
+        raise RuntimeError(f"{launch.num_processes} processes were started, but {found} joined")
 
 
 @contextlib.contextmanager
@@ -173,8 +173,8 @@ def _waiting(seconds: int) -> Iterator[None]:
     others = f"{size() - 1} other process{'es' if size() > 2 else ''}"
     where = os.environ.get(RENDEZVOUS) or f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     text = (
-        f"this is process {rank()} of {size()} (RANK, WORLD_SIZE): waiting for {others} at {where}, "
-        f"for {seconds} s in all (launch.timeout)"
+        f"process {rank()} of {size()} (RANK, WORLD_SIZE) is waiting for {others} at {where}, "
+        f"up to {seconds} s (launch.timeout)"
     )
     reminder = threading.Timer(QUIET_SECONDS, console.note, (text,))
     reminder.daemon = True
@@ -183,7 +183,7 @@ def _waiting(seconds: int) -> Iterator[None]:
         with _ended_by_ctrl_c():
             yield
     except torch.distributed.DistError as error:
-        raise RunError(f"{text}; they did not come: {first_line(error)}") from error
+        raise RunError(f"{text}; they did not join: {first_line(error)}") from error
     finally:
         reminder.cancel()
 

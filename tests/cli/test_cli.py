@@ -96,7 +96,7 @@ def test_traceback_only_for_who_asks(
         (["--model_name_or_path", "x"], "model.path="),
         (["epochs=3"], "trainer.args.num_train_epochs"),
         (["trainer.max_epochs=3"], "trainer.args.num_train_epochs"),
-        (["trainer.args.epochs=3"], "Its name is num_train_epochs"),
+        (["trainer.args.epochs=3"], "Use num_train_epochs"),
         (["batch_size=8"], "trainer.args.per_device_train_batch_size"),
         (["validation_size=0.3"], "dataset.validation_size"),
         (["seed=1,2"], "hfexp -m seed=1,2"),
@@ -168,9 +168,9 @@ def test_waiting_for_processes_that_do_not_come_says_so(
     for name, value in there.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(world, "QUIET_SECONDS", 0.5)
-    with pytest.raises(RunError, match="they did not come"):
+    with pytest.raises(RunError, match="they did not join"):
         world.connect(LaunchConfig(timeout=2), use_cpu=True)
-    shown = f"process 0 of 2 (RANK, WORLD_SIZE): waiting for 1 other process at 127.0.0.1:{port}, for 2 s in all"
+    shown = f"process 0 of 2 (RANK, WORLD_SIZE) is waiting for 1 other process at 127.0.0.1:{port}, up to 2 s"
     assert shown in capsys.readouterr().err
 
 

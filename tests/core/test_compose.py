@@ -143,7 +143,7 @@ def test_own_options_come_first_and_say_so(tmp_path: Path, place: Path, capsys: 
         assert cli.main([flag, "own", "model=vit_base", "--cfg", "job"]) == 0
         shown = capsys.readouterr()
         assert "path: mine/vit" in shown.out
-        assert "own/model/vit_base.yaml takes the place of the shipped file" in shown.err
+        assert "own/model/vit_base.yaml replaces the shipped file" in shown.err
     (own / "model" / "vit_base.yaml").write_text("defaults: [vit_base]\n")
     with pytest.raises(ConfigError, match="includes itself.*vit_base.yaml"):
         api.compose("model=vit_base", config_dir=own)

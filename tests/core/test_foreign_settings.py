@@ -54,7 +54,7 @@ def test_variables_agree_or_are_named(
     monkeypatch.setenv(name, value)
     problems = find_foreign_settings(args)
     assert (problems == []) is agrees
-    assert all(f"{name}={value}" in problem and "write in its place" in problem for problem in problems)
+    assert all(f"{name}={value}" in problem and "use instead" in problem for problem in problems)
 
 
 @pytest.mark.parametrize("words", [ONE_EPOCH, ("-m", *ONE_EPOCH, "seed=1,2")], ids=["run", "sweep"])
@@ -95,7 +95,7 @@ def test_mlflows_run_of_the_environment_stays_as_it_is(
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     assert cli.main([*ONE_EPOCH[:-1], "on_existing=rerun"]) == 0
     message = capsys.readouterr().err
-    assert f"MLFLOW_RUN_ID={before.info.run_id} and MLFLOW_EXPERIMENT_ID=99 of the environment are not used" in message
+    assert f"variables MLFLOW_RUN_ID={before.info.run_id} and MLFLOW_EXPERIMENT_ID=99: each run" in message
     by_id = {run.info.run_id: run for run in all_runs()}
     assert len(by_id) == 2
     assert by_id.pop(before.info.run_id).to_dictionary() == before.to_dictionary()

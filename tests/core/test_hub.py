@@ -69,7 +69,7 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
         ),
         pytest.param(
             ["predict", "model=local", "model.path=owner/gated", "task=chat", "prompt=Hello"],
-            "then `hf auth login`",
+            "then run `hf auth login`",
             marks=pytest.mark.slow,
         ),
         pytest.param(

@@ -494,7 +494,7 @@ def test_git_fetches_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (place / ".git/objects" / blob[:2] / blob[2:]).unlink()
     state = git_state()
     assert not (place / "started").exists()
-    assert state["diff"] == "# git diff failed: what was changed is not known\n"
+    assert state["diff"] == "# git diff failed: the uncommitted changes are not known\n"
 
 
 def test_a_work_tree_elsewhere_is_not_recorded(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,7 +508,7 @@ def test_a_work_tree_elsewhere_is_not_recorded(place: Path, monkeypatch: pytest.
 def test_a_huge_diff_is_left_out_and_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _repository(place, monkeypatch)
     monkeypatch.setattr(git, "LARGEST_DIFF", 100)
-    assert git_state()["diff"] == "# git diff gives more than 100 bytes, which are left out\n"
+    assert git_state()["diff"] == "# git diff printed more than 100 bytes, which were left out\n"
 
 
 def test_the_store_of_the_pages_is_in_no_command(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

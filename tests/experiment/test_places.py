@@ -93,7 +93,7 @@ def test_a_run_of_another_user_is_not_delivered(theirs: Path, capsys: pytest.Cap
     assert cli.main(["sync", "--output-dir", str(theirs / "outputs")]) == 1
     said = capsys.readouterr()
     assert f"{run_dir}: not delivered: " in said.out
-    assert "another user has started the same here" in said.out
+    assert "another user created it" in said.out
     assert "Traceback" not in said.err
 
 
@@ -118,7 +118,7 @@ def test_output_of_another_user_is_refused(theirs: Path) -> None:
     assert why_not_writable(f"sqlite:///{theirs / 'own.db'}") is None
     refused = f"tracking.uri: {store} can't be written by you; set output_dir, or tracking.uri=sqlite:///FILE"
     assert why_not_writable(f"sqlite:///{store}") == refused
-    with pytest.raises(ConfigError, match="another user has started the same here; set output_dir"):
+    with pytest.raises(ConfigError, match="another user created it; set output_dir"):
         SharedLock(lock).acquire()
 
 

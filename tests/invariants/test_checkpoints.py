@@ -165,7 +165,7 @@ def interrupted(place: Path) -> tuple[list[str], Path]:
         ("remove scheduler.pt", "scheduler.pt is missing"),
         ("truncate trainer_state.json", "has .* bytes instead of"),
         ("remove manifest.json", "manifest.json is missing"),
-        ("flip optimizer.pt", "was altered"),
+        ("flip optimizer.pt", "was changed after"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
@@ -190,7 +190,7 @@ def test_resuming_after_damage_says_so_and_ends_the_same(interrupted: tuple[list
     (checkpoints / "checkpoint-6" / "optimizer.pt").unlink()
     resumed = api.train(*words)
     shown = capsys.readouterr().err
-    assert "checkpoint-6 can't be used: optimizer.pt is missing; trying the one before" in shown
+    assert "checkpoint-6 can't be used: optimizer.pt is missing; trying the previous one" in shown
     assert "from checkpoint-3" in shown
     whole = api.train(*words, "output_dir=whole")
     assert resumed.metrics["test_accuracy"] == whole.metrics["test_accuracy"]

@@ -49,8 +49,8 @@ def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for launch, use_cpu, message in (
         (LaunchConfig(ddp, 4), False, "more than the 3 visible accelerators"),
         (LaunchConfig(ddp, "auto"), True, "there is none"),
-        (LaunchConfig(ddp, 0), False, "from 1 on"),
-        (LaunchConfig(ddp, "many"), False, "from 1 on"),
+        (LaunchConfig(ddp, 0), False, "at least 1"),
+        (LaunchConfig(ddp, "many"), False, "at least 1"),
         (LaunchConfig(Strategy.single, 2), False, "needs launch=ddp"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -161,7 +161,7 @@ def test_what_a_process_told_before_it_was_killed_arrives() -> None:
 
 def test_exit_codes_in_words() -> None:
     assert how_it_ended(3) == "ended with exit code 3"
-    assert how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (by the system if memory ran out, or by someone)"
+    assert how_it_ended(-signal.SIGKILL) == "was killed by SIGKILL (by the system when memory ran out, or by a user)"
     assert how_it_ended(-signal.SIGSEGV) == "was killed by SIGSEGV"
 
 

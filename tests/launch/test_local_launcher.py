@@ -341,8 +341,8 @@ def test_processors_can_be_given() -> None:
     [
         ([], 0, None, None, "hydra.launcher.n_jobs=0 must be at least 1"),
         (["0"], 2, None, None, "hydra.launcher.n_jobs=2 does not fit: 1 device with hydra.launcher.gpus_per_job=1"),
-        (["0"], None, 2, None, "hydra.launcher.gpus_per_job=2 is more than there are: 1 device"),
-        ([], None, 0.5, None, "hydra.launcher.gpus_per_job=0.5 is more than there are: 0 devices"),
+        (["0"], None, 2, None, "hydra.launcher.gpus_per_job=2 is more than the 1 device available"),
+        ([], None, 0.5, None, "hydra.launcher.gpus_per_job=0.5 is more than the 0 devices available"),
         (["0"], None, -1, None, "hydra.launcher.gpus_per_job=-1 must be a whole number"),
         (["0", "1"], None, 1.5, None, "hydra.launcher.gpus_per_job=1.5 must be a whole number"),
         ([], None, None, 9, "hydra.launcher.cpus_per_job=9 must be from 1 to 8"),

@@ -193,7 +193,7 @@ def test_the_real_minilm_takes_a_small_adapter(place: Path) -> None:
 
 
 def test_a_model_of_a_package_that_is_not_there(place: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no package no_such_model; pip install no-such-model"):
+    with pytest.raises(ConfigError, match="the package no_such_model is not installed; run pip install no-such-model"):
         train("experiment=minilm_lora", "model.path=pkg://no_such_model/model")
 
 
