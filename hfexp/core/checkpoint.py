@@ -60,8 +60,8 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """List checkpoint directories in the order of their steps."""
     if not directory.is_dir():
         return []
-    found = [(int(m.group(1)), p) for p in directory.iterdir() if p.is_dir() and (m := NAME.fullmatch(p.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [(int(m.group(1)), p) for p in directory.iterdir() if p.is_dir() and (m := NAME.fullmatch(p.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 logger = logging.getLogger(__name__)

@@ -73,13 +73,13 @@ def own_options_first(*directories: Path) -> Iterator[None]:
 
 def find_replaced() -> list[str]:
     """List the user's config files that replace a shipped one and differ from it."""
-    found = []
+    replaced = []
     for directory in search_path()[:-1]:
         for path in sorted(directory.rglob("*.yaml")):
             shipped = conf_dir() / path.relative_to(directory)
             if shipped.is_file() and path.is_file() and shipped.read_bytes() != path.read_bytes():
-                found.append(str(path))
-    return found
+                replaced.append(str(path))
+    return replaced
 
 
 class OwnOptionsFirst(SearchPathPlugin):
@@ -133,8 +133,8 @@ def _register_plugins() -> None:
     """Register the plugins by hand if the installed `hydra_plugins/hfexp.py` is missing or older (a checkout)."""
     plugins, namespace = Plugins.instance(), "hydra_plugins"
     name = f"{namespace}.hfexp"
-    found = [*plugins.discover(Launcher), *plugins.discover(Sweeper)]
-    known = {plugin.__name__ for plugin in found if plugin.__module__ == name}
+    classes = [*plugins.discover(Launcher), *plugins.discover(Sweeper)]
+    known = {plugin.__name__ for plugin in classes if plugin.__module__ == name}
     if known.issuperset(PLUGINS):
         return
     spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "commands" / "hydra_plugin.py")
@@ -152,7 +152,7 @@ def _register_plugins() -> None:
         plugins.register(vars(module)[plugin])
 
 
-def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[str]:
+def prepare_overrides(overrides: list[str], config_name: str = CONFIG_NAME) -> list[str]:
     """Add the default experiment if nothing is chosen, prefix keys of open sections with `++`, and quote texts.
 
     Args:
@@ -161,27 +161,29 @@ def prepare_overrides(words: list[str], config_name: str = CONFIG_NAME) -> list[
     Raises:
         ConfigError: the name of an option is too long for a file, or is not a name.
     """
-    learn_secrets(words)
-    chosen = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in words}
-    _check_options(words)
-    words = [opened(keep_words(word)) for word in words]
+    learn_secrets(overrides)
+    chosen = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
+    _check_options(overrides)
+    overrides = [opened(keep_words(override)) for override in overrides]
     if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
-        words.append(DEFAULT_EXPERIMENT)
-    return words
+        overrides.append(DEFAULT_EXPERIMENT)
+    return overrides
 
 
-def _check_options(words: Iterable[str]) -> None:
+def _check_options(overrides: Iterable[str]) -> None:
     """Raise ConfigError for names that no file can have and options that are not names, on which Hydra crashes."""
-    for word in words:
-        key, _, option = word.lstrip("+~").partition("=")
+    for override in overrides:
+        key, _, option = override.lstrip("+~").partition("=")
         group = key.partition("@")[0]
-        is_group = group.startswith("hydra/") or any(os.path.isdir(place / group) for place in search_path())
+        is_group = group.startswith("hydra/") or any(os.path.isdir(directory / group) for directory in search_path())
         for name in (*key.split("/"), option if is_group else ""):
             if len(name.encode(errors="replace")) > MAX_NAME:
-                raise ConfigError(f"{word[:40]}...: the name of a key or an option may have at most {MAX_NAME} bytes")
+                raise ConfigError(
+                    f"{override[:40]}...: the name of a key or an option may have at most {MAX_NAME} bytes"
+                )
         if is_group and NO_NAME.fullmatch(option):
             raise ConfigError(
-                f"{word}: {option.strip()} is not an option name; leave this override out to choose none"
+                f"{override}: {option.strip()} is not an option name; leave this override out to choose none"
             )
 
 
@@ -191,35 +193,35 @@ def _chooses(config_name: str) -> bool:
     if config_name == CONFIG_NAME and not any((path / f"{CONFIG_NAME}.yaml").is_file() for path in own_directories):
         return False
     try:
-        theirs = _composed(config_name, [])
+        own = _composed(config_name, [])
     except (*HYDRA_ERRORS, RecursionError):
         return True
     with own_options_first():
         shipped = _composed(CONFIG_NAME, [])
-    return any(theirs.get(section) != shipped[section] for section in ("task", "model", "dataset"))
+    return any(own.get(section) != shipped[section] for section in ("task", "model", "dataset"))
 
 
-def _composed(config_name: str, words: list[str]) -> Any:
+def _composed(config_name: str, overrides: list[str]) -> Any:
     with hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()):
-        return hydra.compose(config_name, words, return_hydra_config=True)
+        return hydra.compose(config_name, overrides, return_hydra_config=True)
 
 
-def opened(word: str) -> str:
+def opened(override: str) -> str:
     """Add the `++` that Hydra needs for a new key to an override of an open section."""
-    return f"++{word}" if word.startswith(OPEN_SECTIONS) and "=" in word else word
+    return f"++{override}" if override.startswith(OPEN_SECTIONS) and "=" in override else override
 
 
-def as_typed(word: str) -> str:
+def as_typed(override: str) -> str:
     """Strip the `++` that `opened` adds to an override."""
-    bare = word.removeprefix("++")
-    return bare if bare.startswith(OPEN_SECTIONS) else word
+    bare = override.removeprefix("++")
+    return bare if bare.startswith(OPEN_SECTIONS) else override
 
 
-def config_flags(words: list[str]) -> list[str]:
+def config_flags(args: list[str]) -> list[str]:
     """Return those of Hydra's flags that say where the config is, with their values."""
-    args = vars(get_args_parser().parse_known_intermixed_args(words)[0])
+    values = vars(get_args_parser().parse_known_intermixed_args(args)[0])
     flags = ("config_path", "config_name", "config_dir")
-    return [word for flag in flags if args[flag] for word in (f"--{flag.replace('_', '-')}", args[flag])]
+    return [arg for flag in flags if values[flag] for arg in (f"--{flag.replace('_', '-')}", values[flag])]
 
 
 def importable_cwd() -> None:
@@ -245,22 +247,24 @@ def explain(error: Exception) -> str:
     group = re.match(r"(.*Could not override '([^']*)')", first)
     if group and group.group(2) in HABITS:
         return f"{group.group(1)}: {way_out(HABITS[group.group(2)], 'in hfexp, use')}"
-    whole = re.match(r"In '(experiment/[^']*)': ", first)
-    if whole and "Key 'experiment' not in" in str(error.__cause__ or error):
-        return f"{whole[1]}.yaml: it must begin with the line '# @package _global_', followed by lines of key: value"
+    experiment = re.match(r"In '(experiment/[^']*)': ", first)
+    if experiment and "Key 'experiment' not in" in str(error.__cause__ or error):
+        return (
+            f"{experiment[1]}.yaml: it must begin with the line '# @package _global_', followed by lines of key: value"
+        )
     inner = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(inner, OmegaConfBaseException):
-        place = re.match(r"In '[^']*': ", first)  # the file; no match on the command line
-        return f"{place.group() if place else ''}{explain_key_error(inner)}"
+        file = re.match(r"In '[^']*': ", first)  # the file; no match on the command line
+        return f"{file.group() if file else ''}{explain_key_error(inner)}"
     lines = [line.strip() for line in str(error).splitlines()]
-    said = " ".join(line for line in lines if "search path" not in line and "provider=" not in line)
-    return said or f"the overrides can't be composed ({type(error).__name__} without a message)"
+    message = " ".join(line for line in lines if "search path" not in line and "provider=" not in line)
+    return message or f"the overrides can't be composed ({type(error).__name__} without a message)"
 
 
-def _explain_several_values(word: str) -> str:
-    key, _, values = word.partition("=")
+def _explain_several_values(override: str) -> str:
+    key, _, values = override.partition("=")
     return (
-        f"{word}: several values define a sweep, which needs -m: hfexp -m {word}. "
+        f"{override}: several values define a sweep, which needs -m: hfexp -m {override}. "
         f"For one value, write '{key}=[{values}]' (a list) or {key}=\\'{values}\\' (a string)"
     )
 
@@ -295,8 +299,8 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
     importable_cwd()
     own = [Path(config_dir).resolve()] if config_dir is not None else []
     with own_options_first(*own, *searched(overrides)), explained():
-        words = prepare_overrides(list(overrides))
-        cfg = _composed(CONFIG_NAME, words)
+        prepared = prepare_overrides(list(overrides))
+        cfg = _composed(CONFIG_NAME, prepared)
         require_own_word(cfg)
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
@@ -313,11 +317,11 @@ def require_own_word(cfg: Any) -> None:
     """
     # Overrides may hold interpolations, which only the whole config can resolve.
     typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
-    words = [word.lstrip("+").partition("=") for word in typed]
-    said = {key for key, _, _ in words} | {f"{key}." for key, _, value in words if value.startswith("{")}
+    parts = [override.lstrip("+").partition("=") for override in typed]
+    keys = {key for key, _, _ in parts} | {f"{key}." for key, _, value in parts if value.startswith("{")}
     for key in OWN_WORDS:
         value = OmegaConf.select(cfg, key)
-        if value and key not in said and not any(key.startswith(prefix) for prefix in said if prefix.endswith(".")):
+        if value and key not in keys and not any(key.startswith(prefix) for prefix in keys if prefix.endswith(".")):
             shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
             raise ConfigError(
                 f"a config file sets {key}={shown}, which allows other people's code to run; if you trust it, set it "
@@ -371,9 +375,11 @@ def choices_of(cfg: Any) -> dict[str, str]:
 
 def searched(overrides: Iterable[str]) -> list[Path]:
     """Return the local directories of `hydra.searchpath=[...]`."""
-    given = [word.partition("=")[2].strip("[]") for word in overrides if word.startswith("hydra.searchpath=")]
-    places = [place.strip(" '\"") for text in given for place in text.split(",") if place]
-    return [Path(place.removeprefix("file://")).absolute() for place in places if not place.startswith("pkg://")]
+    lists = [
+        override.partition("=")[2].strip("[]") for override in overrides if override.startswith("hydra.searchpath=")
+    ]
+    paths = [path.strip(" '\"") for text in lists for path in text.split(",") if path]
+    return [Path(path.removeprefix("file://")).absolute() for path in paths if not path.startswith("pkg://")]
 
 
 @contextlib.contextmanager

@@ -417,15 +417,15 @@ def advise(key: str, value: str = "...") -> str | None:
 @functools.cache
 def _homes() -> Mapping[str, list[str]]:
     """Map the last part of each key of the schema to the full keys."""
-    found: dict[str, list[str]] = {}
+    homes: dict[str, list[str]] = {}
 
-    def walk(kind: Any, prefix: str) -> None:
-        types = typing.get_type_hints(kind)
-        for entry in fields(kind):
+    def walk(schema: Any, prefix: str) -> None:
+        types = typing.get_type_hints(schema)
+        for entry in fields(schema):
             inner = ModelConfig if entry.name == "model" else types[entry.name]
-            found.setdefault(entry.name, []).append(f"{prefix}{entry.name}")
+            homes.setdefault(entry.name, []).append(f"{prefix}{entry.name}")
             if is_dataclass(inner):
                 walk(inner, f"{prefix}{entry.name}.")
 
     walk(Config, "")
-    return found
+    return homes

@@ -86,17 +86,17 @@ class Terminated(SystemExit):
         )
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Return a hint such as ` Did you mean 'model'?`, or an empty text when no allowed word is close."""
-    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1)
+    close = difflib.get_close_matches(str(name), [str(a) for a in allowed], n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def one_of(allowed: Iterable[object], limit: int = 40) -> str:
     """Join allowed values into one sorted list for a message; a list longer than `limit` is cut and says so."""
-    words = sorted(str(a) for a in allowed)
-    more = f", ... ({len(words) - limit} more)" if len(words) > limit else ""
-    return ", ".join(words[:limit]) + more
+    values = sorted(str(a) for a in allowed)
+    more = f", ... ({len(values) - limit} more)" if len(values) > limit else ""
+    return ", ".join(values[:limit]) + more
 
 
 def first_line(error: BaseException) -> str:

@@ -100,10 +100,10 @@ def find_foreign_settings(args: Mapping[str, Any]) -> list[str]:
 
 def drop_unused_mlflow_variables(say: Callable[[str], None]) -> None:
     """Remove the environment variables by which MLflow would write into another run or experiment, and say so."""
-    found = [f"{name}={os.environ.pop(name)}" for name in UNUSED_OF_MLFLOW if name in os.environ]
-    if found:
+    ignored = [f"{name}={os.environ.pop(name)}" for name in UNUSED_OF_MLFLOW if name in os.environ]
+    if ignored:
         say(
-            f"ignoring the environment variable{'s' if len(found) > 1 else ''} {' and '.join(found)}: each run of "
+            f"ignoring the environment variable{'s' if len(ignored) > 1 else ''} {' and '.join(ignored)}: each run of "
             "hfexp is a new MLflow run; set its experiment with tracking.experiment=NAME (or MLFLOW_EXPERIMENT_NAME)"
         )
 

@@ -57,8 +57,8 @@ def git_state() -> dict[str, str]:
 
 def _filters_off() -> dict[str, str]:
     """Return settings that disable the filter programs of the repository's own config, but not those of the user's."""
-    words = _git("config", "--show-scope", "--includes", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
-    names = [name for scope, name in zip(words[::2], words[1::2], strict=False) if scope in ("local", "worktree")]
+    pairs = _git("config", "--show-scope", "--includes", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
+    names = [name for scope, name in zip(pairs[::2], pairs[1::2], strict=False) if scope in ("local", "worktree")]
     return {name: "false" if name.endswith(".required") else "" for name in names if name.endswith(_FILTERS)}
 
 
@@ -67,9 +67,9 @@ def _is_here(settings: dict[str, str]) -> bool:
     if "GIT_DIR" in os.environ or "GIT_WORK_TREE" in os.environ:
         return True  # the user chose the repository
     here = Path.cwd()
-    holder = next((place for place in (here, *here.parents) if (place / ".git").exists()), None)
+    root = next((directory for directory in (here, *here.parents) if (directory / ".git").exists()), None)
     top = _git("rev-parse", "--show-toplevel", settings=settings).rstrip("\n")
-    return holder is not None and bool(top) and Path(top).resolve() == holder.resolve()
+    return root is not None and bool(top) and Path(top).resolve() == root.resolve()
 
 
 def _diff(settings: dict[str, str]) -> str:
@@ -79,12 +79,14 @@ def _diff(settings: dict[str, str]) -> str:
         return names
     changed = [name for name in names.split("\0") if name]
     hidden = [name for name in changed if is_secret_file(name)]
-    said = "".join(f"# left out, as it may hold secrets: {json.dumps(name, ensure_ascii=False)}\n" for name in hidden)
+    comments = "".join(
+        f"# left out, as it may hold secrets: {json.dumps(name, ensure_ascii=False)}\n" for name in hidden
+    )
     if len(changed) == len(hidden):
-        return said
+        return comments
     others = [":(top)", *(f":(top,exclude,literal){name}" for name in hidden)]
     parts = re.split(r"(?m)^(?=diff --git )", _git(*_DIFF, "--", *others, settings=settings, failing=_UNKNOWN))
-    return said + "".join(map(_masked, parts))
+    return comments + "".join(map(_masked, parts))
 
 
 def _masked(part: str) -> str:
@@ -97,14 +99,14 @@ def _masked(part: str) -> str:
     return mask_settings(part)
 
 
-def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "") -> str:
+def _git(*args: str, settings: dict[str, str] | None = None, failing: str = "") -> str:
     """Return the output of a git command, or a comment if it takes too long or prints too much.
 
     Args:
         settings: settings that override those of the repository and the user.
         failing: text to return if the command fails.
     """
-    command = ["git", "--no-pager", *words]
+    command = ["git", "--no-pager", *args]
     environment = {**os.environ, **_VARIABLES, **_as_variables(settings or _SETTINGS)}
     try:
         process = subprocess.Popen(
@@ -121,9 +123,9 @@ def _git(*words: str, settings: dict[str, str] | None = None, failing: str = "")
         timer.cancel()
         process.kill() if len(content) > LARGEST_DIFF else process.wait()
     if is_late:
-        return f"# git {words[0]} took longer than {TIMEOUT:.0f} s\n"
+        return f"# git {args[0]} took longer than {TIMEOUT:.0f} s\n"
     if len(content) > LARGEST_DIFF:
-        return f"# git {words[0]} printed more than {LARGEST_DIFF:,} bytes, which were left out\n"
+        return f"# git {args[0]} printed more than {LARGEST_DIFF:,} bytes, which were left out\n"
     return content.decode("utf-8", "surrogateescape") if process.returncode == 0 else failing
 
 
@@ -132,9 +134,9 @@ def _as_variables(settings: dict[str, str]) -> dict[str, str]:
 
     `-c NAME=VALUE` would be unsafe: git would split a name that contains `=` at the wrong place.
     """
-    given = os.environ.get("GIT_CONFIG_COUNT", "")
-    first = int(given) if given.isdigit() else 0
-    found = {"GIT_CONFIG_COUNT": str(first + len(settings))}
+    count = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(count) if count.isdigit() else 0
+    variables = {"GIT_CONFIG_COUNT": str(first + len(settings))}
     for number, (name, value) in enumerate(settings.items(), first):
-        found |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
-    return found
+        variables |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    return variables

@@ -45,12 +45,12 @@ def explain_hub_errors(kind: str, name: str) -> Iterator[None]:
 
 def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
     """Return the message and whether the user's input is at fault; (None, False) for an error of another kind."""
-    seen = list(_chain(error))
-    kinds = {type(e).__name__ for e in seen}
-    text = " ".join(str(e) for e in seen)
+    errors = list(_chain(error))
+    error_types = {type(e).__name__ for e in errors}
+    text = " ".join(str(e) for e in errors)
     # Transformers' message for a missing repository also mentions gated ones, so the type of the error decides.
-    is_missing = "RepositoryNotFoundError" in kinds and "GatedRepoError" not in kinds
-    if not is_missing and ("GatedRepoError" in kinds or "gated repo" in text or "is a gated dataset" in text):
+    is_missing = "RepositoryNotFoundError" in error_types and "GatedRepoError" not in error_types
+    if not is_missing and ("GatedRepoError" in error_types or "gated repo" in text or "is a gated dataset" in text):
         page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{name}"
         return f"{kind} {name} is gated: accept its terms at {page}, then run `hf auth login`", True
     if "trust_remote_code=True" in text:
@@ -58,15 +58,15 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
             f"{kind} {name} contains code of its own, which would run with all your rights; if you trust it, set "
             "model.trust_remote_code=true"
         ), True
-    if "RevisionNotFoundError" in kinds or text.startswith("Revision '"):
+    if "RevisionNotFoundError" in error_types or text.startswith("Revision '"):
         return f"{kind} {name} has no such revision", True
-    if kinds & OFFLINE or "couldn't connect to" in text.lower() or "couldn't reach" in text.lower():
+    if error_types & OFFLINE or "couldn't connect to" in text.lower() or "couldn't reach" in text.lower():
         fetch = f"hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''}"
         return (
             f"{kind} {name} is not in the local cache and huggingface.co could not be reached. Check the network, or "
             f"run `{fetch}` where there is one, copy the cache (HF_HOME) here and set HF_HUB_OFFLINE=1"
         ), False
-    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
+    if error_types & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
         return f"there is no {kind} {name} on the Hub, or it is private: check the name, or run `hf auth login`", True
     if "BuilderConfig" in text or "Unknown split" in text or "Bad split" in text:
         return f"{kind} {name}: {str(error).splitlines()[0]}", True
@@ -94,13 +94,13 @@ def local_model(path: str) -> str:
     """
     if not path.startswith(PACKAGE):
         return path
-    name, _, below = path.removeprefix(PACKAGE).partition("/")
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
+    name, _, directory = path.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"model.path={path}: the package {name} is not installed; run pip install {name.replace('_', '-')}"
         )
-    return str(Path(found.submodule_search_locations[0], below))
+    return str(Path(spec.submodule_search_locations[0], directory))
 
 
 def check_path(path: str) -> None:

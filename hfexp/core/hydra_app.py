@@ -25,11 +25,11 @@ from hfexp.core.secrets import MASK, is_secret_name, learn_secrets, mask_secrets
 from hfexp.core.training_args import way_out
 
 
-def run(words: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
+def run(args: list[str], function: Callable[[Any], Any], commands: Collection[str]) -> None:
     """Compose the config with Hydra and call a function with it, or hand the function to Hydra's sweeper with `-m`.
 
     Args:
-        words: flags and overrides as the user typed them; `sys.argv` is set from them.
+        args: flags and overrides as the user typed them; `sys.argv` is set from them.
         function: Hydra's task function.
         commands: names of hfexp's commands, for error messages and shell completion.
 
@@ -38,55 +38,55 @@ def run(words: list[str], function: Callable[[Any], Any], commands: Collection[s
     """
     compose.register_schema()
     compose.importable_cwd()
-    args = _parse(words)
-    own = [Path(given).resolve() for given in (args.config_dir, args.config_path) if given]
+    parsed = _parse(args)
+    own = [Path(path).resolve() for path in (parsed.config_dir, parsed.config_path) if path]
     app = hydra.main(config_path=str(conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
-    options = own_options_first(*own, *compose.searched(args.overrides))
+    options = own_options_first(*own, *compose.searched(parsed.overrides))
     with options, compose.explained(), _hydra_raises(), _checked_sections():
-        sys.argv[1:] = hydra_words(words, commands)
-        _say_what_is_replaced(args.shell_completion)
-        with _prints_masked(args):
+        sys.argv[1:] = hydra_words(args, commands)
+        _say_what_is_replaced(parsed.shell_completion)
+        with _prints_masked(parsed):
             app(function)()
 
 
-def hydra_words(words: list[str], commands: Collection[str]) -> list[str]:
+def hydra_words(args: list[str], commands: Collection[str]) -> list[str]:
     """Return Hydra's arguments: first the flags, with an absolute `--config-path`, then the prepared overrides."""
-    args = _parse(words)
-    if args.shell_completion:
+    parsed = _parse(args)
+    if parsed.shell_completion:
         _strip_command_from_completion(commands)
-        return words
-    for word in args.overrides:
-        if "=" not in word and not word.startswith("~"):
+        return args
+    for override in parsed.overrides:
+        if "=" not in override and not override.startswith("~"):
             raise ConfigError(
-                f"{word!r} is neither a command nor key=value.{did_you_mean(word, commands)} "
+                f"{override!r} is neither a command nor key=value.{did_you_mean(override, commands)} "
                 f"Commands: {one_of(commands)}; `hfexp --help` lists the keys"
             )
-    overrides = Counter(args.overrides)
+    overrides = Counter(parsed.overrides)
     flags = []
-    for word in words:
-        if overrides[word] > 0:
-            overrides[word] -= 1
+    for arg in args:
+        if overrides[arg] > 0:
+            overrides[arg] -= 1
         else:
-            flags.append(word)
-    if args.config_path:  # Hydra resolves a relative one against the package, not the user's directory
-        flags += ["--config-path", str(Path(args.config_path).absolute())]
-    return flags + compose.prepare_overrides(args.overrides, args.config_name or compose.CONFIG_NAME)
+            flags.append(arg)
+    if parsed.config_path:  # Hydra resolves a relative one against the package, not the user's directory
+        flags += ["--config-path", str(Path(parsed.config_path).absolute())]
+    return flags + compose.prepare_overrides(parsed.overrides, parsed.config_name or compose.CONFIG_NAME)
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    args, unknown = get_args_parser().parse_known_intermixed_args(words)
+def _parse(args: list[str]) -> argparse.Namespace:
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(args)
     if unknown:
         name, _, value = unknown[0].lstrip("-").partition("=")
         key = name.replace("-", "_")
-        following = words[words.index(unknown[0]) + 1 :][:1]
-        value = value or next((word for word in following if not word.startswith("-")), "...")
+        rest = args[args.index(unknown[0]) + 1 :][:1]
+        value = value or next((arg for arg in rest if not arg.startswith("-")), "...")
         advice = advise(key, value) or (f"{key}={value}" if "." in key else None)
         shown = f": {way_out(advice, 'write')}" if advice else ""
         raise ConfigError(
             f"{unknown[0]} is not a flag of hfexp, which takes key=value{shown} "
             "(`hfexp --help` lists the keys, `hfexp --hydra-help` the flags)"
         )
-    return args
+    return parsed
 
 
 def _say_what_is_replaced(quiet: bool) -> None:
@@ -126,13 +126,13 @@ def _resolved(node: Any) -> Any:
     if node._is_none() or node._is_missing():
         return None
     keys = range(len(node)) if OmegaConf.is_list(node) else node.keys()
-    found: dict[Any, Any] = {}
+    values: dict[Any, Any] = {}
     for key in keys:
         try:
-            found[key] = _resolved(node[key])
+            values[key] = _resolved(node[key])
         except OmegaConfBaseException:
-            found[key] = node._get_node(key)._value()
-    return list(found.values()) if OmegaConf.is_list(node) else found
+            values[key] = node._get_node(key)._value()
+    return list(values.values()) if OmegaConf.is_list(node) else values
 
 
 @contextlib.contextmanager
@@ -149,9 +149,9 @@ def _hydra_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _prints_masked(args: argparse.Namespace) -> Iterator[None]:
+def _prints_masked(parsed: argparse.Namespace) -> Iterator[None]:
     """Mask secrets in what Hydra itself prints for `--cfg`, `--info` and `--help`."""
-    if not (args.cfg or args.info or args.help):
+    if not (parsed.cfg or parsed.info or parsed.help):
         yield
         return
     try:
@@ -159,7 +159,7 @@ def _prints_masked(args: argparse.Namespace) -> Iterator[None]:
             yield
     finally:
         text = printed.getvalue()
-        print(_masked_config(text, args.package or "") if args.cfg else mask_secrets(text), end="")
+        print(_masked_config(text, parsed.package or "") if parsed.cfg else mask_secrets(text), end="")
 
 
 def _masked_config(text: str, package: str) -> str:

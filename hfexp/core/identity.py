@@ -81,8 +81,8 @@ def data_stamp(source: dict[str, Any]) -> str:
     Data on the Hub, data made by code, and files named only inside a file (the images of a CSV) do not count.
     """
     state = hashlib.sha256()
-    named = [value for key, value in source.items() if _NAMES_FILES.search(key)]
-    for path in sorted(set(_files(named))):
+    paths = [value for key, value in source.items() if _NAMES_FILES.search(key)]
+    for path in sorted(set(_files(paths))):
         stat = path.stat()
         state.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return state.hexdigest()[:32]
@@ -95,8 +95,8 @@ def _files(node: Any) -> Iterator[Path]:
         return
     if not isinstance(node, str) or "://" in node or len(node) > 4096:
         return
-    named = os.path.expanduser(node)
-    for name in [named] if os.path.exists(named) else glob.glob(named, recursive=True):
+    pattern = os.path.expanduser(node)
+    for name in [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True):
         path = Path(name).absolute()
         yield from _below(path) if path.is_dir() else (path,)
 
@@ -104,8 +104,8 @@ def _files(node: Any) -> Iterator[Path]:
 def _below(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, following links; visit each folder once, as links can form a cycle."""
     seen = {os.path.realpath(folder)}
-    for place, inner, names in os.walk(folder, followlinks=True):
-        real = {name: os.path.realpath(os.path.join(place, name)) for name in inner}
-        inner[:] = [name for name in inner if real[name] not in seen]
-        seen.update(real.values())
-        yield from (path for path in (Path(place, name) for name in names) if path.is_file())
+    for directory, subdirs, names in os.walk(folder, followlinks=True):
+        real_paths = {name: os.path.realpath(os.path.join(directory, name)) for name in subdirs}
+        subdirs[:] = [name for name in subdirs if real_paths[name] not in seen]
+        seen.update(real_paths.values())
+        yield from (path for path in (Path(directory, name) for name in names) if path.is_file())

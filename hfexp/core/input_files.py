@@ -52,18 +52,18 @@ def read_address(address: str) -> bytes:
         DataError: there are more than `MAX_BYTES`, or the read takes more than `SECONDS`.
         Exception: whatever fsspec's file system raises if it can't read the address.
     """
-    found: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    results: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
 
     def read() -> None:
         try:
-            found.put(_read(address))
+            results.put(_read(address))
         except Exception as error:  # the waiting thread raises it
-            found.put(error)
+            results.put(error)
 
     # Few of fsspec's file systems limit the time of a whole read. A daemon thread does not delay the exit.
     threading.Thread(target=read, name="address", daemon=True).start()
     try:
-        result = found.get(timeout=SECONDS)
+        result = results.get(timeout=SECONDS)
     except queue.Empty:
         raise DataError(f"reading {address} took longer than {SECONDS} s") from None
     if isinstance(result, Exception):

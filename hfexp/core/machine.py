@@ -39,18 +39,18 @@ def visible_devices() -> tuple[str, ...]:
     If that variable is set, its entries are returned, which may be indices or identifiers. Otherwise all devices are
     returned by identifier, because CUDA and the driver number devices differently.
     """
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _all_devices() if given is None else _listed_devices(given)
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _all_devices() if value is None else _listed_devices(value)
 
 
-def _listed_devices(given: str) -> tuple[str, ...]:
+def _listed_devices(value: str) -> tuple[str, ...]:
     """Return the entries up to the first that names no device, which is how CUDA reads the variable."""
-    found = []
-    for name in given.split(","):
+    devices = []
+    for name in value.split(","):
         if not re.fullmatch(r"\d+|(GPU|MIG)-[\w/-]+", name.strip()):
             break
-        found.append(name.strip())
-    return tuple(found)
+        devices.append(name.strip())
+    return tuple(devices)
 
 
 def _all_devices() -> tuple[str, ...]:

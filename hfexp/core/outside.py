@@ -64,15 +64,17 @@ def check_directory(directory: Path) -> None:
             check(path.read_text(encoding="utf-8", errors="replace"), path)
 
 
-def _size(node: yaml.Node | None, known: dict[int, float]) -> float:
+def _size(node: yaml.Node | None, sizes: dict[int, float]) -> float:
     """Count the values of a node with its aliases expanded; return infinity if it refers to itself."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
-    if id(node) not in known:
-        known[id(node)] = float("inf")  # what a reference to itself finds
-        inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        known[id(node)] = 1 + sum(_size(part, known) for part in inner)
-    return known[id(node)]
+    if id(node) not in sizes:
+        sizes[id(node)] = float("inf")  # what a reference to itself finds
+        children = (
+            [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+        )
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in children)
+    return sizes[id(node)]
 
 
 MAX_BYTES = 64 * 2**20
@@ -126,8 +128,8 @@ def parse(content: bytes, shape: type[T], name: str) -> T:
         return _adapter(shape).validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DamagedRecord(f"{name} is damaged{f' at {place!r}' if place else ''}: {first['msg']}") from error
+        location = ".".join(map(str, first["loc"]))
+        raise DamagedRecord(f"{name} is damaged{f' at {location!r}' if location else ''}: {first['msg']}") from error
 
 
 @functools.cache
@@ -181,12 +183,12 @@ def why_foreign(directory: Path, output_dir: Path) -> str | None:
     to root nor to the user.
     """
     try:
-        place, top = directory.resolve(strict=True), output_dir.resolve(strict=True)
+        resolved, root = directory.resolve(strict=True), output_dir.resolve(strict=True)
     except OSError as error:
         return f"{directory} can't be read: {error.strerror}"
-    if place == top or not place.is_relative_to(top):
+    if resolved == root or not resolved.is_relative_to(root):
         return f"{directory} is not in {output_dir}"
-    return why_not_owned(place, output_dir)
+    return why_not_owned(resolved, output_dir)
 
 
 def why_not_owned(directory: Path, output_dir: Path) -> str | None:
@@ -204,9 +206,9 @@ def why_not_contained(path: Path, directory: Path) -> str | None:
         return _why_not_plain(path, directory)
     with os.scandir(path) as entries:
         for entry in entries:
-            place = Path(entry.path)
+            child = Path(entry.path)
             is_plain = entry.is_file(follow_symlinks=False)
-            problem = None if is_plain else why_not_contained(place, directory)
+            problem = None if is_plain else why_not_contained(child, directory)
             if problem:
                 return problem
     return None

@@ -43,17 +43,17 @@ def keep_words(override: str) -> str:
 
 
 @functools.cache
-def _text_keys(kind: Any = Config, prefix: str = "") -> frozenset[str]:
+def _text_keys(schema: Any = Config, prefix: str = "") -> frozenset[str]:
     """Return the keys of the schema that hold texts, or lists or mappings of texts."""
     keys: set[str] = set()
-    for name, annotation in typing.get_type_hints(kind).items():
+    for name, annotation in typing.get_type_hints(schema).items():
         types = set(typing.get_args(annotation)) - {type(None)} or {annotation}
         if name == "model":
             types = {ModelConfig}
-        for one in types if len(types) == 1 else ():
-            if is_dataclass(one):
-                keys |= _text_keys(one, f"{prefix}{name}.")
-            elif one in (str, list[str], dict[str, str]):
+        for inner in types if len(types) == 1 else ():
+            if is_dataclass(inner):
+                keys |= _text_keys(inner, f"{prefix}{name}.")
+            elif inner in (str, list[str], dict[str, str]):
                 keys.add(f"{prefix}{name}")
     return frozenset(keys)
 

@@ -27,20 +27,20 @@ class Origin:
         object.__setattr__(self, "overrides", list(map(mask_override, self.overrides)))
 
 
-def command_line(words: list[str]) -> str:
+def command_line(args: list[str]) -> str:
     """Return the command in a form that can be typed again, with secrets masked.
 
     Args:
-        words: the arguments after the program's name.
+        args: the arguments after the program's name.
     """
     program = "hfexp" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
-    return mask_secrets(shlex.join([program, *map(mask_override, words)]))
+    return mask_secrets(shlex.join([program, *map(mask_override, args)]))
 
 
-def without_sweep(words: list[str]) -> list[str]:
+def without_sweep(overrides: list[str]) -> list[str]:
     """Drop the overrides that belong to the sweep (`point`, `search`) and keep those of the run itself."""
-    keys = (re.split(r"[=@./]", word.lstrip("+~"), maxsplit=1)[0] for word in words)
-    return [word for word, key in zip(words, keys, strict=True) if key not in ("point", "search")]
+    keys = (re.split(r"[=@./]", override.lstrip("+~"), maxsplit=1)[0] for override in overrides)
+    return [override for override, key in zip(overrides, keys, strict=True) if key not in ("point", "search")]
 
 
 LONGEST_NAME = 200

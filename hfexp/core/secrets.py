@@ -153,9 +153,9 @@ _QUOTED_USERINFO = re.compile(r"(%3A%2F%2F)(?:(?!%2F|%40)[^\s&'\"]){1,200}%40", 
 
 def _mask_basic(match: re.Match[str]) -> str:
     """Mask the user and password of HTTP basic authentication; `Basic training` decodes to no such pair."""
-    word = match[2].rstrip("=")
+    encoded = match[2].rstrip("=")
     try:
-        decoded = base64.urlsafe_b64decode(word.replace("+", "-").replace("/", "_") + "=" * (-len(word) % 4))
+        decoded = base64.urlsafe_b64decode(encoded.replace("+", "-").replace("/", "_") + "=" * (-len(encoded) % 4))
     except ValueError:
         return match[0]
     return f"{match[1]}{MASK}" if b":" in decoded and decoded.isascii() else match[0]
@@ -296,22 +296,22 @@ def without_secrets(tree: Any) -> Any:
     return _mapped(tree, lambda text: _mask_names(mask_shapes(text)) if "=" in text else mask_shapes(text))
 
 
-def mask_override(word: str) -> str:
+def mask_override(override: str) -> str:
     """Mask the whole value of an override that is secret by its key or as a known value; else mask secrets in it."""
-    override = _OVERRIDE.fullmatch(word)
-    if override is not None:
-        key, value = override[1], override[2].strip().strip("\"'")
+    match = _OVERRIDE.fullmatch(override)
+    if match is not None:
+        key, value = match[1], match[2].strip().strip("\"'")
         if (is_secret_name(key) and not _NO_SECRET.fullmatch(value)) or value in _known().exact:
             return f"{key}={MASK}"
-    return mask_secrets(word)
+    return mask_secrets(override)
 
 
 def find_masked(tree: Any, key: str = "") -> str | None:
     """Return the dotted key of a value that has the mask in place of a secret and so can't be used, or None."""
     if isinstance(tree, dict | list | tuple):
         items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        found = (find_masked(value, f"{key}.{name}" if key else str(name)) for name, value in items)
-        return next(filter(None, found), None)
+        keys = (find_masked(value, f"{key}.{name}" if key else str(name)) for name, value in items)
+        return next(filter(None, keys), None)
     return key if isinstance(tree, str) and _MASKED.search(tree) else None
 
 
@@ -345,8 +345,8 @@ def _mapped(tree: Any, mask: Callable[[str], str], secret: bool = False) -> Any:
 
 def _names_secret(tree: dict[Any, Any], key: Any) -> bool:
     """Tell whether the value of a key is a secret, by the key itself or as in `{name: password, value: ...}`."""
-    said = str(tree.get("name", tree.get("key", ""))) if key == "value" else str(key)
-    return is_secret_name(said)
+    name = str(tree.get("name", tree.get("key", ""))) if key == "value" else str(key)
+    return is_secret_name(name)
 
 
 def _mask_names(text: str, only_quoted: bool = False) -> str:
@@ -458,14 +458,14 @@ def _bounded(form: str, value: str) -> str:
 def _forms(value: str) -> set[str]:
     """Return the forms of a value in shell quotes, JSON, YAML, Python, addresses, HTML, and Hydra's overrides."""
     texts = {value, value.strip(), *(line.strip() for line in value.splitlines() if len(line) >= 16)}
-    found = set(texts)
+    forms = set(texts)
     for text in texts:
-        found |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
-        found |= {text.replace("'", other) for other in ("'\"'\"'", "''", "\\'")} | {text.replace('"', '\\"')}
-        found |= {urllib.parse.quote(text, safe, errors="surrogateescape") for safe in ("/", "")}
-        found |= {urllib.parse.quote_plus(text, errors="surrogateescape")}
-        found |= {html.escape(text), re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", text)}
-    return {form for form in found if len(form) >= SHORTEST}
+        forms |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], repr(text)[1:-1]}
+        forms |= {text.replace("'", other) for other in ("'\"'\"'", "''", "\\'")} | {text.replace('"', '\\"')}
+        forms |= {urllib.parse.quote(text, safe, errors="surrogateescape") for safe in ("/", "")}
+        forms |= {urllib.parse.quote_plus(text, errors="surrogateescape")}
+        forms |= {html.escape(text), re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", text)}
+    return {form for form in forms if len(form) >= SHORTEST}
 
 
 def _secrets_of_variable(name: str, value: str) -> Iterator[str]:
@@ -495,9 +495,9 @@ def _secrets_of(tree: Any, secret: bool = False) -> Iterator[str]:
 
 def _secrets_in(text: str) -> Iterator[str]:
     """Yield the values of secret names, and the passwords of addresses."""
-    override = _OVERRIDE.fullmatch(text)
-    if override is not None and is_secret_name(override[1]):
-        yield from (override[2], override[2].strip("\"'"))
+    setting = _OVERRIDE.fullmatch(text)
+    if setting is not None and is_secret_name(setting[1]):
+        yield from (setting[2], setting[2].strip("\"'"))
     if _may_name_some(text):
         yield from (text[start:end].strip("\"'") for start, end in _named(text) if text[start - 1] in "=\"'")
     for match in _VARIABLE_DEFAULT.finditer(text) if "oc.env" in text else ():

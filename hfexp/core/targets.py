@@ -94,9 +94,9 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
     # The partial gets the run-time objects: Hydra itself would turn those that are dataclasses into config nodes.
     policy = {}
     if "_execution_whitelist_" in parameters(hydra_instantiate):  # Hydra 1.4: exactly the targets just checked
-        found = {path: locate(path, key, allowed) for path in targets_in(node)}
-        homes = {f"{t.__module__}.{t.__qualname__}" for t in found.values() if hasattr(t, "__qualname__")}
-        policy["_execution_whitelist_"] = sorted({*found, *homes})
+        targets = {path: locate(path, key, allowed) for path in targets_in(node)}
+        definitions = {f"{t.__module__}.{t.__qualname__}" for t in targets.values() if hasattr(t, "__qualname__")}
+        policy["_execution_whitelist_"] = sorted({*targets, *definitions})
     build = hydra_instantiate({**node, "_partial_": True}, _convert_="all", **policy)
     return functools.partial(build, **runtime) if node.get("_partial_") else build(**runtime)
 
@@ -195,9 +195,9 @@ def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
 
 def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: frozenset[str]) -> None:
     accepted = parameters(target)
-    given = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
+    passed = {name for name in node if not (name.startswith("_") and name.endswith("_"))}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-    unknown = sorted(given - accepted.keys()) if not open_ended else []
+    unknown = sorted(passed - accepted.keys()) if not open_ended else []
     if unknown:
         names = [n for n in accepted if n not in runtime]
         raise ConfigError(
@@ -207,10 +207,10 @@ def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: fr
     if node.get("_partial_") or "_args_" in node:
         return
     fixed = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind in fixed]
-    lacking = [n for n in needed if n not in given and n not in runtime]
-    if lacking:
-        raise ConfigError(f"{key}.{lacking[0]} is required by {node['_target_']}: give {key}.{lacking[0]}=...")
+    required = [n for n, p in accepted.items() if p.default is p.empty and p.kind in fixed]
+    missing = [n for n in required if n not in passed and n not in runtime]
+    if missing:
+        raise ConfigError(f"{key}.{missing[0]} is required by {node['_target_']}: give {key}.{missing[0]}=...")
 
 
 def _is_below(path: str, names: Iterable[str]) -> bool:
@@ -227,9 +227,9 @@ def _in_project(package: str) -> bool:
     if spec is None:
         return False
     # A module without a location is built into Python (its origin reads "built-in" or "frozen").
-    places = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or [])
-    here = Path.cwd().resolve()
-    return any(Path(p).resolve().is_relative_to(here) and "site-packages" not in Path(p).parts for p in places)
+    paths = [spec.origin] if spec.origin and spec.has_location else list(spec.submodule_search_locations or [])
+    project = Path.cwd().resolve()
+    return any(Path(p).resolve().is_relative_to(project) and "site-packages" not in Path(p).parts for p in paths)
 
 
 def _import(path: str, key: str) -> Any:
@@ -288,11 +288,11 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
         ConfigError: a setting is not allowed.
     """
     for name in ("callbacks", "launcher", "sweeper"):
-        place = f"hydra.{name}"
-        for key, node in _nodes(sections.get(name), place):
+        section = f"hydra.{name}"
+        for key, node in _nodes(sections.get(name), section):
             target = str(node["_target_"])
             # Hydra itself accepts only a known plugin at these keys, but any function below them.
-            if key != place or name == "callbacks" or not _is_below(target, PLUGINS):
+            if key != section or name == "callbacks" or not _is_below(target, PLUGINS):
                 locate(target, f"{key}._target_", allowed)
     for name in ("job_logging", "hydra_logging"):
         _check_logging(sections.get(name), f"hydra.{name}", allowed)
@@ -307,12 +307,12 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
 
 def _check_places(sections: Mapping[str, Any]) -> None:
     """Raise ConfigError for a directory of Hydra's own: it would stay empty, and chdir would move relative paths."""
-    found = {
+    settings = {
         "hydra.job.chdir": (sections.get("job") or {}).get("chdir"),
         "hydra.run.dir": (sections.get("run") or {}).get("dir", "."),
         "hydra.output_subdir": sections.get("output_subdir"),
     }
-    for key, value in found.items():
+    for key, value in settings.items():
         if value not in (None, False, "."):
             shown = "true" if value is True else value
             raise ConfigError(
@@ -333,11 +333,11 @@ def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _check_logging(node: Any, key: str, allowed: list[str] | None) -> None:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
-        place, text = f"{key}.{name}", value if isinstance(value, str) else ""
+        item_key, text = f"{key}.{name}", value if isinstance(value, str) else ""
         if name in LOGGING_KEYS and value is not None and text not in LOGGING and not _is_trusted(text, allowed):
-            raise ConfigError(f"{place}: {value} is not allowed. Allowed: {one_of(LOGGING)}, and your own modules")
+            raise ConfigError(f"{item_key}: {value} is not allowed. Allowed: {one_of(LOGGING)}, and your own modules")
         if text.lower().startswith("ext://") and text not in STREAMS:
-            raise ConfigError(f"{place}: {text} is not allowed. Allowed: {one_of(STREAMS)}")
+            raise ConfigError(f"{item_key}: {text} is not allowed. Allowed: {one_of(STREAMS)}")
         if name == "filename" and not text.endswith(LOG_ENDING):
-            raise ConfigError(f"{place}: {value} is not allowed: the name of a log file must end in {LOG_ENDING}")
-        _check_logging(value, place, allowed)
+            raise ConfigError(f"{item_key}: {value} is not allowed: the name of a log file must end in {LOG_ENDING}")
+        _check_logging(value, item_key, allowed)
