@@ -29,12 +29,12 @@ modules: tuple[str, ...] = ()
 
 def context() -> ForkServerContext:
     """Return the context that forks from the warm server; a process forked from that server uses the same one."""
-    found = multiprocessing.get_context("forkserver")
+    fork_context = multiprocessing.get_context("forkserver")
     if _is_forked():
         _share_server()
     else:
-        found.set_forkserver_preload([WARM])
-    return found
+        fork_context.set_forkserver_preload([WARM])
+    return fork_context
 
 
 def start() -> None:

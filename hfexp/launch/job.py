@@ -22,7 +22,7 @@ from hfexp.core.errors import EXIT_FAILED, EXIT_TERMINATED, Interrupted, RunErro
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessEnv:
     """A snapshot of a process's state; a forked process would otherwise have the fork server's, which is older."""
 
     environment: dict[str, str]
@@ -33,7 +33,7 @@ class Place:
     """Start method of multiprocessing, which data loader workers use; None: the platform's default."""
 
     @classmethod
-    def here(cls) -> "Place":
+    def capture(cls) -> "ProcessEnv":
         method = multiprocessing.get_start_method(allow_none=True)
         return cls(dict(os.environ), os.getcwd(), tuple(sys.path), tuple(sys.argv), method)
 
@@ -127,19 +127,19 @@ HIDDEN = ("hydra.", "point=")
 
 
 @dataclass(frozen=True)
-class Order:
+class JobSpec:
     """A job as its process receives it."""
 
     number: int
     overrides: tuple[str, ...]
-    place: Place
+    env: ProcessEnv
     variables: dict[str, str]
     """Environment variables of the job's slot."""
     payload: bytes
     """Hydra's context and config, the function to run, and Hydra's singletons, pickled by cloudpickle."""
     grace: float
     """Seconds that the job has to end after it is asked to."""
-    words: str = ""
+    shown: str = ""
     """Overrides that distinguish the job from the others, for display."""
     log: Path | None = None
     """File for the job's output; None: the launcher's own output."""
@@ -152,19 +152,19 @@ class Order:
         return self.label or str(self.number)
 
 
-def main(order: Order, connection: Connection) -> None:
+def main(spec: JobSpec, connection: Connection) -> None:
     """Run a job, and send its progress and result through the connection."""
     with connection:
-        _settle(order)
-        stop_when_orphaned(order.grace)
+        _enter(spec)
+        stop_when_orphaned(spec.grace)
         listen(lambda progress: _send_progress(connection, progress))
         code = 0
         try:
-            result = _run(order)
+            result = _run(spec)
         except BaseException as error:
-            result = failure(order.overrides, _explain(error))
+            result = failure(spec.overrides, _explain(error))
             code = error.code if isinstance(error, Terminated) else EXIT_FAILED
-        content = _pickle(order, result)
+        content = _pickle(spec, result)
         for number in (signal.SIGTERM, signal.SIGHUP):  # from here on a signal would only cut the result short
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the launcher is gone
@@ -186,8 +186,10 @@ def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
     from hfexp.core.secrets import mask_override
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
-    own = ([word for word in job if word not in common and not word.startswith(HIDDEN)] for job in jobs)
-    return [" ".join(map(mask_override, words)) for words in own]
+    own = (
+        [override for override in job if override not in common and not override.startswith(HIDDEN)] for job in jobs
+    )
+    return [" ".join(map(mask_override, overrides)) for overrides in own]
 
 
 def error_of(result: Any) -> Exception | None:
@@ -200,28 +202,28 @@ def error_of(result: Any) -> Exception | None:
     return None
 
 
-def _settle(order: Order) -> None:
+def _enter(spec: JobSpec) -> None:
     # A process group of its own: signals to the launcher's group (the terminal's Ctrl-C, `timeout`, a batch system)
     # would otherwise arrive twice, as the launcher passes them on, and the second one does not wait for a checkpoint.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if order.log is not None:
-        _write_to(order.log)
-    order.place.enter()
-    os.environ.update(order.variables)
+    if spec.log is not None:
+        _redirect_output(spec.log)
+    spec.env.enter()
+    os.environ.update(spec.variables)
     # torch and numpy read their variables and drew their seeds when the server imported them.
     if "torch" in sys.modules:
         import torch
 
-        torch.set_num_threads(int(order.variables["OMP_NUM_THREADS"]))
+        torch.set_num_threads(int(spec.variables["OMP_NUM_THREADS"]))
     if "numpy" in sys.modules:
         import numpy as np
 
         np.random.seed()
 
 
-def _write_to(log: Path) -> None:
+def _redirect_output(log: Path) -> None:
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
@@ -229,7 +231,7 @@ def _write_to(log: Path) -> None:
         stream.reconfigure(line_buffering=True)  # pyright: ignore
 
 
-def _run(order: Order) -> Any:
+def _run(spec: JobSpec) -> Any:
     """Run the job as Hydra's basic launcher does, with Hydra's state from the launcher's process."""
     import cloudpickle
     from hydra.core.hydra_config import HydraConfig
@@ -239,14 +241,14 @@ def _run(order: Order) -> Any:
     from omegaconf import open_dict
 
     _require_clean_server()
-    context, config, task_function, state = cloudpickle.loads(order.payload)
+    context, config, task_function, state = cloudpickle.loads(spec.payload)
     setup_globals()
     state["instances"].setdefault(Plugins, Plugins.instance())  # the server has scanned for plugins already
     Singleton.set_state(state)
-    sweep_config = context.config_loader.load_sweep_config(config, list(order.overrides))
+    sweep_config = context.config_loader.load_sweep_config(config, list(spec.overrides))
     with open_dict(sweep_config):
-        sweep_config.hydra.job.id = order.number
-        sweep_config.hydra.job.num = order.number
+        sweep_config.hydra.job.id = spec.number
+        sweep_config.hydra.job.num = spec.number
     HydraConfig.instance().set_config(sweep_config)
     return run_job(
         hydra_context=context,
@@ -276,22 +278,22 @@ def _explain(error: BaseException) -> Exception:
     return explained.with_traceback(error.__traceback__)
 
 
-def _pickle(order: Order, result: Any) -> bytes:
+def _pickle(spec: JobSpec, result: Any) -> bytes:
     """Pickle the result for the launcher; an error gets its traceback as a note, and a form that can be unpickled."""
     import cloudpickle
 
     error = error_of(result)
     if error is not None:
         text = "".join(traceback.format_exception(error))
-        if order.log is not None:
+        if spec.log is not None:
             _write_masked(text)
-        error.add_note(f"In job {order.name}:\n{text}")
+        error.add_note(f"In job {spec.name}:\n{text}")
         result.return_value = _portable(error)
     try:
         return cloudpickle.dumps(result)
     except Exception as problem:
         lost = RunError(f"the job's return value can't be sent to the launcher: {problem}")
-        return cloudpickle.dumps(failure(order.overrides, lost))
+        return cloudpickle.dumps(failure(spec.overrides, lost))
 
 
 def _portable(error: Exception) -> Exception:

@@ -23,10 +23,10 @@ from hfexp.core.errors import first_line
 from hfexp.launch.job import failure
 
 if TYPE_CHECKING:
-    from hfexp.launch.job import Order
+    from hfexp.launch.job import JobSpec
     from hfexp.launch.pool import Pool, Slot
 
-    Complete = Callable[[int, str, Sequence[str], str, Path | None], Callable[[Slot], Order]]
+    Complete = Callable[[int, str, Sequence[str], str, Path | None], Callable[[Slot], JobSpec]]
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +108,8 @@ class LocalLauncher(Launcher):
             log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
         complete, logs = self._completer(), self._log_dir(sweep_dir)
         jobs = enumerate(zip(job_overrides, differing_words(job_overrides), strict=True), initial_job_idx)
-        orders = [complete(number, str(number), overrides, words, logs) for number, (overrides, words) in jobs]
-        results = self._pool(len(orders)).run(orders)
+        builders = [complete(number, str(number), overrides, shown, logs) for number, (overrides, shown) in jobs]
+        results = self._pool(len(builders)).run(builders)
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         return results
 
@@ -122,15 +122,15 @@ class LocalLauncher(Launcher):
         """
         self._begin()
         complete = self._completer()
-        where = logs if self._needs_logs() else None
-        if where:
-            where.mkdir(parents=True, exist_ok=True)
+        log_dir = logs if self._needs_logs() else None
+        if log_dir:
+            log_dir.mkdir(parents=True, exist_ok=True)
 
-        def next_order() -> "Callable[[Slot], Order] | None":
+        def next_job() -> "Callable[[Slot], JobSpec] | None":
             job = source.next()
-            return complete(job.number, job.name, job.overrides, job.shown, where) if job else None
+            return complete(job.number, job.name, job.overrides, job.shown, log_dir) if job else None
 
-        self._pool(source.total).serve(next_order, lambda order, result: source.ended(order.name, result))
+        self._pool(source.total).serve(next_job, lambda spec, result: source.ended(spec.name, result))
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _begin(self) -> Path:
@@ -145,13 +145,13 @@ class LocalLauncher(Launcher):
         return sweep_dir
 
     def _pool(self, total: int) -> "Pool":
-        from hfexp.launch.pool import Pool, board_for
+        from hfexp.launch.pool import Pool, display_for
 
-        return Pool(self.slots, board_for(total, side_by_side=len(self.slots) > 1), self.grace_seconds)
+        return Pool(self.slots, display_for(total, side_by_side=len(self.slots) > 1), self.grace_seconds)
 
     def _needs_logs(self) -> bool:
         """Tell whether jobs need log files: they do unless they run one at a time and can write where we do."""
-        return len(self.slots) > 1 or not _writes_to_the_same()
+        return len(self.slots) > 1 or not _shares_output()
 
     def _log_dir(self, sweep_dir: Path) -> Path | None:
         """Return the directory for one log file per job; None if the jobs write where this process does."""
@@ -163,26 +163,26 @@ class LocalLauncher(Launcher):
         return self.logs
 
     def _completer(self) -> "Complete":
-        """Return a function that prepares a job, and whose result builds the `Order` once a slot is free."""
+        """Return a function that prepares a job, and whose result builds the `JobSpec` once a slot is free."""
         import cloudpickle
         from hydra.core.singleton import Singleton
 
-        from hfexp.launch.job import Order, Place
+        from hfexp.launch.job import JobSpec, ProcessEnv
 
         content: Any = (self.hydra_context, self.config, self.task_function, Singleton.get_state())
-        payload, place, grace = cloudpickle.dumps(content), Place.here(), self.grace_seconds
+        payload, env, grace = cloudpickle.dumps(content), ProcessEnv.capture(), self.grace_seconds
 
         def complete(
-            number: int, name: str, overrides: Sequence[str], words: str, logs: Path | None
-        ) -> "Callable[[Slot], Order]":
+            number: int, name: str, overrides: Sequence[str], shown: str, logs: Path | None
+        ) -> "Callable[[Slot], JobSpec]":
             path = logs / f"{name}.log" if logs else None
-            given = number, tuple(overrides), place
-            return lambda slot: Order(*given, slot.environment(), payload, grace, words, path, name)
+            common = number, tuple(overrides), env
+            return lambda slot: JobSpec(*common, slot.environment(), payload, grace, shown, path, name)
 
         return complete
 
 
-def _writes_to_the_same() -> bool:
+def _shares_output() -> bool:
     """Tell whether the standard streams of jobs appear where this process prints (in a notebook they don't)."""
     try:
         return (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
@@ -205,13 +205,13 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
     """
     size = size or _size(config, together)
     for batch in _batches(source, size):
-        words = [list(job.overrides) for job in batch]
+        batch_overrides = [list(job.overrides) for job in batch]
         try:
-            results = list(launcher.launch(words, initial_job_idx=batch[0].number))
+            results = list(launcher.launch(batch_overrides, initial_job_idx=batch[0].number))
         except Exception as error:  # some launchers raise one job's error and report on no other job
             if len(batch) > 1:
                 note(f"the launcher failed a whole batch of {len(batch)} jobs: {first_line(error)}")
-            results = [failure(job, error) for job in words]
+            results = [failure(overrides, error) for overrides in batch_overrides]
         for job, result in zip(batch, results, strict=True):
             source.ended(job.name, result)
 

@@ -19,12 +19,12 @@ from hfexp.core.console import cell, console, note, say
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.process import how_it_ended, noted, stop_raises
 from hfexp.launch import forkserver, job
-from hfexp.launch.job import Order, Progress, error_of
+from hfexp.launch.job import JobSpec, Progress, error_of
 
 # The display of jobs that run side by side: a live table in a terminal, lines elsewhere.
 
 
-class Board:
+class JobDisplay:
     """Display that reports only failures: jobs that run one at a time print their own output."""
 
     interval: float | None = None
@@ -33,18 +33,18 @@ class Board:
     def __init__(self, total: int) -> None:
         self.total = total
 
-    def started(self, order: Order) -> None:
+    def started(self, spec: JobSpec) -> None:
         """Handle the start of a job."""
 
-    def progressed(self, order: Order, progress: Progress) -> None:
+    def progressed(self, spec: JobSpec, progress: Progress) -> None:
         """Handle a progress report of a job."""
 
-    def ended(self, order: Order, result: Any, seconds: float) -> None:
+    def ended(self, spec: JobSpec, result: Any, seconds: float) -> None:
         """Handle the end of a job: show it if the job failed."""
         error = error_of(result)
         if error is not None:
-            where = f" (log: {os.path.relpath(order.log)})" if order.log else ""
-            note(f"job {order.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
+            where = f" (log: {os.path.relpath(spec.log)})" if spec.log else ""
+            note(f"job {spec.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
 
     def refresh(self) -> None:
         """Redraw what changes with time."""
@@ -53,20 +53,20 @@ class Board:
         """Close the display after the last job."""
 
 
-class Lines(Board):
+class LineDisplay(JobDisplay):
     """Display with a line for each start and each end of a job."""
 
-    def started(self, order: Order) -> None:
-        say(f"job {order.name} started" + (f": {order.words}" if order.words else ""))
+    def started(self, spec: JobSpec) -> None:
+        say(f"job {spec.name} started" + (f": {spec.shown}" if spec.shown else ""))
 
-    def ended(self, order: Order, result: Any, seconds: float) -> None:
-        super().ended(order, result, seconds)
+    def ended(self, spec: JobSpec, result: Any, seconds: float) -> None:
+        super().ended(spec, result, seconds)
         if error_of(result) is None:
             value = show_objective(result.return_value)
-            say(f"job {order.name} done in {seconds:.1f} s: {value}  {order.words}".rstrip())
+            say(f"job {spec.name} done in {seconds:.1f} s: {value}  {spec.shown}".rstrip())
 
 
-class Live(Lines):
+class LiveDisplay(LineDisplay):
     """Display with a table of the running jobs at the bottom of the terminal, and lines for ended jobs above it."""
 
     interval: float = 0.5  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -75,26 +75,26 @@ class Live(Lines):
         from rich.live import Live as RichLive
 
         super().__init__(total)
-        self._rows: dict[str, tuple[Order, float, Progress | None, Progress | None, float]] = {}
+        self._rows: dict[str, tuple[JobSpec, float, Progress | None, Progress | None, float]] = {}
         """By name of a job: the job, its start, its first and its last report, and the time of the first report."""
         self._done = 0
         self._shown = 0.0
         self._live = RichLive(auto_refresh=False, transient=True, console=console())
         self._live.start()
 
-    def started(self, order: Order) -> None:
-        self._rows[order.name] = (order, time.monotonic(), None, None, 0.0)
+    def started(self, spec: JobSpec) -> None:
+        self._rows[spec.name] = (spec, time.monotonic(), None, None, 0.0)
 
-    def progressed(self, order: Order, progress: Progress) -> None:
-        _, began, first, _, since = self._rows[order.name]
+    def progressed(self, spec: JobSpec, progress: Progress) -> None:
+        _, began, first, _, since = self._rows[spec.name]
         if first is None:
             first, since = progress, time.monotonic()
-        self._rows[order.name] = (order, began, first, progress, since)
+        self._rows[spec.name] = (spec, began, first, progress, since)
 
-    def ended(self, order: Order, result: Any, seconds: float) -> None:
-        del self._rows[order.name]
+    def ended(self, spec: JobSpec, result: Any, seconds: float) -> None:
+        del self._rows[spec.name]
         self._done += 1
-        super().ended(order, result, seconds)
+        super().ended(spec, result, seconds)
 
     def refresh(self) -> None:
         if time.monotonic() - self._shown >= self.interval / 2:
@@ -113,23 +113,23 @@ class Live(Lines):
             widest = 24 if head == "run" else None
             table.add_column(head, no_wrap=head != "overrides", overflow="ellipsis", max_width=widest)
         now = time.monotonic()
-        for name, (order, began, first, last, since) in self._rows.items():
+        for name, (spec, began, first, last, since) in self._rows.items():
             if first is None or last is None:
-                table.add_row(name, cell(order.words), "", f"starting, {now - began:.0f} s", "", "")
+                table.add_row(name, cell(spec.shown), "", f"starting, {now - began:.0f} s", "", "")
                 continue
             metric = "  ".join(f"{name} {value:.4f}" for name, value in list(last.metrics.items())[-1:])
             done, left = last.step - first.step, last.max_steps - last.step
             to_go = f"{left * (now - since) / done:.0f} s" if done else ""
             step = f"{last.step}/{last.max_steps}"
-            table.add_row(name, cell(order.words), cell(last.name), step, cell(metric), to_go)
+            table.add_row(name, cell(spec.shown), cell(last.name), step, cell(metric), to_go)
         return table
 
 
-def board_for(total: int, side_by_side: bool) -> Board:
+def display_for(total: int, side_by_side: bool) -> JobDisplay:
     """Return a live table for a terminal, or lines; for jobs that run one at a time, show only failures."""
     if not side_by_side:
-        return Board(total)
-    return Live(total) if sys.stdout.isatty() else Lines(total)
+        return JobDisplay(total)
+    return LiveDisplay(total) if sys.stdout.isatty() else LineDisplay(total)
 
 
 def show_objective(value: Any) -> str:
@@ -181,12 +181,12 @@ def slots(
     Raises:
         ConfigError: this machine can't provide these slots.
     """
-    wanted = gpus_per_job if gpus_per_job is not None else float(bool(devices))
-    _check(devices, n_jobs, wanted, cpus, cpus_per_job)
-    parts = _divide(devices, wanted)
+    per_job = gpus_per_job if gpus_per_job is not None else float(bool(devices))
+    _check(devices, n_jobs, per_job, cpus, cpus_per_job)
+    parts = _divide(devices, per_job)
     if parts and n_jobs is not None and n_jobs > len(parts):
         raise ConfigError(
-            f"{KEY}.n_jobs={n_jobs} does not fit: {_count(devices)} with {KEY}.gpus_per_job={wanted:g} make "
+            f"{KEY}.n_jobs={n_jobs} does not fit: {_count(devices)} with {KEY}.gpus_per_job={per_job:g} make "
             f"{len(parts)} slots; lower one of the two"
         )
     number = n_jobs or len(parts) or 1
@@ -234,7 +234,7 @@ SERVER_ENDED = "the fork server, which starts the jobs, has exited; see its outp
 class Running:
     """A job whose process is running or about to start."""
 
-    order: Order
+    spec: JobSpec
     slot: Slot
     process: ForkServerProcess
     reader: Connection
@@ -251,7 +251,7 @@ class Running:
             self.reader.close()
             return None
         except Exception as error:
-            message = job.failure(self.order.overrides, RunError(f"the job's result can't be read: {error}"))
+            message = job.failure(self.spec.overrides, RunError(f"the job's result can't be read: {error}"))
         if isinstance(message, Progress):
             return message
         self.result = message
@@ -281,42 +281,42 @@ class Running:
 class Pool:
     """Runs jobs, each in a slot of its own."""
 
-    def __init__(self, slots: Sequence[Slot], board: Board, grace: float) -> None:
-        self.board = board
+    def __init__(self, slots: Sequence[Slot], display: JobDisplay, grace: float) -> None:
+        self.display = display
         self.grace = grace
         self._free = deque(slots)
         self._running: list[Running] = []
-        self._ended: Callable[[Order, Any], None] = lambda order, result: None
+        self._ended: Callable[[JobSpec, Any], None] = lambda spec, result: None
 
-    def run(self, orders: Sequence[Callable[[Slot], Order]]) -> list[Any]:
+    def run(self, builders: Sequence[Callable[[Slot], JobSpec]]) -> list[Any]:
         """Run all jobs and return Hydra's `JobReturn` of each, in order; a failed job does not stop the others.
 
         On Ctrl-C, SIGTERM or SIGHUP every job gets SIGTERM and `grace` seconds to exit; then the signal's exception
         is raised.
         """
-        waiting, results = deque(orders), {}
+        waiting, results = deque(builders), {}
         self.serve(
             lambda: waiting.popleft() if waiting else None,
-            lambda order, result: results.update({order.number: result}),
+            lambda spec, result: results.update({spec.number: result}),
         )
         return [results[number] for number in sorted(results)]
 
     def serve(
-        self, next_order: Callable[[], Callable[[Slot], Order] | None], ended: Callable[[Order, Any], None]
+        self, next_job: Callable[[], Callable[[Slot], JobSpec] | None], ended: Callable[[JobSpec, Any], None]
     ) -> None:
         """Run jobs until there are no more, asking for the next one as soon as a slot is free.
 
         Args:
-            next_order: returns the next job; None if there is none, or none until a running job ends.
+            next_job: returns the next job; None if there is none, or none until a running job ends.
             ended: called with each job and Hydra's `JobReturn` of it as soon as the job ends.
         """
         self._ended = ended
         with stop_raises():
             try:
                 while True:
-                    while self._free and (order := next_order()) is not None:
+                    while self._free and (build := next_job()) is not None:
                         slot = self._free.popleft()
-                        self._start(order(slot), slot)
+                        self._start(build(slot), slot)
                     if not self._running:
                         break
                     self._wait()
@@ -327,39 +327,39 @@ class Pool:
                 self._stop()
                 raise
             finally:
-                self.board.close()
+                self.display.close()
 
-    def _start(self, order: Order, slot: Slot) -> None:
+    def _start(self, spec: JobSpec, slot: Slot) -> None:
         context = forkserver.context()
         reader, writer = context.Pipe(duplex=False)
         with writer:
-            process = context.Process(target=job.main, args=(order, writer), name=f"job {order.name}")
+            process = context.Process(target=job.main, args=(spec, writer), name=f"job {spec.name}")
             # Listed before it starts, so that a signal in between does not lose the job.
-            self._running.append(Running(order, slot, process, reader))
+            self._running.append(Running(spec, slot, process, reader))
             try:
                 with forkserver.hidden_main():
                     process.start()
             except (EOFError, ConnectionError) as error:
                 raise RunError(f"{SERVER_ENDED} (hydra/launcher=basic runs jobs without it)") from error
-        self.board.started(order)
+        self.display.started(spec)
 
     def _wait(self) -> None:
-        """Wait for messages and ended jobs, up to the board's refresh interval, and handle them."""
+        """Wait for messages and ended jobs, up to the display's refresh interval, and handle them."""
         readers = {running.reader: running for running in self._running if not running.reader.closed}
         ends = {running.process.sentinel: running for running in self._running}
-        ready = connection.wait([*readers, *ends], self.board.interval)
-        for found in ready:
-            if isinstance(found, Connection):
-                self._receive(readers[found])
-        for found in ready:
-            if isinstance(found, int):
-                self._end(ends[found])
-        self.board.refresh()
+        ready = connection.wait([*readers, *ends], self.display.interval)
+        for item in ready:
+            if isinstance(item, Connection):
+                self._receive(readers[item])
+        for item in ready:
+            if isinstance(item, int):
+                self._end(ends[item])
+        self.display.refresh()
 
     def _receive(self, running: Running) -> None:
         progress = running.receive()
         if progress is not None:
-            self.board.progressed(running.order, progress)
+            self.display.progressed(running.spec, progress)
 
     def _end(self, running: Running) -> None:
         running.kill_group()
@@ -371,13 +371,13 @@ class Pool:
             raise RunError(f"{SERVER_ENDED}; the same command continues the sweep")
         if result is None:
             result = job.failure(
-                running.order.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
+                running.spec.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")
             )
         running.close()
         self._running.remove(running)
         self._free.append(running.slot)
-        self.board.ended(running.order, result, time.monotonic() - running.began)
-        self._ended(running.order, result)
+        self.display.ended(running.spec, result, time.monotonic() - running.began)
+        self._ended(running.spec, result)
 
     def _stop(self) -> None:
         """Terminate all jobs in start order, and kill them after `grace` seconds or on a further signal."""
@@ -395,13 +395,13 @@ class Pool:
                     for running in alive:
                         running.kill()
                 readers = [running.reader for running in alive if not running.reader.closed]
-                for found in connection.wait([*readers, *(running.process.sentinel for running in alive)], 0.1):
-                    self._discard(found)
+                for item in connection.wait([*readers, *(running.process.sentinel for running in alive)], 0.1):
+                    self._discard(item)
             for running in self._running:
                 running.close()
             self._running.clear()
 
-    def _discard(self, found: Any) -> None:
+    def _discard(self, item: Any) -> None:
         """Drain what a job still sends, as it would block on a full pipe."""
-        if isinstance(found, Connection) and not os.read(found.fileno(), 1 << 16):
-            found.close()
+        if isinstance(item, Connection) and not os.read(item.fileno(), 1 << 16):
+            item.close()

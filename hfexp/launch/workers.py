@@ -21,7 +21,7 @@ from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import EXITS_ASKED_FOR, RunError, Terminated, exit_code
 from hfexp.core.process import count_once, handled, how_it_ended
 from hfexp.launch import forkserver, world
-from hfexp.launch.job import Place, stop_when_orphaned
+from hfexp.launch.job import ProcessEnv, stop_when_orphaned
 
 # Find out which of several processes ended the run, and why: the others fail as well, and may seem to end first.
 #
@@ -42,7 +42,7 @@ class WorkerKilledError(WorkerError):
     """A process of the run was killed from outside; the run itself did nothing wrong."""
 
 
-class _Remote(Exception):
+class _RemoteTraceback(Exception):
     """The traceback of another process, shown as the cause of an error in this one."""
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ class _Remote(Exception):
 
 
 @dataclass(frozen=True)
-class Note:
+class FailureNote:
     """The note that a process leaves when an exception ends it."""
 
     rank: int
@@ -67,25 +67,25 @@ class Note:
         return self.code in EXITS_ASKED_FOR or any(text in self.message for text in NEIGHBOUR_GONE)
 
 
-def begin(place: Path, rank: int) -> None:
+def begin(directory: Path, rank: int) -> None:
     """Record the process id of this rank, and remove the note that an earlier attempt has left."""
-    _path(place, rank).unlink(missing_ok=True)
-    _write(place / f"{rank}.pid", str(os.getpid()))
+    _note_path(directory, rank).unlink(missing_ok=True)
+    _write(directory / f"{rank}.pid", str(os.getpid()))
 
 
-def note(place: Path, rank: int, error: BaseException) -> None:
+def note(directory: Path, rank: int, error: BaseException) -> None:
     """Leave a note on the exception that ends this process."""
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
     text = "".join(traceback.format_exception(error))
     facts = (time.time(), type(error).__name__, str(error), code, text)
-    _write(_path(place, rank), json.dumps(facts))
+    _write(_note_path(directory, rank), json.dumps(facts))
 
 
-class Witness:
+class WorkerMonitor:
     """Monitor that remembers the processes of a run, to know how each has ended."""
 
-    def __init__(self, place: Path, processes: int) -> None:
-        self.place = place
+    def __init__(self, directory: Path, processes: int) -> None:
+        self.directory = directory
         self.processes = processes
         self._known: dict[int, Any] = {}
         self._stop = threading.Event()
@@ -107,7 +107,7 @@ class Witness:
                 self._known.update({process.pid or 0: process for process in multiprocessing.active_children()})
 
     def _pids(self) -> dict[int, int]:
-        return {int(path.stem): int(path.read_text()) for path in self.place.glob("*.pid")}
+        return {int(path.stem): int(path.read_text()) for path in self.directory.glob("*.pid")}
 
     def explain(self, reported: dict[int, int]) -> BaseException:
         """Return the error that ended the run.
@@ -115,44 +115,44 @@ class Witness:
         Args:
             reported: exit codes by rank, as far as the elastic agent reports them.
         """
-        notes = sorted(self._notes(), key=lambda found: found.time)
-        silent = self._silent({found.rank for found in notes}, reported)
-        if silent is not None and (not notes or notes[0].is_consequence):
-            rank, code = silent
+        notes = sorted(self._notes(), key=lambda failure: failure.time)
+        unexplained = self._without_note({failure.rank for failure in notes}, reported)
+        if unexplained is not None and (not notes or notes[0].is_consequence):
+            rank, code = unexplained
             kind = WorkerKilledError if code == -signal.SIGKILL else WorkerError
             return kind(f"process {rank} of {self.processes} {how_it_ended(code)}")
         if not notes:
             return WorkerError(f"one of {self.processes} processes exited without an error message")
-        first = next((found for found in notes if not found.is_consequence), notes[0])
+        first = next((failure for failure in notes if not failure.is_consequence), notes[0])
         return self._error(first)
 
-    def _notes(self) -> list[Note]:
-        paths = self.place.glob("*.json")
-        return [Note(int(path.stem), *json.loads(path.read_text())) for path in paths]
+    def _notes(self) -> list[FailureNote]:
+        paths = self.directory.glob("*.json")
+        return [FailureNote(int(path.stem), *json.loads(path.read_text())) for path in paths]
 
-    def _silent(self, spoken: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
+    def _without_note(self, noted_ranks: set[int], reported: dict[int, int]) -> tuple[int, int] | None:
         """Return rank and exit code of a process that failed without a note, not by the agent's SIGTERM."""
         codes = {rank: self._known[pid].exitcode for rank, pid in self._pids().items() if pid in self._known}
         ends = {**codes, **reported}
         bad = [(rank, code) for rank, code in sorted(ends.items()) if code not in (0, None, -signal.SIGTERM)]
-        return next(((rank, code) for rank, code in bad if rank not in spoken), None)
+        return next(((rank, code) for rank, code in bad if rank not in noted_ranks), None)
 
-    def _error(self, found: Note) -> BaseException:
-        if found.code in EXITS_ASKED_FOR:
-            return Terminated(found.code)
-        kind = getattr(errors, found.type, None)
+    def _error(self, failure: FailureNote) -> BaseException:
+        if failure.code in EXITS_ASKED_FOR:
+            return Terminated(failure.code)
+        kind = getattr(errors, failure.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
-            error: Exception = kind(found.message)
-        elif found.code is not None:
-            error = WorkerError(f"process {found.rank} of {self.processes} {how_it_ended(found.code)}")
+            error: Exception = kind(failure.message)
+        elif failure.code is not None:
+            error = WorkerError(f"process {failure.rank} of {self.processes} {how_it_ended(failure.code)}")
         else:
-            error = WorkerError(f"process {found.rank} of {self.processes}: {found.type}: {found.message}")
-        error.__cause__ = _Remote(found.traceback)
+            error = WorkerError(f"process {failure.rank} of {self.processes}: {failure.type}: {failure.message}")
+        error.__cause__ = _RemoteTraceback(failure.traceback)
         return error
 
 
-def _path(place: Path, rank: int) -> Path:
-    return place / f"{rank}.json"
+def _note_path(directory: Path, rank: int) -> Path:
+    return directory / f"{rank}.json"
 
 
 def _write(path: Path, text: str) -> None:
@@ -194,11 +194,11 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     (run_dir / LOGS).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="hfexp-") as temporary,
-        _watched() as signals,
+        _stop_on_signals() as signals,
         forkserver.hidden_main(),
     ):
-        notes = Path(temporary)
-        witness = Witness(notes, int(launch.num_processes))
+        notes_dir = Path(temporary)
+        monitor = WorkerMonitor(notes_dir, int(launch.num_processes))
         elastic = Elastic(
             min_nodes=1,
             max_nodes=1,
@@ -208,24 +208,24 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
             max_restarts=launch.max_restarts,
             monitor_interval=0.1,
             start_method="forkserver",
-            logs_specs=DefaultLogsSpecs(log_dir=str(notes / "agent")),
-            signals_to_handle="",  # `_watched` handles them
+            logs_specs=DefaultLogsSpecs(log_dir=str(notes_dir / "agent")),
+            signals_to_handle="",  # `_stop_on_signals` handles them
             shutdown_timeout=launch.grace_seconds,
         )
         try:
-            with witness.watching():
-                surroundings = (Place.here(), os.getpgrp(), run_dir, notes, launch.grace_seconds)
-                results = elastic_launch(elastic, _worker)(*surroundings, entry, args)
+            with monitor.watching():
+                worker_args = (ProcessEnv.capture(), os.getpgrp(), run_dir, notes_dir, launch.grace_seconds)
+                results = elastic_launch(elastic, _worker)(*worker_args, entry, args)
         except SignalException:
             raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
         except ChildFailedError as error:
-            cause = witness.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
+            cause = monitor.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
     return results[0]
 
 
 @contextlib.contextmanager
-def _watched() -> Iterator[list[int]]:
+def _stop_on_signals() -> Iterator[list[int]]:
     """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM or SIGHUP; leave no worker behind.
 
     Yields:
@@ -260,15 +260,15 @@ def _watched() -> Iterator[list[int]]:
 
 
 def _worker(
-    place: Place, group: int, run_dir: Path, notes: Path, grace: float, entry: Callable[..., Any], args: tuple
+    env: ProcessEnv, group: int, run_dir: Path, notes_dir: Path, grace: float, entry: Callable[..., Any], args: tuple
 ) -> Any:
     """Set this worker up as if a user had started it in the launcher's directory, and call `entry`."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
     own |= {k: v for k, v in os.environ.items() if k.endswith("WORLD_SIZE")}
-    place.enter()
+    env.enter()
     os.environ.update(own)
-    world.stay_on_this_machine(notes)
+    world.stay_on_this_machine(notes_dir)
     with contextlib.suppress(OSError):
         os.setpgid(0, group)  # join the starting process's group, so that killing that group kills this worker
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to all; the agent passes them on as SIGTERM
@@ -279,9 +279,9 @@ def _worker(
     os.close(log)
     console.speak_through(lambda name, *args: None)
     stop_when_orphaned(grace)
-    begin(notes, rank)
+    begin(notes_dir, rank)
     try:
         return entry(*args)
     except BaseException as error:
-        note(notes, rank, error)
+        note(notes_dir, rank, error)
         raise

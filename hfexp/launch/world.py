@@ -42,8 +42,8 @@ def is_together() -> bool:
 
 
 def _number(name: str, default: int) -> int:
-    given = os.environ.get(name, "")
-    return int(given) if given.isdecimal() else default
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else default
 
 
 def check_environment() -> None:
@@ -53,19 +53,19 @@ def check_environment() -> None:
         ConfigError: they say that this is one of several processes, but not which one or where the others are;
             Accelerate would wait for the others in vain. The message names the variables that are set and missing.
     """
-    found = {name: os.environ[name] for name in NEEDED if os.environ.get(name)}
-    shown = " ".join(f"{name}={found[name]}" for name in NEEDED[:3] if name in found)
-    way_out = "unset them to run a single process; torchrun and `accelerate launch` set all of them"
-    if size() > 1 or found.get("LOCAL_RANK", "-1") != "-1":
-        missing = [name for name in NEEDED if name not in found]
+    values = {name: os.environ[name] for name in NEEDED if os.environ.get(name)}
+    shown = " ".join(f"{name}={values[name]}" for name in NEEDED[:3] if name in values)
+    advice = "unset them to run a single process; torchrun and `accelerate launch` set all of them"
+    if size() > 1 or values.get("LOCAL_RANK", "-1") != "-1":
+        missing = [name for name in NEEDED if name not in values]
         if missing:
             raise ConfigError(
                 f"{shown} in the environment: this is one of several processes, but {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not set; {way_out}"
+                f"{'is' if len(missing) == 1 else 'are'} not set; {advice}"
             )
-    wrong = [name for name in NEEDED[:3] if name in found and not found[name].removeprefix("-").isdecimal()]
+    wrong = [name for name in NEEDED[:3] if name in values and not values[name].removeprefix("-").isdecimal()]
     if wrong or (is_together() and _number("RANK", size()) >= size()):
-        raise ConfigError(f"{shown} in the environment: these are not valid process numbers; {way_out}")
+        raise ConfigError(f"{shown} in the environment: these are not valid process numbers; {advice}")
     started = [name for name in MPI if _number(name, 1) > 1 and not is_together()]
     if started:
         raise ConfigError(
@@ -99,8 +99,8 @@ def _loopback() -> str:
     import psutil
 
     addresses = psutil.net_if_addrs()
-    found = (name for name, known in addresses.items() if any(a.address in ("127.0.0.1", "::1") for a in known))
-    return next(found, "")
+    names = (name for name, entries in addresses.items() if any(a.address in ("127.0.0.1", "::1") for a in entries))
+    return next(names, "")
 
 
 def settle(launch: LaunchConfig, use_cpu: bool) -> None:
@@ -110,35 +110,35 @@ def settle(launch: LaunchConfig, use_cpu: bool) -> None:
         ConfigError: the requested number of processes is not possible here.
     """
     check_environment()
-    wanted = launch.num_processes
+    requested = launch.num_processes
     if is_together():
-        if wanted not in (1, "auto", size()):
+        if requested not in (1, "auto", size()):
             raise ConfigError(
-                f"launch.num_processes={wanted}, but this was started as one of {size()} processes; leave it out"
+                f"launch.num_processes={requested}, but this was started as one of {size()} processes; leave it out"
             )
         launch.strategy, launch.num_processes = Strategy.ddp, size()
         return
     if launch.strategy is Strategy.single:
-        if wanted not in (1, "auto"):
-            raise ConfigError(f"launch.num_processes={wanted} needs launch=ddp")
+        if requested not in (1, "auto"):
+            raise ConfigError(f"launch.num_processes={requested} needs launch=ddp")
         launch.num_processes = 1
         return
-    launch.num_processes = _processes_here(wanted, 0 if use_cpu else len(visible_devices()))
+    launch.num_processes = _processes_here(requested, 0 if use_cpu else len(visible_devices()))
 
 
-def _processes_here(wanted: int | str, devices: int) -> int:
+def _processes_here(requested: int | str, devices: int) -> int:
     """Return the number of processes to start for `launch=ddp`, given the number of accelerators."""
-    if wanted == "auto" and not devices:
+    if requested == "auto" and not devices:
         raise ConfigError(
             "launch.num_processes=auto is the number of accelerators, and there are none; "
             "set a number of processes, which will share the CPU, or use launch=single"
         )
-    count = devices if wanted == "auto" else wanted
+    count = devices if requested == "auto" else requested
     if not isinstance(count, int) or count < 1:
-        raise ConfigError(f"launch.num_processes={wanted} must be `auto` or an integer of at least 1")
+        raise ConfigError(f"launch.num_processes={requested} must be `auto` or an integer of at least 1")
     if devices and count > devices:
         raise ConfigError(
-            f"launch.num_processes={wanted} is more than the {devices} visible accelerators; "
+            f"launch.num_processes={requested} is more than the {devices} visible accelerators; "
             "trainer.args.use_cpu=true trains on the CPU"
         )
     return count
@@ -160,9 +160,9 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
     if not torch.distributed.is_initialized():
         with _waiting(launch.timeout):
             torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
-    found = torch.distributed.get_world_size()
-    if found != launch.num_processes:
-        raise RuntimeError(f"{launch.num_processes} processes were started, but {found} joined")
+    joined = torch.distributed.get_world_size()
+    if joined != launch.num_processes:
+        raise RuntimeError(f"{launch.num_processes} processes were started, but {joined} joined")
 
 
 @contextlib.contextmanager

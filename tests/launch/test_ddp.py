@@ -173,7 +173,7 @@ def test_the_process_that_began_it_is_named(tmp_path: Path) -> None:
             workers.note(tmp_path, rank, raised)
 
     def why(reported: dict[int, int]) -> str:
-        return str(workers.Witness(tmp_path, 3).explain(reported))
+        return str(workers.WorkerMonitor(tmp_path, 3).explain(reported))
 
     noted(0, RuntimeError("Connection closed by peer"))
     assert "process 1 of 3 was killed by SIGSEGV" in why({1: -signal.SIGSEGV})
@@ -186,7 +186,7 @@ def test_the_process_that_began_it_is_named(tmp_path: Path) -> None:
     assert "process 2 of 3 ended with exit code 7" in why({0: 1})
     for rank in (0, 2):
         workers.begin(tmp_path, rank)
-    assert isinstance(workers.Witness(tmp_path, 3).explain({1: 143}), Terminated)
+    assert isinstance(workers.WorkerMonitor(tmp_path, 3).explain({1: 143}), Terminated)
 
 
 def history(run_dir: Path, run_id: str | None, key: str) -> list[float]:
