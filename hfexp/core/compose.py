@@ -28,7 +28,7 @@ from hfexp.core.config import Config, explain_key_error
 from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.core.habits import HABITS
 from hfexp.core.outside import check_directory
-from hfexp.core.overrides import keep_words
+from hfexp.core.overrides import quote_texts
 from hfexp.core.secrets import learn_secrets, mask_secrets
 from hfexp.core.training_args import way_out
 
@@ -107,11 +107,11 @@ OPEN_SECTIONS = (
 """Sections whose keys belong to a library or the user: they need no `+`, and are checked where they are used."""
 
 
-OWN_WORDS = ("security.allowed_targets", "model.trust_remote_code")
+TYPED_ONLY = ("security.allowed_targets", "model.trust_remote_code")
 """Keys that let other people's code run: only overrides, which the user has typed, may set them."""
 MAX_NAME = 240
 """Bytes that the name of an option may have: file systems take 255 for the name of its file."""
-NO_NAME = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
+NON_TEXT = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
 """Matches what Hydra's grammar reads as a value other than text."""
 PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
 """Names of the plugin classes in `hydra_plugins.hfexp`."""
@@ -164,7 +164,7 @@ def prepare_overrides(overrides: list[str], config_name: str = CONFIG_NAME) -> l
     learn_secrets(overrides)
     chosen = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
     _check_options(overrides)
-    overrides = [opened(keep_words(override)) for override in overrides]
+    overrides = [opened(quote_texts(override)) for override in overrides]
     if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
         overrides.append(DEFAULT_EXPERIMENT)
     return overrides
@@ -181,7 +181,7 @@ def _check_options(overrides: Iterable[str]) -> None:
                 raise ConfigError(
                     f"{override[:40]}...: the name of a key or an option may have at most {MAX_NAME} bytes"
                 )
-        if is_group and NO_NAME.fullmatch(option):
+        if is_group and NON_TEXT.fullmatch(option):
             raise ConfigError(
                 f"{override}: {option.strip()} is not an option name; leave this override out to choose none"
             )
@@ -301,25 +301,25 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
     with own_options_first(*own, *searched(overrides)), explained():
         prepared = prepare_overrides(list(overrides))
         cfg = _composed(CONFIG_NAME, prepared)
-        require_own_word(cfg)
+        require_typed(cfg)
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
 
 
-def require_own_word(cfg: Any) -> None:
+def require_typed(cfg: Any) -> None:
     """Refuse a config that trusts more code than its user has typed: a config file may be somebody else's.
 
     Args:
         cfg: the composed config with Hydra's own section.
 
     Raises:
-        ConfigError: a config file sets one of `OWN_WORDS`, and no override does.
+        ConfigError: a config file sets one of `TYPED_ONLY`, and no override does.
     """
     # Overrides may hold interpolations, which only the whole config can resolve.
     typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
     parts = [override.lstrip("+").partition("=") for override in typed]
     keys = {key for key, _, _ in parts} | {f"{key}." for key, _, value in parts if value.startswith("{")}
-    for key in OWN_WORDS:
+    for key in TYPED_ONLY:
         value = OmegaConf.select(cfg, key)
         if value and key not in keys and not any(key.startswith(prefix) for prefix in keys if prefix.endswith(".")):
             shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()

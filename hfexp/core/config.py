@@ -403,9 +403,9 @@ def advise(key: str, value: str = "...") -> str | None:
     for known in (f"{key}={value}", key, name):
         if known in HABITS:
             return HABITS[known]
-    homes = _homes().get(name, [])
-    if name in homes or len(homes) == 1:
-        return f"{name if name in homes else homes[0]}={value}"
+    full_keys = _full_keys().get(name, [])
+    if name in full_keys or len(full_keys) == 1:
+        return f"{name if name in full_keys else full_keys[0]}={value}"
     name = SHORT.get(name, name)
     if name in {**OWNED, **REFUSED}:
         return {**OWNED, **REFUSED}[name]
@@ -415,17 +415,17 @@ def advise(key: str, value: str = "...") -> str | None:
 
 
 @functools.cache
-def _homes() -> Mapping[str, list[str]]:
+def _full_keys() -> Mapping[str, list[str]]:
     """Map the last part of each key of the schema to the full keys."""
-    homes: dict[str, list[str]] = {}
+    full_keys: dict[str, list[str]] = {}
 
     def walk(schema: Any, prefix: str) -> None:
         types = typing.get_type_hints(schema)
         for entry in fields(schema):
             inner = ModelConfig if entry.name == "model" else types[entry.name]
-            homes.setdefault(entry.name, []).append(f"{prefix}{entry.name}")
+            full_keys.setdefault(entry.name, []).append(f"{prefix}{entry.name}")
             if is_dataclass(inner):
                 walk(inner, f"{prefix}{entry.name}.")
 
     walk(Config, "")
-    return homes
+    return full_keys

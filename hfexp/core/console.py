@@ -18,39 +18,39 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
-_UNSHOWN = re.compile(
+_UNPRINTABLE = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 """Characters that act on a terminal or on the direction of text: control characters (C0 and C1, except newlines and
 tabs), bidirectional controls (Unicode Annex 9), and code points that are not characters."""
 
 
-class _Elsewhere(Protocol):
+class _Redirect(Protocol):
     def __call__(self, name: str, /, *args: Any) -> None: ...
 
 
-_elsewhere: _Elsewhere | None = None
-_terminal_elsewhere = False
+_redirect: _Redirect | None = None
+_redirect_is_terminal = False
 _bar: Any = None
 
 
-def speak_through(speaker: _Elsewhere | None, terminal: bool = False) -> None:
+def speak_through(redirect: _Redirect | None, terminal: bool = False) -> None:
     """Redirect output to a function, which gets the name of a function of this module and its arguments.
 
     This is for a process without a console of its own; `terminal` says if there is one at the other end.
     """
-    global _elsewhere, _terminal_elsewhere
-    _elsewhere, _terminal_elsewhere = speaker, terminal
+    global _redirect, _redirect_is_terminal
+    _redirect, _redirect_is_terminal = redirect, terminal
 
 
 def is_terminal() -> bool:
     """Tell whether output goes to a terminal, where lines can be updated."""
-    return _terminal_elsewhere if _elsewhere is not None else sys.stdout.isatty()
+    return _redirect_is_terminal if _redirect is not None else sys.stdout.isatty()
 
 
 def printable(text: object) -> str:
     """Escape characters of a text that would move the cursor, change colours or reverse the direction of letters."""
-    return _UNSHOWN.sub(_escaped, str(text).replace("\r\n", "\n"))
+    return _UNPRINTABLE.sub(_escaped, str(text).replace("\r\n", "\n"))
 
 
 def one_line(text: object) -> str:
@@ -77,8 +77,8 @@ def print_table(table: "Table", soft_wrap: bool = False) -> None:
 def say(text: str = "") -> None:
     """Print one line to standard output at once, with secrets masked."""
     text = mask_secrets(text)
-    if _elsewhere is not None:
-        _elsewhere("say", text)
+    if _redirect is not None:
+        _redirect("say", text)
         return
     with contextlib.suppress(OSError):  # a closed pipe or a full disk under a log file must not stop the run
         print(printable(text), flush=True)
@@ -87,14 +87,14 @@ def say(text: str = "") -> None:
 def note(text: str) -> None:
     """Print a line worth noticing to standard error, with secrets masked; a failed write is ignored."""
     text = mask_secrets(text)
-    if _elsewhere is not None:
-        _elsewhere("note", text)
+    if _redirect is not None:
+        _redirect("note", text)
         return
     with contextlib.suppress(OSError):
         print(f"hfexp: {printable(text)}", file=sys.stderr, flush=True)
 
 
-class _Reader:
+class _SafeStdout:
     """Standard output for Rich that ignores failed writes: the run goes on after its terminal or pipe has closed."""
 
     def __init__(self) -> None:
@@ -118,14 +118,14 @@ def console(**settings: Any) -> Any:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 200
-    return Console(file=_Reader(), width=width, **settings)  # pyright: ignore
+    return Console(file=_SafeStdout(), width=width, **settings)  # pyright: ignore
 
 
 def move_bar(completed: int, total: int, description: str, values: str) -> None:
     """Show the progress of training as a bar, for terminals only; the first call draws it."""
     global _bar
-    if _elsewhere is not None:
-        _elsewhere("move_bar", completed, total, description, values)
+    if _redirect is not None:
+        _redirect("move_bar", completed, total, description, values)
         return
     if _bar is None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -147,8 +147,8 @@ def move_bar(completed: int, total: int, description: str, values: str) -> None:
 def end_bar() -> None:
     """Remove the bar, if there is one, and release the terminal."""
     global _bar
-    if _elsewhere is not None:
-        _elsewhere("end_bar")
+    if _redirect is not None:
+        _redirect("end_bar")
     elif _bar is not None:
         _bar.stop()
         _bar = None
@@ -160,8 +160,8 @@ def end_bar() -> None:
 def quiet_libraries() -> None:
     """Show hfexp's warnings, and only errors of the libraries; `HFEXP_VERBOSE=1` shows everything."""
     own = logging.getLogger("hfexp")
-    if not any(isinstance(handler, _ScreenHandler) for handler in own.handlers):
-        own.addHandler(_ScreenHandler(logging.WARNING))
+    if not any(isinstance(handler, _ConsoleHandler) for handler in own.handlers):
+        own.addHandler(_ConsoleHandler(logging.WARNING))
     if os.environ.get("HFEXP_VERBOSE") == "1":
         return
     import datasets
@@ -181,7 +181,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\b")
 
 
-class _ScreenHandler(logging.Handler):
+class _ConsoleHandler(logging.Handler):
     """Shows hfexp's warnings as notes on the console."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -198,12 +198,12 @@ class _MaskingFormatter(logging.Formatter):
 class _LogFile(logging.FileHandler):
     """A log file that reports once that it can't be written; `logging` would print a traceback for each line."""
 
-    _told = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Print a note about the exception that is being handled."""
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             note(f"{self.baseFilename} can't be written: {first_line(sys.exception() or OSError())}")
 
     def close(self) -> None:

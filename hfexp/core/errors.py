@@ -10,11 +10,11 @@ EXIT_WRONG_INPUT = 2
 EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
-EXITS_ASKED_FOR = (EXIT_HANGUP, EXIT_TERMINATED)
+STOP_EXIT_CODES = (EXIT_HANGUP, EXIT_TERMINATED)
 """Exit codes of a process that ended because SIGHUP or SIGTERM asked it to."""
 
 
-class _Told(Exception):
+class _ExplainedError(Exception):
     """Base of the errors whose message is enough, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
@@ -24,11 +24,11 @@ class _Told(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
-class ConfigError(_Told, ValueError):
+class ConfigError(_ExplainedError, ValueError):
     """Raised when a request can't be met as written; the message names the key or file and what is allowed."""
 
 
-class RunError(_Told, RuntimeError):
+class RunError(_ExplainedError, RuntimeError):
     """Raised when a run fails for a reason that its message explains without a traceback."""
 
 

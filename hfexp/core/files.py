@@ -42,7 +42,7 @@ class WholeFile:
         self.path = path
         self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
         """Path to write to."""
-        self._remove_left()
+        self._remove_leftovers()
         self._lock = self._create(mode)
 
     def close(self, keep: bool) -> None:
@@ -63,13 +63,13 @@ class WholeFile:
                 return lock
             os.close(lock)  # another process removed it, as it was not locked yet
 
-    def _remove_left(self) -> None:
+    def _remove_leftovers(self) -> None:
         prefix = f".{self.path.name}."
-        for left in self.path.parent.iterdir():
-            if left.name.startswith(prefix) and left.name.removeprefix(prefix).isdigit():
-                with contextlib.suppress(OSError), left.open("rb+") as file:  # another user's, or in use
+        for leftover in self.path.parent.iterdir():
+            if leftover.name.startswith(prefix) and leftover.name.removeprefix(prefix).isdigit():
+                with contextlib.suppress(OSError), leftover.open("rb+") as file:  # another user's, or in use
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    left.unlink()
+                    leftover.unlink()
 
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:

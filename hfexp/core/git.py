@@ -28,7 +28,7 @@ _DIFF = (
     "--submodule=short", "--ignore-submodules=dirty",
 )  # fmt: skip
 """`git diff` without external diff and textconv programs, in a format that the user's settings can't change."""
-_UNKNOWN = "# git diff failed: the uncommitted changes are not known\n"
+_DIFF_FAILED = "# git diff failed: the uncommitted changes are not known\n"
 _FILTERS = (".clean", ".smudge", ".process", ".required")
 """Ends of the settings that name a filter's programs, or require them to succeed."""
 _CODE = (".py", ".pyi", ".ipynb", ".js", ".ts", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".rs", ".go", ".java")
@@ -42,9 +42,9 @@ def git_state() -> dict[str, str]:
         `sha`, `branch`, `remote`, `diff`, `untracked` (file names); empty outside a repository, and in one whose work
         tree is not where its `.git` is.
     """
-    settings = {**_SETTINGS, **_filters_off()}
+    settings = {**_SETTINGS, **_disabled_filters()}
     sha = _git("rev-parse", "HEAD", settings=settings).strip()
-    if not sha or not _is_here(settings):
+    if not sha or not _is_work_tree_here(settings):
         return {}
     return {
         "sha": sha,
@@ -55,14 +55,14 @@ def git_state() -> dict[str, str]:
     }
 
 
-def _filters_off() -> dict[str, str]:
+def _disabled_filters() -> dict[str, str]:
     """Return settings that disable the filter programs of the repository's own config, but not those of the user's."""
     pairs = _git("config", "--show-scope", "--includes", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
     names = [name for scope, name in zip(pairs[::2], pairs[1::2], strict=False) if scope in ("local", "worktree")]
     return {name: "false" if name.endswith(".required") else "" for name in names if name.endswith(_FILTERS)}
 
 
-def _is_here(settings: dict[str, str]) -> bool:
+def _is_work_tree_here(settings: dict[str, str]) -> bool:
     """Tell whether the work tree is where `.git` is: `core.worktree` can name any directory of the machine."""
     if "GIT_DIR" in os.environ or "GIT_WORK_TREE" in os.environ:
         return True  # the user chose the repository
@@ -74,7 +74,7 @@ def _is_here(settings: dict[str, str]) -> bool:
 
 def _diff(settings: dict[str, str]) -> str:
     """Return the uncommitted changes, which `git apply` takes unless masked; comments name the files left out."""
-    names = _git(*_DIFF, "--name-only", "-z", settings=settings, failing=_UNKNOWN)
+    names = _git(*_DIFF, "--name-only", "-z", settings=settings, failing=_DIFF_FAILED)
     if names.startswith("# git"):
         return names
     changed = [name for name in names.split("\0") if name]
@@ -85,7 +85,7 @@ def _diff(settings: dict[str, str]) -> str:
     if len(changed) == len(hidden):
         return comments
     others = [":(top)", *(f":(top,exclude,literal){name}" for name in hidden)]
-    parts = re.split(r"(?m)^(?=diff --git )", _git(*_DIFF, "--", *others, settings=settings, failing=_UNKNOWN))
+    parts = re.split(r"(?m)^(?=diff --git )", _git(*_DIFF, "--", *others, settings=settings, failing=_DIFF_FAILED))
     return comments + "".join(map(_masked, parts))
 
 

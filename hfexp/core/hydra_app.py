@@ -43,13 +43,13 @@ def run(args: list[str], function: Callable[[Any], Any], commands: Collection[st
     app = hydra.main(config_path=str(conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
     options = own_options_first(*own, *compose.searched(parsed.overrides))
     with options, compose.explained(), _hydra_raises(), _checked_sections():
-        sys.argv[1:] = hydra_words(args, commands)
-        _say_what_is_replaced(parsed.shell_completion)
-        with _prints_masked(parsed):
+        sys.argv[1:] = hydra_args(args, commands)
+        _note_replaced_files(parsed.shell_completion)
+        with _masked_output(parsed):
             app(function)()
 
 
-def hydra_words(args: list[str], commands: Collection[str]) -> list[str]:
+def hydra_args(args: list[str], commands: Collection[str]) -> list[str]:
     """Return Hydra's arguments: first the flags, with an absolute `--config-path`, then the prepared overrides."""
     parsed = _parse(args)
     if parsed.shell_completion:
@@ -89,7 +89,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     return parsed
 
 
-def _say_what_is_replaced(quiet: bool) -> None:
+def _note_replaced_files(quiet: bool) -> None:
     replaced = find_replaced()
     if replaced and not quiet:
         several = len(replaced) > 1
@@ -108,7 +108,7 @@ def _checked_sections() -> Iterator[None]:
         from hfexp.core.targets import check_hydra
 
         config = original(*args, **kwargs)
-        compose.require_own_word(config)
+        compose.require_typed(config)
         check_hydra(_resolved(config.hydra), list(OmegaConf.select(config, "security.allowed_targets") or []))
         return config
 
@@ -149,7 +149,7 @@ def _hydra_raises() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _prints_masked(parsed: argparse.Namespace) -> Iterator[None]:
+def _masked_output(parsed: argparse.Namespace) -> Iterator[None]:
     """Mask secrets in what Hydra itself prints for `--cfg`, `--info` and `--help`."""
     if not (parsed.cfg or parsed.info or parsed.help):
         yield

@@ -44,7 +44,7 @@ def config_hash(config: Config) -> str:
         # Two processes with 8 samples each train as one with 16 does, and can continue where it stopped.
         size = args.get("per_device_train_batch_size", 8)  # the default of TrainingArguments
         plain["trainer"]["args"]["per_device_train_batch_size"] = size * int(config.launch.num_processes)
-    rules = [rule for rule, applies in _mended(args).items() if applies]
+    rules = [rule for rule, applies in _changed_rules(args).items() if applies]
     if rules:
         plain["rules"] = rules
     plain["transform"].pop("cache")
@@ -57,7 +57,7 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _mended(args: dict[str, Any]) -> dict[str, bool]:
+def _changed_rules(args: dict[str, Any]) -> dict[str, bool]:
     """Return the training rules that earlier versions did differently, and whether each applies to these settings.
 
     A rule that applies changes the hash: a run that began under the former rule is neither continued nor reused.
@@ -98,10 +98,10 @@ def _files(node: Any) -> Iterator[Path]:
     pattern = os.path.expanduser(node)
     for name in [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True):
         path = Path(name).absolute()
-        yield from _below(path) if path.is_dir() else (path,)
+        yield from _files_below(path) if path.is_dir() else (path,)
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder, following links; visit each folder once, as links can form a cycle."""
     seen = {os.path.realpath(folder)}
     for directory, subdirs, names in os.walk(folder, followlinks=True):

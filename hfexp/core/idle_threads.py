@@ -61,17 +61,17 @@ def processors_shared(use_cpu: bool = False) -> Iterator[None]:
     if not (on_cpu and sys.platform.startswith("linux") and torch.get_num_threads() > 1):
         yield
         return
-    over = threading.Event()
+    ended = threading.Event()
     with contextlib.ExitStack() as stack:
-        if not _first_here(stack) and not _user_decides():
-            thread = threading.Thread(target=_crowd, args=(stack, over), name="hfexp-crowd", daemon=True)
+        if not _become_first(stack) and not _user_decides():
+            thread = threading.Thread(target=_oversubscribe, args=(stack, ended), name="hfexp-crowd", daemon=True)
             thread.start()
             stack.callback(thread.join)
-            stack.callback(over.set)
+            stack.callback(ended.set)
         yield
 
 
-def _crowd(stack: contextlib.ExitStack, over: threading.Event) -> None:
+def _oversubscribe(stack: contextlib.ExitStack, ended: threading.Event) -> None:
     """Oversubscribe the OpenMP pool until this run becomes the first or the block has ended.
 
     libgomp's threads sleep at once (after 100 looks) while a process has more of them than there are processors:
@@ -81,12 +81,12 @@ def _crowd(stack: contextlib.ExitStack, over: threading.Event) -> None:
     import torch
 
     torch.ones(torch.get_num_threads() * 2**16).add_(1)  # large enough for torch to divide it among all threads
-    while not over.wait(INTERVAL):
-        if _first_here(stack):
+    while not ended.wait(INTERVAL):
+        if _become_first(stack):
             return
 
 
-def _first_here(stack: contextlib.ExitStack) -> bool:
+def _become_first(stack: contextlib.ExitStack) -> bool:
     """Try to become the first run, until `stack` is unwound or the process ends; return False if another one is."""
     import fcntl
 

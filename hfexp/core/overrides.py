@@ -27,18 +27,18 @@ TEXTS = (
 )  # fmt: skip
 """Keys, or prefixes of keys, that hold texts, in addition to those that the schema types as texts."""
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?|[+-]?(?:nan|inf)|true|false"
-_NOT_A_WORD = re.compile(rf"(^|[\[,{{]\s*(?:[\w./-]+\s*:\s*)?)({_NUMBER})(?=\s*(?:$|[,\]}}]))", re.IGNORECASE)
+_NON_TEXT = re.compile(rf"(^|[\[,{{]\s*(?:[\w./-]+\s*:\s*)?)({_NUMBER})(?=\s*(?:$|[,\]}}]))", re.IGNORECASE)
 """Pattern of a number or a truth value that stands alone or is an element of a list or a mapping."""
 
 
-def keep_words(override: str) -> str:
+def quote_texts(override: str) -> str:
     """Quote the numbers and truth values in an override if its key holds a text (`name=1E5`)."""
     key, equals, value = override.partition("=")
     bare = key.lstrip("+")
     is_text = bare in _text_keys() or bare.startswith(TEXTS)
     if not is_text or not equals or "(" in value or "'" in value or '"' in value:
         return override
-    quoted = _NOT_A_WORD.sub(r"\1'\2'", value)
+    quoted = _NON_TEXT.sub(r"\1'\2'", value)
     return f"{key}={quoted}"
 
 

@@ -19,18 +19,18 @@ def _words(text: str) -> frozenset[str]:
 
 
 _WORD_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_ENDINGS = (
+_SECRET_ENDINGS = (
     "password", "passwords", "passwd", "passphrase", "passcode", "secret", "secrets", "credential", "credentials",
     "apikey", "accesskey", "secretkey", "privatekey", "accountkey", "authkey", "sharedkey", "storagekey", "signingkey",
     "masterkey", "sshkey", "encryptionkey", "authtoken", "accesstoken", "apitoken", "hftoken", "bottoken", "idtoken",
     "sessiontoken", "refreshtoken", "securitytoken", "signature", "pwd", "dbpass", "sshpass", "userpass",
 )  # fmt: skip
 """Endings of words that make a name secret."""
-_WHOLE = _words(
+_SECRET_WORDS = _words(
     "passkey sas totp sig auth oauth authorization webhook webhooks bearer jwt cookie cookies cred creds otp"
 )
 """Whole words that make a name secret."""
-_TELL_NOTHING = _words(
+_HARMLESS_LAST_WORDS = _words(
     "file files path paths dir directory folder id ids name names type types mode method kind length len size count "
     "counts max min version ttl expiry expires expiration enabled disabled required optional url uri endpoint host "
     "server port provider class style format policy algorithm alg scheme field column index position positions weight "
@@ -38,16 +38,16 @@ _TELL_NOTHING = _words(
     "pattern sock socket plugin handler header"
 )
 """Last words of names that are about a secret but do not hold it: `password_file`, `pad_token_id`."""
-_TOKENS_OF_TEXT = _words(
+_TEXT_TOKEN_WORDS = _words(
     "pad eos bos cls sep mask unk special additional image video audio vision start end begin stop decoder encoder "
     "prefix suffix per num max min new next first last turn role boi eoi fim tool think reason class label sample "
     "query document word byte sub text prompt answer patch frame lang language src tgt speech timestamp "
     "newline eot sot middle blank space separator beginning placeholder entity reserved added"
 )
 """A token whose name has one of these words is a piece of text: `pad_token`, `max_new_tokens`."""
-_TOKENS_OF_ACCESS = _words("access auth api secret refresh bearer hf hub oauth")
+_ACCESS_TOKEN_WORDS = _words("access auth api secret refresh bearer hf hub oauth")
 """`tokens` in the plural are secrets only with one of these words."""
-_KEYS = _words(
+_KEY_WORDS = _words(
     "api access account private secret shared storage encryption decryption crypto cipher ssh ssl tls rsa aes hmac "
     "gpg pgp signing auth client consumer subscription master service session license admin app deploy host function "
     "instrumentation ingest webhook bot sas openai anthropic kaggle stripe wandb hf huggingface google gcp aws azure "
@@ -55,8 +55,8 @@ _KEYS = _words(
     "databricks snowflake mongo redis"
 )
 """A key whose name has one of these words before `key` gives access: `api_key`; others (`sort_key`) are just names."""
-_TWO = (["token", "value"], ["pass", "word"], ["pass", "phrase"])
-_PASS_OF = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
+_SECRET_WORD_PAIRS = (["token", "value"], ["pass", "word"], ["pass", "phrase"])
+_PASS_WORDS = _words("db user ftp sftp smtp imap mail admin root ssh http proxy redis mysql pg mongo sudo login")
 """Words before a last `pass` or `pw` that make the name secret: `db_pass`."""
 
 
@@ -72,15 +72,18 @@ def _is_secret_part(words: list[str]) -> bool:
     if not words:
         return False
     before, last = {*words[:-1]}, words[-1]
-    if last in _TELL_NOTHING:
+    if last in _HARMLESS_LAST_WORDS:
         return last in ("url", "uri", "endpoint") and "webhook" in before
     if last in ("token", "tokens"):
-        return not before & _TOKENS_OF_TEXT and (last == "token" or bool(before & _TOKENS_OF_ACCESS))
+        return not before & _TEXT_TOKEN_WORDS and (last == "token" or bool(before & _ACCESS_TOKEN_WORDS))
     if last in ("key", "keys"):
-        return bool(before & _KEYS)
+        return bool(before & _KEY_WORDS)
     if last in ("pass", "pw"):
-        return not before or words[-2] in _PASS_OF
-    return any(word in _WHOLE or word.endswith(_ENDINGS) for word in words) or words[-2:] in _TWO
+        return not before or words[-2] in _PASS_WORDS
+    return (
+        any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in words)
+        or words[-2:] in _SECRET_WORD_PAIRS
+    )
 
 
 def is_secret_variable(name: str) -> bool:
@@ -133,7 +136,7 @@ _TOKENS = {
 NVIDIA, Perplexity, PyPI, Vault, age, Replicate, Groq, Docker, DigitalOcean, Shopify, Kaggle, Notion, Grafana, Linear,
 Atlassian, Square, Figma, Supabase, New Relic, Postman, Slack, Databricks, SendGrid; JSON web tokens."""
 _TOKEN = re.compile("(?<![A-Za-z0-9])(?:" + "|".join(re.escape(begin) + rest for begin, rest in _TOKENS.items()) + ")")
-_HOOK = re.compile(
+_WEBHOOK = re.compile(
     r"(https?\\*://(?:hooks\.[\w.:-]+|[\w-]+\.webhook\.[\w.:-]+|[\w.:-]+(?:/[\w.-]+){0,5}/webhooks?))/[^\s'\"<>,)\]}]*"
 )
 _AZURE = re.compile(r"(?<![\w~.-])[\w~.-]{3}[78]Q~[\w~.-]{31,34}(?![\w~-])")
@@ -175,7 +178,7 @@ _RULES: tuple[tuple[tuple[str, ...], re.Pattern[str], str | Callable[[re.Match[s
     ((":AA",), _TELEGRAM, MASK),
     (("curl ",), _USER_OF_CURL, rf"\1{MASK}"),
     (("asic ", "ASIC "), _BASIC, _mask_basic),
-    (("://",), _HOOK, rf"\1/{MASK}"),
+    (("://",), _WEBHOOK, rf"\1/{MASK}"),
     (("://",), _PASSWORD_WITH_SLASH, f"{MASK}@"),
     (("://",), _USERINFO, f"{MASK}@"),
     (("://",), _QUERY, rf"\1{MASK}"),
@@ -351,10 +354,10 @@ def _names_secret(tree: dict[Any, Any], key: Any) -> bool:
 
 def _mask_names(text: str, only_quoted: bool = False) -> str:
     """Mask the values whose names say that they are secrets."""
-    if not _may_name_some(text):
+    if not _may_name_secrets(text):
         return text
     parts, done = [], 0
-    for start, end in _named(text, only_quoted):
+    for start, end in _named_values(text, only_quoted):
         quotes = _QUOTE.match(text, start)
         quote = quotes[0] if quotes and text.endswith(quotes[0], start, end) else ""
         parts += text[done:start], f"{quote}{MASK}{quote}"
@@ -365,12 +368,12 @@ def _mask_names(text: str, only_quoted: bool = False) -> str:
     return _FLAG.sub(lambda m: f"{m[1]}{m[2]}{MASK}" if is_secret_name(m[1]) else m[0], text) if "--" in text else text
 
 
-def _may_name_some(text: str) -> bool:
+def _may_name_secrets(text: str) -> bool:
     small = text.lower()
     return any(hint in small for hint in _HINTS)
 
 
-def _named(text: str, only_quoted: bool = False) -> Iterator[tuple[int, int]]:
+def _named_values(text: str, only_quoted: bool = False) -> Iterator[tuple[int, int]]:
     """Yield start and end of each value whose name says that it is a secret."""
     done = 0
     for match in _PAIR.finditer(text):
@@ -396,10 +399,10 @@ def _bare_value(text: str, pair: re.Match[str]) -> re.Match[str] | None:
     return _BARE.match(text, pair.end())
 
 
-class _Known(NamedTuple):
+class _KnownSecrets(NamedTuple):
     """The secrets whose values are known."""
 
-    basis: tuple[Any, ...]
+    state: tuple[Any, ...]
     """The state that they were found in, to notice a change."""
     names: tuple[str, ...] = ()
     """Environment variables that hold some of them."""
@@ -411,25 +414,25 @@ class _Known(NamedTuple):
 
 
 _learned: frozenset[str] = frozenset()
-_last = _Known(())
+_cached = _KnownSecrets(())
 
 
-def _known() -> _Known:
+def _known() -> _KnownSecrets:
     """Return the known secrets, recompiled if learned ones, variables with one, or the variable count changed."""
-    global _last
-    last = _last
-    if last.basis != _basis(last.names):
+    global _cached
+    last = _cached
+    if last.state != _state(last.names):
         held = {name: set(_secrets_of_variable(name, value)) for name, value in os.environ.items()}
         names = tuple(name for name, values in held.items() if values)
         exact = frozenset(filter(_is_searched_for, set().union(_learned, *held.values())))
         forms = {form: value for value in exact if not _is_number(value) for form in _forms(value)}
         ordered = sorted(forms, key=len, reverse=True)
         pattern = re.compile("|".join(_bounded(form, forms[form]) for form in ordered)) if ordered else None
-        _last = last = _Known(_basis(names), names, pattern, tuple(ordered), exact)
+        _cached = last = _KnownSecrets(_state(names), names, pattern, tuple(ordered), exact)
     return last
 
 
-def _basis(names: tuple[str, ...]) -> tuple[Any, ...]:
+def _state(names: tuple[str, ...]) -> tuple[Any, ...]:
     return (_learned, len(os.environ), *map(os.environ.get, names))
 
 
@@ -498,8 +501,8 @@ def _secrets_in(text: str) -> Iterator[str]:
     setting = _OVERRIDE.fullmatch(text)
     if setting is not None and is_secret_name(setting[1]):
         yield from (setting[2], setting[2].strip("\"'"))
-    if _may_name_some(text):
-        yield from (text[start:end].strip("\"'") for start, end in _named(text) if text[start - 1] in "=\"'")
+    if _may_name_secrets(text):
+        yield from (text[start:end].strip("\"'") for start, end in _named_values(text) if text[start - 1] in "=\"'")
     for match in _VARIABLE_DEFAULT.finditer(text) if "oc.env" in text else ():
         yield from (match[3],) if is_secret_variable(match[2]) else ()
     if "://" in text:

@@ -15,31 +15,31 @@ from hfexp.core.errors import ConfigError, did_you_mean, one_of
 
 
 @dataclass(frozen=True)
-class Place:
+class AllowedTargets:
     """Objects that may be built at a key, besides the user's own code and `security.allowed_targets`."""
 
     modules: tuple[str, ...] = ()
     """Modules; everything that is defined in them or below them may be built."""
     names: tuple[str, ...] = ()
     """Dotted paths of single objects that may be built."""
-    kinds: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    base_classes: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """Pairs of a package and names of base classes: its classes that derive from one of these may be built."""
 
     def admits(self, path: str, target: Any) -> bool:
         """Return whether an object at a dotted path may be built."""
-        package, home = path.partition(".")[0], _home(target)
+        package, origin = path.partition(".")[0], _defined_at(target)
         if path in self.names:
-            return home.partition(".")[0] == package
-        if _is_below(path, self.modules) and _is_below(home, self.modules):
+            return origin.partition(".")[0] == package
+        if _is_below(path, self.modules) and _is_below(origin, self.modules):
             return True
         bases = {base.__name__ for base in target.__mro__} if isinstance(target, type) else set()
-        return home.partition(".")[0] == package and any(
-            package == allowed and bases & set(names) for allowed, names in self.kinds
+        return origin.partition(".")[0] == package and any(
+            package == allowed and bases & set(names) for allowed, names in self.base_classes
         )
 
     def __str__(self) -> str:
-        kinds = (f"a {' or '.join(names)} of {package}" for package, names in self.kinds)
-        return one_of([*self.modules, *self.names, *kinds]) or "nothing from a package"
+        base_classes = (f"a {' or '.join(names)} of {package}" for package, names in self.base_classes)
+        return one_of([*self.modules, *self.names, *base_classes]) or "nothing from a package"
 
 
 SAFE_SOURCES = (
@@ -50,27 +50,29 @@ SAFE_SOURCES = (
 """Objects of `datasets` that a source may build."""
 PROCESSORS = ("ImageProcessingMixin", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin")
 """Base classes of the processors in Transformers."""
-PLACES = {
-    "task": Place(kinds=(("hfexp", ("Task",)),)),
-    "model": Place(modules=("torch.nn",)),
-    "model.processor": Place(
+ALLOWED_TARGETS = {
+    "task": AllowedTargets(base_classes=(("hfexp", ("Task",)),)),
+    "model": AllowedTargets(modules=("torch.nn",)),
+    "model.processor": AllowedTargets(
         names=("hfexp.tasks.text.byte_tokenizer", "hfexp.tasks.text.subword_tokenizer"),
-        kinds=(("transformers", PROCESSORS),),
+        base_classes=(("transformers", PROCESSORS),),
     ),
-    "model.peft": Place(kinds=(("peft", ("PeftConfig",)),)),
-    "dataset.source": Place(
+    "model.peft": AllowedTargets(base_classes=(("peft", ("PeftConfig",)),)),
+    "dataset.source": AllowedTargets(
         modules=("hfexp.data.sources",),
         names=tuple(f"datasets.{name}" for name in SAFE_SOURCES),
     ),
-    "transform": Place(modules=("torchvision.transforms", "torch.nn"), kinds=(("hfexp", ("Module",)),)),
-    # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
-    "trainer": Place(names=("hfexp.training.trainer.Trainer", "transformers.Trainer")),
-    "trainer.callbacks": Place(
-        names=("hfexp.training.callbacks.ProfileCallback",), kinds=(("transformers", ("TrainerCallback",)),)
+    "transform": AllowedTargets(
+        modules=("torchvision.transforms", "torch.nn"), base_classes=(("hfexp", ("Module",)),)
     ),
-    "metrics": Place(modules=("hfexp.tasks.metrics",), names=("evaluate.load", "evaluate.combine")),
-    "search": Place(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
-    "hydra.callbacks": Place(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
+    # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
+    "trainer": AllowedTargets(names=("hfexp.training.trainer.Trainer", "transformers.Trainer")),
+    "trainer.callbacks": AllowedTargets(
+        names=("hfexp.training.callbacks.ProfileCallback",), base_classes=(("transformers", ("TrainerCallback",)),)
+    ),
+    "metrics": AllowedTargets(modules=("hfexp.tasks.metrics",), names=("evaluate.load", "evaluate.combine")),
+    "search": AllowedTargets(modules=("optuna.samplers", "optuna.pruners", "optuna.distributions")),
+    "hydra.callbacks": AllowedTargets(names=("hydra.experimental.callbacks.LogJobReturnCallback",)),
 }
 """What may be built at each key and below it. A whole package has too much that runs code, loads pickles, writes or
 fetches (`datasets.Dataset.from_generator`, `torchvision.io.write_png`, `transformers.AutoModel.from_pretrained`)."""
@@ -138,44 +140,44 @@ def locate(path: str, key: str, allowed: list[str] | None = None) -> Any:
     Raises:
         ConfigError: it may not be built there, or does not exist.
     """
-    place = _place_of(key)
-    if not (_is_trusted(path, allowed) or _may_hold(place, path)):
-        raise _refused(path, key, place)
+    permitted = _allowed_at(key)
+    if not (_is_trusted(path, allowed) or _may_import(permitted, path)):
+        raise _refused(path, key, permitted)
     target = _import(path, key)
     if not callable(target):
         raise ConfigError(f"{key}: {path} is a {type(target).__name__}, expected a class or function")
     # A module can expose a foreign object as an attribute (torch.os.system), so check where it was defined.
-    home = _home(target)
-    is_trusted = _is_trusted(path, allowed) and (_is_trusted(home, allowed) or place.admits(home, target))
-    if not (is_trusted or place.admits(path, target)):
-        raise _refused(path, key, place)
+    origin = _defined_at(target)
+    is_trusted = _is_trusted(path, allowed) and (_is_trusted(origin, allowed) or permitted.admits(origin, target))
+    if not (is_trusted or permitted.admits(path, target)):
+        raise _refused(path, key, permitted)
     return target
 
 
-def _home(target: Any) -> str:
+def _defined_at(target: Any) -> str:
     """Return the dotted path under which an object was defined."""
     module = getattr(target, "__module__", None) or type(getattr(target, "__self__", None)).__module__
     return f"{module}.{getattr(target, '__name__', '')}"
 
 
-def _place_of(key: str) -> Place:
+def _allowed_at(key: str) -> AllowedTargets:
     """Return what may be built at a key: for `trainer.callbacks.x._target_`, the entry of `trainer.callbacks`."""
     parts = key.split(".")
     known = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((PLACES[name] for name in known if name in PLACES), Place())
+    return next((ALLOWED_TARGETS[name] for name in known if name in ALLOWED_TARGETS), AllowedTargets())
 
 
-def _may_hold(place: Place, path: str) -> bool:
+def _may_import(permitted: AllowedTargets, path: str) -> bool:
     """Return whether a path may be imported for inspection; private names are no public interface."""
     is_private = any(part.startswith("_") for part in path.split("."))
-    packages = tuple(package for package, _ in place.kinds)
-    return not is_private and (path in place.names or _is_below(path, (*place.modules, *packages)))
+    packages = tuple(package for package, _ in permitted.base_classes)
+    return not is_private and (path in permitted.names or _is_below(path, (*permitted.modules, *packages)))
 
 
-def _refused(path: str, key: str, place: Place) -> ConfigError:
+def _refused(path: str, key: str, permitted: AllowedTargets) -> ConfigError:
     return ConfigError(
         f"{key}: {path} is not allowed here: it could run code, load pickles, write files or download. Allowed: "
-        f"{place}, modules of your own project (below {Path.cwd()}), and the entries of security.allowed_targets"
+        f"{permitted}, modules of your own project (below {Path.cwd()}), and the entries of security.allowed_targets"
     )
 
 
@@ -302,10 +304,10 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
                 f"hydra.job.env_set.{name}: a config may only set {one_of(VARIABLES, len(VARIABLES))}. Set "
                 "other variables in your shell"
             )
-    _check_places(sections)
+    _check_directories(sections)
 
 
-def _check_places(sections: Mapping[str, Any]) -> None:
+def _check_directories(sections: Mapping[str, Any]) -> None:
     """Raise ConfigError for a directory of Hydra's own: it would stay empty, and chdir would move relative paths."""
     settings = {
         "hydra.job.chdir": (sections.get("job") or {}).get("chdir"),

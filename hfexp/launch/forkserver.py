@@ -40,7 +40,7 @@ def context() -> ForkServerContext:
 def start() -> None:
     """Let the server begin its imports without waiting for them; do nothing if it runs already."""
     context()
-    with _as_in_this_process(), _held_signals():
+    with _own_environment(), _blocked_signals():
         forkserver._forkserver.ensure_running()  # pyright: ignore
 
 
@@ -77,7 +77,7 @@ def _share_server() -> None:
 
 
 @contextlib.contextmanager
-def _as_in_this_process() -> Iterator[None]:
+def _own_environment() -> Iterator[None]:
     """Let the server look for modules where this process does, except in the current directory.
 
     It would otherwise import a user's `datasets.py` in place of the library.
@@ -100,7 +100,7 @@ def _as_in_this_process() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_signals() -> Iterator[None]:
+def _blocked_signals() -> Iterator[None]:
     """Block signals while the server starts: in this process briefly, in the server until it ignores them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

@@ -122,7 +122,7 @@ def kill_children(pid: int) -> None:
                 child.kill()
 
 
-HIDDEN = ("hydra.", "point=")
+HIDDEN_PREFIXES = ("hydra.", "point=")
 """Beginnings of overrides that are not shown to people."""
 
 
@@ -187,7 +187,8 @@ def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
 
     common = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     own = (
-        [override for override in job if override not in common and not override.startswith(HIDDEN)] for job in jobs
+        [override for override in job if override not in common and not override.startswith(HIDDEN_PREFIXES)]
+        for job in jobs
     )
     return [" ".join(map(mask_override, overrides)) for overrides in own]
 

@@ -68,7 +68,7 @@ def _find_problem() -> str | None:
     return f"an import started threads ({', '.join(threads)}), which do not survive a fork" if threads else None
 
 
-def _do_what_is_done_once() -> None:
+def _fill_caches() -> None:
     """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
     with contextlib.suppress(Exception):
         # Hydra scans for plugins, and its parsers cache the grammar.
@@ -91,7 +91,7 @@ for module in MODULES:
     # A job that needs the module fails with the same error and reports it; from here it would not reach the user.
     with contextlib.suppress(Exception):
         importlib.import_module(module)
-_do_what_is_done_once()
+_fill_caches()
 problem = _find_problem()
 # The forkserver module now ignores SIGINT in the server and restores this handler in the processes that it forks.
 signal.signal(signal.SIGINT, signal.default_int_handler)

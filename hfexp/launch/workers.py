@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from hfexp.core import console, errors
 from hfexp.core.config import LaunchConfig
-from hfexp.core.errors import EXITS_ASKED_FOR, RunError, Terminated, exit_code
+from hfexp.core.errors import STOP_EXIT_CODES, RunError, Terminated, exit_code
 from hfexp.core.process import count_once, handled, how_it_ended
 from hfexp.launch import forkserver, world
 from hfexp.launch.job import ProcessEnv, stop_when_orphaned
@@ -64,7 +64,7 @@ class FailureNote:
     @property
     def is_consequence(self) -> bool:
         """Return True if the exception may only mean that another process was gone, or this one had to stop."""
-        return self.code in EXITS_ASKED_FOR or any(text in self.message for text in NEIGHBOUR_GONE)
+        return self.code in STOP_EXIT_CODES or any(text in self.message for text in NEIGHBOUR_GONE)
 
 
 def begin(directory: Path, rank: int) -> None:
@@ -138,7 +138,7 @@ class WorkerMonitor:
         return next(((rank, code) for rank, code in bad if rank not in noted_ranks), None)
 
     def _error(self, failure: FailureNote) -> BaseException:
-        if failure.code in EXITS_ASKED_FOR:
+        if failure.code in STOP_EXIT_CODES:
             return Terminated(failure.code)
         kind = getattr(errors, failure.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):

@@ -159,7 +159,7 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
     timeout = timedelta(seconds=launch.timeout)
     if not torch.distributed.is_initialized():
         with _waiting(launch.timeout):
-            torch.distributed.init_process_group(backend, timeout=timeout, **_meeting_point(timeout))
+            torch.distributed.init_process_group(backend, timeout=timeout, **_store_arguments(timeout))
     joined = torch.distributed.get_world_size()
     if joined != launch.num_processes:
         raise RuntimeError(f"{launch.num_processes} processes were started, but {joined} joined")
@@ -202,7 +202,7 @@ def _ended_by_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _meeting_point(timeout: timedelta) -> dict[str, Any]:
+def _store_arguments(timeout: timedelta) -> dict[str, Any]:
     """Return the arguments of `init_process_group` that choose the store; empty: torch's default.
 
     Workers started by hfexp use a file, as torch's TCPStore listens on all addresses, whichever it is given (torch

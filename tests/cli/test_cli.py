@@ -10,7 +10,7 @@ import pytest
 from hfexp.commands import cli
 from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import RunError
-from hfexp.core.hydra_app import hydra_words
+from hfexp.core.hydra_app import hydra_args
 from hfexp.launch import world
 
 HEAVY = ("torch", "transformers", "datasets", "mlflow", "evaluate", "accelerate", "numpy")
@@ -59,7 +59,7 @@ def test_the_first_word_is_a_command_or_an_override(capsys: pytest.CaptureFixtur
 
 
 def test_flags_may_stand_after_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hydra_words(["seed=1", "--cfg", "job", "name=x"], cli.COMMANDS) == [
+    assert hydra_args(["seed=1", "--cfg", "job", "name=x"], cli.COMMANDS) == [
         "--cfg", "job", "seed=1", "name=x", "experiment=digits_vit",
     ]  # fmt: skip
 

@@ -522,5 +522,5 @@ def test_the_store_of_the_pages_is_in_no_command(place: Path, monkeypatch: pytes
 
 
 def test_each_secret_name_is_searched_for() -> None:
-    for word in (*secrets._WHOLE, *secrets._ENDINGS):
+    for word in (*secrets._SECRET_WORDS, *secrets._SECRET_ENDINGS):
         assert mask_secrets(f"{word}=abcdef123456") == f"{word}=***"

@@ -7,9 +7,9 @@ import pytest
 
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError
-from hfexp.core.targets import PLACES, check, check_hydra, instantiate, locate
+from hfexp.core.targets import ALLOWED_TARGETS, check, check_hydra, instantiate, locate
 
-KEYS = sorted(PLACES)
+KEYS = sorted(ALLOWED_TARGETS)
 DANGEROUS = (
     "os.system subprocess.run builtins.eval torch.os.system torch.load torch.hub.load torch._utils._rebuild_tensor "
     "mlflow.pyfunc.load_model torch.serialization.load shutil.rmtree transformers.utils.os.system pandas.read_pickle "
