@@ -68,7 +68,7 @@ VARIABLES = (
     Variable("ACCELERATE_USE_MEGATRON_LM", _off, NO_SUCH_STRATEGY),
     Variable("ACCELERATE_USE_PARALLELISM_CONFIG", _off, NO_SUCH_STRATEGY),
     Variable("ACCELERATE_USE_SAGEMAKER", _off, NO_SUCH_STRATEGY),
-    Variable("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", lambda *given: given[0] in OFF or _tf32(*given), TF32),
+    Variable("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", lambda *values: values[0] in OFF or _tf32(*values), TF32),
     Variable("NVIDIA_TF32_OVERRIDE", _tf32, TF32),
     # In other modes, oneDNN rounds the factors of float32 matrix products and convolutions on a CPU.
     Variable("ONEDNN_DEFAULT_FPMATH_MODE", lambda value, *_: value == "strict", FPMATH),

@@ -49,7 +49,7 @@ OWNED = {
     "data_seed": "seed (top level)",
     "run_name": "name (top level)",
     "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
-    "remove_unused_columns": "nothing: hfexp sets it by the task",
+    "remove_unused_columns": "nothing: hfexp sets it to match the task",
     "resume_from_checkpoint": "on_existing (top level); the same command continues the run",
     "full_determinism": "trainer.deterministic",
     "enable_jit_checkpoint": "nothing: hfexp itself writes a checkpoint on SIGTERM",
@@ -59,7 +59,7 @@ OWNED = {
     "local_rank": "launch=ddp",
     "ddp_timeout": "launch.timeout",
     "label_names": "dataset.columns, and dataset.labels for the names of classes",
-    "length_column_name": "nothing: hfexp knows the lengths of its rows",
+    "length_column_name": "nothing: hfexp computes the lengths of the rows itself",
     "project": "tracking.experiment",
 }
 """Fields that hfexp sets itself, each with what the user sets instead."""

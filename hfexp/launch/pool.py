@@ -109,7 +109,7 @@ class LiveDisplay(LineDisplay):
 
         title = f"{self._done} of {self.total} jobs done"
         table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
-        for head in ("job", "overrides", "run", "step", "last metric", "to go"):
+        for head in ("job", "overrides", "run", "step", "last metric", "time left"):
             widest = 24 if head == "run" else None
             table.add_column(head, no_wrap=head != "overrides", overflow="ellipsis", max_width=widest)
         now = time.monotonic()
