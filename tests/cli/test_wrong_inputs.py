@@ -70,7 +70,7 @@ TABLE = [
     (["tracking.backend=wandb"], ["tracking.backend=wandb; allowed: mlflow, none"]),
     (["output_dir=notes.txt/x"], ["output_dir=notes.txt/x", "not a directory you can write to"]),
     (["trainer.args.metric_for_best_model=acuracy"], ["metric_for_best_model=acuracy", "Did you mean 'accuracy'?"]),
-    (["metrics.accuracy._target_=hfexp.tasks.metrics.Acc"], ["hfexp.metrics has no 'Acc'"]),
+    (["metrics.accuracy._target_=hfexp.tasks.metrics.Acc"], ["hfexp.tasks.metrics has no 'Acc'"]),
     (["model.processor.size.height=12"], ["the model can't take", "(3, 12, 8)", "model.processor"]),
     (["model.config.hidden_size=wide"], ["model.config does not fit ViTConfig", "hidden_size"]),
     (["model.config.patch_size=0"], ["model.config: can't build a model of these sizes"]),
