@@ -15,8 +15,8 @@ def main(words: list[str]) -> int:
         prog="hfexp cache", description="List the prepared data that jobs share, or remove it."
     )
     parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list")
-    parser.add_argument("key", nargs="*", help="entries to remove (beginnings of their names); none: all")
-    parser.add_argument("--dir", type=Path, help=f"the cache; default: {VARIABLE}, else in your cache directory")
+    parser.add_argument("key", nargs="*", help="prefixes of the entries to remove (default: all)")
+    parser.add_argument("--dir", type=Path, help=f"cache directory (default: {VARIABLE} or your user cache directory)")
     args = parser.parse_args(words)
     directory = (args.dir or default_directory()).absolute()
     cache = Cache(directory, 0)  # the size limit matters only when an entry is built
@@ -26,9 +26,9 @@ def main(words: list[str]) -> int:
         return 0
     for entry in reversed(entries):
         days = (time.time() - entry.used) / 86400
-        when = "today" if days < 1 else f"{days:.0f} days ago" if entry.used else "never again"
+        when = "used today" if days < 1 else f"used {days:.0f} days ago" if entry.used else "damaged"
         size, name = show_size(entry.bytes), entry.path.name[:12]
-        say(f"{name}  {size:>8}  {entry.rows:>9,} rows  used {when:<13} {entry.about}")
+        say(f"{name}  {size:>8}  {entry.rows:>9,} rows  {when:<18} {entry.about}")
     say(f"{len(entries)} entries, {show_size(sum(entry.bytes for entry in entries))} in {directory}")
     return 0
 
@@ -36,12 +36,12 @@ def main(words: list[str]) -> int:
 def _clear(cache: Cache, entries: list[Entry], keys: list[str]) -> None:
     for key in keys:
         if not any(entry.path.name.startswith(key) for entry in entries):
-            raise ConfigError(f"no entry of {cache.directory} begins with {key!r}; `hfexp cache` lists them")
+            raise ConfigError(f"no entry in {cache.directory} starts with {key!r}; `hfexp cache` lists the entries")
     chosen = [e for e in entries if not keys or e.path.name.startswith(tuple(keys))]
     removed = [entry for entry in chosen if cache.remove(entry.path)]
     cache.remove_dead()
     kept = len(chosen) - len(removed)
     say(
         f"{len(removed)} entries removed, {show_size(sum(entry.bytes for entry in removed))}"
-        + (f"; {kept} are in use and stay" if kept else "")
+        + (f"; {kept} kept, as they are in use" if kept else "")
     )

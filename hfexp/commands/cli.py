@@ -30,7 +30,7 @@ def program() -> int:
     try:
         Path.cwd()
     except FileNotFoundError:
-        print("hfexp: error: the directory in which you are has been removed: cd to another one", file=sys.stderr)
+        print("hfexp: error: the current directory has been removed; cd to another one", file=sys.stderr)
         return EXIT_WRONG_INPUT
     name_a_home()
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(error, EXIT_WRONG_INPUT, full_traceback)
     except KeyboardInterrupt:
-        more = "; the same command continues from the last checkpoint" if command == "train" else ""
+        more = "; run the same command again to continue from the last checkpoint" if command == "train" else ""
         print(f"\nhfexp: interrupted{more}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except SweepError as error:
@@ -180,7 +180,7 @@ def _refuse_search_of_one(overrides: list[str]) -> None:
     """Refuse search settings without `-m`: a single run has nothing to search."""
     asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
     if asked is not None and not _is_multirun():
-        raise ConfigError(f"{asked} is for sweeps, which start with -m: hfexp -m {asked} ...")
+        raise ConfigError(f"{asked} applies to sweeps only; start one with -m: hfexp -m {asked} ...")
 
 
 def _refuse_sweep_among_processes(words: list[str]) -> None:
@@ -190,8 +190,8 @@ def _refuse_sweep_among_processes(words: list[str]) -> None:
     world.check_environment()
     if world.is_together() and MULTIRUN & set(words):
         raise ConfigError(
-            "torchrun and `accelerate launch` start one run; a sweep of such runs is `hfexp -m ... launch=ddp "
-            f"launch.num_processes={world.size()}`, which starts the processes of each run itself"
+            "-m can't be used under torchrun and `accelerate launch`, which start one run; use `hfexp -m ... "
+            f"launch=ddp launch.num_processes={world.size()}`, which starts the processes of each run itself"
         )
 
 

@@ -66,7 +66,7 @@ def main(words: list[str]) -> int:
         notes = []
     else:
         notes = _show_ranking(ranking, args.format, args.top, args.all)
-        notes += [f"{len(parents)} left out: parents of sweeps, without params of their own"] if parents else []
+        notes += [f"parents of sweeps are not shown (no params of their own): {len(parents)}"] if parents else []
     for note in notes + _wrong_accumulation(ranking.runs):
         print(printable(f"({note})"), file=sys.stdout if args.format in ("table", "md") else sys.stderr)
     if args.plot is not None:
@@ -77,20 +77,20 @@ def main(words: list[str]) -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
     parser.add_argument("what", nargs="*", help="experiments, runs, or sweep=NAME (default: the newest experiment)")
-    parser.add_argument("--metric", help="rank by this one (default: the one by which the best checkpoint is chosen)")
-    parser.add_argument("--order", choices=("min", "max"), help="which end of the metric is best")
-    parser.add_argument("--where", metavar="FILTER", help='as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
-    parser.add_argument("--top", type=int, help=f"how many to show (default: {TOP}; in csv and json all)")
+    parser.add_argument("--metric", help="metric to rank by (default: the one that selects the best checkpoint)")
+    parser.add_argument("--order", choices=("min", "max"), help="whether small or large values are best")
+    parser.add_argument("--where", metavar="FILTER", help='filter as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
+    parser.add_argument("--top", type=int, help=f"number of runs to show (default: {TOP}; csv and json: all)")
     parser.add_argument("--format", choices=("table", "csv", "json", "md"), default="table")
-    parser.add_argument("--plot", metavar="FILE", help="draw it: .png, .svg or .pdf")
-    parser.add_argument("--all", action="store_true", help="all changed params and all metrics")
+    parser.add_argument("--plot", metavar="FILE", help="plot the metric to FILE (.png, .svg or .pdf)")
+    parser.add_argument("--all", action="store_true", help="show all params that differ and all metrics")
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
     args = parser.parse_intermixed_args(words)
     if args.top is not None and args.top < 1:
-        raise ConfigError(f"--top {args.top}: at least 1 run has to be shown")
+        raise ConfigError(f"--top {args.top}: must be at least 1")
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {args.plot}: the name has to end in .png, .svg or .pdf")
+        raise ConfigError(f"--plot {args.plot}: the file name must end in .png, .svg or .pdf")
     return args
 
 
@@ -102,8 +102,8 @@ def _wrong_accumulation(runs: list[RunRecord]) -> list[str]:
     if not names:
         return []
     return [
-        f"not comparable: {one_of(names, 3)} accumulated gradients by a version that made loss and gradients {key} "
-        "times too large for most models (right: ViT, ConvNeXt, Llama); run them again"
+        f"not comparable: {one_of(names, 3)} accumulated gradients in an older version, whose loss and gradients were "
+        f"{key} times too large for most models (not ViT, ConvNeXt, Llama); run them again"
     ]
 
 
@@ -142,7 +142,7 @@ def rank(
     counts = Counter(name for run in runs for name in run.metrics)
     if metric is not None and metric not in counts and runs:
         raise ConfigError(
-            f"--metric {metric}: no run has it.{did_you_mean(metric, counts)} Known: {one_of(counts, 20)}"
+            f"--metric {metric}: no run has this metric.{did_you_mean(metric, counts)} Available: {one_of(counts, 20)}"
         )
     metric = metric or _default_metric(runs, counts)
     direction = order or _direction(runs, metric or "")
@@ -209,7 +209,7 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
         print("no run matches")
     else:
         best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
-        best = ", as the sweep ranks its points" if ranking.of_sweep else best
+        best = ", ranked as in the sweep" if ranking.of_sweep else best
         experiments = one_of({run.experiment for run in ranking.runs}, 3)
         print(printable(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n"))
         hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # run ids replace names that are not unique
@@ -310,7 +310,7 @@ def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
     metric = ranking.metric or ""
     runs = [run for run in ranking.runs if math.isfinite(run.metrics.get(metric, math.nan))]
     if not runs:
-        raise ConfigError(f"--plot {path}: no run has a value of {ranking.metric or 'any metric'}")
+        raise ConfigError(f"--plot {path}: no run has a value for {ranking.metric or 'any metric'}")
     key = f"eval_{_base(metric)}"
     histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
     curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Command-line arguments of `hfexp evaluate`: the model, the data, and the output of the scores.
 
 
-HELP = """hfexp evaluate: a trained model on another dataset or split.
+HELP = """hfexp evaluate: score a trained model on a dataset or split.
 
   hfexp evaluate run=RUN                                        its test split again, with intervals
   hfexp evaluate run=RUN split=validation by=label              the scores of each class
@@ -33,15 +33,15 @@ HELP = """hfexp evaluate: a trained model on another dataset or split.
   hfexp evaluate sweep=NAME dataset=table dataset.source.data_files=more.csv by=source,language
   hfexp evaluate run=OWNER/NAME dataset=hub dataset.source.path=OWNER/DATA split=test
 
-which model    run= sweep= output_dir= uri=    as of `hfexp predict`
-on what        dataset=... dataset.*           the run's own dataset, unless you say another
+model          run= sweep= output_dir= uri=    as in `hfexp predict`
+data           dataset=... dataset.*           default: the run's own dataset
                split=test                      train, validation, test or all (the default for another dataset)
-               by=COLUMN,COLUMN                scores of the rows of each value as well
-how            metrics=... resamples=1000      for the intervals (bootstrap, 95 %); 0: none
+               by=COLUMN,COLUMN                also score the rows of each value
+scores         metrics=... resamples=1000      bootstrap samples for the 95 % intervals; 0: no intervals
                batch_size=32 device= seed=0
-what becomes   record=true                     kept with the run in MLflow (false: on the screen only)
-of it          name=NAME                       of the record (default: dataset and split)
-               output=FILE.json"""
+output         record=true                     record the scores with the run in MLflow; false: only print them
+               name=NAME                       name of the record (default: dataset and split)
+               output=FILE.json                also write the scores to a file"""
 SPLITS = ("train", "validation", "test", "all")
 
 
@@ -82,15 +82,15 @@ def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
             continue
         if not equals or key not in NAMES:
             known = (*NAMES, *COMPOSED)
-            raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} There are: {one_of(known)}")
+            raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
         kind = type(getattr(settings, key))
         parsed = load(value, word) if kind in (int, bool) else value
         if kind in (int, bool) and type(parsed) is not kind:
             needed = "true or false" if kind is bool else "a whole number"
-            raise ConfigError(f"{key}={value}: {needed} is needed")
+            raise ConfigError(f"{key}={value}: expected {needed}")
         setattr(settings, key, f"{settings.by},{value}" if key == "by" and settings.by else parsed)
     if settings.split is not None and settings.split not in SPLITS:
-        raise ConfigError(f"split={settings.split}: there are {one_of(SPLITS)}")
+        raise ConfigError(f"split={settings.split}: expected one of {one_of(SPLITS)}")
     if settings.resamples < 0 or settings.batch_size < 1:
         raise ConfigError("resamples must be at least 0 and batch_size at least 1")
     check_output(settings.output)
@@ -151,7 +151,7 @@ def evaluate(
     slices = score_slices(offered, metrics.scalars, values, settings.resamples, settings.seed)
     name = settings.name or scored.name
     if show:
-        say(f"{asked.name} on {name}, {slices[0].rows:,} rows (95 % interval by resampling the rows)")
+        say(f"{asked.name} on {name}, {slices[0].rows:,} rows (with 95 % bootstrap intervals)")
         show_scores(slices, asked.predictor.task.metric)
     told = [mask_override(word) for word in composed]
     content = {"name": name, "model": asked.name, "split": scored.split, "words": told, "slices": as_dicts(slices)}
@@ -160,7 +160,7 @@ def evaluate(
     if settings.record and asked.run_id is not None:
         _record(scored.config, asked, name, rows, slices, content)
     elif settings.record and asked.directory is not None:
-        note(f"not recorded: the run of {asked.name} is not in MLflow, or its store is not known here (uri=...)")
+        note(f"not recorded: the run of {asked.name} is not in MLflow, or its tracking store is unknown (set uri=...)")
     return slices
 
 
@@ -214,7 +214,7 @@ def _values(rows: Any, name: str) -> list[Any]:
 
     feature = rows.features[name]
     if not isinstance(feature, ClassLabel | Value):
-        raise ConfigError(f"by={name}: the column holds {type(feature).__name__}; one value a row is needed")
+        raise ConfigError(f"by={name}: the column holds {type(feature).__name__}, expected one value per row")
     return [feature.int2str(value) for value in rows[name]] if isinstance(feature, ClassLabel) else list(rows[name])
 
 
@@ -247,7 +247,7 @@ def _record(
         path = Path(place) / f"{plain}.json"
         path.write_text(mask_secrets(json.dumps(content, indent=1)) + "\n")
         client.log_artifact(run_id, str(path), FOLDER)
-    say(f"recorded as {FOLDER}/{plain} of {asked.name}")
+    say(f"recorded as {FOLDER}/{plain} in {asked.name}")
 
 
 def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings: Any) -> "pandas.DataFrame":

@@ -87,8 +87,8 @@ def show_measured(letter: str, one: Measurement) -> None:
     gpu = f" and {show_size(one.device_bytes)} on the GPU" if one.device_bytes else ""
     besides = one.start + one.end
     say(
-        f"  {letter}: {_short(one.step)} a step, {_short(one.evaluation)} an evaluation, {_short(one.checkpoint)} a "
-        f"checkpoint of {show_size(one.checkpoint_bytes)}, {_short(besides)} besides; "
+        f"  {letter}: {_short(one.step)} per step, {_short(one.evaluation)} per evaluation, {_short(one.checkpoint)} "
+        f"per checkpoint of {show_size(one.checkpoint_bytes)}, {_short(besides)} for start and end; "
         f"{show_size(one.memory_bytes)} of memory{gpu}"
     )
 
@@ -106,16 +106,16 @@ def show_total(total: Total, slots: int, memory: int, free: int, place: Path, at
     at_once = f"{slots} at once" if slots > 1 else "one after the other"
     most = "at most " if at_most else "about "
     say(
-        f"{total.runs} run{'s' if total.runs != 1 else ''} to make, {at_once}: {most}{show_seconds(total.seconds)}; "
-        f"{show_seconds(total.computing_seconds)} of computing"
+        f"{total.runs} run{'s' if total.runs != 1 else ''} to do, {at_once}: {most}{show_seconds(total.seconds)}; "
+        f"{show_seconds(total.computing_seconds)} of computing time"
     )
     gpu = f", {show_size(total.device_bytes)} of each GPU" if total.device_bytes else ""
     say(f"  memory: up to {show_size(total.memory_bytes)} of {show_size(memory)}{gpu}")
-    say(f"  disk:   {show_size(total.disk_bytes)} in {os.path.relpath(place)}, where {show_size(free)} are free")
+    say(f"  disk:   {show_size(total.disk_bytes)} in {os.path.relpath(place)}, of {show_size(free)} free")
     if total.memory_bytes > memory:
-        note("that is more memory than there is: lower hydra.launcher.n_jobs, or the batches")
+        note("the jobs need more memory than this machine has: lower hydra.launcher.n_jobs or the batch size")
     if total.disk_bytes > free:
-        note("that is more than is free: lower trainer.args.save_total_limit, or choose another output_dir")
+        note("the runs need more disk than is free: lower trainer.args.save_total_limit or set another output_dir")
 
 
 def show_seconds(seconds: float) -> str:
@@ -215,11 +215,11 @@ def main(words: list[str], commands: Collection[str]) -> int:
         prog="hfexp plan",
         allow_abbrev=False,
         usage="hfexp plan [--no-probe] [-m] [KEY=VALUE ...]",
-        description="What `hfexp [-m] KEY=VALUE ...` would run, what of it is done already, and what the rest will "
-        "take: time, memory, disk. Nothing is started or recorded.",
-        epilog="Exit code: 0, or 2 if some job can't be run as asked.",
+        description="Show what `hfexp [-m] KEY=VALUE ...` would run, what is already done, and the time, memory and "
+        "disk that the rest will take. Nothing is started or recorded.",
+        epilog="Exit code: 0, or 2 if a job can't be run as configured.",
     )
-    parser.add_argument("--no-probe", action="store_true", help="the list alone: check no data, measure no steps")
+    parser.add_argument("--no-probe", action="store_true", help="only list the jobs; check no data, measure no steps")
     args, rest = parser.parse_known_args(words)
     is_sweep = bool({*rest} & {*SWEEPS})
     invalid: list[PlannedJob] = []
@@ -243,7 +243,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
     else:
         with tempfile.TemporaryDirectory(prefix="hfexp-plan-") as directory:
             if any(job.is_to_run for job in jobs):
-                say("measuring some steps of each kind of job ...")
+                say("measuring a few steps of each kind of job ...")
             findings = probe(planner, jobs, slots, directory)
         jobs = [_with_problem(job, findings) for job in jobs]
         _show_measured(request, jobs, findings, slots, _sharing(planner) if is_sweep else 1)
@@ -254,7 +254,7 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
 def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request, list[PlannedJob]]:
     request = composer.request(words)
     if request.config is None:
-        raise ConfigError("hfexp plan is for the configuration of hfexp")
+        raise ConfigError("hfexp plan works only with hfexp's own configuration")
     if not is_sweep:
         return request, [the_job(composer, request, words)]
     if request.points is None:
@@ -263,7 +263,7 @@ def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request
         make_sampler(request)  # built only because it raises on wrong arguments
     directory = find_sweep(request.output_dir, request.search.name, request.definition, request.on_existing)
     jobs = jobs_of_sweep(composer, request, directory)
-    where = f"goes on in {os.path.relpath(directory)}" if directory else "new"
+    where = f"continues in {os.path.relpath(directory)}" if directory else "new"
     say(f"sweep ({request.search.method.value}), {where}; {_points(request, jobs)}")
     return request, jobs
 

@@ -377,7 +377,7 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
     """
     if request.space.dimensions or request.points is None:
         swept = ", ".join(request.space.texts) or f"search={request.search.method.value}"
-        raise ConfigError(f"{swept}: several values, or a search, are for sweeps: hfexp plan -m ...")
+        raise ConfigError(f"{swept}: several values or a search need a sweep: hfexp plan -m ...")
     job = _composed(composer, PlannedJob("0", tuple(words), "", Standing.new))
     if job.config is None:
         return job
@@ -386,9 +386,9 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
         return job
     path, state = found
     if job.config.on_existing is OnExisting.error:
-        return job.invalid(f"on_existing=error: it exists already ({state.status}) in {path}")
+        return job.invalid(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
     if state.status == "finished" and not state.closed and job.config.on_existing is OnExisting.resume:
-        return replace(job, standing=Standing.finished, runs=0, remark=f"only the record of {path.name} is completed")
+        return replace(job, standing=Standing.finished, runs=0, remark=f"(only delivers the record of {path.name})")
     again = replace(job, remark=f"runs again; {path.name} is {state.status}")
     if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
         return again
@@ -423,7 +423,7 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
         job = _composed(composer, replace(job, runs=request.search.replicates))
         twin = by_identity.setdefault(job.identity or name, name)
         if twin != name:
-            job = replace(job, remark=f"the same experiment as job {twin}, which nothing here changes")
+            job = replace(job, remark=f"the same experiment as job {twin}: these overrides do not change it")
         jobs.append(_as_far_as_it_is(job, request, directory, number) if directory else job)
     return jobs
 
@@ -465,7 +465,7 @@ def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
 
     checkpoint = newest_whole(run_dir / "checkpoints")
     if checkpoint is None:
-        return replace(job, standing=Standing.begun, remark="from its start")
+        return replace(job, standing=Standing.begun, remark="from the start")
     step = int(checkpoint.name.rpartition("-")[2])
     return replace(job, standing=Standing.begun, remark=f"from step {step}", steps_done=job.steps_done + step)
 

@@ -28,7 +28,7 @@ class Planner(ExperimentSweeper):
         """
         chosen = config.hydra.runtime.choices["hydra/sweeper"]
         if chosen != OWN:
-            raise ConfigError(f"hydra/sweeper={chosen} can't be planned: only hfexp's own can (hydra/sweeper={OWN})")
+            raise ConfigError(f"hydra/sweeper={chosen} can't be planned; use hydra/sweeper={OWN}")
         self.function = task_function
         super().setup(hydra_context=hydra_context, task_function=_measure, config=config)
 

@@ -81,13 +81,13 @@ class PredictSettings:
         if self.run and self.sweep:
             raise ConfigError("run and sweep both name a model: give one of them")
         if self.output is not None and Path(self.output).suffix not in FORMATS:
-            raise ConfigError(f"output={self.output}: the name has to end in {one_of(FORMATS)}")
+            raise ConfigError(f"output={self.output}: the file name must end in {one_of(FORMATS)}")
         check_output(self.output)
         if self.top_k != ALL and (not isinstance(self.top_k, int) or self.top_k < 1):
-            raise ConfigError(f"top_k={self.top_k}: a number from 1 on, or {ALL}, is needed")
+            raise ConfigError(f"top_k={self.top_k}: expected a whole number from 1 on, or {ALL}")
         for name in ("batch_size", "show"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: at least 1 is needed")
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
 
 
 NAMES = tuple(f.name for f in fields(PredictSettings) if f.name != "composed")
@@ -115,7 +115,7 @@ def parse(words: Sequence[str]) -> PredictSettings:
             getattr(settings, head)[rest] = value if head == "columns" else _plain(value, key)
         elif equals and not os.path.exists(word) and "://" not in key and key.replace("_", "").isalnum():
             raise ConfigError(
-                f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} There are: {one_of((*KEYS, *COMPOSED))}"
+                f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} Known keys: {one_of((*KEYS, *COMPOSED))}"
             )
         else:
             settings.inputs.append(word)
@@ -139,7 +139,7 @@ def as_words(settings: Mapping[str, Any]) -> list[str]:
 def check_output(path: str | None) -> None:
     """Raise ConfigError if the output exists but is not a file: a FIFO would block, a device would be replaced."""
     if path is not None and os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"output={path} is there and is not a regular file: give another name")
+        raise ConfigError(f"output={path} exists and is not a regular file; give another name")
 
 
 def says_the_model(word: str) -> bool:
@@ -158,8 +158,8 @@ def check_paths(words: Sequence[str]) -> None:
             continue
         path = os.path.expanduser(word)
         if not (os.path.exists(path) or glob.glob(path, recursive=True)):
-            kind = "no file fits this pattern" if glob.has_magic(word) else "there is no such file or folder"
-            raise ConfigError(f"{word}: {kind}; a text is given with text=... or prompt=...")
+            kind = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
+            raise ConfigError(f"{word}: {kind}; give a text with text=... or prompt=...")
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise ConfigError(f"{word} is neither a regular file nor a folder")
 
@@ -173,9 +173,7 @@ def _set(settings: PredictSettings, key: str, value: str) -> None:
         kinds = {"top_k": int, "batch_size": int, "show": int, "stream": bool, "record": bool}
         parsed = _plain(value, key)
         if type(parsed) is not kinds[key] and not (key == "top_k" and parsed == ALL):
-            raise ConfigError(
-                f"{key}={value}: {'true or false' if kinds[key] is bool else 'a whole number'} is needed"
-            )
+            raise ConfigError(f"{key}={value}: expected {'true or false' if kinds[key] is bool else 'a whole number'}")
         setattr(settings, key, parsed)
 
 
@@ -183,7 +181,7 @@ def _plain(value: str, key: str) -> Any:
     return load_yaml(value, f"{key}={value}")
 
 
-HELP = """hfexp predict: ask a trained model.
+HELP = """hfexp predict: predict with a trained model.
 
   hfexp predict run=RUN photos/ more/*.jpg            a run's id or name, or a directory
   hfexp predict sweep=NAME photos/                    the best run of a sweep
@@ -193,25 +191,25 @@ HELP = """hfexp predict: ask a trained model.
   hfexp predict model=gemma_3_1b system="You are brief." prompt="What is a pipeline?"
   cat lines.txt | hfexp predict run=RUN -
 
-which model
-  run=       id (or its beginning) or name of a run, a directory, OWNER/NAME of the Hub
+model
+  run=       id (or its beginning) or name of a run, a directory, or OWNER/NAME on the Hub
   sweep=     the best run of this sweep
-  task= model= transform= security=    as in training, for a model that no run of yours has trained
+  task= model= transform= security=    as in training, for a model that was not trained by a run
   output_dir=outputs  uri=             where the runs are
-what is asked
-  files, folders, patterns, addresses, - (standard input: a line each), tables (.csv .tsv .jsonl .parquet)
-  text= or prompt=    a text as it is; may be given several times
-  system=             what a chat model is told before the prompt; conversations: a .json file of messages
-  columns.NAME=       what a column of the task is called in the tables
-how
+inputs
+  files, folders, patterns, URLs, - (standard input, one per line), tables (.csv .tsv .jsonl .parquet)
+  text= or prompt=    a text; may be given several times
+  system=             system prompt of a chat model; for a conversation, give a .json file of messages
+  columns.NAME=       name of the task's column NAME in the tables
+options
   batch_size=32  device=  top_k=1 (or all)  generation.max_new_tokens=, ...do_sample=, ... (GenerationConfig)
-  stream=true         write a text while it is generated (the default in a terminal, for one prompt)
-what becomes of the answers
-  output=FILE         all of them: .csv, .jsonl or .parquet, with the probability of every class
-  show=20             so many on the screen
-  record=true         kept with the run in MLflow
+  stream=true         print a text while it is generated (default: for one prompt in a terminal)
+output
+  output=FILE         write all answers to a .csv, .jsonl or .parquet file, with the probability of every class
+  show=20             number of answers to print
+  record=true         record the answers with the run in MLflow
 
-Exit code: 0; 1 if inputs could not be read (they are named, the others are answered); 2 wrong input."""
+Exit code: 0; 1 if inputs could not be read (they are listed, the others are answered); 2 wrong input."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -234,7 +232,7 @@ def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
         flag, equals, value = word.partition("=")
         if flag in ("--config-dir", "-cd"):
             if not equals and place + 1 == len(words):
-                raise ConfigError("--config-dir: which one?")
+                raise ConfigError("--config-dir needs a directory")
             rest = words[:place] + words[place + (1 if equals else 2) :]
             return rest, value if equals else words[place + 1]
     return words, None
@@ -273,7 +271,7 @@ def set_options(asked: "Asked", settings: PredictSettings) -> None:
     predictor.task.check_options(settings.generation)
     check_classes(None if settings.top_k == ALL else int(settings.top_k), predictor.id2label or {})
     if settings.record and asked.run_id is None:
-        raise ConfigError("record=true: answers are kept with a run that MLflow knows; give run=RUN or sweep=NAME")
+        raise ConfigError("record=true needs a run that is recorded in MLflow; give run=RUN or sweep=NAME")
     predictor.batch_size, predictor.options = settings.batch_size, dict(settings.generation)
 
 
@@ -293,7 +291,7 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
     others = [value for value in values if not (is_text and isinstance(value, str))]
     if settings.system is not None and not texts:
-        raise ConfigError("system=... goes before a prompt=...; files and tables hold their conversations whole")
+        raise ConfigError("system=... applies only to text=... or prompt=...; put it into the conversations in files")
     if settings.system is not None:
         texts = [task.with_system(settings.system, text) for text in texts]
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)
@@ -345,7 +343,7 @@ def _answer(
         if settings.record:
             _record(asked, paths[-1])
     if settings.output:
-        say(f"{len(inputs) - skipped} answers in {settings.output}")
+        say(f"{len(inputs) - skipped} answers written to {settings.output}")
     if skipped:
         note(f"{skipped} of {len(inputs)} input{'s' * (len(inputs) > 1)} could not be read")
     return skipped
@@ -387,7 +385,7 @@ def _stream(settings: PredictSettings, asked: "Asked", count: int, default: bool
     """
     task = asked.predictor.task
     if settings.stream and not (task.streams and count == 1):
-        raise ConfigError("stream=true is for one prompt to a model that generates text")
+        raise ConfigError("stream=true needs one prompt and a model that generates text")
     streams = task.streams and count == 1 and (default if settings.stream is None else settings.stream)
     if streams:
         asked.predictor.options["on_text"] = _write_now
@@ -408,7 +406,7 @@ def _record(asked: "Asked", path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     dated = path.rename(path.with_name(f"{now}.csv"))
     MlflowClient(asked.uri).log_artifact(str(asked.run_id), str(dated), "predictions")
-    say(f"recorded as predictions/{dated.name} of {asked.name}")
+    say(f"recorded as predictions/{dated.name} in {asked.name}")
 
 
 def predict(
@@ -447,7 +445,7 @@ def ask_again(
     for name in ("run", "sweep", "composed", "device", "output_dir", "uri"):
         if getattr(asked_for, name) != getattr(nothing, name):
             key = asked_for.composed[0].partition("=")[0] if name == "composed" else name
-            raise ConfigError(f"{key}=...: {asked.name} is loaded already; hfexp.predict asks another model")
+            raise ConfigError(f"{key}=...: {asked.name} is already loaded; to use another model, call hfexp.predict")
     set_options(asked, asked_for)
     return ask(asked, asked_for, inputs, skip_unreadable)
 

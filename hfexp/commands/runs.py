@@ -80,10 +80,10 @@ class LoadedRun:
         import pandas
 
         if self.run_id is None or self.uri is None:
-            raise ConfigError(f"{self.name} is a directory: the history of metrics is in MLflow")
+            raise ConfigError(f"{self.name} was loaded from its directory; metric histories are only in MLflow")
         if metric not in self.metrics:
             raise ConfigError(
-                f"no metric {metric!r}.{did_you_mean(metric, self.metrics)} It has: {one_of(self.metrics)}"
+                f"there is no metric {metric!r}.{did_you_mean(metric, self.metrics)} It has: {one_of(self.metrics)}"
             )
         return pandas.DataFrame(metric_history(self.uri, self.run_id, metric), columns=["step", "value"])
 
@@ -106,7 +106,7 @@ def load_run(
         ConfigError: there is no such run.
     """
     if run is None and sweep is None:
-        raise ConfigError("which run? Give its id, its name, its directory, or sweep=NAME")
+        raise ConfigError("no run is given: give its id, its name, its directory, or sweep=NAME")
     directory = Path(run).expanduser() if run is not None else None
     if directory is not None and directory.is_dir():
         return _of_directory(directory)
@@ -118,7 +118,7 @@ def load_run(
 def _of_directory(directory: Path) -> LoadedRun:
     state = read_state(directory)
     if state is None:
-        raise ConfigError(f"{directory} is no run's directory: it has no readable {STATE}")
+        raise ConfigError(f"{directory} is not a run directory: it has no readable {STATE}")
     try:
         metrics = read_record(directory / "artifacts" / "results.json", dict[str, float])
     except FileNotFoundError:

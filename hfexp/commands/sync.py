@@ -17,12 +17,12 @@ def main(words: list[str]) -> int:
     """Sync the run directories; leave those of living runs alone."""
     parser = argparse.ArgumentParser(
         prog="hfexp sync",
-        description="Deliver to MLflow what runs had to keep in their directories, e.g. as the server was away; "
+        description="Deliver to MLflow what runs could not deliver, e.g. because the server was away, "
         "and close runs whose process is gone.",
     )
-    parser.add_argument("run_dir", nargs="*", type=Path, help="run directories; without any, all of --output-dir")
+    parser.add_argument("run_dir", nargs="*", type=Path, help="run directories (default: all in --output-dir)")
     parser.add_argument("--output-dir", default="outputs", type=Path)
-    parser.add_argument("--force", action="store_true", help="also runs that may be alive on another machine")
+    parser.add_argument("--force", action="store_true", help="also sync runs that may be alive on another machine")
     parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
     args = parser.parse_args(words)
 
@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     for directory in directories:
         counts[_sync(directory, args)] += 1
     say(
-        f"{counts['delivered']} delivered, {counts['complete']} were complete already"
+        f"{counts['delivered']} delivered, {counts['complete']} already complete"
         + (f", {counts['running']} still running" if counts["running"] else "")
     )
     if counts["failed"]:
@@ -71,7 +71,7 @@ def _deliver(path: Path, state: "RunState", args: argparse.Namespace) -> str:
     # Holding the lock is no proof: locks do not reach every machine that shares a file system.
     is_gone = ProcessId(state.host, state.pid, state.process).is_gone()
     if state.status == "running" and not is_gone and not args.force:
-        say(f"{path}: left alone, as it may be running on {state.host} (--force: it is not)")
+        say(f"{path}: skipped, as it may still be running on {state.host} (use --force if it is not)")
         return "running"
     wanted = _store_for(path, args)
     if is_complete(path, state, wanted):
@@ -95,7 +95,7 @@ def _store_for(path: Path, args: argparse.Namespace) -> str:
     wanted = recorded_uri(path, args.output_dir)
     if wanted != tracking_uri(None, str(args.output_dir)) and why_foreign(path, args.output_dir):
         raise ConfigError(
-            f"it is outside of --output-dir={args.output_dir} and names the store {wanted}: to deliver it there, give "
+            f"it is outside --output-dir={args.output_dir} and names the store {wanted}; to deliver it there, give "
             f"--uri={wanted}"
         )
     return wanted

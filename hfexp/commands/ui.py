@@ -19,7 +19,7 @@ def main(words: list[str]) -> int:
         prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
     )
     parser.add_argument("--port", type=int, default=5000)
-    parser.add_argument("--host", default="127.0.0.1", help="loopback by default: MLflow asks nobody for a password")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, as MLflow has no password")
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
     args = parser.parse_args(words)
@@ -36,8 +36,8 @@ def main(words: list[str]) -> int:
     )
     if not _is_loopback(args.host):
         note(
-            f"--host {args.host}: MLflow asks nobody for a password; who reaches port {args.port} of this machine "
-            "can read, change and delete the runs"
+            f"--host {args.host}: MLflow has no password; anyone who reaches port {args.port} of this machine can "
+            "read, change and delete the runs"
         )
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]

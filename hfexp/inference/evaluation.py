@@ -115,7 +115,7 @@ def _recorded_sections(asked: Asked, is_own: bool, said: set[str]) -> dict[str, 
     found = {name: recorded.get(name) for name in ("dataset", "metrics")} if isinstance(recorded, dict) else {}
     sections = {name: content for name, content in found.items() if isinstance(content, dict)}
     if is_own and "dataset" not in sections:
-        raise ConfigError(f"{asked.name} has no record that says its dataset: give dataset=...")
+        raise ConfigError(f"{asked.name} has no recorded dataset; give dataset=...")
     kept = {"dataset"} if is_own else set()
     kept |= {"metrics"} - said
     return {name: content for name, content in sections.items() if name in kept}
@@ -143,14 +143,14 @@ def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool)
         for target in [] if section in begun_anew else targets_in(node):
             if not target.startswith(SHIPPED[section]):
                 raise ConfigError(
-                    f"{asked.name} is not known to be yours, and its {section} would be built by {target}: if you "
-                    f"trust that, say so with {section}=..."
+                    f"{asked.name} is not known to be yours, and its {section} would be built by {target}; if you "
+                    f"trust it, set {section}=..."
                 )
     for key, value in flatten(config.dataset.source, "dataset.source").items():
         if is_own and "://" in str(value) and key not in said:
             raise ConfigError(
-                f"{asked.name} is not known to be yours, and its dataset would be fetched from {key}={value}: if you "
-                f"trust that, say so with {key}=..."
+                f"{asked.name} is not known to be yours, and its dataset would be fetched from {key}={value}; if you "
+                f"trust it, set {key}=..."
             )
 
 
@@ -171,17 +171,17 @@ def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
     if task.label_column is not None and asked.predictor.id2label:
         config.dataset.labels = class_names(asked.predictor.id2label, asked.name)
     if config.dataset.streaming:
-        raise ConfigError("dataset.streaming=true: streams are not scored; give a split that fits the disk")
+        raise ConfigError("dataset.streaming=true: streams can't be scored; give a split that fits on disk")
     further = tuple(name for name in keep if name not in task.columns)
     needed = None if scored.is_own else () if split == ALL else (split,)
     found = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
     dataset, dropped = drop_bad_samples(found, config.dataset, task)
     if split != ALL and split not in dataset:
-        raise ConfigError(f"split={split}: the dataset has no such split; there are {one_of([*dataset, ALL])}")
+        raise ConfigError(f"split={split}: the dataset has no such split; it has {one_of([*dataset, ALL])}")
     parts = list(dataset.values()) if split == ALL else [dataset[split]]
     skipped = sum(count for name, count in dropped.items() if split in (ALL, name))
     if skipped:
-        say(f"  {skipped} unreadable rows left out")
+        say(f"  {skipped} unreadable rows skipped")
     return concatenate_datasets(parts)
 
 
@@ -194,9 +194,9 @@ def class_names(id2label: Mapping[int, str], model: str) -> list[str]:
     names = [id2label[number] for number in sorted(id2label)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"{model} has several classes of one name ({one_of(twice)}): which is meant can't be told")
+        raise ConfigError(f"{model} has several classes of the same name ({one_of(twice)}), so labels are ambiguous")
     if sorted(id2label) != list(range(len(names))):
-        raise ConfigError(f"{model}: its classes are not numbered from 0 on ({one_of(id2label)})")
+        raise ConfigError(f"{model}: class ids must be 0, 1, 2, ..., but are {one_of(id2label)}")
     return names
 
 
@@ -250,7 +250,7 @@ def score_slices(
         others = sorted(set(values) - set(words), key=lambda value: (value is None, str(type(value)), value))
         known = [*words, *others]
         if len(known) > MOST_SLICES:
-            raise ConfigError(f"by={name}: {len(known)} different values; at most {MOST_SLICES} slices are scored")
+            raise ConfigError(f"by={name}: {len(known)} different values; the limit is {MOST_SLICES}")
         for value in known:
             parts.append((f"{name}={value}", np.array([i for i, one in enumerate(values) if one == value])))
     return [SliceScores(name, len(rows), bootstrap(offered, rows, compute, resamples, seed)) for name, rows in parts]

@@ -49,8 +49,8 @@ def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns:
     found = [one for word in words for one in _of_word(word, task, columns)]
     found += [_raw(text, task) for text in texts]
     if not found:
-        what = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or addresses"
-        raise ConfigError(f"nothing is asked: give {what}, or - for standard input")
+        what = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or URLs"
+        raise ConfigError(f"there are no inputs: give {what}, or - for standard input")
     return found
 
 
@@ -96,11 +96,11 @@ def _paths(path: Path, task: Task) -> list[Path]:
     if os.path.isdir(path):
         wanted = _files_below(path) if takes_texts(task) else _images_below(path)
         if not wanted:
-            raise ConfigError(f"{path}: no {'files' if takes_texts(task) else 'image files'} are below it")
+            raise ConfigError(f"{path} contains no {'files' if takes_texts(task) else 'image files'}")
         return wanted
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not found:
-        kind = "no file fits this pattern" if glob.has_magic(str(path)) else "there is no such file or folder"
+        kind = "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
         raise ConfigError(f"{path}: {kind}")
     return found
 
@@ -136,20 +136,20 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read as text (UTF-8): {error}") from error
+        raise ConfigError(f"{path} can't be read as UTF-8 text: {error}") from error
 
 
 def _file(address: str, task: Task) -> Input:
     """Return an input that refers to a file or URL; it is opened only when its row is processed."""
     if takes_texts(task):
-        raise ConfigError(f"{address}: texts are read from local files; give the text itself with text=...")
+        raise ConfigError(f"{address}: texts can only be read from local files; give the text itself with text=...")
     return Input(address, lambda: {input_columns(task)[0]: {"bytes": None, "path": address}})
 
 
 def _chat(path: Path, task: Task) -> Input:
     """Read a JSON file of chat messages, or of any other value that the task takes, as one input."""
     if path.stat().st_size > LARGEST_CHAT:
-        raise ConfigError(f"{path} is too large for messages; tables are .jsonl")
+        raise ConfigError(f"{path} is too large for a chat (limit: {LARGEST_CHAT:,} bytes); give a table as .jsonl")
     try:
         value = json.loads(_text_of(path))
     except json.JSONDecodeError as error:

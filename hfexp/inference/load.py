@@ -75,12 +75,12 @@ def load(
     if mine is not None:
         other = [word for word in composed if not word.lstrip("+").startswith(("security.", REMOTE_CODE))]
         if other:
-            raise ConfigError(f"{other[0]}: {mine.name} says itself what its model, task and transform are")
+            raise ConfigError(f"{other[0]} can't be set: {mine.name} has its own model, task and transform")
         return mine
     if run:
         composed = ["model=local", f"model.path={spelling(run)}", *composed]
     if not any(word.startswith("model=") for word in composed):
-        raise ConfigError("which model? Give run=RUN, sweep=NAME, run=OWNER/NAME (of the Hub), or task=... model=...")
+        raise ConfigError("no model: give run=RUN, sweep=NAME, run=OWNER/NAME (on the Hub), or task=... model=...")
     words = _with_task(list(composed), config_dir)
     return Asked(_plain(words, device, config_dir), run or " ".join(composed), words=tuple(words))
 
@@ -187,7 +187,7 @@ def _downloaded(record: RunRecord, uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hfexp-model-") as place:
         found = _recipe_below(_download(record, uri, place))
         if found is None:
-            raise ConfigError(f"the run {record.name} has no model that can be asked (tracking.checkpoints=none?)")
+            raise ConfigError(f"the run {record.name} has no model to predict with (tracking.checkpoints=none?)")
         yield found
 
 
@@ -200,7 +200,7 @@ def _download(record: RunRecord, uri: str, place: str) -> Path:
     try:
         return fetch_final(MlflowClient(uri), record.run_id, uri, place)
     except (MlflowException, OSError) as error:
-        raise RunError(f"the model of {record.name} can't be fetched from {uri}: {error}") from error
+        raise RunError(f"the model of {record.name} can't be downloaded from {uri}: {error}") from error
 
 
 def _with_task(words: list[str], config_dir: str | Path | None) -> list[str]:
@@ -267,8 +267,8 @@ def _infer_task(config: Config) -> str:
             if task.suits(processors[task.processor_class]):
                 return name
     raise ConfigError(
-        f"{_name(config)} is a {one_of(saved_from) or type(stored).__name__}: say what it is for with task=... "
-        f"({one_of(kinds)})"
+        f"{_name(config)} is a {one_of(saved_from) or type(stored).__name__}, which fits no task: choose one with "
+        f"task=... ({one_of(kinds)})"
     )
 
 

@@ -77,7 +77,7 @@ def _values(model_input: Any, column: str) -> list[Any]:
     """Extract the raw inputs from what MLflow passes: a table, a dict of columns, a list of rows, or plain values."""
     if isinstance(model_input, pandas.DataFrame | dict):
         if column not in model_input:
-            raise DataError(f"there is no column {column!r}; there are: {', '.join(map(str, model_input))}")
+            raise DataError(f"there is no column {column!r}; the columns are: {', '.join(map(str, model_input))}")
         model_input = model_input[column]
     if isinstance(model_input, np.ndarray) and model_input.dtype == np.uint8:
         return list(model_input) if model_input.ndim == 4 else [model_input]
@@ -312,7 +312,7 @@ def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[byt
     difference = _difference(expected, table)
     tolerance = TOLERANCE.get(str(next(predictor.model.parameters()).dtype).removeprefix("torch."), 1e-4)
     if not difference <= tolerance:
-        raise RunError(f"the saved model {saved.path} differs by {difference:.2g} from the answers in memory")
+        raise RunError(f"predictions of the saved model {saved.path} differ by {difference:.2g} from those in memory")
 
 
 def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:

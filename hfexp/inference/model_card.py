@@ -127,7 +127,7 @@ def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
 
 def _introduction(facts: CardFacts) -> str:
     start = f"fine-tuned from {code(facts.base_model)}" if facts.base_model else "trained from random weights"
-    adapter = f" of which {facts.num_adapter:,} are an adapter's, the rest unchanged," if facts.num_adapter else ""
+    adapter = f" of which {facts.num_adapter:,} are an adapter and the rest unchanged," if facts.num_adapter else ""
     text = (
         f"`{facts.architecture}` with {facts.num_parameters:,} parameters,{adapter} {start} on {plain(facts.dataset)}."
     )
@@ -135,7 +135,7 @@ def _introduction(facts: CardFacts) -> str:
         return text
     shown = ", ".join(map(code, facts.labels[:MAX_LABELS]))
     more = ", ..." if len(facts.labels) > MAX_LABELS else ""
-    return f"{text} It tells {len(facts.labels)} classes apart: {shown}{more}."
+    return f"{text} It distinguishes {len(facts.labels)} classes: {shown}{more}."
 
 
 def _results(facts: CardFacts) -> str:
@@ -169,8 +169,8 @@ def _usage(facts: CardFacts) -> str:
 processor = {facts.processor_class}.from_pretrained("path/to/this/directory")
 ```
 
-From MLflow, with inputs processed exactly as in the evaluation above (`hfexp.json` says how; a processor by itself may
-resize or convert a little differently):
+From MLflow, with inputs processed exactly as in the evaluation above (as described in `hfexp.json`; a processor by
+itself may resize or convert slightly differently):
 
 ```python
 import mlflow
@@ -216,11 +216,11 @@ def _limits(facts: CardFacts) -> Iterable[str]:
     yield "The results hold for the splits above; nothing was measured on other data, on robustness or on fairness."
     measured = {split for split, _, _ in _scores(facts)}
     if "validation" in measured:
-        yield "The validation split may have chosen the best step and the settings, so its results can be optimistic."
+        yield "The best step and settings may have been chosen on the validation split: its results can be optimistic."
     if "test" not in measured:
         yield "There was no test split."
     if facts.base_model:
-        yield "What the base model was trained on, and its licence, are described by its own card."
+        yield "The base model's own card describes its training data and its licence."
     yield from facts.notes
 
 

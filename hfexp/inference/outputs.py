@@ -156,7 +156,7 @@ class Screen:
         elif self.kept:
             _print_table([self._row(answer) for answer in self.kept])
             if self.total > len(self.kept):
-                say(f"({len(self.kept)} of {self.total} shown; all of them with output=FILE.csv, more with show=N)")
+                say(f"({len(self.kept)} of {self.total} shown; show=N prints more, output=FILE.csv writes all)")
 
     def _row(self, answer: Answer) -> dict[str, str]:
         shown = {name: _cell(value) for name, value in answer.values.items() if name != PROBABILITIES}

@@ -143,7 +143,7 @@ def load_recipe(directory: Path) -> Recipe:
     except DamagedRecord as error:
         raise ConfigError(str(error)) from error
     if content.format > FORMAT:
-        raise ConfigError(f"{directory / RECIPE_FILE} is of a newer hfexp (format {content.format}): update hfexp")
+        raise ConfigError(f"{directory / RECIPE_FILE} is from a newer hfexp (format {content.format}); update hfexp")
     return Recipe(content.task, content.transform.prepare, content.transform.evaluate, content.id2label, content.model)
 
 
@@ -174,14 +174,14 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     masked = find_masked([recipe.task, recipe.prepare, recipe.evaluate, recipe.model])
     if masked is not None:
         raise ConfigError(
-            f"{directory / RECIPE_FILE}: {masked} was a secret, which is not kept: the model can't be built"
+            f"{directory / RECIPE_FILE}: {masked} was a secret, which is not saved, so the model can't be built"
         )
     trusted = [*allowed, *_given.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
     for target in recipe.foreign_targets():
         if not _is_below(target, trusted):
             module = target.rpartition(".")[0]
             raise ConfigError(
-                f"{directory / RECIPE_FILE} builds {target}: if you trust this model, set {ALLOWED_VARIABLE}={module}"
+                f"{directory / RECIPE_FILE} builds {target}; if you trust this model, set {ALLOWED_VARIABLE}={module}"
             )
     task: Task = instantiate(recipe.task, "task", trusted)
     remote_code = _given.get().remote_code or os.environ.get(REMOTE_CODE_VARIABLE) == "1"
@@ -191,7 +191,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
                 directory, local_files_only=True, trust_remote_code=remote_code
             )
         except OSError as error:
-            raise ConfigError(f"{directory} has no processor that can be read: {first_line(error)}") from error
+            raise ConfigError(f"the processor in {directory} can't be read: {first_line(error)}") from error
         if recipe.model is not None:
             model = build_own(recipe.model, task, recipe.id2label, trusted)
             safetensors.torch.load_model(model, directory / "model.safetensors")

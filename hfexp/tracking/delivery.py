@@ -109,7 +109,7 @@ class Delivery:
         except MlflowException as error:
             gone = error.error_code == "RESOURCE_DOES_NOT_EXIST"
         if gone:
-            logger.warning("the MLflow run %s is gone; recording in a new one", self.state.run_id)
+            logger.warning("the MLflow run %s no longer exists; recording in a new one", self.state.run_id)
             self.state = DeliveryState(self.state.uri, experiment_id=self.state.experiment_id)
 
     def _step(self) -> None:
@@ -379,7 +379,7 @@ class Writer:
                 self._then()
                 self._then = None
             except Exception as error:  # retried after the next delivery
-                logger.info("could not look after other runs: %s", first_line(error))
+                logger.info("could not close runs of dead processes: %s", first_line(error))
         return True
 
     def _attempt(self, action: Callable[[], None]) -> bool:
@@ -387,7 +387,7 @@ class Writer:
             action()
         except Exception as error:  # on any error training goes on, and the journal keeps the entries
             if self.problem is None and self.tried.is_set() and not self._closing.is_set():
-                logger.warning("the record waits, as MLflow does not take it: %s", first_line(error))
+                logger.warning("writing to MLflow failed, will retry: %s", first_line(error))
             self.problem = error
             return False
         self.problem = None

@@ -93,7 +93,7 @@ class Journal:
             except OSError as error:
                 self._torn = True
                 if first_failure:
-                    logger.warning("%s can't be written: %s; the record waits in memory", self.path, error.strerror)
+                    logger.warning("%s can't be written: %s; the record is kept in memory", self.path, error.strerror)
 
     def reserve_space(self) -> None:
         """Reserve room for the last entries of a run that fills the disk."""
@@ -270,7 +270,7 @@ def read_delivered(run_dir: Path) -> DeliveryState | None:
     except FileNotFoundError:
         return None
     except DamagedRecord as error:
-        logger.warning("%s: what it records is delivered anew", error)
+        logger.warning("%s: the whole record is delivered again", error)
         return None
     return state if state.offset >= 0 and all(position >= 0 for position in state.deferred) else None
 

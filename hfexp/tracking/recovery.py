@@ -17,9 +17,9 @@ from hfexp.tracking.store import tracking_uri
 
 logger = logging.getLogger(__name__)
 
-GONE = "its process is gone (killed, or the machine was)"
+GONE = "its process is gone (it was killed, or the machine stopped)"
 DAMAGED = f"{GONE}, and its run.json is damaged or missing"
-UNTOLD = "as its directory says; the record was not told when it happened"
+UNTOLD = "status taken from its run directory; it was not recorded when the run ended"
 
 
 def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
@@ -61,7 +61,7 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
             return False  # clones of a virtual machine share name and machine id; only the directory would be proof
     elif problem := why_foreign(run_dir, output_dir):
         # A tag may name any directory. The user's next command in another output directory closes the runs there.
-        logger.info("the run %s is left alone: %s", run_id, problem)
+        logger.info("the run %s is not closed: %s", run_id, problem)
         return False
     elif read_state(run_dir) is None:
         reason = DAMAGED

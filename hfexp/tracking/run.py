@@ -174,9 +174,9 @@ def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
         elif writer.problem is not None:
             if isinstance(writer.problem, ConfigError) or not (is_server or is_temporary(writer.problem)):
                 raise writer.problem
-            problem = f"MLflow at {uri} takes nothing now ({first_line(writer.problem)})"
+            problem = f"MLflow at {uri} is not accepting writes ({first_line(writer.problem)})"
     if problem is not None:
-        note(f"{problem}; the record waits in {tracker.directory.path}")
+        note(f"{problem}; the record is kept in {tracker.directory.path}")
 
 
 def common_tags(directory: RunDirectory, origin: Origin, environment: Environment) -> dict[str, str]:

@@ -88,7 +88,7 @@ def read_state(path: Path) -> RunState | None:
     except FileNotFoundError:
         return None
     except DamagedRecord as error:
-        logger.warning("%s: the directory is left alone", error)
+        logger.warning("%s: the directory is ignored", error)
         return None
     return state
 
@@ -249,9 +249,9 @@ def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] |
     state = holder[1] if holder else RunState("")
     what, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
     if not ProcessId(state.host, state.pid, state.process).is_gone():
-        where = f" by process {state.pid} on {state.host}, in {holder[0]}" if holder else ""
-        raise ConfigError(f"this very {what} is running now{where}; wait for it, or {change}")
-    note(f"waiting for another process, which delivers the record of this {what}'s last start")
+        where = f" (pid {state.pid} on {state.host}) in {holder[0]}" if holder else ""
+        raise ConfigError(f"this {what} is already running{where}; wait for it, or {change}")
+    note(f"waiting for another process that delivers the record of this {what}'s previous start")
     lock.acquire(timeout=-1)
 
 
@@ -306,7 +306,7 @@ def _choose(
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
     changes = _changes(state.splits, splits)
     if config.on_existing is OnExisting.resume and state.status != "finished" and changes:
-        note(f"the data has changed since {path.name} was interrupted ({changes}): beginning a new run")
+        note(f"the data has changed since {path.name} was interrupted ({changes}): starting a new run")
     elif config.on_existing is OnExisting.resume and state.status != "finished":
         checkpoint = newest_whole(path / "checkpoints")
         if checkpoint is not None or state.status != "failed":
@@ -326,7 +326,7 @@ def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, 
             found.append(f"{split}: {'new' if was is None else 'gone'}")
         elif was["digest"] != is_now["digest"]:
             rows = was["rows"], is_now["rows"]
-            found.append(f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "other content"))
+            found.append(f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "changed content"))
     return ", ".join(found)
 
 
@@ -367,5 +367,5 @@ def _latest(
         problem = why_foreign(path, parent.parent) or why_not_contained(path, path)
         if problem is None:
             return path, state
-        tell(f"passing over {path.name}: {problem}")
+        tell(f"skipping {path.name}: {problem}")
     return None

@@ -132,7 +132,7 @@ def _in_database(uri: str, read: Callable[[sqlite3.Connection], T]) -> T | None:
             connection.execute("BEGIN")
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if not {"runs", "experiments"} <= tables:
-                raise ConfigError(f"{path} is not a store of MLflow: it has no table of runs")
+                raise ConfigError(f"{path} is not an MLflow store: it has no table of runs")
             return read(connection)
     except sqlite3.DatabaseError as error:
         if str(error).startswith("no such "):  # table or column: another version of MLflow's schema
@@ -237,7 +237,7 @@ def _client_runs(
         except MlflowException as error:
             if where and error.error_code == "INVALID_PARAMETER_VALUE":
                 problem = " ".join(str(error.message).split())
-                raise ConfigError(f"the filter {where!r} is not one of MLflow's: {problem}; e.g. {EXAMPLE}") from error
+                raise ConfigError(f"the filter {where!r} is not valid in MLflow: {problem}; e.g. {EXAMPLE}") from error
             raise
         return [_record(run, names[run.info.experiment_id]) for run in found]
 
@@ -380,10 +380,10 @@ def _find_run(word: str, known: list[RunRecord]) -> str:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise ConfigError(f"{word!r} means {len(candidates)} runs: {one_of(candidates, 10)}")
+            raise ConfigError(f"{word!r} matches {len(candidates)} runs: {one_of(candidates, 10)}")
     experiments, names = {run.experiment for run in known}, {run.name for run in known}
     raise ConfigError(
-        f"{word!r} is no experiment, run name, run id or beginning of one ({MIN_PREFIX} characters or more)."
+        f"no experiment, run name or run id (at least its first {MIN_PREFIX} characters) matches {word!r}."
         f"{did_you_mean(word, [*experiments, *names])} "
         f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
     )

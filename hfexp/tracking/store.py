@@ -51,7 +51,7 @@ def find_problem(uri: str) -> str | None:
         return f"tracking.uri={uri}: unknown kind of store {scheme!r}; use sqlite:///FILE, postgresql://..., http://HOST:PORT"
     if scheme == "sqlite":
         path = sqlite_path(uri)
-        return _sqlite_problem(path) if path else f"tracking.uri={uri}: names no file; write sqlite:///FILE"
+        return _sqlite_problem(path) if path else f"tracking.uri={uri} does not name a file; write sqlite:///FILE"
     return _driver_problem(uri) if scheme in DATABASE_SCHEMES else None
 
 
@@ -66,7 +66,7 @@ def _driver_problem(uri: str) -> str | None:
         return f"tracking.uri={mask_secrets(uri)}: {error}"
     except ImportError as error:
         hint = " (pip install 'hfexp[postgres]')" if error.name == "psycopg" else ""
-        return f"tracking.uri={mask_secrets(uri)} needs a driver: the Python module {error.name}{hint}"
+        return f"tracking.uri={mask_secrets(uri)} needs a driver, the Python module {error.name}{hint}"
     return None
 
 
@@ -77,7 +77,7 @@ def _address_problem(uri: str) -> str | None:
     except ValueError:
         port_is_valid = False
     if not parts.hostname or not port_is_valid:
-        return f"tracking.uri={uri}: not the address of a server; write http://HOST:PORT"
+        return f"tracking.uri={uri} is not the address of a server; write http://HOST:PORT"
     return None
 
 
@@ -117,7 +117,7 @@ def why_not_writable(uri: str) -> str | None:
         return None
     for place in (path, _lock_path(path), path.parent):
         if place.exists() and not os.access(place, os.W_OK):
-            return f"tracking.uri: {place} can't be written by you; set output_dir, or tracking.uri=sqlite:///FILE"
+            return f"tracking.uri: you can't write to {place}; set output_dir, or tracking.uri=sqlite:///FILE"
     return None
 
 
@@ -205,7 +205,7 @@ def _create_database(database: Path) -> None:
     unfinished.unlink(missing_ok=True)
     mlflow.MlflowClient(sqlite_address(unfinished)).search_experiments()
     if not unfinished.is_file():
-        raise RunError(f"MLflow has not made its store at {database}; give it another place by tracking.uri")
+        raise RunError(f"MLflow did not create its store at {database}; set tracking.uri to another place")
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
         # In WAL mode readers (`hfexp ui`, `hfexp compare`) don't block a writing run. The file keeps the setting.
         connection.execute("PRAGMA journal_mode=WAL")

@@ -143,9 +143,9 @@ class MlflowTracker:
             complete = False
         settle(str(self.uri))
         if not complete:
-            problem = first_line(writer.problem) if writer.problem else "not all was delivered"
+            problem = first_line(writer.problem) if writer.problem else "some entries were not delivered"
             note(f"the record at {self.uri} is incomplete: {problem}")
-            note(f"what is missing is kept in {self.directory.path}; `hfexp sync` delivers it")
+            note(f"the rest is kept in {self.directory.path}; `hfexp sync` delivers it")
 
     def _close_gone_runs(self) -> None:
         for run_id in close_gone_runs(self.delivery.client(), str(self.uri), self.delivery.output_dir):

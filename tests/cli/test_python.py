@@ -45,14 +45,14 @@ def test_a_run_is_loaded_by_its_name_with_all_that_is_known(
     assert list(same.predict(image)["label"]) == list(first["label"])
     with pytest.raises(ConfigError, match="Did you mean 'eval_loss'"):
         run.history("eval_los")
-    with pytest.raises(ConfigError, match="is loaded already"):
+    with pytest.raises(ConfigError, match="is already loaded"):
         run.predict(image, run="another")
     with pytest.raises(ConfigError, match="in MLflow"):
         same.history("eval_loss")
 
 
 def test_what_is_no_run_is_said(place: Path) -> None:
-    with pytest.raises(ConfigError, match="which run"):
+    with pytest.raises(ConfigError, match="no run is given"):
         load_run()
     with pytest.raises(ConfigError, match=r"has no readable run\.json"):
         load_run(place)

@@ -205,7 +205,7 @@ def test_filter_equals_the_clients(store: Store, where: str) -> None:
 
 @pytest.mark.parametrize("where", ["test_accuracy", "metrics.a > 'x'", "params.seed = 1", "x.y = 'z'", "metrics.a >"])
 def test_wrong_filter_is_one_clear_error(store: Store, where: str) -> None:
-    with pytest.raises(ConfigError, match="is not one of MLflow's") as error:
+    with pytest.raises(ConfigError, match="is not valid in MLflow") as error:
         main(["--where", where, "--uri", store.uri])
     assert where in str(error.value)
     assert "\n" not in str(error.value)
@@ -263,7 +263,7 @@ def test_no_store_or_an_empty_one(place: Path, where: list[str]) -> None:
     with pytest.raises(ConfigError, match="there is no store at .*outputs/mlflow.db yet: run `hfexp` first"):
         main(where)
     sqlite3.connect("other.db").execute("CREATE TABLE t (x)").connection.close()
-    with pytest.raises(ConfigError, match="is not a store of MLflow"):
+    with pytest.raises(ConfigError, match="is not an MLflow store"):
         main(["--uri", "sqlite:///other.db", *where])
     Path("text.db").write_text("no database at all")
     with pytest.raises(ConfigError, match="not a SQLite database"):
@@ -327,7 +327,7 @@ def test_table(compare: Any) -> None:
     assert labels.split()[:3] == ["rank", "run", "status"]
     assert {"learning_rate", "optim", "seed", "model.path", "source.path"} <= set(labels.split())
     assert rows[0].split()[:3] == ["1", "run-2", "FINISHED"]
-    assert rows[-1] == "(1 left out: parents of sweeps, without params of their own)"
+    assert rows[-1] == "(parents of sweeps are not shown (no params of their own): 1)"
     assert "status" not in compare("plain-a", "plain-b", "run-0").splitlines()[2].split()
     assert len({len(row[: row.index("FINISHED")]) for row in rows if "FINISHED" in row}) == 1
 
@@ -417,10 +417,10 @@ def test_words_choose_runs(store: Store, compare: Any) -> None:
     ("word", "message"),
     [
         ("digts", "Did you mean 'digits'.* Experiments: digits, other; runs: plain-a"),
-        ("run-deleted", "is no experiment, run name"),
-        ("gone", "is no experiment"),
-        ("twice", "'twice' means 2 runs"),
-        ("abc", "6 characters or more"),
+        ("run-deleted", "no experiment, run name or run id"),
+        ("gone", "no experiment"),
+        ("twice", "'twice' matches 2 runs"),
+        ("abc", "first 6 characters"),
     ],
 )
 def test_unknown_words(compare: Any, word: str, message: str) -> None:
@@ -430,7 +430,7 @@ def test_unknown_words(compare: Any, word: str, message: str) -> None:
 
 def test_prefix_of_several_runs(store: Store, compare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chosen, "MIN_PREFIX", 0)
-    with pytest.raises(ConfigError, match="'' means 10 runs"):
+    with pytest.raises(ConfigError, match="'' matches 10 runs"):
         compare("")
 
 
@@ -497,7 +497,7 @@ def test_plot_is_a_picture(compare: Any, tmp_path: Path, words: list[str]) -> No
 
 
 def test_plot_that_cannot_be_drawn(compare: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has to end in .png"):
+    with pytest.raises(ConfigError, match="must end in .png"):
         compare("--plot", str(tmp_path / "mlflow.db"))
-    with pytest.raises(ConfigError, match="no run has a value of any metric"):
+    with pytest.raises(ConfigError, match="no run has a value for any metric"):
         compare("sweep", "--where", "params.seed = '1'", "--plot", str(tmp_path / "x.png"))

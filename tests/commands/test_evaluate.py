@@ -140,12 +140,12 @@ def test_a_run_whose_directory_is_gone_is_scored_by_its_record(run: str, home: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["split=tset"], "there are all, test, train, validation"),
+        (["split=tset"], "expected one of all, test, train, validation"),
         (["by=colour"], "has no column 'colour'"),
         (["resample=3"], "Did you mean 'resamples'"),
         (["resamples=many"], "a whole number"),
         (["sweep=x"], "give one of them"),
-        (["dataset.streaming=true"], "streams are not scored"),
+        (["dataset.streaming=true"], "streams can't be scored"),
     ],
 )
 def test_wrong_words_are_refused(run: str, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -161,9 +161,9 @@ def test_settings_are_told_apart_from_words_of_the_configuration() -> None:
 
 def test_classes_are_told_by_their_numbers() -> None:
     assert class_names({0: "a", 2: "c", 1: "b"}, "x") == ["a", "b", "c"]
-    with pytest.raises(ConfigError, match=r"x has several classes of one name \(crane\)"):
+    with pytest.raises(ConfigError, match=r"x has several classes of the same name \(crane\)"):
         class_names({0: "crane", 1: "b", 2: "crane"}, "x")
-    with pytest.raises(ConfigError, match="not numbered from 0 on"):
+    with pytest.raises(ConfigError, match="class ids must be 0, 1, 2"):
         class_names({1: "a", 2: "b"}, "x")
 
 

@@ -46,7 +46,7 @@ def test_what_a_sweep_has_done_is_not_planned_again(capsys: pytest.CaptureFixtur
     capsys.readouterr()
     assert main(["plan", "--no-probe", *words]) == 0
     shown = capsys.readouterr().out
-    assert "goes on in outputs/sweeps/s; 2 points: 1 new, 1 finished" in shown
+    assert "continues in outputs/sweeps/s; 2 points: 1 new, 1 finished" in shown
     after = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
     assert {path for path in after if after[path] != before.get(path) and "study.db" not in path.name} == set()
 
@@ -62,7 +62,7 @@ def test_another_sweep_of_the_name_is_refused_as_when_it_is_started(
 def test_a_single_run_is_planned_and_measured_without_a_trace(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert main(["plan", *SMALL_DIGITS, "dataset.max_validation_samples=300", IN_PROCESS]) == 0
     shown = capsys.readouterr().out
-    assert "1 run to make, one after the other: about" in shown
+    assert "1 run to do, one after the other: about" in shown
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("0 "))
     assert row[3:5] == ["a", "6"]  # two epochs of three steps
     assert list(place.iterdir()) == []
@@ -79,7 +79,7 @@ def test_a_job_that_fails_when_it_is_tried_is_invalid(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["seed=1,2"], "seed: several values, or a search, are for sweeps: hfexp plan -m ..."),
+        (["seed=1,2"], "seed: several values or a search need a sweep: hfexp plan -m ..."),
         (["-m", "seed=1", "hydra/sweeper=basic"], "hydra/sweeper=basic can't be planned"),
         (["-m", "search=tpe", "seed=1,2"], "search=tpe needs search.trials"),
         (["-m", "sed=1,2"], "sed"),

@@ -70,10 +70,10 @@ def test_settings_of_python_are_words_of_the_command() -> None:
     ("word", "message"),
     [
         ("promt=Hello", "Did you mean 'prompt'?"),
-        ("top_k=0", "a number from 1 on"),
-        ("top_k=some", "a whole number is needed"),
-        ("record=perhaps", "true or false is needed"),
-        ("output=answers.xlsx", r"has to end in \.csv, \.jsonl, \.parquet"),
+        ("top_k=0", "a whole number from 1 on"),
+        ("top_k=some", "expected a whole number"),
+        ("record=perhaps", "expected true or false"),
+        ("output=answers.xlsx", r"must end in \.csv, \.jsonl, \.parquet"),
         ("batch_size=0", "at least 1"),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_run_is_asked_as_a_pipeline_is(here: Path, run: str, capsys: pytest.Ca
     assert np.allclose(found.filter(like="probability_").sum(axis=1), 1, atol=1e-5)
     shown = capsys.readouterr().out
     assert "photos/0.png" in shown
-    assert "5 answers in answers.csv" in shown
+    assert "5 answers written to answers.csv" in shown
 
 
 @pytest.mark.slow
@@ -190,18 +190,18 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run=RUN"], "nothing is asked"),
-        (["run=RUN", "nowhere.png"], "nowhere.png: there is no such file or folder"),
-        (["run=RUN", "photos/*.gif"], "no file fits this pattern"),
-        (["run=smal", "photos"], "is no experiment, run name, run id"),
-        (["photos"], "which model"),
+        (["run=RUN"], "there are no inputs"),
+        (["run=RUN", "nowhere.png"], "nowhere.png: no such file or folder"),
+        (["run=RUN", "photos/*.gif"], "no file matches this pattern"),
+        (["run=smal", "photos"], "no experiment, run name or run id"),
+        (["photos"], "no model: give"),
         (["run=RUN", "sweep=x", "photos"], "give one of them"),
         (["run=RUN", "photos", "top_k=11"], "the model has 10 classes"),
         (["run=RUN", "photos", "generation.max_new_tokens=3"], "ImageClassification generates nothing"),
         (["run=RUN", "photos", "system=Be brief", "text=a"], "is told nothing but its input"),
-        (["run=RUN", "photos", "stream=true"], "for one prompt"),
-        (["run=RUN", "photos", "task=image_classification"], "says itself what its model, task and transform are"),
-        (["run=RUN", "photos", "system=Be brief"], "goes before a prompt"),
+        (["run=RUN", "photos", "stream=true"], "needs one prompt"),
+        (["run=RUN", "photos", "task=image_classification"], "has its own model, task and transform"),
+        (["run=RUN", "photos", "system=Be brief"], "applies only to text"),
         (["model=vit_digits", "task=image_classification", "photos"], "was not trained for ImageClassification"),
         (["run=RUN", "photos", "columns.text=a"], r"columns\.text: the task reads only: image"),
     ],

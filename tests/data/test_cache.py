@@ -325,7 +325,7 @@ def test_listing_and_clearing(own: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "made up" in shown
     assert "2 entries" in shown
     assert cli.main(["cache", "clear", "q"]) == 2
-    assert "begins with 'q'" in capsys.readouterr().err
+    assert "starts with 'q'" in capsys.readouterr().err
     assert cli.main(["cache", "clear"]) == 0
     assert "1 entries removed" in capsys.readouterr().out
     assert [path.name for path in entries(own)] == ["xyz"]

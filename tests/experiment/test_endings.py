@@ -79,10 +79,10 @@ def test_what_a_broken_artifact_store_does_not_take_is_delivered_later(
     assert cli.main(["sync"]) == 1
     Path("outputs/artifacts").unlink()
     assert cli.main(["sync"]) == 0
-    assert "1 delivered, 1 were complete already" in capsys.readouterr().out
+    assert "1 delivered, 1 already complete" in capsys.readouterr().out
     assert Path(f"outputs/artifacts/digits/{second.run_id}/artifacts/config.yaml").is_file()
     assert cli.main(["sync"]) == 0
-    assert "0 delivered, 2 were complete already" in capsys.readouterr().out
+    assert "0 delivered, 2 already complete" in capsys.readouterr().out
 
 
 def test_a_run_that_fails_while_it_is_opened_is_failed(

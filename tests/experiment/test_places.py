@@ -116,7 +116,7 @@ def test_output_of_another_user_is_refused(theirs: Path) -> None:
     assert why_not_writable(f"sqlite:///{store}") is None
     become_another()
     assert why_not_writable(f"sqlite:///{theirs / 'own.db'}") is None
-    refused = f"tracking.uri: {store} can't be written by you; set output_dir, or tracking.uri=sqlite:///FILE"
+    refused = f"tracking.uri: you can't write to {store}; set output_dir, or tracking.uri=sqlite:///FILE"
     assert why_not_writable(f"sqlite:///{store}") == refused
     with pytest.raises(ConfigError, match="another user created it; set output_dir"):
         SharedLock(lock).acquire()
@@ -137,7 +137,7 @@ def test_a_server_that_others_reach_is_said(
 ) -> None:
     monkeypatch.setattr(os, "execve", lambda *_: 0)
     assert ui(["--uri", uri, "--host", host]) == 0
-    assert ("MLflow asks nobody for a password" in capsys.readouterr().err) is is_open
+    assert ("MLflow has no password" in capsys.readouterr().err) is is_open
 
 
 def test_a_user_whom_nobody_knows_has_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

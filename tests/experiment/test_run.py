@@ -155,7 +155,7 @@ def test_the_same_experiment_does_not_run_twice_at_once(place: Path) -> None:
     (run_dir.parent / ".locks").mkdir()
     with (
         FileLock(run_dir.parent / ".locks" / f"{identity[:16]}.lock"),
-        pytest.raises(ConfigError, match="running now by process 4711 on elsewhere"),
+        pytest.raises(ConfigError, match=r"already running \(pid 4711 on elsewhere\)"),
     ):
         api.train(*SMALL_DIGITS)
 

@@ -118,7 +118,7 @@ def test_a_run_is_not_continued_with_other_data(place: Path, capsys: pytest.Capt
     write(["b", "a"] * 20)
     said = start(break_it=True)
     assert "the data has changed since" in said
-    assert "train: other content" in said
+    assert "train: changed content" in said
     assert "continuing" not in said
     write(["b", "a"] * 20, more=10)
     said = start(break_it=False)

@@ -443,7 +443,7 @@ def test_what_is_refused(words: list[str], message: str, place: Path, capsys: py
 
 def test_a_search_needs_m(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*SMALL_DIGITS, "search=tpe"]) == 2
-    assert "search=tpe is for sweeps, which start with -m: hfexp -m search=tpe" in capsys.readouterr().err
+    assert "search=tpe applies to sweeps only; start one with -m: hfexp -m search=tpe" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -248,7 +248,7 @@ def test_a_sweep_has_one_director(place: Path) -> None:
     directory = sweep_directory(place)
     with (
         open_parent(*base("tracking=none"), a_sweep(directory), directory),
-        pytest.raises(ConfigError, match="this very sweep is running now"),
+        pytest.raises(ConfigError, match="this sweep is already running"),
         open_parent(*base("tracking=none"), a_sweep(directory), directory),
     ):
         pass

@@ -168,7 +168,7 @@ def test_a_classifier_of_texts_is_trained_and_asked_as_a_pipeline_does(rows: str
     table = evaluate(*words, run=result.run_dir, by="place", resamples=0, record=False)
     assert dict(zip(table["slice"], table["rows"], strict=True)) == {"all": 100, "place=0": 50, "place=1": 50}
     Path("new.jsonl").write_text("\n".join(json.dumps({**line, "place": ["a"]}) for line in lines))
-    with pytest.raises(ConfigError, match="by=place: the column holds List; one value a row"):
+    with pytest.raises(ConfigError, match="by=place: the column holds List, expected one value per row"):
         evaluate(*words, run=result.run_dir, by="place", record=False)
 
 

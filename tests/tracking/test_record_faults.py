@@ -297,7 +297,7 @@ def test_a_store_that_is_locked_at_the_start_is_waited_for(
 
     monkeypatch.setattr(Delivery, "client", client)
     result = api.train(*SMALL_DIGITS)
-    assert "takes nothing now (database is locked); the record waits" in capsys.readouterr().err
+    assert "is not accepting writes (database is locked); the record is kept" in capsys.readouterr().err
     (run,) = all_runs()
     assert (run.info.status, run.info.run_id) == ("FINISHED", result.run_id)
 
@@ -313,7 +313,7 @@ def test_a_server_that_never_answers_is_not_waited_for(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         result = api.train(*SMALL_DIGITS, f"tracking.uri=http://127.0.0.1:{silent.getsockname()[1]}")
     shown = capsys.readouterr().err
-    assert "does not answer; the record waits" in shown
+    assert "does not answer; the record is kept" in shown
     assert "`hfexp sync` delivers it" in shown
     assert result.run_id is None
     assert result.metrics["test_loss"] > 0
@@ -371,7 +371,7 @@ def test_runs_of_other_hosts_are_left_alone_by_sync(place: Path, capsys: pytest.
     run_dir.mkdir(parents=True)
     left_behind(run_dir, f"sqlite:///{place}/outputs/mlflow.db", host="elsewhere")
     assert cli.main(["sync"]) == 0
-    assert "left alone, as it may be running on elsewhere" in capsys.readouterr().out
+    assert "skipped, as it may still be running on elsewhere" in capsys.readouterr().out
     assert cli.main(["sync", "--force"]) == 0
     assert "a-run: killed, delivered to" in capsys.readouterr().out
 

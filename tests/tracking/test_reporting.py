@@ -213,7 +213,7 @@ def test_a_picture_that_fails_costs_one_warning(
     monkeypatch.setattr(report.figures, "calibration", broken)
     draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
-        (logging.WARNING, "calibration_test.png could not be made: ValueError: out of paint")
+        (logging.WARNING, "calibration_test.png could not be created: ValueError: out of paint")
     ]
     assert "confusion_matrix_test.png" in check_pages(tmp_path)[1]
 

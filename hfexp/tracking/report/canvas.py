@@ -58,7 +58,7 @@ def guarded(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.warning("%s could not be made: %s: %s", name, type(error).__name__, error)
+        logger.warning("%s could not be created: %s: %s", name, type(error).__name__, error)
 
 
 class Pictures:

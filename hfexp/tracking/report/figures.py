@@ -95,12 +95,12 @@ def _heat_map(report: ClassReport, split: str) -> "Figure":
     picture = axes.imshow(
         shares, cmap="Reds", norm=scale, interpolation="nearest", extent=(0.5, edge, edge, 0.5), aspect="auto"
     )
-    each = f", {width} to a row" if width > 1 else ""
+    each = f", {width} per row" if width > 1 else ""
     title = (
         f"Mistakes ({split}): {report.mistakes.sum():,} of {report.matrix.sum():,} samples\n"
-        f"{len(order):,} classes{each}, in an order that puts confused ones side by side"
+        f"{len(order):,} classes{each}, ordered so that confused ones are side by side"
     )
-    _finish(figure, axes, picture, (6.85, 0.55, 6.1), title, "mistakes, share of the true class (uneven scale)")
+    _finish(figure, axes, picture, (6.85, 0.55, 6.1), title, "mistakes, share of the true class (square-root scale)")
     return figure
 
 
@@ -146,7 +146,7 @@ def most_confused(report: ClassReport, split: str, count: int = 20) -> "Figure |
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("samples")
     axes.set_title(
-        f"Most confused ({split}): true \u2192 predicted\nred: taken for it, grey: all of the true class", loc="left"
+        f"Most confused ({split}): true \u2192 predicted\nred: confused, grey: all of the true class", loc="left"
     )
     return figure
 
@@ -335,11 +335,11 @@ def _rank_frequency(found: dict[str, dict[str, int]]) -> "Figure":
 
 
 def _spread(counts: Sequence[int]) -> str:
-    """Describe how the samples are distributed over the classes, e.g. `1,797 samples, 174 to 183 a class`."""
+    """Describe how the samples are distributed over the classes, e.g. `1,797 samples, 174 to 183 per class`."""
     low, high, empty = min(counts), max(counts), sum(n == 0 for n in counts)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    without = f", {empty} classes without any" if empty else ""
-    return f"{sum(counts):,} samples, {each} a class{without}"
+    without = f", {empty} classes without samples" if empty else ""
+    return f"{sum(counts):,} samples, {each} per class{without}"
 
 
 def _colour(split: str) -> str:
@@ -477,4 +477,4 @@ def mistakes_sheet(
         share = "" if confidence is None else f" ({100 * np.nan_to_num(confidence[index]):.0f} %)"
         captions.append([(names[int(scores.references[index])], "", "black"), (said, share, RED)])
     kind = "The most confident mistakes" if mistakes.ranked else "Mistakes"
-    return sheet(shown, captions, f"{kind} ({split}, {mistakes.total:,} in all): true class, in red the predicted one")
+    return sheet(shown, captions, f"{kind} ({split}, {mistakes.total:,} in all): true class, predicted class in red")

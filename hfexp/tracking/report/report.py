@@ -41,7 +41,7 @@ class SplitParts:
 
 def lead(facts: ReportFacts) -> str:
     """Describe the run in one line."""
-    return f"{facts.experiment} \u00b7 {facts.status} \u00b7 {duration(facts.seconds)} \u00b7 judged by {facts.metric}"
+    return f"{facts.experiment} \u00b7 {facts.status} \u00b7 {duration(facts.seconds)} \u00b7 metric: {facts.metric}"
 
 
 def all_sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str], directory: Path) -> list[Section]:
@@ -91,7 +91,7 @@ def _result(facts: ReportFacts, parts: dict[str, SplitParts]) -> list[Block]:
     rows = [[name, *(number(facts.metrics.get(prefix + name)) for prefix, _ in columns)] for name in ordered]
     shares = {split: part.classes.majority_share for split, part in parts.items()}
     if shares:
-        rows.append(["accuracy of always the most frequent class", *(number(shares.get(t)) for _, t in columns)])
+        rows.append(["accuracy of predicting the most frequent class", *(number(shares.get(t)) for _, t in columns)])
     if not rows:
         return []
     blocks: list[Block] = [Table(["", *(title for _, title in columns)], rows, strong=frozenset({0}))]
@@ -115,7 +115,7 @@ def _data(facts: ReportFacts) -> list[Block]:
                 str(known.get("digest", "")),
             ]
         )
-    header = ["split", "samples", "classes", "samples a class", "source", "digest"]
+    header = ["split", "samples", "classes", "samples per class", "source", "digest"]
     return [Table(header, rows, numbers=frozenset({1, 2, 3}))] if rows else []
 
 
@@ -140,7 +140,7 @@ def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     chosen = list(range(len(report.labels))) if few else report.worst_ids(WORST_CLASSES)
     if not few:
         blocks.append(
-            Text(f"The {len(chosen)} of {len(report.labels):,} classes least recognised; all: per_class_{split}.csv.")
+            Text(f"The {len(chosen)} of {len(report.labels):,} classes of lowest recall (all: per_class_{split}.csv).")
         )
     columns = (report.precision, report.recall, report.f1)
     rows = [[report.labels[i], *(number(c[i]) for c in columns), f"{report.support[i]:,}"] for i in chosen]
@@ -148,7 +148,7 @@ def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     pairs = report.most_confused(CONFUSED_ROWS)
     if pairs:
         rows = [[report.labels[i], report.labels[j], f"{n:,}", f"{report.support[i]:,}"] for i, j, n in pairs]
-        header = ["true", "predicted", "times", "of samples"]
+        header = ["true", "predicted", "count", "of samples"]
         blocks.append(Table(header, rows, numbers=frozenset({2, 3}), title="The most frequent mistakes"))
     return blocks
 
