@@ -33,18 +33,18 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> Config:
     return to_config(cfg)
 
 
-def predict(*words: str, **settings: Any) -> "pandas.DataFrame":
+def predict(*args: str, **settings: Any) -> "pandas.DataFrame":
     """Predict with a trained model; see `hfexp.commands.predict.predict`."""
     from hfexp.commands import predict as command
 
-    return command.predict(*words, **settings)
+    return command.predict(*args, **settings)
 
 
-def evaluate(*words: str, **settings: Any) -> "pandas.DataFrame":
+def evaluate(*args: str, **settings: Any) -> "pandas.DataFrame":
     """Score a trained model; see `hfexp.commands.evaluate.evaluate_table`."""
     from hfexp.commands import evaluate as evaluation
 
-    return evaluation.evaluate_table(*words, **settings)
+    return evaluation.evaluate_table(*args, **settings)
 
 
 def load_run(run: str | Path | None = None, **settings: Any) -> "LoadedRun":

@@ -9,7 +9,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.data.cache import VARIABLE, Cache, Entry, default_directory, show_size
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run `hfexp cache`: list the prepared data, or remove it."""
     parser = argparse.ArgumentParser(
         prog="hfexp cache", description="List the prepared data that jobs share, or remove it."
@@ -17,7 +17,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list")
     parser.add_argument("key", nargs="*", help="prefixes of the entries to remove (default: all)")
     parser.add_argument("--dir", type=Path, help=f"cache directory (default: {VARIABLE} or your user cache directory)")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     directory = (args.dir or default_directory()).absolute()
     cache = Cache(directory, 0)  # the size limit matters only when an entry is built
     entries = cache.entries()

@@ -63,12 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 
     0 success; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 141 output pipe closed; 143 SIGTERM.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    command, words = split_command(words)
+    command, args = split_command(args)
     let_idle_threads_sleep()
     try:
-        return COMMANDS[command](words)
+        return COMMANDS[command](args)
     except ConfigError as error:
         return _fail(error, EXIT_WRONG_INPUT, full_traceback)
     except KeyboardInterrupt:
@@ -89,24 +89,24 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, EXIT_FAILED, full_traceback)
 
 
-def split_command(words: list[str]) -> tuple[str, list[str]]:
+def split_command(args: list[str]) -> tuple[str, list[str]]:
     """Split the arguments into the command (default `train`) and its own arguments."""
-    if words and words[0] in COMMANDS:
-        return words[0], words[1:]
-    return "train", words
+    if args and args[0] in COMMANDS:
+        return args[0], args[1:]
+    return "train", args
 
 
-def train(words: list[str]) -> int:
+def train(args: list[str]) -> int:
     """Compose the config with Hydra and run one experiment, or a sweep with `-m`."""
     from hfexp.core import console, hydra_app
     from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 
-    _refuse_sweep_among_processes(words)
+    _refuse_sweep_among_processes(args)
     drop_unused_mlflow_variables(console.note)
-    if MULTIRUN & set(words):
+    if MULTIRUN & set(args):
         begin_collection()  # jobs run in processes of their own; this one may live for days
-    job = _Job(words)
-    hydra_app.run(words, job.run, COMMANDS)
+    job = _Job(args)
+    hydra_app.run(args, job.run, COMMANDS)
     if job.error is not None:
         raise job.error
     return 0
@@ -115,8 +115,8 @@ def train(words: list[str]) -> int:
 class _Job:
     """The task function that Hydra calls for each job, possibly in another process."""
 
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
+    def __init__(self, args: list[str]) -> None:
+        self.args = args
         self.error: Exception | None = None
         """Error of a single run, kept for `main`: Hydra would print lines of its own."""
 
@@ -145,13 +145,13 @@ class _Job:
         overrides: Any = OmegaConf.to_container(hydra_cfg.overrides.task, resolve=False)
         sources = tuple(f"{s.schema}://{s.path}" for s in hydra_cfg.runtime.config_sources if s.path)
         config = to_config(cfg)
-        words = self.words
+        args = self.args
         if config.point is not None:  # the command that runs this point alone
             overrides = without_sweep(overrides)
-            words = [*config_flags(self.words), *map(as_typed, overrides)]
+            args = [*config_flags(self.args), *map(as_typed, overrides)]
         choices = choices_of(HydraConfig.instance().cfg)
         check_choices(config, choices)
-        origin = Origin(choices, overrides, command_line(words), config_sources=sources)
+        origin = Origin(choices, overrides, command_line(args), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
             from hfexp.experiment.result import show_choices
@@ -178,73 +178,73 @@ def _is_multirun() -> bool:
 
 def _refuse_search_of_one(overrides: list[str]) -> None:
     """Refuse search settings without `-m`: a single run has nothing to search."""
-    asked = next((word for word in overrides if word.lstrip("+").startswith(("search=", "search."))), None)
-    if asked is not None and not _is_multirun():
-        raise ConfigError(f"{asked} applies to sweeps only; start one with -m: hfexp -m {asked} ...")
+    search = next((text for text in overrides if text.lstrip("+").startswith(("search=", "search."))), None)
+    if search is not None and not _is_multirun():
+        raise ConfigError(f"{search} applies to sweeps only; start one with -m: hfexp -m {search} ...")
 
 
-def _refuse_sweep_among_processes(words: list[str]) -> None:
+def _refuse_sweep_among_processes(args: list[str]) -> None:
     """Refuse `-m` under torchrun: every process would run the whole sweep, out of step."""
     from hfexp.launch import world
 
     world.check_environment()
-    if world.is_together() and MULTIRUN & set(words):
+    if world.is_together() and MULTIRUN & set(args):
         raise ConfigError(
             "-m can't be used under torchrun and `accelerate launch`, which start one run; use `hfexp -m ... "
             f"launch=ddp launch.num_processes={world.size()}`, which starts the processes of each run itself"
         )
 
 
-def plan(words: list[str]) -> int:
+def plan(args: list[str]) -> int:
     """List the jobs of a command, and measure how much time and space they will take."""
     from hfexp.commands import plan as command
 
-    return command.main(words, COMMANDS)
+    return command.main(args, COMMANDS)
 
 
-def predict(words: list[str]) -> int:
+def predict(args: list[str]) -> int:
     """Predict with a trained model."""
     from hfexp.commands import predict as command
 
-    return command.main(words)
+    return command.main(args)
 
 
-def evaluate(words: list[str]) -> int:
+def evaluate(args: list[str]) -> int:
     """Score a trained model on another dataset or split."""
     from hfexp.commands import evaluate as evaluation
 
-    return evaluation.main(words)
+    return evaluation.main(args)
 
 
-def ui(words: list[str]) -> int:
+def ui(args: list[str]) -> int:
     """Open MLflow's UI on the tracking store."""
     from hfexp.commands import ui as mlflow_ui
 
-    return mlflow_ui.main(words)
+    return mlflow_ui.main(args)
 
 
-def compare(words: list[str]) -> int:
+def compare(args: list[str]) -> int:
     """Compare the recorded runs of an experiment, or two runs."""
     from hfexp.commands import compare as comparison
 
-    return comparison.main(words)
+    return comparison.main(args)
 
 
-def sync(words: list[str]) -> int:
+def sync(args: list[str]) -> int:
     """Deliver the records that runs could not deliver, and close runs whose process is gone."""
     from hfexp.commands import sync as synchronisation
 
-    return synchronisation.main(words)
+    return synchronisation.main(args)
 
 
-def cache(words: list[str]) -> int:
+def cache(args: list[str]) -> int:
     """List or remove the prepared data that jobs share."""
     from hfexp.commands.cache import main
 
-    return main(words)
+    return main(args)
 
 
-def version(words: list[str]) -> int:
+def version(args: list[str]) -> int:
     """Print the version."""
     from hfexp.core import __version__
 

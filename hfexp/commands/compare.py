@@ -52,16 +52,16 @@ class Ranking:
     """The runs are ordered as their sweep ranks its points, by what its search optimises."""
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Compare runs and print the result."""
-    args = _parse(words)
+    args = _parse(argv)
     uri = tracking_uri(args.uri, args.output_dir)
-    runs, named = choose_runs(uri, args.what, args.where)
+    runs, named = choose_runs(uri, args.names, args.where)
     parents = _parents(runs) - set(named)
     shown = [run for run in runs if run.run_id not in parents]
     places = {} if args.metric or args.order else _places_in_sweep(uri, shown)
     ranking = rank(shown, args.metric, args.order, args.all, places)
-    if len(args.what) == len(named) == len(runs) == 2:
+    if len(args.names) == len(named) == len(runs) == 2:
         _show_pair(runs[0], runs[1], ranking, args.format)
         notes = []
     else:
@@ -74,9 +74,9 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
-    parser.add_argument("what", nargs="*", help="experiments, runs, or sweep=NAME (default: the newest experiment)")
+    parser.add_argument("names", nargs="*", help="experiments, runs, or sweep=NAME (default: the newest experiment)")
     parser.add_argument("--metric", help="metric to rank by (default: the one that selects the best checkpoint)")
     parser.add_argument("--order", choices=("min", "max"), help="whether small or large values are best")
     parser.add_argument("--where", metavar="FILTER", help='filter as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
@@ -86,7 +86,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="show all params that differ and all metrics")
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(argv)
     if args.top is not None and args.top < 1:
         raise ConfigError(f"--top {args.top}: must be at least 1")
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
@@ -118,8 +118,8 @@ def _parents(runs: list[RunRecord]) -> set[str]:
 def _places_in_sweep(uri: str, runs: list[RunRecord]) -> dict[str, int]:
     """Return the place of each run's point in the ranking of the sweep, by run id; empty unless there is one sweep."""
     parents = {run.tags.get("mlflow.parentRunId", "") for run in runs}
-    found = read_runs(uri, run_ids=parents) if len(parents) == 1 and "" not in parents else []
-    numbers = found[0].tags.get(RANKING, "").split() if found else []
+    sweeps = read_runs(uri, run_ids=parents) if len(parents) == 1 and "" not in parents else []
+    numbers = sweeps[0].tags.get(RANKING, "").split() if sweeps else []
     trials = {run.run_id: run.tags.get("hfexp.trial", "") for run in runs}
     return {run_id: (*numbers, trial).index(trial) for run_id, trial in trials.items()} if numbers else {}
 
@@ -190,8 +190,8 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
     notes = [f"{count - limit} more runs: --top {count} shows them"] if count > limit else []
     if readable and not everything:
         varied = sorted(params, key=lambda key: Counter(r.params.get(key) for r in ranking.runs).most_common(1)[0][1])
-        for what, names, most in (("params", varied, MAX_PARAMS), ("metrics", metrics, MAX_METRICS)):
-            notes += [f"{len(names) - most} more {what}: --all shows them"] if len(names) > most else []
+        for kind, names, most in (("params", varied, MAX_PARAMS), ("metrics", metrics, MAX_METRICS)):
+            notes += [f"{len(names) - most} more {kind}: --all shows them"] if len(names) > most else []
         params, metrics = sorted(varied[:MAX_PARAMS]), metrics[:MAX_METRICS]
     objects = [
         {"rank": place, "run_id": run.run_id, "name": run.name, "status": run.status}
@@ -242,7 +242,7 @@ def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
         print(("\n\n" if form == "md" else "\n").join(map(plain if form == "md" else one_line, heads)))
         titles = ("Config", "Data and environment", "Final metrics")
         for title, (head, *rows) in zip(titles, sections.values(), strict=True):
-            labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(word, word) for word in head]
+            labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(name, name) for name in head]
             table = _table(labels, *rows, form=form) if rows else "identical"
             print(f"\n{'## ' * (form == 'md')}{title}\n{chr(10) * (form == 'md')}{table}")
 
@@ -254,14 +254,14 @@ def _differing(a: dict[str, Any], b: dict[str, Any], keys: list[str] | None = No
 
 def _environment(run: RunRecord) -> dict[str, str]:
     """Collect the data and environment of a run, one value per name."""
-    found = {key: v for key, v in run.tags.items() if key.startswith("hfexp.") and not NO_ENVIRONMENT.match(key)}
+    values = {key: v for key, v in run.tags.items() if key.startswith("hfexp.") and not NO_ENVIRONMENT.match(key)}
     counts: Counter[str] = Counter()
     for dataset in run.inputs:
         context = dataset["context"] or "data"
         counts[context] += 1
         name = f"dataset {context}" if counts[context] == 1 else f"dataset {context} {counts[context]}"
-        found |= {f"{name}: {key}": str(value) for key, value in dataset.items() if key in ("name", "digest", "rows")}
-    return found
+        values |= {f"{name}: {key}": str(value) for key, value in dataset.items() if key in ("name", "digest", "rows")}
+    return values
 
 
 def _short(keys: list[str], runs: list[RunRecord]) -> list[str]:
@@ -300,7 +300,7 @@ def _print_csv(rows: list[list[Any]]) -> None:
 
 def _print_json(content: Any) -> None:
     """Print JSON, with null in place of NaN and infinity, which JSON does not have."""
-    print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda word: None), indent=1))
+    print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda constant: None), indent=1))
 
 
 def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:

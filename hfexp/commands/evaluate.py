@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from hfexp.core.config import Config
     from hfexp.inference.evaluation import SliceScores
-    from hfexp.inference.load import Asked
+    from hfexp.inference.load import LoadedModel
 
 
 # Command-line arguments of `hfexp evaluate`: the model, the data, and the output of the scores.
@@ -68,23 +68,23 @@ NAMES = tuple(field.name for field in fields(EvaluationSettings))
 COMPOSED = ("task", "model", "transform", "dataset", "metrics", "security")
 
 
-def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
+def parse(args: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
     """Split the arguments into settings and Hydra overrides.
 
     Raises:
         ConfigError: a key does not exist, or a value has the wrong type or is out of range.
     """
     settings, composed = EvaluationSettings(), []
-    for word in words:
-        key, equals, value = word.partition("=")
+    for arg in args:
+        key, equals, value = arg.partition("=")
         if equals and key.lstrip("+~").partition(".")[0] in COMPOSED:
-            composed.append(word)
+            composed.append(arg)
             continue
         if not equals or key not in NAMES:
             known = (*NAMES, *COMPOSED)
             raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
         kind = type(getattr(settings, key))
-        parsed = load(value, word) if kind in (int, bool) else value
+        parsed = load(value, arg) if kind in (int, bool) else value
         if kind in (int, bool) and type(parsed) is not kind:
             needed = "true or false" if kind is bool else "a whole number"
             raise ConfigError(f"{key}={value}: expected {needed}")
@@ -102,13 +102,13 @@ def parse(words: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
 FOLDER = "evaluations"
 
 
-def main(words: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Run `hfexp evaluate` and return the exit code."""
-    if not words or {"--help", "-h"} & set(words):
+    if not args or {"--help", "-h"} & set(args):
         print(HELP)
         return 0
-    words, config_dir = split_config_dir(list(words))
-    settings, composed = parse(words)
+    args, config_dir = split_config_dir(list(args))
+    settings, composed = parse(args)
     evaluate(settings, composed, config_dir, show=True)
     return 0
 
@@ -125,55 +125,57 @@ def evaluate(
     Raises:
         ConfigError: the model, the dataset or a column does not exist, or rows have no columns to slice by.
     """
-    from hfexp.commands.predict import says_the_model
+    from hfexp.commands.predict import configures_model
     from hfexp.core import console
     from hfexp.core.compose import importable_cwd
     from hfexp.core.secrets import mask_override, mask_secrets
-    from hfexp.inference.evaluation import as_dicts, compose_scored, load_rows, score_slices, show_scores
+    from hfexp.inference.evaluation import as_dicts, compose_data, load_rows, score_slices, show_scores
     from hfexp.inference.load import load
     from hfexp.tasks.metrics import build_metrics
 
     console.quiet_libraries()
     importable_cwd()
-    asked = load(
-        settings.run, settings.sweep, [word for word in composed if says_the_model(word)],
+    loaded = load(
+        settings.run, settings.sweep, [override for override in composed if configures_model(override)],
         output_dir=settings.output_dir, uri=settings.uri, device=settings.device, config_dir=config_dir,
     )  # fmt: skip
-    scored = compose_scored(asked, composed, settings.split, config_dir)
+    data = compose_data(loaded, composed, settings.split, config_dir)
     columns = [name for name in (settings.by or "").split(",") if name]
-    if columns and asked.predictor.task.block_size is not None:
+    if columns and loaded.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    rows = load_rows(scored, asked, columns)
-    metrics = build_metrics(scored.config.metrics, scored.config.security.allowed_targets)
+    rows = load_rows(data, loaded, columns)
+    metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, name) for name in columns}
-    read = rows.select_columns([name for name in asked.predictor.task.columns if name in rows.column_names])
-    offered = _predictions(scored.config, asked, read, settings.batch_size)
-    slices = score_slices(offered, metrics.scalars, values, settings.resamples, settings.seed)
-    name = settings.name or scored.name
+    read = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
+    metric_inputs = _predictions(data.config, loaded, read, settings.batch_size)
+    slices = score_slices(metric_inputs, metrics.scalars, values, settings.resamples, settings.seed)
+    name = settings.name or data.name
     if show:
-        say(f"{asked.name} on {name}, {slices[0].rows:,} rows (with 95 % bootstrap intervals)")
-        show_scores(slices, asked.predictor.task.metric)
-    told = [mask_override(word) for word in composed]
-    content = {"name": name, "model": asked.name, "split": scored.split, "words": told, "slices": as_dicts(slices)}
+        say(f"{loaded.name} on {name}, {slices[0].rows:,} rows (with 95 % bootstrap intervals)")
+        show_scores(slices, loaded.predictor.task.metric)
+    masked = [mask_override(override) for override in composed]
+    content = {"name": name, "model": loaded.name, "split": data.split, "words": masked, "slices": as_dicts(slices)}
     if settings.output:
         write_whole(Path(settings.output), mask_secrets(json.dumps(content, indent=1)) + "\n")
-    if settings.record and asked.run_id is not None:
-        _record(scored.config, asked, name, rows, slices, content)
-    elif settings.record and asked.directory is not None:
-        note(f"not recorded: the run of {asked.name} is not in MLflow, or its tracking store is unknown (set uri=...)")
+    if settings.record and loaded.run_id is not None:
+        _record(data.config, loaded, name, rows, slices, content)
+    elif settings.record and loaded.directory is not None:
+        note(
+            f"not recorded: the run of {loaded.name} is not in MLflow, or its tracking store is unknown (set uri=...)"
+        )
     return slices
 
 
-def _predictions(config: "Config", asked: "Asked", rows: Any, batch_size: int) -> dict[str, Any]:
+def _predictions(config: "Config", loaded: "LoadedModel", rows: Any, batch_size: int) -> dict[str, Any]:
     """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
     import numpy as np
 
-    from hfexp.inference.evaluation import evaluated
+    from hfexp.inference.evaluation import predict_rows
 
-    predictor = asked.predictor
+    predictor = loaded.predictor
     predictions, references = [], []
     with _progress(len(rows)) as advance:
-        for outputs, labels in evaluated(predictor, rows, config.dataset, batch_size):
+        for outputs, labels in predict_rows(predictor, rows, config.dataset, batch_size):
             predictions.append(outputs)
             references.append(labels)
             advance(len(outputs))
@@ -219,7 +221,12 @@ def _values(rows: Any, name: str) -> list[Any]:
 
 
 def _record(
-    config: "Config", asked: "Asked", name: str, rows: Any, slices: "Sequence[SliceScores]", content: dict[str, Any]
+    config: "Config",
+    loaded: "LoadedModel",
+    name: str,
+    rows: Any,
+    slices: "Sequence[SliceScores]",
+    content: dict[str, Any],
 ) -> None:
     """Add the metrics, the dataset as an input, and all scores as a JSON artifact to the model's MLflow run."""
     from mlflow import MlflowClient
@@ -229,8 +236,8 @@ def _record(
     from hfexp.core.secrets import mask_secrets
     from hfexp.tracking.lineage import evaluated_input
 
-    client, run_id = MlflowClient(asked.uri), str(asked.run_id)
-    item = evaluated_input(config, asked.predictor.task, rows)
+    client, run_id = MlflowClient(loaded.uri), str(loaded.run_id)
+    item = evaluated_input(config, loaded.predictor.task, rows)
     run: Any = client.get_run(run_id)
     known = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     plain = file_name(name)
@@ -247,14 +254,14 @@ def _record(
         path = Path(place) / f"{plain}.json"
         path.write_text(mask_secrets(json.dumps(content, indent=1)) + "\n")
         client.log_artifact(run_id, str(path), FOLDER)
-    say(f"recorded as {FOLDER}/{plain} in {asked.name}")
+    say(f"recorded as {FOLDER}/{plain} in {loaded.name}")
 
 
-def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings: Any) -> "pandas.DataFrame":
+def evaluate_table(*args: str, config_dir: str | Path | None = None, **settings: Any) -> "pandas.DataFrame":
     """Score a trained model, from Python.
 
     Args:
-        words: arguments as on the command line after `hfexp evaluate`.
+        args: arguments as on the command line after `hfexp evaluate`.
         config_dir: a directory with your own config options.
         settings: the same arguments by name, e.g. `run=...`, `split=...`, `by=...`.
 
@@ -266,7 +273,7 @@ def evaluate_table(*words: str, config_dir: str | Path | None = None, **settings
     """
     import pandas
 
-    from hfexp.commands.predict import as_words
+    from hfexp.commands.predict import as_args
     from hfexp.inference.evaluation import as_dicts
 
-    return pandas.DataFrame(as_dicts(evaluate(*parse([*words, *as_words(settings)]), config_dir)))
+    return pandas.DataFrame(as_dicts(evaluate(*parse([*args, *as_args(settings)]), config_dir)))

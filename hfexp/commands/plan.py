@@ -13,16 +13,16 @@ from typing import Any
 
 from hfexp.commands.plan_measure import (
     JobCost,
+    JobStatus,
     Measurement,
     PlannedJob,
-    Standing,
     Total,
     add_up,
+    cost_key,
     cost_of,
     find_problem,
-    jobs_of_sweep,
-    shape_of,
-    the_job,
+    plan_run,
+    plan_sweep,
     worst,
 )
 from hfexp.commands.plan_planner import Planner
@@ -41,11 +41,11 @@ MOST_ROWS = 100
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: Sequence[JobCost | None]) -> None:
+def show_jobs(jobs: Sequence[PlannedJob], letters: Sequence[str | None], costs: Sequence[JobCost | None]) -> None:
     """Print the table of the jobs.
 
     Args:
-        shapes: the letter of each job's shape; None: the job was not measured.
+        letters: the letter of each job's shape; None: the job was not measured.
         costs: the cost of one run of each job; None: unknown.
     """
     from rich.table import Table
@@ -54,11 +54,11 @@ def show_jobs(jobs: Sequence[PlannedJob], shapes: Sequence[str | None], costs: S
     table = Table(
         "job", "overrides", *(("kind", "steps", "time") if measured else ()), "", box=None, padding=(0, 2, 0, 0)
     )
-    for job, shape, cost in list(zip(jobs, shapes, costs, strict=True))[:MOST_ROWS]:
-        cells = (shape or "", str(cost.steps), show_seconds(cost.seconds)) if cost else ("", "", "")
+    for job, letter, cost in list(zip(jobs, letters, costs, strict=True))[:MOST_ROWS]:
+        cells = (letter or "", str(cost.steps), show_seconds(cost.seconds)) if cost else ("", "", "")
         runs = f" x {job.runs}" if job.runs > 1 and cost else ""
         cells = (*cells[:2], cells[2] + runs) if measured else ()
-        table.add_row(job.name, cell(job.shown or "(as composed)"), *cells, cell(mask_secrets(_standing(job))))
+        table.add_row(job.name, cell(job.shown or "(as composed)"), *cells, cell(mask_secrets(_status_text(job))))
     print_table(table)
     if len(jobs) > MOST_ROWS:
         say(f"... {len(jobs) - MOST_ROWS} more of {len(jobs)} jobs")
@@ -68,28 +68,28 @@ def show_problems(jobs: Sequence[PlannedJob]) -> None:
     """Print each problem of the invalid jobs once, with the jobs that have it."""
     by_problem: dict[str, list[PlannedJob]] = {}
     for job in jobs:
-        if job.standing is Standing.invalid:
+        if job.status is JobStatus.invalid:
             by_problem.setdefault(job.remark, []).append(job)
-    for problem, found in by_problem.items():
-        names = ", ".join(job.name for job in found)
-        note(f"job{'s' if len(found) > 1 else ''} {names}: {problem}")
+    for problem, invalid in by_problem.items():
+        names = ", ".join(job.name for job in invalid)
+        note(f"job{'s' if len(invalid) > 1 else ''} {names}: {problem}")
 
 
 def count(jobs: Sequence[PlannedJob]) -> str:
     """Summarize the jobs by state, as in `12 points: 8 new, 4 finished`."""
-    counts = Counter(job.standing for job in jobs)
-    parts = ", ".join(f"{counts[standing]} {standing.value}" for standing in Standing if counts[standing])
+    counts = Counter(job.status for job in jobs)
+    parts = ", ".join(f"{counts[status]} {status.value}" for status in JobStatus if counts[status])
     return f"{len(jobs)} point{'s' if len(jobs) != 1 else ''}: {parts}"
 
 
-def show_measured(letter: str, one: Measurement) -> None:
+def show_measured(letter: str, m: Measurement) -> None:
     """Print the measurement of one shape in a line."""
-    gpu = f" and {show_size(one.device_bytes)} on the GPU" if one.device_bytes else ""
-    besides = one.start + one.end
+    gpu = f" and {show_size(m.device_bytes)} on the GPU" if m.device_bytes else ""
+    besides = m.start + m.end
     say(
-        f"  {letter}: {_short(one.step)} per step, {_short(one.evaluation)} per evaluation, {_short(one.checkpoint)} "
-        f"per checkpoint of {show_size(one.checkpoint_bytes)}, {_short(besides)} for start and end; "
-        f"{show_size(one.memory_bytes)} of memory{gpu}"
+        f"  {letter}: {_short(m.step)} per step, {_short(m.evaluation)} per evaluation, {_short(m.checkpoint)} "
+        f"per checkpoint of {show_size(m.checkpoint_bytes)}, {_short(besides)} for start and end; "
+        f"{show_size(m.memory_bytes)} of memory{gpu}"
     )
 
 
@@ -134,10 +134,10 @@ def _short(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _standing(job: PlannedJob) -> str:
+def _status_text(job: PlannedJob) -> str:
     remark = first_line(Exception(job.remark)) if job.remark else ""
-    separator = ": " if job.standing in (Standing.failed, Standing.invalid) else " "
-    return f"{job.standing.value}{separator}{remark}" if remark else job.standing.value
+    separator = ": " if job.status in (JobStatus.failed, JobStatus.invalid) else " "
+    return f"{job.status.value}{separator}{remark}" if remark else job.status.value
 
 
 # Checks and trial measurements of planned jobs.
@@ -145,7 +145,7 @@ def _standing(job: PlannedJob) -> str:
 
 @dataclass
 class Findings:
-    """Results of the measured jobs, by shape (`hfexp.commands.plan_measure.shape_of`)."""
+    """Results of the measured jobs, by shape (`hfexp.commands.plan_measure.cost_key`)."""
 
     measured: dict[str, Measurement] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -154,15 +154,15 @@ class Findings:
 def checked(jobs: Sequence[PlannedJob]) -> list[PlannedJob]:
     """Return the jobs after the checks that a run makes before it loads weights; failed ones are marked invalid."""
     known: dict[str, str | None] = {}
-    found = []
+    results = []
     for job in jobs:
         problem = None
         if job.is_to_run and job.config is not None:
             if job.identity not in known:
                 known[job.identity] = find_problem(job.config)
             problem = known[job.identity]
-        found.append(job.invalid(problem) if problem else job)
-    return found
+        results.append(job.invalid(problem) if problem else job)
+    return results
 
 
 def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: str) -> Findings:
@@ -175,18 +175,18 @@ def probe(planner: Planner, jobs: Sequence[PlannedJob], slots: int, directory: s
     by_shape: dict[str, PlannedJob] = {}
     for job in jobs:
         if job.is_to_run and job.config is not None:
-            by_shape.setdefault(shape_of(job.config), job)
+            by_shape.setdefault(cost_key(job.config), job)
     if not by_shape:
         return Findings()
     shapes = list(by_shape)
     runs = sum(job.runs for job in jobs if job.is_to_run)
     while len(shapes) < min(slots, runs):  # fill all slots, as concurrent jobs slow each other down
         shapes.append(shapes[len(shapes) % len(by_shape)])
-    results = planner.measure([[*by_shape[shape].words] for shape in shapes], directory)
-    return _sorted_out(shapes, results)
+    results = planner.measure([[*by_shape[shape].overrides] for shape in shapes], directory)
+    return _collect_findings(shapes, results)
 
 
-def _sorted_out(shapes: Sequence[str], results: Sequence[object]) -> Findings:
+def _collect_findings(shapes: Sequence[str], results: Sequence[object]) -> Findings:
     from hfexp.launch.job import error_of
 
     findings = Findings()
@@ -197,7 +197,7 @@ def _sorted_out(shapes: Sequence[str], results: Sequence[object]) -> Findings:
             findings.problems[shape] = first_line(error)
         else:
             several.setdefault(shape, []).append(result.return_value)  # pyright: ignore
-    findings.measured = {shape: worst(found) for shape, found in several.items() if shape not in findings.problems}
+    findings.measured = {shape: worst(several[shape]) for shape in several if shape not in findings.problems}
     return findings
 
 
@@ -205,7 +205,7 @@ SWEEPS = ("-m", "--multirun")
 TARGET = "hydra.sweeper._target_=hydra_plugins.hfexp.Planner"
 
 
-def main(words: list[str], commands: Collection[str]) -> int:
+def main(argv: list[str], commands: Collection[str]) -> int:
     """List the jobs of a command, check them, time a few steps of each kind, and print the totals.
 
     Returns:
@@ -220,7 +220,7 @@ def main(words: list[str], commands: Collection[str]) -> int:
         epilog="Exit code: 0, or 2 if a job can't be run as configured.",
     )
     parser.add_argument("--no-probe", action="store_true", help="only list the jobs; check no data, measure no steps")
-    args, rest = parser.parse_known_args(words)
+    args, rest = parser.parse_known_args(argv)
     is_sweep = bool({*rest} & {*SWEEPS})
     invalid: list[PlannedJob] = []
 
@@ -231,11 +231,11 @@ def main(words: list[str], commands: Collection[str]) -> int:
     return EXIT_WRONG_INPUT if invalid else 0
 
 
-def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> list[PlannedJob]:
+def _plan(planner: Planner, overrides: list[str], is_sweep: bool, probes: bool) -> list[PlannedJob]:
     """Print the plan and return the jobs that can't be run."""
     composer = Composer(planner.hydra_context, planner.config)
     with _in_slot(planner):
-        request, jobs = _jobs(composer, [word for word in words if word != TARGET], is_sweep)
+        request, jobs = _jobs(composer, [override for override in overrides if override != TARGET], is_sweep)
         jobs = checked(jobs) if probes else jobs
     slots = _slots(planner) if is_sweep else 1
     if not probes:
@@ -248,21 +248,21 @@ def _plan(planner: Planner, words: list[str], is_sweep: bool, probes: bool) -> l
         jobs = [_with_problem(job, findings) for job in jobs]
         _show_measured(request, jobs, findings, slots, _sharing(planner) if is_sweep else 1)
     show_problems(jobs)
-    return [job for job in jobs if job.standing is Standing.invalid]
+    return [job for job in jobs if job.status is JobStatus.invalid]
 
 
-def _jobs(composer: Composer, words: list[str], is_sweep: bool) -> tuple[Request, list[PlannedJob]]:
-    request = composer.request(words)
+def _jobs(composer: Composer, overrides: list[str], is_sweep: bool) -> tuple[Request, list[PlannedJob]]:
+    request = composer.request(overrides)
     if request.config is None:
         raise ConfigError("hfexp plan works only with hfexp's own configuration")
     if not is_sweep:
-        return request, [the_job(composer, request, words)]
+        return request, [plan_run(composer, request, overrides)]
     if request.points is None:
         from hfexp.sweep.direct import make_sampler
 
         make_sampler(request)  # built only because it raises on wrong arguments
     directory = find_sweep(request.output_dir, request.search.name, request.definition, request.on_existing)
-    jobs = jobs_of_sweep(composer, request, directory)
+    jobs = plan_sweep(composer, request, directory)
     where = f"continues in {os.path.relpath(directory)}" if directory else "new"
     say(f"sweep ({request.search.method.value}), {where}; {_points(request, jobs)}")
     return request, jobs
@@ -278,27 +278,27 @@ def _points(request: Request, jobs: Sequence[PlannedJob]) -> str:
 def _with_problem(job: PlannedJob, findings: Findings) -> PlannedJob:
     if not job.is_to_run or job.config is None:
         return job
-    problem = findings.problems.get(shape_of(job.config))
+    problem = findings.problems.get(cost_key(job.config))
     return job.invalid(problem) if problem else job
 
 
 def _show_measured(request: Request, jobs: Sequence[PlannedJob], findings: Findings, slots: int, sharing: int) -> None:
     letters = dict(zip(findings.measured, LETTERS, strict=False))
-    shapes = [shape_of(job.config) if job.is_to_run and job.config else None for job in jobs]
-    known = [findings.measured.get(shape) if shape else None for shape in shapes]
+    shapes = [cost_key(job.config) if job.is_to_run and job.config else None for job in jobs]
+    measurements = [findings.measured.get(shape) if shape else None for shape in shapes]
     costs = [
-        cost_of(job.config, one, job.steps_done) if one and job.config else None
-        for job, one in zip(jobs, known, strict=True)
+        cost_of(job.config, measurement, job.steps_done) if measurement and job.config else None
+        for job, measurement in zip(jobs, measurements, strict=True)
     ]
     show_jobs(jobs, [letters.get(shape, "+") if shape else None for shape in shapes], costs)
     if not findings.measured:
         return
     say()
-    for shape, one in findings.measured.items():
-        show_measured(letters.get(shape, "+"), one)
+    for shape, measurement in findings.measured.items():
+        show_measured(letters.get(shape, "+"), measurement)
     say()
     place = request.output_dir.absolute()
-    total = _total(request, jobs, costs, [one for one in known if one], slots, sharing)
+    total = _total(request, jobs, costs, [measurement for measurement in measurements if measurement], slots, sharing)
     at_most = request.search.pruner is not Pruner.none or any(
         job.config and job.config.trainer.early_stopping_patience for job in jobs
     )
@@ -324,11 +324,11 @@ def _total(
 
 def _slots(planner: Planner) -> int:
     """Return the number of jobs that the launcher runs at once."""
-    found = getattr(planner.launcher, "slots", None)
-    if found is not None:
-        return len(found)
-    asked: Any = planner.config.hydra.launcher.get("n_jobs") if planner.config else None
-    return asked if isinstance(asked, int) and asked > 0 else 1
+    slots = getattr(planner.launcher, "slots", None)
+    if slots is not None:
+        return len(slots)
+    n_jobs: Any = planner.config.hydra.launcher.get("n_jobs") if planner.config else None
+    return n_jobs if isinstance(n_jobs, int) and n_jobs > 0 else 1
 
 
 def _sharing(planner: Planner) -> int:

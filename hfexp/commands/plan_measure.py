@@ -95,24 +95,24 @@ def _measure(config: Config, origin: Origin, place: Path) -> Measurement:
     run.run(config, origin)
     ended = time.time()
     try:
-        found = json.loads((place / "times.json").read_text())
+        timings = json.loads((place / "times.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError("the training ended before a step could be measured") from error
-    taken = found["evaluations"]
+    taken = timings["evaluations"]
     full = {name: seconds / shares.get(name, 1.0) for name, seconds in taken.items()}
     final = sum(full[name] - taken[name] for name in taken if name != "eval")
     checkpoints = [path for path in (place / "runs").rglob("checkpoint-*") if path.is_dir()]
     return Measurement(
-        step=found["step"],
-        steps_per_epoch=found["steps_per_epoch"],
+        step=timings["step"],
+        steps_per_epoch=timings["steps_per_epoch"],
         evaluation=full.get("eval", 0.0),
-        checkpoint=found["checkpoint"],
-        start=found["begun"] - began,
-        end=ended - found["ended"] + final,
+        checkpoint=timings["checkpoint"],
+        start=timings["begun"] - began,
+        end=ended - timings["ended"] + final,
         checkpoint_bytes=max(map(_bytes_below, checkpoints), default=0),
         other_bytes=_bytes_below(place) - sum(map(_bytes_below, checkpoints)),
-        memory_bytes=_memory(found["memory"], int(config.launch.num_processes)),
-        device_bytes=found["device_memory"],
+        memory_bytes=_memory(timings["memory"], int(config.launch.num_processes)),
+        device_bytes=timings["device_memory"],
     )
 
 
@@ -165,8 +165,8 @@ def _silence() -> Any:
 
 def _bytes_below(directory: Path) -> int:
     """Return the size of all files below a directory; hard links to one file count once."""
-    found = [path.lstat() for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
-    return sum({stat.st_ino: stat.st_size for stat in found}.values())
+    stats = [path.lstat() for path in directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
 
 
 def _memory(trained: int, processes: int) -> int:
@@ -234,7 +234,7 @@ class Total:
     disk_bytes: int
 
 
-def shape_of(config: Config) -> str:
+def cost_key(config: Config) -> str:
     """Return a key that is equal for jobs whose steps cost the same.
 
     In the model and in `trainer.args`, floats (rates, probabilities) are ignored.
@@ -274,16 +274,16 @@ def total_steps(args: Mapping[str, Any], steps_per_epoch: float) -> int:
     return math.ceil(float(args.get("num_train_epochs", 3)) * steps_per_epoch)
 
 
-def times(args: Mapping[str, Any], what: str, steps: int, steps_per_epoch: float) -> int:
+def times(args: Mapping[str, Any], action: str, steps: int, steps_per_epoch: float) -> int:
     """Return how many times a training evaluates (`eval`) or writes a checkpoint (`save`), at most."""
-    strategy = str(args.get(f"{what}_strategy") or ("no" if what == "eval" else "steps"))
+    strategy = str(args.get(f"{action}_strategy") or ("no" if action == "eval" else "steps"))
     if strategy == "best":  # saves at evaluations only, and at most at each
         return times(args, "eval", steps, steps_per_epoch)
     if strategy == "no":
         return 0
     if strategy == "epoch":
         return math.ceil(steps / steps_per_epoch) if steps_per_epoch else 0
-    every = float(args.get(f"{what}_steps") or (what == "eval" and args.get("logging_steps")) or DEFAULT_EVERY)
+    every = float(args.get(f"{action}_steps") or (action == "eval" and args.get("logging_steps")) or DEFAULT_EVERY)
     return math.ceil(steps / max(1, math.ceil(every * steps) if every < 1 else every))  # ceil: also at the last step
 
 
@@ -297,16 +297,16 @@ def add_up(costs: Sequence[JobCost], measured: Sequence[Measurement], slots: int
         runs=len(costs),
         seconds=max(free),
         computing_seconds=sum(cost.seconds for cost in costs),
-        memory_bytes=at_once * max((one.memory_bytes for one in measured), default=0),
-        device_bytes=jobs_per_device * max((one.device_bytes for one in measured), default=0),
+        memory_bytes=at_once * max((measurement.memory_bytes for measurement in measured), default=0),
+        device_bytes=jobs_per_device * max((measurement.device_bytes for measurement in measured), default=0),
         disk_bytes=sum(cost.disk_bytes for cost in costs),
     )
 
 
 def worst(measurements: Sequence[Measurement]) -> Measurement:
     """Return the field-wise maximum of several measurements of one shape."""
-    facts = [asdict(one) for one in measurements]
-    return Measurement(**{name: max(one[name] for one in facts) for name in facts[0]})
+    facts = [asdict(measurement) for measurement in measurements]
+    return Measurement(**{name: max(measurement[name] for measurement in facts) for name in facts[0]})
 
 
 def _most_kept(args: Mapping[str, Any]) -> int | None:
@@ -328,7 +328,7 @@ def _without_fractions(node: Any) -> Any:
 # The jobs of a planned command, and the state in which earlier starts left each of them.
 
 
-class Standing(Enum):
+class JobStatus(Enum):
     """State of a planned job, with the word that the user sees."""
 
     new = "new"
@@ -347,11 +347,11 @@ class PlannedJob:
     """One point of a sweep, or the one run of a command without `-m`."""
 
     name: str
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
     """All Hydra overrides of the job."""
     shown: str
     """The overrides that tell the job from the others, without secrets."""
-    standing: Standing
+    status: JobStatus
     remark: str = ""
     config: Config | None = None
     identity: str = ""
@@ -362,14 +362,14 @@ class PlannedJob:
 
     @property
     def is_to_run(self) -> bool:
-        return self.standing in (Standing.new, Standing.begun)
+        return self.status in (JobStatus.new, JobStatus.begun)
 
     def invalid(self, problem: str) -> "PlannedJob":
         """Return a copy of this job marked as one that can't be run."""
-        return replace(self, standing=Standing.invalid, remark=problem, runs=0)
+        return replace(self, status=JobStatus.invalid, remark=problem, runs=0)
 
 
-def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJob:
+def plan_run(composer: Composer, request: Request, overrides: list[str]) -> PlannedJob:
     """Plan the single run of a command without `-m`.
 
     Raises:
@@ -378,17 +378,17 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
     if request.space.dimensions or request.points is None:
         swept = ", ".join(request.space.texts) or f"search={request.search.method.value}"
         raise ConfigError(f"{swept}: several values or a search need a sweep: hfexp plan -m ...")
-    job = _composed(composer, PlannedJob("0", tuple(words), "", Standing.new))
+    job = _composed(composer, PlannedJob("0", tuple(overrides), "", JobStatus.new))
     if job.config is None:
         return job
-    found = find_run(job.config, _origin(composer, job.words))
-    if found is None:
+    existing = find_run(job.config, _origin(composer, job.overrides))
+    if existing is None:
         return job
-    path, state = found
+    path, state = existing
     if job.config.on_existing is OnExisting.error:
         return job.invalid(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
     if state.status == "finished" and not state.closed and job.config.on_existing is OnExisting.resume:
-        return replace(job, standing=Standing.finished, runs=0, remark=f"(only delivers the record of {path.name})")
+        return replace(job, status=JobStatus.finished, runs=0, remark=f"(only delivers the record of {path.name})")
     again = replace(job, remark=f"runs again; {path.name} is {state.status}")
     if state.status == "finished" or job.config.on_existing is OnExisting.rerun:
         return again
@@ -396,7 +396,7 @@ def the_job(composer: Composer, request: Request, words: list[str]) -> PlannedJo
     return again if state.status == "failed" and not continued.steps_done else continued
 
 
-def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:
+def plan_sweep(composer: Composer, request: Request, directory: Path | None) -> list[PlannedJob]:
     """Plan a sweep: all points of a grid; for a search, its closed trials and examples of further points.
 
     Args:
@@ -412,38 +412,38 @@ def jobs_of_sweep(composer: Composer, request: Request, directory: Path | None) 
     by_identity: dict[str, str] = {}
     for number, point in enumerate(request.points[: request.total]):
         name = str(number)
-        job = PlannedJob(name, request.space.job(point.words), show(point.words), Standing.new)
+        job = PlannedJob(name, request.space.job(point.words), show(point.words), JobStatus.new)
         earlier = first.setdefault(frozenset(point.words), name)
         if number in closed:
             jobs.append(closed[number])
             continue
         if earlier != name:
-            jobs.append(replace(job, standing=Standing.same, remark=f"as job {earlier}", runs=0))
+            jobs.append(replace(job, status=JobStatus.same, remark=f"as job {earlier}", runs=0))
             continue
         job = _composed(composer, replace(job, runs=request.search.replicates))
         twin = by_identity.setdefault(job.identity or name, name)
         if twin != name:
             job = replace(job, remark=f"the same experiment as job {twin}: these overrides do not change it")
-        jobs.append(_as_far_as_it_is(job, request, directory, number) if directory else job)
+        jobs.append(_with_progress(job, request, directory, number) if directory else job)
     return jobs
 
 
-def show(words: tuple[str, ...]) -> str:
+def show(overrides: tuple[str, ...]) -> str:
     """Format overrides as the user types them, with secrets masked."""
-    return " ".join(mask_override(compose.as_typed(word)) for word in words)
+    return " ".join(mask_override(compose.as_typed(override)) for override in overrides)
 
 
 def _examples(composer: Composer, request: Request) -> list[PlannedJob]:
-    found = enumerate(request.space.samples(composer.groups(request.space), limit=8))
+    points = enumerate(request.space.samples(composer.groups(request.space), limit=8))
     runs = request.search.replicates
-    jobs = (PlannedJob(f"e.g. {n}", request.space.job(w), show(w), Standing.new, runs=runs) for n, w in found)
+    jobs = (PlannedJob(f"e.g. {n}", request.space.job(p), show(p), JobStatus.new, runs=runs) for n, p in points)
     return [_composed(composer, job) for job in jobs]
 
 
 def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
     """Return the job with its config and identity, or marked as invalid with the reason."""
     try:
-        composed = composer.compose(job.words)
+        composed = composer.compose(job.overrides)
         choices = compose.choices_of(composed)
         config = to_config(compose.without_hydra(composed))
         check_choices(config, choices)
@@ -455,8 +455,8 @@ def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
         return job.invalid(compose.explain(error))
 
 
-def _origin(composer: Composer, words: tuple[str, ...]) -> Origin:
-    return Origin(compose.choices_of(composer.compose(words)), list(words), "hfexp plan")
+def _origin(composer: Composer, overrides: tuple[str, ...]) -> Origin:
+    return Origin(compose.choices_of(composer.compose(overrides)), list(overrides), "hfexp plan")
 
 
 def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
@@ -465,12 +465,12 @@ def _continued(job: PlannedJob, run_dir: Path) -> PlannedJob:
 
     checkpoint = newest_whole(run_dir / "checkpoints")
     if checkpoint is None:
-        return replace(job, standing=Standing.begun, remark="from the start")
+        return replace(job, status=JobStatus.begun, remark="from the start")
     step = int(checkpoint.name.rpartition("-")[2])
-    return replace(job, standing=Standing.begun, remark=f"from step {step}", steps_done=job.steps_done + step)
+    return replace(job, status=JobStatus.begun, remark=f"from step {step}", steps_done=job.steps_done + step)
 
 
-def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number: int) -> PlannedJob:
+def _with_progress(job: PlannedJob, request: Request, directory: Path, number: int) -> PlannedJob:
     """Return the job of an open trial, reduced to the replicates that have not finished."""
     from hfexp.sweep.scheduler import finished_before
 
@@ -479,8 +479,8 @@ def _as_far_as_it_is(job: PlannedJob, request: Request, directory: Path, number:
         point = TrialKey(directory, number, replicate)
         if finished_before(point, len(request.metrics)) is None:
             left.append(point)
-    if not left and job.standing is not Standing.invalid:
-        return replace(job, standing=Standing.finished, runs=0)
+    if not left and job.status is not JobStatus.invalid:
+        return replace(job, status=JobStatus.finished, runs=0)
     for point in left:
         run_dir = run_directory_of(point)
         job = _continued(job, run_dir) if run_dir and job.is_to_run else job
@@ -496,7 +496,7 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     from hfexp.experiment.sweep_storage import close_storage, open_storage, storage_url
     from hfexp.sweep import study
 
-    standings = {"COMPLETE": Standing.finished, "PRUNED": Standing.pruned, "FAIL": Standing.failed}
+    statuses = {"COMPLETE": JobStatus.finished, "PRUNED": JobStatus.pruned, "FAIL": JobStatus.failed}
     url = storage_url(directory, request.search.storage)
     path = sqlite_path(url)
     if path is not None and not path.exists():
@@ -509,9 +509,10 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     finally:
         close_storage(storage)
     for trial in trials:
-        standing = standings.get(trial.state.name)
-        if standing is not None:
-            words = tuple(trial.user_attrs.get(study.WORDS, ()))
-            error = first_line(Exception(trial.user_attrs.get(study.ERROR, ""))) if standing is Standing.failed else ""
-            values = ", ".join(f"{value:.6g}" for value in trial.values or []) if standing is Standing.finished else ""
-            yield trial.number, PlannedJob(str(trial.number), words, show(words), standing, values or error, runs=0)
+        status = statuses.get(trial.state.name)
+        if status is not None:
+            overrides = tuple(trial.user_attrs.get(study.WORDS, ()))
+            error = first_line(Exception(trial.user_attrs.get(study.ERROR, ""))) if status is JobStatus.failed else ""
+            values = ", ".join(f"{value:.6g}" for value in trial.values or []) if status is JobStatus.finished else ""
+            job = PlannedJob(str(trial.number), overrides, show(overrides), status, values or error, runs=0)
+            yield trial.number, job

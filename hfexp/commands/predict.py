@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pandas
 
     from hfexp.inference.inputs import Input
-    from hfexp.inference.load import Asked
-    from hfexp.inference.outputs import Answer, AnswerFile, Frame, Screen
+    from hfexp.inference.load import LoadedModel
+    from hfexp.inference.outputs import Answer, AnswerFile, RowCollector, Screen
 
 
 # Command-line arguments of `hfexp predict`: the inputs, the model, and the output of the answers.
@@ -97,43 +97,43 @@ SECTIONS = ("columns", "generation")
 _AS_TYPED = ("run", "sweep", "system", "output", "output_dir", "uri", "device")
 
 
-def parse(words: Sequence[str]) -> PredictSettings:
+def parse(args: Sequence[str]) -> PredictSettings:
     """Parse arguments of the form `key=value`; arguments without a key are inputs.
 
     Raises:
         ConfigError: a key does not exist, or a value has the wrong type or is out of range.
     """
     settings = PredictSettings()
-    for word in words:
-        key, equals, value = word.partition("=")
+    for arg in args:
+        key, equals, value = arg.partition("=")
         head, _, rest = key.lstrip("+").partition(".")
         if head in COMPOSED and equals:
-            settings.composed.append(word)
+            settings.composed.append(arg)
         elif key in KEYS and equals and key not in SECTIONS:
             _set(settings, key, value)
         elif head in SECTIONS and rest and equals:
             getattr(settings, head)[rest] = value if head == "columns" else _plain(value, key)
-        elif equals and not os.path.exists(word) and "://" not in key and key.replace("_", "").isalnum():
+        elif equals and not os.path.exists(arg) and "://" not in key and key.replace("_", "").isalnum():
             raise ConfigError(
                 f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} Known keys: {one_of((*KEYS, *COMPOSED))}"
             )
         else:
-            settings.inputs.append(word)
+            settings.inputs.append(arg)
     settings.check()
     return settings
 
 
-def as_words(settings: Mapping[str, Any]) -> list[str]:
+def as_args(settings: Mapping[str, Any]) -> list[str]:
     """Convert keyword arguments to command-line arguments: one per item of a list, one per key of a mapping."""
-    words = []
+    args = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
             spell = str if name == "columns" else json.dumps  # JSON is valid YAML; column names are not parsed
-            words += [f"{name}.{key}={spell(one)}" for key, one in value.items()]
+            args += [f"{name}.{key}={spell(item)}" for key, item in value.items()]
         else:
-            several = value if isinstance(value, list | tuple) else [] if value is None else [value]
-            words += [f"{name}={str(one).lower() if isinstance(one, bool) else one}" for one in several]
-    return words
+            items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            args += [f"{name}={str(item).lower() if isinstance(item, bool) else item}" for item in items]
+    return args
 
 
 def check_output(path: str | None) -> None:
@@ -142,26 +142,26 @@ def check_output(path: str | None) -> None:
         raise ConfigError(f"output={path} exists and is not a regular file; give another name")
 
 
-def says_the_model(word: str) -> bool:
+def configures_model(arg: str) -> bool:
     """Tell whether an argument configures a model that no run has trained."""
-    return word.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
+    return arg.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
 
 
-def check_paths(words: Sequence[str]) -> None:
+def check_paths(inputs: Sequence[str]) -> None:
     """Check input paths before a model is loaded, to catch typing errors early.
 
     Raises:
         ConfigError: a path does not exist, or is a FIFO, a device or a socket.
     """
-    for word in words:
-        if word == STANDARD_INPUT or "://" in word:
+    for name in inputs:
+        if name == STANDARD_INPUT or "://" in name:
             continue
-        path = os.path.expanduser(word)
+        path = os.path.expanduser(name)
         if not (os.path.exists(path) or glob.glob(path, recursive=True)):
-            kind = "no file matches this pattern" if glob.has_magic(word) else "no such file or folder"
-            raise ConfigError(f"{word}: {kind}; give a text with text=... or prompt=...")
+            kind = "no file matches this pattern" if glob.has_magic(name) else "no such file or folder"
+            raise ConfigError(f"{name}: {kind}; give a text with text=... or prompt=...")
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-            raise ConfigError(f"{word} is neither a regular file nor a folder")
+            raise ConfigError(f"{name} is neither a regular file nor a folder")
 
 
 def _set(settings: PredictSettings, key: str, value: str) -> None:
@@ -170,10 +170,10 @@ def _set(settings: PredictSettings, key: str, value: str) -> None:
     elif key in _AS_TYPED:
         setattr(settings, key, value)
     else:
-        kinds = {"top_k": int, "batch_size": int, "show": int, "stream": bool, "record": bool}
+        types = {"top_k": int, "batch_size": int, "show": int, "stream": bool, "record": bool}
         parsed = _plain(value, key)
-        if type(parsed) is not kinds[key] and not (key == "top_k" and parsed == ALL):
-            raise ConfigError(f"{key}={value}: expected {'true or false' if kinds[key] is bool else 'a whole number'}")
+        if type(parsed) is not types[key] and not (key == "top_k" and parsed == ALL):
+            raise ConfigError(f"{key}={value}: expected {'true or false' if types[key] is bool else 'a whole number'}")
         setattr(settings, key, parsed)
 
 
@@ -212,33 +212,33 @@ output
 Exit code: 0; 1 if inputs could not be read (they are listed, the others are answered); 2 wrong input."""
 
 
-def main(words: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Run `hfexp predict` and return the exit code."""
-    if not words or {"--help", "-h"} & set(words):
+    if not args or {"--help", "-h"} & set(args):
         print(HELP)
         return 0
-    words, config_dir = split_config_dir(list(words))
-    settings = parse(words)
+    args, config_dir = split_config_dir(list(args))
+    settings = parse(args)
     check_paths(settings.inputs)
-    asked = load(settings, config_dir)
-    inputs = read(settings, asked)
-    sink = _screen(settings, asked, len(inputs))
-    return EXIT_FAILED if _answer(settings, asked, inputs, sink, skip_unreadable=True) else 0
+    loaded = load(settings, config_dir)
+    inputs = read(settings, loaded)
+    sink = _screen(settings, loaded, len(inputs))
+    return EXIT_FAILED if _answer(settings, loaded, inputs, sink, skip_unreadable=True) else 0
 
 
-def split_config_dir(words: list[str]) -> tuple[list[str], str | None]:
+def split_config_dir(args: list[str]) -> tuple[list[str], str | None]:
     """Split the arguments into those without `--config-dir DIR`, and DIR (None if it is not given)."""
-    for place, word in enumerate(words):
-        flag, equals, value = word.partition("=")
+    for index, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
         if flag in ("--config-dir", "-cd"):
-            if not equals and place + 1 == len(words):
+            if not equals and index + 1 == len(args):
                 raise ConfigError("--config-dir needs a directory")
-            rest = words[:place] + words[place + (1 if equals else 2) :]
-            return rest, value if equals else words[place + 1]
-    return words, None
+            rest = args[:index] + args[index + (1 if equals else 2) :]
+            return rest, value if equals else args[index + 1]
+    return args, None
 
 
-def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "Asked":
+def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "LoadedModel":
     """Load the model that the settings name, with the options of this request."""
     from hfexp.core import console
     from hfexp.core.compose import importable_cwd
@@ -246,7 +246,7 @@ def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "As
 
     console.quiet_libraries()
     importable_cwd()
-    asked = models.load(
+    loaded = models.load(
         settings.run,
         settings.sweep,
         settings.composed,
@@ -255,11 +255,11 @@ def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "As
         device=settings.device,
         config_dir=config_dir,
     )
-    set_options(asked, settings)
-    return asked
+    set_options(loaded, settings)
+    return loaded
 
 
-def set_options(asked: "Asked", settings: PredictSettings) -> None:
+def set_options(loaded: "LoadedModel", settings: PredictSettings) -> None:
     """Apply the options of this request to a loaded model.
 
     Raises:
@@ -267,15 +267,15 @@ def set_options(asked: "Asked", settings: PredictSettings) -> None:
     """
     from hfexp.inference.outputs import check_classes
 
-    predictor = asked.predictor
+    predictor = loaded.predictor
     predictor.task.check_options(settings.generation)
     check_classes(None if settings.top_k == ALL else int(settings.top_k), predictor.id2label or {})
-    if settings.record and asked.run_id is None:
+    if settings.record and loaded.run_id is None:
         raise ConfigError("record=true needs a run that is recorded in MLflow; give run=RUN or sweep=NAME")
     predictor.batch_size, predictor.options = settings.batch_size, dict(settings.generation)
 
 
-def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) -> "list[Input]":
+def read(settings: PredictSettings, loaded: "LoadedModel", values: Sequence[Any] = ()) -> "list[Input]":
     """Read all inputs: those of the settings, then those passed from Python.
 
     Args:
@@ -286,7 +286,7 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
     """
     from hfexp.inference.inputs import read_inputs, takes_texts
 
-    task = asked.predictor.task
+    task = loaded.predictor.task
     is_text = takes_texts(task)
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
     others = [value for value in values if not (is_text and isinstance(value, str))]
@@ -297,27 +297,27 @@ def read(settings: PredictSettings, asked: "Asked", values: Sequence[Any] = ()) 
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)
 
 
-def answers_of(asked: "Asked", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
+def answers_of(loaded: "LoadedModel", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
     """Yield each input with its answer, or with the error that tells why there is none."""
     from hfexp.inference.inputs import row_of
     from hfexp.inference.outputs import Answer
 
-    predictor = asked.predictor
+    predictor = loaded.predictor
     names: Mapping[int, str] = predictor.id2label or {}
-    for one, output in zip(inputs, predictor.outputs(row_of, inputs), strict=True):
+    for item, output in zip(inputs, predictor.outputs(row_of, inputs), strict=True):
         if isinstance(output, DataError):
-            yield one, output
+            yield item, output
         else:
-            yield one, Answer(one.name, predictor.task.answer(output, names))
+            yield item, Answer(item.name, predictor.task.answer(output, names))
 
 
-def _screen(settings: PredictSettings, asked: "Asked", count: int) -> "Screen | Frame":
+def _screen(settings: PredictSettings, loaded: "LoadedModel", count: int) -> "Screen | RowCollector":
     """Return the console sink: a table, or a silent collector if the text is streamed while it is generated."""
-    from hfexp.inference.outputs import Frame, Screen
+    from hfexp.inference.outputs import RowCollector, Screen
 
-    if _stream(settings, asked, count, default=is_terminal()):
-        return Frame()
-    return Screen(asked.predictor.id2label or {}, _count(settings), settings.show)
+    if _stream(settings, loaded, count, default=is_terminal()):
+        return RowCollector()
+    return Screen(loaded.predictor.id2label or {}, _count(settings), settings.show)
 
 
 def _count(settings: PredictSettings) -> int | None:
@@ -325,7 +325,11 @@ def _count(settings: PredictSettings) -> int | None:
 
 
 def _answer(
-    settings: PredictSettings, asked: "Asked", inputs: "list[Input]", sink: "Screen | Frame", skip_unreadable: bool
+    settings: PredictSettings,
+    loaded: "LoadedModel",
+    inputs: "list[Input]",
+    sink: "Screen | RowCollector",
+    skip_unreadable: bool,
 ) -> int:
     """Predict all inputs into the sink, the output file and MLflow; return the number of unreadable inputs.
 
@@ -337,11 +341,11 @@ def _answer(
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
         paths = [Path(settings.output)] if settings.output else []
         paths += [Path(place) / "predictions.csv"] if settings.record else []
-        with answer_files(paths, asked.predictor.id2label or {}, _count(settings)) as files:
-            skipped = _ask_all(asked, inputs, [sink, *files], skip_unreadable)
+        with answer_files(paths, loaded.predictor.id2label or {}, _count(settings)) as files:
+            skipped = _predict_all(loaded, inputs, [sink, *files], skip_unreadable)
         sink.show()
         if settings.record:
-            _record(asked, paths[-1])
+            _record(loaded, paths[-1])
     if settings.output:
         say(f"{len(inputs) - skipped} answers written to {settings.output}")
     if skipped:
@@ -349,19 +353,22 @@ def _answer(
     return skipped
 
 
-def _ask_all(
-    asked: "Asked", inputs: "list[Input]", sinks: "Sequence[Screen | Frame | AnswerFile]", skip_unreadable: bool
+def _predict_all(
+    loaded: "LoadedModel",
+    inputs: "list[Input]",
+    sinks: "Sequence[Screen | RowCollector | AnswerFile]",
+    skip_unreadable: bool,
 ) -> int:
     """Pass each answer to all sinks; return the number of inputs that could not be read."""
-    skipped, shows_bar = 0, is_terminal() and len(inputs) > asked.predictor.batch_size
+    skipped, shows_bar = 0, is_terminal() and len(inputs) > loaded.predictor.batch_size
     try:
-        for number, (one, answer) in enumerate(answers_of(asked, inputs), 1):
+        for number, (item, answer) in enumerate(answers_of(loaded, inputs), 1):
             if isinstance(answer, DataError):
                 if not skip_unreadable:
                     raise answer
                 skipped += 1
                 end_bar()
-                note(_why_skipped(one.name, answer))
+                note(_why_skipped(item.name, answer))
                 continue
             for sink in sinks:
                 sink.add(answer)
@@ -377,18 +384,18 @@ def _why_skipped(name: str, error: DataError) -> str:
     return f"skipped: {error}" if name in str(error) else f"skipped {shown!r}: {error}"
 
 
-def _stream(settings: PredictSettings, asked: "Asked", count: int, default: bool) -> bool:
+def _stream(settings: PredictSettings, loaded: "LoadedModel", count: int, default: bool) -> bool:
     """Turn on streaming to the console if it is requested, or the default, and possible; tell whether it is on.
 
     Raises:
         ConfigError: `stream=true`, but there is not exactly one prompt, or the model does not generate text.
     """
-    task = asked.predictor.task
+    task = loaded.predictor.task
     if settings.stream and not (task.streams and count == 1):
         raise ConfigError("stream=true needs one prompt and a model that generates text")
     streams = task.streams and count == 1 and (default if settings.stream is None else settings.stream)
     if streams:
-        asked.predictor.options["on_text"] = _write_now
+        loaded.predictor.options["on_text"] = _write_now
     return streams
 
 
@@ -397,7 +404,7 @@ def _write_now(text: str) -> None:
     sys.stdout.flush()
 
 
-def _record(asked: "Asked", path: Path) -> None:
+def _record(loaded: "LoadedModel", path: Path) -> None:
     """Log the answers as an artifact of the run, named by the current time in UTC."""
     import datetime
 
@@ -405,17 +412,17 @@ def _record(asked: "Asked", path: Path) -> None:
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
     dated = path.rename(path.with_name(f"{now}.csv"))
-    MlflowClient(asked.uri).log_artifact(str(asked.run_id), str(dated), "predictions")
-    say(f"recorded as predictions/{dated.name} in {asked.name}")
+    MlflowClient(loaded.uri).log_artifact(str(loaded.run_id), str(dated), "predictions")
+    say(f"recorded as predictions/{dated.name} in {loaded.name}")
 
 
 def predict(
-    *words: str, inputs: Any = (), config_dir: str | Path | None = None, skip_unreadable: bool = False, **settings: Any
+    *args: str, inputs: Any = (), config_dir: str | Path | None = None, skip_unreadable: bool = False, **settings: Any
 ) -> "pandas.DataFrame":
     """Run a trained model on inputs, from Python.
 
     Args:
-        words: arguments as on the command line after `hfexp predict`.
+        args: arguments as on the command line after `hfexp predict`.
         inputs: one input or a list: paths, URLs, texts, images (PIL, uint8 arrays, bytes), chat messages.
         config_dir: a directory with your own config options.
         skip_unreadable: skip inputs that can't be read, with a note on the console, instead of raising DataError.
@@ -429,42 +436,45 @@ def predict(
         ConfigError: the model or an input does not exist.
         DataError: an input can't be read, and `skip_unreadable` is false.
     """
-    asked_for = parse([*words, *as_words(settings)])
-    return ask(load(asked_for, config_dir), asked_for, inputs, skip_unreadable)
+    parsed = parse([*args, *as_args(settings)])
+    return predict_with(load(parsed, config_dir), parsed, inputs, skip_unreadable)
 
 
-def ask_again(
-    asked: "Asked", words: Sequence[str], inputs: Any, skip_unreadable: bool, settings: Mapping[str, Any]
+def predict_again(
+    loaded: "LoadedModel", args: Sequence[str], inputs: Any, skip_unreadable: bool, settings: Mapping[str, Any]
 ) -> "pandas.DataFrame":
     """Run `predict` with a model that is already loaded.
 
     Raises:
         ConfigError: a setting would need another model, device or tracking store than the loaded one.
     """
-    asked_for, nothing = parse([*words, *as_words(settings)]), PredictSettings()
+    parsed, defaults = parse([*args, *as_args(settings)]), PredictSettings()
     for name in ("run", "sweep", "composed", "device", "output_dir", "uri"):
-        if getattr(asked_for, name) != getattr(nothing, name):
-            key = asked_for.composed[0].partition("=")[0] if name == "composed" else name
-            raise ConfigError(f"{key}=...: {asked.name} is already loaded; to use another model, call hfexp.predict")
-    set_options(asked, asked_for)
-    return ask(asked, asked_for, inputs, skip_unreadable)
+        if getattr(parsed, name) != getattr(defaults, name):
+            key = parsed.composed[0].partition("=")[0] if name == "composed" else name
+            raise ConfigError(f"{key}=...: {loaded.name} is already loaded; to use another model, call hfexp.predict")
+    set_options(loaded, parsed)
+    return predict_with(loaded, parsed, inputs, skip_unreadable)
 
 
-def ask(asked: "Asked", settings: PredictSettings, inputs: Any, skip_unreadable: bool) -> "pandas.DataFrame":
+def predict_with(
+    loaded: "LoadedModel", settings: PredictSettings, inputs: Any, skip_unreadable: bool
+) -> "pandas.DataFrame":
     """Return a loaded model's answers to the inputs; write and record them if the settings ask for it."""
     import pandas
 
-    from hfexp.inference.outputs import Frame
+    from hfexp.inference.outputs import RowCollector
 
-    everything, frame = read(settings, asked, _values(inputs)), Frame()
-    _stream(settings, asked, len(everything), default=False)
-    _answer(settings, asked, everything, frame, skip_unreadable)
-    return pandas.DataFrame(frame.rows, columns=None if frame.rows else ["input", *asked.predictor.task.answer_types])
+    all_inputs, collector = read(settings, loaded, _values(inputs)), RowCollector()
+    _stream(settings, loaded, len(all_inputs), default=False)
+    _answer(settings, loaded, all_inputs, collector, skip_unreadable)
+    columns = None if collector.rows else ["input", *loaded.predictor.task.answer_types]
+    return pandas.DataFrame(collector.rows, columns=columns)
 
 
 def _values(inputs: Any) -> list[Any]:
     """Return the inputs as a list; the messages of one conversation are one input."""
     several = isinstance(inputs, Sequence) and not isinstance(inputs, str | bytes)
-    if isinstance(inputs, list) and inputs and all(isinstance(one, Mapping) and "role" in one for one in inputs):
+    if isinstance(inputs, list) and inputs and all(isinstance(item, Mapping) and "role" in item for item in inputs):
         several = False
     return list(inputs) if several else [inputs]

@@ -17,7 +17,7 @@ from hfexp.tracking.store import tracking_uri
 if TYPE_CHECKING:
     import pandas
 
-    from hfexp.inference.load import Asked
+    from hfexp.inference.load import LoadedModel
 
 
 @dataclass
@@ -37,7 +37,7 @@ class LoadedRun:
     """Run directory; None if it is not on this machine."""
 
     @functools.cached_property
-    def _asked(self) -> "Asked":
+    def _loaded(self) -> "LoadedModel":
         from hfexp.commands.predict import PredictSettings
 
         run = str(self.directory) if self.run_id is None else self.run_id
@@ -46,30 +46,30 @@ class LoadedRun:
     @property
     def model(self) -> Any:
         """Return the final model."""
-        return self._asked.predictor.model
+        return self._loaded.predictor.model
 
     @property
     def processor(self) -> Any:
         """Return the processor of the model."""
-        return self._asked.predictor.processor
+        return self._loaded.predictor.processor
 
     @property
     def report(self) -> Path | None:
         """Return the path of the run's HTML report; None if there is none on this machine."""
-        found = self.directory / "artifacts" / "report.html" if self.directory else None
-        return found if found is not None and found.is_file() else None
+        path = self.directory / "artifacts" / "report.html" if self.directory else None
+        return path if path is not None and path.is_file() else None
 
     def predict(
-        self, inputs: Any = (), *words: str, skip_unreadable: bool = False, **settings: Any
+        self, inputs: Any = (), *args: str, skip_unreadable: bool = False, **settings: Any
     ) -> "pandas.DataFrame":
         """Predict with the run's model, which is loaded once; see `hfexp.predict`."""
-        return command.ask_again(self._asked, words, inputs, skip_unreadable, settings)
+        return command.predict_again(self._loaded, args, inputs, skip_unreadable, settings)
 
-    def evaluate(self, *words: str, **settings: Any) -> "pandas.DataFrame":
+    def evaluate(self, *args: str, **settings: Any) -> "pandas.DataFrame":
         """Evaluate the run's model; see `hfexp.evaluate`."""
         run = str(self.directory) if self.run_id is None else self.run_id
         given = {"run": run, **({"uri": self.uri} if self.uri else {}), **settings}
-        return evaluation.evaluate_table(*words, **given)
+        return evaluation.evaluate_table(*args, **given)
 
     def history(self, metric: str) -> "pandas.DataFrame":
         """Return all recorded values of a metric, in the columns `step` and `value`.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hfexp.tracking.run_directory import RunState
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Sync the run directories; leave those of living runs alone."""
     parser = argparse.ArgumentParser(
         prog="hfexp sync",
@@ -24,7 +24,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--output-dir", default="outputs", type=Path)
     parser.add_argument("--force", action="store_true", help="also sync runs that may be alive on another machine")
     parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
 
     from hfexp.core import console
     from hfexp.tracking import journal

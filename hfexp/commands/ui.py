@@ -13,7 +13,7 @@ from hfexp.tracking.runs import newest_run
 from hfexp.tracking.store import tracking_uri
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Replace this process by an MLflow server, or print the address of the server that the runs are on."""
     parser = argparse.ArgumentParser(
         prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
@@ -22,7 +22,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, as MLflow has no password")
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     uri = tracking_uri(args.uri, args.output_dir)
     if uri.startswith("http"):
         print(mask_secrets(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}"))

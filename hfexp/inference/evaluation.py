@@ -19,13 +19,13 @@ from hfexp.core.targets import targets_in
 from hfexp.data import streaming
 from hfexp.data.sources import name_of
 from hfexp.data.splits import drop_bad_samples, load_dataset
-from hfexp.inference.load import Asked, recorded_file
+from hfexp.inference.load import LoadedModel, recorded_file
 from hfexp.inference.predictor import Predictor, as_weights
 from hfexp.tasks.base import main_output
 from hfexp.tasks.cells import in_order
 
 
-def evaluated(
+def predict_rows(
     predictor: Predictor, rows: Dataset, config: DatasetConfig, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, batch by batch, what the Trainer's evaluation passes to `Task.metric_inputs`.
@@ -65,7 +65,7 @@ SHIPPED = {"dataset": ("hfexp.data.sources.",), "metrics": ("hfexp.tasks.metrics
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvaluationData:
     """The data and metrics with which a model is scored."""
 
     config: Config
@@ -77,88 +77,90 @@ class Scored:
     """True if this is the dataset of the model's own run."""
 
 
-def compose_scored(asked: Asked, words: Sequence[str], split: str | None, config_dir: str | Path | None) -> Scored:
+def compose_data(
+    loaded: LoadedModel, overrides: Sequence[str], split: str | None, config_dir: str | Path | None
+) -> EvaluationData:
     """Compose the run's recorded dataset and metrics with the overrides of this command.
 
     Args:
-        words: Hydra overrides; `dataset=...` replaces the recorded dataset.
+        overrides: Hydra overrides; `dataset=...` replaces the recorded dataset.
         split: None: the test split of the run's own dataset, or all splits of another one.
 
     Raises:
         ConfigError: no dataset is given or recorded, the overrides don't fit, or an untrusted record names a target.
     """
-    is_own = not any(_key(word) == "dataset" for word in words)
-    sections = _recorded_sections(asked, is_own, {_key(word) for word in words})
+    is_own = not any(_key(override) == "dataset" for override in overrides)
+    sections = _recorded_sections(loaded, is_own, {_key(override) for override in overrides})
     with recorded_options(sections) as chosen:
-        cfg, choices = compose(*asked.words, *chosen, *words, config_dir=config_dir)
+        cfg, choices = compose(*loaded.overrides, *chosen, *overrides, config_dir=config_dir)
     config = to_config(cfg)
-    if asked.is_mine:
-        config.security.allowed_targets += _recorded_targets(asked)
-    elif not asked.words:
-        _require_shipped(config, asked, {_key(word) for word in words}, is_own)
+    if loaded.is_mine:
+        config.security.allowed_targets += _recorded_targets(loaded)
+    elif not loaded.overrides:
+        _require_shipped(config, loaded, {_key(override) for override in overrides}, is_own)
     split = split or ("test" if is_own else ALL)
-    option = (asked.dataset if is_own else None) or choices.get("dataset") or "dataset"
+    option = (loaded.dataset if is_own else None) or choices.get("dataset") or "dataset"
     source = "" if is_own else file_name(Path(name_of(config.dataset.source)).stem)
     parts = [option, split] if source in ("", option) else [option, source, split]
-    return Scored(config, "-".join(parts), split, is_own)
+    return EvaluationData(config, "-".join(parts), split, is_own)
 
 
-def _recorded_sections(asked: Asked, is_own: bool, said: set[str]) -> dict[str, dict[str, Any]]:
+def _recorded_sections(loaded: LoadedModel, is_own: bool, replaced: set[str]) -> dict[str, dict[str, Any]]:
     """Read the run's recorded metrics, and its dataset if it is scored on that, from the resolved config.
 
     Raises:
         ConfigError: the run's own dataset is needed and not recorded.
     """
-    if asked.words:
+    if loaded.overrides:
         return {}
-    recorded = recorded_file(asked, "config.yaml")
-    found = {name: recorded.get(name) for name in ("dataset", "metrics")} if isinstance(recorded, dict) else {}
-    sections = {name: content for name, content in found.items() if isinstance(content, dict)}
+    recorded = recorded_file(loaded, "config.yaml")
+    nodes = {name: recorded.get(name) for name in ("dataset", "metrics")} if isinstance(recorded, dict) else {}
+    sections = {name: content for name, content in nodes.items() if isinstance(content, dict)}
     if is_own and "dataset" not in sections:
-        raise ConfigError(f"{asked.name} has no recorded dataset; give dataset=...")
+        raise ConfigError(f"{loaded.name} has no recorded dataset; give dataset=...")
     kept = {"dataset"} if is_own else set()
-    kept |= {"metrics"} - said
+    kept |= {"metrics"} - replaced
     return {name: content for name, content in sections.items() if name in kept}
 
 
-def _recorded_targets(asked: Asked) -> list[str]:
+def _recorded_targets(loaded: LoadedModel) -> list[str]:
     """Read `security.allowed_targets` of the user's own run."""
-    recorded = recorded_file(asked, "config.yaml")
+    recorded = recorded_file(loaded, "config.yaml")
     security = recorded.get("security") if isinstance(recorded, dict) else None
     allowed = security.get("allowed_targets") if isinstance(security, dict) else None
     return [str(target) for target in allowed] if isinstance(allowed, list) else []
 
 
-def _require_shipped(config: Config, asked: Asked, said: set[str], is_own: bool) -> None:
+def _require_shipped(config: Config, loaded: LoadedModel, keys: set[str], is_own: bool) -> None:
     """Check that a record which is not known to be the user's instantiates only targets that hfexp ships.
 
     Args:
-        said: keys of the current overrides; a section that they replace is the user's own and is not checked.
+        keys: keys of the current overrides; a section that they replace is the user's own and is not checked.
 
     Raises:
         ConfigError: the record names another target, or a URL for the dataset.
     """
-    begun_anew = {key if is_own else key.partition(".")[0] for key in said}
+    begun_anew = {key if is_own else key.partition(".")[0] for key in keys}
     for section, node in (("dataset", config.dataset.source), ("metrics", config.metrics)):
         for target in [] if section in begun_anew else targets_in(node):
             if not target.startswith(SHIPPED[section]):
                 raise ConfigError(
-                    f"{asked.name} is not known to be yours, and its {section} would be built by {target}; if you "
+                    f"{loaded.name} is not known to be yours, and its {section} would be built by {target}; if you "
                     f"trust it, set {section}=..."
                 )
     for key, value in flatten(config.dataset.source, "dataset.source").items():
-        if is_own and "://" in str(value) and key not in said:
+        if is_own and "://" in str(value) and key not in keys:
             raise ConfigError(
-                f"{asked.name} is not known to be yours, and its dataset would be fetched from {key}={value}; if you "
+                f"{loaded.name} is not known to be yours, and its dataset would be fetched from {key}={value}; if you "
                 f"trust it, set {key}=..."
             )
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
+def load_rows(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str]) -> Dataset:
     """Load the rows to be scored, with labels numbered by the model's classes.
 
     Args:
@@ -167,15 +169,15 @@ def load_rows(scored: Scored, asked: Asked, keep: Sequence[str]) -> Dataset:
     Raises:
         ConfigError: there is no such split, it has classes that the model does not know, or the dataset is streamed.
     """
-    config, split, task = scored.config, scored.split, asked.predictor.task
-    if task.label_column is not None and asked.predictor.id2label:
-        config.dataset.labels = class_names(asked.predictor.id2label, asked.name)
+    config, split, task = data.config, data.split, loaded.predictor.task
+    if task.label_column is not None and loaded.predictor.id2label:
+        config.dataset.labels = class_names(loaded.predictor.id2label, loaded.name)
     if config.dataset.streaming:
         raise ConfigError("dataset.streaming=true: streams can't be scored; give a split that fits on disk")
     further = tuple(name for name in keep if name not in task.columns)
-    needed = None if scored.is_own else () if split == ALL else (split,)
-    found = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
-    dataset, dropped = drop_bad_samples(found, config.dataset, task)
+    needed = None if data.is_own else () if split == ALL else (split,)
+    splits = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
+    dataset, dropped = drop_bad_samples(splits, config.dataset, task)
     if split != ALL and split not in dataset:
         raise ConfigError(f"split={split}: the dataset has no such split; it has {one_of([*dataset, ALL])}")
     parts = list(dataset.values()) if split == ALL else [dataset[split]]
@@ -207,7 +209,7 @@ CONFIDENCE = 0.95
 MOST_SLICES = 50
 
 
-Offered = Mapping[str, np.ndarray]
+MetricInputs = Mapping[str, np.ndarray]
 Compute = Callable[[dict[str, np.ndarray]], dict[str, float]]
 
 
@@ -232,31 +234,35 @@ class SliceScores:
 
 
 def score_slices(
-    offered: Offered, compute: Compute, columns: Mapping[str, Sequence[Any]], resamples: int, seed: int
+    metric_inputs: MetricInputs, compute: Compute, columns: Mapping[str, Sequence[Any]], resamples: int, seed: int
 ) -> list[SliceScores]:
     """Score all rows, then the rows of each value of each column, in the order of the values.
 
     Args:
-        offered: inputs of the metrics, one entry per row.
+        metric_inputs: inputs of the metrics, one entry per row.
         columns: the columns that define the slices, one value per row.
 
     Raises:
         ConfigError: a column has more than `MOST_SLICES` values.
     """
-    size = len(next(iter(offered.values())))
+    size = len(next(iter(metric_inputs.values())))
     parts: list[tuple[str, np.ndarray]] = [(ALL, np.arange(size))]
     for name, values in columns.items():
-        words = in_order({value for value in values if isinstance(value, str)})
-        others = sorted(set(values) - set(words), key=lambda value: (value is None, str(type(value)), value))
-        known = [*words, *others]
+        texts = in_order({value for value in values if isinstance(value, str)})
+        others = sorted(set(values) - set(texts), key=lambda value: (value is None, str(type(value)), value))
+        known = [*texts, *others]
         if len(known) > MOST_SLICES:
             raise ConfigError(f"by={name}: {len(known)} different values; the limit is {MOST_SLICES}")
         for value in known:
-            parts.append((f"{name}={value}", np.array([i for i, one in enumerate(values) if one == value])))
-    return [SliceScores(name, len(rows), bootstrap(offered, rows, compute, resamples, seed)) for name, rows in parts]
+            parts.append((f"{name}={value}", np.array([i for i, other in enumerate(values) if other == value])))
+    return [
+        SliceScores(name, len(rows), bootstrap(metric_inputs, rows, compute, resamples, seed)) for name, rows in parts
+    ]
 
 
-def bootstrap(offered: Offered, rows: np.ndarray, compute: Compute, resamples: int, seed: int) -> dict[str, Score]:
+def bootstrap(
+    metric_inputs: MetricInputs, rows: np.ndarray, compute: Compute, resamples: int, seed: int
+) -> dict[str, Score]:
     """Compute metrics on some rows, with percentile intervals from the bootstrap.
 
     Each resample draws as many rows as there are, with replacement (B. Efron, "Bootstrap Methods: Another Look at the
@@ -264,11 +270,11 @@ def bootstrap(offered: Offered, rows: np.ndarray, compute: Compute, resamples: i
     Introduction to the Bootstrap", 1993, chapter 13).
     """
     generator = np.random.default_rng(seed)
-    values = compute({name: array[rows] for name, array in offered.items()})
+    values = compute({name: array[rows] for name, array in metric_inputs.items()})
     drawn: dict[str, list[float]] = {name: [] for name in values}
     for _ in range(resamples):
         some = rows[generator.integers(0, len(rows), len(rows))]
-        for name, value in compute({key: array[some] for key, array in offered.items()}).items():
+        for name, value in compute({key: array[some] for key, array in metric_inputs.items()}).items():
             drawn[name].append(value)
     return {name: Score(value, *_interval(drawn[name])) for name, value in values.items()}
 

@@ -32,11 +32,11 @@ class Input:
     """Builds the row as a dataset stores it; may raise DataError."""
 
 
-def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
+def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
     """Return all inputs, in order.
 
     Args:
-        words: paths, patterns, URLs, `-`; from Python also values that `task.inference_row` takes.
+        sources: paths, patterns, URLs, `-`; from Python also values that `task.inference_row` takes.
         texts: raw inputs, taken as they are.
         columns: for columns of the task, their names in the tables.
 
@@ -46,12 +46,12 @@ def read_inputs(words: Iterable[Any], texts: Iterable[Any], task: Task, columns:
     unknown = sorted(set(columns) - set(input_columns(task)))
     if unknown:
         raise ConfigError(f"columns.{unknown[0]}: the task reads only: {one_of(input_columns(task))}")
-    found = [one for word in words for one in _of_word(word, task, columns)]
-    found += [_raw(text, task) for text in texts]
-    if not found:
-        what = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or URLs"
-        raise ConfigError(f"there are no inputs: give {what}, or - for standard input")
-    return found
+    inputs = [item for source in sources for item in _of_source(source, task, columns)]
+    inputs += [_raw(text, task) for text in texts]
+    if not inputs:
+        expected = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or URLs"
+        raise ConfigError(f"there are no inputs: give {expected}, or - for standard input")
+    return inputs
 
 
 def takes_texts(task: Task) -> bool:
@@ -68,17 +68,17 @@ def _raw(value: Any, task: Task) -> Input:
     return Input(value if isinstance(value, str) else f"<{type(value).__name__}>", lambda: task.inference_row(value))
 
 
-def _of_word(word: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _of_source(source: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
     """Yield the inputs that an argument stands for; a value that is neither text nor path is itself an input."""
-    if not isinstance(word, str | Path):
-        yield _raw(word, task)
-    elif str(word) == STANDARD_INPUT:
+    if not isinstance(source, str | Path):
+        yield _raw(source, task)
+    elif str(source) == STANDARD_INPUT:
         for line in sys.stdin:
             yield from _of_line(line.rstrip("\r\n"), task, columns)
-    elif "://" in str(word):
-        yield _file(str(word), task)
+    elif "://" in str(source):
+        yield _file(str(source), task)
     else:
-        for path in _paths(Path(os.path.expanduser(word)), task):
+        for path in _paths(Path(os.path.expanduser(source)), task):
             yield from _of_path(path, task, columns)
 
 
@@ -86,7 +86,7 @@ def _of_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Inpu
     if takes_texts(task):
         yield _raw(line, task)
     elif line:
-        yield from _of_word(line, task, columns)
+        yield from _of_source(line, task, columns)
 
 
 def _paths(path: Path, task: Task) -> list[Path]:
@@ -98,25 +98,25 @@ def _paths(path: Path, task: Task) -> list[Path]:
         if not wanted:
             raise ConfigError(f"{path} contains no {'files' if takes_texts(task) else 'image files'}")
         return wanted
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-    if not found:
+    paths = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not paths:
         kind = "no file matches this pattern" if glob.has_magic(str(path)) else "no such file or folder"
         raise ConfigError(f"{path}: {kind}")
-    return found
+    return paths
 
 
 def _files_below(path: Path) -> list[Path]:
-    found = (one for one in path.rglob("*") if one.is_file())
-    return sorted(one for one in found if not any(part.startswith(".") for part in one.relative_to(path).parts))
+    files = (file for file in path.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
 
 
 def _images_below(path: Path) -> list[Path]:
     """Return the image files below a folder, sorted; note how many other files are skipped."""
     left_out = LeftOut(str(path))
-    found = scan(path, left_out).all_images
+    images = scan(path, left_out).all_images
     if left_out.counts:
         note(f"{path}: left out: {left_out}")
-    return sorted(path / os.path.relpath(one, path) for one in found)
+    return sorted(path / os.path.relpath(image, path) for image in images)
 
 
 def _of_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
@@ -176,13 +176,13 @@ def _of_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[In
             yield _file(value if "://" in value else str(path.parent / value), task)
 
 
-def row_of(one: Input) -> dict[str, Any]:
+def row_of(item: Input) -> dict[str, Any]:
     """Return the row of an input, for `Predictor.outputs`.
 
     Raises:
         DataError: the input can't be read; the message need not contain its name.
     """
     try:
-        return one.row()
+        return item.row()
     except OSError as error:
         raise DataError(str(error)) from error

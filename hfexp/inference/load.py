@@ -31,7 +31,7 @@ BELOW = ("mlflow_model/model", "model", "")
 
 
 @dataclass(frozen=True)
-class Asked:
+class LoadedModel:
     """A loaded model, and the run that trained it."""
 
     predictor: Predictor
@@ -44,7 +44,7 @@ class Asked:
     """Store and run directory show that this user trained it here; targets in the user's own code are then trusted."""
     dataset: str | None = None
     """The config option of its dataset, as recorded with its run."""
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     """For a model that no run has trained: the overrides that compose it, `task=` among them."""
 
 
@@ -57,7 +57,7 @@ def load(
     uri: str | None,
     device: str | None,
     config_dir: str | Path | None = None,
-) -> Asked:
+) -> LoadedModel:
     """Load a model for prediction.
 
     Args:
@@ -70,19 +70,21 @@ def load(
     """
     begin_collection()  # the slow imports are done by now
     directory = Path(run).expanduser() if run else None
-    with trusting(remote_code=any(word.lstrip("+").lower() == f"{REMOTE_CODE}=true" for word in composed)):
+    with trusting(remote_code=any(override.lstrip("+").lower() == f"{REMOTE_CODE}=true" for override in composed)):
         mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
     if mine is not None:
-        other = [word for word in composed if not word.lstrip("+").startswith(("security.", REMOTE_CODE))]
+        other = [override for override in composed if not override.lstrip("+").startswith(("security.", REMOTE_CODE))]
         if other:
             raise ConfigError(f"{other[0]} can't be set: {mine.name} has its own model, task and transform")
         return mine
     if run:
         composed = ["model=local", f"model.path={spelling(run)}", *composed]
-    if not any(word.startswith("model=") for word in composed):
+    if not any(override.startswith("model=") for override in composed):
         raise ConfigError("no model: give run=RUN, sweep=NAME, run=OWNER/NAME (on the Hub), or task=... model=...")
-    words = _with_task(list(composed), config_dir)
-    return Asked(_plain(words, device, config_dir), run or " ".join(composed), words=tuple(words))
+    overrides = _with_task(list(composed), config_dir)
+    return LoadedModel(
+        _load_pretrained(overrides, device, config_dir), run or " ".join(composed), overrides=tuple(overrides)
+    )
 
 
 def _of_a_run(
@@ -93,17 +95,19 @@ def _of_a_run(
     output_dir: str,
     uri: str | None,
     device: str | None,
-) -> Asked | None:
+) -> LoadedModel | None:
     """Load the model of a run or of a directory that hfexp has written; return None for any other model."""
     if directory is not None and directory.is_dir():
-        found = _recipe_below(directory)
-        if found is not None:
+        recipe_dir = _recipe_below(directory)
+        if recipe_dir is not None:
             record, store = _recorded_as(directory, Path(output_dir), uri)
             home = directory if (directory / STATE).is_file() else None
             run_id, dataset = (
                 (record.run_id, _dataset_of(record)) if record else (None, directory.resolve().parent.name)
             )
-            return Asked(load_predictor(found, device=device), str(run), run_id, store, home, dataset=dataset)
+            return LoadedModel(
+                load_predictor(recipe_dir, device=device), str(run), run_id, store, home, dataset=dataset
+            )
     elif sweep or (run and not HUB_ID.fullmatch(run)):
         store = tracking_uri(uri, output_dir)
         record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
@@ -113,10 +117,10 @@ def _of_a_run(
             # This user trained the run here, and allowed its own-code targets then; so they are trusted now.
             with trusting(load_recipe(weights).foreign_targets(), _trusted_remote_code(home)):
                 predictor = load_predictor(weights, device=device)
-            return Asked(predictor, record.name, record.run_id, store, home, True, _dataset_of(record))
+            return LoadedModel(predictor, record.name, record.run_id, store, home, True, _dataset_of(record))
         with _downloaded(record, store) as weights:
             predictor = load_predictor(weights, device=device)
-            return Asked(predictor, record.name, record.run_id, store, dataset=_dataset_of(record))
+            return LoadedModel(predictor, record.name, record.run_id, store, dataset=_dataset_of(record))
     return None
 
 
@@ -143,35 +147,35 @@ def _recorded_as(directory: Path, output_dir: Path, uri: str | None) -> tuple[Ru
     named = tracking.get("uri") if isinstance(tracking, dict) else None
     store = tracking_uri(uri or named, str(directory.absolute().parents[1]))
     try:
-        found = read_runs(store, run_ids=[state.run_id])
+        runs = read_runs(store, run_ids=[state.run_id])
     except (ConfigError, RunError):
         return None, None
-    return (found[0], store) if found else (None, None)
+    return (runs[0], store) if runs else (None, None)
 
 
 def _recorded_config(directory: Path) -> dict[str, Any]:
     """Read `config.yaml` of a run directory; return an empty dict if there is none."""
     try:
-        found = read_yaml(directory / CONFIG)
+        content = read_yaml(directory / CONFIG)
     except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def recorded_file(asked: Asked, name: str) -> Any | None:
+def recorded_file(loaded: LoadedModel, name: str) -> Any | None:
     """Read a YAML file recorded with the run, from its directory or from MLflow; None if there is none."""
-    if asked.directory is not None and (asked.directory / name).is_file():
-        return read_yaml(asked.directory / name)
-    if asked.run_id is None:
+    if loaded.directory is not None and (loaded.directory / name).is_file():
+        return read_yaml(loaded.directory / name)
+    if loaded.run_id is None:
         return None
     import tempfile
 
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    address = f"runs:/{asked.run_id}/{name}"
+    address = f"runs:/{loaded.run_id}/{name}"
     with tempfile.TemporaryDirectory() as place, contextlib.suppress(MlflowException, OSError):
-        return read_yaml(Path(download_artifacts(address, dst_path=place, tracking_uri=asked.uri)))
+        return read_yaml(Path(download_artifacts(address, dst_path=place, tracking_uri=loaded.uri)))
     return None
 
 
@@ -185,10 +189,10 @@ def _downloaded(record: RunRecord, uri: str) -> Iterator[Path]:
     import tempfile
 
     with tempfile.TemporaryDirectory(prefix="hfexp-model-") as place:
-        found = _recipe_below(_download(record, uri, place))
-        if found is None:
+        weights = _recipe_below(_download(record, uri, place))
+        if weights is None:
             raise ConfigError(f"the run {record.name} has no model to predict with (tracking.checkpoints=none?)")
-        yield found
+        yield weights
 
 
 def _download(record: RunRecord, uri: str, place: str) -> Path:
@@ -203,26 +207,26 @@ def _download(record: RunRecord, uri: str, place: str) -> Path:
         raise RunError(f"the model of {record.name} can't be downloaded from {uri}: {error}") from error
 
 
-def _with_task(words: list[str], config_dir: str | Path | None) -> list[str]:
+def _with_task(overrides: list[str], config_dir: str | Path | None) -> list[str]:
     """Return the overrides, with `task=` of the model's checkpoint added if they don't contain it."""
-    if any(word.partition("=")[0] == "task" for word in words):
-        return words
-    config = to_config(compose(*words, config_dir=config_dir)[0])
-    return [*words, f"task={_infer_task(config)}"]
+    if any(override.partition("=")[0] == "task" for override in overrides):
+        return overrides
+    config = to_config(compose(*overrides, config_dir=config_dir)[0])
+    return [*overrides, f"task={_infer_task(config)}"]
 
 
-def _plain(words: list[str], device: str | None, config_dir: str | Path | None) -> Predictor:
+def _load_pretrained(overrides: list[str], device: str | None, config_dir: str | Path | None) -> Predictor:
     """Build a predictor from a pretrained model as it is, with the transform that its `task` option selects."""
     import torch
 
-    config = to_config(compose(*words, config_dir=config_dir)[0])
+    config = to_config(compose(*overrides, config_dir=config_dir)[0])
     allowed = config.security.allowed_targets
     task: Task = instantiate(config.task, "task", allowed)
     processor = load_processor(config.model, task, allowed)
     model, summary = build_model(config.model, task, None, allowed)
     if summary.new_tensors or config.model.path is None:
-        what = one_of(summary.new_tensors, 3) or "all weights"
-        raise ConfigError(f"{_name(config)} was not trained for {type(task).__name__}: {what} would be random")
+        tensors = one_of(summary.new_tensors, 3) or "all weights"
+        raise ConfigError(f"{_name(config)} was not trained for {type(task).__name__}: {tensors} would be random")
     has_classes = task.label_column is not None and task.label_kind != NUMBER
     names = getattr(model.config, "id2label", None) if has_classes else None
     id2label = {int(key): str(name) for key, name in names.items()} if names else None
@@ -246,21 +250,21 @@ def _infer_task(config: Config) -> str:
     """
     import transformers
 
-    kinds: dict[str, Task] = {}
+    tasks: dict[str, Task] = {}
     for path in sorted((conf_dir() / "task").glob("*.yaml")):
         other = to_config(compose(f"task={path.stem}")[0])
-        kinds[path.stem] = instantiate(other.task, "task", other.security.allowed_targets)
-    first = next(iter(kinds.values()))
+        tasks[path.stem] = instantiate(other.task, "task", other.security.allowed_targets)
+    first = next(iter(tasks.values()))
     stored = load_model_config(config.model, first, config.security.allowed_targets)
     saved_from = set(getattr(stored, "architectures", None) or [])
     processors: dict[str, Any] = {}
-    for name, task in sorted(kinds.items(), key=lambda pair: len(pair[1].columns)):
+    for name, task in sorted(tasks.items(), key=lambda pair: len(pair[1].columns)):
         if task.label_column is not None and task.label_kind != _label_kind(stored):
             continue
         mapping = getattr(transformers, task.model_class)._model_mapping
         known = mapping.get(type(stored), None)
         classes = known if isinstance(known, tuple) else (known,)
-        if {kind.__name__ for kind in classes if kind is not None} & saved_from:
+        if {cls.__name__ for cls in classes if cls is not None} & saved_from:
             if task.processor_class not in processors:
                 allowed = config.security.allowed_targets
                 processors[task.processor_class] = load_processor(config.model, task, allowed)
@@ -268,11 +272,11 @@ def _infer_task(config: Config) -> str:
                 return name
     raise ConfigError(
         f"{_name(config)} is a {one_of(saved_from) or type(stored).__name__}, which fits no task: choose one with "
-        f"task=... ({one_of(kinds)})"
+        f"task=... ({one_of(tasks)})"
     )
 
 
 def _label_kind(stored: Any) -> str:
     """Return a checkpoint's kind of labels: by `problem_type`, else by Transformers' rule (one output: NUMBER)."""
-    said = {problem: kind for kind, problem in PROBLEMS.items()}.get(str(getattr(stored, "problem_type", None)))
-    return said or (NUMBER if getattr(stored, "num_labels", None) == 1 else CLASS)
+    recorded = {problem: kind for kind, problem in PROBLEMS.items()}.get(str(getattr(stored, "problem_type", None)))
+    return recorded or (NUMBER if getattr(stored, "num_labels", None) == 1 else CLASS)

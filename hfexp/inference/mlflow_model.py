@@ -210,28 +210,28 @@ def signature(task: Task) -> Any:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
 
-    kinds = {"doubles": Array(DataType.double), "strings": Array(DataType.string)}
-    outputs = [ColSpec(kinds.get(kind, kind), name) for name, kind in task.answer_types.items()]
-    options = [ParamSpec(name, _kind(value), value) for name, value in task.serving_options().items()]
+    types = {"doubles": Array(DataType.double), "strings": Array(DataType.string)}
+    outputs = [ColSpec(types.get(kind, kind), name) for name, kind in task.answer_types.items()]
+    options = [ParamSpec(name, _mlflow_type(value), value) for name, value in task.serving_options().items()]
     inputs = [ColSpec(task.raw_type, input_column(task))]  # pyright: ignore
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options) if options else None)  # pyright: ignore
 
 
-def _kind(value: Any) -> Any:
+def _mlflow_type(value: Any) -> Any:
     """Return MLflow's type of a plain value."""
     from mlflow.types import DataType
 
-    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
-    return kinds[type(value)]
+    types = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
+    return types[type(value)]
 
 
 def requirements(model: Any) -> list[str]:
     """Return the packages that loading the model needs, at their installed versions (without parts such as `+cpu`)."""
     names = [*PACKAGES, *(["timm"] if "timm_wrapper" in type(base_of(model)).__module__ else [])]
     names += ["peft"] if is_adapted(model) else []
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     # A package that is installed under another name (e.g. a faster build of pillow) gets no version.
-    return [f"{name}=={found[name].partition('+')[0]}" if name in found else name for name in names]
+    return [f"{name}=={versions[name].partition('+')[0]}" if name in versions else name for name in names]
 
 
 def pipeline_name(task: Task) -> str | None:
@@ -254,12 +254,12 @@ def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, An
     from transformers.image_processing_base import ImageProcessingMixin
     from transformers.pipelines import SUPPORTED_TASKS
 
-    kinds = {
+    classes = {
         "image_processor": ImageProcessingMixin,
         "tokenizer": transformers.PreTrainedTokenizerBase,
         "feature_extractor": transformers.FeatureExtractionMixin,
     }
-    component = next((name for name, kind in kinds.items() if isinstance(processor, kind)), None)
+    component = next((name for name, cls in classes.items() if isinstance(processor, cls)), None)
     name = pipeline_name(task)
     if name is None or component is None or is_adapted(model):  # MLflow would take the adapter for a whole model
         return None
@@ -315,13 +315,13 @@ def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[byt
         raise RunError(f"predictions of the saved model {saved.path} differ by {difference:.2g} from those in memory")
 
 
-def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
+def _difference(expected: pandas.DataFrame, actual: pandas.DataFrame) -> float:
     """Return the largest difference of numbers; answers without numbers must be equal, else it is infinite."""
     largest, numbers = 0.0, False
     for name, column in expected.items():
-        if name not in found:
+        if name not in actual:
             return float("inf")
-        ours, theirs = (np.asarray(values.tolist()) for values in (column, found[name]))
+        ours, theirs = (np.asarray(values.tolist()) for values in (column, actual[name]))
         if ours.dtype.kind == "f":
             numbers = True
             same_shape = ours.shape == theirs.shape
@@ -329,5 +329,5 @@ def _difference(expected: pandas.DataFrame, found: pandas.DataFrame) -> float:
             largest = max(
                 largest, float((np.abs(ours - theirs) / scale).max(initial=0)) if same_shape else float("inf")
             )
-    same = expected.equals(found[list(expected.columns)])
+    same = expected.equals(actual[list(expected.columns)])
     return largest if numbers or same else float("inf")

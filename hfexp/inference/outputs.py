@@ -92,11 +92,13 @@ class AnswerFile:
         if not answers:
             return
         if self.path.suffix == ".jsonl":
-            lines = [json.dumps(record_of(one, self.id2label, self.count), ensure_ascii=False) for one in answers]
+            lines = [
+                json.dumps(record_of(answer, self.id2label, self.count), ensure_ascii=False) for answer in answers
+            ]
             with self._file.temporary.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
         else:
-            self._write_table([columns_of(one, self.id2label, self.count) for one in answers])
+            self._write_table([columns_of(answer, self.id2label, self.count) for answer in answers])
         self._begun = True
 
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
@@ -168,7 +170,7 @@ class Screen:
 
 
 @dataclass
-class Frame:
+class RowCollector:
     """Collects all answers as rows for a DataFrame."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)

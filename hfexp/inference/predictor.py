@@ -71,7 +71,7 @@ class Trust:
 
 
 NO_TRUST = Trust()
-_given: ContextVar[Trust] = ContextVar("trust", default=NO_TRUST)
+_trust: ContextVar[Trust] = ContextVar("trust", default=NO_TRUST)
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class Recipe:
 
     def foreign_targets(self) -> list[str]:
         """List the `_target_`s that whoever loads the model must allow and have installed."""
-        found = targets_in([self.task, self.prepare, self.evaluate, self.model])
-        return sorted(target for target in found if not _is_below(target, TRUSTED_TARGETS))
+        targets = targets_in([self.task, self.prepare, self.evaluate, self.model])
+        return sorted(target for target in targets if not _is_below(target, TRUSTED_TARGETS))
 
 
 @dataclass
@@ -150,11 +150,11 @@ def load_recipe(directory: Path) -> Recipe:
 @contextlib.contextmanager
 def trusting(targets: Iterable[str] = (), remote_code: bool = False) -> Iterator[None]:
     """Trust `targets`, and code beside the weights if `remote_code` is set, for models loaded inside the block."""
-    token = _given.set(Trust(tuple(targets), remote_code))
+    token = _trust.set(Trust(tuple(targets), remote_code))
     try:
         yield
     finally:
-        _given.reset(token)
+        _trust.reset(token)
 
 
 def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | None = None) -> "Predictor":
@@ -176,7 +176,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
         raise ConfigError(
             f"{directory / RECIPE_FILE}: {masked} was a secret, which is not saved, so the model can't be built"
         )
-    trusted = [*allowed, *_given.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
+    trusted = [*allowed, *_trust.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
     for target in recipe.foreign_targets():
         if not _is_below(target, trusted):
             module = target.rpartition(".")[0]
@@ -184,7 +184,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
                 f"{directory / RECIPE_FILE} builds {target}; if you trust this model, set {ALLOWED_VARIABLE}={module}"
             )
     task: Task = instantiate(recipe.task, "task", trusted)
-    remote_code = _given.get().remote_code or os.environ.get(REMOTE_CODE_VARIABLE) == "1"
+    remote_code = _trust.get().remote_code or os.environ.get(REMOTE_CODE_VARIABLE) == "1"
     with explain_hub_errors("model", str(directory)):
         try:
             processor = getattr(transformers, task.processor_class).from_pretrained(
@@ -249,7 +249,7 @@ class Predictor:
             DataError: an input can't be read; the message names its row.
         """
         names = self.id2label or {}
-        answers = [self.task.answer(output, names) for output in self._sound(inputs, options)]
+        answers = [self.task.answer(output, names) for output in self._valid_outputs(inputs, options)]
         return pandas.DataFrame(answers, columns=None if answers else list(self.task.answer_types))
 
     def probabilities(self, inputs: Iterable[Any]) -> np.ndarray:
@@ -258,10 +258,10 @@ class Predictor:
         Raises:
             DataError: an input can't be read; the message names its row.
         """
-        outputs = list(self._sound(inputs))
+        outputs = list(self._valid_outputs(inputs))
         return np.stack(outputs) if outputs else np.zeros((0, len(self.id2label or {})), np.float32)
 
-    def _sound(self, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> Iterator[Any]:
+    def _valid_outputs(self, inputs: Iterable[Any], options: Mapping[str, Any] | None = None) -> Iterator[Any]:
         for number, output in enumerate(self.outputs(self.task.inference_row, inputs, options)):
             if isinstance(output, DataError):
                 raise DataError(f"row {number}: {output}") from output
@@ -290,16 +290,16 @@ class Predictor:
 
     def _window(self, window: list[Row | DataError], options: Mapping[str, Any]) -> list[Any]:
         """Replace the rows of a window by the model's outputs; rows of similar length share a batch."""
-        found: list[Any] = list(window)
-        order = [place for place, row in enumerate(window) if not isinstance(row, DataError)]
+        results: list[Any] = list(window)
+        order = [index for index, row in enumerate(window) if not isinstance(row, DataError)]
         if self.task.varying_shapes:
-            order.sort(key=lambda place: _length(window[place]))
+            order.sort(key=lambda index: _length(window[index]))
         for start in range(0, len(order), self.batch_size):
-            places = order[start : start + self.batch_size]
-            outputs = self._respond([found[place] for place in places], options)
-            for place, output in zip(places, outputs, strict=True):
-                found[place] = output
-        return found
+            indices = order[start : start + self.batch_size]
+            outputs = self._respond([results[index] for index in indices], options)
+            for index, output in zip(indices, outputs, strict=True):
+                results[index] = output
+        return results
 
     def _respond(self, rows: list[Row], options: Mapping[str, Any]) -> Sequence[Any]:
         batch = self.collate(rows)

@@ -10,7 +10,7 @@ import transformers
 from conftest import SMALL_DIGITS
 
 from hfexp.commands.cli import main
-from hfexp.commands.plan_measure import JobCost, Measurement, add_up, cost_of, shape_of, times, total_steps
+from hfexp.commands.plan_measure import JobCost, Measurement, add_up, cost_key, cost_of, times, total_steps
 from hfexp.core.compose import compose
 from hfexp.core.config import Config, to_config
 
@@ -103,14 +103,14 @@ def test_of_a_search_there_are_examples(capsys: pytest.CaptureFixture[str], plac
 def test_shapes_are_those_whose_steps_cost_the_same() -> None:
     base = config_of()
     alike = config_of("seed=3", "trainer.args.learning_rate=0.1", "trainer.args.num_train_epochs=9", "name=other")
-    assert shape_of(base) == shape_of(alike)
+    assert cost_key(base) == cost_key(alike)
     for word in (
         "trainer.args.per_device_train_batch_size=4",
         "model.config.num_hidden_layers=2",
         "transform=augment",
         "trainer.args.eval_strategy=steps",
     ):
-        assert shape_of(config_of(word)) != shape_of(base), word
+        assert cost_key(config_of(word)) != cost_key(base), word
 
 
 def training_arguments(tmp_path: Path, **args: Any) -> transformers.TrainingArguments:

@@ -16,7 +16,7 @@ from conftest import SMALL_DIGITS, encoded_digits
 
 from hfexp import load_run, predict
 from hfexp.commands import cli
-from hfexp.commands.predict import as_words, parse
+from hfexp.commands.predict import as_args, parse
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.text import byte_tokenizer
 
@@ -59,7 +59,7 @@ def test_settings_of_python_are_words_of_the_command() -> None:
         "text": ["a", "b=c"], "generation": {"stop_strings": ["\n"], "max_new_tokens": 5, "do_sample": True},
         "columns": {"text": "1"}, "record": True, "output": Path("a.csv"), "device": None, "top_k": 2,
     }  # fmt: skip
-    settings = parse(as_words(named))
+    settings = parse(as_args(named))
     assert settings.text == ["a", "b=c"]
     assert settings.generation == {"stop_strings": ["\n"], "max_new_tokens": 5, "do_sample": True}
     assert settings.columns == {"text": "1"}
@@ -156,8 +156,8 @@ def test_answers_are_kept_with_the_run(here: Path, run: str) -> None:
     # The run of a directory is found; in Python answers are written and kept as by the command.
     asked = load_run(run_directory(here))
     batches: list[int] = []
-    respond = asked._asked.predictor._respond
-    asked._asked.predictor._respond = lambda rows, options: batches.append(len(rows)) or respond(rows, options)  # type: ignore[method-assign]
+    respond = asked._loaded.predictor._respond
+    asked._loaded.predictor._respond = lambda rows, options: batches.append(len(rows)) or respond(rows, options)  # type: ignore[method-assign]
     found = asked.predict("photos", "batch_size=2", record=True, output="answers.csv", top_k=2)
     assert batches == [2, 2, 1]
     written = pandas.read_csv("answers.csv", dtype={"label": str, "label_2": str})
