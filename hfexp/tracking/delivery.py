@@ -38,7 +38,7 @@ REFUSALS = frozenset(
 
 Not `BAD_REQUEST`: MLflow 3.17 uses it for every problem with its own database (`store/db/utils.py`).
 """
-MAX_SAID = 100
+MAX_WARNINGS = 100
 """Different warnings that a delivery logs at most."""
 
 
@@ -52,8 +52,8 @@ class Delivery:
         self.output_dir = output_dir
         self.state = DeliveryState.load(run_dir, mask_secrets(uri), journal.size())
         self._client: Any = None
-        self._refused: set[str] = set()
-        self._found = False
+        self._warned: set[str] = set()
+        self._run_checked = False
         """True once the store was asked whether the run of an earlier process still exists."""
         self._links: LinkedCheckpoints | None = None
 
@@ -68,9 +68,9 @@ class Delivery:
         Raises:
             Exception: the store can't be reached now; the state says what was delivered, and the rest stays.
         """
-        if self.state.run_id is not None and not self._found:
+        if self.state.run_id is not None and not self._run_checked:
             self._forget_missing_run()
-        self._found = True
+        self._run_checked = True
         while self.state.offset < self.journal.size():
             self._step()
             self.journal.sync()
@@ -140,14 +140,14 @@ class Delivery:
         if batch:
             self._send_batch(batch)
         self.state.offset = end
-        for entry, place in others.values():
-            self._deliver_or_defer(entry, place)
+        for entry, offset in others.values():
+            self._deliver_or_defer(entry, offset)
 
     def _deliver_or_defer(self, entry: Entry, position: int) -> None:
         try:
             self._deliver_one(entry)
         except Exception as error:
-            self._say_once(f"{entry['kind']} could not be recorded yet: {error}")
+            self._warn_once(f"{entry['kind']} could not be recorded yet: {error}")
             self.state.deferred.append(position)
 
     def _deliver_one(self, entry: Entry) -> None:
@@ -161,7 +161,7 @@ class Delivery:
                 raise
             if entry["kind"] == "create":
                 raise ConfigError(f"MLflow refuses the run: {first_line(error)}") from error
-            self._say_once(f"{entry['kind']} can't be recorded: {error}")
+            self._warn_once(f"{entry['kind']} can't be recorded: {error}")
 
     def _send_batch(self, entries: list[Entry]) -> None:
         from mlflow.entities import Metric, Param, RunTag
@@ -178,8 +178,8 @@ class Delivery:
         self._log_batch(tags=[RunTag(k, v) for k, v in tags.items()], size=PARAMS_PER_BATCH)
         self._log_batch(metrics=metrics, size=METRICS_PER_BATCH)
 
-    def _log_batch(self, size: int, **kinds: list[Any]) -> None:
-        for kind, items in kinds.items():
+    def _log_batch(self, size: int, **batches: list[Any]) -> None:
+        for kind, items in batches.items():
             for start in range(0, len(items), size):
                 self._log_items(kind, items[start : start + size])
 
@@ -193,7 +193,9 @@ class Delivery:
             if not _is_refusal(error):
                 raise
             if len(items) == 1:
-                self._say_once(f"the {kind.removesuffix('s')} {items[0].key!r} can't be recorded: {first_line(error)}")
+                self._warn_once(
+                    f"the {kind.removesuffix('s')} {items[0].key!r} can't be recorded: {first_line(error)}"
+                )
                 return
             half = len(items) // 2
             self._log_items(kind, items[:half])
@@ -203,8 +205,8 @@ class Delivery:
         """Create the run, or find it: an earlier attempt may have died before it stored the id of the new run."""
         client = self.client()
         if self.state.creating:
-            found = client.search_runs([self.state.experiment_id], f"tags.`{nesting.KEY}` = '{entry['key']}'")
-            self.state.run_id = found[0].info.run_id if found else None
+            runs = client.search_runs([self.state.experiment_id], f"tags.`{nesting.KEY}` = '{entry['key']}'")
+            self.state.run_id = runs[0].info.run_id if runs else None
         if self.state.run_id is None:
             self.state.creating = True
             self.save_state()
@@ -289,10 +291,10 @@ class Delivery:
         nesting.join_parent(self.client(), self.state.experiment_id, self.state.run_id, create)
         self.client().set_terminated(self.state.run_id, entry["status"].upper(), entry["time"])
 
-    def _say_once(self, message: str) -> None:
+    def _warn_once(self, message: str) -> None:
         message = mask_secrets(message)
-        if message not in self._refused and len(self._refused) < MAX_SAID:
-            self._refused.add(message)
+        if message not in self._warned and len(self._warned) < MAX_WARNINGS:
+            self._warned.add(message)
             logger.warning("MLflow: %s", message)
 
     def save_state(self) -> None:
@@ -300,7 +302,7 @@ class Delivery:
         try:
             self.state.save(self.run_dir)
         except OSError as error:  # delivering an entry twice does no harm
-            self._say_once(f"{self.run_dir} can't be written: {error.strerror}")
+            self._warn_once(f"{self.run_dir} can't be written: {error.strerror}")
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -124,8 +124,8 @@ def _computing() -> dict[str, Any]:
 
 def _variables() -> dict[str, str]:
     prefixes = ("HF_", "HFEXP_", "TORCH", "PYTORCH", "CUDA_", "NCCL_", "OMP_", "MKL_", "ACCELERATE_", "TRANSFORMERS_")
-    found = [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)]
-    return {k: MASK if is_secret_variable(k) else mask_secrets(v) for k, v in found}
+    variables = [(k, v) for k, v in sorted(os.environ.items()) if k.startswith(prefixes)]
+    return {k: MASK if is_secret_variable(k) else mask_secrets(v) for k, v in variables}
 
 
 def _user() -> str:

@@ -79,10 +79,10 @@ class Journal:
 
     def append(self, kind: str, **content: Any) -> None:
         """Append an entry, without secrets; on a full disk it waits in memory until there is space."""
-        told = {name: mask_values(content[name]) for name in ("params", "inputs", "reason") if name in content}
+        masked = {name: mask_values(content[name]) for name in ("params", "inputs", "reason") if name in content}
         if "tags" in content:
-            told["tags"] = mask_tags(content["tags"])
-        line = _line({"kind": kind, **content, **told})
+            masked["tags"] = mask_tags(content["tags"])
+        line = _line({"kind": kind, **content, **masked})
         with self._lock:
             first_failure = not self._waiting
             if len(self._waiting) >= MAX_KEPT_ON_FULL_DISK and kind == "metrics":
@@ -140,9 +140,9 @@ class Journal:
             while end:
                 start = max(0, end - 65536)
                 file.seek(start)
-                found = file.read(end - start).rfind(b"\n")
-                if found >= 0:
-                    end = start + found + 1
+                newline = file.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
                     break
                 end = start
             if end < size:

@@ -37,7 +37,7 @@ class Membership:
 
 
 @dataclass
-class _Place:
+class _PointFile:
     """Content of a file in `points`."""
 
     run_dir: str
@@ -88,7 +88,7 @@ def note_run_directory(point: TrialKey, run_dir: Path) -> None:
 def run_directory_of(point: TrialKey) -> Path | None:
     """Return the run directory of a point; None if it has not begun, or if the noted path isn't the user's own run."""
     try:
-        run_dir = Path(read_record(point.file, _Place).run_dir)
+        run_dir = Path(read_record(point.file, _PointFile).run_dir)
     except (FileNotFoundError, DamagedRecord):
         return None
     output_dir = point.directory.parent.parent

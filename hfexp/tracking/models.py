@@ -102,21 +102,21 @@ def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
 
 def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
     """Find the oldest model of this run with the key."""
-    found = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
-    return min(found, key=lambda model: model.creation_timestamp, default=None)
+    models = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
+    return min(models, key=lambda model: model.creation_timestamp, default=None)
 
 
 def _models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
     """List all models of a run that are not deleted."""
-    found, token = [], None
+    models, token = [], None
     while True:
         page = client.search_logged_models(
             [experiment_id], f"source_run_id = '{run_id}'", max_results=PAGE, page_token=token
         )
-        found += page
+        models += page
         token = page.token
         if not token:
-            return found
+            return models
 
 
 def _is_ready(model: Any) -> bool:
@@ -238,9 +238,9 @@ class CheckpointLinks:
 
     def _read(self) -> dict[int, Any]:
         """Read the links of this run from the store, by step."""
-        found = _models_of(self.client, self.experiment_id, self.run_id)
+        models = _models_of(self.client, self.experiment_id, self.run_id)
         prefix = f"{self.run_id}/checkpoint-"
-        keys = {model.tags.get(KEY_TAG, ""): model for model in found}
+        keys = {model.tags.get(KEY_TAG, ""): model for model in models}
         return {int(key.removeprefix(prefix)): model for key, model in keys.items() if key.startswith(prefix)}
 
     def _create(self, step: int, path: Path, known: Any | None) -> str:

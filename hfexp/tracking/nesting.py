@@ -28,15 +28,15 @@ ONLY_BEST = "@best"
 
 def register_of_run(config: Config) -> str | None:
     """Return the name to register a run's model under; None in a sweep with `NAME@best`, which is for its best run."""
-    asked = config.tracking.register or ""
-    name = asked.removesuffix(ONLY_BEST)
-    return None if not name or (name != asked and config.point is not None) else name
+    register = config.tracking.register or ""
+    name = register.removesuffix(ONLY_BEST)
+    return None if not name or (name != register and config.point is not None) else name
 
 
 def register_of_sweep(config: Config) -> str | None:
     """Return the name to register the best model of a sweep under; None unless `NAME@best` is asked for."""
-    asked = config.tracking.register or ""
-    return asked.removesuffix(ONLY_BEST) if asked.endswith(ONLY_BEST) else None
+    register = config.tracking.register or ""
+    return register.removesuffix(ONLY_BEST) if register.endswith(ONLY_BEST) else None
 
 
 def membership_of(point: str) -> Membership:
@@ -110,6 +110,6 @@ def join_parent(client: Any, experiment_id: str | None, run_id: str | None, crea
     key = create["tags"].get(SWEEP_KEY)
     if key is None or PARENT in create["tags"]:
         return
-    found = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
-    if found:
-        client.set_tag(run_id, PARENT, found[0].info.run_id)
+    parents = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
+    if parents:
+        client.set_tag(run_id, PARENT, parents[0].info.run_id)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 GONE = "its process is gone (it was killed, or the machine stopped)"
 DAMAGED = f"{GONE}, and its run.json is damaged or missing"
-UNTOLD = "status taken from its run directory; it was not recorded when the run ended"
+UNRECORDED = "status taken from its run directory; it was not recorded when the run ended"
 
 
 def close_gone_runs(client: Any, uri: str, output_dir: Path) -> list[str]:
@@ -138,7 +138,7 @@ def _add_end(run_dir: Path, journal: Journal, state: RunState) -> Entry:
         return ended
     append_closing(run_dir, journal)
     known = state.status != "running"
-    end = {"status": state.status if known else "killed", "reason": UNTOLD if known else GONE}
+    end = {"status": state.status if known else "killed", "reason": UNRECORDED if known else GONE}
     end = {**end, "time": timed[-1]["time"]}
     journal.append("end", **end)
     return end

@@ -143,7 +143,7 @@ class RunDirectory:
         """Save in `run.json` that this process is working in the directory."""
         state, process = self.state, ProcessId.own()
         if state.last_started:
-            state.seconds += max(0.0, _last_sign(self.path) - state.last_started)
+            state.seconds += max(0.0, _last_activity(self.path) - state.last_started)
         state.host, state.pid, state.process = process.host, process.pid, process.started
         state.status, state.closed, state.last_started = "running", False, time.time()
         state.git_sha_before, state.git_sha = state.git_sha, git_sha
@@ -182,7 +182,7 @@ def open_run_directory(
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
-    parent, stem, identity = _place(config, origin)
+    parent, stem, identity = _location(config, origin)
     with _held(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
         directory = _choose(parent, stem, identity, config, splits)
         directory.state.splits = splits
@@ -196,11 +196,11 @@ def open_run_directory(
 
 def find_run(config: Config, origin: Origin) -> tuple[Path, RunState] | None:
     """Find the latest run of this identity, if there is one; nothing is created."""
-    parent, stem, _ = _place(config, origin)
+    parent, stem, _ = _location(config, origin)
     return _latest(parent, stem, config.point) if parent.is_dir() else None
 
 
-def _place(config: Config, origin: Origin) -> tuple[Path, str, str]:
+def _location(config: Config, origin: Origin) -> tuple[Path, str, str]:
     """Return the directory of this experiment's runs, the stem of their names, and the experiment's identity."""
     identity = config_hash(config)
     parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
@@ -247,11 +247,11 @@ def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunSta
 def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] | None) -> None:
     """Refuse if the experiment itself holds the lock; wait for a process that delivers a dead run's record."""
     state = holder[1] if holder else RunState("")
-    what, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
+    noun, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
     if not ProcessId(state.host, state.pid, state.process).is_gone():
         where = f" (pid {state.pid} on {state.host}) in {holder[0]}" if holder else ""
-        raise ConfigError(f"this {what} is already running{where}; wait for it, or {change}")
-    note(f"waiting for another process that delivers the record of this {what}'s previous start")
+        raise ConfigError(f"this {noun} is already running{where}; wait for it, or {change}")
+    note(f"waiting for another process that delivers the record of this {noun}'s previous start")
     lock.acquire(timeout=-1)
 
 
@@ -277,10 +277,10 @@ def held_run(path: Path) -> Iterator[RunState | None]:
         lock.release()
 
 
-def _last_sign(path: Path) -> float:
+def _last_activity(path: Path) -> float:
     """Return when a run last logged or saved anything, in seconds since 1970; 0 if it never did."""
-    signs = (path / "hfexp.log", path / "checkpoints")
-    return max((sign.stat().st_mtime for sign in signs if sign.exists()), default=0.0)
+    paths = (path / "hfexp.log", path / "checkpoints")
+    return max((p.stat().st_mtime for p in paths if p.exists()), default=0.0)
 
 
 def _lock(parent: Path, state: RunState) -> SharedLock:
@@ -319,15 +319,17 @@ def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, 
     """Describe how the splits differ; empty if they do not, or if one side is unknown."""
     if before is None or now is None:
         return ""
-    found = []
+    changes = []
     for split in sorted(before.keys() | now.keys()):
         was, is_now = before.get(split), now.get(split)
         if was is None or is_now is None:
-            found.append(f"{split}: {'new' if was is None else 'gone'}")
+            changes.append(f"{split}: {'new' if was is None else 'gone'}")
         elif was["digest"] != is_now["digest"]:
             rows = was["rows"], is_now["rows"]
-            found.append(f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "changed content"))
-    return ", ".join(found)
+            changes.append(
+                f"{split}: " + (f"{rows[0]} -> {rows[1]} rows" if rows[0] != rows[1] else "changed content")
+            )
+    return ", ".join(changes)
 
 
 def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDirectory:
@@ -347,8 +349,8 @@ def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDir
 def _numbered(parent: Path, stem: str) -> dict[int, Path]:
     """Return the run directories of one identity by number; the first has no suffix."""
     pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
-    found = ((pattern.fullmatch(path.name), path) for path in parent.iterdir() if path.is_dir())
-    return {int(m.group(1) or 1): path for m, path in found if m}
+    matches = ((pattern.fullmatch(path.name), path) for path in parent.iterdir() if path.is_dir())
+    return {int(m.group(1) or 1): path for m, path in matches if m}
 
 
 def _next_name(parent: Path, stem: str) -> str:
@@ -357,9 +359,9 @@ def _next_name(parent: Path, stem: str) -> str:
 
 
 def _latest(
-    parent: Path, stem: str, point: str | None, tell: Callable[[str], None] = logger.debug
+    parent: Path, stem: str, point: str | None, report: Callable[[str], None] = logger.debug
 ) -> tuple[Path, RunState] | None:
-    """Find the newest run of an identity that is the user's own; `tell` reports which are skipped, and why."""
+    """Find the newest run of an identity that is the user's own; `report` gets a line for each skipped one."""
     for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
         state = read_state(path)
         if state is None or state.point != point:
@@ -367,5 +369,5 @@ def _latest(
         problem = why_foreign(path, parent.parent) or why_not_contained(path, path)
         if problem is None:
             return path, state
-        tell(f"skipping {path.name}: {problem}")
+        report(f"skipping {path.name}: {problem}")
     return None

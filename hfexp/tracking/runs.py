@@ -76,15 +76,15 @@ def read_runs(
 
 def newest_run(uri: str) -> RunRecord | None:
     """Read the run that was started last, None if there is none; no other run is fetched."""
-    found = _in_database(uri, lambda connection: _sql_runs(connection, limit=1))
-    found = _client_runs(uri, limit=1) if found is None else found
-    return found[0] if found else None
+    runs = _in_database(uri, lambda connection: _sql_runs(connection, limit=1))
+    runs = _client_runs(uri, limit=1) if runs is None else runs
+    return runs[0] if runs else None
 
 
 def list_runs(uri: str) -> list[RunRecord]:
     """Read all runs of a store, newest first; from SQLite quickly, without params, metrics, tags and inputs."""
-    known = _in_database(uri, lambda connection: _sql_runs(connection, details=False))
-    return read_runs(uri) if known is None else known
+    runs = _in_database(uri, lambda connection: _sql_runs(connection, details=False))
+    return read_runs(uri) if runs is None else runs
 
 
 def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -94,11 +94,11 @@ def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
         query = "SELECT step, timestamp, value, is_nan FROM metrics WHERE run_uuid = ? AND key = ?"
         return [(step, at, _number(value, nan)) for step, at, value, nan in connection.execute(query, (run_id, key))]
 
-    found = _in_database(uri, points)
-    if found is None:
+    history = _in_database(uri, points)
+    if history is None:
         with _client(uri) as client:
-            found = [(m.step, m.timestamp, _number(m.value)) for m in client.get_metric_history(run_id, key)]
-    return [(step, value) for step, _, value in sorted(found, key=lambda point: point[:2])]
+            history = [(m.step, m.timestamp, _number(m.value)) for m in client.get_metric_history(run_id, key)]
+    return [(step, value) for step, _, value in sorted(history, key=lambda point: point[:2])]
 
 
 def _number(value: float, is_nan: bool = False) -> float:
@@ -233,23 +233,23 @@ def _client_runs(
         if not ids or run_ids == []:
             return []
         try:
-            found = _pages(client.search_runs, limit, experiment_ids=ids, filter_string=condition)
+            runs = _pages(client.search_runs, limit, experiment_ids=ids, filter_string=condition)
         except MlflowException as error:
             if where and error.error_code == "INVALID_PARAMETER_VALUE":
                 problem = " ".join(str(error.message).split())
                 raise ConfigError(f"the filter {where!r} is not valid in MLflow: {problem}; e.g. {EXAMPLE}") from error
             raise
-        return [_record(run, names[run.info.experiment_id]) for run in found]
+        return [_record(run, names[run.info.experiment_id]) for run in runs]
 
 
 def _pages(search: Callable[..., Any], limit: int = 0, **arguments: Any) -> list[Any]:
     """Return the results of a search from all its pages, or only the first `limit`."""
     page = search(**arguments, max_results=limit or PAGE)
-    found = list(page)
+    results = list(page)
     while page.token and not limit:
         page = search(**arguments, max_results=PAGE, page_token=page.token)
-        found += page
-    return found
+        results += page
+    return results
 
 
 def _record(run: Any, experiment: str) -> RunRecord:
@@ -273,32 +273,32 @@ MIN_PREFIX = 6
 SWEEP = "sweep="
 
 
-def choose_runs(uri: str, words: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
+def choose_runs(uri: str, names: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
     """Find the runs that the user names: those named one by one, then those of experiments, then those of sweeps.
 
     Args:
-        words: experiments, run names, run ids or prefixes of ids, `sweep=NAME`; if empty, the experiment of the newest
-            run. A sweep, also one given by the name or id of its own run, stands for the runs of its jobs.
+        names: experiments, run names, run ids or prefixes of ids, `sweep=NAME`; if empty, the newest run's
+            experiment. A sweep, also one given by the name or id of its own run, stands for the runs of its jobs.
         where: filter as in `read_runs`.
 
     Returns:
         The runs that pass the filter, and the ids of all runs that were named one by one.
     """
-    if not words:
+    if not names:
         newest = newest_run(uri)
         if newest is None:
             raise ConfigError(f"no runs are recorded in {uri} yet: run `hfexp` first, or give --uri")
         return read_runs(uri, experiment=newest.experiment, where=where), []
     known = list_runs(uri)
     experiments = {run.experiment for run in known}
-    single = [word for word in words if word not in experiments and not word.startswith(SWEEP)]
-    named = [_find_run(word, known) for word in single]
-    ids = named + [run.run_id for run in known if run.experiment in words]
+    single = [name for name in names if name not in experiments and not name.startswith(SWEEP)]
+    named = [_find_run(name, known) for name in single]
+    ids = named + [run.run_id for run in known if run.experiment in names]
     by_id = {run.run_id: run for run in read_runs(uri, run_ids=ids, where=where)}
     chosen = [by_id[run_id] for run_id in dict.fromkeys(ids) if run_id in by_id]
     sweeps = {run_id for run_id in named if is_sweep(by_id.get(run_id))}
-    names = [word.removeprefix(SWEEP) for word in words if word.startswith(SWEEP)]
-    jobs = _jobs(uri, names, sweeps, where) if names or sweeps else []
+    sweep_names = [name.removeprefix(SWEEP) for name in names if name.startswith(SWEEP)]
+    jobs = _jobs(uri, sweep_names, sweeps, where) if sweep_names or sweeps else []
     runs = {run.run_id: run for run in chosen + jobs if run.run_id not in sweeps}
     return list(runs.values()), [run_id for run_id in named if run_id not in sweeps]
 
@@ -310,14 +310,14 @@ def is_sweep(run: RunRecord | None) -> bool:
 
 def _jobs(uri: str, names: list[str], parents: set[str], where: str | None) -> list[RunRecord]:
     """Read the runs of the jobs of sweeps, which are given by name or by the id of their own run."""
-    everything = read_runs(uri)
-    known = {run.tags["hfexp.sweep"] for run in everything if "hfexp.sweep" in run.tags}
+    all_runs = read_runs(uri)
+    known = {run.tags["hfexp.sweep"] for run in all_runs if "hfexp.sweep" in run.tags}
     for name in names:
         if name not in known:
             raise _no_such_sweep(name, known)
     ids = [
         run.run_id
-        for run in everything
+        for run in all_runs
         if run.tags.get("hfexp.sweep") in names or run.tags.get("mlflow.parentRunId") in parents
     ]
     return read_runs(uri, run_ids=ids, where=where)
@@ -340,13 +340,13 @@ def home_of(run: RunRecord, output_dir: Path) -> Path | None:
     return place if state is not None and state.run_id == run.run_id else None
 
 
-def find_one(uri: str, word: str) -> RunRecord:
+def find_one(uri: str, name: str) -> RunRecord:
     """Find the run with this name, id or prefix of an id; in place of a sweep's own run, the best run of the sweep.
 
     Raises:
         ConfigError: no run or several runs match, or the sweep has no best run yet.
     """
-    (run,) = read_runs(uri, run_ids=[_find_run(word, list_runs(uri))])
+    (run,) = read_runs(uri, run_ids=[_find_run(name, list_runs(uri))])
     return _best_of(uri, run) if is_sweep(run) else run
 
 
@@ -364,26 +364,26 @@ def best_run_of_sweep(uri: str, name: str) -> RunRecord:
 
 def _best_of(uri: str, parent: RunRecord) -> RunRecord:
     ids = [run_id for run_id in parent.tags.get("hfexp.best_run_id", "").split(", ") if run_id]
-    found = read_runs(uri, run_ids=ids[:1]) if ids else []
-    if not found:
+    runs = read_runs(uri, run_ids=ids[:1]) if ids else []
+    if not runs:
         raise ConfigError(f"the sweep {parent.name} has no best run yet")
-    return found[0]
+    return runs[0]
 
 
-def _find_run(word: str, known: list[RunRecord]) -> str:
+def _find_run(name: str, known: list[RunRecord]) -> str:
     """Return the id of the run that the user means."""
     for candidates in (
-        [run.run_id for run in known if run.run_id == word],
-        [run.run_id for run in known if run.name == word],
-        [run.run_id for run in known if len(word) >= MIN_PREFIX and run.run_id.startswith(word)],
+        [run.run_id for run in known if run.run_id == name],
+        [run.run_id for run in known if run.name == name],
+        [run.run_id for run in known if len(name) >= MIN_PREFIX and run.run_id.startswith(name)],
     ):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise ConfigError(f"{word!r} matches {len(candidates)} runs: {one_of(candidates, 10)}")
+            raise ConfigError(f"{name!r} matches {len(candidates)} runs: {one_of(candidates, 10)}")
     experiments, names = {run.experiment for run in known}, {run.name for run in known}
     raise ConfigError(
-        f"no experiment, run name or run id (at least its first {MIN_PREFIX} characters) matches {word!r}."
-        f"{did_you_mean(word, [*experiments, *names])} "
+        f"no experiment, run name or run id (at least its first {MIN_PREFIX} characters) matches {name!r}."
+        f"{did_you_mean(name, [*experiments, *names])} "
         f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
     )

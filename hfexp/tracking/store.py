@@ -153,7 +153,7 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
         return client, _experiment_id(client, experiment, None if is_server else output_dir)
 
 
-def settle(uri: str) -> None:
+def flush_wal(uri: str) -> None:
     """Move what is in the `-wal` file into the SQLite file itself, so that a copy of the latter is complete."""
     database = sqlite_path(uri)
     if database is None or not database.is_file():
@@ -216,8 +216,8 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
     """Return the experiment's id; create it if it does not exist, with its artifacts below the root."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         # The tag makes MLflow's UI open on training runs rather than on traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
@@ -226,7 +226,7 @@ def _experiment_id(client: Any, name: str, artifact_root: Path | None) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another job created it meanwhile
-    if found.lifecycle_stage == "deleted":
+            experiment = client.get_experiment_by_name(name)  # another job created it meanwhile
+    if experiment.lifecycle_stage == "deleted":
         raise ConfigError(f"tracking.experiment={name} was deleted in MLflow; restore it there or use another name")
-    return found.experiment_id
+    return experiment.experiment_id

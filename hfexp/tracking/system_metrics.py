@@ -71,9 +71,9 @@ class SystemMonitor:
         import psutil
 
         own = psutil.Process()
-        found = {process.pid: process for process in (own, *own.children(recursive=True))}
+        processes = {process.pid: process for process in (own, *own.children(recursive=True))}
         # psutil measures CPU time since the last call on the same object, so the objects are kept.
-        self._processes = {pid: self._processes.get(pid, process) for pid, process in found.items()}
+        self._processes = {pid: self._processes.get(pid, process) for pid, process in processes.items()}
         cpu = memory = 0.0
         for process in self._processes.values():
             with contextlib.suppress(psutil.Error):  # the process has just ended

@@ -11,7 +11,7 @@ from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.recovery import append_closing, close_gone_runs
 from hfexp.tracking.run_directory import RunDirectory
-from hfexp.tracking.store import settle
+from hfexp.tracking.store import flush_wal
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class MlflowTracker:
             complete = writer.close()
         except KeyboardInterrupt:  # the journal has the end of the run: stop waiting
             complete = False
-        settle(str(self.uri))
+        flush_wal(str(self.uri))
         if not complete:
             problem = first_line(writer.problem) if writer.problem else "some entries were not delivered"
             note(f"the record at {self.uri} is incomplete: {problem}")

@@ -36,7 +36,7 @@ FALLBACK_FONTS = (
 MISSING = "\u25a1"
 
 
-_ONE_AT_A_TIME = threading.RLock()
+_RC_LOCK = threading.RLock()
 """Serializes use of matplotlib's rcParams, which are global to the process."""
 
 
@@ -45,7 +45,7 @@ def style() -> Iterator[None]:
     """Apply matplotlib's defaults and our settings inside the block, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    with _ONE_AT_A_TIME, matplotlib.rc_context():
+    with _RC_LOCK, matplotlib.rc_context():
         matplotlib.rcdefaults()
         settings: dict[Any, Any] = {**STYLE, "font.family": list(_families())}
         matplotlib.rcParams.update(settings)
@@ -131,7 +131,7 @@ def _glyphs() -> frozenset[int]:
     """Return the code points that the fonts in use can draw."""
     from matplotlib import font_manager
 
-    found: set[int] = set()
+    glyphs: set[int] = set()
     for family in _families():
-        found |= set(font_manager.get_font(font_manager.findfont(family)).get_charmap())
-    return frozenset(found)
+        glyphs |= set(font_manager.get_font(font_manager.findfont(family)).get_charmap())
+    return frozenset(glyphs)

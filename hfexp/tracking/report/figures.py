@@ -184,16 +184,16 @@ def learning_curves(facts: ReportFacts) -> "Figure | None":
         ("learning rate", [("learning_rate", "", GREEN)]),
         ("gradient norm", [("grad_norm", "", GREY)]),
     ]
-    found = [
+    shown_panels = [
         (title, [(curve(facts.history, name), label, colour) for name, label, colour in lines])
         for title, lines in panels
         if any(name in entry for name, _, _ in lines for entry in facts.history)
     ]
-    if not found:
+    if not shown_panels:
         return None
-    rows, columns = -(-len(found) // 2), min(2, len(found))
+    rows, columns = -(-len(shown_panels) // 2), min(2, len(shown_panels))
     figure = Figure(figsize=(0.3 + 5.0 * columns, 0.3 + 2.85 * rows))
-    for number, (title, curves) in enumerate(found):
+    for number, (title, curves) in enumerate(shown_panels):
         row, column = divmod(number, 2)
         axes = panel(figure, 0.75 + 5.0 * column, 0.55 + 2.85 * (rows - 1 - row), 4.1, 2.15)
         _draw_curves(axes, title, curves, facts.best_step if number < 2 else None)
@@ -283,25 +283,25 @@ def reliability(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.n
 
 def class_histogram(data: dict[str, dict[str, Any]]) -> "Figure | None":
     """Plot the samples of each class by split; above 40 classes, plot them by rank."""
-    found = {split: facts["classes"] for split, facts in data.items() if facts.get("classes")}
-    if not found:
+    by_split = {split: facts["classes"] for split, facts in data.items() if facts.get("classes")}
+    if not by_split:
         return None
-    if max(map(len, found.values())) > MAX_NAMED:
-        return _rank_frequency(found)
-    return _bars(found)
+    if max(map(len, by_split.values())) > MAX_NAMED:
+        return _rank_frequency(by_split)
+    return _bars(by_split)
 
 
-def _bars(found: dict[str, dict[str, int]]) -> "Figure":
+def _bars(by_split: dict[str, dict[str, int]]) -> "Figure":
     """Draw one row of bars for each split."""
     from matplotlib.figure import Figure
 
-    names = list(next(iter(found.values())))
+    names = list(next(iter(by_split.values())))
     labels = drawable_labels(names)
     width = min(10.0, max(3.6, 0.45 * len(names)))
     upright = text_width(labels) < 0.95 * width / len(names)
     below = 0.35 if upright else 0.25 + text_width(labels)
-    figure = Figure(figsize=(width + 0.9, below + 1.55 * len(found)))
-    for row, (split, counts) in enumerate(reversed(found.items())):
+    figure = Figure(figsize=(width + 0.9, below + 1.55 * len(by_split)))
+    for row, (split, counts) in enumerate(reversed(by_split.items())):
         axes = panel(figure, 0.65, below + 1.55 * row, width, 1.15)
         axes.bar(range(len(names)), [counts.get(name, 0) for name in names], color=_colour(split))
         axes.set_title(f"{drawable(split)}: {_spread(list(counts.values()))}", loc="left")
@@ -312,18 +312,18 @@ def _bars(found: dict[str, dict[str, int]]) -> "Figure":
     return figure
 
 
-def _rank_frequency(found: dict[str, dict[str, int]]) -> "Figure":
+def _rank_frequency(by_split: dict[str, dict[str, int]]) -> "Figure":
     """Draw class counts in descending order, one line for each split."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.0, 3.9))
     axes = panel(figure, 0.75, 0.55, 6.9, 2.95)
-    for split, counts in found.items():
+    for split, counts in by_split.items():
         ranked = np.sort([n for n in counts.values() if n > 0])[::-1]
         if len(ranked):
             label = f"{drawable(split)}: {_spread(list(counts.values()))}"
             axes.step(np.arange(1, len(ranked) + 1), ranked, where="mid", color=_colour(split), label=label)
-    largest = max(max(counts.values()) for counts in found.values())
+    largest = max(max(counts.values()) for counts in by_split.values())
     if largest >= 10:
         axes.set_yscale("log")
     axes.set_ylim(0.8 if largest >= 10 else 0, largest * 2)
@@ -429,8 +429,8 @@ def sheet(shown: Sequence[Shown | None], captions: Sequence[Caption], title: str
         figure.figimage(pixels, left + (side - pixels.shape[1]) // 2, height - top - side + (side - len(pixels)) // 2)
         for line, (text, ending, colour) in enumerate(caption):
             place = left / width, 1 - (top + side + 13 + 15 * line) / height
-            words = drawable(text, int(side / LETTER) - len(ending)) + ending
-            figure.text(*place, words, fontsize=8, color=colour, va="baseline")
+            label = drawable(text, int(side / LETTER) - len(ending)) + ending
+            figure.text(*place, label, fontsize=8, color=colour, va="baseline")
     return figure
 
 
@@ -473,8 +473,8 @@ def mistakes_sheet(
     confidence = scores.confidence
     captions: list[Caption] = []
     for index in mistakes.indices[: len(shown)]:
-        said = names[int(scores.predictions[index])]
+        predicted = names[int(scores.predictions[index])]
         share = "" if confidence is None else f" ({100 * np.nan_to_num(confidence[index]):.0f} %)"
-        captions.append([(names[int(scores.references[index])], "", "black"), (said, share, RED)])
+        captions.append([(names[int(scores.references[index])], "", "black"), (predicted, share, RED)])
     kind = "The most confident mistakes" if mistakes.ranked else "Mistakes"
     return sheet(shown, captions, f"{kind} ({split}, {mistakes.total:,} in all): true class, predicted class in red")

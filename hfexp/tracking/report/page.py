@@ -171,8 +171,8 @@ def _html_block(block: Block, images: dict[str, bytes]) -> str:
 
 def _html_table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        kinds = (' class="n"' if table.is_number(n) else "" for n in range(len(cells)))
-        return "".join(f"<{tag}{kind}>{_html(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        attributes = (' class="n"' if table.is_number(n) else "" for n in range(len(cells)))
+        return "".join(f"<{tag}{attr}>{_html(cell)}</{tag}>" for cell, attr in zip(cells, attributes, strict=True))
 
     head = f"<thead><tr>{row(table.header, 'th')}</tr></thead>" if any(table.header) else ""
     strong = (' class="strong"' if n in table.strong else "" for n in range(len(table.rows)))

@@ -208,11 +208,11 @@ def draw_report(
         drawn.draw("learning_curves.png", figures.learning_curves, facts)
         drawn.draw("classes.png", figures.class_histogram, facts.data)
         drawn.take("samples.png")
-        for split, of_split in scores.items() if id2label else ():
-            if of_split.labelled(len(id2label or {})).any():
-                parts[split] = _draw_split(split, of_split, id2label or {}, drawn)
+        for split, split_scores in scores.items() if id2label else ():
+            if split_scores.labelled(len(id2label or {})).any():
+                parts[split] = _draw_split(split, split_scores, id2label or {}, drawn)
                 _draw_mistakes(
-                    split, parts[split], of_split, id2label or {}, splits.get(split), task, processor, drawn
+                    split, parts[split], split_scores, id2label or {}, splits.get(split), task, processor, drawn
                 )
     with guarded("report"):
         report = Report(facts.name, lead(facts), all_sections(facts, parts, list(drawn.made), directory))
