@@ -214,7 +214,7 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
         print(printable(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n"))
         hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # run ids replace names that are not unique
         hidden |= {3} if {row[3] for row in rows} <= {"FINISHED"} else set()
-        labels = ["rank", "run", "run", "status", *_short(params, ranking.runs), *metrics, "seconds"]
+        labels = ["rank", "run", "run", "status", *_shorten_keys(params, ranking.runs), *metrics, "seconds"]
         timed = [[*row[:-1], None if row[-1] is None else f"{row[-1]:.1f}"] for row in rows]
         print(_table(*([v for i, v in enumerate(row) if i not in hidden] for row in [labels, *timed]), form=form))
     return notes
@@ -264,7 +264,7 @@ def _environment(run: RunRecord) -> dict[str, str]:
     return values
 
 
-def _short(keys: list[str], runs: list[RunRecord]) -> list[str]:
+def _shorten_keys(keys: list[str], runs: list[RunRecord]) -> list[str]:
     """Shorten each key to its shortest ending that no other param of the runs has."""
 
     def endings(key: str) -> list[str]:
@@ -315,12 +315,12 @@ def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
     histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
     curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]
     with matplotlib.rc_context({"text.parse_math": False}):  # a `$` in a name is not a formula
-        figure = _drawn(ranking, runs, curves, key, top)
+        figure = _draw_figure(ranking, runs, curves, key, top)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
 
-def _drawn(ranking: Ranking, runs: list[RunRecord], curves: list[tuple[str, Any]], key: str, top: int) -> Any:
+def _draw_figure(ranking: Ranking, runs: list[RunRecord], curves: list[tuple[str, Any]], key: str, top: int) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14 if curves else 8, 5), layout="constrained")

@@ -147,7 +147,7 @@ def evaluate(
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, name) for name in columns}
     read = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
-    metric_inputs = _predictions(data.config, loaded, read, settings.batch_size)
+    metric_inputs = _metric_inputs(data.config, loaded, read, settings.batch_size)
     slices = score_slices(metric_inputs, metrics.scalars, values, settings.resamples, settings.seed)
     name = settings.name or data.name
     if show:
@@ -166,7 +166,7 @@ def evaluate(
     return slices
 
 
-def _predictions(config: "Config", loaded: "LoadedModel", rows: Any, batch_size: int) -> dict[str, Any]:
+def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_size: int) -> dict[str, Any]:
     """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
     import numpy as np
 

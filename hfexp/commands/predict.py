@@ -112,7 +112,7 @@ def parse(args: Sequence[str]) -> PredictSettings:
         elif key in KEYS and equals and key not in SECTIONS:
             _set(settings, key, value)
         elif head in SECTIONS and rest and equals:
-            getattr(settings, head)[rest] = value if head == "columns" else _plain(value, key)
+            getattr(settings, head)[rest] = value if head == "columns" else _parse_value(value, key)
         elif equals and not os.path.exists(arg) and "://" not in key and key.replace("_", "").isalnum():
             raise ConfigError(
                 f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} Known keys: {one_of((*KEYS, *COMPOSED))}"
@@ -171,13 +171,13 @@ def _set(settings: PredictSettings, key: str, value: str) -> None:
         setattr(settings, key, value)
     else:
         types = {"top_k": int, "batch_size": int, "show": int, "stream": bool, "record": bool}
-        parsed = _plain(value, key)
+        parsed = _parse_value(value, key)
         if type(parsed) is not types[key] and not (key == "top_k" and parsed == ALL):
             raise ConfigError(f"{key}={value}: expected {'true or false' if types[key] is bool else 'a whole number'}")
         setattr(settings, key, parsed)
 
 
-def _plain(value: str, key: str) -> Any:
+def _parse_value(value: str, key: str) -> Any:
     return load_yaml(value, f"{key}={value}")
 
 
@@ -222,8 +222,8 @@ def main(args: Sequence[str]) -> int:
     check_paths(settings.inputs)
     loaded = load(settings, config_dir)
     inputs = read(settings, loaded)
-    sink = _screen(settings, loaded, len(inputs))
-    return EXIT_FAILED if _answer(settings, loaded, inputs, sink, skip_unreadable=True) else 0
+    sink = _console_sink(settings, loaded, len(inputs))
+    return EXIT_FAILED if _predict_to_sinks(settings, loaded, inputs, sink, skip_unreadable=True) else 0
 
 
 def split_config_dir(args: list[str]) -> tuple[list[str], str | None]:
@@ -311,20 +311,20 @@ def answers_of(loaded: "LoadedModel", inputs: "Sequence[Input]") -> "Iterator[tu
             yield item, Answer(item.name, predictor.task.answer(output, names))
 
 
-def _screen(settings: PredictSettings, loaded: "LoadedModel", count: int) -> "Screen | RowCollector":
+def _console_sink(settings: PredictSettings, loaded: "LoadedModel", count: int) -> "Screen | RowCollector":
     """Return the console sink: a table, or a silent collector if the text is streamed while it is generated."""
     from hfexp.inference.outputs import RowCollector, Screen
 
     if _stream(settings, loaded, count, default=is_terminal()):
         return RowCollector()
-    return Screen(loaded.predictor.id2label or {}, _count(settings), settings.show)
+    return Screen(loaded.predictor.id2label or {}, _num_classes(settings), settings.show)
 
 
-def _count(settings: PredictSettings) -> int | None:
+def _num_classes(settings: PredictSettings) -> int | None:
     return None if settings.top_k == ALL else int(settings.top_k)
 
 
-def _answer(
+def _predict_to_sinks(
     settings: PredictSettings,
     loaded: "LoadedModel",
     inputs: "list[Input]",
@@ -341,7 +341,7 @@ def _answer(
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
         paths = [Path(settings.output)] if settings.output else []
         paths += [Path(place) / "predictions.csv"] if settings.record else []
-        with answer_files(paths, loaded.predictor.id2label or {}, _count(settings)) as files:
+        with answer_files(paths, loaded.predictor.id2label or {}, _num_classes(settings)) as files:
             skipped = _predict_all(loaded, inputs, [sink, *files], skip_unreadable)
         sink.show()
         if settings.record:
@@ -467,7 +467,7 @@ def predict_with(
 
     all_inputs, collector = read(settings, loaded, _values(inputs)), RowCollector()
     _stream(settings, loaded, len(all_inputs), default=False)
-    _answer(settings, loaded, all_inputs, collector, skip_unreadable)
+    _predict_to_sinks(settings, loaded, all_inputs, collector, skip_unreadable)
     columns = None if collector.rows else ["input", *loaded.predictor.task.answer_types]
     return pandas.DataFrame(collector.rows, columns=columns)
 

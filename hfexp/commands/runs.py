@@ -109,13 +109,13 @@ def load_run(
         raise ConfigError("no run is given: give its id, its name, its directory, or sweep=NAME")
     directory = Path(run).expanduser() if run is not None else None
     if directory is not None and directory.is_dir():
-        return _of_directory(directory)
+        return _load_directory(directory)
     store = tracking_uri(uri, output_dir)
     record = best_run_of_sweep(store, sweep) if sweep else find_one(store, str(run))
-    return _of_record(record, store, Path(output_dir))
+    return _load_record(record, store, Path(output_dir))
 
 
-def _of_directory(directory: Path) -> LoadedRun:
+def _load_directory(directory: Path) -> LoadedRun:
     state = read_state(directory)
     if state is None:
         raise ConfigError(f"{directory} is not a run directory: it has no readable {STATE}")
@@ -126,7 +126,7 @@ def _of_directory(directory: Path) -> LoadedRun:
     return LoadedRun(directory.resolve().name, metrics, {}, {}, state.status, directory=directory)
 
 
-def _of_record(record: RunRecord, uri: str, output_dir: Path) -> LoadedRun:
+def _load_record(record: RunRecord, uri: str, output_dir: Path) -> LoadedRun:
     here = home_of(record, output_dir)
     values = (record.name, record.metrics, record.params, record.tags, record.status)
     return LoadedRun(*values, run_id=record.run_id, uri=uri, directory=here)

@@ -46,7 +46,7 @@ def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, column
     unknown = sorted(set(columns) - set(input_columns(task)))
     if unknown:
         raise ConfigError(f"columns.{unknown[0]}: the task reads only: {one_of(input_columns(task))}")
-    inputs = [item for source in sources for item in _of_source(source, task, columns)]
+    inputs = [item for source in sources for item in _from_source(source, task, columns)]
     inputs += [_raw(text, task) for text in texts]
     if not inputs:
         expected = "text=... or prompt=..., tables" if takes_texts(task) else "files, folders, patterns or URLs"
@@ -68,25 +68,25 @@ def _raw(value: Any, task: Task) -> Input:
     return Input(value if isinstance(value, str) else f"<{type(value).__name__}>", lambda: task.inference_row(value))
 
 
-def _of_source(source: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_source(source: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
     """Yield the inputs that an argument stands for; a value that is neither text nor path is itself an input."""
     if not isinstance(source, str | Path):
         yield _raw(source, task)
     elif str(source) == STANDARD_INPUT:
         for line in sys.stdin:
-            yield from _of_line(line.rstrip("\r\n"), task, columns)
+            yield from _from_line(line.rstrip("\r\n"), task, columns)
     elif "://" in str(source):
         yield _file(str(source), task)
     else:
         for path in _paths(Path(os.path.expanduser(source)), task):
-            yield from _of_path(path, task, columns)
+            yield from _from_path(path, task, columns)
 
 
-def _of_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
     if takes_texts(task):
         yield _raw(line, task)
     elif line:
-        yield from _of_source(line, task, columns)
+        yield from _from_source(line, task, columns)
 
 
 def _paths(path: Path, task: Task) -> list[Path]:
@@ -119,20 +119,20 @@ def _images_below(path: Path) -> list[Path]:
     return sorted(path / os.path.relpath(image, path) for image in images)
 
 
-def _of_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
     suffix = path.suffix.lower()
     if takes_texts(task) and suffix == ".json":
         yield _chat(path, task)
     elif suffix in TABLES:
-        yield from _of_table(path, task, columns)
+        yield from _from_table(path, task, columns)
     elif takes_texts(task):
-        for line in _text_of(path).splitlines():
+        for line in _read_text(path).splitlines():
             yield _raw(line, task)
     else:
         yield _file(str(path), task)
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -151,13 +151,13 @@ def _chat(path: Path, task: Task) -> Input:
     if path.stat().st_size > LARGEST_CHAT:
         raise ConfigError(f"{path} is too large for a chat (limit: {LARGEST_CHAT:,} bytes); give a table as .jsonl")
     try:
-        value = json.loads(_text_of(path))
+        value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
     return Input(str(path), lambda: task.inference_row(value))
 
 
-def _of_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
     """Yield an input per row of a table: the value if the task reads one column, otherwise a mapping."""
     rows = table(str(path))["train"]
     own = {standard: columns.get(standard, standard) for standard in input_columns(task)}

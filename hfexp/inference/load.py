@@ -26,7 +26,7 @@ from hfexp.training.processor import fit_tokenizer, load_processor
 CONFIG = "config.yaml"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 REMOTE_CODE = "model.trust_remote_code"
-BELOW = ("mlflow_model/model", "model", "")
+WEIGHT_DIRS = ("mlflow_model/model", "model", "")
 """Subdirectories with the weights in the directory of a run, of an MLflow model or of a saved model."""
 
 
@@ -71,7 +71,7 @@ def load(
     begin_collection()  # the slow imports are done by now
     directory = Path(run).expanduser() if run else None
     with trusting(remote_code=any(override.lstrip("+").lower() == f"{REMOTE_CODE}=true" for override in composed)):
-        mine = _of_a_run(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
+        mine = _load_trained(run, sweep, directory, output_dir=output_dir, uri=uri, device=device)
     if mine is not None:
         other = [override for override in composed if not override.lstrip("+").startswith(("security.", REMOTE_CODE))]
         if other:
@@ -87,7 +87,7 @@ def load(
     )
 
 
-def _of_a_run(
+def _load_trained(
     run: str | None,
     sweep: str | None,
     directory: Path | None,
@@ -100,7 +100,7 @@ def _of_a_run(
     if directory is not None and directory.is_dir():
         recipe_dir = _recipe_below(directory)
         if recipe_dir is not None:
-            record, store = _recorded_as(directory, Path(output_dir), uri)
+            record, store = _find_record(directory, Path(output_dir), uri)
             home = directory if (directory / STATE).is_file() else None
             run_id, dataset = (
                 (record.run_id, _dataset_of(record)) if record else (None, directory.resolve().parent.name)
@@ -134,7 +134,7 @@ def _trusted_remote_code(home: Path) -> bool:
     return isinstance(model, dict) and model.get("trust_remote_code") is True
 
 
-def _recorded_as(directory: Path, output_dir: Path, uri: str | None) -> tuple[RunRecord | None, str | None]:
+def _find_record(directory: Path, output_dir: Path, uri: str | None) -> tuple[RunRecord | None, str | None]:
     """Find the run that wrote a directory and the store that holds it; (None, None) if it can't be found.
 
     The store that the directory names is contacted only if the directory is one of the user's own runs: a foreign
@@ -180,7 +180,7 @@ def recorded_file(loaded: LoadedModel, name: str) -> Any | None:
 
 
 def _recipe_below(directory: Path) -> Path | None:
-    return next((directory / place for place in BELOW if (directory / place / RECIPE_FILE).is_file()), None)
+    return next((directory / place for place in WEIGHT_DIRS if (directory / place / RECIPE_FILE).is_file()), None)
 
 
 @contextlib.contextmanager

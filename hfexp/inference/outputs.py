@@ -12,7 +12,7 @@ from hfexp.core.files import WholeFile
 from hfexp.tasks.cells import csv_cell
 
 PROBABILITIES = "probabilities"
-AT_ONCE = 1000
+ANSWERS_PER_WRITE = 1000
 """Number of answers that are written to a file together."""
 LONGEST_CELL = 300
 SEPARATOR = ", "
@@ -74,9 +74,9 @@ class AnswerFile:
             raise ConfigError(f"output={path} can't be written: {error.strerror}") from error
 
     def add(self, answer: Answer) -> None:
-        """Add an answer; every `AT_ONCE` answers are written together."""
+        """Add an answer; every `ANSWERS_PER_WRITE` answers are written together."""
         self._waiting.append(answer)
-        if len(self._waiting) >= AT_ONCE:
+        if len(self._waiting) >= ANSWERS_PER_WRITE:
             self._write()
 
     def close(self, keep: bool) -> None:

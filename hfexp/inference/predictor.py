@@ -284,11 +284,11 @@ class Predictor:
         rows = map_in_threads(lambda value: self._inputs(to_row, value), values)
         try:
             while window := list(itertools.islice(rows, at_once)):
-                yield from self._window(window, self.options if options is None else options)
+                yield from self._predict_window(window, self.options if options is None else options)
         finally:
             self.model.train(was_training)
 
-    def _window(self, window: list[Row | DataError], options: Mapping[str, Any]) -> list[Any]:
+    def _predict_window(self, window: list[Row | DataError], options: Mapping[str, Any]) -> list[Any]:
         """Replace the rows of a window by the model's outputs; rows of similar length share a batch."""
         results: list[Any] = list(window)
         order = [index for index, row in enumerate(window) if not isinstance(row, DataError)]

@@ -55,7 +55,7 @@ def deliver_model(
     Returns:
         The model's id, for `models:/<id>`.
     """
-    model = _find(client, experiment_id, run_id, key)
+    model = _find_model(client, experiment_id, run_id, key)
     if model is None:
         model = client.create_logged_model(
             experiment_id, name=name, source_run_id=run_id, tags={**(tags or {}), KEY_TAG: key}, params=params or {}
@@ -77,7 +77,7 @@ def register_final(client: Any, run_id: str, name: str) -> None:
     Raises:
         LookupError: the run has no complete model in the store (yet).
     """
-    model = _find(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
+    model = _find_model(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
     if model is None or not _is_ready(model):
         raise LookupError(f"the run {run_id} has no model in the store yet")
     _register(client, model, run_id, name)
@@ -95,12 +95,12 @@ def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
     """
     from mlflow.artifacts import download_artifacts
 
-    model = _find(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
+    model = _find_model(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
     address = f"runs:/{run_id}/model" if model is None else model.artifact_location
     return Path(download_artifacts(address, dst_path=place, tracking_uri=uri))
 
 
-def _find(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
+def _find_model(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
     """Find the oldest model of this run with the key."""
     models = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
     return min(models, key=lambda model: model.creation_timestamp, default=None)

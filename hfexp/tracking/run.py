@@ -67,7 +67,7 @@ def open_record(
 ) -> Iterator[Tracker]:
     """Open the record of a run or a sweep; close it as FINISHED, FAILED or KILLED when the block ends."""
     _write_description(directory, origin, environment, opening.files)
-    with _status(directory) as ending:
+    with _recorded_ending(directory) as ending:
         if tracking.backend != "none":
             uri = tracking_uri(tracking.uri, str(output_dir))
             ending.tracker = tracker = MlflowTracker(directory, uri, output_dir)
@@ -84,7 +84,7 @@ class _Ending:
 
 
 @contextlib.contextmanager
-def _status(directory: RunDirectory) -> Iterator[_Ending]:
+def _recorded_ending(directory: RunDirectory) -> Iterator[_Ending]:
     """Record in the run directory and the tracking store how the block ended."""
     ending = _Ending()
     try:

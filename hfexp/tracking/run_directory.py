@@ -183,8 +183,8 @@ def open_run_directory(
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
     parent, stem, identity = _location(config, origin)
-    with _held(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
-        directory = _choose(parent, stem, identity, config, splits)
+    with _hold_lock(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
+        directory = _resume_or_create(parent, stem, identity, config, splits)
         directory.state.splits = splits
         if config.point is not None:
             directory.state.data = data_stamp(config.dataset.source)
@@ -220,7 +220,7 @@ def open_sweep_directory(path: Path, git_sha: str = "") -> Iterator[RunDirectory
         state = read_state(path)
         return (path, state) if state else None
 
-    with _held(path.parent, RunState(identity, kind="sweep"), holder):
+    with _hold_lock(path.parent, RunState(identity, kind="sweep"), holder):
         known = read_state(path)
         state = known or RunState(identity, kind="sweep", first_started=time.time())
         path.mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def open_sweep_directory(path: Path, git_sha: str = "") -> Iterator[RunDirectory
 
 
 @contextlib.contextmanager
-def _held(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunState] | None]) -> Iterator[None]:
+def _hold_lock(parent: Path, state: RunState, holder: Callable[[], tuple[Path, RunState] | None]) -> Iterator[None]:
     """Hold the lock of a run; `holder` finds the directory whose process may hold it."""
     lock = _lock(parent, state)
     try:
@@ -295,7 +295,7 @@ def _lock(parent: Path, state: RunState) -> SharedLock:
     return SharedLock(locks / f"{name}.lock", timeout=0)
 
 
-def _choose(
+def _resume_or_create(
     parent: Path, stem: str, identity: str, config: Config, splits: dict[str, dict[str, Any]] | None
 ) -> RunDirectory:
     latest = _latest(parent, stem, config.point, note)
@@ -304,7 +304,7 @@ def _choose(
     path, state = latest
     if config.on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
-    changes = _changes(state.splits, splits)
+    changes = _describe_changes(state.splits, splits)
     if config.on_existing is OnExisting.resume and state.status != "finished" and changes:
         note(f"the data has changed since {path.name} was interrupted ({changes}): starting a new run")
     elif config.on_existing is OnExisting.resume and state.status != "finished":
@@ -315,7 +315,7 @@ def _choose(
     return _create(parent, stem, identity, config.point)
 
 
-def _changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
+def _describe_changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
     """Describe how the splits differ; empty if they do not, or if one side is unknown."""
     if before is None or now is None:
         return ""

@@ -98,8 +98,8 @@ class MlflowTracker:
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         new = {k: float(v) for k, v in valid(metrics).items() if step > self._recorded_until.get(k, -1)}
         # The Trainer logs the epoch with the loss, and again with the evaluation at the same step.
-        new = {k: v for k, v in new.items() if self._last.get(k) != (step, v)}
-        self._last |= {k: (step, v) for k, v in new.items()}
+        new = {k: v for k, v in new.items() if self._last_logged.get(k) != (step, v)}
+        self._last_logged |= {k: (step, v) for k, v in new.items()}
         if new:
             self.journal.append("metrics", metrics=new, step=step, time=now())
 
@@ -121,7 +121,7 @@ class MlflowTracker:
     def continue_journal(self) -> None:
         """Read what is recorded already, since a resumed run repeats the steps after its last checkpoint."""
         self._recorded_params, self._recorded_until = self.journal.recorded()
-        self._last: dict[str, tuple[int, float]] = {}
+        self._last_logged: dict[str, tuple[int, float]] = {}
 
     def begin_journal(self) -> None:
         """Discard the journal of an earlier process that died before it could write `create`."""
