@@ -146,8 +146,8 @@ def evaluate(
     rows = load_rows(data, loaded, columns)
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, name) for name in columns}
-    read = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
-    metric_inputs = _metric_inputs(data.config, loaded, read, settings.batch_size)
+    input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
+    metric_inputs = _metric_inputs(data.config, loaded, input_rows, settings.batch_size)
     slices = score_slices(metric_inputs, metrics.scalars, values, settings.resamples, settings.seed)
     name = settings.name or data.name
     if show:

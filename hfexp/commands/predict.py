@@ -291,7 +291,7 @@ def read(settings: PredictSettings, loaded: "LoadedModel", values: Sequence[Any]
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
     others = [value for value in values if not (is_text and isinstance(value, str))]
     if settings.system is not None and not texts:
-        raise ConfigError("system=... applies only to text=... or prompt=...; put it into the conversations in files")
+        raise ConfigError("system=... applies only to text=... or prompt=...; in a file, put it into the conversation")
     if settings.system is not None:
         texts = [task.with_system(settings.system, text) for text in texts]
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)

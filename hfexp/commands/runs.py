@@ -83,7 +83,7 @@ class LoadedRun:
             raise ConfigError(f"{self.name} was loaded from its directory; metric histories are only in MLflow")
         if metric not in self.metrics:
             raise ConfigError(
-                f"there is no metric {metric!r}.{did_you_mean(metric, self.metrics)} It has: {one_of(self.metrics)}"
+                f"the run has no metric {metric!r}.{did_you_mean(metric, self.metrics)} It has: {one_of(self.metrics)}"
             )
         return pandas.DataFrame(metric_history(self.uri, self.run_id, metric), columns=["step", "value"])
 

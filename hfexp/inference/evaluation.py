@@ -140,9 +140,9 @@ def _require_shipped(config: Config, loaded: LoadedModel, keys: set[str], is_own
     Raises:
         ConfigError: the record names another target, or a URL for the dataset.
     """
-    begun_anew = {key if is_own else key.partition(".")[0] for key in keys}
+    overridden = {key if is_own else key.partition(".")[0] for key in keys}
     for section, node in (("dataset", config.dataset.source), ("metrics", config.metrics)):
-        for target in [] if section in begun_anew else targets_in(node):
+        for target in [] if section in overridden else targets_in(node):
             if not target.startswith(SHIPPED[section]):
                 raise ConfigError(
                     f"{loaded.name} is not known to be yours, and its {section} would be built by {target}; if you "
@@ -194,9 +194,11 @@ def class_names(id2label: Mapping[int, str], model: str) -> list[str]:
         ConfigError: an id is missing, or two classes share a name, so that a dataset's labels would be ambiguous.
     """
     names = [id2label[number] for number in sorted(id2label)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"{model} has several classes of the same name ({one_of(twice)}), so labels are ambiguous")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ConfigError(
+            f"{model} has several classes of the same name ({one_of(duplicates)}), so labels are ambiguous"
+        )
     if sorted(id2label) != list(range(len(names))):
         raise ConfigError(f"{model}: class ids must be 0, 1, 2, ..., but are {one_of(id2label)}")
     return names
@@ -271,12 +273,12 @@ def bootstrap(
     """
     generator = np.random.default_rng(seed)
     values = compute({name: array[rows] for name, array in metric_inputs.items()})
-    drawn: dict[str, list[float]] = {name: [] for name in values}
+    resampled: dict[str, list[float]] = {name: [] for name in values}
     for _ in range(resamples):
-        some = rows[generator.integers(0, len(rows), len(rows))]
-        for name, value in compute({key: array[some] for key, array in metric_inputs.items()}).items():
-            drawn[name].append(value)
-    return {name: Score(value, *_interval(drawn[name])) for name, value in values.items()}
+        sample = rows[generator.integers(0, len(rows), len(rows))]
+        for name, value in compute({key: array[sample] for key, array in metric_inputs.items()}).items():
+            resampled[name].append(value)
+    return {name: Score(value, *_interval(resampled[name])) for name, value in values.items()}
 
 
 def _interval(values: list[float]) -> tuple[float, float]:
