@@ -56,7 +56,7 @@ class Measurement:
     """Peak memory on one accelerator."""
 
     def __str__(self) -> str:
-        return f"{self.step:.3g} s a step"
+        return f"{self.step:.3g} s per step"
 
 
 BATCHES = 32
