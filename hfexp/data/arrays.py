@@ -28,7 +28,7 @@ class ArrayWriter:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.files: dict[str, BinaryIO] = {}
-        self.kinds: dict[str, tuple[str, int]] = {}
+        self.layouts: dict[str, tuple[str, int]] = {}
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.bytes = 0
 
@@ -48,11 +48,11 @@ class ArrayWriter:
         if not self.files:
             self._begin(row)
         if row.keys() != self.files.keys():
-            raise ValueError(f"a row has the fields {sorted(row)} and not {sorted(self.files)}")
+            raise ValueError(f"a row has the fields {sorted(row)}, expected {sorted(self.files)}")
         for name, value in row.items():
-            kind = (value.dtype.str, value.ndim)
-            if kind != self.kinds[name]:
-                raise ValueError(f"a row has {kind} (dtype, dimensions) in {name!r} and not {self.kinds[name]}")
+            layout = (value.dtype.str, value.ndim)
+            if layout != self.layouts[name]:
+                raise ValueError(f"a row has {layout} (dtype, dimensions) in {name!r}, expected {self.layouts[name]}")
             self.files[name].write(np.ascontiguousarray(value).data)
             self.shapes[name].append(value.shape)
             self.bytes += value.nbytes
@@ -60,14 +60,14 @@ class ArrayWriter:
     def _begin(self, row: Mapping[str, np.ndarray]) -> None:
         for name, value in row.items():
             self.files[name] = (self.directory / f"{name}.bin").open("wb", buffering=2**20)
-            self.kinds[name], self.shapes[name] = (value.dtype.str, value.ndim), []
+            self.layouts[name], self.shapes[name] = (value.dtype.str, value.ndim), []
 
     def finish(self, about: Mapping[str, Any]) -> None:
         """Write the shapes and, as the last file, `meta.json`; flush everything to the disk."""
         fields = {}
         for name, shapes in self.shapes.items():
             uniform = len(set(shapes)) == 1
-            fields[name] = {"dtype": self.kinds[name][0], "shape": list(shapes[0]) if uniform else None}
+            fields[name] = {"dtype": self.layouts[name][0], "shape": list(shapes[0]) if uniform else None}
             if not uniform:
                 with (self.directory / f"{name}.shapes.npy").open("wb") as file:
                     np.save(file, np.asarray(shapes, dtype=np.int64))
@@ -145,7 +145,7 @@ class _Field:
             self.row_bytes = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
             expected = rows * self.row_bytes
         if path.stat().st_size != expected:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes and not {expected}")
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, expected {expected}")
         if self.shape is not None and self.row_bytes <= IN_MEMORY:
             self.values = np.fromfile(path, self.dtype).reshape(rows, *self.shape)
         else:
@@ -177,10 +177,10 @@ class _Field:
         """Return an array (count,) of the values from position `start` on, with all rows laid end to end."""
         if self.values is not None:
             return self.values.reshape(-1)[start : start + count]
-        found = np.empty(count, self.dtype)
+        values = np.empty(count, self.dtype)
         if count:
-            self._fill(_bytes_of(found), start * self.dtype.itemsize)
-        return found
+            self._fill(_bytes_of(values), start * self.dtype.itemsize)
+        return values
 
     def _read_one(self, index: int) -> np.ndarray:
         assert self.shapes is not None
@@ -195,7 +195,7 @@ class _Field:
         while len(target):
             count = os.preadv(self.descriptor, [target], offset)
             if count == 0:
-                raise OSError(f"{self.path} has become shorter while it was being read")
+                raise OSError(f"{self.path} was truncated while it was being read")
             target, offset = target[count:], offset + count
 
 

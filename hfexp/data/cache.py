@@ -68,10 +68,10 @@ def parse_size(text: str | int) -> int:
     Raises:
         ConfigError: the text is not a size.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
-    if found is None or found.group(2) not in _UNITS:
-        raise ConfigError(f"transform.cache.max_size={text}: a size is needed, such as 20GB, 500MB or 1TiB")
-    return int(float(found.group(1)) * _UNITS[found.group(2)])
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", str(text).strip().lower())
+    if match is None or match.group(2) not in _UNITS:
+        raise ConfigError(f"transform.cache.max_size={text} is not a size; give one such as 20GB, 500MB or 1TiB")
+    return int(float(match.group(1)) * _UNITS[match.group(2)])
 
 
 def show_size(count: float) -> str:
@@ -107,7 +107,7 @@ class Cache:
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             os.close(lease)
             if not isinstance(error, FileNotFoundError):
-                note(f"{path} is damaged ({error}) and is prepared again")
+                note(f"the cache entry {path} is damaged ({error}); preparing it again")
             return None
         weakref.finalize(reader, os.close, lease)
         return reader
@@ -153,8 +153,8 @@ class Cache:
 
     def entries(self) -> list[Entry]:
         """List all entries, least recently used first; damaged entries, which nobody can use, come first."""
-        found = [_entry(path.parent) for path in self.directory.glob(f"*/{META}")]
-        return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.used)
+        entries = [_entry(path.parent) for path in self.directory.glob(f"*/{META}")]
+        return sorted((entry for entry in entries if entry is not None), key=lambda entry: entry.used)
 
     def remove(self, path: Path) -> bool:
         """Remove an entry unless a process uses it; return True if it is gone."""
@@ -193,7 +193,7 @@ class Cache:
             lock.acquire(timeout=0)
         except Timeout:
             if not world.is_together():  # several processes of one run always wait here
-                note("waiting for another process, which prepares the same data")
+                note("waiting for another process that is preparing the same data")
             lock.acquire(timeout=-1)
         try:
             yield
@@ -203,7 +203,7 @@ class Cache:
     def _make_room(self, needed: int) -> None:
         size, limit = show_size(needed), f"transform.cache.max_size ({show_size(self.max_size)})"
         if needed > self.max_size:
-            raise NoRoomError(f"they would take {size}, more than {limit}")
+            raise NoRoomError(f"its rows would take {size}, more than {limit}")
         self.remove_dead()
         entries = self.entries()
         total = sum(entry.bytes for entry in entries) + self._reserved()
@@ -213,9 +213,9 @@ class Cache:
             if self.remove(entry.path):
                 total -= entry.bytes
         if total + needed > self.max_size:
-            raise NoRoomError(f"they would take {size}, and running jobs use {show_size(total)} of {limit}")
+            raise NoRoomError(f"its rows would take {size}, and running jobs use {show_size(total)} of {limit}")
         if self._free() < needed + SPARE:
-            raise NoRoomError(f"they would take {size}, and {self.directory} has {show_size(self._free())} left")
+            raise NoRoomError(f"its rows would take {size}, and {self.directory} has {show_size(self._free())} left")
 
     def _free(self) -> int:
         return shutil.disk_usage(self.directory).free

@@ -139,10 +139,10 @@ class CsvFile:
         reason = f"put a cell that contains {sep!r} in quotes" if count > width else "cells are missing"
         other = next((mark for mark in ";\t|" if width == 1 and mark in self.columns[0]), None)
         if other:
-            reason = f"if {other!r} stands between columns: dataset.source.sep={other!r}"
-        found = "1 cell" if count == 1 else f"{count} cells"
+            reason = f"if {other!r} separates the columns, set dataset.source.sep={other!r}"
+        cells_text = "1 cell" if count == 1 else f"{count} cells"
         raise ConfigError(
-            f"dataset.source.data_files: line {line} of {self.name} has {found}, the header {width} "
+            f"dataset.source.data_files: line {line} of {self.name} has {cells_text}, the header has {width} "
             f"({', '.join(self.columns)[:200]}): {reason}"
         )
 
@@ -154,23 +154,23 @@ class CsvFile:
         """
         width = len(self.columns)
         wanted = [{part[place] for _, apart in swallowed for part in apart} for place in range(width)]
-        found: list[set[str]] = [set() for _ in range(width)]
+        common: list[set[str]] = [set() for _ in range(width)]
         numeric = [True] * width
         for _, cells, raw in self._records():
             for place, cell in enumerate(cells if len(raw) == 1 else []):
                 numeric[place] = numeric[place] and is_number(cell)
                 if cell in wanted[place]:
-                    found[place].add(cell)
+                    common[place].add(cell)
         for place in range(width):
             if numeric[place]:
-                found[place] |= {cell for cell in wanted[place] if is_number(cell)}
+                common[place] |= {cell for cell in wanted[place] if is_number(cell)}
         for line, apart in swallowed:
-            if any(all(part[place] in found[place] for part in apart) for place in range(width)):
+            if any(all(part[place] in common[place] for part in apart) for place in range(width)):
                 raise ConfigError(
-                    f"dataset.source.data_files: the quote that opens in line {line} of {self.name} makes one cell of "
-                    f"{len(apart)} lines, each of which looks like a row. Double the quote or take it out; "
-                    "dataset.source.quotechar=null reads quotes as ordinary characters, dataset.source.multiline=true "
-                    "takes the lines as one text"
+                    f"dataset.source.data_files: the quote that opens in line {line} of {self.name} starts a cell of "
+                    f"{len(apart)} lines, each of which looks like a row. Double or remove the quote; or set "
+                    "dataset.source.quotechar=null to read quotes as ordinary characters, or "
+                    "dataset.source.multiline=true to keep the lines as one cell"
                 )
 
     def _columns(self) -> list[str]:
@@ -180,13 +180,13 @@ class CsvFile:
         line, cells, _ = first
         if "\0" in "".join(cells):
             raise ConfigError(
-                f"dataset.source.data_files: line {line} of {self.name} holds zero bytes; if it is text in UTF-16: "
-                "dataset.source.encoding=utf-16-le"
+                f"dataset.source.data_files: line {line} of {self.name} contains NUL bytes; if the file is UTF-16, "
+                "set dataset.source.encoding=utf-16-le"
             )
         names = [cell or f"Unnamed: {place}" for place, cell in enumerate(self.dialect.column_names or cells)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise ConfigError(f"dataset.source.data_files: {self.name} has two columns named {twice!r}")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate:
+            raise ConfigError(f"dataset.source.data_files: {self.name} has two columns named {duplicate!r}")
         return names
 
     def _pass_header(self, reader: Any) -> None:
@@ -217,15 +217,15 @@ class CsvFile:
         if "field limit" in reason:
             return self._too_long(line)
         return (
-            f"dataset.source.data_files: the quotes of the row that begins in line {line} of {self.name} do not match "
-            f"({reason}). A quote within a quoted cell is doubled; dataset.source.quotechar=null reads quotes as "
-            "ordinary characters"
+            f"dataset.source.data_files: unbalanced quotes in the row that begins in line {line} of {self.name} "
+            f"({reason}). Double each quote inside a quoted cell, or set dataset.source.quotechar=null to read quotes "
+            "as ordinary characters"
         )
 
     def _too_long(self, line: int) -> str:
         return (
-            f"dataset.source.data_files: the row that begins in line {line} of {self.name} has more than {MAX_LINE:,} "
-            "characters in one place; is it text with a row in each line?"
+            f"dataset.source.data_files: the row that begins in line {line} of {self.name} has a line or cell of more "
+            f"than {MAX_LINE:,} characters; is it a text file with one row per line?"
         )
 
     def _undecodable(self, error: UnicodeError) -> str:
@@ -235,12 +235,12 @@ class CsvFile:
             for line, text in enumerate(file, 1):
                 try:
                     text.decode(encoding)
-                except UnicodeError as found:
-                    place, error = f"line {line} of ", found
+                except UnicodeError as line_error:
+                    place, error = f"line {line} of ", line_error
                     break
         return (
             f"dataset.source.data_files: {place}{self.name} can't be read as {encoding}: {error}. "
-            "Files of older Windows programs: dataset.source.encoding=cp1252"
+            "For files of older Windows programs, set dataset.source.encoding=cp1252"
         )
 
     def _encoding(self) -> str:

@@ -206,7 +206,7 @@ class PackedDataset(ProcessedDataset):
         self.block = int(self.task.block_size or 0)
         self.reads_columns = False
         if self.seed is not None:
-            raise ConfigError("transform.augment: texts that are cut into blocks (task.block_size) take none")
+            raise ConfigError("transform.augment can't be used for texts that are cut into blocks (task.block_size)")
 
     @functools.cached_property
     def _in_memory(self) -> np.ndarray:
@@ -224,16 +224,16 @@ class PackedDataset(ProcessedDataset):
         return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
     def _texts(self, indices: range) -> list[Any]:
-        found = super().__getitems__(list(indices))
-        assert isinstance(found, list)
-        return found
+        rows = super().__getitems__(list(indices))
+        assert isinstance(rows, list)
+        return rows
 
     @functools.cached_property
     def _length(self) -> int:
         total = len(self._in_memory) if self.prepared is None else self.prepared.reader.total(TOKENS)
         if total < self.block:
             raise ConfigError(
-                f"the texts of a split have {total} tokens, less than one block (task.block_size={self.block})"
+                f"the texts of a split have {total} tokens, fewer than one block (task.block_size={self.block})"
             )
         return total // self.block
 

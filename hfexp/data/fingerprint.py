@@ -83,10 +83,10 @@ def _digest(rows: Dataset) -> tuple[str, bool]:
 
 def _stamp(path: str) -> bytes:
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except OSError:
         return f"{path};".encode()
-    return f"{path} {found.st_size} {found.st_mtime_ns};".encode()
+    return f"{path} {status.st_size} {status.st_mtime_ns};".encode()
 
 
 def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:

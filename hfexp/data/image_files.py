@@ -135,10 +135,10 @@ def _take_folder(
     if entry.name in SYSTEM_FOLDERS:
         count = sum(len(files) for _, _, files in os.walk(entry.path))
         if count:
-            left_out.add("files in a folder of the system", entry.path, count)
+            left_out.add("files in system folders", entry.path, count)
         return
     if _identity(entry.path) in above:
-        left_out.add("links to a folder above them", entry.path)
+        left_out.add("links to a parent folder", entry.path)
         return
     inner = _scan(entry.path, left_out, above)
     if inner.images or inner.folders or inner.metadata:
@@ -153,13 +153,13 @@ def _take_file(folder: Folder, entry: os.DirEntry[str], left_out: LeftOut) -> No
     if entry.name.startswith("."):
         left_out.add("hidden files", entry.path)
     elif not (os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()):
-        left_out.add("links to nothing" if entry.is_symlink() else "neither files nor folders", entry.path)
+        left_out.add("broken links" if entry.is_symlink() else "neither files nor folders", entry.path)
     elif ending in image_endings():
         folder.images.append(entry.path)
     elif entry.name.lower() in METADATA:
         folder.metadata.append(entry.path)
     elif ending in ARCHIVES:
-        left_out.add("archives, which have to be unpacked", entry.path)
+        left_out.add("archives (unpack them)", entry.path)
     else:
         left_out.add(_why_not_read(ending), entry.path)
 
@@ -169,6 +169,6 @@ def _why_not_read(ending: str) -> str:
     import PIL.Image
 
     if not ending:
-        return "files without an ending"
+        return "files without an extension"
     known = PIL.Image.EXTENSION.get(ending)
-    return f"{ending} files, " + (f"as {known} is not read" if known else "which Pillow does not read")
+    return f"{ending} files (" + (f"{known} is not supported)" if known else "Pillow does not read them)")

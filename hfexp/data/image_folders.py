@@ -74,10 +74,10 @@ def _described(path: str, number: int, row: Any) -> Described:
     place, folder = f"{path}, row {number}", os.path.dirname(path)
     if not isinstance(row, dict) or FILE not in row or IMAGE in row:
         has = one_of(row) if isinstance(row, dict) else repr(row)
-        raise ConfigError(f"{place}: a column {FILE!r} is needed, and none that is called {IMAGE!r}. It has: {has}")
+        raise ConfigError(f"{place}: the table needs a column {FILE!r} and must not have {IMAGE!r}; it has: {has}")
     image = os.path.normpath(os.path.join(folder, str(row[FILE]).replace("\\", "/")))
     if not row[FILE] or not image.startswith(os.path.join(folder, "")):
-        raise ConfigError(f"{place}: {FILE} is {row[FILE]!r}; the path of an image relative to {folder} is needed")
+        raise ConfigError(f"{place}: {FILE} is {row[FILE]!r}, expected the path of an image relative to {folder}")
     return Described(place, image, {name: value for name, value in row.items() if name != FILE})
 
 
@@ -87,10 +87,10 @@ def _read_csv(path: str) -> list[dict[str, Any]]:
         reader = csv.reader(file, strict=True)
         names, rows = next(reader, []), []
         if len(set(names)) < len(names):
-            raise ValueError(f"a column is there twice: {', '.join(names)}")
+            raise ValueError(f"a column name occurs twice: {', '.join(names)}")
         for values in filter(None, reader):
             if len(values) != len(names):
-                raise ValueError(f"line {reader.line_num} has {len(values)} values, the first line {len(names)}")
+                raise ValueError(f"line {reader.line_num} has {len(values)} values, the first line has {len(names)}")
             rows.append(values)
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
     typed = [column if name == FILE else _typed(column) for name, column in zip(names, columns, strict=True)]
@@ -132,8 +132,8 @@ KEY = "dataset.source.data_dir"
 OPTION = "dataset.source.split_folders"
 LABEL = "label"
 WAY_OUT = (
-    f". Call them train, validation and test, or say which is which with '{OPTION}={{train:FOLDER,test:FOLDER}}' "
-    f"({OPTION}={{}}: they are classes)"
+    f". Rename them to train, validation and test, or set '{OPTION}={{train:FOLDER,test:FOLDER}}' "
+    f"({OPTION}={{}} if they are classes)"
 )
 
 Columns = dict[str, list[Any]]
@@ -180,7 +180,7 @@ def hint_at_images(path: str | Path) -> str:
     tables = sum(file.suffix.lower() in TABLES for file in root.rglob("*"))
     if len(scan(root, LeftOut(str(root))).all_images) <= tables:  # as in `datasets`, the most frequent ending decides
         return ""
-    return f"; it holds images, which dataset=imagefolder {KEY}={path} reads"
+    return f"; it holds images: use dataset=imagefolder {KEY}={path}"
 
 
 def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -> Listing:
@@ -208,14 +208,14 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
     else:
         _take_classes(splits, metadata, listing)
     if not listing.splits:
-        raise ConfigError(f"{KEY}={data_dir}: its metadata names no file of the splits{_left_out(listing)}")
+        raise ConfigError(f"{KEY}={data_dir}: its metadata does not name any file of the splits{_left_out(listing)}")
     return listing
 
 
 def _why_no_folder(path: Path) -> str:
     if path.suffix.lower() in ARCHIVES and os.path.isfile(path):
-        return "an archive; unpack it and give the folder"
-    return "a file; a folder of images is needed" if os.path.isfile(path) else "there is no such directory"
+        return "this is an archive; unpack it and give the folder"
+    return "this is a file, expected a folder of images" if os.path.isfile(path) else "there is no such directory"
 
 
 def _left_out(listing: Listing) -> str:
@@ -277,7 +277,7 @@ def _refuse_doubtful(root: Folder, listing: Listing) -> None:
         if _holds_folders(folder) and any(split_called(word) for word in words):
             raise ConfigError(
                 f"{KEY}={listing.data_dir}: the folders {one_of(root.folders, 6)} may be splits or classes: {name!r} "
-                f"is called like a split and holds folders, but not all of them have the name of a split{WAY_OUT}"
+                f"has the name of a split and holds folders, but not all folders have split names{WAY_OUT}"
             )
 
 
@@ -316,7 +316,7 @@ def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listi
     if not splits:
         return {"train": root}
     used = {path for folder in splits.values() for path in folder.all_images}
-    _leave_out([path for path in root.all_images if path not in used], listing, f"images in no folder of {OPTION}")
+    _leave_out([path for path in root.all_images if path not in used], listing, f"images outside of {OPTION}")
     return _unwrapped(splits, listing)
 
 
@@ -354,7 +354,7 @@ def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], list
         _note_empty(folder, listing)
     images = {path for columns in listing.splits.values() for path in columns[IMAGE]}
     lost = [row.place for row in metadata if row.image not in images]
-    listing.notes += [f"rows of metadata that name no image of a class: {len(lost):,} ({lost[0]})"] if lost else []
+    listing.notes += [f"metadata rows that match no image of a class: {len(lost):,} ({lost[0]})"] if lost else []
     listing.classes = sorted({label for columns in listing.splits.values() for label in columns[LABEL]})
     _require_classes(listing)
     listing.notes += _about_classes(listing, {name: inner for name, inner in nested.items() if inner})
@@ -364,21 +364,21 @@ def _refuse_splits_below(name: str, folder: Folder, listing: Listing) -> None:
     splits = {split_called(inner) for inner in folder.folders}
     if len(splits) > 1 and "train" in splits and None not in splits:
         raise ConfigError(
-            f"{KEY}={listing.data_dir}: the splits {one_of(folder.folders)} are looked for above the classes, not in "
-            f"{name!r}: make folders train/{name} and so on, of links if you like"
+            f"{KEY}={listing.data_dir}: the splits {one_of(folder.folders)} must be above the classes, not inside "
+            f"{name!r}: create folders such as train/{name} (links work too)"
         )
 
 
 def _require_classes(listing: Listing) -> None:
     if not listing.classes:
         raise ConfigError(
-            f"{KEY}={listing.data_dir}: no class is known of its images: put them into folders named by their class, "
+            f"{KEY}={listing.data_dir}: its images have no classes: put them into folders named by their class, "
             f"or add a metadata.csv with the columns file_name and label{_left_out(listing)}"
         )
     if len(listing.classes) < 2:
         raise ConfigError(
-            f"{KEY}={listing.data_dir}: one class only ({one_of(listing.classes)}); at least two folders of images, "
-            f"each named by its class, are needed{_left_out(listing)}"
+            f"{KEY}={listing.data_dir}: only one class ({one_of(listing.classes)}), expected at least two folders of "
+            f"images, each named by its class{_left_out(listing)}"
         )
 
 
@@ -388,7 +388,7 @@ def _about_classes(listing: Listing, nested: dict[str, set[str]]) -> list[str]:
     if nested:
         shown = [f"{name} ({one_of(inner, 4)})" for name, inner in sorted(nested.items())[:4]]
         more = f", ... ({len(nested) - 4} more)" if len(nested) > 4 else ""
-        notes.append(f"images in folders below count to the class above: {', '.join(shown)}{more}")
+        notes.append(f"images in subfolders belong to the class folder above: {', '.join(shown)}{more}")
     trained = set(listing.splits.get("train", {}).get(LABEL, []))
     for split, columns in listing.splits.items() if trained else []:
         unknown = set(columns[LABEL]) - trained
@@ -406,13 +406,11 @@ def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], li
     named = {row.image for row in metadata}
     for split, folder in splits.items():
         rows = [row for row in metadata if row.image.startswith(os.path.join(folder.path, ""))]
-        _leave_out(
-            [path for path in folder.all_images if path not in named], listing, "images that metadata does not name"
-        )
+        _leave_out([path for path in folder.all_images if path not in named], listing, "images not listed in metadata")
         if rows:
             listing.splits[split] = {IMAGE: [row.image for row in rows], **columns_of(rows, metadata)}
     if any(folder.folders for folder in splits.values()):
-        listing.notes.append("classes are those of metadata, not the folders")
+        listing.notes.append("the classes come from metadata, not from the folders")
 
 
 def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
@@ -452,7 +450,7 @@ def _part(listing: Listing, split: str) -> Columns:
     try:
         parts: Any = ReadInstruction.from_spec("+".join(lengths) if split == "all" else split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
-        raise ConfigError(f"dataset.source.split={split}: {error}. There are: {one_of(lengths)}") from error
+        raise ConfigError(f"dataset.source.split={split}: {error}. Splits: {one_of(lengths)}") from error
     names = next(iter(listing.splits.values()))
     return {
         name: [value for part in parts for value in listing.splits[part.splitname][name][part.from_ : part.to]]
@@ -474,12 +472,10 @@ def _features(listing: Listing) -> Features:
     names = next(iter(listing.splits.values()))
     values = {name: [v for columns in listing.splits.values() for v in columns[name]] for name in names - known.keys()}
     try:
-        found = Features.from_arrow_schema(pa.table(values).schema)
+        inferred = Features.from_arrow_schema(pa.table(values).schema)
     except pa.ArrowException as error:
-        raise ConfigError(
-            f"{KEY}={listing.data_dir}: metadata has values of several kinds in a column: {error}"
-        ) from error
-    return Features({name: known.get(name) or found[name] for name in names})
+        raise ConfigError(f"{KEY}={listing.data_dir}: a column of metadata mixes types of values: {error}") from error
+    return Features({name: known.get(name) or inferred[name] for name in names})
 
 
 def _dataset(columns: Columns, features: Features) -> Dataset:

@@ -35,9 +35,9 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     """
     if task.label_column is None:
         return dataset
-    twice = sorted({name for name in labels or [] if (labels or []).count(name) > 1})
-    if twice:
-        raise ConfigError(f"dataset.labels has {twice[0]!r} more than once")
+    duplicates = sorted({name for name in labels or [] if (labels or []).count(name) > 1})
+    if duplicates:
+        raise ConfigError(f"dataset.labels has {duplicates[0]!r} more than once")
     if task.label_kind == NUMBER:
         return cast_number(dataset, task.label_column)
     if task.label_kind == CLASS:
@@ -53,7 +53,7 @@ def _features(dataset: DatasetDict) -> Features:
 def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
     """Convert texts that are numbers, as in CSV files, to floats; leave a split with other texts to `first_faults`."""
     if isinstance(_features(dataset)[column], ClassLabel):
-        raise ConfigError(f"column {column!r} holds classes, whose numbers mean nothing; give a number")
+        raise ConfigError(f"column {column!r} holds class ids, expected numbers")
     result = {}
     for split, rows in dataset.items():
         result[split] = rows
@@ -77,19 +77,19 @@ def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | Non
 
 def _truth_values(label: dict[str, Any] | None) -> list[int]:
     if label is None:
-        raise DataError("there is none")
+        raise DataError("the label is missing")
     return [to_truth(value, name) for name, value in label.items()]
 
 
 def _faults(values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], DataError] | None:
-    found, first = [], None
+    positions, first = [], None
     for number, value in enumerate(values):
         try:
             read(value)
         except DataError as error:
-            found.append(number)
+            positions.append(number)
             first = first or error
-    return (found, first) if first else None
+    return (positions, first) if first else None
 
 
 def _is_text(feature: Any) -> bool:
@@ -130,7 +130,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         names, feature_names = wanted or feature.names, feature.names
         if names == feature_names:
             return _check_label_range(dataset, column, names)
-        values = {split: _label_words(rows, column) for split, rows in dataset.items()}
+        values = {split: _row_labels(rows, column) for split, rows in dataset.items()}
     elif isinstance(feature, Value):
         values = {split: [None if v != v else v for v in rows[column][:]] for split, rows in dataset.items()}
         for split, labels in values.items():
@@ -138,7 +138,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         names = wanted or _label_names([label for labels in values.values() for label in labels], column)
         values = {split: list(map(str, labels)) for split, labels in values.items()}
     else:
-        raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
+        raise ConfigError(f"column {column!r} holds {feature}, expected class names or integers")
     ids = {name: index for index, name in enumerate(names)}
     result = {}
     for split, labels in values.items():
@@ -149,7 +149,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
     return DatasetDict(result)
 
 
-def _label_words(rows: Dataset, column: str) -> list[str | None]:
+def _row_labels(rows: Dataset, column: str) -> list[str | None]:
     """Return the names of the labels, by this split's own `ClassLabel`; None for an id without a name."""
     names = rows.features[column].names
     return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
@@ -162,18 +162,18 @@ def _label_names(labels: list[Any], column: str) -> list[str]:
         ConfigError: the labels are real numbers, or there are more than half as many classes as rows.
     """
     if any(isinstance(value, float) for value in labels):
-        raise ConfigError(f"column {column!r} holds real numbers; class names or integers are needed")
+        raise ConfigError(f"column {column!r} holds real numbers, expected class names or integers")
     counts = Counter(map(str, labels))
     if len(labels) >= FEW_ROWS and 2 * len(counts) > len(labels):
         raise ConfigError(
             f"column {column!r} has {len(counts)} classes in {len(labels)} rows: if these are not classes (but "
-            "numbers of rows, texts, ...), name another column; if they are, name all of them in dataset.labels"
+            "row numbers, texts, ...), choose another column; if they are, list all of them in dataset.labels"
         )
-    _tell_alike(counts, column)
+    _note_alike(counts, column)
     return in_order(counts)
 
 
-def _tell_alike(counts: Counter[str], column: str) -> None:
+def _note_alike(counts: Counter[str], column: str) -> None:
     """Note which classes differ only in capitals and spaces, because they are often meant to be one."""
     groups = defaultdict(list)
     for name in sorted(counts):
@@ -181,7 +181,7 @@ def _tell_alike(counts: Counter[str], column: str) -> None:
     alike = [" and ".join(group) for group in groups.values() if len(group) > 1]
     if alike:
         more = f"; ... ({len(alike) - 5} more)" if len(alike) > 5 else ""
-        note(f"column {column!r} has classes that differ in spaces or capitals alone: {'; '.join(alike[:5])}{more}")
+        note(f"column {column!r} has classes that differ only in spaces or capitals: {'; '.join(alike[:5])}{more}")
 
 
 def _require_labels(rows: Dataset, labels: Sequence[Any], split: Any) -> None:
@@ -189,7 +189,7 @@ def _require_labels(rows: Dataset, labels: Sequence[Any], split: Any) -> None:
         missing = [number for number, label in enumerate(labels) if label is None]
         raise ConfigError(
             f"{_num_rows(len(missing))} of the {split} split {'have' if len(missing) > 1 else 'has'} no label "
-            f"({places(rows, missing)}): fill in what is missing, or take these rows out{way_out(split)}"
+            f"({places(rows, missing)}): add the labels or remove these rows{way_out(split)}"
         )
 
 
@@ -236,7 +236,7 @@ def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> D
         other = rows.features[column]
         if isinstance(other, ClassLabel) and other.names != names:
             raise ConfigError(
-                f"the {split} split has other labels ({one_of(other.names)}) than train ({one_of(names)})"
+                f"the labels of the {split} split ({one_of(other.names)}) differ from those of train ({one_of(names)})"
             )
     return dataset
 
@@ -264,15 +264,15 @@ def cast_classes(
     for rows in dataset.values():
         if not isinstance(rows.features[column], List):
             raise ConfigError(
-                f"column {column!r} holds {rows.features[column]}; a list of classes in each row is needed, or one "
-                "text in which task.separator stands between them"
+                f"column {column!r} holds {rows.features[column]}, expected a list of classes in each row, or one "
+                "text with task.separator between them"
             )
-    values = {split: _words_of_lists(rows, column) for split, rows in dataset.items()}
+    values = {split: _row_classes(rows, column) for split, rows in dataset.items()}
     if not isinstance(feature.feature, ClassLabel) and _are_truth_values(dataset, values, column):
         return _named_truth(dataset, column, values, wanted)
     own = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
     seen = {split: [name for row in lists for name in row] for split, lists in values.items()}
-    names = wanted or own or _label_names([name for words in seen.values() for name in words], column)
+    names = wanted or own or _label_names([name for classes in seen.values() for name in classes], column)
     ids = {name: index for index, name in enumerate(names)}
     truth: dict[Any, list[list[bool]]] = {}
     for split, lists in values.items():
@@ -303,9 +303,8 @@ def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], 
             ids = [value for value in row if isinstance(value, int)]
             if any(isinstance(value, bool | float) for value in row) or as_many and len(set(ids)) < len(ids):
                 raise ConfigError(
-                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80}. Truth "
-                    "values are 0 or 1, as many in each row as there are classes; ids of classes are whole numbers, "
-                    "each of them once in a row"
+                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80} is "
+                    "neither truth values (0 or 1, one per class in each row) nor class ids (distinct integers)"
                 )
     return False
 
@@ -318,10 +317,10 @@ def _named_truth(
     if wanted is None or len(wanted) != width:
         given = "" if wanted is None else f", not {len(wanted)} ({one_of(wanted)})"
         raise ConfigError(
-            f"column {column!r} holds {width} truth values in each row, one for each class: "
-            f"dataset.labels=[NAME, ...] names the {width} classes in their order{given}"
+            f"column {column!r} holds {width} truth values in each row, one for each class: set "
+            f"dataset.labels=[NAME, ...] to the names of the {width} classes in order{given}"
         )
-    note(f"column {column!r}: the {width} ones and zeros of a row are read as truth values of the classes in order")
+    note(f"column {column!r}: reading the {width} ones and zeros of a row as truth values of the classes in order")
     truth = {split: [[bool(to_truth(value, "")) for value in row] for row in rows] for split, rows in values.items()}
     return _with_truth(dataset, column, wanted, truth)
 
@@ -350,14 +349,14 @@ def _parted(rows: Dataset, column: str, separator: str) -> Dataset:
     texts = [text or "" for text in rows[column][:]]
     if any(texts) and all(text[:1] + text[-1:] in ("[]", "{}", "()", "") for text in texts):
         raise ConfigError(
-            f"column {column!r} holds lists that are written as text, e.g. {max(texts, key=len)!r:.80}; write names "
-            f"with {separator!r} between them, or lists in JSON lines"
+            f"column {column!r} holds lists written as text, e.g. {max(texts, key=len)!r:.80}; separate the "
+            f"names by {separator!r}, or use lists in JSON lines"
         )
-    lists = [[word.strip() for word in text.split(separator) if word.strip()] for text in texts]
+    lists = [[name.strip() for name in text.split(separator) if name.strip()] for text in texts]
     return _with_column(rows, column, lists, List(Value("string")))
 
 
-def _words_of_lists(rows: Dataset, column: str) -> list[list[Any]]:
+def _row_classes(rows: Dataset, column: str) -> list[list[Any]]:
     """Return the classes of each row; ids of a `ClassLabel` become names, by this split's own `ClassLabel`."""
     feature = rows.features[column].feature
     lists = [values or [] for values in rows[column][:]]

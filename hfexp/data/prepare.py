@@ -127,7 +127,7 @@ class Preparation:
             if reader is None:
                 reader, built = self.cache.find_or_build(key, work.estimate(), build)
         except (NoRoomError, NotWholeNumbersError) as error:
-            note(f"the {split} rows are prepared anew in every epoch: {error}")
+            note(f"not caching the {split} split, its transform runs every epoch: {error}")
             return None
         if built:
             seconds, size = time.perf_counter() - started, show_size(reader.meta["bytes"])
@@ -189,7 +189,7 @@ class _Work:
                 row = apply(operation, row)
         arrays, kinds = to_arrays(row)
         if kinds != self.kinds:
-            raise NotWholeNumbersError(f"they are not of one kind: {kinds} and {self.kinds}")
+            raise NotWholeNumbersError(f"its rows differ in type: {kinds} and {self.kinds}")
         return arrays
 
 
@@ -210,8 +210,8 @@ def require_deterministic(row: Row, operations: list[Any]) -> None:
                 drew = drew or rng_state() != before
         if drew or not _same(*results):
             raise ConfigError(
-                f"transform.prepare and transform.evaluate are for what is the same in every epoch, and "
-                f"{type(operation).__name__} draws random numbers: put it under transform.augment"
+                f"{type(operation).__name__} draws random numbers, but transform.prepare and transform.evaluate must "
+                "be the same in every epoch: move it to transform.augment"
             )
         row = results[0]
 
@@ -238,13 +238,13 @@ def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
 
 def _code(nodes: Any) -> dict[str, str]:
     """Return library versions and hashes of the modules (the user's and hfexp's) that a prepared row depends on."""
-    found = {name: _version(name) for name in LIBRARIES}
+    versions = {name: _version(name) for name in LIBRARIES}
     for target in targets_in(nodes):
         module, home = _homes(target)
-        found |= _source(module) | _source(home) | {target: _version(target.partition(".")[0])}
+        versions |= _source(module) | _source(home) | {target: _version(target.partition(".")[0])}
     for module in CODE:
-        found |= _source(module)
-    return found
+        versions |= _source(module)
+    return versions
 
 
 def _homes(target: str) -> tuple[str, str]:
@@ -253,10 +253,10 @@ def _homes(target: str) -> tuple[str, str]:
     while module and module not in sys.modules:
         module, _, name = module.rpartition(".")
         names.insert(0, name)
-    found: Any = sys.modules.get(module)
+    defined: Any = sys.modules.get(module)
     for name in names:
-        found = getattr(found, name, None)
-    return module, str(getattr(found, "__module__", None) or module)
+        defined = getattr(defined, name, None)
+    return module, str(getattr(defined, "__module__", None) or module)
 
 
 def _version(package: str) -> str:

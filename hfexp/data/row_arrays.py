@@ -19,8 +19,8 @@ class NotWholeNumbersError(Exception):
 
 def to_arrays(row: Row) -> tuple[Arrays, dict[str, str]]:
     """Convert a row to arrays, and return them with the kind that each field had."""
-    found = {name: _to_array(name, value) for name, value in row.items()}
-    return {name: pair[0] for name, pair in found.items()}, {name: pair[1] for name, pair in found.items()}
+    pairs = {name: _to_array(name, value) for name, value in row.items()}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
 def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
@@ -41,7 +41,7 @@ def _to_array(name: str, value: Any) -> tuple[np.ndarray, str]:
         return np.asarray(value, dtype=np.float64), "real"
     if isinstance(value, list) and all(type(item) is int and abs(item) < 2**31 for item in value):
         return np.asarray(value, dtype=np.int32), "numbers"
-    raise NotWholeNumbersError(f"{name} is {type(value).__name__} and no array of whole numbers")
+    raise NotWholeNumbersError(f"{name} is {type(value).__name__}, not an array of whole numbers")
 
 
 def from_array(array: Any, kind: str) -> Any:

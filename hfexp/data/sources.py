@@ -171,12 +171,12 @@ def hub(
 
     hint = hint_at_images(path)
     if hint:
-        raise ConfigError(f"dataset.source.path={path}: a local folder, but not a dataset as the Hub has them{hint}")
+        raise ConfigError(f"dataset.source.path={path}: this is a local folder, not a dataset of the Hub{hint}")
     folder = Path(os.path.expanduser(path))
     if os.path.isdir(folder) and not (folder / "README.md").is_file():
         raise ConfigError(
-            f"dataset.source.path={path} is a folder: dataset=table dataset.source.data_files={path} reads tables, "
-            f"dataset=imagefolder dataset.source.data_dir={path} images, dataset=disk what was saved by save_to_disk"
+            f"dataset.source.path={path} is a folder: use dataset=table dataset.source.data_files={path} for tables, "
+            f"dataset=imagefolder dataset.source.data_dir={path} for images, dataset=disk for what save_to_disk wrote"
         )
     with explain_hub_errors("dataset", path):
         return datasets.load_dataset(path, name=name, revision=revision, split=split, streaming=streaming)
@@ -203,14 +203,14 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
         num_classes: how many packages to take; those with the most docstrings are taken.
         most: docstrings to take of each package.
     """
-    found: dict[str, list[str]] = {}
+    texts_of: dict[str, list[str]] = {}
     for name, text in _distinct(_texts(Path(sysconfig.get_paths()["stdlib"]))):
-        found.setdefault(name, []).append(text)
-    counts = Counter({name: len(texts) for name, texts in found.items()})
+        texts_of.setdefault(name, []).append(text)
+    counts = Counter({name: len(texts) for name, texts in texts_of.items()})
     names = sorted(name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:num_classes])
     rows: dict[str, list[Any]] = {"text": [], "label": []}
     for label, name in enumerate(names):
-        texts = found[name]
+        texts = texts_of[name]
         step = max(1.0, len(texts) / most)
         chosen = [texts[int(place * step)] for place in range(min(most, len(texts)))]
         rows["text"] += [_masked(text, name) for text in chosen]

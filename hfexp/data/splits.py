@@ -67,7 +67,7 @@ def load_dataset(
     if needed is None or not dataset.keys() >= set(needed):
         dataset = _make_splits(dataset, config, task)
     dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
-    _tell_unseen_classes(dataset, task)
+    _note_unseen_classes(dataset, task)
     if config.validate_on_train:
         dataset["validation"] = dataset["train"]
     return dataset
@@ -124,8 +124,8 @@ def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Da
     if isinstance(splits, dict) and splits and all(isinstance(split, Dataset) for split in splits.values()):
         return DatasetDict({split: _unformatted(rows) for split, rows in splits.items()})
     raise ConfigError(
-        f"dataset.source: {config.source['_target_']} returned {type(source).__name__}; a datasets.Dataset or "
-        "DatasetDict is needed (or dataset.streaming=true, for what streams)"
+        f"dataset.source: {config.source['_target_']} returned {type(source).__name__}, expected a "
+        "datasets.Dataset or DatasetDict (set dataset.streaming=true for iterable datasets)"
     )
 
 
@@ -148,11 +148,11 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
                 f"The dataset has: {one_of(source)}"
             )
         # A split that another key names is not taken by its standard name too: a test split must not select the model.
-        found = wanted or next((name for name in names if name in source and name not in chosen.values()), None)
-        if found in taken:
-            raise ConfigError(f"dataset.splits.{taken[found]} and dataset.splits.{split} both name {found!r}")
-        if found:
-            selected[split], taken[found] = source[found], split
+        name = wanted or next((n for n in names if n in source and n not in chosen.values()), None)
+        if name in taken:
+            raise ConfigError(f"dataset.splits.{taken[name]} and dataset.splits.{split} both name {name!r}")
+        if name:
+            selected[split], taken[name] = source[name], split
     if needs_train and "train" not in selected or not selected:
         raise ConfigError(f"no training split: set dataset.splits.train to one of: {one_of(source)}")
     return DatasetDict(selected)
@@ -198,7 +198,7 @@ def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Dat
         if split in dataset or not size:
             continue
         if "train" not in dataset:
-            raise ConfigError(f"no {split} split, and no training split to cut it from: there is {one_of(dataset)}")
+            raise ConfigError(f"no {split} split, and no training split to cut it from; splits: {one_of(dataset)}")
         rest, cut = _split(dataset["train"], size, f"dataset.{split}_size", config.split_seed, class_column(task))
         dataset["train"], dataset[split] = rest, cut
     if "validation" not in dataset:
@@ -211,8 +211,8 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
     count = round(size * len(rows)) if size < 1 else int(size)
     if size <= 0 or (size > 1 and size != int(size)) or not 0 < count < len(rows):
         raise ConfigError(
-            f"{key}={size}: of {len(rows)} rows, it and the training split must both get at least one. Give a share "
-            "between 0 and 1 or a number of rows; or add rows"
+            f"{key}={size}: can't cut this from {len(rows)} rows, as both parts need at least one row. Give a share "
+            "between 0 and 1 or a number of rows, or add rows"
         )
     cut_size = math.ceil(size * len(rows)) if size < 1 else count
     if label_column is None:
@@ -241,18 +241,18 @@ def _drawn_by_class(
     single = np.isin(labels, classes[counts == 1])
     others, num_classes = np.flatnonzero(~single), int((counts > 1).sum())
     if cut_size >= len(others):
-        note(f"{key}: nearly all classes have one row; drawn at random")
+        note(f"{key}: nearly all classes have a single row; drawing rows at random")
         return _drawn(np.arange(len(rows)), cut_size, seed)
     if single.any():
         names = map(rows.features[column].int2str, labels[single].tolist())
-        note(f"{key}: classes of a single row are in training alone: {one_of(names, 5)}")
+        note(f"{key}: classes with a single row stay in the training split: {one_of(names, 5)}")
     if size >= num_classes and len(others) - size >= num_classes:
         draw = np.random.default_rng(seed)
         parts = stratified_shuffle_split_generate_indices(labels[others], len(others) - cut_size, cut_size, rng=draw)
         kept, cut = (others[part] for part in next(parts))
     else:
         few = min(size, len(others) - size)
-        note(f"{key}: {few} rows are too few for each of {num_classes} classes; drawn at random")
+        note(f"{key}: {few} rows are too few to cover {num_classes} classes; drawing rows at random")
         kept, cut = _drawn(others, cut_size, seed)
     return np.concatenate([kept, np.flatnonzero(single)]), cut
 
@@ -263,7 +263,7 @@ def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
     for split, rows in dataset.items():
         limit = getattr(config, f"max_{split}_samples")
         if limit is not None and limit < 1:
-            raise ConfigError(f"dataset.max_{split}_samples={limit}; at least 1 is needed")
+            raise ConfigError(f"dataset.max_{split}_samples={limit} must be at least 1")
         if limit is not None and limit < len(rows):
             rows = rows.shuffle(seed=config.split_seed).select(range(limit))
         limited[split] = rows
@@ -280,7 +280,7 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
         for name in task.columns:
             missing = _missing(rows, name) if name != task.label_column else []
             if missing:
-                raise ConfigError(_bad_rows(rows, split, missing, f"nothing in column {name!r}"))
+                raise ConfigError(_bad_rows(rows, split, missing, f"no value in column {name!r}"))
         faults = first_faults(rows, task)
         if faults:
             numbers = [source_row(rows, number) for number in faults[0]]
@@ -298,15 +298,15 @@ def _missing(rows: Dataset, name: str) -> list[int]:
 
 
 def _bad_rows(rows: Dataset, split: Any, numbers: list[int], lack: str) -> str:
-    found = places(rows, sorted(numbers))
+    rows_text = places(rows, sorted(numbers))
     verb = "rows have" if len(numbers) > 1 else "row has"
     return (
-        f"{len(numbers)} {verb} {lack} ({found}; {split} split). Fill in what is missing, take these rows out, or "
-        f"leave them out with dataset.on_bad_sample=skip{way_out(split)}"
+        f"{len(numbers)} {verb} {lack} ({rows_text}; {split} split). Correct or remove these rows, or skip them with "
+        f"dataset.on_bad_sample=skip{way_out(split)}"
     )
 
 
-def _tell_unseen_classes(dataset: DatasetDict, task: Task) -> None:
+def _note_unseen_classes(dataset: DatasetDict, task: Task) -> None:
     """Tell the user which classes other splits have and training lacks: a model can't learn them."""
     if "train" not in dataset or task.label_column is None:
         return
@@ -314,7 +314,7 @@ def _tell_unseen_classes(dataset: DatasetDict, task: Task) -> None:
     for split, rows in dataset.items():
         unseen = classes_of(rows, task) - known
         if unseen:
-            note(f"the {split} split has classes that no row of training has: {one_of(unseen, 5)}")
+            note(f"the {split} split has classes that the training split lacks: {one_of(unseen, 5)}")
 
 
 def _undecoded(rows: Dataset) -> Dataset:

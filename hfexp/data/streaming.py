@@ -104,7 +104,7 @@ class Labels:
     column: str
     names: list[str]
     """Class names in the order of their ids."""
-    words: list[str] | None
+    source_names: list[str] | None
     """Class names by the source's own ids; None: the column holds the names themselves."""
 
     @functools.cached_property
@@ -118,13 +118,13 @@ class Labels:
             DataError: the label is missing, or is none of the names.
         """
         value = row[self.column]
-        known = self.words is None or (value is not None and 0 <= value < len(self.words))
-        word = self.words[value] if self.words is not None and known else str(value)  # pyright: ignore
-        if value is None or not known or word not in self.ids:
-            hint = "" if value is None else did_you_mean(word, self.names)
-            shown = "a row without label" if value is None else f"unknown label {word!r}"
+        known = self.source_names is None or (value is not None and 0 <= value < len(self.source_names))
+        name = self.source_names[value] if self.source_names is not None and known else str(value)  # pyright: ignore
+        if value is None or not known or name not in self.ids:
+            hint = "" if value is None else did_you_mean(name, self.names)
+            shown = "a row without label" if value is None else f"unknown label {name!r}"
             raise DataError(f"the {split} split has {shown}.{hint} Labels are: {one_of(self.names)}")
-        return {**row, self.column: self.ids[word]}
+        return {**row, self.column: self.ids[name]}
 
 
 class Stream:
@@ -212,7 +212,7 @@ def stored_key(row: Row) -> int:
 
 def _files(rows: IterableDataset) -> list[str]:
     """Return the names or addresses of the files that a stream reads, as far as `datasets` exposes them."""
-    found: dict[str, None] = {}
+    files: dict[str, None] = {}
 
     def strings(value: Any) -> Iterator[str]:
         if isinstance(value, str):
@@ -226,8 +226,8 @@ def _files(rows: IterableDataset) -> list[str]:
         node = waiting.pop()
         waiting += [node.ex_iterable] if hasattr(node, "ex_iterable") else list(getattr(node, "ex_iterables", []))
         for value in (getattr(node, "kwargs", None) or {}).values():
-            found |= dict.fromkeys(text for text in strings(value) if "/" in text)
-    return sorted(found)
+            files |= dict.fromkeys(text for text in strings(value) if "/" in text)
+    return sorted(files)
 
 
 def _named_sizes(files: list[str]) -> list[tuple[str, int]]:
@@ -342,7 +342,7 @@ class TrainingStream(ProcessedStream):
         wanted = min(args.dataloader_num_workers, MAX_WORKERS)
         workers = usable_workers(wanted, self.lanes, not self.skips_bad)
         if workers < wanted:
-            note(f"{workers} of {wanted} data loader workers read the training stream, which has {self.lanes} parts")
+            note(f"using {workers} of {wanted} data loader workers: the training stream has {self.lanes} parts")
         self.loader: dict[str, Any] = {"num_workers": workers, "pin_memory": args.dataloader_pin_memory}
         if workers:
             self.loader["prefetch_factor"] = args.dataloader_prefetch_factor
@@ -377,7 +377,7 @@ class TrainingStream(ProcessedStream):
             if count > skipped:
                 yield self.collate(rest)
         if not count:
-            raise DataError(f"the training stream gives process {self.rank} no batch of {self.batch_size} rows")
+            raise DataError(f"the training stream has no batch of {self.batch_size} rows for process {self.rank}")
         self.batches_per_epoch = count
 
 
@@ -456,7 +456,7 @@ def process(
     streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
     if streamed and task.block_size is not None:
-        raise ConfigError("dataset.streaming=true: streamed texts are not cut into blocks; set task.block_size=null")
+        raise ConfigError("dataset.streaming=true: streamed texts can't be cut into blocks; set task.block_size=null")
     kind = ProcessedDataset if task.block_size is None else PackedDataset
     splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation, kind))
     skips_bad = config.on_bad_sample is OnBadSample.skip
@@ -479,17 +479,17 @@ def check_streaming(config: Config) -> list[str]:
     args, problems = config.trainer.args, []
     if (args.get("max_steps") or 0) < 1:
         problems.append(
-            "dataset.streaming=true needs trainer.args.max_steps: the number of rows is unknown, and so that of steps"
+            "dataset.streaming=true needs trainer.args.max_steps, as the number of rows in a stream is unknown"
         )
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if args.get(name) == "epoch":
             other = name.replace("strategy", "steps")
             problems.append(
-                f"trainer.args.{name}=epoch: a stream has no epochs that are known beforehand; set "
+                f"trainer.args.{name}=epoch: the length of an epoch is unknown for a stream; set "
                 f"trainer.args.{name}=steps and trainer.args.{other}=NUMBER"
             )
     if config.dataset.shuffle_buffer < 1:
-        problems.append(f"dataset.shuffle_buffer={config.dataset.shuffle_buffer}; at least 1 is needed")
+        problems.append(f"dataset.shuffle_buffer={config.dataset.shuffle_buffer} must be at least 1")
     return problems
 
 
@@ -506,8 +506,8 @@ def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> Dat
     splits: Any = {"train": source} if isinstance(source, IterableDataset) else source
     if not (isinstance(splits, dict) and splits and all(isinstance(s, IterableDataset) for s in splits.values())):
         raise ConfigError(
-            f"dataset.streaming=true: {target} can't stream. hfexp.data.sources.image_folder, image_table and hub can"
-            "datasets.load_dataset, and a callable of your own that takes `streaming` and returns an IterableDataset"
+            f"dataset.streaming=true: {target} can't stream. Use hfexp.data.sources.image_folder, image_table or hub, "
+            "datasets.load_dataset, or a callable of your own that takes `streaming` and returns an IterableDataset"
         )
     return DatasetDict({name: _undecoded(rows) for name, rows in splits.items()})  # pyright: ignore
 
@@ -565,13 +565,13 @@ class _LeftIn:
 def _limit(config: DatasetConfig, split: str) -> int | None:
     limit = getattr(config, f"max_{split}_samples")
     if limit is not None and limit < 1:
-        raise ConfigError(f"dataset.max_{split}_samples={limit}; at least 1 is needed")
+        raise ConfigError(f"dataset.max_{split}_samples={limit} must be at least 1")
     return limit
 
 
 def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
     if task.label_kind == CLASSES and task.label_column is not None:
-        raise ConfigError("dataset.streaming=true: rows with several classes do not stream")
+        raise ConfigError("dataset.streaming=true: rows with several classes can't be streamed")
     column = class_column(task)
     if column is None:
         return None
@@ -579,11 +579,11 @@ def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels 
     if isinstance(feature, ClassLabel):
         return Labels(column, config.labels or feature.names, feature.names)
     if not isinstance(feature, Value):
-        raise ConfigError(f"column {column!r} holds {feature}; class names or integers are needed")
+        raise ConfigError(f"column {column!r} holds {feature}, expected class names or integers")
     if not config.labels:
         raise ConfigError(
             f"column {column!r} has no class names, and dataset.streaming=true does not read all rows to find them: "
-            "give dataset.labels=[NAME, ...]"
+            "set dataset.labels=[NAME, ...]"
         )
     return Labels(column, config.labels, None)
 
@@ -596,8 +596,8 @@ def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
             continue
         if size < 1 or size != int(size):
             raise ConfigError(
-                f"dataset.{split}_size={size}: the source has no {split} split, and a share of a stream is unknown; "
-                f"give a number of rows, e.g. dataset.{split}_size=1000"
+                f"dataset.{split}_size={size}: the source has no {split} split, and the length of a stream is "
+                f"unknown; give a number of rows, e.g. dataset.{split}_size=1000"
             )
         wanted[split] = int(size)
     if "validation" not in sources and "validation" not in wanted:

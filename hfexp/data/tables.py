@@ -36,7 +36,7 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 MAX_DEPTH = 500
 """Deepest nesting of lists and objects in JSON; at 100,000 levels, Arrow 25's reader kills the process by SIGSEGV."""
 FOREIGN = {
-    b"PK\x03\x04": "a ZIP archive (or a workbook of Excel): unpack it (or save it as CSV)",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook: unpack it or save it as CSV",
     b"\x1f\x8b": "compressed: unpack it",
     b"PAR1": "a Parquet file: set dataset.source.format=parquet",
 }
@@ -58,9 +58,9 @@ def read_table(
     Raises:
         ConfigError: a file is empty or not a table.
     """
-    kinds = sorted(set(FORMATS.values()))
-    if format is not None and format not in kinds:
-        raise ConfigError(f"dataset.source.format={format}: there are {one_of(kinds)}")
+    formats = sorted(set(FORMATS.values()))
+    if format is not None and format not in formats:
+        raise ConfigError(f"dataset.source.format={format} is unknown. Formats: {one_of(formats)}")
     splits = {}
     for split, paths in files.items():
         kind = format or _common_format(paths)
@@ -86,8 +86,8 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
         ConfigError: a file does not exist, or its split is unknown.
     """
     if isinstance(data_files, Mapping):
-        found = {str(split): _expand(_listed(value), format, str(split)) for split, value in data_files.items()}
-        files = {split: [path for path, _ in paths] for split, paths in found.items()}
+        pairs = {str(split): _expand(_listed(value), format, str(split)) for split, value in data_files.items()}
+        files = {split: [path for path, _ in paths] for split, paths in pairs.items()}
     else:
         names = _listed(data_files)
         paths = _expand(names, format, "train")
@@ -95,7 +95,7 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
             files = {"train": [path for path, _ in paths]}
             others = [path.name for path, _ in paths if _split_of(path, "") not in (None, "train")]
             if len(paths) > 1 and others:
-                note(f"dataset.source.data_files is a list: all of it is for training, {one_of(others)} too")
+                note(f"dataset.source.data_files is a list: all its files are for training, {one_of(others)} too")
         else:
             files = _by_name(paths)
             note(f"{data_files}: " + "; ".join(f"{split}: {_names(paths)}" for split, paths in files.items()))
@@ -117,23 +117,23 @@ def _names(paths: Sequence[Path]) -> str:
 
 def _expand(names: list[str], format: str | None, split: str) -> list[tuple[Path, str]]:
     """Return each file with its top folder below the place where the search for it began, or an empty string."""
-    found: list[tuple[Path, str]] = []
+    pairs: list[tuple[Path, str]] = []
     for name in names:
         path = Path(os.path.expanduser(name))
         if os.path.isfile(path):
-            found.append((path, ""))
+            pairs.append((path, ""))
         elif os.path.isdir(path):
-            found += _below(path, list(_walk(path)), format)
+            pairs += _below(path, list(_walk(path)), format)
         else:
             matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-            files = [one for one in matches if one.is_file()]
+            files = [match for match in matches if match.is_file()]
             if not files and matches:
                 raise ConfigError(f"dataset.source.data_files: {name} (split {split}) is not a regular file")
             if not files:
                 raise ConfigError(f"dataset.source.data_files: {name} (split {split}) does not exist")
             root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-            found += _below(root, files, format)
-    return found
+            pairs += _below(root, files, format)
+    return pairs
 
 
 def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -154,10 +154,10 @@ def _below(root: Path, files: list[Path], format: str | None) -> list[tuple[Path
     """
     hidden = [path for path in files if any(part[0] in "._" for part in path.relative_to(root).parts)]
     plain = [path for path in files if path not in set(hidden)]
-    kinds = defaultdict(list)
+    by_format = defaultdict(list)
     for path in plain:
-        kinds[format or format_of(path) or ""].append(path)
-    tables = {kind: paths for kind, paths in kinds.items() if kind}
+        by_format[format or format_of(path) or ""].append(path)
+    tables = {kind: paths for kind, paths in by_format.items() if kind}
     if len(tables) > 1:
         tables.pop("text", None)  # text files beside tables describe the tables
     if len(tables) > 1:
@@ -189,8 +189,8 @@ def _by_name(paths: list[tuple[Path, str]]) -> dict[str, list[Path]]:
     others = splits.pop(None, [])
     if others and splits:
         raise ConfigError(
-            f"dataset.source.data_files: there is a split by name ({one_of(splits)}), but of which split is "
-            f"{one_of((shown(str(path)) for path in others), 5)}? Say it with "
+            f"dataset.source.data_files: some files have the name of a split ({one_of(splits)}), but not "
+            f"{one_of((shown(str(path)) for path in others), 5)}: set "
             "dataset.source.data_files={train: FILE, test: FILE}"
         )
     return dict(splits) if splits else {"train": others}
@@ -210,12 +210,12 @@ def _common_format(paths: list[Path]) -> str:
     if None in formats:
         _require_text(str(formats[None]))
         raise ConfigError(
-            f"dataset.source.data_files={formats[None]}: its name does not say its format; set dataset.source.format "
-            f"to one of {one_of(sorted(set(FORMATS.values())))}"
+            f"dataset.source.data_files={formats[None]}: can't tell the format from the name; set "
+            f"dataset.source.format to one of {one_of(sorted(set(FORMATS.values())))}"
         )
     if len(formats) > 1:
         raise ConfigError(
-            f"dataset.source.data_files: files of one split have one format, not {one_of(map(str, formats))}"
+            f"dataset.source.data_files: files of one split must have one format, not {one_of(map(str, formats))}"
         )
     return str(next(iter(formats)))
 
@@ -235,8 +235,8 @@ def _read_csv(files: list[str], split: str, streaming: bool, options: dict[str, 
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from error
         raise
-    if not sum(found.num_examples for found in (builder.info.splits or {}).values()):
-        raise ConfigError(f"dataset.source.data_files: {shown(files[0])} has a header and no rows ({split} split)")
+    if not sum(info.num_examples for info in (builder.info.splits or {}).values()):
+        raise ConfigError(f"dataset.source.data_files: {shown(files[0])} has a header but no rows ({split} split)")
     rows: Any = builder.as_dataset(split)
     return _with_origin(rows, "csv", files, dialect)
 
@@ -246,8 +246,8 @@ def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
     wrong = next((name for name in options if name not in known), None)
     if wrong:
         raise ConfigError(
-            f"dataset.source.{wrong}: CSV files have no such option.{did_you_mean(wrong, known)} "
-            f"There are: {one_of(known)}"
+            f"dataset.source.{wrong}: no such option for CSV files.{did_you_mean(wrong, known)} "
+            f"Options: {one_of(known)}"
         )
     if "column_names" in options:
         options = {**options, "column_names": tuple(map(str, options["column_names"]))}
@@ -271,8 +271,8 @@ def _common_columns(files: list[str], dialect: Dialect) -> tuple[str, ...]:
         first = columns[files[0]]
         if sorted(columns[file]) != sorted(first):
             raise ConfigError(
-                f"dataset.source.data_files: {shown(file)} has the columns {one_of(columns[file])}, and "
-                f"{shown(files[0])} {one_of(first)}; files of one split have the same"
+                f"dataset.source.data_files: {shown(file)} has the columns {one_of(columns[file])}, but "
+                f"{shown(files[0])} has {one_of(first)}; files of one split must have the same columns"
             )
     return tuple(columns[files[0]])
 
@@ -283,7 +283,7 @@ def _require_text(file: str) -> None:
         start = opened.read(4)
     if not start:
         raise ConfigError(f"dataset.source.data_files: {shown(file)} is empty")
-    kind = next((words for magic, words in FOREIGN.items() if start.startswith(magic)), None)
+    kind = next((text for magic, text in FOREIGN.items() if start.startswith(magic)), None)
     if kind and not file.endswith(".gz"):
         raise ConfigError(f"dataset.source.data_files: {shown(file)} is {kind}")
 
@@ -439,11 +439,11 @@ def places(rows: Dataset, numbers: Iterable[int]) -> str:
         return f"row{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen))}{more}"
     named, wanted = [], set(chosen)
     positions = ((file, facts["kind"], line) for file, facts in origin.items() for line in _lines(file, **facts))
-    found = [place for number, place in enumerate(itertools.islice(positions, max(chosen) + 1)) if number in wanted]
-    for (file, kind), group in itertools.groupby(found, key=lambda place: place[:2]):
+    located = [place for number, place in enumerate(itertools.islice(positions, max(chosen) + 1)) if number in wanted]
+    for (file, kind), group in itertools.groupby(located, key=lambda place: place[:2]):
         lines = [str(line) for *_, line in group]
-        word = "row" if kind == "parquet" else "line"
-        named.append(f"{word}{'s' * (len(lines) > 1)} {', '.join(lines)} of {shown(file)}")
+        unit = "row" if kind == "parquet" else "line"
+        named.append(f"{unit}{'s' * (len(lines) > 1)} {', '.join(lines)} of {shown(file)}")
     return "; ".join(named) + more
 
 
@@ -467,5 +467,5 @@ def header_hint(rows: Any) -> str:
     (only, *others) = rows.column_names
     sep = next((mark for mark in ";\t|" if mark in only and not others), None)
     if sep:
-        return f". If {sep!r} stands between the columns of {shown(file)}: dataset.source.sep={sep!r}"
-    return f". If {shown(file)} has no header: dataset.source.column_names=[NAME, ...]"
+        return f". If {sep!r} separates the columns of {shown(file)}, set dataset.source.sep={sep!r}"
+    return f". If {shown(file)} has no header, set dataset.source.column_names=[NAME, ...]"

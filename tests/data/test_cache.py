@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_prepared_as_it_is_read(
 ) -> None:
     result = api.train(*SMALL_DIGITS, "tracking=none", "transform.cache.max_size=5kB")
     said = capsys.readouterr().err
-    assert "prepared anew in every epoch: they would take" in said
+    assert "its transform runs every epoch: its rows would take" in said
     assert "transform.cache.max_size" in said
     kept = api.train(*SMALL_DIGITS, "tracking=none")
     assert len(entries(own)) == 3
@@ -166,7 +166,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 
 @pytest.mark.parametrize(("operation", "more"), [("RandomCrop", ", size: 8, padding: 4"), ("RandomVerticalFlip", "")])
 def test_what_draws_random_numbers_is_no_preparation(operation: str, more: str, place: Path) -> None:
-    with pytest.raises(ConfigError, match=rf"{operation} draws random numbers: put it under transform\.augment"):
+    with pytest.raises(ConfigError, match=rf"{operation} draws random numbers.*: move it to transform\.augment"):
         prepare(
             api.compose(*SMALL_MODEL, "dataset=digits", "transform=eval",
                         "transform.prepare=[{_target_: hfexp.tasks.images.ToRGB}, "

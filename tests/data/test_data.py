@@ -162,7 +162,7 @@ def test_image_folder(tmp_path: Path) -> None:
     assert dataset["train"].features["label"].names == ["cat", "dog"]  # pyright: ignore
     write_images(tmp_path / "one", classes=("cat",))
     (tmp_path / "none").mkdir()
-    for name, message in (("one", "one class only"), ("none", "no image files"), ("nowhere", "no such directory")):
+    for name, message in (("one", "only one class"), ("none", "no image files"), ("nowhere", "no such directory")):
         with pytest.raises(ConfigError, match=message):
             sources.image_folder(str(tmp_path / name))
 

@@ -65,7 +65,7 @@ LAYOUTS = [
     (["test/cat/3", "test/dog/2"], {"test": {"cat": 3, "dog": 2}}, {}),
     (["photos/cat/3", "photos/dog/2", "1"], {"train": {"cat": 3, "dog": 2}}, {OUTSIDE: 1}),
     (["data/train/cat/3", "data/train/dog/2", "data/test/dog/2", "README.md"],
-     {"train": {"cat": 3, "dog": 2}, "test": {"dog": 2}}, {".md files, which Pillow does not read": 1}),
+     {"train": {"cat": 3, "dog": 2}, "test": {"dog": 2}}, {".md files (Pillow does not read them)": 1}),
     (["cat/indoor/2", "cat/outdoor/3", "dog/indoor/1", "dog/2"], {"train": {"cat": 5, "dog": 3}}, {}),
     (["__background__/2", ".other/3", "[x] *?/2", "Ä öü/1", "a=b/1", "a/1"],
      {"train": {"__background__": 2, ".other": 3, "[x] *?": 2, "Ä öü": 1, "a=b": 1, "a": 1}}, {}),
@@ -74,8 +74,8 @@ LAYOUTS = [
     (["cat/2", "dog/2", "dog/.DS_Store", "cat/._0.png", "cat/a.HEIC", "dog/b.heic", "photos.zip", "cat/Thumbs.db",
       "cat/x", "__MACOSX/cat/._0.png", "dog/.ipynb_checkpoints/0-checkpoint.png", "bird/a.HEIC", "fish/"],
      {"train": {"cat": 2, "dog": 2}},
-     {"hidden files": 2, ".heic files, which Pillow does not read": 3, "archives, which have to be unpacked": 1,
-      ".db files, which Pillow does not read": 1, "files without an ending": 1, "files in a folder of the system": 2}),
+     {"hidden files": 2, ".heic files (Pillow does not read them)": 3, "archives (unpack them)": 1,
+      ".db files (Pillow does not read them)": 1, "files without an extension": 1, "files in system folders": 2}),
 ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (root / os.fsdecode(b"b\xe4r")).mkdir()
     counts, left_out = found(root)
     assert counts == {"train": {"cat": 2, "dog": 3}}
-    assert left_out == {"links to a folder above them": 2, "links to nothing": 2, "names that are not UTF-8": 1}
+    assert left_out == {"links to a parent folder": 2, "broken links": 2, "names that are not UTF-8": 1}
 
 
 def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
@@ -113,15 +113,15 @@ def test_composed_and_decomposed_letters_are_one_class(tmp_path: Path) -> None:
 REFUSED = [
     # files, what the message says
     (["train/cat/1", "train/dog/1", "holdout/cat/1"], "holdout, train may be splits or classes.*split_folders="),
-    (["seg_train/x/a/1", "seg_train/x/b/1", "seg_test/x/a/1"], "'seg_test' is called like a split.*split_folders="),
+    (["seg_train/x/a/1", "seg_train/x/b/1", "seg_test/x/a/1"], "'seg_test' has the name of a split.*split_folders="),
     (["trainImages/a/1", "extra/a/1"], "extra, trainImages may be splits or classes"),
     (["train/a/1", "train/b/1", "eval/a/1", "test/a/1"], "eval and test both mean test.*split_folders="),
-    (["cat/train/1", "cat/test/1", "dog/train/1", "dog/test/1"], "test, train are looked for above the classes"),
-    (["a.png", "b.png"], "no class is known of its images.*metadata.csv"),
-    (["cat/1", "dog/a.heic"], r"one class only \(cat\).*left out: .heic files, .*: 1 \(dog/a.heic\)"),
+    (["cat/train/1", "cat/test/1", "dog/train/1", "dog/test/1"], "test, train must be above the classes"),
+    (["a.png", "b.png"], "its images have no classes.*metadata.csv"),
+    (["cat/1", "dog/a.heic"], r"only one class \(cat\).*left out: .heic files .*: 1 \(dog/a.heic\)"),
     (
         ["photos.zip"],
-        r"no image files found below it; left out: archives, which have to be unpacked: 1 \(photos.zip\)",
+        r"no image files found below it; left out: archives \(unpack them\): 1 \(photos.zip\)",
     ),
     (["cat/", "dog/"], "no image files found below it$"),
 ]
@@ -135,9 +135,9 @@ def test_what_can_not_be_told_is_refused(files: list[str], message: str, tmp_pat
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     write(tmp_path, "photos.zip", "cat.png")
-    with pytest.raises(ConfigError, match=r"photos\.zip: an archive; unpack it"):
+    with pytest.raises(ConfigError, match=r"photos\.zip: this is an archive; unpack it"):
         list_images(str(tmp_path / "photos.zip"))
-    with pytest.raises(ConfigError, match=r"cat\.png: a file; a folder of images is needed"):
+    with pytest.raises(ConfigError, match=r"cat\.png: this is a file, expected a folder of images"):
         list_images(str(tmp_path / "cat.png"))
 
 
@@ -145,7 +145,7 @@ def test_folders_of_splits_can_be_named(tmp_path: Path) -> None:
     root = write(tmp_path, "train/cat/2", "train/dog/1", "holdout/cat/3", "extra/cat/4")
     counts, left_out = found(root, split_folders={"train": "train", "test": "holdout"})
     assert counts == {"train": {"cat": 2, "dog": 1}, "test": {"cat": 3}}
-    assert left_out == {"images in no folder of dataset.source.split_folders": 4}
+    assert left_out == {"images outside of dataset.source.split_folders": 4}
     assert found(root, split_folders={})[0] == {"train": {"train": 3, "holdout": 3, "extra": 4}}
     nested = write(tmp_path / "nested", "seg_train/seg_train/a/2", "seg_train/seg_train/b/1", "seg_test/seg_test/a/1")
     named = {"train": "seg_train", "test": "seg_test/seg_test"}
@@ -157,7 +157,7 @@ def test_folders_of_splits_can_be_named(tmp_path: Path) -> None:
 METADATA = [
     # files, metadata by its place, images of each class by split (or columns), files left out
     (["0.png", "1.png", "2.png"], {"metadata.csv": "file_name,label\n2.png,007\n0.png,012\n"},
-     {"train": {"007": 1, "012": 1}}, {"images that metadata does not name": 1}),
+     {"train": {"007": 1, "012": 1}}, {"images not listed in metadata": 1}),
     (["cat/2", "dog/1"], {"metadata.csv": "file_name,camera\ncat/0.png,phone\n"}, {"train": {"cat": 2, "dog": 1}}, {}),
     (["cat/1", "dog/1"], {"cat/metadata.jsonl": '{"file_name": "0.png", "camera": 3}\n'},
      {"train": {"cat": 1, "dog": 1}}, {}),
@@ -194,22 +194,22 @@ def test_what_metadata_says_becomes_columns_of_the_right_rows(
     assert rows["year"][:] == [None, None, 2020]
     assert rows["label"][:] == [0, 0, 1]
     said = capsys.readouterr().err
-    assert f"rows of metadata that name no image of a class: 1 ({root}/metadata.csv, row 3)" in said
+    assert f"metadata rows that match no image of a class: 1 ({root}/metadata.csv, row 3)" in said
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("metadata.csv", "file_name,label\ncat/0.png,dog\ndog/0.png,dog\n", "row 1: label is 'dog', but .*'cat'"),
-        ("metadata.csv", "file;label\ncat/0.png;dog\n", "row 1: a column 'file_name' is needed.*file;label"),
-        ("metadata.csv", "file_name,label\ncat/0.png,a,b\n", "line 2 has 3 values, the first line 2"),
+        ("metadata.csv", "file;label\ncat/0.png;dog\n", "row 1: the table needs a column 'file_name'.*file;label"),
+        ("metadata.csv", "file_name,label\ncat/0.png,a,b\n", "line 2 has 3 values, the first line has 2"),
         ("metadata.csv", "file_name,label\n../../cat/0.png,a\n", "row 1: file_name is '../../cat/0.png'"),
         ("metadata.csv", 'file_name,label\ncat/0.png,"a\ndog/0.png,b\n', "metadata.csv can't be read"),
         ("metadata.jsonl", '{"file_name": "cat/0.png", "label": "a"}\n{"file_name"\n', "line 2 is not JSON"),
         (
             "metadata.jsonl",
             '{"file_name": "cat/0.png", "x": 1}\n{"file_name": "dog/0.png", "x": "b"}\n',
-            "several kinds",
+            "mixes types of values",
         ),
     ],
 )
@@ -235,7 +235,7 @@ def test_rows_of_a_split_and_of_a_stream(tmp_path: Path) -> None:
 def test_a_folder_of_images_is_not_taken_for_a_dataset(tmp_path: Path) -> None:
     photos = write_images(tmp_path / "photos", count=2)
     for source in (sources.hub, sources.saved_to_disk):
-        with pytest.raises(ConfigError, match=f"it holds images, which dataset=imagefolder .*data_dir={photos} reads"):
+        with pytest.raises(ConfigError, match=f"it holds images: use dataset=imagefolder .*data_dir={photos}"):
             source(str(photos))
 
 
@@ -245,7 +245,7 @@ def test_predictions_are_of_the_same_files(tmp_path: Path, capsys: pytest.Captur
     (root / "linked").symlink_to(store)
     names = [os.path.relpath(one.name, root) for one in read_inputs([root], [], ImageClassification(), {})]
     assert names == [".other/0.png", "cat/0.png", "linked/0.png", "linked/1.png"]
-    assert "left out: hidden files: 1 (cat/.DS_Store); .heic files, which Pillow" in capsys.readouterr().err
+    assert "left out: hidden files: 1 (cat/.DS_Store); .heic files (Pillow" in capsys.readouterr().err
 
 
 def test_a_run_says_what_it_found(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,5 +255,5 @@ def test_a_run_says_what_it_found(place: Path, capsys: pytest.CaptureFixture[str
     api.train("dataset=imagefolder", "dataset.source.data_dir=photos", *SMALL_MODEL, *training, "tracking=none")
     out, err = capsys.readouterr()
     assert "  photos: train 18 (bus 6, car 6, train 6)\n" in out
-    assert "photos: left out: .heic files, which Pillow does not read: 1 (car/new.HEIC)\n" in err
+    assert "photos: left out: .heic files (Pillow does not read them): 1 (car/new.HEIC)\n" in err
     assert "photos: folders without images: truck\n" in err

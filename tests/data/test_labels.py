@@ -44,7 +44,7 @@ def test_ones_and_zeros_are_truth_values_of_the_named_classes(
     labels: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert truth(labels, ["cat", "dog", "cow"]) == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
-    assert "the 3 ones and zeros of a row are read as truth values" in capsys.readouterr().err
+    assert "reading the 3 ones and zeros of a row as truth values" in capsys.readouterr().err
     for names in (None, ["0", "1"]):
         with pytest.raises(ConfigError, match=r"3 truth values in each row.*dataset\.labels=\[NAME"):
             truth(labels, names)
@@ -68,7 +68,9 @@ def test_lists_of_class_ids_are_that() -> None:
     ],
 )
 def test_lists_that_are_neither_are_refused(labels: list[Any]) -> None:
-    with pytest.raises(ConfigError, match=r"row 0: \[.*Truth values are 0 or 1.*ids of classes are whole numbers"):
+    with pytest.raises(
+        ConfigError, match=r"row 0: \[.* neither truth values \(0 or 1.*nor class ids \(distinct integers"
+    ):
         truth(labels, None)
 
 
@@ -79,7 +81,9 @@ def test_truth_values_by_name_are_whole(place: Path) -> None:
     lines += [{"text": "x", "label": None}] * 2
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
     source = {"_target_": "hfexp.data.sources.table", "data_files": "rows.jsonl"}
-    with pytest.raises(ConfigError, match=r"4 rows .*class 'a' is 0\.9, not 0, 1.*lines 2, 3, 4, 5 of rows\.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"4 rows .*class 'a' is 0\.9, expected 0, 1.*lines 2, 3, 4, 5 of rows\.jsonl"
+    ):
         load_dataset(DatasetConfig(source=source), MANY)
 
 
@@ -87,13 +91,13 @@ def test_lists_written_as_text_are_refused() -> None:
     separated = MultiLabelTextClassification(separator=",")
     assert truth(["a, b", "", "b"], task=separated) == [[1, 1], [0, 0], [0, 1]]
     for text in ("['a', 'b']", '["a", "b"]'):
-        with pytest.raises(ConfigError, match="holds lists that are written as text, e.g. "):
+        with pytest.raises(ConfigError, match="holds lists written as text, e.g. "):
             truth([text, "[]", ""], task=separated)
 
 
 def test_a_column_where_each_row_is_a_class_of_its_own_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for labels in (list(map(str, range(400))), list(range(400)), [*range(360), *([0] * 40)]):
-        with pytest.raises(ConfigError, match=r"has \d+ classes in 400 rows.*name another column.*dataset\.labels"):
+        with pytest.raises(ConfigError, match=r"has \d+ classes in 400 rows.*choose another column.*dataset\.labels"):
             cast_labels(rows_of(labels), ONE, None)
     assert cast_labels(rows_of([n % 200 for n in range(400)]), ONE, None)
     assert cast_labels(rows_of(list("abc")), ONE, None)
@@ -137,7 +141,7 @@ def test_a_rare_class_changes_nothing_for_the_others(
 ) -> None:
     found = split([*"ab" * 30, "rare"], monkeypatch, validation_size=12)
     assert found == {"train": {"a": 24, "b": 24, "rare": 1}, "validation": {"a": 6, "b": 6}}
-    assert "validation_size: classes of a single row are in training alone: rare" in capsys.readouterr().err
+    assert "validation_size: classes with a single row stay in the training split: rare" in capsys.readouterr().err
     many = [*"ab" * 30, *(f"rare{n}" for n in range(8))]
     found = split(many, monkeypatch, validation_size=0.2, test_size=10)
     assert found["test"] == {"a": 5, "b": 5}
@@ -150,23 +154,23 @@ def test_classes_that_no_row_of_training_has_are_named(
 ) -> None:
     monkeypatch.setattr("hfexp.data.splits.instantiate", lambda *_: rows_of([*"ab" * 20, *"cc"])["train"])
     load_dataset(DatasetConfig(source={"_target_": "x"}, max_train_samples=1), ONE)
-    assert "the validation split has classes that no row of training has: " in capsys.readouterr().err
+    assert "the validation split has classes that the training split lacks: " in capsys.readouterr().err
     splits = DatasetDict(train=rows_of([["a"], ["b"]] * 5)["train"], test=rows_of([["c"], ["a"]])["train"])
     monkeypatch.setattr("hfexp.data.splits.instantiate", lambda *_: splits)
     load_dataset(DatasetConfig(source={"_target_": "x"}), MANY)
-    assert "the test split has classes that no row of training has: c\n" in capsys.readouterr().err
+    assert "the test split has classes that the training split lacks: c\n" in capsys.readouterr().err
 
 
 def test_too_many_classes_for_a_split_are_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split(list("abcdef" * 10), monkeypatch, validation_size=3)
-    assert "validation_size: 3 rows are too few for each of 6 classes; drawn at random" in capsys.readouterr().err
+    assert "validation_size: 3 rows are too few to cover 6 classes; drawing rows at random" in capsys.readouterr().err
 
 
 def test_missing_labels_among_numbers_are_missing() -> None:
     missing = Dataset.from_dict({"label": [0.0, 1.0, float("nan")]}, features=Features({"label": Value("float64")}))
     with pytest.raises(ConfigError, match=r"1 row of the train split has no label \(row 2\)"):
         cast_labels(DatasetDict(train=missing), ONE, None)
-    with pytest.raises(ConfigError, match="real numbers; class names or integers"):
+    with pytest.raises(ConfigError, match="real numbers, expected class names or integers"):
         cast_labels(rows_of([0.0, 1.0, 2.5]), ONE, None)

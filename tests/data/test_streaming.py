@@ -272,7 +272,7 @@ def folder_words(place: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["dataset.validation_size=0.2"], ["validation_size=0.2.*a share of a stream is unknown.*number of rows"]),
+        (["dataset.validation_size=0.2"], ["validation_size=0.2.*the length of a stream is unknown.*number of rows"]),
         (["dataset.validation_size=0"], ["no validation split: set dataset.validation_size to a number of rows"]),
         (["dataset.validation_size=100"], ["validation_size=100: the training stream has only 24 different rows"]),
         (["dataset.validation_size=24"], ["the train split has no rows left"]),
@@ -281,9 +281,9 @@ def folder_words(place: Path, *more: str) -> list[str]:
             ["trainer.args.eval_strategy=epoch", "trainer.args.save_strategy=epoch"],
             ["trainer.args.eval_strategy=epoch: .*eval_steps=NUMBER", "save_strategy=epoch: .*save_steps=NUMBER"],
         ),
-        (["dataset.shuffle_buffer=0"], ["dataset.shuffle_buffer=0; at least 1"]),
+        (["dataset.shuffle_buffer=0"], ["dataset.shuffle_buffer=0 must be at least 1"]),
         (["trainer.args.train_sampling_strategy=sequential"], ["sequential: a stream can't be.*shuffle_buffer"]),
-        (["dataset=digits"], ["hfexp.data.sources.digits can't stream.*image_folder, image_table and hub"]),
+        (["dataset=digits"], ["hfexp.data.sources.digits can't stream.*image_folder, image_table or hub, datasets"]),
     ],
 )
 def test_wrong_settings_are_named(words: list[str], messages: list[str], place: Path) -> None:

@@ -75,7 +75,7 @@ def test_numbers_are_read_where_numbers_are_needed(place: Path) -> None:
     found = load("rows.csv", TextRegression())
     assert sorted({value for rows in found.values() for value in rows["label"]}) == [-2.5, 0.4, 0.5, 1, 3]
     write("more.csv", [("text", "1.5")] * 9 + [("text", "NA"), ("text", "")])
-    refused(r"2 rows have no usable label.*'NA', which is no number \(lines 11, 12 of more\.csv", "more.csv",
+    refused(r"2 rows have no usable label.*'NA', expected a number \(lines 11, 12 of more\.csv", "more.csv",
             TextRegression())  # fmt: skip
     skipping = DatasetConfig(
         source={"_target_": "hfexp.data.sources.table", "data_files": "more.csv"}, on_bad_sample=OnBadSample.skip
@@ -84,7 +84,7 @@ def test_numbers_are_read_where_numbers_are_needed(place: Path) -> None:
     assert (sum(map(len, kept.values())), sum(dropped.values())) == (9, 2)
     assert {TextRegression().decode(dict(row))["label"] for rows in kept.values() for row in rows} == {1.5}  # pyright: ignore
     write("comma.csv", [("text;1,5",)] * 9 + [("a, b;2",)], head="text;label")
-    refused(r"'1,5', which is no number: write 1\.5, or set .*decimal", "comma.csv", TextRegression(), {"sep": ";"})
+    refused(r"'1,5', expected a number: write 1\.5, or set .*decimal", "comma.csv", TextRegression(), {"sep": ";"})
     found = load("comma.csv", TextRegression(), {"sep": ";", "decimal": ","})
     assert {value for rows in found.values() for value in rows["label"]} == {1.5, 2}
     assert {value for rows in found.values() for value in rows["text"]} == {"text", "a, b"}
@@ -94,11 +94,11 @@ def test_what_is_missing_is_named_by_line(place: Path) -> None:
     rows = [("some\nlines" if n == 3 else "text", "" if n in (5, 9) else str(n % 3)) for n in range(30)]
     write("rows.csv", [(f'"{text}"', label) for text, label in rows])
     refused(r"2 rows of the train split have no label \(lines 8, 12 of rows\.csv\)", "rows.csv")
-    refused(r"1 row has nothing in column 'text' \(line 4 of more\.csv", write("more.csv", [*ROWS[:2], ("", "a")]))
+    refused(r"1 row has no value in column 'text' \(line 4 of more\.csv", write("more.csv", [*ROWS[:2], ("", "a")]))
     Path("rows.jsonl").write_text('{"text": "a", "label": 1}\n\n{"text": "b", "label": null}\n')
     refused(r"1 row of the train split has no label \(line 3 of rows\.jsonl\)", "rows.jsonl")
     Path("text.jsonl").write_text('{"text": "a"}\n' * 9 + '{"text": null}\n')
-    refused(r"nothing in column 'text' \(line 10 of text\.jsonl", "text.jsonl", TextGeneration())
+    refused(r"no value in column 'text' \(line 10 of text\.jsonl", "text.jsonl", TextGeneration())
     import pandas
 
     pandas.DataFrame({"text": "a", "label": [0, 1, None] * 3}).to_parquet("rows.parquet")
@@ -109,7 +109,7 @@ def test_what_is_missing_is_named_by_line(place: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ({9: '"wide screen,a'}, r"begins in line 11 of rows\.csv do not match"),
+        ({9: '"wide screen,a'}, r"unbalanced quotes in the row that begins in line 11 of rows\.csv"),
         ({9: '"wide screen,a', 15: 'panel 17" wide,b'}, r"begins in line 11 .*quotechar=null"),
         ({9: '"wide screen,a', 15: 'panel 17",b'}, r"opens in line 11 of rows\.csv makes one cell of 7 lines"),
         ({9: '"wide" screen,a'}, r"begins in line 11"),
@@ -178,14 +178,14 @@ def test_encodings(content: str, options: dict[str, Any], place: Path) -> None:
     [
         ("rows.csv", "", r"rows\.csv is empty"),
         ("rows.csv", "\n\n", r"rows\.csv is empty"),
-        ("rows.csv", "text,label\n", r"rows\.csv has a header and no rows"),
+        ("rows.csv", "text,label\n", r"rows\.csv has a header but no rows"),
         ("rows.csv", "text,text\na,b\n", "two columns named 'text'"),
         ("rows.csv", "text;label\na;b\n", r"no column 'text'.*dataset\.source\.sep=';'"),
         ("rows.csv", "text;label\na;1,5\n", r"line 2 .*dataset\.source\.sep=';'"),
         ("rows.csv", "good day,a\nbad day,b\n", r"It has: a, good day.*dataset\.source\.column_names=\[NAME"),
         ("rows.csv", b"PK\x03\x04....", r"rows\.csv is a ZIP archive.*unpack it"),
         ("rows.zip", b"PK\x03\x04....", r"rows\.zip is a ZIP archive.*unpack it"),
-        ("rows.xls", "text", r"rows\.xls: its name does not say its format.*csv, json, parquet, text"),
+        ("rows.xls", "text", r"rows\.xls: can't tell the format from the name.*csv, json, parquet, text"),
         ("rows.csv", b"PAR1....", r"rows\.csv is a Parquet file: set dataset\.source\.format=parquet"),
         ("rows.csv", b"text,label\na,b\n\xe9,c\n", r"line 3 of rows\.csv can't be read as utf-8.*cp1252"),
         ("rows.jsonl", "", r"rows\.jsonl is empty"),
@@ -213,7 +213,7 @@ def test_errors_of_datasets_are_one_message(place: Path) -> None:
         load_dataset(DatasetConfig(source=node), TextClassification())
     write("folder/test_bench.csv")
     with pytest.raises(
-        ConfigError, match=r"path=folder is a folder: dataset=table dataset\.source\.data_files=folder"
+        ConfigError, match=r"path=folder is a folder: use dataset=table dataset\.source\.data_files=folder"
     ):
         hub("folder")
     table("folder")["train"].save_to_disk("saved")
@@ -260,12 +260,12 @@ def test_files_of_a_folder_are_of_the_splits_that_their_names_say(
 def test_files_that_no_split_is_known_of_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("data/train.csv", "data/holdout.csv", "two/a.csv", "two/b.jsonl"):
         write(name)
-    refused(r"split by name \(train\), but of which split is data/holdout\.csv", "data")
+    refused(r"the name of a split \(train\), but not data/holdout\.csv", "data")
     refused(r"two holds tables of several formats \(csv: 1, json: 1\)", "two")
     found = table({"train": "data/train.csv", "test": ["data/holdout.csv"]})
     assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "test": 20}
     assert len(table(["data/train.csv", write("test.csv")])["train"]) == 40
-    assert "all of it is for training, test.csv too" in capsys.readouterr().err
+    assert "all its files are for training, test.csv too" in capsys.readouterr().err
     for wrong, message in (("none", "does not exist"), ("data/*.tsv", "does not exist"), ([], "is empty")):
         refused(message, wrong)
     assert len(table(write("odd[1]/rows*.csv"))["train"]) == 20  # a name, not a pattern
@@ -283,7 +283,7 @@ def test_files_of_one_split_have_the_same_columns(place: Path) -> None:
     write("data/b.csv", [(label, text) for text, label in ROWS], "label,text")
     assert set(table("data")["train"]["label"]) == {"a", "b"}
     write("data/c.csv", head="text,class")
-    refused(r"data/c\.csv has the columns class, text, and data/a\.csv label, text", "data")
+    refused(r"data/c\.csv has the columns class, text, but data/a\.csv has label, text", "data")
     write("test.csv", [(text,) for text, _ in ROWS], "text")
     files = {"train": "data/a.csv", "test": "test.csv"}
     refused(r"test split has no column 'label'.*dataset\.splits\.test=none", files)
@@ -317,4 +317,4 @@ def test_codes_are_classes_from_the_command_to_the_answer(place: Path, capsys: p
     capsys.readouterr()
     Path("rows.csv").write_text("text,label\n")
     assert cli.main(["task=text_classification", *SMALL, "dataset.source.data_files=rows.csv"]) == 2
-    assert "rows.csv has a header and no rows" in capsys.readouterr().err
+    assert "rows.csv has a header but no rows" in capsys.readouterr().err

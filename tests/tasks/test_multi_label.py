@@ -77,7 +77,7 @@ def test_the_loss_is_that_of_each_class_by_itself(rows: str, place: Path) -> Non
 def test_a_text_that_lists_its_classes_is_parted(rows: str, place: Path) -> None:
     words = ("tracking=none", "trainer.args.num_train_epochs=1")
     lists = train(*SMALL, rows, *words)
-    with pytest.raises(ConfigError, match=r"a list of classes in each row is needed, or .* task\.separator"):
+    with pytest.raises(ConfigError, match=r"expected a list of classes in each row, or .* task\.separator"):
         train(*SMALL, "dataset.source.data_files=rows.csv", *words)
     texts = train(*SMALL, "dataset.source.data_files=rows.csv", "task.separator=';'", *words)
     assert texts.metrics["test_loss"] == lists.metrics["test_loss"]
@@ -120,9 +120,9 @@ def test_all_forms_of_labels_become_truth_values() -> None:
     ("words", "said"),
     [
         (["task.threshold=1.5"], r"task\.threshold=1\.5 must be between 0 and 1"),
-        (["metrics=classification"], "Accuracy is for one class a row, not for several"),
+        (["metrics=classification"], "Accuracy is for one class per row, not for several"),
         (["dataset.streaming=true", "trainer.args.max_steps=2", "dataset.test_size=9", "dataset.validation_size=9"],
-         "several classes do not stream"),
+         "several classes can't be streamed"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_several_classes_is_said(rows: str, words: list[str], said: str, place: Path) -> None:

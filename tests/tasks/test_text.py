@@ -91,7 +91,7 @@ def test_texts_are_cut_to_the_longest_that_the_model_takes() -> None:
     assert Tokenize(byte_tokenizer(64), max_length=4)(row)["label"] == 1
     pair = Tokenize(byte_tokenizer(64))({"text": "a", "text_pair": "b", "label": 0})
     assert sorted(pair) == ["input_ids", "label", "token_type_ids"]
-    with pytest.raises(ConfigError, match="give max_length"):
+    with pytest.raises(ConfigError, match="set max_length"):
         Tokenize(byte_tokenizer(10**30))
     with pytest.raises(ConfigError, match="from 1 to 64"):
         Tokenize(byte_tokenizer(64), max_length=65)
@@ -208,5 +208,5 @@ def test_pairs_are_classified(rows: str, place: Path) -> None:
 def test_a_row_without_text_is_named_before_anything_starts(place: Path) -> None:
     Path("rows.csv").write_text("text,label\n" + "good,a\n" * 9 + ",b\n" * 9)
     words = ("dataset.source.data_files=rows.csv", "trainer.args.per_device_train_batch_size=2")
-    with pytest.raises(ConfigError, match=r"9 rows have nothing in column 'text' \(lines 11, 12, .* of rows\.csv"):
+    with pytest.raises(ConfigError, match=r"9 rows have no value in column 'text' \(lines 11, 12, .* of rows\.csv"):
         train("task=text_classification", *SMALL, *words)
