@@ -128,11 +128,11 @@ class Task(ABC):
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raise ConfigError for options that `respond` does not know."""
         if options:
-            raise ConfigError(f"generation.{next(iter(options))}: {type(self).__name__} generates nothing")
+            raise ConfigError(f"generation.{next(iter(options))}: {type(self).__name__} does not generate text")
 
     def with_system(self, system: str, prompt: Any) -> Any:
         """Put a system prompt before a raw input; ConfigError if the task does not take one."""
-        raise ConfigError(f"system=...: {type(self).__name__} is told nothing but its input")
+        raise ConfigError(f"system=...: {type(self).__name__} does not take a system prompt")
 
     def answer(self, output: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
         """Convert one output of `respond` to the fields of `answer_types`.

@@ -33,10 +33,10 @@ class Encode(torch.nn.Module):
         """
         super().__init__()
         if processor.eos_token_id is None:
-            raise ConfigError("the tokenizer has no token that ends a text: set model.processor.eos_token")
+            raise ConfigError("the tokenizer has no end-of-text token; set model.processor.eos_token")
         limit = int(processor.model_max_length)
         if max_length is not None and not 1 <= max_length <= limit:
-            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the model")
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the maximum length of the model")
         self.max_length = max_length
         self.longest = max_length or limit
         self.tokenizer = copy.deepcopy(processor)
@@ -65,21 +65,21 @@ class Encode(torch.nn.Module):
 
     def _text(self, messages: Messages, **options: Any) -> str:
         if not self.tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template: conversations need the model of a chat")
+            raise ConfigError("the tokenizer has no chat template: conversations need a chat model")
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # a template raises its own errors, e.g. for roles that do not alternate
-            raise DataError(f"the chat template refuses the messages: {error}") from error
+            raise DataError(f"the chat template rejects the messages: {error}") from error
 
     def _conversation(self, messages: Messages) -> dict[str, Any]:
         """Tokenize a conversation; labels are the tokens of the assistant's turns, each with its end mark."""
         whole = self._text(messages)
         spans = [
-            self._span(messages, place, whole) for place, one in enumerate(messages) if one["role"] == "assistant"
+            self._span(messages, place, whole) for place, turn in enumerate(messages) if turn["role"] == "assistant"
         ]
         if self.locating is None:
             raise ConfigError(
-                f"{type(self.tokenizer).__name__} can't tell which text a token stands for (a slow tokenizer): "
+                f"{type(self.tokenizer).__name__} is a slow tokenizer, which returns no token offsets: "
                 "conversations need a fast one"
             )
         encoded = self.locating(whole, add_special_tokens=False, return_offsets_mapping=True)
@@ -91,8 +91,8 @@ class Encode(torch.nn.Module):
         ]
         if all(label == IGNORED for label in labels):
             raise DataError(
-                f"a conversation of {len(encoded['input_ids'])} tokens has nothing of the assistant's among the first "
-                f"{self.longest}: raise max_length, or leave it out"
+                f"a conversation of {len(encoded['input_ids'])} tokens has none of the assistant's among the first "
+                f"{self.longest}: raise max_length, or remove the conversation"
             )
         return {"input_ids": tokens, "labels": labels}
 
@@ -107,21 +107,21 @@ class Encode(torch.nn.Module):
     def _rewritten_span(self, messages: Messages, place: int, whole: str, after: str) -> tuple[int, int]:
         """Locate a turn that the template rewrites once others follow it (Qwen3's template drops the thoughts).
 
-        The turn's content is replaced by a marker word: the text around the word shows where the rest of the turn is.
+        The turn's content is replaced by a marker: the text around the marker shows where the rest of the turn is.
         """
         content = messages[place]["content"]
-        word = "\ue000reply\ue000"
-        marked = self._text([*messages[:place], {**messages[place], "content": word}, *messages[place + 1 :]])
-        before, found, behind = marked.partition(word)
+        marker = "\ue000reply\ue000"
+        marked = self._text([*messages[:place], {**messages[place], "content": marker}, *messages[place + 1 :]])
+        before, separator, behind = marked.partition(marker)
         fits = whole.startswith(before) and whole.endswith(behind) and len(before) + len(behind) <= len(whole)
-        if not (found and fits and isinstance(content, str)):
+        if not (separator and fits and isinstance(content, str)):
             raise DataError(
-                f"the chat template writes message {place + 1} in another way when others follow it, so that it can't "
-                "be told which tokens are the assistant's; make a row of each reply, with what was said before it"
+                f"the chat template renders message {place + 1} differently when others follow it, so the assistant's "
+                "tokens can't be located; make each reply a row of its own, with the messages before it"
             )
         stop = len(whole) - len(behind)
-        said = whole[len(before) : stop]
-        mark = after[after.rindex(said) + len(said) :] if said and said in after else ""
+        reply = whole[len(before) : stop]
+        mark = after[after.rindex(reply) + len(reply) :] if reply and reply in after else ""
         return len(before), stop + len(os.path.commonprefix([mark, behind]))
 
 
@@ -169,12 +169,12 @@ def check_messages(value: Any) -> Messages:
     """
     messages = value.get("messages") if isinstance(value, Mapping) else value
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError(f"a list of messages is needed, not {messages!r:.80}")
+        raise DataError(f"expected a list of messages, got {messages!r:.80}")
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise DataError(f"a message is a mapping with `role` and `content`, not {message!r:.80}")
+            raise DataError(f"expected a message with `role` and `content`, got {message!r:.80}")
         if message["role"] not in ROLES:
-            raise DataError(f"a message has the role {message['role']!r}; there are: {', '.join(ROLES)}")
+            raise DataError(f"a message has the unknown role {message['role']!r}. Roles: {', '.join(ROLES)}")
     return [{name: part for name, part in message.items() if part is not None} for message in messages]
 
 
@@ -189,14 +189,14 @@ def check_generation(options: Mapping[str, Any]) -> None:
                 f"unknown key 'generation.{name}'.{did_you_mean(name, known)} (transformers.GenerationConfig)"
             )
     try:
-        wanted = transformers.GenerationConfig(**options)
-        wanted.validate(strict=True)
+        config = transformers.GenerationConfig(**options)
+        config.validate(strict=True)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"generation: {' '.join(str(error).split())}") from error
-    if (wanted.num_return_sequences or 1) > 1:
-        raise ConfigError("generation.num_return_sequences: one reply a prompt; ask again for others")
-    if wanted.return_dict_in_generate:
-        raise ConfigError("generation.return_dict_in_generate: replies are texts; there is nowhere to put the rest")
+    if (config.num_return_sequences or 1) > 1:
+        raise ConfigError("generation.num_return_sequences must be 1; repeat the prompt for more replies")
+    if config.return_dict_in_generate:
+        raise ConfigError("generation.return_dict_in_generate is not supported: replies are plain texts")
 
 
 def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

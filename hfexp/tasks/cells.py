@@ -31,7 +31,7 @@ def to_number(value: Any) -> float:
             if isinstance(value, str) and "," in value
             else ""
         )
-        raise DataError(f"column 'label' holds {value!r:.80}, which is no number{comma}")
+        raise DataError(f"column 'label' holds {value!r:.80}, expected a number{comma}")
     return float(number)
 
 
@@ -48,7 +48,7 @@ def to_truth(value: Any, name: str) -> int:
         raise DataError(f"no truth value for the class {name!r}")
     known = TRUTH.get(str(value).lower())
     if known is None:
-        raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, not 0, 1, false or true")
+        raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, expected 0, 1, false or true")
     return known
 
 

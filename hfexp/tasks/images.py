@@ -23,7 +23,7 @@ from hfexp.tasks.image_memory import BYTES_PER_PIXEL, FORMATS, MAX_PIXELS, budge
 # The geometry of an image processor: how it resizes, crops and normalises, as numbers.
 
 
-OTHERWISE = ": use transform=processor, which lets it do all by itself (more slowly, and without augmentation)"
+OTHERWISE = ": use transform=processor, which leaves all of it to the processor (slower, and without augmentation)"
 
 FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """PIL's resampling filters that torchvision also has for tensors, by timm's names."""
@@ -71,10 +71,10 @@ class Geometry:
             resize = resize[0]
         elif mode != "squash":
             raise ConfigError(
-                f"the timm model fits images with crop_mode={mode} to {height} x {width} pixels{OTHERWISE}"
+                f"crop_mode={mode} of the timm model ({height} x {width} pixels) is not supported{OTHERWISE}"
             )
         if filter_name not in FILTERS:
-            raise ConfigError(f"the timm model resizes images with interpolation={filter_name}{OTHERWISE}")
+            raise ConfigError(f"interpolation={filter_name} of the timm model is not supported{OTHERWISE}")
         mean, std = tuple(config["mean"]), tuple(config["std"])
         return cls((height, width), resize, FILTERS[filter_name], mean, std, rounds_to_even=True)
 
@@ -86,7 +86,7 @@ def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | t
     edge = size.get("shortest_edge")
     if edge is None:
         if not {"height", "width"} <= size.keys():
-            raise ConfigError(f"the processor gives no size of images in pixels (size={size or None}){OTHERWISE}")
+            raise ConfigError(f"the processor has no image size in pixels (size={size or None}){OTHERWISE}")
         resized = (size["height"], size["width"])
         return ((crop["height"], crop["width"]) if crop else resized), resized
     if "crop_pct" in settings and settings["crop_pct"]:
@@ -147,7 +147,7 @@ def open_image(stored: Any, max_pixels: int = MAX_PIXELS) -> PIL.Image.Image:
             return _upright(stored)
     if not isinstance(stored, Mapping) or (stored.get("path") is None and stored.get("bytes") is None):
         shown = "nothing" if stored is None or isinstance(stored, Mapping) else f"{stored!r:.80}"
-        raise DataError(f"column 'image' holds {shown}, which is no image (bytes, or the path of a file)")
+        raise DataError(f"column 'image' holds {shown}, expected an image (bytes, or the path of a file)")
     name = str(stored.get("path") or "an embedded image")
     with reading(name), _open(stored) as file:
         return _upright(read_encoded(file, name, max_pixels))
@@ -475,7 +475,7 @@ def image_row(value: Any, max_pixels: int = MAX_PIXELS) -> Row:
         with reading(name):  # a copy, because some of Pillow's decoders read again when their image is used
             return {"image": read_encoded(io.BytesIO(data), name, max_pixels).copy()}
     raise DataError(
-        f"an encoded image (bytes or base64 text), a uint8 array or a PIL image is needed, not {type(value).__name__}"
+        f"expected an encoded image (bytes or base64 text), a uint8 array or a PIL image, got {type(value).__name__}"
     )
 
 
@@ -495,7 +495,7 @@ def _from_base64(text: bytes) -> bytes:
     try:
         return base64.b64decode(b"".join(text.split()), validate=True)
     except binascii.Error as error:
-        raise DataError(f"this text is not base64 of an image (names of files are no inputs): {error}") from error
+        raise DataError(f"this text is not an image in base64 (file names are not accepted): {error}") from error
 
 
 def _from_array(array: np.ndarray) -> PIL.Image.Image:

@@ -18,7 +18,7 @@ IDS = datasets.Value("int64")
 NUMBERS = datasets.Value("float64")
 SCORES = datasets.Sequence(datasets.Value("float32"))
 
-_KINDS = {CLASS: "one class a row", CLASSES: "several classes a row", NUMBER: "numbers"}
+_KINDS = {CLASS: "one class per row", CLASSES: "several classes per row", NUMBER: "numbers"}
 
 
 def _kind(references: np.ndarray) -> str:
@@ -52,10 +52,10 @@ class _ArrayMetric(evaluate.Metric):
             ConfigError: the references are of a kind for which the metric would be meaningless.
         """
         arrays = {name: np.asarray(kwargs[name]) for name in self.inputs}
-        found = _kind(arrays["references"]) if "references" in arrays else self.kinds[0]
-        if found not in self.kinds:
-            ours = " or ".join(_KINDS[kind] for kind in self.kinds)
-            raise ConfigError(f"metrics: {type(self).__name__} is for {ours}, not for {_KINDS[found]}")
+        kind = _kind(arrays["references"]) if "references" in arrays else self.kinds[0]
+        if kind not in self.kinds:
+            ours = " or ".join(_KINDS[k] for k in self.kinds)
+            raise ConfigError(f"metrics: {type(self).__name__} is for {ours}, not for {_KINDS[kind]}")
         return self._compute(**arrays)
 
     def _compute(self, **kwargs: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class TopKAccuracy(_ArrayMetric):
 
     def __init__(self, k: int = 5) -> None:
         if k < 1:
-            raise ConfigError(f"metrics: k={k}; at least 1 is needed")
+            raise ConfigError(f"metrics: k={k} must be at least 1")
         super().__init__()
         self.k = k
 
@@ -127,7 +127,7 @@ class RocAuc(_ArrayMetric):
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
         from sklearn.metrics import roc_auc_score
 
-        areas = [roc_auc_score(truth, scores) for truth, scores in _told_apart(prediction_scores, references)]
+        areas = [roc_auc_score(truth, scores) for truth, scores in _one_vs_rest(prediction_scores, references)]
         return {"roc_auc": float(np.mean(areas)) if areas else float("nan")}
 
 
@@ -144,11 +144,11 @@ class MeanAveragePrecision(_ArrayMetric):
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
         from sklearn.metrics import average_precision_score
 
-        found = [average_precision_score(*pair) for pair in _told_apart(prediction_scores, references)]
-        return {"mean_average_precision": float(np.mean(found)) if found else float("nan")}
+        areas = [average_precision_score(*pair) for pair in _one_vs_rest(prediction_scores, references)]
+        return {"mean_average_precision": float(np.mean(areas)) if areas else float("nan")}
 
 
-def _told_apart(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _one_vs_rest(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield truth (N,) and scores (N,) of each class that some rows have and others have not."""
     for c in range(scores.shape[-1]):
         truth = references[:, c] > 0 if references.ndim == 2 else references == c
@@ -295,33 +295,31 @@ class MetricSet:
         """`metrics`: `evaluate` modules by their name in the config."""
         self.metrics = metrics
 
-    def compute(self, offered: dict[str, np.ndarray]) -> dict[str, Any]:
+    def compute(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         """Compute all values by name, arrays (confusion matrix) included.
 
         Raises:
             ConfigError: a metric needs an input that the task does not provide, or two metrics share a name.
             RunError: an input has values that are not finite, so that every metric would be meaningless.
         """
-        for name, values in offered.items():
+        for name, values in arrays.items():
             _require_finite(name, np.asarray(values))
         result: dict[str, Any] = {}
         for name, metric in self.metrics.items():
             features = metric.features if isinstance(metric.features, list) else [metric.features]
-            needed = next((list(f) for f in features if set(f) <= set(offered)), None)
+            needed = next((list(f) for f in features if set(f) <= set(arrays)), None)
             if needed is None:
-                raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task offers {one_of(offered)}")
-            values = metric.compute(**{key: offered[key] for key in needed}) or {}
+                raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task provides {one_of(arrays)}")
+            values = metric.compute(**{key: arrays[key] for key in needed}) or {}
             taken = sorted(values.keys() & result.keys())
             if taken:
-                raise ConfigError(
-                    f"metrics.{name} gives {taken[0]!r}, which another metric gives too; remove one of them"
-                )
+                raise ConfigError(f"metrics.{name} and another metric both return {taken[0]!r}; remove one of them")
             result |= values
         return result
 
-    def scalars(self, offered: dict[str, np.ndarray]) -> dict[str, float]:
+    def scalars(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Compute the metrics and return those that are single numbers."""
-        values = self.compute(offered)
+        values = self.compute(arrays)
         return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
 
 
@@ -330,8 +328,8 @@ def _require_finite(name: str, values: np.ndarray) -> None:
         return
     bad = [row for row, value in enumerate(values) if not np.isfinite(value).all()]
     raise RunError(
-        f"the model's {name} are not finite numbers for {len(bad)} of {len(values)} rows, the first of them row "
-        f"{bad[0]}: the model has diverged, or the row holds such a number"
+        f"the model's {name} are not finite for {len(bad)} of {len(values)} rows (first: row {bad[0]}): the model has "
+        "diverged, or the row itself has such a value"
     )
 
 

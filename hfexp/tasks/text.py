@@ -36,9 +36,9 @@ class Tokenize(torch.nn.Module):
         super().__init__()
         limit = min(int(processor.model_max_length), UNLIMITED)
         if max_length is None and limit == UNLIMITED:
-            raise ConfigError("neither the tokenizer nor the model knows a longest text: give max_length")
+            raise ConfigError("neither the tokenizer nor the model defines a maximum length: set max_length")
         if max_length is not None and not 1 <= max_length <= limit:
-            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the longest text of the model")
+            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the maximum length of the model")
         self.max_length = max_length or limit
         # The first call sets the truncation of the copy: doing so later, from several threads, would be an error.
         self.tokenizer = copy.deepcopy(processor)
@@ -73,7 +73,7 @@ class TextCollator:
         """
         pad_id = tokenizer.pad_token_id if pad_id is None else pad_id
         if pad_id is None:
-            raise ConfigError("the tokenizer has no token to pad with: set model.processor.pad_token")
+            raise ConfigError("the tokenizer has no padding token; set model.processor.pad_token")
         self.padding = {"token_type_ids": tokenizer.pad_token_type_id, **(padding or {})}
         self.pad_id, self.left = pad_id, (side or tokenizer.padding_side) == "left"
         self.multiple = multiple or (MULTIPLE if torch.accelerator.is_available() else 1)

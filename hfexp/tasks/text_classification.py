@@ -31,7 +31,7 @@ class Texts(Task):
         """
         for name in self.columns:
             if name != self.label_column and not isinstance(row[name], str):
-                raise DataError(f"column {name!r} holds {row[name]!r:.80}, which is no text")
+                raise DataError(f"column {name!r} holds {row[name]!r:.80}, expected a string")
         return row
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class TextPairs(Texts):
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a mapping with `text` and `text_pair` into a row."""
         if not isinstance(value, dict) or not {"text", "text_pair"} <= set(value):
-            raise DataError("a mapping with the texts `text` and `text_pair` is needed")
+            raise DataError("expected a mapping with the texts `text` and `text_pair`")
         return self.decode({"text": value["text"], "text_pair": value["text_pair"], "label": 0})
 
     def inference_example(self, row: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class MultiLabel(Task):
         row = super().decode(row)
         label = row["label"]
         if label is None:
-            raise DataError("no label")
+            raise DataError("the label is missing")
         if not isinstance(label, dict):
             return row
         return {**row, "label": [to_truth(value, name) for name, value in label.items()]}
@@ -125,16 +125,16 @@ class MultiLabel(Task):
 
     def answer(self, output: np.ndarray, id2label: Mapping[int, str]) -> dict[str, Any]:
         """Return the classes that reach the threshold, most probable first, and the probabilities of all."""
-        found = [int(number) for number in np.argsort(-output) if output[number] >= self.threshold]
+        ids = [int(number) for number in np.argsort(-output) if output[number] >= self.threshold]
         return {
-            "labels": [id2label.get(number, str(number)) for number in found],
+            "labels": [id2label.get(number, str(number)) for number in ids],
             "probabilities": [float(value) for value in output],
         }
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         """Return `predictions` and `references` (0 or 1) and `prediction_scores`, all (N, num_labels)."""
-        found = (predictions >= self.threshold).astype(np.int64)
-        return {"predictions": found, "prediction_scores": predictions, "references": references.astype(np.int64)}
+        classes = (predictions >= self.threshold).astype(np.int64)
+        return {"predictions": classes, "prediction_scores": predictions, "references": references.astype(np.int64)}
 
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Make one right prediction for each class, and one row without any class."""

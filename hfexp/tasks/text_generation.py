@@ -37,7 +37,7 @@ class TextGeneration(Task):
         from hfexp.tasks.causal_lm import check_generation
 
         if block_size is not None and block_size < 2:
-            raise ConfigError(f"task.block_size={block_size}: at least 2 tokens are needed")
+            raise ConfigError(f"task.block_size={block_size} must be at least 2")
         self.block_size = block_size
         self.generation = dict(generation or {})
         check_generation(self.generation)
@@ -45,7 +45,7 @@ class TextGeneration(Task):
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row if its text is a string, or if it is a prompt; DataError otherwise."""
         if "prompt" not in row and not isinstance(row["text"], str):
-            raise DataError(f"column 'text' holds {row['text']!r:.80}, which is no text")
+            raise DataError(f"column 'text' holds {row['text']!r:.80}, expected a string")
         return row
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
@@ -159,8 +159,8 @@ class ChatGeneration(TextGeneration):
         """Set up the task; `generation` has fields of `transformers.GenerationConfig` that replace the model's."""
         if block_size is not None:
             raise ConfigError(
-                f"task.block_size={block_size}: each conversation is a row, for in blocks it can't be told what the "
-                "assistant says; batches of equal lengths come by trainer.args.train_sampling_strategy=group_by_length"
+                f"task.block_size={block_size}: conversations can't be cut into blocks, which would mix up their "
+                "turns; set trainer.args.train_sampling_strategy=group_by_length for batches of similar lengths"
             )
         super().__init__(None, generation)
 
@@ -172,7 +172,7 @@ class ChatGeneration(TextGeneration):
             return row
         messages = check_messages(row["messages"])
         if all(message["role"] != "assistant" for message in messages):
-            raise DataError(f"a conversation without a message of the assistant: {messages!r:.80}")
+            raise DataError(f"the conversation has no message of the assistant: {messages!r:.80}")
         return {"messages": messages}
 
     def suits(self, processor: Any) -> bool:
@@ -185,5 +185,5 @@ class ChatGeneration(TextGeneration):
 
     def inference_example(self, row: dict[str, Any]) -> str | None:
         """Return the user's first message; None if there is none, or if it is not a text."""
-        said = [message["content"] for message in row["messages"] if message["role"] == "user"]
-        return said[0] if said and isinstance(said[0], str) else None
+        contents = [message["content"] for message in row["messages"] if message["role"] == "user"]
+        return contents[0] if contents and isinstance(contents[0], str) else None

@@ -197,8 +197,8 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
         (["photos"], "no model: give"),
         (["run=RUN", "sweep=x", "photos"], "give one of them"),
         (["run=RUN", "photos", "top_k=11"], "the model has 10 classes"),
-        (["run=RUN", "photos", "generation.max_new_tokens=3"], "ImageClassification generates nothing"),
-        (["run=RUN", "photos", "system=Be brief", "text=a"], "is told nothing but its input"),
+        (["run=RUN", "photos", "generation.max_new_tokens=3"], "ImageClassification does not generate text"),
+        (["run=RUN", "photos", "system=Be brief", "text=a"], "does not take a system prompt"),
         (["run=RUN", "photos", "stream=true"], "needs one prompt"),
         (["run=RUN", "photos", "task=image_classification"], "has its own model, task and transform"),
         (["run=RUN", "photos", "system=Be brief"], "applies only to text"),
@@ -282,7 +282,7 @@ def test_texts_are_read_from_tables_lines_and_words(
         assert code == (1 if "rows.jsonl" in words else 0)
         lines = [json.loads(line) for line in Path(output.removeprefix("output=")).read_text().splitlines()]
         assert [line["label"] for line in lines] == list(expected["label"])
-    assert "which is no text" in capsys.readouterr().err
+    assert "expected a string" in capsys.readouterr().err
 
 
 @pytest.mark.slow

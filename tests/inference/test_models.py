@@ -125,8 +125,8 @@ def test_every_documented_kind_of_input_gives_the_same(made: Made) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("/etc/passwd", "can't be read as an image|names of files"),
-        ("https://example.org/cat.png", "names of files are no inputs"),
+        ("/etc/passwd", "can't be read as an image|file names"),
+        ("https://example.org/cat.png", "file names are not accepted"),
         (b"", "0 bytes can't be read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "can't be read as an image"),
         (None, "not NoneType"),

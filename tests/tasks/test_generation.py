@@ -101,12 +101,12 @@ def test_of_a_conversation_the_replies_are_learnt_and_nothing_else() -> None:
     assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
     whole = encode.tokenizer.apply_chat_template(CHAT, tokenize=True)
     assert row["input_ids"] == list(whole["input_ids"] if hasattr(whole, "keys") else whole)
-    with pytest.raises(DataError, match="nothing of the assistant's among the first 10"):
+    with pytest.raises(DataError, match="none of the assistant's among the first 10"):
         Encode(chat_tokenizer(), max_length=10)({"messages": CHAT})
 
 
 def test_conversations_are_not_cut_into_blocks() -> None:
-    with pytest.raises(ConfigError, match=r"task\.block_size=16: each conversation is a row"):
+    with pytest.raises(ConfigError, match=r"task\.block_size=16: conversations can't be cut into blocks"):
         ChatGeneration(block_size=16)
 
 
@@ -147,7 +147,7 @@ def test_prompts_leave_room_for_the_reply() -> None:
 def test_a_template_that_rewrites_earlier_replies_is_noticed() -> None:
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] if loop.last else '-' }}{% endfor %}"
-    with pytest.raises(DataError, match="in another way when others follow"):
+    with pytest.raises(DataError, match="differently when others follow"):
         Encode(tokenizer)({"messages": CHAT})
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match="no chat template"):
@@ -304,11 +304,14 @@ def plain_copy(model: str) -> str:
     ("words", "message"),
     [
         (["task.generation.max_new_token=3"], "Did you mean 'max_new_tokens'"),
-        (["task.generation.num_return_sequences=3", "task.generation.do_sample=true"], "one reply a prompt"),
-        (["task.block_size=1"], "at least 2 tokens"),
+        (
+            ["task.generation.num_return_sequences=3", "task.generation.do_sample=true"],
+            "num_return_sequences must be 1",
+        ),
+        (["task.block_size=1"], "must be at least 2"),
         (["task.block_size=100000"], "task.block_size=100000 is more than the 512 tokens that the model takes"),
-        (["task.block_size=100000", "model.config.max_position_embeddings=200000"], "have [0-9]+ tokens, less than"),
-        (["metrics=accuracy"], "the task offers correct, nll, tokens"),
+        (["task.block_size=100000", "model.config.max_position_embeddings=200000"], "have [0-9]+ tokens, fewer than"),
+        (["metrics=accuracy"], "the task provides correct, nll, tokens"),
         (["transform.augment=[{_target_: hfexp.tasks.images.ToRGB}]"], "task.block_size"),
     ],
 )

@@ -98,7 +98,7 @@ def test_odd_exif_data_does_not_keep_an_image_from_being_turned() -> None:
 
 @pytest.mark.parametrize("stored", [None, {"bytes": None, "path": None}, "cat.jpg", 7])
 def test_what_is_no_image_is_said(stored: Any) -> None:
-    with pytest.raises(DataError, match="column 'image' holds .*, which is no image"):
+    with pytest.raises(DataError, match="column 'image' holds .*, expected an image"):
         open_image(stored)
     with pytest.raises(DataError, match="an embedded image can't be read as an image: its format is unknown"):
         open_image({"bytes": b"nothing", "path": None})

@@ -70,9 +70,9 @@ OFFERED = {"predictions": IDS, "references": TRUTH}
 def test_a_set_gives_scalars_and_finds_clashes() -> None:
     both = metrics.MetricSet({"a": metrics.Accuracy(), "c": metrics.ConfusionMatrix()})
     assert list(both.scalars(OFFERED)) == ["accuracy"]
-    with pytest.raises(ConfigError, match="metrics.b gives 'accuracy', which another metric gives too"):
+    with pytest.raises(ConfigError, match="metrics.b and another metric both return 'accuracy'"):
         metrics.MetricSet({"a": metrics.Accuracy(), "b": metrics.Accuracy()}).compute(OFFERED)
-    with pytest.raises(ConfigError, match="metrics.auc needs prediction_scores, references; the task offers"):
+    with pytest.raises(ConfigError, match="metrics.auc needs prediction_scores, references; the task provides"):
         metrics.MetricSet({"auc": metrics.RocAuc()}).compute(OFFERED)
 
 
@@ -137,14 +137,18 @@ def test_numbers() -> None:
         (
             metrics.Accuracy(),
             np.ones((3, 2), np.int64),
-            "for one class a row, not for several classes",
+            "for one class per row, not for several classes",
         ),
-        (metrics.PrecisionRecallF1(), np.ones(3), "is for one class a row or several classes a row, not for numbers"),
-        (metrics.R2(), np.ones(3, np.int64), "R2 is for numbers, not for one class a row"),
+        (
+            metrics.PrecisionRecallF1(),
+            np.ones(3),
+            "is for one class per row or several classes per row, not for numbers",
+        ),
+        (metrics.R2(), np.ones(3, np.int64), "R2 is for numbers, not for one class per row"),
         (
             metrics.ExactMatch(),
             np.ones(3, np.int64),
-            "for several classes a row, not for one class",
+            "for several classes per row, not for one class",
         ),
     ],
 )

@@ -74,13 +74,13 @@ def test_a_search_minimises_the_error(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize("label", [None, "much", float("nan"), True])
 def test_what_is_no_number_is_named(label: object) -> None:
-    with pytest.raises(DataError, match="column 'label' holds .*, which is no number"):
+    with pytest.raises(DataError, match="column 'label' holds .*, expected a number"):
         TextRegression().decode({"text": "a", "label": label})
 
 
 @pytest.mark.usefixtures("rows")
 def test_scores_of_classes_are_refused() -> None:
-    with pytest.raises(ConfigError, match="Accuracy is for one class a row, not for numbers"):
+    with pytest.raises(ConfigError, match="Accuracy is for one class per row, not for numbers"):
         train("task=text_regression", *SMALL, "metrics=accuracy")
 
 
