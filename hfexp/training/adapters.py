@@ -62,16 +62,16 @@ def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed:
     if "modules_to_save" in takes and new_layers:
         node = {**node, "modules_to_save": sorted({*new_layers, *(node.get("modules_to_save") or ())})}
     try:
-        made = instantiate(node, "model.peft", allowed)
+        config = instantiate(node, "model.peft", allowed)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.peft: {error}") from error
-    if not isinstance(made, PeftConfig) or made.is_prompt_learning:
+    if not isinstance(config, PeftConfig) or config.is_prompt_learning:
         raise ConfigError(
-            f"model.peft._target_={node['_target_']}: an adapter inside the layers is needed, e.g. peft.LoraConfig"
+            f"model.peft._target_={node['_target_']}: expected an adapter inside the layers, e.g. peft.LoraConfig"
         )
-    return made
+    return config
 
 
 def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
@@ -148,7 +148,7 @@ def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) ->
     adapter = PeftConfig.from_pretrained(str(directory))
     path = str(adapter.base_model_name_or_path)
     if Path(path).is_absolute() and not Path(path).is_dir():
-        raise ConfigError(f"{directory} is an adapter of the model in {path}, which is not there")
+        raise ConfigError(f"{directory} is an adapter of the model in {path}, which does not exist")
     with explain_hub_errors("model", path):
         base = auto_class.from_pretrained(
             local_model(path),

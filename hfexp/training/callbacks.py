@@ -43,7 +43,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.requested = False
-        self._asked: list[int] = []
+        self._signals: list[int] = []
         """Signals received, in their order."""
         self._training = False
         self._handled = contextlib.ExitStack()
@@ -58,7 +58,7 @@ class StopOnSignal(TrainerCallback):
     @property
     def ending(self) -> Terminated:
         """Return the exception that ends the run; its exit code is that of the first signal."""
-        return Terminated(exit_code(self._asked[0])) if self._asked else Terminated()
+        return Terminated(exit_code(self._signals[0])) if self._signals else Terminated()
 
     @property
     def due(self) -> bool:
@@ -67,9 +67,9 @@ class StopOnSignal(TrainerCallback):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         count_once(number)
-        if number in self._asked or not self._training:
+        if number in self._signals or not self._training:
             raise Terminated(exit_code(number))
-        self._asked.append(number)
+        self._signals.append(number)
         self.requested = True
 
     def on_train_begin(
@@ -147,13 +147,13 @@ class StopWhenDiverged(_Base):
         """Raise Diverged if the loss of the last training step was not finite in any one of the processes."""
         if self._not_finite_since is None or self._last_loss is None:
             return
-        found = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
+        state = torch.stack([self._not_finite_since, self._last_loss.isnan().long()])
         if self.args.world_size > 1:
             # Every process takes the maximum over all processes, so that all of them raise.
-            found = self.accelerator.gather(found[None]).amax(0)  # pyright: ignore
-        since, is_nan = found.tolist()
+            state = self.accelerator.gather(state[None]).amax(0)  # pyright: ignore
+        since, is_nan = state.tolist()
         if since:
-            raise self.diverged(f"the loss is {'NaN' if is_nan else 'infinite'} since step {since}")
+            raise self.diverged(f"the loss has been {'NaN' if is_nan else 'infinite'} since step {since}")
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run the Trainer's evaluation loop.
@@ -168,13 +168,13 @@ class StopWhenDiverged(_Base):
             raise self.diverged(f"{name} is {loss} after step {self.state.global_step}")
         return output
 
-    def diverged(self, what: str) -> Diverged:
-        """Build the error: `what` says which loss is not finite; the best metric measured before it is added."""
+    def diverged(self, reason: str) -> Diverged:
+        """Build the error: `reason` says which loss is not finite; the best metric measured before it is added."""
         best, step = self.state.best_metric, self.state.best_global_step
         known = best is not None and math.isfinite(best)
-        before = f"; the best before was {self.args.metric_for_best_model} {best:.4g} at step {step}" if known else ""
+        before = f"; the best value was {self.args.metric_for_best_model} {best:.4g} at step {step}" if known else ""
         return Diverged(
-            f"training diverged: {what}{before}. Lower trainer.args.learning_rate, raise "
+            f"training diverged: {reason}{before}. Lower trainer.args.learning_rate, raise "
             "trainer.args.warmup_steps, or look for wrong values in the data with debug=overfit"
         )
 
@@ -257,7 +257,7 @@ class StopTogether(StopOnSignal):
         count_once(number)
         if not self._training:
             raise Terminated(exit_code(number))
-        self._asked.append(number)
+        self._signals.append(number)
         self.requested = True
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)

@@ -32,7 +32,7 @@ class Head:
     """Tensors that were initialised at random, because those of the checkpoint belong to other classes."""
     moved: list[str] = field(default_factory=list)
     """Tensors whose rows were put into the order of the dataset's classes."""
-    said: str | None = None
+    message: str | None = None
     """Message for the user; None if there was nothing to decide."""
 
 
@@ -57,29 +57,29 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
     nameless = all(name == f"LABEL_{place}" for place, name in enumerate(theirs))
     why = _why_foreign(stored, labels["problem_type"], ours, theirs, nameless)
     if why is None and set(tensors) & new_tensors:
-        why = f"the checkpoint's has {len(theirs)} outputs, and {len(ours) or 1} are needed"
+        why = f"the checkpoint's has {len(theirs)} outputs, the task needs {len(ours) or 1}"
     if why is not None:
         loaded = sorted(set(tensors) - new_tensors)
-        _start_anew(model, loaded)
-        return Head(new=loaded, said=f"the head is new: {why}")
+        _reinitialise(model, loaded)
+        return Head(new=loaded, message=f"the head is initialised anew: {why}")
     if not ours or theirs == ours:
         return Head()
     if nameless:
-        return Head(said=f"the checkpoint's classes have no names: its outputs are taken for {_shown(ours)}, in order")
+        return Head(message=f"the checkpoint's classes have no names: taking its outputs as {_shown(ours)}, in order")
     rows = torch.tensor([theirs.index(name) for name in ours])
     with torch.no_grad():
         for name, axis in tensors.items():
             parameter = model.get_parameter(name)
             parameter.copy_(parameter.index_select(axis, rows.to(parameter.device)))
-    return Head(moved=sorted(tensors), said=f"the head's rows were put into the order of the classes: {_shown(ours)}")
+    return Head(moved=sorted(tensors), message=f"reordered the head's rows to match the classes: {_shown(ours)}")
 
 
 def _why_foreign(stored: Any, problem: str, ours: list[str], theirs: list[str], nameless: bool) -> str | None:
     """Say why the checkpoint's outputs do not mean the dataset's labels; None if they do, as far as one can tell."""
-    said = getattr(stored, "problem_type", None)
-    of_numbers = PROBLEMS[NUMBER]
-    if said is not None and said != problem and (nameless or of_numbers in (said, problem)):
-        return f"the checkpoint's is for {said}, the task is {problem}"
+    stored_problem = getattr(stored, "problem_type", None)
+    problems = (stored_problem, problem)
+    if stored_problem not in (None, problem) and (nameless or PROBLEMS[NUMBER] in problems):
+        return f"the checkpoint's is for {stored_problem}, the task is {problem}"
     same = len(set(theirs)) == len(theirs) and sorted(theirs) == sorted(ours)
     if not ours or nameless or theirs == ours or same:
         return None
@@ -110,7 +110,7 @@ def _head_tensors(model: Any) -> dict[str, int]:
     }
 
 
-def _start_anew(model: Any, names: list[str]) -> None:
+def _reinitialise(model: Any, names: list[str]) -> None:
     """Initialise these parameters as the architecture does, and leave all others alone.
 
     Transformers' `initialize_weights` skips what is marked `_is_hf_initialized`; `from_pretrained` relies on the same
@@ -232,7 +232,7 @@ def build_model(
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     name = type(base_of(model)).__name__
-    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors, head.said)
+    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors, head.message)
 
 
 def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], allowed: list[str]) -> Any:

@@ -37,7 +37,7 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
             raise ConfigError(f"model.processor can't be built: {error}") from error
     if config.path is None:
         raise ConfigError(
-            "model.processor._target_ is missing: a model without model.path needs to be told its processor"
+            "model.processor._target_ is missing: set it, as there is no model.path to load a processor from"
         )
     check_path(config.path)
     with explain_hub_errors("processor", config.path):
@@ -138,7 +138,7 @@ def _require_embeddings(tokenizer: Any, model: Any) -> None:
         else f"set model.config.vocab_size={needed}"
     )
     raise ConfigError(
-        f"the model has embeddings for {rows} tokens, and its tokenizer has {len(unknown)} more "
+        f"the model has embeddings for {rows} tokens, but its tokenizer has {len(unknown)} more "
         f"({one_of(map(repr, unknown), 3)}): {way_out}"
     )
 
@@ -153,15 +153,15 @@ def _fit_length(tokenizer: Any, model: Any, task: Task) -> None:
         before = tokenizer.model_max_length
         tokenizer.model_max_length = limit
         if task.block_size is None:  # blocks were checked above, and no text is truncated
-            said = f"{before}" if before < 10**9 else "nothing of it"
-            note(f"texts have at most {limit} tokens, which is what the model takes (its tokenizer says {said})")
+            stated = f"says {before}" if before < 10**9 else "sets no limit"
+            note(f"texts are limited to {limit} tokens, the model's maximum (its tokenizer {stated})")
 
 
 def _fit_padding(tokenizer: Any, model: Any, task: Task) -> None:
     config = model.config.get_text_config()
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None and not task.loss_per_token:
         tokenizer.pad_token = tokenizer.eos_token
-        note(f"the tokenizer has no padding token: {tokenizer.eos_token!r}, which ends a text, is used for it")
+        note(f"the tokenizer has no padding token; using {tokenizer.eos_token!r}, its end-of-text token")
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = tokenizer.pad_token_id
     for embedding in _counted_positions(model):

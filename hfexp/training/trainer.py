@@ -36,7 +36,7 @@ else:
 
 
 @dataclass
-class _Facts:
+class _StreamState:
     """State of a stream that a checkpoint keeps beside the Trainer's own."""
 
     batches_per_epoch: int | None
@@ -55,11 +55,11 @@ class StreamTraining(_Base):
             return DataLoaderShard(dataset, self.accelerator.device, batch_size=None, collate_fn=as_it_is)
         if isinstance(dataset, EvaluationStream):
             if self.args.world_size > 1:
-                return self._dealt_out(dataset, description, batch_size * self.args.world_size)
+                return self._dispatching_loader(dataset, description, batch_size * self.args.world_size)
             dataset.batch_size = batch_size
         return super()._get_dataloader(dataset, description, batch_size, **kwargs)
 
-    def _dealt_out(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
+    def _dispatching_loader(self, dataset: EvaluationStream, description: str, batch_size: int) -> Any:
         """Return a data loader in which the first process makes whole batches, and each process gets its part of them.
 
         By default Accelerate makes one batch per process in the first one and concatenates them, which fails for
@@ -104,13 +104,13 @@ class StreamTraining(_Base):
             stream.had = position[1]
             path = Path(str(resume_from_checkpoint), self._stream_file)
             if path.is_file():
-                stream.batches_per_epoch = read_record(path, _Facts).batches_per_epoch
+                stream.batches_per_epoch = read_record(path, _StreamState).batches_per_epoch
         return position
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, TrainingStream):
-            facts = _Facts(self.train_dataset.batches_per_epoch)
+            facts = _StreamState(self.train_dataset.batches_per_epoch)
             Path(output_dir, self._stream_file).write_text(json.dumps(asdict(facts)))
 
     @property
@@ -219,7 +219,7 @@ def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
     """
     from hfexp.core.targets import locate
 
-    found = locate(config_target, "trainer._target_", allowed)
-    if not (isinstance(found, type) and issubclass(found, Trainer)):
+    target = locate(config_target, "trainer._target_", allowed)
+    if not (isinstance(target, type) and issubclass(target, Trainer)):
         raise ConfigError(f"trainer._target_={config_target} must be a subclass of hfexp.training.trainer.Trainer")
-    return found
+    return target

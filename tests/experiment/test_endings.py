@@ -162,7 +162,7 @@ def test_damaged_checkpoints_are_set_aside(tmp_path: Path) -> None:
 def test_a_diverged_training_is_no_result(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     # The first step warms up, at a rate of 0.
     words = [*SMALL_DIGITS, "trainer.args.learning_rate=1e30", "trainer.args.max_grad_norm=0"]
-    with pytest.raises(RunError, match="training diverged: the loss is NaN since step 3"):
+    with pytest.raises(RunError, match="training diverged: the loss has been NaN since step 3"):
         api.train(*words)
     (run,) = all_runs()
     assert run.info.status == "FAILED"

@@ -172,7 +172,7 @@ def test_what_cannot_be_adapted_is_said_before_anything_is_created(
 def test_the_base_of_an_adapter_must_be_there(words: list[str], place: Path) -> None:
     result = train(*words, "tracking=none", "trainer.args.num_train_epochs=1")
     (place / "base").rename(place / "elsewhere")
-    with pytest.raises(ConfigError, match=r"adapter of the model in .*base, which is not there"):
+    with pytest.raises(ConfigError, match=r"adapter of the model in .*base, which does not exist"):
         predict(run=result.run_dir, inputs=list(TEXTS))
 
 

@@ -49,7 +49,7 @@ def test_classes_in_another_order_take_their_rows_along(tmp_path: Path) -> None:
     tokens = {"input_ids": torch.tensor([[2, 7, 9, 3]])}
     assert torch.equal(model.eval()(**tokens).logits, saved.eval()(**tokens).logits[:, rows])
     assert summary.new_tensors == []
-    assert summary.head == "the head's rows were put into the order of the classes: ok, bad, odd, good"
+    assert summary.head == "reordered the head's rows to match the classes: ok, bad, odd, good"
     model, summary, saved = started(tmp_path, NAMES)
     assert torch.equal(model.classifier.weight, saved.classifier.weight)
     assert summary.head is None
@@ -63,7 +63,7 @@ def test_a_head_of_other_classes_starts_anew_and_nothing_else_does(tmp_path: Pat
     assert fresh | {f"{head}.bias"} == {f"{head}.weight", f"{head}.bias"} == set(summary.new_tensors)
     weight = model.get_parameter(f"{head}.weight")
     assert 0.25 < weight.std().item() / saved.get_parameter(f"{head}.weight").std().item() < 4
-    said = "the head is new: the checkpoint's classes are bad, good, ok, odd, the dataset's 1, 3, 5, 7"
+    said = "the head is initialised anew: the checkpoint's classes are bad, good, ok, odd, the dataset's 1, 3, 5, 7"
     assert summary.head == said
 
 
@@ -93,7 +93,7 @@ def test_what_outputs_mean_decides_where_classes_have_no_names(tmp_path: Path) -
     model, summary, saved = started(nameless, NAMES)
     assert torch.equal(model.classifier.weight, saved.classifier.weight)
     assert summary.head == (
-        "the checkpoint's classes have no names: its outputs are taken for bad, good, ok, odd, in order"
+        "the checkpoint's classes have no names: taking its outputs as bad, good, ok, odd, in order"
     )
     of_one = checkpoint(tmp_path / "one", None, problem_type="single_label_classification")
     _, summary, _ = started(of_one, NAMES, MultiLabelTextClassification())
@@ -102,7 +102,7 @@ def test_what_outputs_mean_decides_where_classes_have_no_names(tmp_path: Path) -
     _, summary, _ = started(checkpoint(tmp_path / "named"), NAMES, MultiLabelTextClassification())
     assert (summary.new_tensors, summary.head) == ([], None)
     _, summary, _ = started(tmp_path / "named", None, TextRegression())
-    assert summary.head == "the head is new: the checkpoint's has 4 outputs, and 1 are needed"
+    assert summary.head == "the head is initialised anew: the checkpoint's has 4 outputs, the task needs 1"
     number = checkpoint(tmp_path / "number", ("much",), problem_type="regression")
     assert started(number, None, TextRegression())[1].new_tensors == []
     assert started(number, ("a",), MultiLabelTextClassification())[1].new_tensors != []

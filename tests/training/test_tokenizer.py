@@ -101,8 +101,8 @@ def test_late_long_texts_and_no_padding_token(place: Path, capfd: pytest.Capture
     words = ("task=text_classification", "dataset=table", "dataset.source.data_files=rows.jsonl", "tracking=none")
     result = train(*words, "debug=fast", "model=local", "model.path=gpt", "dataset.test_size=0.25")
     said = capfd.readouterr().err
-    assert said.count("texts have at most 24 tokens, which is what the model takes (its tokenizer says 512)") == 1
-    assert said.count("the tokenizer has no padding token: '[SEP]', which ends a text, is used for it") == 1
+    assert said.count("texts are limited to 24 tokens, the model's maximum (its tokenizer says 512)") == 1
+    assert said.count("the tokenizer has no padding token; using '[SEP]', its end-of-text token") == 1
     weights = result.run_dir / "model"
     assert json.loads((weights / "config.json").read_text())["pad_token_id"] == 3
     asked = predict(text=["ab", "ab" * 40], run=str(weights))
