@@ -50,7 +50,7 @@ def identity(rows: Dataset) -> str:
     chunks = [chunk for name in binary for chunk in rows.data.column(name).chunks]
     files = [file["filename"] for file in rows.cache_files]
     for path in files + [path for chunk in chunks for path in _outside(chunk)]:
-        state.update(_stamp(path))
+        state.update(_size_and_mtime(path))
     if not files:  # the rows were built in memory: only their content can show a change
         for chunk in chunks:
             for data in chunk.field("bytes"):
@@ -81,7 +81,7 @@ def _digest(rows: Dataset) -> tuple[str, bool]:
     return _known[rows]
 
 
-def _stamp(path: str) -> bytes:
+def _size_and_mtime(path: str) -> bytes:
     try:
         status = Path(path).stat()
     except OSError:

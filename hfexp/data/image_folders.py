@@ -40,7 +40,7 @@ WHOLE_NUMBER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 
 @dataclass(frozen=True)
-class Described:
+class MetadataRow:
     """A row of a metadata table, which describes one image."""
 
     place: str
@@ -51,7 +51,7 @@ class Described:
     """Values of the other columns, by name."""
 
 
-def read_metadata(path: str) -> list[Described]:
+def read_metadata(path: str) -> list[MetadataRow]:
     """Read a metadata table; its column `file_name` holds paths relative to the table's folder.
 
     Raises:
@@ -61,16 +61,16 @@ def read_metadata(path: str) -> list[Described]:
         rows = _READERS[Path(path).suffix.lower()](path)
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
-    return [_described(path, number, row) for number, row in enumerate(rows, 1)]
+    return [_metadata_row(path, number, row) for number, row in enumerate(rows, 1)]
 
 
-def columns_of(rows: Sequence[Described | None], metadata: Sequence[Described]) -> dict[str, list[Any]]:
+def columns_of(rows: Sequence[MetadataRow | None], metadata: Sequence[MetadataRow]) -> dict[str, list[Any]]:
     """Return the values of `rows` for every column of `metadata`; None where a row has no value."""
     names = dict.fromkeys(name for row in metadata for name in row.values)
     return {name: [row and row.values.get(name) for row in rows] for name in names}
 
 
-def _described(path: str, number: int, row: Any) -> Described:
+def _metadata_row(path: str, number: int, row: Any) -> MetadataRow:
     place, folder = f"{path}, row {number}", os.path.dirname(path)
     if not isinstance(row, dict) or FILE not in row or IMAGE in row:
         has = one_of(row) if isinstance(row, dict) else repr(row)
@@ -78,7 +78,7 @@ def _described(path: str, number: int, row: Any) -> Described:
     image = os.path.normpath(os.path.join(folder, str(row[FILE]).replace("\\", "/")))
     if not row[FILE] or not image.startswith(os.path.join(folder, "")):
         raise ConfigError(f"{place}: {FILE} is {row[FILE]!r}, expected the path of an image relative to {folder}")
-    return Described(place, image, {name: value for name, value in row.items() if name != FILE})
+    return MetadataRow(place, image, {name: value for name, value in row.items() if name != FILE})
 
 
 def _read_csv(path: str) -> list[dict[str, Any]]:
@@ -204,9 +204,9 @@ def list_images(data_dir: str, split_folders: Mapping[str, str] | None = None) -
     metadata = [row for path in folder.all_metadata for row in read_metadata(path)]
     classes = {name for split in splits.values() for name in split.folders}
     if any(LABEL in row.values for row in metadata) or (metadata and len(classes) < 2):
-        _take_described(splits, metadata, listing)
+        _fill_from_metadata(splits, metadata, listing)
     else:
-        _take_classes(splits, metadata, listing)
+        _fill_from_folders(splits, metadata, listing)
     if not listing.splits:
         raise ConfigError(f"{KEY}={data_dir}: its metadata does not name any file of the splits{_left_out(listing)}")
     return listing
@@ -232,7 +232,7 @@ def _find_splits(root: Folder, listing: Listing) -> dict[str, Folder]:
     while True:
         splits = _splits_of(root, listing)
         if splits:
-            return _unwrapped(splits, listing)
+            return _unwrap(splits, listing)
         _refuse_doubtful(root, listing)
         inner = list(root.folders.values())
         if len(inner) != 1 or root.metadata or not _holds_folders(inner[0]):
@@ -281,7 +281,7 @@ def _refuse_doubtful(root: Folder, listing: Listing) -> None:
             )
 
 
-def _unwrapped(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]:
+def _unwrap(splits: dict[str, Folder], listing: Listing) -> dict[str, Folder]:
     """Pass through folders that hold nothing but one folder of class folders, as in `train/images/cat`.
 
     If the training split has such a folder, the only folder of another split counts as one too, unless it is called
@@ -317,7 +317,7 @@ def _named_splits(root: Folder, split_folders: Mapping[str, str], listing: Listi
         return {"train": root}
     used = {path for folder in splits.values() for path in folder.all_images}
     _leave_out([path for path in root.all_images if path not in used], listing, f"images outside of {OPTION}")
-    return _unwrapped(splits, listing)
+    return _unwrap(splits, listing)
 
 
 def _leave_out(images: Sequence[str], listing: Listing, reason: str = "images outside of the class folders") -> None:
@@ -331,7 +331,7 @@ def _note_empty(folder: Folder, listing: Listing) -> None:
         listing.notes.append(f"folders without images: {one_of(names, 6)}")
 
 
-def _take_classes(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+def _fill_from_folders(splits: dict[str, Folder], metadata: Sequence[MetadataRow], listing: Listing) -> None:
     """Fill the listing with the images of the class folders, ordered by path.
 
     Raises:
@@ -396,7 +396,7 @@ def _about_classes(listing: Listing, nested: dict[str, set[str]]) -> list[str]:
     return notes
 
 
-def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+def _fill_from_metadata(splits: dict[str, Folder], metadata: Sequence[MetadataRow], listing: Listing) -> None:
     """Fill the listing with the images that metadata names, in the order of its rows.
 
     Raises:
@@ -413,7 +413,7 @@ def _take_described(splits: dict[str, Folder], metadata: Sequence[Described], li
         listing.notes.append("the classes come from metadata, not from the folders")
 
 
-def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[Described], listing: Listing) -> None:
+def _refuse_contradictions(splits: dict[str, Folder], metadata: Sequence[MetadataRow], listing: Listing) -> None:
     """Raise ConfigError for a label that differs from its image's folder, if folders are called like labels."""
     labels = {str(row.values.get(LABEL)) for row in metadata}
     for folder in splits.values():
@@ -441,8 +441,8 @@ def to_datasets(listing: Listing, split: str | None = None, streaming: bool = Fa
     make: Any = _stream if streaming else _dataset
     together: Any = IterableDatasetDict if streaming else DatasetDict
     if split is not None:
-        return make(_coded(_part(listing, split), listing), features)
-    return together({name: make(_coded(columns, listing), features) for name, columns in listing.splits.items()})
+        return make(_encode(_part(listing, split), listing), features)
+    return together({name: make(_encode(columns, listing), features) for name, columns in listing.splits.items()})
 
 
 def _part(listing: Listing, split: str) -> Columns:
@@ -458,7 +458,7 @@ def _part(listing: Listing, split: str) -> Columns:
     }
 
 
-def _coded(columns: Columns, listing: Listing) -> Columns:
+def _encode(columns: Columns, listing: Listing) -> Columns:
     """Replace the names of classes by their ids."""
     if listing.classes is None:
         return columns

@@ -256,7 +256,7 @@ def cast_classes(
         ConfigError: the column holds something else, or truth values of classes without names.
     """
     if separator:
-        dataset = DatasetDict({split: _parted(rows, column, separator) for split, rows in dataset.items()})
+        dataset = DatasetDict({split: _split_texts(rows, column, separator) for split, rows in dataset.items()})
     feature = _features(dataset)[column]
     if isinstance(feature, dict):  # the column already holds one truth value per class
         names = wanted or list(feature)
@@ -338,7 +338,7 @@ def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Datas
     return _with_column(rows, column, truth, {name: feature[name] for name in names})
 
 
-def _parted(rows: Dataset, column: str, separator: str) -> Dataset:
+def _split_texts(rows: Dataset, column: str, separator: str) -> Dataset:
     """Split texts at the separators into lists of class names.
 
     Raises:

@@ -44,13 +44,13 @@ LIVE_SETTINGS = (
     "truncation_side",
 )  # fmt: skip
 """Tokenizer settings that can change after it was created."""
-PLACES = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
+SOURCE_SETTINGS = ("name_or_path", "tokenizer_file", "vocab_file", "tokenizer_object", "vocab", "merges")
 """Tokenizer settings that `settings_of` leaves out: they say where its files are, or repeat their content."""
 
 
 FORMAT = 1
 """Version of the format of cache entries; an entry of another version is not found."""
-AT_ONCE = 16
+ROWS_PER_THREAD = 16
 """Rows that a thread prepares at a time."""
 TRIED_ROWS = 16
 """Rows from which the size of a cache entry is estimated."""
@@ -110,22 +110,22 @@ class Preparation:
         if not self.config.transform.cache.enabled or not len(rows) or rows.format["type"] is not None:
             return None  # a format may be any function, which the fingerprint of the rows does not cover
         with in_row(lambda: source_row(rows, 0), LEAVE_OUT):
-            kinds, count = _first_row(self.task.decode(rows[0]), operations)
+            kinds, count = _cacheable_part(self.task.decode(rows[0]), operations)
         if not count:
             return None
-        work = _Work(rows, self.task, operations[:count], kinds)
+        preparer = _SplitPreparer(rows, self.task, operations[:count], kinds)
         key = self._key(rows, count, len(operations))
         started = time.perf_counter()
 
         def build(writer: ArrayWriter) -> dict[str, Any]:
-            work.write_all(writer, split)
+            preparer.write_all(writer, split)
             return {"about": f"{name_of(self.config.dataset.source)}, {split}", "kinds": kinds}
 
         try:
             reader = self.cache.find(key)
             built = False
             if reader is None:
-                reader, built = self.cache.find_or_build(key, work.estimate(), build)
+                reader, built = self.cache.find_or_build(key, preparer.estimate(), build)
         except (NoRoomError, NotWholeNumbersError) as error:
             note(f"not caching the {split} split, its transform runs every epoch: {error}")
             return None
@@ -149,7 +149,7 @@ class Preparation:
 
 
 @dataclass
-class _Work:
+class _SplitPreparer:
     """Prepares the rows of one split."""
 
     rows: Dataset
@@ -165,24 +165,25 @@ class _Work:
         """Estimate the bytes of all rows from `TRIED_ROWS` of them."""
         tried = np.unique(np.linspace(0, len(self.rows) - 1, min(TRIED_ROWS, len(self.rows)), dtype=int))
         sizes = [
-            sum(value.nbytes for value in self._one(int(index), self.rows[int(index)]).values()) for index in tried
+            sum(value.nbytes for value in self._prepare_row(int(index), self.rows[int(index)]).values())
+            for index in tried
         ]
         return int(np.mean(sizes) * len(self.rows) * 1.05)
 
     def write_all(self, writer: ArrayWriter, split: str) -> None:
         """Append all rows in their order; several threads prepare them."""
         with _progress(f"  preparing {split}", len(self.rows)) as advance:
-            for arrays in map_in_threads(self._some, range(0, len(self.rows), AT_ONCE)):
+            for arrays in map_in_threads(self._prepare_rows, range(0, len(self.rows), ROWS_PER_THREAD)):
                 for row in arrays:
                     writer.append(row)
                 advance(len(arrays))
 
-    def _some(self, start: int) -> list[Arrays]:
-        indices = range(start, min(start + AT_ONCE, len(self.rows)))
-        return [self._one(index, row) for index, row in zip(indices, rows_of(self.rows[indices]), strict=True)]
+    def _prepare_rows(self, start: int) -> list[Arrays]:
+        indices = range(start, min(start + ROWS_PER_THREAD, len(self.rows)))
+        return [self._prepare_row(index, row) for index, row in zip(indices, rows_of(self.rows[indices]), strict=True)]
 
     @row_of_images
-    def _one(self, index: int, row: Row) -> Arrays:
+    def _prepare_row(self, index: int, row: Row) -> Arrays:
         with in_row(lambda: source_row(self.rows, index), LEAVE_OUT):
             row = self.decode(row)
             for operation in self.rest:
@@ -226,7 +227,7 @@ def _same(first: Row, second: Row) -> bool:
     return first.keys() == second.keys() and all(equal(first[name], second[name]) for name in first)
 
 
-def _first_row(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
+def _cacheable_part(row: Row, operations: list[Any]) -> tuple[dict[str, str], int]:
     """Return the field kinds after the last operation whose result can be kept, and how many operations that takes."""
     best: tuple[dict[str, str], int] = {}, 0
     for number, operation in enumerate(operations, 1):
@@ -240,14 +241,14 @@ def _code(nodes: Any) -> dict[str, str]:
     """Return library versions and hashes of the modules (the user's and hfexp's) that a prepared row depends on."""
     versions = {name: _version(name) for name in LIBRARIES}
     for target in targets_in(nodes):
-        module, home = _homes(target)
+        module, home = _modules_of(target)
         versions |= _source(module) | _source(home) | {target: _version(target.partition(".")[0])}
     for module in CODE:
         versions |= _source(module)
     return versions
 
 
-def _homes(target: str) -> tuple[str, str]:
+def _modules_of(target: str) -> tuple[str, str]:
     """Return the module by which a target is named (`my.module` of `my.module.Class.make`) and its defining module."""
     module, names = target, list[str]()
     while module and module not in sys.modules:
@@ -299,7 +300,7 @@ def settings_of(processor: Any) -> dict[str, Any]:
         return {"class": type(processor).__name__, **processor.to_dict()}
     backend = getattr(processor, "backend_tokenizer", None)
     content = backend.to_str() if backend is not None else json.dumps(processor.get_vocab(), sort_keys=True)
-    named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in PLACES}
+    named = {name: str(value) for name, value in processor.init_kwargs.items() if name not in SOURCE_SETTINGS}
     named |= {name: str(getattr(processor, name, None)) for name in LIVE_SETTINGS}
     digest = hashlib.sha256(content.encode()).hexdigest()
     return {"class": type(processor).__name__, **named, "content": digest}

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 class EpochSampler(Sampler[int]):
     """Yields keys `epoch * num_rows + index`: shuffled by (seed, epoch), in row order, or grouped by length.
 
-    `hfexp.training.callbacks.TellEpoch` calls `set_epoch` at the start of each epoch.
+    `hfexp.training.callbacks.SetEpochCallback` calls `set_epoch` at the start of each epoch.
     """
 
     def __init__(

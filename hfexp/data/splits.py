@@ -216,19 +216,19 @@ def _split(rows: Dataset, size: float, key: str, seed: int, label_column: str | 
         )
     cut_size = math.ceil(size * len(rows)) if size < 1 else count
     if label_column is None:
-        kept, cut = _drawn(np.arange(len(rows)), cut_size, seed)
+        kept, cut = _draw(np.arange(len(rows)), cut_size, seed)
     else:
-        kept, cut = _drawn_by_class(rows, label_column, count, cut_size, seed, key)
+        kept, cut = _draw_by_class(rows, label_column, count, cut_size, seed, key)
     return rows.select(kept), rows.select(cut)
 
 
-def _drawn(numbers: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw(numbers: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw `size` of these numbers as `Dataset.train_test_split` does; return the rest first, then the drawn ones."""
     parts = Dataset.from_dict({"number": numbers}).train_test_split(test_size=size, seed=seed)
     return np.asarray(parts["train"]["number"][:]), np.asarray(parts["test"]["number"][:])
 
 
-def _drawn_by_class(
+def _draw_by_class(
     rows: Dataset, column: str, size: int, cut_size: int, seed: int, key: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw row numbers with the classes in proportion; classes with a single row stay in the rest, returned first.
@@ -242,7 +242,7 @@ def _drawn_by_class(
     others, num_classes = np.flatnonzero(~single), int((counts > 1).sum())
     if cut_size >= len(others):
         note(f"{key}: nearly all classes have a single row; drawing rows at random")
-        return _drawn(np.arange(len(rows)), cut_size, seed)
+        return _draw(np.arange(len(rows)), cut_size, seed)
     if single.any():
         names = map(rows.features[column].int2str, labels[single].tolist())
         note(f"{key}: classes with a single row stay in the training split: {one_of(names, 5)}")
@@ -253,7 +253,7 @@ def _drawn_by_class(
     else:
         few = min(size, len(others) - size)
         note(f"{key}: {few} rows are too few to cover {num_classes} classes; drawing rows at random")
-        kept, cut = _drawn(others, cut_size, seed)
+        kept, cut = _draw(others, cut_size, seed)
     return np.concatenate([kept, np.flatnonzero(single)]), cut
 
 

@@ -1,8 +1,8 @@
 """Streams as the Trainer reads them: endless batches for training, rows in order for evaluation.
 
 The content of a training batch depends only on the data, the seed and the number of processes. The stream is cut into
-lanes (`Stream.num_lanes`), each with its own shuffle buffer; in every round, each lane gives one batch. Data loader
-workers share the lanes or, if they outnumber them, the rounds: so the number of workers does not change the batches.
+shards (`Stream.num_shards`), each with its own shuffle buffer; in every round, each shard gives one batch. Data loader
+workers share the shards or, if they outnumber them, the rounds: so the number of workers does not change the batches.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ NUM_FIRST = 16
 """Rows from the beginning of a stream that are kept for checks and display."""
 READ_AT_ONCE = 64
 """Rows per read of a stream."""
-LANES = (24, 12, 8, 6, 4, 3, 2, 1)
-"""Numbers of lanes (parts read side by side) that a stream may have: many numbers of workers divide them."""
+SHARD_COUNTS = (24, 12, 8, 6, 4, 3, 2, 1)
+"""Numbers of shards (parts read side by side) that a stream may have: many numbers of workers divide them."""
 
 
 def num_rows(rows: Any) -> int | None:
@@ -77,22 +77,22 @@ def first_rows(rows: Any, count: int) -> list[Row]:
     return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
 
 
-def num_lanes(rows: IterableDataset, most: int, world_size: int = 1) -> int:
-    """Return the number of lanes that the files can be cut into, with at least one file per lane and process."""
-    shards = max(rows.num_shards // world_size, 1)
-    return next(count for count in LANES if count <= min(shards, most))
+def num_shards(rows: IterableDataset, most: int, world_size: int = 1) -> int:
+    """Return the number of shards that the files can be cut into, with at least one file per shard and process."""
+    available = max(rows.num_shards // world_size, 1)
+    return next(count for count in SHARD_COUNTS if count <= min(available, most))
 
 
-def cut(rows: IterableDataset, lanes: int, lane: int) -> IterableDataset:
-    """Return one lane: every `lanes`-th file."""
-    return rows if lanes == 1 else rows.shard(lanes, lane, contiguous=False)
+def cut(rows: IterableDataset, shards: int, shard: int) -> IterableDataset:
+    """Return one shard: every `shards`-th file."""
+    return rows if shards == 1 else rows.shard(shards, shard, contiguous=False)
 
 
 def shuffled(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
     """Shuffle the order of the files, and their rows within a buffer.
 
     Only one file at a time fills the buffer: `datasets` reads several in threads, and waits five seconds for those of
-    Parquet to end. Reading several lanes mixes the rows of different files.
+    Parquet to end. Reading several shards mixes the rows of different files.
     """
     return rows.shuffle(seed=seed, buffer_size=max(buffer, 1), max_buffer_input_shards=1)
 
@@ -130,12 +130,12 @@ class Labels:
 class Stream:
     """The rows of one split. A stream has no length, but its first rows can be indexed."""
 
-    def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_lanes: int) -> None:
-        """Read the first rows; `source` identifies the data in the digest, `max_lanes` is 1 for a limited stream."""
+    def __init__(self, rows: IterableDataset, split: str, labels: Labels | None, source: Any, max_shards: int) -> None:
+        """Read the first rows; `source` identifies the data in the digest, `max_shards` is 1 for a limited stream."""
         self.rows = rows
         self.split = split
         self.labels = labels
-        self.max_lanes = max_lanes
+        self.max_shards = max_shards
         self.info = rows.info
         self.files = _files(rows)
         self.features = Features({**(rows.features or {})})
@@ -159,20 +159,22 @@ class Stream:
         """Yield all rows in order."""
         return self._read(self.rows)
 
-    def num_lanes(self, world_size: int = 1) -> int:
-        """Return how many lanes are read side by side; this depends only on the data and the number of processes."""
-        return num_lanes(self.rows, self.max_lanes, world_size)
+    def num_shards(self, world_size: int = 1) -> int:
+        """Return how many shards are read side by side; this depends only on the data and the number of processes."""
+        return num_shards(self.rows, self.max_shards, world_size)
 
-    def lane(self, lane: int, seed: int, epoch: int, buffer: int, rank: int = 0, world_size: int = 1) -> Iterator[Row]:
-        """Yield this process's rows of one lane, shuffled by (seed, epoch).
+    def shard(
+        self, shard: int, seed: int, epoch: int, buffer: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Row]:
+        """Yield this process's rows of one shard, shuffled by (seed, epoch).
 
         Args:
-            buffer: rows that the shuffle buffers of all lanes hold together.
+            buffer: rows that the shuffle buffers of all shards hold together.
         """
-        lanes = self.num_lanes(world_size)
-        rows = shuffled(cut(self.rows, lanes, lane), mix(seed, epoch, lane), buffer // lanes)
+        shards = self.num_shards(world_size)
+        rows = shuffled(cut(self.rows, shards, shard), mix(seed, epoch, shard), buffer // shards)
         if world_size > 1:
-            strategy = "auto" if self.max_lanes > 1 else "examples"
+            strategy = "auto" if self.max_shards > 1 else "examples"
             rows = split_dataset_by_node(rows, rank, world_size, strategy=strategy)  # pyright: ignore
         return self._read(rows)
 
@@ -324,7 +326,7 @@ class EvaluationStream(ProcessedStream):
 class TrainingStream(ProcessedStream):
     """Endless batches of model inputs, epoch after epoch."""
 
-    had = 0
+    consumed = 0
     """Batches that a resumed training has already used; the stream yields an empty placeholder for each."""
     batches_per_epoch: int | None = None
     """Known after the first epoch, or from a checkpoint."""
@@ -338,19 +340,21 @@ class TrainingStream(ProcessedStream):
         """Set how the stream is read: batch size, collator, process, and data loader workers."""
         self.batch_size, self.collate, self.drop_last = batch_size, collate, args.dataloader_drop_last
         self.rank, self.world_size = args.process_index, args.world_size
-        self.lanes = self.rows.num_lanes(self.world_size)
+        self.shards = self.rows.num_shards(self.world_size)
         wanted = min(args.dataloader_num_workers, MAX_WORKERS)
-        workers = usable_workers(wanted, self.lanes, not self.skips_bad)
+        workers = usable_workers(wanted, self.shards, not self.skips_bad)
         if workers < wanted:
-            note(f"using {workers} of {wanted} data loader workers: the training stream has {self.lanes} parts")
+            note(f"using {workers} of {wanted} data loader workers: the training stream has {self.shards} shards")
         self.loader: dict[str, Any] = {"num_workers": workers, "pin_memory": args.dataloader_pin_memory}
         if workers:
             self.loader["prefetch_factor"] = args.dataloader_prefetch_factor
             self.loader["multiprocessing_context"] = args.dataloader_multiprocessing_context
 
     def __iter__(self) -> Iterator[Any]:
-        yield from itertools.repeat({}, self.had)
-        epoch, skipped = divmod(self.had, self.batches_per_epoch) if self.batches_per_epoch else (0, self.had)
+        yield from itertools.repeat({}, self.consumed)
+        epoch, skipped = (
+            divmod(self.consumed, self.batches_per_epoch) if self.batches_per_epoch else (0, self.consumed)
+        )
         for number in itertools.count(epoch):
             yield from self._epoch(number, skipped)
             skipped = max(skipped - (self.batches_per_epoch or 0), 0)
@@ -358,7 +362,7 @@ class TrainingStream(ProcessedStream):
     def _epoch(self, epoch: int, skipped: int) -> Iterator[Any]:
         """Yield the batches of one epoch after the first `skipped`."""
         # These rounds give at most `skipped` batches, so their rows need no processing.
-        pieces = _Pieces(self, epoch, skipped // self.lanes)
+        pieces = _Pieces(self, epoch, skipped // self.shards)
         generator = torch.Generator().manual_seed(mix(self.order_seed, epoch))
         rest: list[Row] = []
         count = 0
@@ -382,7 +386,7 @@ class TrainingStream(ProcessedStream):
 
 
 class _Pieces(TorchIterableDataset):
-    """One epoch in pieces: a batch, the rows left at the end of a lane, or nothing for a lane that has ended."""
+    """One epoch in pieces: a batch, the rows left at the end of a shard, or nothing for a shard that has ended."""
 
     def __init__(self, stream: TrainingStream, epoch: int, skipped_rounds: int) -> None:
         self.stream = stream
@@ -392,21 +396,21 @@ class _Pieces(TorchIterableDataset):
     def __iter__(self) -> Iterator[tuple[Any, list[Row]]]:
         worker = _worker()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
-        lanes = self.stream.lanes
-        own = range(number % lanes, lanes, min(workers, lanes))
-        share, part = max(workers // lanes, 1), number // lanes
-        open_lanes = {lane: self._batches(lane) for lane in own}
+        shards = self.stream.shards
+        own = range(number % shards, shards, min(workers, shards))
+        share, part = max(workers // shards, 1), number // shards
+        open_shards = {shard: self._batches(shard) for shard in own}
         for turn in itertools.count():
-            pieces = [(lane, next(open_lanes[lane], None) if lane in open_lanes else None) for lane in own]
-            open_lanes = {lane: open_lanes[lane] for lane, items in pieces if items}
-            if not open_lanes:
+            pieces = [(shard, next(open_shards[shard], None) if shard in open_shards else None) for shard in own]
+            open_shards = {shard: open_shards[shard] for shard, items in pieces if items}
+            if not open_shards:
                 return
             if turn % share == part:
                 yield from (self._piece(items, turn) for _, items in pieces)
 
-    def _batches(self, lane: int) -> Iterator[list[Item]]:
+    def _batches(self, shard: int) -> Iterator[list[Item]]:
         stream = self.stream
-        rows = stream.rows.lane(lane, stream.order_seed, self.epoch, stream.buffer, stream.rank, stream.world_size)
+        rows = stream.rows.shard(shard, stream.order_seed, self.epoch, stream.buffer, stream.rank, stream.world_size)
         return _batched(stream.items(rows), stream.batch_size)
 
     def _piece(self, items: list[Item] | None, turn: int) -> tuple[Any, list[Row]]:
@@ -419,11 +423,11 @@ class _Pieces(TorchIterableDataset):
         return (self.stream.collate(rows), []) if whole else (None, rows)
 
 
-def usable_workers(wanted: int, lanes: int, may_share: bool) -> int:
-    """Return the most workers up to `wanted` that divide the lanes or, if `may_share`, are a multiple of them."""
-    if wanted > lanes:
-        return wanted // lanes * lanes if may_share else lanes
-    return max((count for count in range(1, wanted + 1) if lanes % count == 0), default=0)
+def usable_workers(wanted: int, shards: int, may_share: bool) -> int:
+    """Return the most workers up to `wanted` that divide the shards or, if `may_share`, are a multiple of them."""
+    if wanted > shards:
+        return wanted // shards * shards if may_share else shards
+    return max((count for count in range(1, wanted + 1) if shards % count == 0), default=0)
 
 
 def _worker() -> Any:
@@ -536,7 +540,7 @@ def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Data
     wanted = {} if config.validate_on_train else _wanted(sources, config)
     if wanted:
         held, keys = _hold_out(sources["train"], wanted, config, labels["train"])
-        sources["train"] = sources["train"].filter(_LeftIn(keys))
+        sources["train"] = sources["train"].filter(_NotHeldOut(keys))
     identity: list[Any] = [config.source, config.split_seed, wanted]
     splits: dict[str, Any] = {}
     for split, rows in sources.items():
@@ -544,7 +548,7 @@ def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Data
         if limit is not None:
             rows = _interleaved(rows, config.split_seed, config.shuffle_buffer).take(limit)
         facts = [*identity, split, limit]
-        splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(LANES))
+        splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(SHARD_COUNTS))
     for split, kept in held.items():
         splits[split] = kept.select(range(min(_limit(config, split) or len(kept), len(kept))))
     if config.validate_on_train:
@@ -552,7 +556,7 @@ def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> Data
     return DatasetDict(splits)  # pyright: ignore
 
 
-class _LeftIn:
+class _NotHeldOut:
     """Filter for the rows that stay in the training stream."""
 
     def __init__(self, left_out: frozenset[int]) -> None:
@@ -608,9 +612,9 @@ def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
 
 
 def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
-    """Return all rows, shuffled and taken from several lanes in turn."""
-    lanes = num_lanes(rows, max(LANES))
-    readers = [shuffled(cut(rows, lanes, lane), mix(seed, lane), buffer // lanes) for lane in range(lanes)]
+    """Return all rows, shuffled and taken from several shards in turn."""
+    shards = num_shards(rows, max(SHARD_COUNTS))
+    readers = [shuffled(cut(rows, shards, shard), mix(seed, shard), buffer // shards) for shard in range(shards)]
     return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
 
 

@@ -41,7 +41,7 @@ class Encode(torch.nn.Module):
         self.longest = max_length or limit
         self.tokenizer = copy.deepcopy(processor)
         self.tokenizer.model_max_length = 10**30  # no warning about long texts, which are cut into blocks later
-        self.locating = _locating(self.tokenizer) if processor.chat_template else None
+        self.offset_tokenizer = _offset_tokenizer(self.tokenizer) if processor.chat_template else None
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the columns of texts by lists of token ids."""
@@ -77,12 +77,12 @@ class Encode(torch.nn.Module):
         spans = [
             self._span(messages, place, whole) for place, turn in enumerate(messages) if turn["role"] == "assistant"
         ]
-        if self.locating is None:
+        if self.offset_tokenizer is None:
             raise ConfigError(
                 f"{type(self.tokenizer).__name__} is a slow tokenizer, which returns no token offsets: "
                 "conversations need a fast one"
             )
-        encoded = self.locating(whole, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.offset_tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         tokens = list(encoded["input_ids"])[: self.longest]
         places = encoded["offset_mapping"][: self.longest]
         labels = [
@@ -125,7 +125,7 @@ class Encode(torch.nn.Module):
         return len(before), stop + len(os.path.commonprefix([mark, behind]))
 
 
-def _locating(tokenizer: Any) -> Any:
+def _offset_tokenizer(tokenizer: Any) -> Any:
     """Copy the tokenizer so that its offsets cover whole tokens; return None for a slow one, which has no offsets.
 
     Post-processors add special tokens, which a chat template writes itself. They may also trim spaces from offsets, so
@@ -154,11 +154,11 @@ class LanguageCollator:
 
     def __init__(self, tokenizer: Any) -> None:
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.learning = TextCollator(tokenizer, padding={"labels": IGNORED}, pad_id=filler, side="right")
-        self.asking = TextCollator(tokenizer, pad_id=filler, side="left")
+        self.pad_labelled = TextCollator(tokenizer, padding={"labels": IGNORED}, pad_id=filler, side="right")
+        self.pad_prompts = TextCollator(tokenizer, pad_id=filler, side="left")
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return (self.learning if "labels" in rows[0] else self.asking)(rows)
+        return (self.pad_labelled if "labels" in rows[0] else self.pad_prompts)(rows)
 
 
 def check_messages(value: Any) -> Messages:

@@ -23,7 +23,7 @@ from hfexp.tasks.image_memory import BYTES_PER_PIXEL, FORMATS, MAX_PIXELS, budge
 # The geometry of an image processor: how it resizes, crops and normalises, as numbers.
 
 
-OTHERWISE = ": use transform=processor, which leaves all of it to the processor (slower, and without augmentation)"
+USE_PROCESSOR = ": use transform=processor, which leaves all of it to the processor (slower, and without augmentation)"
 
 FILTERS = {"nearest": 0, "bilinear": 2, "bicubic": 3}
 """PIL's resampling filters that torchvision also has for tensors, by timm's names."""
@@ -71,10 +71,10 @@ class Geometry:
             resize = resize[0]
         elif mode != "squash":
             raise ConfigError(
-                f"crop_mode={mode} of the timm model ({height} x {width} pixels) is not supported{OTHERWISE}"
+                f"crop_mode={mode} of the timm model ({height} x {width} pixels) is not supported{USE_PROCESSOR}"
             )
         if filter_name not in FILTERS:
-            raise ConfigError(f"interpolation={filter_name} of the timm model is not supported{OTHERWISE}")
+            raise ConfigError(f"interpolation={filter_name} of the timm model is not supported{USE_PROCESSOR}")
         mean, std = tuple(config["mean"]), tuple(config["std"])
         return cls((height, width), resize, FILTERS[filter_name], mean, std, rounds_to_even=True)
 
@@ -86,7 +86,7 @@ def _size_and_resize(settings: dict[str, Any]) -> tuple[tuple[int, int], int | t
     edge = size.get("shortest_edge")
     if edge is None:
         if not {"height", "width"} <= size.keys():
-            raise ConfigError(f"the processor has no image size in pixels (size={size or None}){OTHERWISE}")
+            raise ConfigError(f"the processor has no image size in pixels (size={size or None}){USE_PROCESSOR}")
         resized = (size["height"], size["width"])
         return ((crop["height"], crop["width"]) if crop else resized), resized
     if "crop_pct" in settings and settings["crop_pct"]:
@@ -115,7 +115,7 @@ COMMON = ("BMP", "GIF", "JPEG", "PPM", "PNG")
 
 TRIED_SHAPES = ((128, 96), (101, 157), (61, 61), (33, 20))
 """Width and height of the pictures on which `Fit` is compared with a processor."""
-LIKE = 1.5
+MAX_DIFFERENCE = 1.5
 """Mean difference from the processor's image, in levels of 255, that is allowed: backends round differently."""
 ORIENTATION = 0x0112
 """EXIF tag of the orientation; its value 1 means upright."""
@@ -326,9 +326,9 @@ class Fit(torch.nn.Module):
         self.geometry = geometry
         self.interpolation = InterpolationMode(_filter_name(geometry.interpolation))
         if isinstance(processor, transformers.image_processing_utils.BaseImageProcessor):
-            self._require_likeness(processor)
+            self._require_same_result(processor)
 
-    def _require_likeness(self, processor: Any) -> None:
+    def _require_same_result(self, processor: Any) -> None:
         """Compare with the processor on pictures of several shapes, because processors round margins differently."""
         collator, level = ImageCollator.for_processor(processor), 1 / 255 / min(self.geometry.std or (1,))
         for shape in TRIED_SHAPES:
@@ -337,10 +337,10 @@ class Fit(torch.nn.Module):
             theirs = processor(picture, return_tensors="pt")["pixel_values"]
             row = self.forward({"image": functional.pil_to_tensor(picture)})
             ours = collator.finish({"pixel_values": row["image"][None]})["pixel_values"]
-            if ours.shape != theirs.shape or (ours - theirs).abs().mean() > LIKE * level:
+            if ours.shape != theirs.shape or (ours - theirs).abs().mean() > MAX_DIFFERENCE * level:
                 raise ConfigError(
                     f"{type(processor).__name__} with these settings does more to an image than resizing, cropping "
-                    f"and normalising it{OTHERWISE}"
+                    f"and normalising it{USE_PROCESSOR}"
                 )
 
     def forward(self, row: dict[str, Any]) -> dict[str, Any]:

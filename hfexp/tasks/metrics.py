@@ -18,7 +18,7 @@ IDS = datasets.Value("int64")
 NUMBERS = datasets.Value("float64")
 SCORES = datasets.Sequence(datasets.Value("float32"))
 
-_KINDS = {CLASS: "one class per row", CLASSES: "several classes per row", NUMBER: "numbers"}
+_KIND_NAMES = {CLASS: "one class per row", CLASSES: "several classes per row", NUMBER: "numbers"}
 
 
 def _kind(references: np.ndarray) -> str:
@@ -54,8 +54,8 @@ class _ArrayMetric(evaluate.Metric):
         arrays = {name: np.asarray(kwargs[name]) for name in self.inputs}
         kind = _kind(arrays["references"]) if "references" in arrays else self.kinds[0]
         if kind not in self.kinds:
-            ours = " or ".join(_KINDS[k] for k in self.kinds)
-            raise ConfigError(f"metrics: {type(self).__name__} is for {ours}, not for {_KINDS[kind]}")
+            ours = " or ".join(_KIND_NAMES[k] for k in self.kinds)
+            raise ConfigError(f"metrics: {type(self).__name__} is for {ours}, not for {_KIND_NAMES[kind]}")
         return self._compute(**arrays)
 
     def _compute(self, **kwargs: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hfexp.core.process import count_once, handled
 from hfexp.data.sampling import EpochSampler
 
 
-class TellEpoch(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Callback that tells the sampler its epoch, which determines the order of the samples.
 
     The Trainer does so through the data loader, which does not reach the sampler when several processes resume in
@@ -221,14 +221,14 @@ class ProfileCallback(TrainerCallback):
 # Stopping all processes of a run at the same step; a process that goes on alone would hang in the next collective.
 
 
-FOLDER = ".stop"
-ASKED = "asked"
-STEP = "step"
+STOP_DIR = ".stop"
+REQUEST_FILE = "asked"
+STEP_FILE = "step"
 
 
 def forget(run_dir: Path) -> None:
     """Remove the stop files that an earlier start of the run left."""
-    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+    shutil.rmtree(run_dir / STOP_DIR, ignore_errors=True)
 
 
 class StopTogether(StopOnSignal):
@@ -242,7 +242,7 @@ class StopTogether(StopOnSignal):
 
     def __init__(self, run_dir: Path, is_first: bool) -> None:
         super().__init__()
-        self._folder = run_dir / FOLDER
+        self._folder = run_dir / STOP_DIR
         self._is_first = is_first
         self._last_step: int | None = None
         self._step = 0
@@ -261,7 +261,7 @@ class StopTogether(StopOnSignal):
         self.requested = True
         with contextlib.suppress(OSError):
             self._folder.mkdir(exist_ok=True)
-            (self._folder / ASKED).touch()
+            (self._folder / REQUEST_FILE).touch()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -272,7 +272,7 @@ class StopTogether(StopOnSignal):
         super().on_step_end(args, state, control, **kwargs)
 
     def _agree(self) -> None:
-        agreed = self._folder / STEP
+        agreed = self._folder / STEP_FILE
         if self._is_first and not agreed.exists():
             written = agreed.with_suffix(".new")
             written.write_text(str(self._step + 1))

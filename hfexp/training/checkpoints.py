@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 STAGING = ".incomplete"
 
 
-class TrueCheckpoints(_Base):
+class CheckpointMixin(_Base):
     """Mixin for a Transformers `Trainer`: atomic checkpoints with the model's own key names, and strict loading.
 
     The Trainer writes a checkpoint below a staging directory, which is renamed when the checkpoint is complete.

@@ -82,7 +82,7 @@ def _require_settings(processor: Any, settings: dict[str, Any]) -> None:
 
 POSITIONS = ("max_position_embeddings", "max_seq_len")
 """Fields of a model's config that limit the tokens of a text; the second is MPT's."""
-OF_OTHER_INPUTS = ("audio_token", "image_token", "video_token")
+NON_TEXT_TOKENS = ("audio_token", "image_token", "video_token")
 """A tokenizer's special tokens that no text contains: a text-only model may have no embedding for them (Gemma 3)."""
 
 
@@ -123,7 +123,7 @@ def _require_embeddings(tokenizer: Any, model: Any) -> None:
     rows = getattr(config, "vocab_size", None)
     if rows is None:  # CANINE reads characters and has no vocabulary
         return
-    ignored = {str(getattr(tokenizer, name, None)) for name in OF_OTHER_INPUTS}
+    ignored = {str(getattr(tokenizer, name, None)) for name in NON_TEXT_TOKENS}
     vocabulary = tokenizer.get_vocab()
     unknown = sorted(
         (token for token, n in vocabulary.items() if n >= rows and token not in ignored), key=vocabulary.get

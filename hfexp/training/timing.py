@@ -38,7 +38,7 @@ class Sums:
     loss: float = 0.0
 
 
-class Timed(_Base):
+class TimingMixin(_Base):
     """Mixin for a Transformers `Trainer` that adds rates to its training logs, and totals to its last log.
 
     Each training loss comes with `samples_per_second` and, for text, `tokens_per_second` (padding included), both of
@@ -50,7 +50,7 @@ class Timed(_Base):
     A resumed training continues the sums in its checkpoint: its last log covers all the steps that count.
     """
 
-    _before: "Sums | None" = None
+    _sums_before: "Sums | None" = None
     """Sums in the checkpoint that this start resumed from; None in a new training."""
     _data_seconds = 0.0
     _aside_seconds = 0.0
@@ -58,20 +58,20 @@ class Timed(_Base):
     _aside_since: float | None = None
     _samples = 0
     _tokens = 0
-    _began: float | None = None
-    _mark: tuple[float, float, float, int, int] | None = None
+    _started_at: float | None = None
+    _last_logged: tuple[float, float, float, int, int] | None = None
     """Time, data seconds, seconds aside, samples and tokens when the last loss was logged."""
 
     @property
     def seconds_before(self) -> float:
         """Return the seconds of training up to the checkpoint that this start resumed from."""
-        return self._before.seconds if self._before else 0.0
+        return self._sums_before.seconds if self._sums_before else 0.0
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        if self._mark is None:
-            self._began = start
-            self._mark = (start, 0.0, 0.0, 0, 0)
+        if self._last_logged is None:
+            self._started_at = start
+            self._last_logged = (start, 0.0, 0.0, 0, 0)
         batches, count = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
         for batch in batches:
@@ -98,7 +98,7 @@ class Timed(_Base):
             return super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._mark is not None:
+        if "loss" in logs and self._last_logged is not None:
             logs |= self._rates()
         elif "train_runtime" in logs:
             logs |= self._totals(logs)
@@ -108,7 +108,7 @@ class Timed(_Base):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             with contextlib.suppress(FileNotFoundError):  # from a version without sums: only this start is known
-                self._before = read_record(Path(checkpoint, FILE), Sums)
+                self._sums_before = read_record(Path(checkpoint, FILE), Sums)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -118,8 +118,8 @@ class Timed(_Base):
 
     def _sums(self, loss: float) -> "Sums":
         """Add the sums of this start to those of the starts before it; `loss` is the sum over this start's steps."""
-        before, now = self._before or Sums(), time.perf_counter()
-        elapsed = now - self._began if self._began is not None else 0.0
+        before, now = self._sums_before or Sums(), time.perf_counter()
+        elapsed = now - self._started_at if self._started_at is not None else 0.0
         aside = self._aside_seconds + (now - self._aside_since if self._aside_since is not None else 0.0)
         return Sums(
             before.seconds + elapsed,
@@ -132,9 +132,9 @@ class Timed(_Base):
     def _rates(self) -> dict[str, float]:
         """Return the rates since the last logged loss."""
         now = (time.perf_counter(), self._data_seconds, self._aside_seconds, self._samples, self._tokens)
-        assert self._mark is not None
-        wall, data, aside, samples, tokens = (b - a for a, b in zip(self._mark, now, strict=True))
-        self._mark = now
+        assert self._last_logged is not None
+        wall, data, aside, samples, tokens = (b - a for a, b in zip(self._last_logged, now, strict=True))
+        self._last_logged = now
         busy = max(wall - aside, 1e-9)
         processes = self.args.world_size  # every process gets as many rows as this one
         rates = {"samples_per_second": processes * samples / busy, "data_time_share": min(data / busy, 1.0)}
@@ -148,7 +148,7 @@ class Timed(_Base):
         sums = self._sums(self._total_loss_scalar)
         parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}
         parts["train_compute_seconds"] = sums.seconds - sums.data_seconds - sums.aside_seconds
-        runtime, unknown = max(sums.seconds, 1e-9), 0 if self._before else self._initial_global_step
+        runtime, unknown = max(sums.seconds, 1e-9), 0 if self._sums_before else self._initial_global_step
         steps = self.state.global_step - unknown
         whole = {
             "train_runtime": runtime,

@@ -19,9 +19,9 @@ from hfexp.data.sampling import EpochSampler
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
-from hfexp.training.callbacks import StopWhenDiverged, TellEpoch
-from hfexp.training.checkpoints import TrueCheckpoints
-from hfexp.training.timing import Timed
+from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged
+from hfexp.training.checkpoints import CheckpointMixin
+from hfexp.training.timing import TimingMixin
 from hfexp.training.weighting import WeightedLosses
 
 # Trainer mixin that reads streams.
@@ -101,7 +101,7 @@ class StreamTraining(_Base):
         )
         stream = self.train_dataset
         if isinstance(stream, TrainingStream) and resume_from_checkpoint is not None:
-            stream.had = position[1]
+            stream.consumed = position[1]
             path = Path(str(resume_from_checkpoint), self._stream_file)
             if path.is_file():
                 stream.batches_per_epoch = read_record(path, _StreamState).batches_per_epoch
@@ -118,7 +118,7 @@ class StreamTraining(_Base):
         return f"stream_{self.args.process_index}.json"
 
 
-class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
+class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
     """The Transformers `Trainer` with checkpoints that restore all weights, timing, keyed sampling and soft labels."""
 
     soft_labels: bool = False
@@ -183,8 +183,8 @@ class Trainer(TrueCheckpoints, Timed, StreamTraining, StopWhenDiverged, Weighted
             args = self.args
             group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group)
-            self.remove_callback(TellEpoch)
-            self.add_callback(TellEpoch(sampler))
+            self.remove_callback(SetEpochCallback)
+            self.add_callback(SetEpochCallback(sampler))
             return sampler
         return super()._get_train_sampler(train_dataset)
 

@@ -46,7 +46,7 @@ class WeightedLosses(_Base):
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
         self._divisors: deque[Any] = deque()
         """Divisors of the losses of the next step's batches, in their order."""
-        self._scored = (0.0, 0, 0)
+        self._eval_sums = (0.0, 0, 0)
         """Sum of losses, number of items and number of rows of the current evaluation, in this process."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -137,9 +137,9 @@ class WeightedLosses(_Base):
         Raises:
             RunError: the evaluation has not scored every row of the split.
         """
-        self._scored = (0.0, 0, 0)
+        self._eval_sums = (0.0, 0, 0)
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        scored = torch.tensor(self._scored, dtype=torch.float64)
+        scored = torch.tensor(self._eval_sums, dtype=torch.float64)
         if self.args.world_size > 1:
             scored = self.accelerator.reduce(scored.to(self.accelerator.device), reduction="sum")
         loss_sum, items, rows = scored.tolist()  # pyright: ignore
@@ -161,10 +161,10 @@ class WeightedLosses(_Base):
             real = self._real_rows(size, state.remainder)
         kept = self._cut(inputs, size, real)
         loss, logits, labels = super().prediction_step(model, kept, prediction_loss_only, ignore_keys)  # pyright: ignore
-        loss_sum, items, rows = self._scored
+        loss_sum, items, rows = self._eval_sums
         new = int(self._num_tokens(kept)) if self.loss_per_token and real else real
         added = float(loss) * new if loss is not None and new else 0.0
-        self._scored = (loss_sum + added, items + new, rows + real)
+        self._eval_sums = (loss_sum + added, items + new, rows + real)
         if kept is not inputs:  # gathering needs equally many rows in all processes
             labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
             labels = labels[0] if labels is not None and len(labels) == 1 else labels

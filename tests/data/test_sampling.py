@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
 from hfexp.tasks.images import RandomAffine
-from hfexp.training.callbacks import TellEpoch
+from hfexp.training.callbacks import SetEpochCallback
 
 
 def test_each_epoch_is_a_permutation_of_its_own() -> None:
@@ -39,7 +39,7 @@ def test_processes_that_resume_in_mid_epoch_take_the_samples_of_that_epoch() -> 
     sampler = EpochSampler(8, seed=0)
     second_of_two = BatchSamplerShard(BatchSampler(sampler, 2, drop_last=False), num_processes=2, process_index=1)
     loader: Any = skip_first_batches(DataLoaderShard(range(16), batch_sampler=second_of_two), 1)  # pyright: ignore
-    TellEpoch(sampler).on_epoch_begin(TrainingArguments(), TrainerState(epoch=1.5), TrainerControl())
+    SetEpochCallback(sampler).on_epoch_begin(TrainingArguments(), TrainerState(epoch=1.5), TrainerControl())
     loader.set_epoch(1)
     whole = EpochSampler(8, seed=0)
     whole.set_epoch(1)

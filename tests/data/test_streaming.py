@@ -22,7 +22,14 @@ from hfexp.core.errors import ConfigError, DataError
 from hfexp.core.identity import config_hash
 from hfexp.data import streaming
 from hfexp.data.splits import load_dataset
-from hfexp.data.streaming import LANES, EvaluationStream, TrainingStream, stored_key, usable_workers, with_content
+from hfexp.data.streaming import (
+    SHARD_COUNTS,
+    EvaluationStream,
+    TrainingStream,
+    stored_key,
+    usable_workers,
+    with_content,
+)
 from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
 
@@ -117,7 +124,7 @@ def flat(lists: list[list[int]]) -> list[int]:
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_an_epoch_is_every_row_once_in_an_order_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
     stream = splits_of(request.getfixturevalue(kind))["train"]
-    assert stream.rows.num_lanes() == (1 if kind == "folder" else 4)
+    assert stream.rows.num_shards() == (1 if kind == "folder" else 4)
     found = batches(stream, 10)
     first, second = flat(found[:5]), flat(found[5:])
     assert [len(batch) for batch in found] == [4] * 10
@@ -145,7 +152,7 @@ def test_usable_workers() -> None:
     assert [usable_workers(n, 4, True) for n in (0, 1, 2, 3, 4, 5, 9)] == [0, 1, 2, 2, 4, 4, 8]
     assert usable_workers(8, 1, True) == 8
     assert usable_workers(8, 1, False) == 1
-    assert LANES[-1] == 1
+    assert SHARD_COUNTS[-1] == 1
 
 
 def test_what_was_had_is_not_decoded(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
