@@ -303,8 +303,8 @@ def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], 
             ids = [value for value in row if isinstance(value, int)]
             if any(isinstance(value, bool | float) for value in row) or as_many and len(set(ids)) < len(ids):
                 raise ConfigError(
-                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80} is "
-                    "neither truth values (0 or 1, one per class in each row) nor class ids (distinct integers)"
+                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80}. "
+                    "Truth values must be 0 or 1, one per class in every row; class ids must be distinct integers"
                 )
     return False
 

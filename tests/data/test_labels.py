@@ -69,7 +69,7 @@ def test_lists_of_class_ids_are_that() -> None:
 )
 def test_lists_that_are_neither_are_refused(labels: list[Any]) -> None:
     with pytest.raises(
-        ConfigError, match=r"row 0: \[.* neither truth values \(0 or 1.*nor class ids \(distinct integers"
+        ConfigError, match=r"row 0: \[.*Truth values must be 0 or 1.*class ids must be distinct integers"
     ):
         truth(labels, None)
 
