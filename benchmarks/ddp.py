@@ -49,10 +49,10 @@ def by_hand(epochs: int) -> float:
     from benchmarks.by_hand import train
     from hfexp.commands import api
     from hfexp.core.config import LaunchConfig, Strategy
-    from hfexp.experiment.preflight import prepare
+    from hfexp.experiment.preflight import load_inputs
     from hfexp.launch import workers
 
-    rows = len(prepare(api.compose("experiment=digits_vit", "metrics=accuracy")).dataset["train"])
+    rows = len(load_inputs(api.compose("experiment=digits_vit", "metrics=accuracy")).dataset["train"])
     launch = LaunchConfig(Strategy.ddp, PROCESSES, num_threads=1)
     with tempfile.TemporaryDirectory(dir=".") as place:
         return workers.start(launch, Path(place).absolute(), train, rows, BATCH, epochs, LOGGING_STEPS)

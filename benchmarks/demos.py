@@ -54,7 +54,7 @@ def prepare(words: list[str]) -> Any:
     from hfexp.experiment import preflight
 
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
-        return compose(*words, "transform.cache.enabled=false"), preflight.prepare(compose(*words))
+        return compose(*words, "transform.cache.enabled=false"), preflight.load_inputs(compose(*words))
 
 
 def classes(words: list[str]) -> dict[str, float]:

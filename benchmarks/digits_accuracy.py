@@ -32,11 +32,11 @@ def measure(words: list[str]) -> tuple[float, float, dict[str, float]]:
     """Test accuracy and seconds of training of one run, and the test accuracy of the peers."""
     from hfexp import train
     from hfexp.commands.api import compose
-    from hfexp.experiment.preflight import prepare
+    from hfexp.experiment.preflight import load_inputs
 
     with silence():
         result = train(*words)
-        dataset = prepare(compose(*words)).dataset
+        dataset = load_inputs(compose(*words)).dataset
     return result.metrics["test_accuracy"], result.train_seconds, classical(dataset)
 
 

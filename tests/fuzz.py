@@ -318,11 +318,11 @@ def _journal(data: bytes, place: Path) -> None:
 
 
 def _sweep(data: bytes, place: Path) -> None:
-    from hfexp.tracking.membership import DEFINITION, read_membership
+    from hfexp.tracking.membership import DEFINITION, read_sweep_info
 
     (place / DEFINITION).write_bytes(data)
     with contextlib.suppress(OSError, ValueError):  # as it says
-        read_membership(place)
+        read_sweep_info(place)
 
 
 def _weights(data: bytes, place: Path) -> None:

@@ -11,18 +11,18 @@ from hfexp.core.provenance import Origin, without_sweep
 from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep import point
 from hfexp.sweep.trials import State, Sweep, Trial, TrialRun
-from hfexp.tracking.membership import Membership, write_membership
+from hfexp.tracking.membership import SweepInfo, write_sweep_info
 
 OTHERS_LOSS = 0.01
 """Of the trials that are finished: no short training comes near it."""
 
 
 def make_sweep(name: str, **settings: Any) -> Path:
-    """A sweep's directory with its `sweep.json`; `settings`: fields of `Membership`."""
+    """A sweep's directory with its `sweep.json`; `settings`: fields of `SweepInfo`."""
     directory = Path("outputs/sweeps").absolute() / name
     storage = f"sqlite:///{directory / 'study.db'}"
     known = {"study": name, "storage": storage, "parent_run_id": None, **settings}
-    write_membership(directory, Membership(name=name, **known))
+    write_sweep_info(directory, SweepInfo(name=name, **known))
     return directory
 
 

@@ -120,11 +120,11 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
     """Return the job with output and tracking moved to `place`, and the share of its split each evaluation sees."""
     from hfexp.data.streaming import num_rows
     from hfexp.experiment.fit import build_splits
-    from hfexp.experiment.preflight import prepare
+    from hfexp.experiment.preflight import load_inputs
     from hfexp.launch import world
 
     world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
-    inputs = prepare(config)
+    inputs = load_inputs(config)
     build_splits(config, inputs)  # fills the cache of prepared data, also for the jobs themselves
     most = BATCHES * int(config.trainer.args.get("per_device_eval_batch_size") or 8) * int(config.launch.num_processes)
     dataset, shares = config.dataset, {}
@@ -179,12 +179,12 @@ def _memory(trained: int, processes: int) -> int:
 def find_problem(config: Config) -> str | None:
     """Return the error that a run would raise before it loads any weights; None if there is none."""
     from hfexp.core.console import quiet_libraries
-    from hfexp.experiment.preflight import prepare
+    from hfexp.experiment.preflight import load_inputs
 
     quiet_libraries()
     with _silence():
         try:
-            prepare(config)
+            load_inputs(config)
         except ConfigError as error:
             return str(error)
         except Exception as error:  # raised by the user's code: reported for this job, the plan goes on
@@ -412,8 +412,8 @@ def plan_sweep(composer: Composer, request: Request, directory: Path | None) -> 
     by_identity: dict[str, str] = {}
     for number, point in enumerate(request.points[: request.total]):
         name = str(number)
-        job = PlannedJob(name, request.space.job(point.words), show(point.words), JobStatus.new)
-        earlier = first.setdefault(frozenset(point.words), name)
+        job = PlannedJob(name, request.space.job(point.overrides), show(point.overrides), JobStatus.new)
+        earlier = first.setdefault(frozenset(point.overrides), name)
         if number in closed:
             jobs.append(closed[number])
             continue

@@ -13,6 +13,8 @@ from typing import Any
 from hfexp.core.errors import RunError, one_of
 from hfexp.core.outside import DamagedRecord, inside, read_record
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 TRAINER_STATE = "trainer_state.json"
 
@@ -62,9 +64,6 @@ def list_checkpoints(directory: Path) -> list[Path]:
         return []
     numbered = [(int(m.group(1)), p) for p in directory.iterdir() if p.is_dir() and (m := NAME.fullmatch(p.name))]
     return [path for _, path in sorted(numbered)]
-
-
-logger = logging.getLogger(__name__)
 
 
 def newest_whole(directory: Path) -> Path | None:

@@ -75,7 +75,7 @@ _NAMES_FILES = re.compile(r"(dir|file|path|root)s?$")
 """Keys of `dataset.source` whose values name files or folders."""
 
 
-def data_stamp(source: dict[str, Any]) -> str:
+def local_files_fingerprint(source: dict[str, Any]) -> str:
     """Hash path, size and modification time of each local file that `dataset.source` names, itself or by its folder.
 
     Data on the Hub, data made by code, and files named only inside a file (the images of a CSV) do not count.

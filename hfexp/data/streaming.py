@@ -43,6 +43,8 @@ from hfexp.tasks.image_memory import row_of_images
 if TYPE_CHECKING:
     import transformers
 
+logger = logging.getLogger(__name__)
+
 
 # Splits that are too large to keep: their rows can be read only in order, and are not decoded here.
 #
@@ -240,8 +242,6 @@ def _named_sizes(files: list[str]) -> list[tuple[str, int]]:
         sizes.append((path.name, path.stat().st_size) if path.is_file() else (name, -1))
     return sizes
 
-
-logger = logging.getLogger(__name__)
 
 MAX_WORKERS = 128
 """Most workers that read a training stream; each has its own count of skipped samples."""

@@ -14,20 +14,20 @@ from hfexp.core.memory import keep_freed_memory
 from hfexp.core.secrets import share_secrets
 from hfexp.data.threads import use_threads
 from hfexp.experiment.fit import Outcome, RunContext, fit
-from hfexp.experiment.preflight import Inputs, prepare
+from hfexp.experiment.preflight import Inputs, load_inputs
 from hfexp.launch import forkserver, workers, world
 from hfexp.launch import job as reports
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.training import callbacks
 from hfexp.training.callbacks import StopTogether
 
+logger = logging.getLogger(__name__)
+
 # Forwarding of rank 0's tracking and console calls to the process that started the workers.
 #
 # Only the starting process writes to the tracker and the console. So there is one writer whatever happens to the
 # workers, and their output also appears where standard output is not a file (a notebook).
 
-
-logger = logging.getLogger(__name__)
 
 TRACKER_METHODS = ("log_params", "log_metrics", "set_tags", "log_artifacts", "record")
 """Methods of `Tracker` that a worker may call through the relay."""
@@ -130,7 +130,7 @@ def wait_for_first() -> Any:
 
 def follow(context: RunContext) -> tuple[Inputs, Outcome]:
     """Run `fit` as one of the others, on the run that the first process has opened."""
-    inputs = prepare(context.config)
+    inputs = load_inputs(context.config)
     return inputs, _fit_together(context, inputs, NullTracker())
 
 
@@ -149,7 +149,7 @@ def _started_process(context: RunContext, sender: Connection, known_secrets: fro
     use_threads(context.config.launch)
     keep_freed_memory()
     world.connect(context.config.launch, bool(context.config.trainer.args.get("use_cpu")))
-    inputs = prepare(context.config)
+    inputs = load_inputs(context.config)
     relay = Relay(sender, context.uri, context.run_id)
     if rank == 0:
         console.speak_through(relay.send, context.terminal)

@@ -96,7 +96,7 @@ def _need(value: Any) -> Any:
     return value
 
 
-def prepare(config: Config) -> Inputs:
+def load_inputs(config: Config) -> Inputs:
     """Load everything but the weights and check that it fits together.
 
     Raises:

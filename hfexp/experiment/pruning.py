@@ -16,7 +16,7 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.experiment.pruners import BETWEEN_EVALUATIONS, make_pruner
 from hfexp.experiment.sweep_values import check_names, validation_name
 from hfexp.launch import world
-from hfexp.tracking.membership import Membership, TrialKey, read_membership
+from hfexp.tracking.membership import SweepInfo, TrialKey, read_sweep_info
 
 logger = logging.getLogger(__name__)
 
@@ -31,19 +31,19 @@ class PruningCallback(TrainerCallback):
     Rank 0 asks the study and the other ranks follow. A decision is kept in `pruned.json`, for when the run is resumed.
     """
 
-    def __init__(self, point: TrialKey, membership: Membership, run_dir: Path, has_test: bool) -> None:
-        self.membership = membership
+    def __init__(self, point: TrialKey, sweep_info: SweepInfo, run_dir: Path, has_test: bool) -> None:
+        self.sweep_info = sweep_info
         self.has_test = has_test
         self._decision = run_dir / DECISION
         self._decided = _read_step(self._decision)
-        prunes = Pruner(membership.pruner) in BETWEEN_EVALUATIONS
+        prunes = Pruner(sweep_info.pruner) in BETWEEN_EVALUATIONS
         # In Optuna a trial has one intermediate value per step, so only the first replicate reports.
-        self._client = PrunerClient(point.trial, membership) if prunes and point.replicate == 0 else None
+        self._client = PrunerClient(point.trial, sweep_info) if prunes and point.replicate == 0 else None
         self._reached = 0
         self._checked = False
         if self._client and self._metric is None:
-            name = membership.metrics[0]
-            raise ConfigError(f"search.pruner={membership.pruner} needs a metric of the validation split, not {name}")
+            name = sweep_info.metrics[0]
+            raise ConfigError(f"search.pruner={sweep_info.pruner} needs a metric of the validation split, not {name}")
 
     @property
     def pruned_step(self) -> int | None:
@@ -53,7 +53,7 @@ class PruningCallback(TrainerCallback):
     @property
     def _metric(self) -> str | None:
         """Return the study's metric, as evaluations name it; empty for the metric that chooses the best model."""
-        return validation_name(self.membership.metrics[0]) if self.membership.metrics else ""
+        return validation_name(self.sweep_info.metrics[0]) if self.sweep_info.metrics else ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,7 +72,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         metrics, step = metrics or {}, state.global_step
         if not self._checked:
-            check_names(self.membership.metrics, metrics, self.has_test, args.load_best_model_at_end)
+            check_names(self.sweep_info.metrics, metrics, self.has_test, args.load_best_model_at_end)
             self._checked = True
         self._reached = step
         if self._client is None or not step:
@@ -103,10 +103,10 @@ class PruningCallback(TrainerCallback):
 class PrunerClient:
     """Asks the pruner about one trial, through Optuna's storage; while that is away, nothing is pruned."""
 
-    def __init__(self, trial: int, membership: Membership) -> None:
+    def __init__(self, trial: int, sweep_info: SweepInfo) -> None:
         self.trial = trial
-        self.membership = membership
-        self.pruner = make_pruner(membership.pruner, membership.pruner_args)
+        self.sweep_info = sweep_info
+        self.pruner = make_pruner(sweep_info.pruner, sweep_info.pruner_args)
         self._storage: Any = None
         self._study: Any = None
         self._not_before = 0.0
@@ -144,9 +144,9 @@ class PrunerClient:
 
             from hfexp.experiment.sweep_storage import open_storage
 
-            self._storage = open_storage(self.membership.storage)
+            self._storage = open_storage(self.sweep_info.storage)
             self._study = optuna.load_study(
-                study_name=self.membership.study,
+                study_name=self.sweep_info.study,
                 storage=self._storage,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=self.pruner,
@@ -165,7 +165,7 @@ def pruning_callback(point: str | None, run_dir: Path, has_test: bool) -> Prunin
     if point is None:
         return None
     parsed = TrialKey.parse(point)
-    return PruningCallback(parsed, read_membership(parsed.directory), run_dir, has_test)
+    return PruningCallback(parsed, read_sweep_info(parsed.directory), run_dir, has_test)
 
 
 def _prefixed(metric: str) -> str:

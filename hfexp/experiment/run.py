@@ -17,13 +17,13 @@ from hfexp.core.provenance import Origin
 from hfexp.data.streaming import show_rows
 from hfexp.data.threads import use_threads
 from hfexp.experiment import distributed, fit
-from hfexp.experiment.preflight import Inputs, prepare
+from hfexp.experiment.preflight import Inputs, load_inputs
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
 from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
-from hfexp.tracking.membership import TrialKey, read_membership
+from hfexp.tracking.membership import TrialKey, read_sweep_info
 from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run import open_run
 from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
@@ -53,7 +53,7 @@ def run(config: Config, origin: Origin) -> Result:
     with joined_processes(config) as is_first:
         if not is_first:
             return follow()
-        inputs = prepare(config)
+        inputs = load_inputs(config)
         finished = complete_end(config, origin, inputs)
         if finished is not None:
             return world.share(finished) if world.is_together() else finished
@@ -173,7 +173,7 @@ def summarise(context: fit.RunContext, inputs: Inputs, outcome: fit.Outcome) -> 
         _remote_code=context.config.model.trust_remote_code,
     )
     if context.config.point is not None:
-        names = read_membership(TrialKey.parse(context.config.point).directory).metrics
+        names = read_sweep_info(TrialKey.parse(context.config.point).directory).metrics
         metrics = {**result.metrics, TRAIN_SECONDS: result.train_seconds}
         result.values = values_of(names, metrics, result.objective)
     return result

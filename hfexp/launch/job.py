@@ -181,7 +181,7 @@ def failure(overrides: Sequence[str], error: Exception) -> Any:
     return result
 
 
-def differing_words(jobs: Sequence[Sequence[str]]) -> list[str]:
+def differing_overrides(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the overrides of each job that not all jobs share (all of a single job's), with secrets masked."""
     from hfexp.core.secrets import mask_override
 

@@ -47,7 +47,7 @@ class LocalLauncherConf:
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """The next job of a sweep, as a `Source` hands it out."""
 
     number: int
@@ -63,7 +63,7 @@ class Source(Protocol):
 
     total: int
 
-    def next(self) -> Job | None:
+    def next(self) -> SweepJob | None:
         """Return the next job; None if there is none, or none until a running job ends."""
 
     def ended(self, name: str, result: JobReturn) -> None:
@@ -100,14 +100,14 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs and return their results in order, failures included."""
-        from hfexp.launch.job import differing_words
+        from hfexp.launch.job import differing_overrides
 
         sweep_dir = self._begin()
         log.info(f"Launching {len(job_overrides)} jobs over {len(self.slots)} slots")
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             log.info(f"\t#{number} : {' '.join(filter_overrides(overrides))}")
         complete, logs = self._completer(), self._log_dir(sweep_dir)
-        jobs = enumerate(zip(job_overrides, differing_words(job_overrides), strict=True), initial_job_idx)
+        jobs = enumerate(zip(job_overrides, differing_overrides(job_overrides), strict=True), initial_job_idx)
         builders = [complete(number, str(number), overrides, shown, logs) for number, (overrides, shown) in jobs]
         results = self._pool(len(builders)).run(builders)
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
@@ -216,9 +216,9 @@ def run_in_batches(launcher: Any, config: Any, source: Source, size: int | None,
             source.ended(job.name, result)
 
 
-def _batches(source: Source, size: int | None) -> Iterator[list[Job]]:
+def _batches(source: Source, size: int | None) -> Iterator[list[SweepJob]]:
     """Yield batches of jobs with consecutive numbers: a launcher is told only the number of the first job."""
-    batch: list[Job] = []
+    batch: list[SweepJob] = []
     while True:
         while (job := source.next() if size is None or len(batch) < size else None) is not None:
             if batch and job.number != batch[-1].number + 1:

@@ -20,7 +20,7 @@ from hfexp.sweep import parent_run
 from hfexp.sweep.request import Composer, Request, SweepDirectory, hold_sweep
 from hfexp.sweep.space import Point
 from hfexp.sweep.trials import State, Sweep, Trial
-from hfexp.tracking.membership import Membership, write_membership
+from hfexp.tracking.membership import SweepInfo, write_sweep_info
 
 if TYPE_CHECKING:
     from hfexp.sweep.parent_run import Parent
@@ -100,7 +100,7 @@ class _SweepStart:
                 self._parent(self._view(schedule)) as parent,
                 self._stopping(schedule),
             ):
-                write_membership(self.directory.path, self._membership(url, parent.run_id))
+                write_sweep_info(self.directory.path, self._sweep_info(url, parent.run_id))
                 self._announce(plan)
                 schedule.begin()
                 changed()
@@ -130,7 +130,7 @@ class _SweepStart:
 
         request, waiting = self.request, []
         for number, point in enumerate((request.points or [])[: request.total]):
-            waiting.append(Trial(number, point.params, point.words, State.waiting))
+            waiting.append(Trial(number, point.params, point.overrides, State.waiting))
         return Plan(
             request.search, request.space, self.directory.path, request.total, tuple(request.directions),
             seed=request.seed, has_point_key="point" in request.example, waiting=waiting,
@@ -156,9 +156,9 @@ class _SweepStart:
             raise ConfigError(f"search.space: {node['_target_']} returned {params!r}, expected a dict of key to value")
         return {opened(f"{key}=").removesuffix("="): value for key, value in params.items()}
 
-    def _membership(self, url: str, parent_run_id: str | None) -> Membership:
+    def _sweep_info(self, url: str, parent_run_id: str | None) -> SweepInfo:
         search = self.request.search
-        return Membership(
+        return SweepInfo(
             self.directory.name, self.directory.name, url, parent_run_id, search.metrics, self.request.directions,
             search.pruner.value, search.pruner_args,
         )  # fmt: skip

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note, say
-from hfexp.core.identity import data_stamp
+from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import Origin
 from hfexp.tracking.membership import TrialKey, run_directory_of
-from hfexp.tracking.nesting import membership_of, opening_of
+from hfexp.tracking.nesting import opening_of, sweep_info_of
 from hfexp.tracking.run_directory import RunState, experiment_name, read_state
 
 Values = float | tuple[float, ...]
@@ -24,11 +24,11 @@ def run(config: Config, origin: Origin) -> Values:
         ConfigError: the point can't be run as asked.
     """
     point = TrialKey.parse(str(config.point))
-    membership_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
+    sweep_info_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
     finished = finished_run(point)
     if finished and config.on_existing is not OnExisting.rerun:
         path, state = finished
-        if state.data == data_stamp(config.dataset.source):
+        if state.data == local_files_fingerprint(config.dataset.source):
             say(f"  already finished in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
             return _as_returned(state.values or [])
         note(f"the data of {path.name} has changed since it was run: running it again")

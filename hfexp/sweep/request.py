@@ -22,7 +22,7 @@ from hfexp.core.config import Config, LaunchConfig, Method, OnExisting, Optimise
 from hfexp.core.errors import ConfigError, join_problems, one_of
 from hfexp.core.files import SharedLock, write_private
 from hfexp.core.foreign_settings import find_foreign_settings
-from hfexp.core.identity import config_hash, data_stamp
+from hfexp.core.identity import config_hash, local_files_fingerprint
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.overrides import spelling
 from hfexp.core.process import ProcessId
@@ -122,7 +122,7 @@ def data_hash(sources: list[dict[str, Any]]) -> str:
         for key, value in source.items():
             if value not in by_key.setdefault(key, []):
                 by_key[key].append(value)
-    return hashlib.sha256(data_stamp(by_key).encode()).hexdigest()[:32]
+    return hashlib.sha256(local_files_fingerprint(by_key).encode()).hexdigest()[:32]
 
 
 def _affects_results(override: str) -> bool:

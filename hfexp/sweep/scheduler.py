@@ -23,7 +23,7 @@ from hfexp.core.overrides import spelling
 from hfexp.core.process import ProcessId
 from hfexp.core.secrets import mask_secrets
 from hfexp.launch.job import error_of
-from hfexp.launch.local import Job
+from hfexp.launch.local import SweepJob
 from hfexp.sweep import study
 from hfexp.sweep import study as storage
 from hfexp.sweep.space import Point, Space
@@ -149,7 +149,7 @@ class TrialEntry:
         deviations = tuple(e.deviation for e in estimates if e.deviation is not None)
         intervals = tuple(e.interval for e in estimates if e.interval is not None)
         return Trial(
-            self.number, self.point.params, self.point.words, self.state,
+            self.number, self.point.params, self.point.overrides, self.state,
             values=tuple(e.mean for e in estimates) or None, deviations=deviations or None,
             intervals=intervals or None, runs=tuple(run for _, run in sorted(self.runs.items())),
             attempts=self.attempts, error=self.error,
@@ -213,7 +213,7 @@ class TrialStore:
         """Return the first trial of the same point if that is another one; else remember this one as the first."""
         if entry.foreign:
             return None
-        first = self._first.setdefault(frozenset(entry.point.words), entry)
+        first = self._first.setdefault(frozenset(entry.point.overrides), entry)
         return first if first is not entry else None
 
     def holds(self, entry: TrialEntry) -> bool:
@@ -223,7 +223,7 @@ class TrialStore:
         owner = storage.owner_of(self.study, entry.trial_id)
         if owner != self._owner.text:
             entry.foreign, entry.state = True, State.running
-            key = frozenset(entry.point.words)
+            key = frozenset(entry.point.overrides)
             if self._first.get(key) is entry:
                 del self._first[key]
             where = f" by the sweeper on {json.loads(owner)[0]}" if owner else ""
@@ -286,7 +286,7 @@ class TrialStore:
             point = self._choose(trial)
         params = {key: value if _is_plain(value) else str(value) for key, value in point.params.items()}
         storage.set_attribute(self.study, trial._trial_id, storage.PARAMS, json.dumps(params))
-        storage.set_attribute(self.study, trial._trial_id, storage.WORDS, list(point.words))
+        storage.set_attribute(self.study, trial._trial_id, storage.WORDS, list(point.overrides))
         entry = self.entries[trial.number] = TrialEntry(trial.number, trial._trial_id, point)
         return entry
 
@@ -453,7 +453,7 @@ class Schedule:
         for entry in taken:
             self._take_up(entry)
 
-    def next(self) -> Job | None:
+    def next(self) -> SweepJob | None:
         """Return the next job, of a new trial if no known one has any left; None if there is none now."""
         while True:
             if self.ended_early:
@@ -548,20 +548,20 @@ class Schedule:
             self.store.keep_run(entry, run)
         self._close_if_done(entry)
 
-    def _job(self, entry: TrialEntry, replicate: int) -> Job:
+    def _job(self, entry: TrialEntry, replicate: int) -> SweepJob:
         several = self.plan.replicates > 1
         name = f"{entry.number}.{replicate}" if several else str(entry.number)
         more = (f"seed={self.plan.seed + replicate}",) if several else ()
-        text = " ".join((*map(as_typed, entry.point.words), *more))
+        text = " ".join((*map(as_typed, entry.point.overrides), *more))
         if self.plan.has_point_key:
             more += (f"point={spelling(str(self._point(entry, replicate)))}",)
         self._jobs[name] = entry, replicate
         entry.under_way.add(replicate)
         self._update_view(entry)
-        overrides = self.plan.space.job(entry.point.words)
+        overrides = self.plan.space.job(entry.point.overrides)
         public = [override for override in overrides if not override.lstrip("+").startswith(SECRET)]
         number = entry.number * self.plan.replicates + replicate
-        return Job(number, name, (*public, *more), mask_secrets(text))
+        return SweepJob(number, name, (*public, *more), mask_secrets(text))
 
     def _prune_replicates(self, entry: TrialEntry) -> None:
         """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""

@@ -211,7 +211,7 @@ class Point:
     """One point: the values of its keys, as Optuna knows them, and its overrides."""
 
     params: dict[str, Any]
-    words: tuple[str, ...]
+    overrides: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class ExperimentSweeper(BasicSweeper):
 
     def _all_combinations(self, overrides: list[str]) -> list[Sequence[JobReturn]]:
         from hfexp.core.errors import SweepError
-        from hfexp.launch.job import differing_words
+        from hfexp.launch.job import differing_overrides
 
         assert self.config is not None
         assert self.launcher is not None
@@ -76,7 +76,7 @@ class ExperimentSweeper(BasicSweeper):
         returns: list[Sequence[JobReturn]] = []
         for batch in batches:
             returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
-        names = differing_words([job for batch in batches for job in batch])
+        names = differing_overrides([job for batch in batches for job in batch])
         jobs = list(zip(names, (job for batch in returns for job in batch), strict=True))
         failures = show_jobs(jobs)
         if failures:

@@ -19,7 +19,7 @@ POINTS = "points"
 
 
 @dataclass
-class Membership:
+class SweepInfo:
     """`sweep.json`: facts about a sweep that each of its jobs needs."""
 
     name: str
@@ -65,19 +65,19 @@ class TrialKey:
         return self.directory / POINTS / f"{self.trial}.{self.replicate}.json"
 
 
-def write_membership(directory: Path, membership: Membership) -> None:
+def write_sweep_info(directory: Path, sweep_info: SweepInfo) -> None:
     """Write `sweep.json` atomically, readable by its owner only."""
-    write_private(directory / DEFINITION, json.dumps(asdict(membership), indent=1))
+    write_private(directory / DEFINITION, json.dumps(asdict(sweep_info), indent=1))
 
 
-def read_membership(directory: Path) -> Membership:
+def read_sweep_info(directory: Path) -> SweepInfo:
     """Read `sweep.json`.
 
     Raises:
         FileNotFoundError: it is missing.
         DamagedRecord: it is damaged.
     """
-    return read_record(directory / DEFINITION, Membership)
+    return read_record(directory / DEFINITION, SweepInfo)
 
 
 def note_run_directory(point: TrialKey, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError
 from hfexp.core.outside import DamagedRecord
 from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry, recorded_run_id
-from hfexp.tracking.membership import DEFINITION, Membership, TrialKey, read_membership
+from hfexp.tracking.membership import DEFINITION, SweepInfo, TrialKey, read_sweep_info
 
 PARENT = "mlflow.parentRunId"
 KEY = "hfexp.run_key"
@@ -39,15 +39,15 @@ def register_of_sweep(config: Config) -> str | None:
     return register.removesuffix(ONLY_BEST) if register.endswith(ONLY_BEST) else None
 
 
-def membership_of(point: str) -> Membership:
-    """Read the membership of a point in its sweep.
+def sweep_info_of(point: str) -> SweepInfo:
+    """Read what a point must know of its sweep.
 
     Raises:
         ConfigError: `sweep.json` in the sweep's directory can't be read.
     """
     directory = TrialKey.parse(point).directory
     try:
-        return read_membership(directory)
+        return read_sweep_info(directory)
     except (OSError, DamagedRecord) as error:
         raise ConfigError(
             f"point={point}: {directory / DEFINITION} can't be read ({error}); `hfexp -m` sets this key"
@@ -58,12 +58,12 @@ def child_tags(point: str | None) -> dict[str, str]:
     """Return the tags that tie a run to its sweep; empty for a run outside a sweep."""
     if point is None:
         return {}
-    parsed, membership = TrialKey.parse(point), membership_of(point)
-    tags = {"hfexp.sweep": membership.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
+    parsed, sweep_info = TrialKey.parse(point), sweep_info_of(point)
+    tags = {"hfexp.sweep": sweep_info.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
     opened = opening_of(parsed.directory)
     if opened:
         tags[SWEEP_KEY] = opened["key"]
-    parent = membership.parent_run_id or recorded_run_id(parsed.directory)
+    parent = sweep_info.parent_run_id or recorded_run_id(parsed.directory)
     return tags | ({PARENT: parent} if parent else {})
 
 

@@ -19,16 +19,16 @@ from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
 from hfexp.core.files import SharedLock
-from hfexp.core.identity import config_hash, data_stamp
+from hfexp.core.identity import config_hash, local_files_fingerprint
 from hfexp.core.outside import DamagedRecord, parse, read_bytes, why_foreign, why_not_contained
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin, file_name
 from hfexp.tracking.membership import TrialKey, note_run_directory
 
+logger = logging.getLogger(__name__)
+
 # `run.json`: the state of a run, for other processes to read.
 
-
-logger = logging.getLogger(__name__)
 
 STATE = "run.json"
 
@@ -187,7 +187,7 @@ def open_run_directory(
         directory = _resume_or_create(parent, stem, identity, config, splits)
         directory.state.splits = splits
         if config.point is not None:
-            directory.state.data = data_stamp(config.dataset.source)
+            directory.state.data = local_files_fingerprint(config.dataset.source)
         directory.begin(git_sha)
         if config.point is not None:
             note_run_directory(TrialKey.parse(config.point), directory.path)

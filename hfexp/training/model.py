@@ -17,6 +17,8 @@ from hfexp.tasks.base import NUMBER, PROBLEMS, Task
 from hfexp.training.adapters import adapt, adapter_config, base_of
 from hfexp.training.batch_norm import freeze_statistics
 
+logger = logging.getLogger(__name__)
+
 # The head of a checkpoint: match its outputs to the dataset's classes, or initialise it anew for other classes.
 
 
@@ -127,8 +129,6 @@ def _reinitialise(model: Any, names: list[str]) -> None:
             model.get_submodule(name)._is_hf_initialized = False
     model.initialize_weights()
 
-
-logger = logging.getLogger(__name__)
 
 OWNED_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 """Config fields that follow from the dataset, so that `model.config` may not set them."""

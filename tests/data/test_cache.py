@@ -24,7 +24,7 @@ from hfexp.data.cache import Cache, NoRoomError, parse_size, show_size
 from hfexp.data.dataset import Collator, process
 from hfexp.data.prepare import Preparation, _code, settings_of
 from hfexp.data.row_arrays import NotWholeNumbersError, from_array, to_arrays
-from hfexp.experiment.preflight import prepare
+from hfexp.experiment.preflight import load_inputs
 from hfexp.tasks.text import byte_tokenizer
 
 
@@ -79,7 +79,7 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 
 def splits(config: Config, cached: bool) -> tuple[dict[str, Any], Any]:
-    inputs = prepare(config)
+    inputs = load_inputs(config)
     preparation = Preparation(config, inputs.task, inputs.processor) if cached else None
     made = process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed, preparation)
     return made, Collator(inputs.task, inputs.processor, inputs.transforms.batch, config.seed)
@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(
 @pytest.mark.parametrize(("operation", "more"), [("RandomCrop", ", size: 8, padding: 4"), ("RandomVerticalFlip", "")])
 def test_what_draws_random_numbers_is_no_preparation(operation: str, more: str, place: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{operation} draws random numbers.*: move it to transform\.augment"):
-        prepare(
+        load_inputs(
             api.compose(*SMALL_MODEL, "dataset=digits", "transform=eval",
                         "transform.prepare=[{_target_: hfexp.tasks.images.ToRGB}, "
                         "{_target_: torchvision.transforms.v2.ToImage},"

@@ -48,7 +48,7 @@ class Made:
 def make(place: Path) -> Made:
     """A tiny ViT that is trained on nothing, saved in `place`."""
     config = api.compose(*SMALL_DIGITS)
-    inputs = preflight.prepare(config)
+    inputs = preflight.load_inputs(config)
     torch.manual_seed(0)
     model, _ = build_model(config.model, inputs.task, inputs.id2label, [])
     predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)

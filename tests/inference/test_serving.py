@@ -181,7 +181,7 @@ def test_the_sizes_of_a_timm_model_survive(place: Path) -> None:
     )
     model.save_pretrained("timm")
     config = api.compose(*SMALL_DIGITS[:1], "model=local", f"model.path={place / 'timm'}", "metrics=accuracy")
-    inputs = preflight.prepare(config)
+    inputs = preflight.load_inputs(config)
     model, _ = build_model(config.model, inputs.task, inputs.id2label, [])
     predictor = inference.Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label)
     image = images.image_bytes(inputs.dataset["validation"][0])

@@ -26,7 +26,7 @@ from hfexp.core.errors import ConfigError, RunError, Terminated
 from hfexp.core.identity import config_hash
 from hfexp.core.process import how_it_ended
 from hfexp.experiment.distributed import Relay, relayed
-from hfexp.experiment.preflight import leaves_parameters_unused, prepare
+from hfexp.experiment.preflight import leaves_parameters_unused, load_inputs
 from hfexp.launch import workers, world
 from hfexp.training.callbacks import StopTogether, forget
 
@@ -118,7 +118,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
 
 def test_parameters_without_a_gradient_are_found_beforehand() -> None:
     config = api.compose(*SMALL_DIGITS)
-    inputs = prepare(config)
+    inputs = load_inputs(config)
     batch = {"pixel_values": torch.zeros(2, 3, 8, 8), "labels": torch.tensor([1, 2])}
     assert leaves_parameters_unused(config, inputs, batch) is False
     inputs.model_config = Dinov2Config(  # it has a mask token for another task

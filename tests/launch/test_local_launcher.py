@@ -34,7 +34,7 @@ from packaging.version import Version
 from hfexp.commands import cli
 from hfexp.core import compose, machine
 from hfexp.core.errors import ConfigError, RunError, SweepError
-from hfexp.launch.job import differing_words, error_of
+from hfexp.launch.job import differing_overrides, error_of
 from hfexp.launch.pool import Slot, slots
 
 own_warning = pytest.mark.filterwarnings("ignore:.*version_base.*", "ignore:.*config_path is not specified.*")
@@ -418,8 +418,8 @@ def test_processors_can_be_lowered_not_raised(monkeypatch: pytest.MonkeyPatch) -
 
 def test_jobs_are_told_apart_by_what_differs() -> None:
     jobs = [["a=1", "b=2", "hydra.verbose=true"], ["a=1", "b=3", "hydra.verbose=true"]]
-    assert differing_words(jobs) == ["b=2", "b=3"]
-    assert differing_words(jobs[:1]) == ["a=1 b=2"]
+    assert differing_overrides(jobs) == ["b=2", "b=3"]
+    assert differing_overrides(jobs[:1]) == ["a=1 b=2"]
 
 
 def test_a_sweep_says_what_came_out_of_each_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from toys import DECAY, RATE, sweep
 
 from hfexp.commands import cli
 from hfexp.sweep import space
-from hfexp.tracking.membership import read_membership
+from hfexp.tracking.membership import read_sweep_info
 
 
 class Calls:
@@ -48,7 +48,7 @@ def the_sweep(pattern: str = "*") -> Path:
 
 def stored(directory: Path | None = None) -> list[optuna.trial.FrozenTrial]:
     """Trials of a sweep, from its storage."""
-    known = read_membership(directory or the_sweep())
+    known = read_sweep_info(directory or the_sweep())
     study = optuna.load_study(study_name=known.study, storage=known.storage)
     trials = study.get_trials()
     study._storage._backend.engine.dispose()  # pyright: ignore
@@ -322,7 +322,7 @@ def test_a_pruned_job_is_told_as_such(place: Path, capsys: pytest.CaptureFixture
     assert sweep(Calls(value), f"{RATE}=0.1,0.2", "search.pruner=median") == 0
     assert [state for _, state, _, _ in asked()] == ["COMPLETE", "PRUNED"]
     assert "pruned at step 7" in capsys.readouterr().out
-    assert read_membership(the_sweep()).pruner == "median"
+    assert read_sweep_info(the_sweep()).pruner == "median"
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from hfexp.sweep.report import scale_of
 from hfexp.sweep.table import Curves, command_of, make_table
 from hfexp.sweep.trials import State, Sweep, TrialRun, best, estimate
 from hfexp.tracking.journal import Journal
-from hfexp.tracking.membership import Membership, TrialKey, write_membership
+from hfexp.tracking.membership import SweepInfo, TrialKey, write_sweep_info
 from hfexp.tracking.run_directory import read_state
 from hfexp.tracking.runs import best_run_of_sweep
 
@@ -287,7 +287,7 @@ def test_pictures_that_fail_cost_nothing(place: Path, monkeypatch: pytest.Monkey
 
 def job(sweep: Sweep, number: int, parent_run_id: str | None, *words: str) -> TrialRun:
     """A job, run in this process."""
-    write_membership(sweep.directory, Membership("found", "found", "sqlite://", parent_run_id, ["loss"], ["minimize"]))
+    write_sweep_info(sweep.directory, SweepInfo("found", "found", "sqlite://", parent_run_id, ["loss"], ["minimize"]))
     value = run_point(*SMALL_DIGITS, *words, f"seed={number}", f"point={sweep.directory}:{number}:0")
     assert isinstance(value, float)
     run_dir = Path(json.loads(TrialKey(sweep.directory, number, 0).file.read_text())["run_dir"])

@@ -13,13 +13,13 @@ from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run
 
 from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
-from hfexp.core.identity import data_stamp
+from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import without_sweep
 from hfexp.experiment.pruners import make_pruner
 from hfexp.experiment.pruning import PrunerClient
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.sweep_values import values_of
-from hfexp.tracking.membership import Membership, TrialKey
+from hfexp.tracking.membership import SweepInfo, TrialKey
 from hfexp.tracking.run_directory import RunDirectory, read_state
 
 Runs = Callable[[], list[Any]]
@@ -80,16 +80,18 @@ def test_a_point_whose_data_has_changed_is_run_again(place: Path, capsys: pytest
 def test_the_stamp_of_local_data(place: Path) -> None:
     write_images(place / "photos", count=1)
     named: dict[str, Any] = {"data_dir": "photos", "data_files": {"train": ["photos/*/0.jpg"]}}
-    before = data_stamp(named)
+    before = local_files_fingerprint(named)
     (place / "photos" / "cat" / "0.jpg").write_bytes(b"another one")
-    assert data_stamp(named) != before
-    assert data_stamp({"_target_": "x", "name": "photos", "path": "hf://photos"}) == data_stamp({})
+    assert local_files_fingerprint(named) != before
+    assert local_files_fingerprint(
+        {"_target_": "x", "name": "photos", "path": "hf://photos"}
+    ) == local_files_fingerprint({})
     (place / "linked").mkdir()
     (place / "linked" / "cat").symlink_to(place / "photos" / "cat")
     (place / "linked" / "cat" / "circle").symlink_to(place / "linked")
-    before = data_stamp({"data_dir": "linked"})
+    before = local_files_fingerprint({"data_dir": "linked"})
     (place / "photos" / "cat" / "0.jpg").write_bytes(b"and another")
-    assert data_stamp({"data_dir": "linked"}) != before
+    assert local_files_fingerprint({"data_dir": "linked"}) != before
 
 
 @pytest.mark.slow
@@ -263,7 +265,7 @@ def test_pruning_by_what_is_not_measured_meanwhile(place: Path) -> None:
 def test_every_pruner_knows_a_trial_by_its_number(place: Path, pruner: str, args: dict[str, Any]) -> None:
     sweep = make_sweep("found")
     make_study(sweep, steps=(), finished=0, running=13)
-    membership = Membership("found", "found", f"sqlite:///{sweep / 'study.db'}", None, pruner=pruner, pruner_args=args)
+    membership = SweepInfo("found", "found", f"sqlite:///{sweep / 'study.db'}", None, pruner=pruner, pruner_args=args)
     for number, loss in ((n, OTHERS_LOSS if n < 12 else 1.0) for n in range(13)):
         client = PrunerClient(number, membership)
         answers = [client.should_prune(step, loss) for step in (1, 2, 4, 8)]

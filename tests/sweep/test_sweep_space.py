@@ -53,7 +53,7 @@ def suggest(space: Space, **answers: Any) -> tuple[tuple[str, ...], dict[str, An
     """Words and parameters that come of the answers, and what was asked."""
     trial = Recorder(**answers)
     point = space.suggest(trial, lambda node, trial: {"lr": 0.1, "name": "a, b"})
-    return point.words, point.params, trial.asked
+    return point.overrides, point.params, trial.asked
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def suggest(space: Space, **answers: Any) -> tuple[tuple[str, ...], dict[str, An
 def test_a_grid_is_hydras_own(words: list[str]) -> None:
     ((*jobs,),) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
     space = read(words)
-    assert [list(space.job(point.words)) for point in space.grid()] == jobs
+    assert [list(space.job(point.overrides)) for point in space.grid()] == jobs
 
 
 def test_values_that_are_the_same_are_one_point() -> None:
-    assert [point.words for point in read(["a=1,1,2"]).grid()] == [("a=1",), ("a=2",)]
+    assert [point.overrides for point in read(["a=1,1,2"]).grid()] == [("a=1",), ("a=2",)]
 
 
 def test_a_shuffled_grid_has_one_order() -> None:
-    orders = [[p.words for p in read(["a=shuffle(range(20))"]).grid()] for _ in range(2)]
+    orders = [[p.overrides for p in read(["a=shuffle(range(20))"]).grid()] for _ in range(2)]
     assert orders[0] == orders[1] != sorted(orders[0])
 
 
@@ -136,7 +136,7 @@ def test_a_space_in_yaml_and_the_command_line_wins() -> None:
 
 def test_keys_of_free_sections_are_opened() -> None:
     space = read_space([], {"trainer.args.learning_rate": [1, 2]}, OverridesParser.create(), 0, opened)
-    assert space.grid()[0].words == ("++trainer.args.learning_rate=1",)
+    assert space.grid()[0].overrides == ("++trainer.args.learning_rate=1",)
     assert space.grid()[0].params == {"trainer.args.learning_rate": 1}
 
 
@@ -148,7 +148,7 @@ CONDITIONAL = {
 
 
 def test_a_conditional_grid_has_each_point_once() -> None:
-    points = [" ".join(point.words) for point in read([], CONDITIONAL).grid()]
+    points = [" ".join(point.overrides) for point in read([], CONDITIONAL).grid()]
     assert points == [
         "optim=adamw", "optim=sgd momentum=0.9 nesterov=True", "optim=sgd momentum=0.9 nesterov=False",
         "optim=sgd momentum=0.99", "optim=lion",
@@ -156,7 +156,7 @@ def test_a_conditional_grid_has_each_point_once() -> None:
 
 
 def test_a_condition_on_a_value_that_the_command_line_leaves_out() -> None:
-    points = [" ".join(point.words) for point in read(["optim=adamw,lion"], CONDITIONAL).grid()]
+    points = [" ".join(point.overrides) for point in read(["optim=adamw,lion"], CONDITIONAL).grid()]
     assert points == ["optim=adamw", "optim=lion"]
 
 

@@ -206,13 +206,13 @@ def texts(place: Path) -> str:
 def test_blocks_hold_all_texts_one_after_the_other(texts: str) -> None:
     from hfexp import compose
     from hfexp.experiment.fit import build_splits
-    from hfexp.experiment.preflight import prepare
+    from hfexp.experiment.preflight import load_inputs
 
     found = {}
     for kept in ("true", "false"):
         words = ("task=text_generation", "task.block_size=32", texts, *SMALL_GPT, f"transform.cache.enabled={kept}")
         config = compose(*words)
-        inputs = prepare(config)
+        inputs = load_inputs(config)
         blocks = build_splits(config, inputs)["train"]
         encode = inputs.transforms.train.fixed[0]
         stream = [token for row in inputs.dataset["train"] for token in encode(row)["input_ids"]]
