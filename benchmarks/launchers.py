@@ -21,9 +21,9 @@ import time
 
 import hydra
 
-from hfexp import composition
+from hfexp.core import compose
 
-composition.register_schema()
+compose.register_schema()
 
 
 @hydra.main(version_base=None, config_path=None)

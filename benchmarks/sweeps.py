@@ -18,7 +18,7 @@ APP = """
 import sys
 import time
 
-from hfexp import cli
+from hfexp.commands import cli
 
 
 def make():

@@ -60,7 +60,7 @@ def test_the_first_bad_item_of_a_batch_is_named() -> None:
 
 ASK_MKL = """
 import ctypes, pathlib, torch
-from hfexp import threads
+from hfexp.data import threads
 library = pathlib.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 mkl = ctypes.CDLL(str(library)) if library.exists() else None  # which other systems name otherwise
 if hasattr(mkl, "mkl_serv_get_dynamic"):

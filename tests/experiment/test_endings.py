@@ -130,7 +130,7 @@ def test_a_store_whose_making_was_killed_is_made_anew(place: Path) -> None:
     script = (
         "import os\n"
         "from alembic.runtime.migration import MigrationContext\n"
-        "from hfexp import api\n"
+        "from hfexp.commands import api\n"
         "MigrationContext.run_migrations = lambda *args, **kwargs: os._exit(9)\n"
         f"api.train(*{SMALL_DIGITS!r})\n"
     )
