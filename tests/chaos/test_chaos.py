@@ -46,6 +46,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     return trials(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chaos", range(FORKED_ROUNDS))
 def test_killed_again_and_again_in_forks(chaos: int, undisturbed: list[Any], tmp_path: Path) -> None:
     kill_again_and_again(Fork, random.Random(f"fork {chaos}"), tmp_path)
