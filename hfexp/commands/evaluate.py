@@ -175,7 +175,7 @@ def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_siz
     predictor = loaded.predictor
     predictions, references = [], []
     with _progress(len(rows)) as advance:
-        for outputs, labels in predict_rows(predictor, rows, config.dataset, batch_size):
+        for outputs, labels in predict_rows(predictor, rows, batch_size):
             predictions.append(outputs)
             references.append(labels)
             advance(len(outputs))

@@ -171,15 +171,13 @@ def process(
     transforms: Transforms,
     seed: int,
     preparation: Preparation | None = None,
-    kind: type[ProcessedDataset] = ProcessedDataset,
 ) -> dict[str, ProcessedDataset]:
     """Turn each split into a dataset of model inputs; only the training split is augmented.
 
     Args:
         preparation: the cache of what is the same in every epoch; None: rows are processed when they are read.
-        kind: class of the datasets that are returned.
     """
-    splits = {}
+    kind, splits = ProcessedDataset if task.block_size is None else PackedDataset, {}
     for split, rows in dataset.items():
         steps = transforms.train if split == "train" else transforms.evaluation
         draws = split == "train" and transforms.is_random

@@ -31,7 +31,7 @@ from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.input_files import open_regular
 from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data import dataset as processing
-from hfexp.data.dataset import PackedDataset, ProcessedDataset
+from hfexp.data.dataset import ProcessedDataset
 from hfexp.data.labels import class_column
 from hfexp.data.prepare import Preparation
 from hfexp.data.sampling import mix
@@ -456,13 +456,12 @@ def process(
     config: DatasetConfig,
     preparation: Preparation | None = None,
 ) -> dict[str, Any]:
-    """Process the splits as `hfexp.data.dataset.process` does, streamed ones too; nothing is cached for these."""
+    """Process the splits of a streamed dataset; the rows of its kept splits are cached, those of streams are not."""
+    if task.block_size is not None:
+        raise ConfigError("dataset.streaming=true: streamed texts can't be cut into blocks; set task.block_size=null")
     streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
-    if streamed and task.block_size is not None:
-        raise ConfigError("dataset.streaming=true: streamed texts can't be cut into blocks; set task.block_size=null")
-    kind = ProcessedDataset if task.block_size is None else PackedDataset
-    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation, kind))
+    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation))
     skips_bad = config.on_bad_sample is OnBadSample.skip
     for split, rows in processing.process(DatasetDict(streamed), task, processor, transforms, seed).items():
         splits[split] = (

@@ -13,10 +13,10 @@ from hfexp.core.config import Config
 from hfexp.core.errors import RunError
 from hfexp.core.provenance import Origin
 from hfexp.core.training_args import build_arguments
-from hfexp.data import dataset, streaming
+from hfexp.data import dataset
 from hfexp.data.prepare import Preparation
 from hfexp.experiment.callbacks import DrawSamples, ShowProgress, TrackingCallback
-from hfexp.experiment.preflight import Inputs, leaves_parameters_unused
+from hfexp.experiment.preflight import Inputs, leaves_parameters_unused, process_splits
 from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.result import show_model
@@ -138,11 +138,8 @@ def conclude(
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return each split as a dataset of model inputs."""
-    task, processor = inputs.task, inputs.processor
-    preparation = Preparation(config, task, processor)
-    return streaming.process(
-        inputs.dataset, task, processor, inputs.transforms, config.seed, config.dataset, preparation
-    )
+    preparation = Preparation(config, inputs.task, inputs.processor)
+    return process_splits(config, inputs.dataset, inputs.task, inputs.processor, inputs.transforms, preparation)
 
 
 def build_trainer(

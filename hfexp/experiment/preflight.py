@@ -17,7 +17,7 @@ from hfexp.core.targets import instantiate
 from hfexp.core.training_args import build_arguments, check_choices
 from hfexp.data import dataset as processing
 from hfexp.data import streaming
-from hfexp.data.prepare import require_deterministic
+from hfexp.data.prepare import Preparation, require_deterministic
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.data.streaming import check_streaming, num_rows
 from hfexp.data.transforms import Transforms, build_transforms
@@ -196,6 +196,20 @@ def _check_metrics(
     return problems
 
 
+def process_splits(
+    config: Config,
+    dataset: DatasetDict,
+    task: Task,
+    processor: Any,
+    transforms: Transforms,
+    preparation: Preparation | None = None,
+) -> dict[str, Any]:
+    """Return each split as a dataset of model inputs, streamed or kept; `preparation` caches the kept ones."""
+    if config.dataset.streaming:
+        return streaming.process(dataset, task, processor, transforms, config.seed, config.dataset, preparation)
+    return dict(processing.process(dataset, task, processor, transforms, config.seed, preparation))
+
+
 def _check_fit(
     config: Config,
     task: Task,
@@ -206,7 +220,7 @@ def _check_fit(
 ) -> list[str]:
     """Check the first rows: deterministic steps, equal shapes, a forward pass without weights; and the disk space."""
     problems: list[str] = []
-    splits = streaming.process(dataset, task, processor, transforms, config.seed, config.dataset)
+    splits = process_splits(config, dataset, task, processor, transforms)
     collate = processing.Collator(task, processor, None, config.seed)
     first = {split: collate([_first(splits[split], split)] * 2) for split in ("train", "validation")}
     for split in ("train", "validation"):

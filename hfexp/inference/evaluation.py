@@ -11,12 +11,12 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from hfexp.core.compose import compose, recorded_options
-from hfexp.core.config import Config, DatasetConfig, flatten, to_config
+from hfexp.core.config import Config, flatten, to_config
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError, one_of
 from hfexp.core.provenance import file_name
 from hfexp.core.targets import targets_in
-from hfexp.data import streaming
+from hfexp.data.dataset import process
 from hfexp.data.sources import name_of
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.inference.load import LoadedModel, recorded_file
@@ -25,17 +25,13 @@ from hfexp.tasks.base import main_output
 from hfexp.tasks.cells import in_order
 
 
-def predict_rows(
-    predictor: Predictor, rows: Dataset, config: DatasetConfig, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield, batch by batch, what the Trainer's evaluation passes to `Task.metric_inputs`.
 
     Yields:
         The model's reduced outputs, (B, ...), and the labels, (B,) or (B, num_labels); zeros (B,) if they are tokens.
     """
-    splits = streaming.process(
-        DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0, config
-    )
+    splits = process(DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0)
     processed, was_training = splits["test"], predictor.model.training
     predictor.model.eval()
     try:
