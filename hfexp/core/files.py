@@ -1,4 +1,4 @@
-"""A lock for files that several processes, and perhaps several users, work on."""
+"""Files that several processes, and perhaps several users, work on: a lock, and atomic writes."""
 
 import contextlib
 import fcntl
@@ -81,6 +81,25 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
         done = True
     finally:
         file.close(done)
+
+
+def replace_file(path: Path, content: str | bytes, sync: bool = False, temporary: Path | None = None) -> None:
+    """Write a file atomically that only one process writes.
+
+    The temporary file has a fixed name, so that the next write replaces what a killed process has left; it ends in
+    `.new`, so that patterns for the file do not match it.
+
+    Args:
+        sync: wait until the disk has the content, so that the file survives a crash of the machine.
+        temporary: path to write to before the file is moved, on the same file system; null: beside the file.
+    """
+    temporary = temporary or path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def write_private(path: Path, text: str) -> None:

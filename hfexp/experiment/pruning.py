@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hfexp.core.config import Pruner
 from hfexp.core.errors import ConfigError, first_line
+from hfexp.core.files import replace_file
 from hfexp.core.secrets import mask_secrets
 from hfexp.experiment.pruners import BETWEEN_EVALUATIONS, make_pruner
 from hfexp.experiment.sweep_values import check_names, validation_name
@@ -180,9 +180,4 @@ def _read_step(path: Path) -> int | None:
 
 
 def _write_step(path: Path, step: int) -> None:
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w") as file:
-        json.dump({"step": step}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    replace_file(path, json.dumps({"step": step}), sync=True)

@@ -19,6 +19,7 @@ from uuid import uuid4
 from hfexp.core import console, errors
 from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import STOP_EXIT_CODES, RunError, Terminated, exit_code
+from hfexp.core.files import replace_file
 from hfexp.core.process import count_once, handled, how_it_ended
 from hfexp.launch import forkserver, world
 from hfexp.launch.job import ProcessEnv, stop_when_orphaned
@@ -70,7 +71,7 @@ class FailureNote:
 def begin(directory: Path, rank: int) -> None:
     """Record the process id of this rank, and remove the note that an earlier attempt has left."""
     _note_path(directory, rank).unlink(missing_ok=True)
-    _write(directory / f"{rank}.pid", str(os.getpid()))
+    replace_file(directory / f"{rank}.pid", str(os.getpid()))
 
 
 def note(directory: Path, rank: int, error: BaseException) -> None:
@@ -78,7 +79,7 @@ def note(directory: Path, rank: int, error: BaseException) -> None:
     code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else None
     text = "".join(traceback.format_exception(error))
     facts = (time.time(), type(error).__name__, str(error), code, text)
-    _write(_note_path(directory, rank), json.dumps(facts))
+    replace_file(_note_path(directory, rank), json.dumps(facts))
 
 
 class WorkerMonitor:
@@ -153,13 +154,6 @@ class WorkerMonitor:
 
 def _note_path(directory: Path, rank: int) -> Path:
     return directory / f"{rank}.json"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    temporary = path.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 LOGS = "logs"

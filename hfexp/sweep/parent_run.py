@@ -15,6 +15,7 @@ from hfexp.core.compose import as_typed
 from hfexp.core.config import Config
 from hfexp.core.console import cell, print_table, say
 from hfexp.core.errors import RunError, SweepError, first_line
+from hfexp.core.files import replace_file
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
 from hfexp.experiment.sweep_values import validation_name
@@ -267,9 +268,7 @@ def _write_pages(artifacts: Path, page: SweepPage) -> None:
 
 def _write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically, as it may be read or uploaded meanwhile."""
-    temporary = path.parent.parent / f".{path.name}"  # not in `artifacts`, which is uploaded as a whole
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    replace_file(path, content, temporary=path.parent.parent / f".{path.name}")  # `artifacts` is uploaded as a whole
 
 
 # Console output at the end of a sweep: the table, the best point with its command, and the failures.

@@ -18,6 +18,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from hfexp.core.files import replace_file
 from hfexp.core.outside import DamagedRecord, has_shape, read_record
 from hfexp.core.secrets import mask_secrets, mask_values
 
@@ -258,9 +259,7 @@ class DeliveryState:
 
     def save(self, run_dir: Path) -> None:
         """Write the state atomically."""
-        temporary = run_dir / FOLDER / f".{STATE}"
-        temporary.write_text(json.dumps(asdict(self)))
-        os.replace(temporary, run_dir / FOLDER / STATE)
+        replace_file(run_dir / FOLDER / STATE, json.dumps(asdict(self)))
 
 
 def read_delivered(run_dir: Path) -> DeliveryState | None:

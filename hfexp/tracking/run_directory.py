@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
-from hfexp.core.files import SharedLock
+from hfexp.core.files import SharedLock, replace_file
 from hfexp.core.identity import config_hash, local_files_fingerprint
 from hfexp.core.outside import DamagedRecord, parse, read_bytes, why_foreign, why_not_contained
 from hfexp.core.process import ProcessId
@@ -97,12 +96,7 @@ def save_state(path: Path, state: RunState) -> None:
     """Write the state of a run directory atomically."""
     content = asdict(state)
     others = content.pop("others")
-    temporary = path / f".{STATE}"
-    with temporary.open("w") as file:
-        json.dump({**others, **content}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path / STATE)
+    replace_file(path / STATE, json.dumps({**others, **content}, indent=1), sync=True)
 
 
 @dataclass

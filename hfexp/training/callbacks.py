@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.core.errors import RunError, Terminated, exit_code
+from hfexp.core.files import replace_file
 from hfexp.core.process import count_once, handled
 from hfexp.data.sampling import EpochSampler
 
@@ -274,9 +275,7 @@ class StopTogether(StopOnSignal):
     def _agree(self) -> None:
         agreed = self._folder / STEP_FILE
         if self._is_first and not agreed.exists():
-            written = agreed.with_suffix(".new")
-            written.write_text(str(self._step + 1))
-            written.rename(agreed)
+            replace_file(agreed, str(self._step + 1))
         if agreed.exists():
             self._last_step = int(agreed.read_text())
             self.requested = True
