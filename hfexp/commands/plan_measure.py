@@ -1,4 +1,4 @@
-"""Measurement of a shortened job, in the process in which the launcher would run the job."""
+"""The jobs of a planned command, the measurement of a shortened one, and the estimate for all of them."""
 
 import contextlib
 import heapq

@@ -1,4 +1,4 @@
-"""Messages for failures of the Hugging Face Hub: each says what could not be fetched and what to do."""
+"""The Hugging Face Hub: where pretrained weights lie, and messages for what could not be fetched."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""Identity of an experiment: a hash that ignores all settings that cannot change the result."""
+"""Identity of an experiment (a hash that ignores settings that cannot change the result) and of its local files."""
 
 import glob
 import hashlib

@@ -1,4 +1,4 @@
-"""The identity of a process, which other processes can check later although pids are reused and hosts restart."""
+"""Processes: an identity that holds although pids are reused and hosts restart, and the signals that ask to stop."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Conversion of `trainer.args` to `transformers.TrainingArguments`: fields are passed through, never mirrored."""
+"""From `trainer.args` to `transformers.TrainingArguments` (fields are passed through) and the direction of metrics."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Datasets whose rows are model inputs, and the collator for their batches."""
+"""Datasets whose rows are model inputs, one by one or packed into blocks, and the collator for their batches."""
 
 import functools
 from collections.abc import Callable, Iterator

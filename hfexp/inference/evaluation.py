@@ -1,4 +1,4 @@
-"""Forward passes of a trained model over labelled rows, as in the Trainer's evaluation."""
+"""Evaluation of a trained model: the data to score, its predictions on them, and metrics with intervals."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

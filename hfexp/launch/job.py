@@ -1,4 +1,4 @@
-"""The process of a job: it enters the launcher's environment, runs the job, and sends back the result."""
+"""The process of a job: it enters the launcher's environment, runs the job, reports progress, returns the result."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Process pool of the local launcher: one job per slot at a time, and no process left behind."""
+"""Process pool of the local launcher: its slots, one job per slot at a time, and the display of their progress."""
 
 import contextlib
 import os

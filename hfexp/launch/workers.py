@@ -1,4 +1,4 @@
-"""The worker processes of one run, started and watched by torch's elastic agent in the process that composed it."""
+"""The worker processes of one run: torch's elastic agent watches them, and their notes tell which one failed first."""
 
 import contextlib
 import json

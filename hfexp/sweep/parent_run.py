@@ -1,4 +1,4 @@
-"""The sweep's own run in the tracking store: the parent of its jobs' runs, with a table of all trials."""
+"""The sweep's own run in the tracking store, above its jobs' runs, and the summary that ends the command."""
 
 import contextlib
 import json

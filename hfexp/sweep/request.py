@@ -1,4 +1,4 @@
-"""The request of a sweep: its overrides, read and checked, with their points. Nothing is created here."""
+"""The request of a sweep, read and checked: its overrides, points and metrics, and the sweep that it continues."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""The schedule of a sweep: it gives the launcher its jobs, and turns their outcomes into ends of trials."""
+"""The schedule of a sweep: its trials, their owners, the jobs for the launcher, and what their outcomes mean."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""The Optuna study of a sweep: created atomically; only the sweeper asks for trials and tells their ends."""
+"""The Optuna study of a sweep and its samplers; only the sweeper asks for trials and tells their ends."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Snapshot of a sweep: its trials, and the runs of each trial."""
+"""Snapshot of a sweep: its trials with their runs, their statistics over replicates, and their ranking."""
 
 import math
 from collections.abc import Sequence

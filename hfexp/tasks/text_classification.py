@@ -1,4 +1,4 @@
-"""Text classification: one class for a text, or for a pair of texts."""
+"""Tasks that label a text or a pair of texts: with one class, with several, or with a number."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar

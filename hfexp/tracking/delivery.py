@@ -1,4 +1,4 @@
-"""Delivery of a run's journal to MLflow: in order, in batches, and safe to repeat after any interruption."""
+"""Delivery of a run's journal to MLflow, beside training: in order, in batches, safe to repeat at any time."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Divergence check for the Trainer: training fails once its loss is not finite, and the error names the step."""
+"""Callbacks and mixins of the Trainer: divergence, early stopping, profiling, and stopping on a signal."""
 
 import contextlib
 import math

@@ -1,4 +1,4 @@
-"""The model: pretrained or built from sizes, with the dataset's label maps and, if asked for, frozen parameters."""
+"""The model: pretrained or built from sizes, with the dataset's label maps, its head and its frozen parameters."""
 
 import copy
 import logging

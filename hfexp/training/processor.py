@@ -1,4 +1,4 @@
-"""The processor: brings inputs into the form that a model was trained on."""
+"""The processor, which brings inputs into the form that a model was trained on, and the fit of tokenizer and model."""
 
 from typing import Any
 

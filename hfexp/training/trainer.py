@@ -1,4 +1,4 @@
-"""The Trainer: it resumes, stops on signals, and samples by (seed, epoch)."""
+"""The Trainer: it resumes, stops on signals, samples by (seed, epoch), and reads streams."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""Plots of a confusion matrix, readable for 2 to 1,000 classes."""
+"""Figures of a run's report: confusion matrices for 2 to 1,000 classes, curves, calibration and samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
