@@ -1,1 +1,1 @@
-"""A trained model: load it, ask it, score it, export it."""
+"""A trained model: load it, predict with it, score it, export it."""
