@@ -62,7 +62,7 @@ TABLE = [
     (["dataset.max_test_samples=0"], ["dataset.max_test_samples=0 must be at least 1"]),
     (["tracking.uri=ftp://x"], ["tracking.uri=ftp://x: unknown kind of store 'ftp'"]),
     (["tracking.uri=mlruns"], ["tracking.uri=mlruns", "mlflow migrate-filestore"]),
-    (["tracking.uri=http://:5000"], ["tracking.uri=http://:5000: not the address of a server"]),
+    (["tracking.uri=http://:5000"], ["tracking.uri=http://:5000 is not the address of a server"]),
     (["tracking.uri=mysql+nodriver://h/db"], ["tracking.uri=mysql+nodriver://h/db", "nodriver"]),
     (["tracking.register=a/b"], ["tracking.register=a/b must be 1 to 250 characters without / and :"]),
     (["tracking.uri=http://here:port"], ["not the address of a server; write http://HOST:PORT"]),
