@@ -141,7 +141,7 @@ def test_workers_change_nothing(kind: str, request: pytest.FixtureRequest) -> No
     alone = batches(stream, 12, batch_size=3)
     assert batches(stream, 12, workers=2, batch_size=3) == alone
     assert {len(batch) for batch in alone} == {3, 2}
-    stream.had = 9  # in the second epoch of 7 batches
+    stream.consumed = 9  # in the second epoch of 7 batches
     stream.batches_per_epoch = 7
     resumed = batches(stream, 12, workers=2, batch_size=3)
     assert resumed[:9] == [{}] * 9
@@ -161,7 +161,7 @@ def test_what_was_had_is_not_decoded(table: dict[str, Any], monkeypatch: pytest.
     decoded = []
     decode = ImageClassification.decode
     monkeypatch.setattr(ImageClassification, "decode", lambda self, row: decoded.append(1) or decode(self, row))
-    stream.had = 12  # the third epoch of 5 batches
+    stream.consumed = 12  # the third epoch of 5 batches
     assert batches(stream, 14)[12:] == expected[12:]
     assert len(decoded) <= 20  # of 56; the rows at the ends of the files are
     stream.batches_per_epoch = None  # a checkpoint in the first epoch does not know

@@ -111,9 +111,9 @@ def test_what_is_missing_is_named_by_line(place: Path) -> None:
     [
         ({9: '"wide screen,a'}, r"unbalanced quotes in the row that begins in line 11 of rows\.csv"),
         ({9: '"wide screen,a', 15: 'panel 17" wide,b'}, r"begins in line 11 .*quotechar=null"),
-        ({9: '"wide screen,a', 15: 'panel 17",b'}, r"opens in line 11 of rows\.csv makes one cell of 7 lines"),
+        ({9: '"wide screen,a', 15: 'panel 17",b'}, r"opens in line 11 of rows\.csv starts a cell of 7 lines"),
         ({9: '"wide" screen,a'}, r"begins in line 11"),
-        ({9: "wide, screen,a"}, r"line 11 of rows\.csv has 3 cells, the header 2 \(text, label\).*quotes"),
+        ({9: "wide, screen,a"}, r"line 11 of rows\.csv has 3 cells, the header has 2 \(text, label\).*quotes"),
         ({9: "wide"}, r"line 11 of rows\.csv has 1 cell, .*cells are missing"),
         (dict.fromkeys(range(20), "wide,a,"), r"line 2 of rows\.csv has 3 cells"),
         ({9: ","}, r"no label \(line 11 of rows\.csv\)"),
@@ -131,10 +131,10 @@ def test_lines_that_are_no_rows_are_named(lines: dict[int, str], message: str, p
 def test_a_stray_quote_is_seen_beside_text_last_and_beside_numbers(place: Path) -> None:
     rows = [("ab"[n % 2], f"thing {n}") for n in range(20)]
     rows[5], rows[9] = ("b", '"wide'), ("b", '17"')
-    refused("line 7 of last.csv makes one cell of 5 lines", write("last.csv", rows, "label,text"))
+    refused("line 7 of last.csv starts a cell of 5 lines", write("last.csv", rows, "label,text"))
     rows = [(f"thing {n}", f"{n / 8}") for n in range(20)]
     rows[5], rows[9] = ('"wide', "1.375"), ('17"', "2.625")
-    refused("line 7 of numbers.csv makes one cell", write("numbers.csv", rows), TextRegression())
+    refused("line 7 of numbers.csv starts a cell", write("numbers.csv", rows), TextRegression())
     found = load("numbers.csv", TextRegression(), {"multiline": True})
     assert sum(map(len, found.values())) == 16
 

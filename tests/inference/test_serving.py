@@ -121,7 +121,7 @@ def test_a_recipe_builds_only_what_is_trusted(made: Made, place: Path, monkeypat
         saved = made.save(place / "saved")
     finally:
         made.config.transform.evaluate.pop()
-    with pytest.raises(ConfigError, match="builds my_ops.make: if you trust .* set HFEXP_ALLOWED_TARGETS=my_ops"):
+    with pytest.raises(ConfigError, match="builds my_ops.make; if you trust .* set HFEXP_ALLOWED_TARGETS=my_ops"):
         inference.load_predictor(saved.weights)
     assert len(inference.load_predictor(saved.weights, allowed=["my_ops"]).predict(made.images)) == 8
     mlflow_model.verify_model(saved, made.predictor, made.images)

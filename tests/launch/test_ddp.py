@@ -48,7 +48,7 @@ def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settled(LaunchConfig(Strategy.single, "auto")).num_processes == 1
     for launch, use_cpu, message in (
         (LaunchConfig(ddp, 4), False, "more than the 3 visible accelerators"),
-        (LaunchConfig(ddp, "auto"), True, "there is none"),
+        (LaunchConfig(ddp, "auto"), True, "there are none"),
         (LaunchConfig(ddp, 0), False, "at least 1"),
         (LaunchConfig(ddp, "many"), False, "at least 1"),
         (LaunchConfig(Strategy.single, 2), False, "needs launch=ddp"),
