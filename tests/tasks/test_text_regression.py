@@ -85,5 +85,5 @@ def test_scores_of_classes_are_refused() -> None:
 
 
 def test_classes_are_no_numbers(place: Path) -> None:
-    with pytest.raises(ConfigError, match="column 'label' holds classes"):
+    with pytest.raises(ConfigError, match="column 'label' holds class ids, expected numbers"):
         train("task=text_regression", "dataset=docstrings", "model=tiny_bert", "trainer=scratch")

@@ -66,7 +66,7 @@ def test_blocks_and_texts_of_a_language_model_are_no_longer_than_it_takes() -> N
 def test_tokens_without_an_embedding_are_named() -> None:
     tokenizer = byte_tokenizer(64)
     tokenizer.add_tokens(["pump", "valve"])
-    with pytest.raises(ConfigError, match=r"261 tokens, and its tokenizer has 2 more \('pump', 'valve'\): set .*=263"):
+    with pytest.raises(ConfigError, match=r"261 tokens, but its tokenizer has 2 more \('pump', 'valve'\): set .*=263"):
         fitted(tokenizer, classifier("bert", **BERT))
     pretrained = classifier("bert", **BERT)
     pretrained.config.name_or_path = "dir"
