@@ -50,6 +50,7 @@ SAFE_SOURCES = (
 """Objects of `datasets` that a source may build."""
 PROCESSORS = ("ImageProcessingMixin", "PreTrainedTokenizerBase", "FeatureExtractionMixin", "ProcessorMixin")
 """Base classes of the processors in Transformers."""
+SOURCES = AllowedTargets(modules=("hfexp.data.sources",), names=tuple(f"datasets.{name}" for name in SAFE_SOURCES))
 ALLOWED_TARGETS = {
     "task": AllowedTargets(base_classes=(("hfexp", ("Task",)),)),
     "model": AllowedTargets(modules=("torch.nn",)),
@@ -58,10 +59,8 @@ ALLOWED_TARGETS = {
         base_classes=(("transformers", PROCESSORS),),
     ),
     "model.peft": AllowedTargets(base_classes=(("peft", ("PeftConfig",)),)),
-    "dataset.source": AllowedTargets(
-        modules=("hfexp.data.sources",),
-        names=tuple(f"datasets.{name}" for name in SAFE_SOURCES),
-    ),
+    "model.processor.source": SOURCES,  # a tokenizer that learns from the dataset's texts
+    "dataset.source": SOURCES,
     "transform": AllowedTargets(
         modules=("torchvision.transforms", "torch.nn"), base_classes=(("hfexp", ("Module",)),)
     ),
@@ -96,7 +95,8 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
     # The partial gets the run-time objects: Hydra itself would turn those that are dataclasses into config nodes.
     policy = {}
     if "_execution_whitelist_" in parameters(hydra_instantiate):  # Hydra 1.4: exactly the targets just checked
-        targets = {path: locate(path, key, allowed) for path in targets_in(node)}
+        nodes = ((str(inner["_target_"]), f"{place}._target_") for place, inner in _nodes(node, key))
+        targets = {path: locate(path, place, allowed) for path, place in nodes}
         definitions = {f"{t.__module__}.{t.__qualname__}" for t in targets.values() if hasattr(t, "__qualname__")}
         policy["_execution_whitelist_"] = sorted({*targets, *definitions})
     build = hydra_instantiate({**node, "_partial_": True}, _convert_="all", **policy)

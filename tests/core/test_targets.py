@@ -4,8 +4,9 @@ import functools
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-from hfexp.commands import cli
+from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
 from hfexp.core.targets import ALLOWED_TARGETS, check, check_hydra, instantiate, locate
 
@@ -165,3 +166,12 @@ def test_containers_are_plain_and_partial_works() -> None:
     assert isinstance(
         instantiate({"_target_": "torch.nn.Linear", "_partial_": True, "in_features": 2}, "model"), functools.partial
     )
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
+def test_shipped_experiments_name_only_what_is_allowed(experiment: str, place: Path) -> None:
+    """From outside of the checkout, whose own modules would be trusted."""
+    config = api.compose(f"experiment={experiment}")
+    sections = {"model.processor": config.model.processor, "dataset.source": config.dataset.source}
+    for key, node in (sections | {"metrics": config.metrics, "task": config.task}).items():
+        check(node, key, [], frozenset({"processor", "id2label", "task"}))
