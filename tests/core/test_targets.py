@@ -170,7 +170,7 @@ def test_containers_are_plain_and_partial_works() -> None:
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")))
 def test_shipped_experiments_name_only_what_is_allowed(experiment: str, place: Path) -> None:
-    """From outside of the checkout, whose own modules would be trusted."""
+    """A tokenizer that learns from the dataset names its source below `model.processor`."""
     config = api.compose(f"experiment={experiment}")
     sections = {"model.processor": config.model.processor, "dataset.source": config.dataset.source}
     for key, node in (sections | {"metrics": config.metrics, "task": config.task}).items():
