@@ -472,7 +472,7 @@ def process(
     return {str(split): splits[str(split)] for split in dataset}
 
 
-# Splits of a streamed source: the counterpart of `hfexp.data` for rows that are read anew in every epoch.
+# Splits of a streamed source: the counterpart of `hfexp.data.splits` for rows that are read anew in every epoch.
 
 
 def check_streaming(config: Config) -> list[str]:

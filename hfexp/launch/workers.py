@@ -184,7 +184,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     from hfexp.launch import rendezvous
 
     rendezvous.register()
-    forkserver.context()
+    forkserver.start()
     (run_dir / LOGS).mkdir(exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="hfexp-") as temporary,

@@ -444,3 +444,24 @@ def test_a_sweep_that_is_killed_takes_the_processes_of_its_runs_along(place: Pat
     process.communicate(timeout=60)
     assert left_behind(process.pid) == []
     assert len(list(place.glob("outputs/digits/vit*/checkpoints/checkpoint-*"))) >= 2
+
+
+WARM = """
+from pathlib import Path
+
+from entry import loaded
+from hfexp.commands import hydra_plugin
+from hfexp.core.config import LaunchConfig
+from hfexp.launch import workers
+
+assert hydra_plugin.forkserver.modules
+Path("run").mkdir()
+print("LOADED", workers.start(LaunchConfig(num_processes=2, num_threads=1), Path("run").absolute(), loaded))
+"""
+
+
+def test_workers_are_forked_from_a_server_that_has_imported_what_they_need(place: Path) -> None:
+    (place / "entry.py").write_text("import sys\ndef loaded(): return 'hfexp.experiment.run' in sys.modules\n")
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    done = subprocess.run([sys.executable, "-c", WARM], cwd=place, env=environment, capture_output=True, text=True)
+    assert "LOADED True" in done.stdout, done.stderr
