@@ -91,7 +91,7 @@ def replace_file(path: Path, content: str | bytes, sync: bool = False, temporary
 
     Args:
         sync: wait until the disk has the content, so that the file survives a crash of the machine.
-        temporary: path to write to before the file is moved, on the same file system; null: beside the file.
+        temporary: path to write to before the file is moved, on the same file system; None: beside the file.
     """
     temporary = temporary or path.with_name(f".{path.name}.new")
     with temporary.open("wb") as file:

@@ -15,8 +15,7 @@ from hfexp.core.secrets import share_secrets
 from hfexp.data.threads import use_threads
 from hfexp.experiment.fit import Outcome, RunContext, fit
 from hfexp.experiment.preflight import Inputs, load_inputs
-from hfexp.launch import forkserver, workers, world
-from hfexp.launch import job as reports
+from hfexp.launch import forkserver, job, workers, world
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.training import callbacks
 from hfexp.training.callbacks import StopTogether
@@ -111,7 +110,7 @@ def start_processes(context: RunContext, tracker: Tracker) -> Outcome:
         if isinstance(tracker, MlflowTracker):
             tracker.continue_journal()
 
-    with relayed(receiver, sender, tracker, restarted=restarted, pass_on=reports.pass_on):
+    with relayed(receiver, sender, tracker, restarted=restarted, pass_on=job.pass_on):
         return workers.start(
             context.config.launch, context.directory.path, _started_process, context, sender, share_secrets()
         )
@@ -153,7 +152,7 @@ def _started_process(context: RunContext, sender: Connection, known_secrets: fro
     relay = Relay(sender, context.uri, context.run_id)
     if rank == 0:
         console.speak_through(relay.send, context.terminal)
-        reports.listen(lambda progress: relay.send("pass_on", progress))
+        job.listen(lambda progress: relay.send("pass_on", progress))
         if world.restarts():
             relay.send("restarted")
             callbacks.forget(directory.path)

@@ -24,7 +24,6 @@ from hfexp.core.process import ProcessId
 from hfexp.core.secrets import mask_secrets
 from hfexp.launch.job import error_of
 from hfexp.launch.local import SweepJob
-from hfexp.sweep import study
 from hfexp.sweep import study as storage
 from hfexp.sweep.space import Point, Space
 from hfexp.sweep.trials import Estimate, State, Trial, TrialRun, estimate
@@ -318,8 +317,6 @@ def outcome(point: TrialKey, result: Any, metrics: int) -> TrialRun:
         result: Hydra's `JobReturn`.
         metrics: number of values that the job must return.
     """
-    from hfexp.launch.job import error_of
-
     error = error_of(result)
     if error is None:
         return _finished(point, result.return_value, metrics)
@@ -567,8 +564,8 @@ class Schedule:
         """Leave out the remaining replicates of a point if the Wilcoxon pruner judges it hopeless."""
         if self.plan.search.pruner is not Pruner.wilcoxon or self._has_failed(entry) or entry.foreign:
             return
-        with study.quiet():
-            trial = study.reopen(self.store.study, entry.trial_id)
+        with storage.quiet():
+            trial = storage.reopen(self.store.study, entry.trial_id)
             for run in entry.done():
                 assert run.values is not None
                 trial.report(run.values[0], run.replicate)
