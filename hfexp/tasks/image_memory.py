@@ -26,9 +26,9 @@ MAX_PIXELS = 178_956_970
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-MAX_BYTES = 2 * 2**30
+MEMORY_BYTES = 2 * 2**30
 """Bytes that images being decoded may take together; an image that takes more is decoded alone."""
-GIVEN_BACK = MAX_BYTES // 4
+GIVEN_BACK = MEMORY_BYTES // 4
 """Bytes of a row above which its freed memory returns to the system; the C library would keep it for each thread."""
 SMALL = 2**20
 """Pixels up to which an image is not counted: hundreds of threads can hold one such image each."""
@@ -69,7 +69,7 @@ class Budget:
         self.own.bytes = None
 
 
-budget = Budget(MAX_BYTES)
+budget = Budget(MEMORY_BYTES)
 """The budget of this process."""
 
 

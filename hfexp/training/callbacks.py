@@ -104,18 +104,17 @@ class StopOnSignal(TrainerCallback):
 
 
 if TYPE_CHECKING:
-    import transformers
-
-    _Base = transformers.Trainer
+    TrainerMixin = transformers.Trainer
 else:
-    _Base = object
+    TrainerMixin = object
+    """Base of our mixins for the Trainer; for a type checker, it has the Trainer's attributes."""
 
 
 class Diverged(RunError):
     """Raised when the loss is no longer finite, so that no output of the model is a result."""
 
 
-class StopWhenDiverged(_Base):
+class StopWhenDiverged(TrainerMixin):
     """Mixin for a Transformers `Trainer` that checks the loss before it logs, evaluates or saves.
 
     A single loss that is not finite may come from a step that the gradient scaler (fp16) then skips, so training has

@@ -15,17 +15,11 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfexp.core.checkpoint import TRAINER_STATE, CheckpointError, find_problem, write_manifest
 from hfexp.training.adapters import is_adapted, require_same_weights
-
-if TYPE_CHECKING:
-    import transformers
-
-    _Base = transformers.Trainer
-else:
-    _Base = object
+from hfexp.training.callbacks import TrainerMixin
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +27,7 @@ logger = logging.getLogger(__name__)
 STAGING = ".incomplete"
 
 
-class CheckpointMixin(_Base):
+class CheckpointMixin(TrainerMixin):
     """Mixin for a Transformers `Trainer`: atomic checkpoints with the model's own key names, and strict loading.
 
     The Trainer writes a checkpoint below a staging directory, which is renamed when the checkpoint is complete.

@@ -8,20 +8,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.trainer_pt_utils import find_batch_size
 
 from hfexp.core.outside import read_record
-
-if TYPE_CHECKING:
-    import transformers
-
-    _Base = transformers.Trainer
-else:
-    _Base = object
-
+from hfexp.training.callbacks import TrainerMixin
 
 FILE = "timing.json"
 """File of a checkpoint that holds the `Sums`."""
@@ -38,7 +31,7 @@ class Sums:
     loss: float = 0.0
 
 
-class TimingMixin(_Base):
+class TimingMixin(TrainerMixin):
     """Mixin for a Transformers `Trainer` that adds rates to its training logs, and totals to its last log.
 
     Each training loss comes with `samples_per_second` and, for text, `tokens_per_second` (padding included), both of

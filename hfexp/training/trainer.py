@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -19,20 +19,12 @@ from hfexp.data.sampling import EpochSampler
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
-from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged
+from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
 from hfexp.training.timing import TimingMixin
 from hfexp.training.weighting import WeightedLosses
 
 # Trainer mixin that reads streams.
-
-
-if TYPE_CHECKING:
-    import transformers
-
-    _Base = transformers.Trainer
-else:
-    _Base = object
 
 
 @dataclass
@@ -42,7 +34,7 @@ class _StreamState:
     batches_per_epoch: int | None
 
 
-class StreamTraining(_Base):
+class StreamTraining(TrainerMixin):
     """Mixin for a Transformers `Trainer` that reads streams, and resumes at the batch where training stopped."""
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ Accelerate fills up the last batches so that all processes have equally many row
 import functools
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import recursively_apply
@@ -23,19 +23,13 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from hfexp.core.errors import RunError
-
-if TYPE_CHECKING:
-    import transformers
-
-    _Base = transformers.Trainer
-else:
-    _Base = object
+from hfexp.training.callbacks import TrainerMixin
 
 IGNORED = -100
 """Label that counts in no loss (`torch.nn.CrossEntropyLoss`)."""
 
 
-class WeightedLosses(_Base):
+class WeightedLosses(TrainerMixin):
     """Mixin for a Transformers `Trainer` that weights the loss of each batch by its share of the items."""
 
     loss_per_token: bool = False
