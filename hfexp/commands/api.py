@@ -9,7 +9,7 @@ from hfexp.core import compose as composition
 from hfexp.core import console
 from hfexp.core.config import Config, to_config
 from hfexp.core.foreign_settings import drop_unused_mlflow_variables
-from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded
 from hfexp.experiment.choices import check_choices
 
 let_idle_threads_sleep()
@@ -64,7 +64,7 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     config = to_config(cfg)
     check_choices(config, choices)
     drop_unused_mlflow_variables(console.note)
-    let_idle_threads_sleep_in(config)
+    let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
     from hfexp.core.provenance import Origin
     from hfexp.experiment import run as experiment
 

@@ -16,7 +16,7 @@ from hfexp.core.errors import (
     SweepError,
     exit_code,
 )
-from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded
 from hfexp.core.memory import begin_collection, leave_all, put_off_collection
 
 MULTIRUN = {"-m", "--multirun"}
@@ -158,7 +158,7 @@ class _Job:
 
             show_choices(config, origin)
 
-        let_idle_threads_sleep_in(config)
+        let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
         from hfexp.experiment import run as experiment
 
         begin_collection()

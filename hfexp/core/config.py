@@ -300,6 +300,11 @@ class Config:
     point: str | None = None
     """Address of a job in its sweep, which sets it (`hfexp.tracking.membership`)."""
 
+    @property
+    def decodes_while_training(self) -> bool:
+        """True if rows are decoded during the training: those of a stream, and all rows if none are prepared."""
+        return self.dataset.streaming or not self.transform.cache.enabled
+
 
 SWEEP_KEYS = ("search", "point")
 """Keys that describe a sweep and not the run itself."""

@@ -6,10 +6,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hfexp.core.config import Config
 
 SPINS = "100000"
 """Times that an idle OpenMP thread looks for work before it sleeps: 2 to 5 ms, depending on the processor."""
@@ -35,10 +31,10 @@ def let_idle_threads_sleep(decoding: bool = True) -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS_WHILE_DECODING if decoding else SPINS
 
 
-def let_idle_threads_sleep_in(config: "Config") -> None:
-    """Call `let_idle_threads_sleep` with the setting that suits the config, if torch is not loaded yet."""
+def let_idle_threads_sleep_if_unloaded(decoding: bool) -> None:
+    """Call `let_idle_threads_sleep` if torch is not loaded yet: later, the setting would have no effect."""
     if "torch" not in sys.modules:
-        let_idle_threads_sleep(decoding=config.dataset.streaming or not config.transform.cache.enabled)
+        let_idle_threads_sleep(decoding)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 
 from hfexp.commands.api import compose
 from hfexp.core import idle_threads
-from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_in, processors_shared
+from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded, processors_shared
 
 PIPE = subprocess.PIPE
 FIRST = """
@@ -100,10 +100,10 @@ def test_they_look_for_longer_where_nothing_is_decoded_meanwhile(
 ) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # as the command has set it at its beginning
     config = compose("experiment=digits_vit", *words)
-    let_idle_threads_sleep_in(config)
+    let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
     assert os.environ["GOMP_SPINCOUNT"] == "10000", "torch is loaded, and has read it"
     monkeypatch.delitem(sys.modules, "torch")
-    let_idle_threads_sleep_in(config)
+    let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
     assert os.environ["GOMP_SPINCOUNT"] == spins
 
 
