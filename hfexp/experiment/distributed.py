@@ -13,14 +13,17 @@ from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.memory import keep_freed_memory
 from hfexp.core.secrets import share_secrets
 from hfexp.data.threads import use_threads
-from hfexp.experiment.fit import Outcome, RunContext, fit
-from hfexp.experiment.preflight import Inputs, load_inputs
+from hfexp.experiment.context import Inputs, Outcome, RunContext
+from hfexp.experiment.preflight import load_inputs
 from hfexp.launch import forkserver, job, workers, world
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.training import callbacks
-from hfexp.training.callbacks import StopTogether
+from hfexp.training.callbacks import StopOnSignal, StopTogether
 
 logger = logging.getLogger(__name__)
+
+Fit = Callable[[RunContext, Inputs, Tracker, StopOnSignal], Outcome]
+"""`hfexp.experiment.fit.fit`, which each process of a run calls."""
 
 # Forwarding of rank 0's tracking and console calls to the process that started the workers.
 #
@@ -101,7 +104,7 @@ def _pass_on(receiver: Connection, functions: dict[str, Callable[..., None]]) ->
             logger.exception("could not execute %s for a training process", name)
 
 
-def start_processes(context: RunContext, tracker: Tracker) -> Outcome:
+def start_processes(fit: Fit, context: RunContext, tracker: Tracker) -> Outcome:
     """Run `fit` in processes of its own; the first of them tells this process what to record and to show."""
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
@@ -112,13 +115,13 @@ def start_processes(context: RunContext, tracker: Tracker) -> Outcome:
 
     with relayed(receiver, sender, tracker, restarted=restarted, pass_on=job.pass_on):
         return workers.start(
-            context.config.launch, context.directory.path, _started_process, context, sender, share_secrets()
+            context.config.launch, context.directory.path, _started_process, fit, context, sender, share_secrets()
         )
 
 
-def lead(context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
+def lead(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
     """Run `fit` as the first of several processes that torchrun or `accelerate launch` started."""
-    return _fit_together(world.share(context), inputs, tracker)
+    return _fit_together(fit, world.share(context), inputs, tracker)
 
 
 def wait_for_first() -> Any:
@@ -127,20 +130,22 @@ def wait_for_first() -> Any:
     return world.share(None)
 
 
-def follow(context: RunContext) -> tuple[Inputs, Outcome]:
+def follow(fit: Fit, context: RunContext) -> tuple[Inputs, Outcome]:
     """Run `fit` as one of the others, on the run that the first process has opened."""
     inputs = load_inputs(context.config)
-    return inputs, _fit_together(context, inputs, NullTracker())
+    return inputs, _fit_together(fit, context, inputs, NullTracker())
 
 
-def _fit_together(context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
+def _fit_together(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
     """Run `fit` as one of several connected processes."""
     is_first = world.rank() == 0
     with StopTogether(context.directory.path, is_first) as signals:
         return fit(context, inputs, tracker if is_first else NullTracker(), signals)
 
 
-def _started_process(context: RunContext, sender: Connection, known_secrets: frozenset[str]) -> Outcome | None:
+def _started_process(
+    fit: Fit, context: RunContext, sender: Connection, known_secrets: frozenset[str]
+) -> Outcome | None:
     """Run `fit` in a process that the composing process has started; `sender` leads to that process."""
     share_secrets(known_secrets)
     rank, directory = world.rank(), context.directory
@@ -162,7 +167,7 @@ def _started_process(context: RunContext, sender: Connection, known_secrets: fro
     directory.checkpoint, directory.resumed = world.share((directory.checkpoint, directory.resumed))
     log = directory.path / ("hfexp.log" if rank == 0 else f"{workers.LOGS}/rank{rank}.log")
     with console.log_to(log):
-        outcome = _fit_together(context, inputs, relay)
+        outcome = _fit_together(fit, context, inputs, relay)
     world.disconnect()
     outcome.model = None
     return outcome if rank == 0 else None

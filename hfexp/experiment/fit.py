@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import transformers
@@ -11,18 +10,17 @@ import transformers
 from hfexp.core import console
 from hfexp.core.config import Config
 from hfexp.core.errors import RunError
-from hfexp.core.provenance import Origin
 from hfexp.core.training_args import build_arguments
 from hfexp.data import dataset
 from hfexp.data.prepare import Preparation
 from hfexp.experiment.callbacks import DrawSamples, ShowProgress, TrackingCallback
-from hfexp.experiment.preflight import Inputs, leaves_parameters_unused, process_splits
+from hfexp.experiment.context import Inputs, Outcome, RunContext
+from hfexp.experiment.preflight import leaves_parameters_unused, process_splits
 from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.result import show_model
 from hfexp.launch import world
 from hfexp.tasks.base import CLASS
-from hfexp.tracking.environment import Environment
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import SplitScores
 from hfexp.tracking.run_directory import RunDirectory
@@ -34,39 +32,6 @@ from hfexp.training.model import build_model
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class RunContext:
-    """An open run, with everything that another process needs to take part in it."""
-
-    config: Config
-    """Config whose `launch` section `hfexp.launch.world.settle` has resolved."""
-    origin: Origin
-    environment: Environment
-    directory: RunDirectory
-    started: float
-    """Time when this start of the run began, in seconds of `time.monotonic`."""
-    uri: str | None
-    run_id: str | None
-    terminal: bool
-    """True if a person watches the output in a terminal."""
-
-
-@dataclass
-class Outcome:
-    """Result of a training, in a form that can be sent to another process."""
-
-    metrics: dict[str, float]
-    metric_name: str
-    best_metric: float | None
-    best_step: int | None
-    report: ClassReport | None
-    train_seconds: float
-    pruned_step: int | None = None
-    """Step of the evaluation after which a sweep pruned the run; None if it did not."""
-    model: Any = None
-    """The trained model; None outside of the process that trained it."""
 
 
 def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outcome:

@@ -2,7 +2,6 @@
 
 import os
 import types
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +35,13 @@ from hfexp.experiment.checks import (
     check_strategies,
     check_support,
 )
+from hfexp.experiment.context import Inputs
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet, build_metrics
 from hfexp.training.adapters import is_adapted
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
 from hfexp.training.trainer import trainer_class
-
-
-@dataclass
-class Inputs:
-    """Everything that a run needs, apart from the weights."""
-
-    task: Task
-    dataset: DatasetDict
-    dropped: dict[str, int]
-    """Number of unreadable samples left out, per split."""
-    id2label: dict[int, str] | None
-    processor: Any
-    transforms: Transforms
-    metrics: MetricSet
-    callbacks: list[Any]
-    """The user's own callbacks, from `trainer.callbacks`."""
-    model_config: Any
-    """The `transformers` config of the model; None for a model that the user's code builds."""
 
 
 class _Problems:

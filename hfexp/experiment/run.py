@@ -16,8 +16,10 @@ from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.provenance import Origin
 from hfexp.data.streaming import show_rows
 from hfexp.data.threads import use_threads
-from hfexp.experiment import distributed, fit
-from hfexp.experiment.preflight import Inputs, load_inputs
+from hfexp.experiment import distributed
+from hfexp.experiment.context import Inputs, Outcome, RunContext
+from hfexp.experiment.fit import fit
+from hfexp.experiment.preflight import load_inputs
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
 from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
@@ -70,7 +72,7 @@ def run(config: Config, origin: Origin) -> Result:
         ):
             announce(directory, inputs, environment.git, processes)
             opened = (tracker.uri, tracker.run_id, console.is_terminal())
-            context = fit.RunContext(config, origin, environment, directory, started, *opened)
+            context = RunContext(config, origin, environment, directory, started, *opened)
             outcome = train(context, inputs, tracker, stop_on_signal)
             result = summarise(context, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
@@ -117,14 +119,14 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
     return result
 
 
-def train(context: fit.RunContext, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> fit.Outcome:
+def train(context: RunContext, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> Outcome:
     """Run `hfexp.experiment.fit.fit` in this process, or in as many processes as the config asks for."""
     if context.config.launch.num_processes == 1:
-        return fit.fit(context, inputs, tracker, stop_on_signal)
+        return fit(context, inputs, tracker, stop_on_signal)
     callbacks.forget(context.directory.path)
     if world.is_together():
-        return distributed.lead(context, inputs, tracker)
-    return distributed.start_processes(context, tracker)
+        return distributed.lead(fit, context, inputs, tracker)
+    return distributed.start_processes(fit, context, tracker)
 
 
 @contextlib.contextmanager
@@ -147,11 +149,11 @@ def follow() -> Result:
     context = distributed.wait_for_first()
     if isinstance(context, Result):
         return context
-    inputs, outcome = distributed.follow(context)
+    inputs, outcome = distributed.follow(fit, context)
     return summarise(context, inputs, outcome)
 
 
-def summarise(context: fit.RunContext, inputs: Inputs, outcome: fit.Outcome) -> Result:
+def summarise(context: RunContext, inputs: Inputs, outcome: Outcome) -> Result:
     """Build the result for the caller; a trial of a sweep also gets its objective values."""
     result = Result(
         metrics=outcome.metrics,
