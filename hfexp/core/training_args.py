@@ -14,9 +14,11 @@ from typing import Any
 from hfexp.core.errors import ConfigError, did_you_mean
 from hfexp.core.machine import cpus
 
-# The direction of a metric, lower or higher is better, as its name tells it.
+# What the name of a metric tells: a timing or a score, and whether lower or higher is better.
 
 
+TIMINGS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
+"""Endings of the timings that the Trainer adds to the metrics of an evaluation."""
 _LOWER = re.compile(
     r"(^|[_/.-])(loss|logloss|nll|perplexity|entropy|deviance|brier(_score)?|[em]ce|errors?|error_rate|wer|cer|ter|eer"
     r"|r?mse|mae|s?mape|r?msle|fid|bpb|bpc)$"

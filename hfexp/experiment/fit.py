@@ -10,7 +10,7 @@ import transformers
 from hfexp.core import console
 from hfexp.core.config import Config
 from hfexp.core.errors import RunError
-from hfexp.core.training_args import build_arguments
+from hfexp.core.training_args import TIMINGS, build_arguments
 from hfexp.data import dataset
 from hfexp.data.prepare import Preparation
 from hfexp.experiment.callbacks import DrawSamples, ShowProgress, TrackingCallback
@@ -234,10 +234,9 @@ def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 def recorded_best(trainer: Trainer) -> dict[str, float]:
     """Return the metrics, without timings, of the evaluation that gave the best model, as `best_eval_*`."""
-    timing = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
     for entry in trainer.state.log_history:
         if entry.get("step") == trainer.state.best_global_step and "eval_loss" in entry:
-            return {f"best_{k}": v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(timing)}
+            return {f"best_{k}": v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(TIMINGS)}
     return {}
 
 

@@ -19,6 +19,7 @@ from hfexp.core.files import write_private
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
 from hfexp.core.sqlite import sqlite_address, sqlite_path
+from hfexp.core.training_args import TIMINGS
 
 if TYPE_CHECKING:
     from hfexp.tracking.report.classes import ClassReport
@@ -32,8 +33,6 @@ PICTURES = ("learning_curves.png", "confusion_matrix_test.png", "confusion_matri
 """Artifacts of a run that are shown; of the two matrices, only the first that exists."""
 SHOWN = ("best_eval_", "final_eval_", "test_")
 """Prefixes of the metrics that are shown, one column each."""
-MINOR = ("_runtime", "_per_second", "_preparation_time")
-"""Ends of the names of metrics that are left out."""
 
 
 def result_html(title: str, metrics: Mapping[str, float], directory: Path | None) -> str:
@@ -56,7 +55,7 @@ def result_html(title: str, metrics: Mapping[str, float], directory: Path | None
 
 
 def _is_shown(name: str, prefix: str) -> bool:
-    return name.startswith(prefix) and not name.endswith(MINOR)
+    return name.startswith(prefix) and not name.endswith(TIMINGS)
 
 
 def _number(value: float | None) -> str:

@@ -9,12 +9,10 @@ from typing import Any
 from hfexp.core.console import printable
 from hfexp.core.markdown import code, plain
 from hfexp.core.secrets import mask_secrets
+from hfexp.core.training_args import TIMINGS
 
 SPLITS = {"final_eval_": "validation", "test_": "test"}
 """Prefixes of the reported metrics, and the split that each belongs to."""
-
-TIMING = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
-"""Endings of metrics that measure speed; the card leaves them out."""
 MAX_LABELS = 30
 """Most classes that the introduction lists by name."""
 SHOWN_PARAMS = (
@@ -121,7 +119,7 @@ def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
         (split, name.removeprefix(prefix), float(value))
         for prefix, split in SPLITS.items()
         for name, value in sorted(facts.metrics.items())
-        if name.startswith(prefix) and not name.endswith(TIMING) and math.isfinite(value)
+        if name.startswith(prefix) and not name.endswith(TIMINGS) and math.isfinite(value)
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.core.training_args import TIMINGS
 from hfexp.data.streaming import num_rows
 from hfexp.tasks.base import Task
 from hfexp.tracking.report import figures
@@ -23,8 +24,6 @@ WORST_CLASSES = 25
 CONFUSED_ROWS = 10
 MAX_TEXT = 2_000
 """Most characters of one sample's text."""
-NOT_RESULTS = ("_runtime", "_samples_per_second", "_steps_per_second", "_model_preparation_time")
-"""Suffixes of the timings that the Trainer adds to the metrics of an evaluation."""
 RESULT_COLUMNS = (("best_eval_", "best recorded"), ("final_eval_", "validation"), ("test_", "test"))
 """Prefix of a column's metrics, and the column's title."""
 
@@ -85,7 +84,7 @@ def _result(facts: ReportFacts, parts: dict[str, SplitParts]) -> list[Block]:
         key.removeprefix(prefix)
         for prefix, _ in columns
         for key in facts.metrics
-        if key.startswith(prefix) and not key.endswith(NOT_RESULTS)
+        if key.startswith(prefix) and not key.endswith(TIMINGS)
     )
     ordered = sorted(names, key=lambda name: (name != facts.metric, name != "loss"))
     rows = [[name, *(number(facts.metrics.get(prefix + name)) for prefix, _ in columns)] for name in ordered]
