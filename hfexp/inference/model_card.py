@@ -90,15 +90,15 @@ def _metadata(facts: CardFacts) -> str:
             metric_type=name,
             metric_value=value,
         )
-        for split, name, value in _scores(facts)
+        for split, values in _scores(facts).items()
+        for name, value in values.items()
     ]
-    names = sorted({name for _, name, _ in _scores(facts)} - {"loss"})
     data = ModelCardData(
         library_name="peft" if facts.num_adapter else "transformers",
         pipeline_tag=facts.pipeline,
         base_model=hub_id(facts.base_model),
         datasets=[facts.hub_dataset] if facts.hub_dataset else None,
-        metrics=names or None,
+        metrics=sorted({result.metric_type for result in results} - {"loss"}) or None,
         tags=["hfexp"],
         model_name=facts.name,
         eval_results=results or None,
@@ -113,14 +113,14 @@ def hub_id(path: str | None) -> str | None:
     return path
 
 
-def _scores(facts: CardFacts) -> list[tuple[str, str, float]]:
-    """Return split, name and value of each finite score."""
-    return [
-        (split, name.removeprefix(prefix), float(value))
-        for prefix, split in SPLITS.items()
-        for name, value in sorted(facts.metrics.items())
-        if name.startswith(prefix) and not name.endswith(TIMINGS) and math.isfinite(value)
-    ]
+def _scores(facts: CardFacts) -> dict[str, dict[str, float]]:
+    """Return the finite scores by split and metric; a split without any is left out."""
+    scores: dict[str, dict[str, float]] = {}
+    for prefix, split in SPLITS.items():
+        for name, value in sorted(facts.metrics.items()):
+            if name.startswith(prefix) and not name.endswith(TIMINGS) and math.isfinite(value):
+                scores.setdefault(split, {})[name.removeprefix(prefix)] = float(value)
+    return scores
 
 
 def _introduction(facts: CardFacts) -> str:
@@ -137,17 +137,14 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _results(facts: CardFacts) -> str:
-    by_split: dict[str, dict[str, float]] = {}
-    for split, name, value in _scores(facts):
-        by_split.setdefault(split, {})[name] = value
-    if not by_split:
+    scores = _scores(facts)
+    if not scores:
         return "None were recorded."
-    names = sorted({name for scores in by_split.values() for name in scores})
     rows = [
-        [plain(name), *(f"{scores[name]:.4f}" if name in scores else "" for scores in by_split.values())]
-        for name in names
+        [plain(name), *(f"{values[name]:.4f}" if name in values else "" for values in scores.values())]
+        for name in sorted({name for values in scores.values() for name in values})
     ]
-    return _table(["metric", *by_split], rows)
+    return _table(["metric", *scores], rows)
 
 
 def _data(facts: CardFacts) -> str:
@@ -212,7 +209,7 @@ def _training(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> Iterable[str]:
     yield "The results hold for the splits above; nothing was measured on other data, on robustness or on fairness."
-    measured = {split for split, _, _ in _scores(facts)}
+    measured = _scores(facts)
     if "validation" in measured:
         yield "The best step and settings may have been chosen on the validation split: its results can be optimistic."
     if "test" not in measured:
