@@ -5,6 +5,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hfexp.core.console import printable
 from hfexp.core.markdown import plain
@@ -50,21 +51,20 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 class Text:
     """A paragraph."""
 
+    tag: ClassVar = "p"
     text: str
 
 
-@dataclass
-class Heading:
+class Heading(Text):
     """A heading inside a section, one level below the section's title."""
 
-    text: str
+    tag = "h3"
 
 
-@dataclass
-class Code:
+class Code(Text):
     """Preformatted text."""
 
-    text: str
+    tag = "pre"
 
 
 @dataclass
@@ -95,7 +95,7 @@ class Table:
         return column > 0 if self.numbers is None else column in self.numbers
 
 
-Block = Text | Heading | Code | Picture | Table
+Block = Text | Picture | Table
 
 
 @dataclass
@@ -154,7 +154,7 @@ class Report:
 
 
 def _html(text: str) -> str:
-    return html.escape(printable(text))
+    return html.escape(printable(text))  # the form in which `mask_secrets` looks for secrets in a page
 
 
 def _html_block(block: Block, images: dict[str, bytes]) -> str:
@@ -165,20 +165,19 @@ def _html_block(block: Block, images: dict[str, bytes]) -> str:
             return f"<figure>{images[block.name].decode()}</figure>"
         data = base64.b64encode(images[block.name]).decode()
         return f'<figure><img src="data:image/png;base64,{data}" alt="{_html(block.alt)}"/></figure>'
-    tag = {Text: "p", Heading: "h3", Code: "pre"}[type(block)]
-    return f"<{tag}>{_html(block.text)}</{tag}>"
+    return f"<{block.tag}>{_html(block.text)}</{block.tag}>"
 
 
 def _html_table(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        attributes = (' class="n"' if table.is_number(n) else "" for n in range(len(cells)))
-        return "".join(f"<{tag}{attr}>{_html(cell)}</{tag}>" for cell, attr in zip(cells, attributes, strict=True))
+    def row(cells: Sequence[str], tag: str, attributes: str = "") -> str:
+        kinds = (' class="n"' if table.is_number(n) else "" for n in range(len(cells)))
+        shown = "".join(f"<{tag}{kind}>{_html(cell)}</{tag}>" for cell, kind in zip(cells, kinds, strict=True))
+        return f"<tr{attributes}>{shown}</tr>"
 
-    head = f"<thead><tr>{row(table.header, 'th')}</tr></thead>" if any(table.header) else ""
-    strong = (' class="strong"' if n in table.strong else "" for n in range(len(table.rows)))
-    names = (f' data-name="{_html(name)}"' for name in table.names or [""] * len(table.rows))
-    strong = (kind + (name if table.names else "") for kind, name in zip(strong, names, strict=True))
-    body = "\n".join(f"<tr{kind}>{row(cells, 'td')}</tr>" for cells, kind in zip(table.rows, strong, strict=True))
+    strong = [' class="strong"' if n in table.strong else "" for n in range(len(table.rows))]
+    names = [f' data-name="{_html(name)}"' for name in table.names] or [""] * len(table.rows)
+    body = "\n".join(row(cells, "td", s + n) for cells, s, n in zip(table.rows, strong, names, strict=True))
+    head = f"<thead>{row(table.header, 'th')}</thead>" if any(table.header) else ""
     kind = ' class="small"' if table.small else ""
     title = f"<caption>{_html(table.title)}</caption>" if table.title else ""
     return f'<div class="scroll"><table{kind}>{title}{head}<tbody>\n{body}\n</tbody></table></div>'
@@ -193,8 +192,7 @@ def _md_block(block: Block) -> str:
         return f"### {plain(block.text)}"
     if isinstance(block, Code):
         text = printable(block.text)
-        longest = max(map(len, re.findall("`+", text)), default=0)
-        fence = "`" * max(3, longest + 1)
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         return f"{fence}text\n{text}\n{fence}"
     return plain(block.text)
 

@@ -16,12 +16,11 @@ from hfexp.tracking.report.facts import ReportFacts, SplitScores
 from hfexp.tracking.report.figures import MAX_PICTURES, Mistakes, mistakes_sheet
 from hfexp.tracking.report.page import Block, Code, Heading, Picture, Report, Section, Table, Text
 
-# Sections of a run's report.
-
-
 MAX_CLASS_ROWS = 50
 WORST_CLASSES = 25
 CONFUSED_ROWS = 10
+SAMPLE_ROWS = 100
+"""Most rows of each split in its table of predictions."""
 MAX_TEXT = 2_000
 """Most characters of one sample's text."""
 RESULT_COLUMNS = (("best_eval_", "best recorded"), ("final_eval_", "validation"), ("test_", "test"))
@@ -38,12 +37,7 @@ class SplitParts:
     """Mistakes of a task with text inputs: true class, predicted class, text."""
 
 
-def lead(facts: ReportFacts) -> str:
-    """Describe the run in one line."""
-    return f"{facts.experiment} \u00b7 {facts.status} \u00b7 {duration(facts.seconds)} \u00b7 metric: {facts.metric}"
-
-
-def all_sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str], directory: Path) -> list[Section]:
+def _sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str], directory: Path) -> list[Section]:
     """Build all sections; `made` has the file names of the pictures that exist."""
     return [
         Section("Result", _result(facts, parts)),
@@ -60,7 +54,7 @@ def all_sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[st
     ]
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Format seconds for people, e.g. `90.0 s`, `5 min`, `2.5 h`."""
     if seconds < 120:
         return f"{seconds:.1f} s"
@@ -68,7 +62,7 @@ def duration(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     """Format a score with four decimals; very small and very large ones with four significant digits."""
     if value is None:
         return ""
@@ -87,10 +81,10 @@ def _result(facts: ReportFacts, parts: dict[str, SplitParts]) -> list[Block]:
         if key.startswith(prefix) and not key.endswith(TIMINGS)
     )
     ordered = sorted(names, key=lambda name: (name != facts.metric, name != "loss"))
-    rows = [[name, *(number(facts.metrics.get(prefix + name)) for prefix, _ in columns)] for name in ordered]
+    rows = [[name, *(_number(facts.metrics.get(prefix + name)) for prefix, _ in columns)] for name in ordered]
     shares = {split: part.classes.majority_share for split, part in parts.items()}
     if shares:
-        rows.append(["accuracy of predicting the most frequent class", *(number(shares.get(t)) for _, t in columns)])
+        rows.append(["accuracy of predicting the most frequent class", *(_number(shares.get(t)) for _, t in columns)])
     if not rows:
         return []
     blocks: list[Block] = [Table(["", *(title for _, title in columns)], rows, strong=frozenset({0}))]
@@ -142,7 +136,7 @@ def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
             Text(f"The {len(chosen)} of {len(report.labels):,} classes of lowest recall (all: per_class_{split}.csv).")
         )
     columns = (report.precision, report.recall, report.f1)
-    rows = [[report.labels[i], *(number(c[i]) for c in columns), f"{report.support[i]:,}"] for i in chosen]
+    rows = [[report.labels[i], *(_number(c[i]) for c in columns), f"{report.support[i]:,}"] for i in chosen]
     blocks.append(Table(["class", "precision", "recall", "F1", "samples"], rows))
     pairs = report.most_confused(CONFUSED_ROWS)
     if pairs:
@@ -174,10 +168,6 @@ def _pairs(values: dict[str, str]) -> list[Block]:
 def _pictures(made: list[str], *wanted: tuple[str, str]) -> list[Block]:
     """Keep the pictures that exist, given as pairs of file name and description."""
     return [Picture(name, alt) for name, alt in wanted if name in made]
-
-
-SAMPLE_ROWS = 100
-"""Most rows of each split in its table of predictions."""
 
 
 def draw_report(
@@ -214,9 +204,10 @@ def draw_report(
                     split, parts[split], split_scores, id2label or {}, splits.get(split), task, processor, drawn
                 )
     with guarded("report"):
-        report = Report(facts.name, lead(facts), all_sections(facts, parts, list(drawn.made), directory))
-        _write(directory / "report.html", report.html(drawn.made))
-        _write(directory / "report.md", report.markdown())
+        lead = (facts.experiment, facts.status, _duration(facts.seconds), f"metric: {facts.metric}")
+        report = Report(facts.name, " \u00b7 ".join(lead), _sections(facts, parts, list(drawn.made), directory))
+        (directory / "report.html").write_text(report.html(drawn.made), encoding="utf-8", errors="backslashreplace")
+        (directory / "report.md").write_text(report.markdown(), encoding="utf-8", errors="backslashreplace")
     return list(parts.values())[-1].classes if parts else None
 
 
@@ -273,7 +264,3 @@ def _write_rows(path: Path, indices: Any, scores: SplitScores, names: dict[int, 
         for index in indices
     )
     write_csv(path, ["index", "true", "predicted", "probability"], rows)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
