@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def _explain(error: Exception, kind: str, name: str) -> tuple[str | None, bool]:
         ), False
     if error_types & {"RepositoryNotFoundError", "DatasetNotFoundError"} or "is not a local folder" in text:
         return f"there is no {kind} {name} on the Hub, or it is private: check the name, or run `hf auth login`", True
+    if "HFValidationError" in error_types or "Repo id must" in text or "find any data file at" in text:
+        return f"{kind} {name!r} is neither a local directory nor an id on the Hub, such as OWNER/NAME", True
     if "BuilderConfig" in text or "Unknown split" in text or "Bad split" in text:
         return f"{kind} {name}: {str(error).splitlines()[0]}", True
     return None, False
@@ -110,9 +113,9 @@ def check_path(path: str) -> None:
         ConfigError: it is not.
     """
     directory = Path(local_model(path)).expanduser()
-    if not (directory.exists() or path.startswith((".", "/", "~", PACKAGE))):
+    if not (os.path.exists(directory) or path.startswith((".", "/", "~", PACKAGE))):
         return  # an id on the Hub
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise ConfigError(f"model.path={path}: there is no such directory")
     if not (directory / "config.json").is_file():
         raise ConfigError(f"model.path={path} has no config.json: it was not written by save_pretrained")
@@ -120,4 +123,4 @@ def check_path(path: str) -> None:
 
 def is_local(path: str) -> bool:
     """Tell whether the path is local, so that nothing has to be fetched from the Hub."""
-    return path.startswith(PACKAGE) or Path(path).expanduser().exists()
+    return path.startswith(PACKAGE) or os.path.exists(Path(path).expanduser())

@@ -1,9 +1,9 @@
 """The README.md of a trained model, as a Hugging Face model card; it states only what was measured or configured."""
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hfexp.core.console import printable
@@ -108,7 +108,7 @@ def _metadata(facts: CardFacts) -> str:
 
 def hub_id(path: str | None) -> str | None:
     """Return the path if it is an id on the Hub, None if it is a local directory."""
-    if path is None or path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).exists():
+    if path is None or path.startswith((".", "/", "~")) or path.count("/") > 1 or os.path.exists(path):
         return None
     return path
 
