@@ -62,6 +62,14 @@ def _escaped(character: re.Match[str]) -> str:
     return character.group().encode("unicode_escape").decode()
 
 
+def duration(seconds: float) -> str:
+    """Format seconds for people, e.g. `90.0 s`, `5 min`, `2.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
 def cell(text: object, style: str = "") -> "Text":
     """Build a table cell; Rich would parse a `str` as its own markup."""
     from rich.text import Text

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.core.console import duration
 from hfexp.core.training_args import TIMINGS
 from hfexp.data.streaming import num_rows
 from hfexp.tasks.base import Task
@@ -52,14 +53,6 @@ def _sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str],
         Section("Environment", _pairs(facts.environment)),
         Section("Command", [Code(facts.command)] if facts.command else []),
     ]
-
-
-def _duration(seconds: float) -> str:
-    """Format seconds for people, e.g. `90.0 s`, `5 min`, `2.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _number(value: float | None) -> str:
@@ -204,7 +197,7 @@ def draw_report(
                     split, parts[split], split_scores, id2label or {}, splits.get(split), task, processor, drawn
                 )
     with guarded("report"):
-        lead = (facts.experiment, facts.status, _duration(facts.seconds), f"metric: {facts.metric}")
+        lead = (facts.experiment, facts.status, duration(facts.seconds), f"metric: {facts.metric}")
         report = Report(facts.name, " \u00b7 ".join(lead), _sections(facts, parts, list(drawn.made), directory))
         (directory / "report.html").write_text(report.html(drawn.made), encoding="utf-8", errors="backslashreplace")
         (directory / "report.md").write_text(report.markdown(), encoding="utf-8", errors="backslashreplace")
