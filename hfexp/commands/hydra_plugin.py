@@ -4,9 +4,12 @@ This file is installed as `hydra_plugins/hfexp.py`, so that any Hydra applicatio
 classes are subclasses because Hydra identifies a plugin by the module of its class.
 """
 
-from hydra.core.config_store import ConfigStore
+from typing import Any
 
-from hfexp.commands import plan_planner
+from hydra.core.config_store import ConfigStore
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
 from hfexp.launch import forkserver, local
 from hfexp.sweep import sweeper
 
@@ -21,8 +24,20 @@ class ExperimentSweeper(sweeper.ExperimentSweeper):
     """The sweeper behind `hydra/sweeper=hfexp`."""
 
 
-class Planner(plan_planner.Planner):
-    """The sweeper that `hfexp plan` puts in place of the experiment's own."""
+class Planner(sweeper.ExperimentSweeper):
+    """The sweeper that `hfexp plan` puts in place of the experiment's own: it passes itself on and runs no jobs."""
+
+    function: Any = None
+    """The function that is called with this object and all overrides."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from hfexp.commands.plan import measure
+
+        self.function = task_function
+        super().setup(hydra_context=hydra_context, task_function=measure, config=config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        self.function(self, [*self._parse_config(), *arguments])
 
 
 store = ConfigStore.instance().store

@@ -1,7 +1,6 @@
 """`hfexp plan`: the jobs of a command, what is done of them, and what the rest will take; nothing is started."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,13 @@ import transformers
 from conftest import SMALL_DIGITS
 
 from hfexp.commands.cli import main
-from hfexp.commands.plan_measure import JobCost, Measurement, add_up, cost_key, cost_of, times, total_steps
+from hfexp.commands.plan import price
+from hfexp.commands.plan_measure import Measurement, cost, cost_key, times, total_steps
 from hfexp.core.compose import compose
 from hfexp.core.config import Config, to_config
 
 IN_PROCESS = "hydra/launcher=basic"
-MEASURED = Measurement(
-    step=0.5, steps_per_epoch=10, evaluation=2.0, checkpoint=1.0, start=3.0, end=4.0, checkpoint_bytes=100,
-    other_bytes=50, memory_bytes=1000, device_bytes=10,
-)  # fmt: skip
+MEASURED = Measurement(step=0.5, steps_per_epoch=10, evaluation=2.0, checkpoint=1.0, besides=7.0)
 
 
 def config_of(*words: str) -> Config:
@@ -64,7 +61,7 @@ def test_a_single_run_is_planned_and_measured_without_a_trace(capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert "1 run to do, one after the other: about" in shown
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("0 "))
-    assert row[3:5] == ["a", "6"]  # two epochs of three steps
+    assert row[3] == "6"  # two epochs of three steps
     assert list(place.iterdir()) == []
 
 
@@ -170,12 +167,8 @@ def test_steps_evaluations_and_checkpoints_are_counted_as_the_trainer_makes_them
 
 def test_costs_are_added_up_over_slots() -> None:
     config = config_of("trainer.args.num_train_epochs=4", "trainer.args.save_total_limit=1")
-    whole = cost_of(config, MEASURED)
-    assert whole == JobCost(steps=40, seconds=3 + 40 * 0.5 + 4 * (2 + 1) + 4, disk_bytes=2 * 100 + 50)
-    half = cost_of(config, MEASURED, steps_done=20)
-    assert half.seconds == 3 + 20 * 0.5 + 2 * (2 + 1) + 4
-    short = replace(whole, seconds=9.0)
-    total = add_up([whole, short, short, short], [MEASURED], slots=2)
-    assert (total.runs, total.seconds, total.computing_seconds) == (4, 39.0, 66.0)
-    assert (total.memory_bytes, total.disk_bytes) == (2000, 1000)
-    assert add_up([whole, whole], [MEASURED], slots=2, jobs_per_device=2).device_bytes == 20
+    assert cost(config, MEASURED) == (40, 7 + 40 * 0.5 + 4 * (2 + 1))
+    assert cost(config, MEASURED, steps_done=20) == (40, 7 + 20 * 0.5 + 2 * (2 + 1))
+    assert price([39.0] * 3, runs=3, slots=2) == (78.0, 117.0)
+    assert price([20.0, 10.0], runs=10, slots=3) == (60.0, 150.0)  # the others cost what these two cost on average
+    assert price([39.0, 9.0, 9.0, 9.0], runs=4, slots=4) == (39.0, 66.0)
