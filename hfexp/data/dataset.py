@@ -186,6 +186,26 @@ def process(
     return splits
 
 
+# Rows of a split, kept or streamed. Only kept rows have a length.
+
+
+def num_rows(rows: Any) -> int | None:
+    """Return the number of rows; None for a stream."""
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def show_rows(rows: Any) -> str:
+    """Format the number of rows for display."""
+    known = num_rows(rows)
+    return "streamed" if known is None else f"{known:,}"
+
+
+def first_rows(rows: Any, count: int) -> list[Row]:
+    """Return at most `count` rows from the beginning."""
+    known = num_rows(rows)
+    return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
+
+
 # Texts that are concatenated and cut into rows of equal length, so that no position of a batch is padding.
 
 

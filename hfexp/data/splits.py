@@ -1,25 +1,30 @@
 """Loading of a dataset source into a `DatasetDict` with standard columns, splits, labels and limits."""
 
+import dataclasses
 import functools
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, interleave_datasets
 from datasets.exceptions import DatasetsError
 from datasets.utils.stratify import stratified_shuffle_split_generate_indices
 
 from hfexp.core.config import DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
-from hfexp.core.targets import instantiate
+from hfexp.core.targets import instantiate, locate, parameters
+from hfexp.data.dataset import num_rows
 from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
+from hfexp.data.row_arrays import Row
+from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
-from hfexp.data.streaming import load_source, make_splits, num_rows
+from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
 from hfexp.data.tables import header_hint, places
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import CLASSES, Task
 from hfexp.tasks.image_memory import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -60,14 +65,15 @@ def load_dataset(
     dataset = _select_splits(source, config, needed is None)
     dataset = _rename_columns(dataset, config, task, keep)
     if config.streaming:
-        return make_splits(dataset, config, task)
-    dataset = cast_labels(dataset, task, config.labels)
-    if config.on_bad_sample is OnBadSample.error:
-        _require_values(dataset, task)
-    if needed is None or not dataset.keys() >= set(needed):
-        dataset = _make_splits(dataset, config, task)
-    dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
-    _note_unseen_classes(dataset, task)
+        dataset = _make_stream_splits(dataset, config, task)
+    else:
+        dataset = cast_labels(dataset, task, config.labels)
+        if config.on_bad_sample is OnBadSample.error:
+            _require_values(dataset, task)
+        if needed is None or not dataset.keys() >= set(needed):
+            dataset = _make_splits(dataset, config, task)
+        dataset = DatasetDict({split: _undecoded(rows) for split, rows in _limit(dataset, config).items()})
+        _note_unseen_classes(dataset, task)
     if config.validate_on_train:
         dataset["validation"] = dataset["train"]
     return dataset
@@ -112,20 +118,28 @@ def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) ->
 
 
 def _load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
-    """Call the source function; a single `Dataset` becomes the training split."""
+    """Call the source function; a single `Dataset` or stream becomes the training split."""
     if not config.source.get("_target_"):
         raise ConfigError(
             "dataset.source._target_ is missing: name a callable that returns a Dataset, e.g. datasets.load_dataset"
         )
+    target = str(config.source["_target_"])
+    kind, plain, extra = Dataset, _unformatted, {}
     if config.streaming:
-        return load_source(config, allowed_targets)
-    source = instantiate(config.source, "dataset.source", allowed_targets)
-    splits = {"train": source} if isinstance(source, Dataset) else source
-    if isinstance(splits, dict) and splits and all(isinstance(split, Dataset) for split in splits.values()):
-        return DatasetDict({split: _unformatted(rows) for split, rows in splits.items()})
+        takes = parameters(locate(target, "dataset.source._target_", allowed_targets))
+        kind, plain, extra = IterableDataset, _undecoded, {"streaming": True} if "streaming" in takes else {}
+    source = instantiate(config.source, "dataset.source", allowed_targets, **extra)
+    splits: Any = {"train": source} if isinstance(source, kind) else source
+    if isinstance(splits, dict) and splits and all(isinstance(rows, kind) for rows in splits.values()):
+        return DatasetDict({split: plain(rows) for split, rows in splits.items()})
+    if config.streaming:
+        raise ConfigError(
+            f"dataset.streaming=true: {target} can't stream. Use hfexp.data.sources.image_folder, image_table or hub, "
+            "datasets.load_dataset, or a callable of your own that takes `streaming` and returns an IterableDataset"
+        )
     raise ConfigError(
-        f"dataset.source: {config.source['_target_']} returned {type(source).__name__}, expected a "
-        "datasets.Dataset or DatasetDict (set dataset.streaming=true for iterable datasets)"
+        f"dataset.source: {target} returned {type(source).__name__}, expected a datasets.Dataset or DatasetDict "
+        "(set dataset.streaming=true for iterable datasets)"
     )
 
 
@@ -261,13 +275,18 @@ def _limit(dataset: DatasetDict, config: DatasetConfig) -> DatasetDict:
     """Keep at most `max_*_samples` of each split, drawn by a seeded shuffle (sources are often sorted by class)."""
     limited = {}
     for split, rows in dataset.items():
-        limit = getattr(config, f"max_{split}_samples")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"dataset.max_{split}_samples={limit} must be at least 1")
+        limit = _limit_of(config, split)
         if limit is not None and limit < len(rows):
             rows = rows.shuffle(seed=config.split_seed).select(range(limit))
         limited[split] = rows
     return DatasetDict(limited)
+
+
+def _limit_of(config: DatasetConfig, split: Any) -> int | None:
+    limit = getattr(config, f"max_{split}_samples")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"dataset.max_{split}_samples={limit} must be at least 1")
+    return limit
 
 
 def _require_values(dataset: DatasetDict, task: Task) -> None:
@@ -317,9 +336,122 @@ def _note_unseen_classes(dataset: DatasetDict, task: Task) -> None:
             note(f"the {split} split has classes that the training split lacks: {one_of(unseen, 5)}")
 
 
-def _undecoded(rows: Dataset) -> Dataset:
+def _undecoded(rows: Any) -> Any:
     """Keep images as bytes or paths: hfexp decodes them itself, so that an error can name the bad file."""
-    for name, feature in rows.features.items():
+    if rows.column_names is None:  # a stream whose features are not known before its first row is read
+        rows = rows._resolve_features()
+    for name, feature in (rows.features or {}).items():
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(decode=False))
     return rows
+
+
+# Splits of a streamed source: a stream each, whose rows are read anew in every epoch, and missing ones drawn from it.
+
+
+def _make_stream_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
+    """Return a stream per split of the source; draw missing splits from the training stream, to be kept in memory.
+
+    Raises:
+        ConfigError: labels have no names, or the size of a missing split is not a number of rows.
+    """
+    sources: dict[str, Any] = {str(split): rows for split, rows in dataset.items()}
+    labels = {split: _stream_labels(rows, config, task) for split, rows in sources.items()}
+    if labels["train"] is not None:
+        names = labels["train"].names
+        labels = {split: dataclasses.replace(own, names=names) if own else None for split, own in labels.items()}
+    held: dict[str, Any] = {}
+    wanted = {} if config.validate_on_train else _wanted_sizes(sources, config)
+    if wanted:
+        held, keys = _hold_out(sources["train"], wanted, config, labels["train"])
+        sources["train"] = sources["train"].filter(_NotHeldOut(keys))
+    identity: list[Any] = [config.source, config.split_seed, wanted]
+    splits: dict[str, Any] = {}
+    for split, rows in sources.items():
+        limit = _limit_of(config, split)
+        if limit is not None:
+            rows = _interleaved(rows, config.split_seed, config.shuffle_buffer).take(limit)
+        facts = [*identity, split, limit]
+        splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(SHARD_COUNTS))
+    for split, kept in held.items():
+        splits[split] = kept.select(range(min(_limit_of(config, split) or len(kept), len(kept))))
+    return DatasetDict(splits)  # pyright: ignore
+
+
+class _NotHeldOut:
+    """Filter for the rows that stay in the training stream."""
+
+    def __init__(self, left_out: frozenset[int]) -> None:
+        self.left_out = left_out
+
+    def __call__(self, row: Row) -> bool:
+        return stored_key(row) not in self.left_out
+
+
+def _stream_labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
+    if task.label_kind == CLASSES and task.label_column is not None:
+        raise ConfigError("dataset.streaming=true: rows with several classes can't be streamed")
+    column = class_column(task)
+    if column is None:
+        return None
+    feature = (rows.features or {})[column]
+    if isinstance(feature, ClassLabel):
+        return Labels(column, config.labels or feature.names, feature.names)
+    if not isinstance(feature, Value):
+        raise ConfigError(f"column {column!r} holds {feature}, expected class names or integers")
+    if not config.labels:
+        raise ConfigError(
+            f"column {column!r} has no class names, and dataset.streaming=true does not read all rows to find them: "
+            "set dataset.labels=[NAME, ...]"
+        )
+    return Labels(column, config.labels, None)
+
+
+def _wanted_sizes(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
+    """Return the number of rows of each split that must be drawn from the training stream."""
+    wanted = {}
+    for split, size in (("test", config.test_size), ("validation", config.validation_size)):
+        if split in sources or not size:
+            continue
+        if size < 1 or size != int(size):
+            raise ConfigError(
+                f"dataset.{split}_size={size}: the source has no {split} split, and the length of a stream is "
+                f"unknown; give a number of rows, e.g. dataset.{split}_size=1000"
+            )
+        wanted[split] = int(size)
+    if "validation" not in sources and "validation" not in wanted:
+        raise ConfigError(
+            "no validation split: set dataset.validation_size to a number of rows, or dataset.splits.validation"
+        )
+    return wanted
+
+
+def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
+    """Return all rows, shuffled and taken from several shards in turn."""
+    shards = num_shards(rows, max(SHARD_COUNTS))
+    readers = [shuffled(cut(rows, shards, shard), mix(seed, shard), buffer // shards) for shard in range(shards)]
+    return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
+
+
+def _hold_out(
+    train: IterableDataset, wanted: dict[str, int], config: DatasetConfig, labels: Labels | None
+) -> tuple[dict[str, Dataset], frozenset[int]]:
+    """Draw the missing splits through a seeded shuffle buffer, equal rows once; return them and their rows' keys."""
+    drawn: dict[int, Row] = {}
+    total = sum(wanted.values())
+    for row in _interleaved(train, config.split_seed, config.shuffle_buffer):
+        drawn.setdefault(stored_key(row), row)
+        if len(drawn) == total:
+            break
+    if len(drawn) < total:
+        sizes = " and ".join(f"dataset.{split}_size={size}" for split, size in wanted.items())
+        raise ConfigError(f"{sizes}: the training stream has only {len(drawn)} different rows")
+    features = Features({**(train.features or {})})
+    if labels is not None:
+        features[labels.column] = ClassLabel(names=labels.names)
+    left = iter(drawn.values())
+    held = {}
+    for split, size in wanted.items():
+        rows = [labels.apply(row, split) if labels else row for row in islice(left, size)]
+        held[split] = Dataset.from_list(rows, features=features)
+    return held, frozenset(drawn)

@@ -6,7 +6,6 @@ workers share the shards or, if they outnumber them, the rounds: so the number o
 """
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec.asyn
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value, interleave_datasets
+from datasets import ClassLabel, DatasetDict, Features, IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -29,15 +28,14 @@ from hfexp.core.config import Config, DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.input_files import open_regular
-from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data import dataset as processing
-from hfexp.data.dataset import ProcessedDataset
-from hfexp.data.labels import class_column
+from hfexp.data.dataset import ProcessedDataset, num_rows
 from hfexp.data.prepare import Preparation
+from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.threads import map_batch_in_threads
 from hfexp.data.transforms import Transforms
-from hfexp.tasks.base import CLASSES, Task
+from hfexp.tasks.base import Task
 from hfexp.tasks.image_memory import row_of_images
 
 if TYPE_CHECKING:
@@ -52,31 +50,12 @@ logger = logging.getLogger(__name__)
 # ids.
 
 
-Row = dict[str, Any]
-
 NUM_FIRST = 16
 """Rows from the beginning of a stream that are kept for checks and display."""
 READ_AT_ONCE = 64
 """Rows per read of a stream."""
 SHARD_COUNTS = (24, 12, 8, 6, 4, 3, 2, 1)
 """Numbers of shards (parts read side by side) that a stream may have: many numbers of workers divide them."""
-
-
-def num_rows(rows: Any) -> int | None:
-    """Return the number of rows; None for a stream."""
-    return len(rows) if hasattr(rows, "__len__") else None
-
-
-def show_rows(rows: Any) -> str:
-    """Format the number of rows for display."""
-    known = num_rows(rows)
-    return "streamed" if known is None else f"{known:,}"
-
-
-def first_rows(rows: Any, count: int) -> list[Row]:
-    """Return at most `count` rows from the beginning."""
-    known = num_rows(rows)
-    return [rows[index] for index in range(min(count, len(rows.first) if known is None else known))]
 
 
 def num_shards(rows: IterableDataset, most: int, world_size: int = 1) -> int:
@@ -459,7 +438,7 @@ def process(
     """Process the splits of a streamed dataset; the rows of its kept splits are cached, those of streams are not."""
     if task.block_size is not None:
         raise ConfigError("dataset.streaming=true: streamed texts can't be cut into blocks; set task.block_size=null")
-    streamed = {split: rows for split, rows in dataset.items() if isinstance(rows, Stream)}
+    streamed = {split: rows for split, rows in dataset.items() if num_rows(rows) is None}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
     splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation))
     skips_bad = config.on_bad_sample is OnBadSample.skip
@@ -470,9 +449,6 @@ def process(
             else EvaluationStream(rows, skips_bad)
         )
     return {str(split): splits[str(split)] for split in dataset}
-
-
-# Splits of a streamed source: the counterpart of `hfexp.data.splits` for rows that are read anew in every epoch.
 
 
 def check_streaming(config: Config) -> list[str]:
@@ -494,148 +470,3 @@ def check_streaming(config: Config) -> list[str]:
     if config.dataset.shuffle_buffer < 1:
         problems.append(f"dataset.shuffle_buffer={config.dataset.shuffle_buffer} must be at least 1")
     return problems
-
-
-def load_source(config: DatasetConfig, allowed_targets: list[str] | None) -> DatasetDict:
-    """Call the source for its streams, with undecoded images; a single stream becomes the training split.
-
-    Raises:
-        ConfigError: the source does not stream.
-    """
-    target = str(config.source["_target_"])
-    taken = parameters(locate(target, "dataset.source._target_", allowed_targets))
-    extra = {"streaming": True} if "streaming" in taken else {}
-    source = instantiate(config.source, "dataset.source", allowed_targets, **extra)
-    splits: Any = {"train": source} if isinstance(source, IterableDataset) else source
-    if not (isinstance(splits, dict) and splits and all(isinstance(s, IterableDataset) for s in splits.values())):
-        raise ConfigError(
-            f"dataset.streaming=true: {target} can't stream. Use hfexp.data.sources.image_folder, image_table or hub, "
-            "datasets.load_dataset, or a callable of your own that takes `streaming` and returns an IterableDataset"
-        )
-    return DatasetDict({name: _undecoded(rows) for name, rows in splits.items()})  # pyright: ignore
-
-
-def _undecoded(rows: IterableDataset) -> IterableDataset:
-    """Keep images as bytes or paths from the start, as later steps would decode and encode them again."""
-    rows = rows if rows.column_names is not None else rows._resolve_features()
-    for name, feature in (rows.features or {}).items():
-        if isinstance(feature, Image):
-            rows = rows.cast_column(name, Image(decode=False))
-    return rows
-
-
-def make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
-    """Return a stream per split of the source; draw missing splits from the training stream, to be kept in memory.
-
-    Raises:
-        ConfigError: labels have no names, or the size of a missing split is not a number of rows.
-    """
-    sources: dict[str, Any] = {str(split): rows for split, rows in dataset.items()}
-    labels = {split: _labels(rows, config, task) for split, rows in sources.items()}
-    if labels["train"] is not None:
-        names = labels["train"].names
-        labels = {split: dataclasses.replace(own, names=names) if own else None for split, own in labels.items()}
-    held: dict[str, Any] = {}
-    wanted = {} if config.validate_on_train else _wanted(sources, config)
-    if wanted:
-        held, keys = _hold_out(sources["train"], wanted, config, labels["train"])
-        sources["train"] = sources["train"].filter(_NotHeldOut(keys))
-    identity: list[Any] = [config.source, config.split_seed, wanted]
-    splits: dict[str, Any] = {}
-    for split, rows in sources.items():
-        limit = _limit(config, split)
-        if limit is not None:
-            rows = _interleaved(rows, config.split_seed, config.shuffle_buffer).take(limit)
-        facts = [*identity, split, limit]
-        splits[split] = Stream(rows, split, labels[split], facts, 1 if limit is not None else max(SHARD_COUNTS))
-    for split, kept in held.items():
-        splits[split] = kept.select(range(min(_limit(config, split) or len(kept), len(kept))))
-    if config.validate_on_train:
-        splits["validation"] = splits["train"]
-    return DatasetDict(splits)  # pyright: ignore
-
-
-class _NotHeldOut:
-    """Filter for the rows that stay in the training stream."""
-
-    def __init__(self, left_out: frozenset[int]) -> None:
-        self.left_out = left_out
-
-    def __call__(self, row: Row) -> bool:
-        return stored_key(row) not in self.left_out
-
-
-def _limit(config: DatasetConfig, split: str) -> int | None:
-    limit = getattr(config, f"max_{split}_samples")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"dataset.max_{split}_samples={limit} must be at least 1")
-    return limit
-
-
-def _labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
-    if task.label_kind == CLASSES and task.label_column is not None:
-        raise ConfigError("dataset.streaming=true: rows with several classes can't be streamed")
-    column = class_column(task)
-    if column is None:
-        return None
-    feature = (rows.features or {})[column]
-    if isinstance(feature, ClassLabel):
-        return Labels(column, config.labels or feature.names, feature.names)
-    if not isinstance(feature, Value):
-        raise ConfigError(f"column {column!r} holds {feature}, expected class names or integers")
-    if not config.labels:
-        raise ConfigError(
-            f"column {column!r} has no class names, and dataset.streaming=true does not read all rows to find them: "
-            "set dataset.labels=[NAME, ...]"
-        )
-    return Labels(column, config.labels, None)
-
-
-def _wanted(sources: dict[str, Any], config: DatasetConfig) -> dict[str, int]:
-    """Return the number of rows of each split that must be drawn from the training stream."""
-    wanted = {}
-    for split, size in (("test", config.test_size), ("validation", config.validation_size)):
-        if split in sources or not size:
-            continue
-        if size < 1 or size != int(size):
-            raise ConfigError(
-                f"dataset.{split}_size={size}: the source has no {split} split, and the length of a stream is "
-                f"unknown; give a number of rows, e.g. dataset.{split}_size=1000"
-            )
-        wanted[split] = int(size)
-    if "validation" not in sources and "validation" not in wanted:
-        raise ConfigError(
-            "no validation split: set dataset.validation_size to a number of rows, or dataset.splits.validation"
-        )
-    return wanted
-
-
-def _interleaved(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
-    """Return all rows, shuffled and taken from several shards in turn."""
-    shards = num_shards(rows, max(SHARD_COUNTS))
-    readers = [shuffled(cut(rows, shards, shard), mix(seed, shard), buffer // shards) for shard in range(shards)]
-    return interleave_datasets(readers, stopping_strategy="all_exhausted_without_replacement")
-
-
-def _hold_out(
-    train: IterableDataset, wanted: dict[str, int], config: DatasetConfig, labels: Labels | None
-) -> tuple[dict[str, Dataset], frozenset[int]]:
-    """Draw the missing splits through a seeded shuffle buffer, equal rows once; return them and their rows' keys."""
-    drawn: dict[int, Row] = {}
-    total = sum(wanted.values())
-    for row in _interleaved(train, config.split_seed, config.shuffle_buffer):
-        drawn.setdefault(stored_key(row), row)
-        if len(drawn) == total:
-            break
-    if len(drawn) < total:
-        sizes = " and ".join(f"dataset.{split}_size={size}" for split, size in wanted.items())
-        raise ConfigError(f"{sizes}: the training stream has only {len(drawn)} different rows")
-    features = Features({**(train.features or {})})
-    if labels is not None:
-        features[labels.column] = ClassLabel(names=labels.names)
-    left = iter(drawn.values())
-    held = {}
-    for split, size in wanted.items():
-        rows = [labels.apply(row, split) if labels else row for row in islice(left, size)]
-        held[split] = Dataset.from_list(rows, features=features)
-    return held, frozenset(drawn)

@@ -18,7 +18,7 @@ from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.core.machine import computes_in_bf16
 from hfexp.data.cache import parse_size, show_size
-from hfexp.data.streaming import show_rows
+from hfexp.data.dataset import show_rows
 from hfexp.tasks.base import Task
 from hfexp.tracking.store import find_problem, tracking_uri, why_not_writable
 from hfexp.training.adapters import base_of

@@ -16,9 +16,10 @@ from hfexp.core.targets import instantiate
 from hfexp.core.training_args import build_arguments, check_choices
 from hfexp.data import dataset as processing
 from hfexp.data import streaming
+from hfexp.data.dataset import num_rows
 from hfexp.data.prepare import Preparation, require_deterministic
 from hfexp.data.splits import drop_bad_samples, load_dataset
-from hfexp.data.streaming import check_streaming, num_rows
+from hfexp.data.streaming import check_streaming
 from hfexp.data.transforms import Transforms, build_transforms
 from hfexp.experiment.checks import (
     check_activation_checkpointing,

@@ -10,7 +10,7 @@ from hfexp.core import console
 from hfexp.core.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.core.errors import RunError
 from hfexp.core.provenance import Origin
-from hfexp.data.streaming import first_rows, num_rows
+from hfexp.data.dataset import first_rows, num_rows
 from hfexp.experiment.context import Inputs
 from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_model, verify_model
 from hfexp.inference.model_card import CardFacts, hub_id, model_card

@@ -14,7 +14,7 @@ from hfexp.core.idle_threads import processors_shared
 from hfexp.core.memory import keep_freed_memory
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.provenance import Origin
-from hfexp.data.streaming import show_rows
+from hfexp.data.dataset import show_rows
 from hfexp.data.threads import use_threads
 from hfexp.experiment import distributed
 from hfexp.experiment.context import Inputs, Outcome, RunContext

@@ -12,10 +12,10 @@ from datasets import ClassLabel, Dataset
 from hfexp.core.config import Config, to_dict
 from hfexp.core.hub import PACKAGE, local_model
 from hfexp.core.secrets import mask_values
+from hfexp.data.dataset import num_rows
 from hfexp.data.fingerprint import digest
 from hfexp.data.prepare import settings_of
 from hfexp.data.sources import name_of
-from hfexp.data.streaming import Stream
 from hfexp.tasks.base import Task
 
 CONTEXTS = {"train": "training", "validation": "validation", "test": "test"}
@@ -51,14 +51,11 @@ def dataset_inputs(
 
 def split_digests(splits: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
     """Return digest and row count (None for a stream) of each split: a resumed run checks its data by them."""
-    return {
-        str(split): {"digest": _digest(rows), "rows": None if isinstance(rows, Stream) else len(rows)}
-        for split, rows in splits.items()
-    }
+    return {str(split): {"digest": _digest(rows), "rows": num_rows(rows)} for split, rows in splits.items()}
 
 
 def _digest(rows: Any) -> str:
-    return rows.digest if isinstance(rows, Stream) else digest(rows)
+    return rows.digest if num_rows(rows) is None else digest(rows)
 
 
 def evaluated_input(config: Config, task: Task, rows: Dataset) -> dict[str, Any]:
@@ -125,7 +122,7 @@ def _source(config: Config, rows: Any) -> dict[str, Any]:
 
 def _resolved_revision(rows: Any) -> str | None:
     """Find the commit of a Hub dataset in the URLs of its files, `hf://datasets/<id>@<commit>/<file>`."""
-    for url in rows.files if isinstance(rows, Stream) else rows.info.download_checksums or {}:
+    for url in rows.files if num_rows(rows) is None else rows.info.download_checksums or {}:
         if url.startswith("hf://datasets/") and "@" in url:
             return url.partition("@")[2].partition("/")[0]
     return None
@@ -139,7 +136,7 @@ def _schema(rows: Any) -> str:
 
 
 def _profile(rows: Any, task: Task, dropped: int) -> dict[str, Any]:
-    if isinstance(rows, Stream):
+    if num_rows(rows) is None:
         return {"streamed": True, "num_rows": None, "num_files": len(rows.files)}
     profile: dict[str, Any] = {"num_rows": len(rows), "fingerprint": rows._fingerprint}
     if dropped:

@@ -9,8 +9,8 @@ import numpy as np
 import PIL.Image
 from datasets import DatasetDict
 
+from hfexp.data.dataset import num_rows
 from hfexp.data.sampling import preserved_rng
-from hfexp.data.streaming import num_rows
 from hfexp.tasks.base import Task
 from hfexp.tracking.report.canvas import (
     BLUE,

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfexp.core.console import duration
 from hfexp.core.training_args import TIMINGS
-from hfexp.data.streaming import num_rows
+from hfexp.data.dataset import num_rows
 from hfexp.tasks.base import Task
 from hfexp.tracking.report import figures
 from hfexp.tracking.report.canvas import Pictures, guarded, style
