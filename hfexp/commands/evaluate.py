@@ -3,13 +3,13 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.commands.predict import check_output, split_config_dir
-from hfexp.core.console import note, say
+from hfexp.core.console import note, progress, say
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.files import write_whole
 from hfexp.core.outside import load
@@ -174,36 +174,12 @@ def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_siz
 
     predictor = loaded.predictor
     predictions, references = [], []
-    with _progress(len(rows)) as advance:
+    with progress(len(rows), "evaluating") as move:
         for outputs, labels in predict_rows(predictor, rows, batch_size):
             predictions.append(outputs)
             references.append(labels)
-            advance(len(outputs))
+            move(sum(map(len, predictions)))
     return dict(predictor.task.metric_inputs(np.concatenate(predictions), np.concatenate(references)))
-
-
-def _progress(total: int) -> Any:
-    """Return a context manager that shows a progress bar in a terminal, and yields the function that advances it."""
-    import contextlib
-
-    from hfexp.core.console import end_bar, is_terminal, move_bar
-
-    @contextlib.contextmanager
-    def bar() -> Iterator[Any]:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if is_terminal():
-                move_bar(min(done, total), total, "evaluating", "")
-
-        try:
-            yield advance
-        finally:
-            end_bar()
-
-    return bar()
 
 
 def _values(rows: Any, name: str) -> list[Any]:

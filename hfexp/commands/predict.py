@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.core.console import end_bar, is_terminal, move_bar, note, printable, say
+from hfexp.core.console import end_bar, is_terminal, note, printable, progress, say
 from hfexp.core.errors import EXIT_FAILED, ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.input_files import STANDARD_INPUT
 from hfexp.core.outside import load as load_yaml
@@ -360,8 +360,8 @@ def _predict_all(
     skip_unreadable: bool,
 ) -> int:
     """Pass each answer to all sinks; return the number of inputs that could not be read."""
-    skipped, shows_bar = 0, is_terminal() and len(inputs) > loaded.predictor.batch_size
-    try:
+    skipped, shows_bar = 0, len(inputs) > loaded.predictor.batch_size
+    with progress(len(inputs), "predicting") as move:
         for number, (item, answer) in enumerate(answers_of(loaded, inputs), 1):
             if isinstance(answer, DataError):
                 if not skip_unreadable:
@@ -373,9 +373,7 @@ def _predict_all(
             for sink in sinks:
                 sink.add(answer)
             if shows_bar:
-                move_bar(number, len(inputs), "predicting", "")
-    finally:
-        end_bar()
+                move(number)
     return skipped
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,6 +75,16 @@ def cell(text: object, style: str = "") -> "Text":
     from rich.text import Text
 
     return Text(one_line(text), style)
+
+
+def build_table(*headings: str, **settings: Any) -> "Table":
+    """Build a table without lines; `settings` are those of Rich's own."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), **settings)
+    for heading in headings:
+        table.add_column(cell(heading))
+    return table
 
 
 def print_table(table: "Table", soft_wrap: bool = False) -> None:
@@ -160,6 +170,20 @@ def end_bar() -> None:
     elif _bar is not None:
         _bar.stop()
         _bar = None
+
+
+@contextlib.contextmanager
+def progress(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """Yield the function that shows how much is done, as a bar in a terminal; release the terminal at the end."""
+
+    def move(completed: int) -> None:
+        if is_terminal():
+            move_bar(min(completed, total), total, description, "")
+
+    try:
+        yield move
+    finally:
+        end_bar()
 
 
 # Logging setup: show hfexp's own warnings, and silence the progress bars and warnings of libraries.

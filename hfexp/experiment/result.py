@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp.core import __version__
 from hfexp.core.config import Config
-from hfexp.core.console import cell, print_table, say
+from hfexp.core.console import build_table, cell, print_table, say
 from hfexp.core.errors import RunError
 from hfexp.core.files import write_private
 from hfexp.core.provenance import Origin
@@ -102,9 +102,7 @@ def show_model(summary: "ModelSummary") -> None:
 
 def show_result(result: "Result") -> None:
     """Print the final table: metrics, baseline, weakest classes, and where everything is."""
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = build_table(show_header=False)
     for name, value in _rows(result):
         table.add_row(cell(name), cell(value), style="bold" if name.startswith("best") else None)
     say()

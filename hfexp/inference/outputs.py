@@ -193,12 +193,10 @@ def _plain(value: Any) -> Any:
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    from rich.table import Table
-
-    from hfexp.core.console import cell, print_table
+    from hfexp.core.console import build_table, cell, print_table
 
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = build_table()
     for name in names:
         table.add_column(cell(name), overflow="fold")
     for row in rows:

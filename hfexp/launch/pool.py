@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from hfexp.core import machine
-from hfexp.core.console import cell, console, note, say
+from hfexp.core.console import build_table, cell, console, note, say
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.process import how_it_ended, noted, stop_raises
 from hfexp.launch import forkserver, job
@@ -105,10 +105,7 @@ class LiveDisplay(LineDisplay):
         self._live.stop()
 
     def _table(self) -> Any:
-        from rich.table import Table
-
-        title = f"{self._done} of {self.total} jobs done"
-        table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+        table = build_table(title=f"{self._done} of {self.total} jobs done", title_justify="left")
         for head in ("job", "overrides", "run", "step", "last metric", "time left"):
             widest = 24 if head == "run" else None
             table.add_column(head, no_wrap=head != "overrides", overflow="ellipsis", max_width=widest)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hfexp.core.compose import as_typed
 from hfexp.core.config import Config
-from hfexp.core.console import cell, print_table, say
+from hfexp.core.console import build_table, cell, print_table, say
 from hfexp.core.errors import RunError, SweepError, first_line
 from hfexp.core.files import replace_file
 from hfexp.core.provenance import Origin
@@ -330,15 +330,11 @@ def overrides_of(trial: Trial) -> str:
 
 
 def _show_table(sweep: Sweep) -> None:
-    from rich.table import Table
-
     order, tied = ranked(sweep.trials, sweep.directions), ties(sweep.trials, sweep.directions)
     ranked_numbers = {trial.number for trial in order}
     others = [trial for trial in sweep.trials if trial.number not in ranked_numbers]
     rows = [*order, *others]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("job", "overrides", *sweep.metrics, ""):
-        table.add_column(cell(head))
+    table = build_table("job", "overrides", *sweep.metrics, "")
     for trial in rows[:MOST_ROWS]:
         values = _values(trial, len(sweep.metrics))
         table.add_row(str(trial.number), cell(overrides_of(trial)), *values, cell(_remark(trial, tied)))

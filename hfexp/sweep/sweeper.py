@@ -90,15 +90,13 @@ def show_jobs(jobs: Sequence[tuple[str, JobReturn]]) -> list[tuple[str, Exceptio
     Args:
         jobs: for each job the overrides that tell it from the others, and its result.
     """
-    from rich.table import Table
-
-    from hfexp.core.console import cell, print_table, say
+    from hfexp.core.console import build_table, cell, print_table, say
     from hfexp.core.errors import first_line
     from hfexp.core.secrets import mask_secrets
     from hfexp.launch.job import error_of
     from hfexp.launch.pool import show_objective
 
-    table = Table("job", "overrides", "objective", box=None, padding=(0, 2, 0, 0))
+    table = build_table("job", "overrides", "objective")
     failures: list[tuple[str, Exception]] = []
     for number, (overrides, result) in enumerate(jobs):
         error: Any = error_of(result)
