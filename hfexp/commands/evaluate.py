@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.commands.predict import check_output, split_config_dir
+from hfexp.commands.predict import ModelSettings, as_args, configures_model, load_model, split_config_dir
 from hfexp.core.console import note, progress, say
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.files import write_whole
-from hfexp.core.outside import load
 
 if TYPE_CHECKING:
     import pandas
@@ -46,22 +45,16 @@ SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass
-class EvaluationSettings:
+class EvaluationSettings(ModelSettings):
     """Parsed arguments of `hfexp evaluate`, except the Hydra overrides."""
 
-    run: str | None = None
-    sweep: str | None = None
     split: str | None = None
     by: str | None = None
     resamples: int = 1000
     batch_size: int = 32
     seed: int = 0
-    device: str | None = None
     record: bool = True
     name: str | None = None
-    output: str | None = None
-    output_dir: str = "outputs"
-    uri: str | None = None
 
 
 NAMES = tuple(field.name for field in fields(EvaluationSettings))
@@ -83,19 +76,12 @@ def parse(args: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
         if not equals or key not in NAMES:
             known = (*NAMES, *COMPOSED)
             raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
-        kind = type(getattr(settings, key))
-        parsed = load(value, arg) if kind in (int, bool) else value
-        if kind in (int, bool) and type(parsed) is not kind:
-            needed = "true or false" if kind is bool else "a whole number"
-            raise ConfigError(f"{key}={value}: expected {needed}")
-        setattr(settings, key, f"{settings.by},{value}" if key == "by" and settings.by else parsed)
+        settings.set(key, f"{settings.by},{value}" if key == "by" and settings.by else value)
     if settings.split is not None and settings.split not in SPLITS:
         raise ConfigError(f"split={settings.split}: expected one of {one_of(SPLITS)}")
     if settings.resamples < 0 or settings.batch_size < 1:
         raise ConfigError("resamples must be at least 0 and batch_size at least 1")
-    check_output(settings.output)
-    if settings.run and settings.sweep:
-        raise ConfigError("run and sweep both name a model: give one of them")
+    settings.check()
     return settings, composed
 
 
@@ -125,20 +111,11 @@ def evaluate(
     Raises:
         ConfigError: the model, the dataset or a column does not exist, or rows have no columns to slice by.
     """
-    from hfexp.commands.predict import configures_model
-    from hfexp.core import console
-    from hfexp.core.compose import importable_cwd
     from hfexp.core.secrets import mask_override, mask_secrets
     from hfexp.inference.evaluation import as_dicts, compose_data, load_rows, score_slices, show_scores
-    from hfexp.inference.load import load
     from hfexp.tasks.metrics import build_metrics
 
-    console.quiet_libraries()
-    importable_cwd()
-    loaded = load(
-        settings.run, settings.sweep, [override for override in composed if configures_model(override)],
-        output_dir=settings.output_dir, uri=settings.uri, device=settings.device, config_dir=config_dir,
-    )  # fmt: skip
+    loaded = load_model(settings, [override for override in composed if configures_model(override)], config_dir)
     data = compose_data(loaded, composed, settings.split, config_dir)
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and loaded.predictor.task.block_size is not None:
@@ -249,7 +226,6 @@ def evaluate_table(*args: str, config_dir: str | Path | None = None, **settings:
     """
     import pandas
 
-    from hfexp.commands.predict import as_args
     from hfexp.inference.evaluation import as_dicts
 
     return pandas.DataFrame(as_dicts(evaluate(*parse([*args, *as_args(settings)]), config_dir)))

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hfexp.core.console import end_bar, is_terminal, note, printable, progress, say
 from hfexp.core.errors import EXIT_FAILED, ConfigError, DataError, did_you_mean, one_of
@@ -38,13 +38,51 @@ ALL = "all"
 
 
 @dataclass
-class PredictSettings:
-    """Parsed arguments of `hfexp predict`."""
+class ModelSettings:
+    """Parsed arguments that `hfexp predict` and `hfexp evaluate` share: the model, and where the output goes."""
 
     run: str | None = None
     """Id or name of a run, a directory, or the id of a model on the Hub (OWNER/NAME)."""
     sweep: str | None = None
     """Name of a sweep whose best run is used, in place of `run`."""
+    device: str | None = None
+    """Torch device; null: the accelerator if there is one."""
+    output_dir: str = "outputs"
+    """Directory that contains the runs."""
+    uri: str | None = None
+    """Tracking URI of the runs, if it is not the store in `output_dir`."""
+    output: str | None = None
+    """File to write the output to."""
+
+    def set(self, key: str, text: str) -> None:
+        """Set a field to what is typed after `key=`; a list gets one more item.
+
+        Raises:
+            ConfigError: the field takes a number or a flag, and the text is none.
+        """
+        hint = get_type_hints(type(self))[key]
+        kinds = get_args(hint) or (hint,)
+        kind = next((kind for kind in (bool, int) if kind in kinds), str)
+        value = text if kind is str else _parse_value(text, key)
+        if value is None or type(value) not in kinds:
+            raise ConfigError(f"{key}={text}: expected {'true or false' if kind is bool else 'a whole number'}")
+        if isinstance(getattr(self, key), list):
+            getattr(self, key).append(value)
+        else:
+            setattr(self, key, value)
+
+    def check(self) -> None:
+        """Raise ConfigError for two models, or an output that is no file: a FIFO would block, a device be replaced."""
+        if self.run and self.sweep:
+            raise ConfigError("run and sweep both name a model: give one of them")
+        if self.output is not None and os.path.exists(self.output) and not os.path.isfile(self.output):
+            raise ConfigError(f"output={self.output} exists and is not a regular file; give another name")
+
+
+@dataclass
+class PredictSettings(ModelSettings):
+    """Parsed arguments of `hfexp predict`; `output` is a .csv, .jsonl or .parquet file for all answers."""
+
     inputs: list[str] = field(default_factory=list)
     """Files, folders, patterns, URLs (http, s3, ...), or `-` for one input per line of standard input."""
     text: list[str] = field(default_factory=list)
@@ -59,30 +97,20 @@ class PredictSettings:
     """Rows per batch."""
     generation: dict[str, Any] = field(default_factory=dict)
     """Fields of `transformers.GenerationConfig` to set."""
-    output: str | None = None
-    """File for all answers: .csv, .jsonl or .parquet."""
     show: int = 20
     """Maximum number of answers to print."""
     stream: bool | None = None
     """Print a text while it is generated; null: only in a terminal and for one prompt."""
     record: bool = False
     """Log the answers as an artifact of the run in MLflow."""
-    device: str | None = None
-    """Torch device; null: the accelerator if there is one."""
-    output_dir: str = "outputs"
-    """Directory that contains the runs."""
-    uri: str | None = None
-    """Tracking URI of the runs, if it is not the store in `output_dir`."""
     composed: list[str] = field(default_factory=list)
     """Hydra overrides."""
 
     def check(self) -> None:
         """Raise ConfigError for settings that are out of range or contradict each other."""
-        if self.run and self.sweep:
-            raise ConfigError("run and sweep both name a model: give one of them")
+        super().check()
         if self.output is not None and Path(self.output).suffix not in FORMATS:
             raise ConfigError(f"output={self.output}: the file name must end in {one_of(FORMATS)}")
-        check_output(self.output)
         if self.top_k != ALL and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ConfigError(f"top_k={self.top_k}: expected a whole number from 1 on, or {ALL}")
         for name in ("batch_size", "show"):
@@ -92,9 +120,7 @@ class PredictSettings:
 
 NAMES = tuple(f.name for f in fields(PredictSettings) if f.name != "composed")
 KEYS = (*NAMES, "prompt")
-LISTS = ("inputs", *TEXTS)
 SECTIONS = ("columns", "generation")
-_AS_TYPED = ("run", "sweep", "system", "output", "output_dir", "uri", "device")
 
 
 def parse(args: Sequence[str]) -> PredictSettings:
@@ -110,7 +136,7 @@ def parse(args: Sequence[str]) -> PredictSettings:
         if head in COMPOSED and equals:
             settings.composed.append(arg)
         elif key in KEYS and equals and key not in SECTIONS:
-            _set(settings, key, value)
+            settings.set("text" if key in TEXTS else key, value)
         elif head in SECTIONS and rest and equals:
             getattr(settings, head)[rest] = value if head == "columns" else _parse_value(value, key)
         elif equals and not os.path.exists(arg) and "://" not in key and key.replace("_", "").isalnum():
@@ -136,12 +162,6 @@ def as_args(settings: Mapping[str, Any]) -> list[str]:
     return args
 
 
-def check_output(path: str | None) -> None:
-    """Raise ConfigError if the output exists but is not a file: a FIFO would block, a device would be replaced."""
-    if path is not None and os.path.exists(path) and not os.path.isfile(path):
-        raise ConfigError(f"output={path} exists and is not a regular file; give another name")
-
-
 def configures_model(arg: str) -> bool:
     """Tell whether an argument configures a model that no run has trained."""
     return arg.lstrip("+~").partition("=")[0].partition(".")[0] in COMPOSED
@@ -162,19 +182,6 @@ def check_paths(inputs: Sequence[str]) -> None:
             raise ConfigError(f"{name}: {kind}; give a text with text=... or prompt=...")
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise ConfigError(f"{name} is neither a regular file nor a folder")
-
-
-def _set(settings: PredictSettings, key: str, value: str) -> None:
-    if key in LISTS:
-        getattr(settings, "text" if key in TEXTS else key).append(value)
-    elif key in _AS_TYPED:
-        setattr(settings, key, value)
-    else:
-        types = {"top_k": int, "batch_size": int, "show": int, "stream": bool, "record": bool}
-        parsed = _parse_value(value, key)
-        if type(parsed) is not types[key] and not (key == "top_k" and parsed == ALL):
-            raise ConfigError(f"{key}={value}: expected {'true or false' if types[key] is bool else 'a whole number'}")
-        setattr(settings, key, parsed)
 
 
 def _parse_value(value: str, key: str) -> Any:
@@ -240,23 +247,28 @@ def split_config_dir(args: list[str]) -> tuple[list[str], str | None]:
 
 def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "LoadedModel":
     """Load the model that the settings name, with the options of this request."""
+    loaded = load_model(settings, settings.composed, config_dir)
+    set_options(loaded, settings)
+    return loaded
+
+
+def load_model(settings: ModelSettings, overrides: list[str], config_dir: str | Path | None) -> "LoadedModel":
+    """Load the model that the settings name; Hydra's overrides describe one that no run has trained."""
     from hfexp.core import console
     from hfexp.core.compose import importable_cwd
     from hfexp.inference import load as models
 
     console.quiet_libraries()
     importable_cwd()
-    loaded = models.load(
+    return models.load(
         settings.run,
         settings.sweep,
-        settings.composed,
+        overrides,
         output_dir=settings.output_dir,
         uri=settings.uri,
         device=settings.device,
         config_dir=config_dir,
     )
-    set_options(loaded, settings)
-    return loaded
 
 
 def set_options(loaded: "LoadedModel", settings: PredictSettings) -> None:

@@ -30,7 +30,7 @@ class AllowedTargets:
         package, origin = path.partition(".")[0], _defined_at(target)
         if path in self.names:
             return origin.partition(".")[0] == package
-        if _is_below(path, self.modules) and _is_below(origin, self.modules):
+        if is_below(path, self.modules) and is_below(origin, self.modules):
             return True
         bases = {base.__name__ for base in target.__mro__} if isinstance(target, type) else set()
         return origin.partition(".")[0] == package and any(
@@ -171,7 +171,7 @@ def _may_import(permitted: AllowedTargets, path: str) -> bool:
     """Return whether a path may be imported for inspection; private names are no public interface."""
     is_private = any(part.startswith("_") for part in path.split("."))
     packages = tuple(package for package, _ in permitted.base_classes)
-    return not is_private and (path in permitted.names or _is_below(path, (*permitted.modules, *packages)))
+    return not is_private and (path in permitted.names or is_below(path, (*permitted.modules, *packages)))
 
 
 def _refused(path: str, key: str, permitted: AllowedTargets) -> ConfigError:
@@ -184,7 +184,7 @@ def _refused(path: str, key: str, permitted: AllowedTargets) -> ConfigError:
 def _is_trusted(path: str, allowed: list[str] | None) -> bool:
     """Return whether a path belongs to the user's own project or to what the user allows."""
     package = path.partition(".")[0]
-    return _is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package))
+    return is_below(path, allowed or ()) or (package != "hfexp" and _in_project(package))
 
 
 def parameters(target: Any) -> Mapping[str, inspect.Parameter]:
@@ -215,7 +215,8 @@ def _check_signature(target: Any, node: Mapping[str, Any], key: str, runtime: fr
         raise ConfigError(f"{key}.{missing[0]} is required by {node['_target_']}: give {key}.{missing[0]}=...")
 
 
-def _is_below(path: str, names: Iterable[str]) -> bool:
+def is_below(path: str, names: Iterable[str]) -> bool:
+    """Tell whether a dotted path is one of the names, or lies below one."""
     return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
@@ -294,7 +295,7 @@ def check_hydra(sections: Mapping[str, Any], allowed: list[str] | None = None) -
         for key, node in _nodes(sections.get(name), section):
             target = str(node["_target_"])
             # Hydra itself accepts only a known plugin at these keys, but any function below them.
-            if key != section or name == "callbacks" or not _is_below(target, PLUGINS):
+            if key != section or name == "callbacks" or not is_below(target, PLUGINS):
                 locate(target, f"{key}._target_", allowed)
     for name in ("job_logging", "hydra_logging"):
         _check_logging(sections.get(name), f"hydra.{name}", allowed)

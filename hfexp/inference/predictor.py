@@ -36,7 +36,7 @@ from hfexp.core.errors import ConfigError, DataError, first_line
 from hfexp.core.hub import explain_hub_errors
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.secrets import find_masked, mask_values
-from hfexp.core.targets import instantiate, targets_in
+from hfexp.core.targets import instantiate, is_below, targets_in
 from hfexp.data.dataset import Collator
 from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
@@ -88,7 +88,7 @@ class Recipe:
     def foreign_targets(self) -> list[str]:
         """List the `_target_`s that whoever loads the model must allow and have installed."""
         targets = targets_in([self.task, self.prepare, self.evaluate, self.model])
-        return sorted(target for target in targets if not _is_below(target, TRUSTED_TARGETS))
+        return sorted(target for target in targets if not is_below(target, TRUSTED_TARGETS))
 
 
 @dataclass
@@ -178,7 +178,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
         )
     trusted = [*allowed, *_trust.get().targets, *filter(None, os.environ.get(ALLOWED_VARIABLE, "").split(","))]
     for target in recipe.foreign_targets():
-        if not _is_below(target, trusted):
+        if not is_below(target, trusted):
             module = target.rpartition(".")[0]
             raise ConfigError(
                 f"{directory / RECIPE_FILE} builds {target}; if you trust this model, set {ALLOWED_VARIABLE}={module}"
@@ -201,10 +201,6 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
     transforms = build_transforms(config, processor, recipe.id2label, trusted)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Predictor(model, processor, task, transforms, recipe.id2label)
-
-
-def _is_below(path: str, names: Iterable[str]) -> bool:
-    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 class Predictor:
