@@ -90,7 +90,7 @@ class _SweepStart:
 
         def changed() -> None:
             self.directory.save_time()
-            parent.update(self._view(schedule), study)
+            parent.update(self._view(schedule))
 
         try:
             if owner:
@@ -202,7 +202,7 @@ class _NoParent:
 
     run_id: str | None = None
 
-    def update(self, sweep: Sweep, study: Any) -> None:
+    def update(self, sweep: Sweep) -> None:
         pass
 
     def close_failed(self, run_dir: Path, reason: str) -> None:

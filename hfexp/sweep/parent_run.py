@@ -19,8 +19,8 @@ from hfexp.core.files import replace_file
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
 from hfexp.experiment.sweep_values import validation_name
-from hfexp.sweep.report import PlotData, SweepPage, draw
-from hfexp.sweep.table import Curves, TrialTable, command_of, make_table, measured, states, swept_keys
+from hfexp.sweep.report import SweepPage, draw
+from hfexp.sweep.table import Curve, Curves, command_of, make_table, measured, states
 from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first, costs, ranked, ties
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.nesting import KIND, RANKING, SWEEP, register_of_sweep
@@ -37,9 +37,8 @@ INTERVAL = 5.0
 """Least seconds between the end of one update of the record and the next."""
 LARGEST_SHARE = 0.02
 """Largest share of the time that the updates may take."""
-MOST_DRAWN = 300
-"""Most trials in a picture."""
-FEWEST_FOR_IMPORTANCE = 4
+MOST_FOLLOWED = 300
+"""Most trials whose learning curves are drawn."""
 MOST_RANKED = 500
 """Most trials in the ranking's tag: MLflow's tags have at most 8,000 characters (`mlflow/utils/validation.py`)."""
 
@@ -62,7 +61,7 @@ def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -
         opening = Opening(experiment_name(config, origin), files, _params(config, sweep), tags)
         output_dir = Path(config.output_dir)
         with open_record(config.tracking, output_dir, opened, origin, environment, opening) as tracker:
-            parent = Parent(opened, tracker, output_dir, register_of_sweep(config), (sweep, None))
+            parent = Parent(opened, tracker, output_dir, register_of_sweep(config), sweep)
             is_over = False
             try:
                 yield parent
@@ -83,9 +82,9 @@ class Parent:
     output_dir: Path
     register: str | None
     """Name under which the best model of the sweep is registered at the end; None: it is not registered."""
-    _latest: tuple[Sweep, Any]
-    """The newest state of the sweep, and its study."""
-    _published: tuple[Sweep, Any] | None = None
+    _latest: Sweep
+    """The newest state of the sweep."""
+    _published: Sweep | None = None
     _wake: threading.Event = field(default_factory=threading.Event)
     _closing: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -96,13 +95,9 @@ class Parent:
         """Return the run's id in MLflow; None without tracking, and until the store can be reached."""
         return self.tracker.run_id
 
-    def update(self, sweep: Sweep, study: Any = None) -> None:
-        """Publish this state of the sweep from the thread, unless a later call replaces it; return at once.
-
-        Args:
-            study: Optuna's study, for the importances of the parameters.
-        """
-        self._latest = (sweep, study)
+    def update(self, sweep: Sweep) -> None:
+        """Publish this state of the sweep from the thread, unless a later call replaces it; return at once."""
+        self._latest = sweep
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_up, name="hfexp-sweep", daemon=True)
             self._thread.start()
@@ -127,7 +122,7 @@ class Parent:
             self._thread.join(0.2)
         if self._published is not self._latest:
             self._publish()
-        sweep = self._latest[0]
+        sweep = self._latest
         totals = {f"trials_{state}": float(count) for state, count in states(sweep).items()}
         self.tracker.log_metrics({**totals, "hours": sweep.seconds / 3600}, round(sweep.seconds))
         best_trials = best(sweep.trials, sweep.directions)
@@ -151,33 +146,32 @@ class Parent:
 
     def _publish(self) -> None:
         """Publish the newest state; an error is only a warning, as the sweep is worth more than its record."""
-        sweep, study = self._published = self._latest
+        self._published = self._latest
         try:
-            self._write(sweep, study)
+            self._write(self._published)
         except Exception as error:
             logger.warning("could not update the sweep's run in the tracking store: %s", first_line(error))
 
-    def _write(self, sweep: Sweep, study: Any) -> None:
+    def _write(self, sweep: Sweep) -> None:
         finished = [trial for trial in sweep.trials if trial.state is State.finished]
         self.tracker.set_tags(_tags(sweep))
         self.tracker.log_metrics(_best_values(sweep), len(finished))
         table, artifacts = make_table(sweep), self.directory.artifacts
         _write_whole(artifacts / SHEET, table.csv().encode("utf-8", "replace"))
         _write_whole(artifacts / TRIALS, table.json().encode("utf-8", "replace"))
-        data = self._plot_data(sweep, table, study)
-        drawings = draw(data)
-        for name, drawing in drawings.items():
-            _write_whole(artifacts / f"{name}.png", drawing.png)
+        metric = validation_name(sweep.metrics[0]) or "eval_loss"
+        curves = self._read_curves(metric, table.trials[:MOST_FOLLOWED])
+        drawings = draw(sweep, curves, metric)
+        for name, png in drawings.items():
+            _write_whole(artifacts / f"{name}.png", png)
         with guarded("report"):
-            _write_pages(artifacts, SweepPage(sweep, table, drawings, len(data.trials)))
+            _write_pages(artifacts, SweepPage(sweep, table, drawings, len(curves)))
         self.tracker.log_artifacts(artifacts)
 
-    def _plot_data(self, sweep: Sweep, table: TrialTable, study: Any) -> PlotData:
-        trials = table.trials[:MOST_DRAWN]
-        metric = validation_name(sweep.metrics[0]) or "eval_loss"
+    def _read_curves(self, metric: str, trials: Sequence[Trial]) -> dict[int, list[Curve]]:
+        """Read the learning curves so far, by trial number."""
         curves = self._curves.setdefault(metric, Curves(metric))
-        by_trial = {t.number: [curves.of(run.run_dir) for run in t.runs if run.run_dir] for t in trials}
-        return PlotData(sweep, trials, by_trial, metric, _importances(study, sweep))
+        return {t.number: [curves.of(run.run_dir) for run in t.runs if run.run_dir] for t in trials}
 
 
 def _definition(sweep: Sweep) -> str:
@@ -231,34 +225,6 @@ def _best_values(sweep: Sweep) -> dict[str, float]:
         order = sorted(ranked(sweep.trials, sweep.directions), key=lambda t: costs(t, sweep.directions)[index])
         values |= {f"best_{metric}": trial.values[index] for trial in order[:1] if trial.values}
     return values
-
-
-def _importances(study: Any, sweep: Sweep) -> dict[str, float]:
-    """Return each parameter's share in the variance of the first metric (fANOVA); empty with too few of either."""
-    if study is None or len(swept_keys(sweep)) < 2:
-        return {}
-    import optuna
-
-    with guarded("importances"), contextlib.closing(_Session(study)):
-        complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-        params = set.intersection(*(set(trial.params) for trial in complete)) if complete else set()
-        if len(complete) < FEWEST_FOR_IMPORTANCE or len(params) < 2:
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        target = {"params": sorted(params), "target": lambda trial: trial.values[0]}
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, **target)
-        return {mask_secrets(str(name)): float(share) for name, share in shares.items()}
-    return {}
-
-
-@dataclass
-class _Session:
-    """This thread's session with the study's storage."""
-
-    study: Any
-
-    def close(self) -> None:
-        self.study._storage.remove_session()
 
 
 def _write_pages(artifacts: Path, page: SweepPage) -> None:

@@ -1,312 +1,249 @@
-"""The page of a sweep: the table of its trials, and pictures in which one trial can be followed."""
+"""The page of a sweep: the table of its trials, and Optuna's pictures of them."""
 
+import contextlib
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hfexp.core.secrets import mask_secrets
 from hfexp.sweep.table import Curve, TrialTable, command_of, error_of, measured, states, swept_keys
 from hfexp.sweep.trials import State, Sweep, Trial, best
-from hfexp.tracking.report.canvas import BLUE, GREEN, GREY, ORANGE, drawable, guarded, panel, style, text_width
+from hfexp.tracking.report.canvas import GREY, ORANGE, drawable_labels, guarded, style
 from hfexp.tracking.report.page import Block, Code, Picture, Report, Section, Table, Text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
 
-
-# Positions of parameter values on an axis from 0 to 1, with tick labels.
+# A study in memory, as Optuna's plots read one. The sweep's own study may be far away, knows the learning curves only
+# with a pruner, and takes the numbers of a grid for categories.
 
 
 WIDE = 30.0
-"""Ratio of the largest to the smallest value above which the scale is logarithmic."""
-MOST_TICKS = 12
+"""Ratio of the largest to the smallest value above which a parameter has a logarithmic axis."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """One axis of a picture."""
+def study_of(sweep: Sweep, curves: Mapping[int, Sequence[Curve]]) -> "Study":
+    """Build a study of the sweep's trials in memory.
 
-    name: str
-    positions: list[float | None]
-    """Position of each value, from 0 to 1; None for a missing value."""
-    ticks: list[tuple[float, str]]
+    Args:
+        curves: learning curves by trial number, one for each run of the trial.
+    """
+    import optuna
 
-
-def scale_of(name: str, values: Sequence[Any]) -> Scale:
-    """Place numbers by size, on a logarithmic scale if they span a wide range; space other values evenly, sorted."""
-    present = [value for value in values if value is not None]
-    if present and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in present):
-        return _numeric(name, values, [float(value) for value in present])
-    texts = [
-        None if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
-        for value in values
-    ]
-    distinct = sorted({text for text in texts if text is not None})
-    positions = {text: (index + 0.5) / len(distinct) for index, text in enumerate(distinct)}
-    every = max(1, -(-len(distinct) // MOST_TICKS))
-    ticks = [(positions[text], text) for text in distinct[::every]]
-    return Scale(name, [None if text is None else positions[text] for text in texts], ticks)
-
-
-def _numeric(name: str, values: Sequence[Any], numbers: list[float]) -> Scale:
-    logarithmic = is_wide(numbers)
-    low, high = min(numbers), max(numbers)
-
-    def position(value: float) -> float:
-        if high == low:
-            return 0.5
-        if logarithmic:
-            return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
-        return (value - low) / (high - low)
-
-    distinct = sorted(set(numbers))
-    if len(distinct) > 5:
-        middle = math.sqrt(low * high) if logarithmic else (low + high) / 2
-        distinct = [low, middle, high]
-    ticks = [(position(value), f"{value:.4g}") for value in distinct]
-    return Scale(name, [None if value is None else position(float(value)) for value in values], ticks)
+    keys = swept_keys(sweep)
+    names = dict(zip(keys, _labels(keys, LONGEST_NAME), strict=True))
+    columns = {key: _column([t.params[key] for t in sweep.trials if key in t.params]) for key in keys}
+    trials = {trial.number: trial for trial in sweep.trials}
+    study = optuna.create_study(directions=[optuna.study.StudyDirection[name.upper()] for name in sweep.directions])
+    for number in range(max(trials, default=-1) + 1):  # Optuna counts; a study that machines share may have gaps
+        trial = trials.get(number) or Trial(number, {}, (), State.failed)
+        state = _state(trial)
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                values=_values(trial) if state == optuna.trial.TrialState.COMPLETE else None,
+                params={names[key]: columns[key][1](value) for key, value in trial.params.items()},
+                distributions={names[key]: columns[key][0] for key in trial.params},
+                intermediate_values=_mean(curves.get(number, ())),
+            )
+        )
+    return study
 
 
-def is_wide(values: Sequence[float]) -> bool:
-    """Tell whether values need a logarithmic scale: all are positive, and their ratio is above `WIDE`."""
-    return bool(values) and 0 < min(values) < max(values) / WIDE
+def _values(trial: Trial) -> tuple[float, ...] | None:
+    """Return the values that a trial is ranked by."""
+    return trial.objective or trial.values
 
 
-# Plots of a sweep's trials, in which every trial can be found by its number.
+def _state(trial: Trial) -> Any:
+    """Return Optuna's state of a trial; one whose values are not finite counts as failed, as it has no place."""
+    from optuna.trial import TrialState
+
+    values = _values(trial)
+    if trial.state is State.finished and values is not None and all(map(math.isfinite, values)):
+        return TrialState.COMPLETE
+    return {State.pruned: TrialState.PRUNED, State.running: TrialState.RUNNING}.get(trial.state, TrialState.FAIL)
 
 
+def _column(values: Sequence[Any]) -> "tuple[BaseDistribution, Callable[[Any], Any]]":
+    """Return the distribution of a parameter with these values, and what turns one of them into Optuna's."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        low, high = min(values), max(values)
+        log = 0 < low < high / WIDE
+        if all(isinstance(value, int) for value in values):
+            return IntDistribution(low, high, log=log), int
+        return FloatDistribution(low, high, log=log), float
+    texts = sorted(set(map(_text, values)))
+    labels = dict(zip(texts, _labels(texts, LONGEST_VALUE), strict=True))
+    return CategoricalDistribution(tuple(labels.values())), lambda value: labels[_text(value)]
+
+
+def _text(value: Any) -> str:
+    return mask_secrets(value if isinstance(value, str) else json.dumps(value, default=str))
+
+
+def _labels(texts: Sequence[str], limit: int) -> list[str]:
+    """Return distinct labels; a `$` must not start a formula, which the ticks of a logarithmic axis are."""
+    return [label.replace("$", r"\$") for label in drawable_labels(texts, limit)]
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """Average the curves of a trial's runs, at each step over the runs that have reached it."""
+    reached: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in curve.items():
+            reached.setdefault(step, []).append(value)
+    return {step: sum(values) / len(values) for step, values in reached.items()}
+
+
+# The pictures: those of `optuna.visualization.matplotlib`.
+
+
+LONGEST_NAME, LONGEST_VALUE = 40, 16
 MOST_KEYS = 12
-WIDTH, HEIGHT = 6.4, 3.4
-"""Size of one picture in inches."""
+"""Most parameters in the picture of parallel coordinates."""
+SLICES = 3
+"""Most parameters in one picture of slices, which has them side by side."""
+MOST_COLOURS = 20
+"""Most curves with a colour each; of more, the best are orange and the others grey."""
+FEWEST_FOR_IMPORTANCE = 4
+
+Plot = Callable[[], Any]
+"""Draws with pyplot, and returns the axes."""
 
 
-@dataclass(frozen=True)
-class PlotData:
-    """Data of all pictures."""
+def draw(sweep: Sweep, curves: Mapping[int, Sequence[Curve]], curve_metric: str) -> dict[str, bytes]:
+    """Draw all pictures that there is data for, as PNG by name; one that fails is left out with a warning."""
+    import optuna
 
-    sweep: Sweep
-    trials: Sequence[Trial]
-    """The trials to draw, best first."""
-    curves: Mapping[int, Sequence[Curve]]
-    """Learning curves by trial number, one for each run of the trial."""
-    curve_metric: str
-    importances: Mapping[str, float]
+    from hfexp.sweep.study import quiet
 
-    @cached_property
-    def best(self) -> set[int]:
-        return {trial.number for trial in best(self.sweep.trials, self.sweep.directions)}
-
-    def value(self, trial: Trial, metric: int = 0) -> float | None:
-        """Return the value that a trial is ranked by, or that a pruned one had reached; None without a finite one."""
-        values = trial.objective or trial.values or next((run.values for run in trial.runs if run.values), None)
-        return values[metric] if values and math.isfinite(values[metric]) else None
-
-    def measured(self) -> list[tuple[Trial, float]]:
-        """Return trials with a value, the best ones last, so that they are drawn on top of the others."""
-        pairs = [(trial, self.value(trial)) for trial in reversed(self.trials)]
-        return [(trial, value) for trial, value in pairs if value is not None]
-
-    def colour(self, trial: Trial) -> str:
-        if trial.number in self.best:
-            return ORANGE
-        return BLUE if trial.state is State.finished else GREY
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture as PNG and as SVG."""
-
-    png: bytes
-    svg: bytes
-    """Ids of a trial's elements end with `-t<number>`, by which the page's script finds them."""
-
-
-def draw(data: PlotData) -> dict[str, Drawing]:
-    """Draw all pictures that there is data for, by name; one that fails is left out with a warning."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     drawings = {}
-    with style():
-        for name, function in PICTURES.items():
+    with quiet(), guarded("pictures"):
+        for name, plot in _plots(sweep, study_of(sweep, curves), curve_metric).items():
             with guarded(name):
-                figure = function(data)
-                if figure is not None:
-                    drawings[name] = Drawing(_saved(figure, "png"), _saved(figure, "svg"))
+                drawings[name] = _png(plot)
     return drawings
 
 
-def _saved(figure: "Figure", form: str) -> bytes:
+def _plots(sweep: Sweep, study: "Study", curve_metric: str) -> dict[str, Plot]:
+    """Choose the pictures that there is data for."""
+    from optuna.trial import TrialState
+    from optuna.visualization import matplotlib as plots
+
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    goals = _labels(sweep.objectives, LONGEST_NAME)
+    target = None if len(goals) == 1 else lambda trial: trial.values[0]
+    goal = {"target": target, "target_name": goals[0]}
+    chosen: dict[str, Plot] = {}
+    if complete and len(goals) == 1:
+        chosen["history"] = partial(plots.plot_optimization_history, study, **goal)
+    elif complete:
+        two = {"target_names": goals[:2], "targets": lambda trial: trial.values[:2]}
+        chosen["front"] = partial(plots.plot_pareto_front, study, **two)
+    if any(trial.intermediate_values for trial in trials):
+        chosen["learning_curves"] = partial(_learning_curves, study, sweep, curve_metric)
+    names = list(dict.fromkeys(name for trial in complete for name in trial.params))
+    columns = {name: [trial.params[name] for trial in complete if name in trial.params] for name in names}
+    varied = [name for name, values in columns.items() if len(set(values)) > 1]
+    if varied:
+        chosen["parallel_coordinates"] = partial(_parallel, study, varied[:MOST_KEYS], goal)
+    for start in range(0, len(varied), SLICES):
+        name = f"slices_{1 + start // SLICES}" if start else "slices"
+        chosen[name] = partial(_slices, study, varied[start : start + SLICES], goal)
+    everywhere = [name for name in varied if len(columns[name]) == len(complete)]
+    if len(complete) >= FEWEST_FOR_IMPORTANCE and len(everywhere) > 1:
+        chosen["importances"] = partial(_importances, study, everywhere, goal)
+    return chosen
+
+
+def _learning_curves(study: "Study", sweep: Sweep, metric: str) -> Any:
+    from optuna.visualization.matplotlib import plot_intermediate_values
+
+    axes = plot_intermediate_values(study)
+    axes.set_ylabel(_labels([metric], LONGEST_NAME)[0])
+    if len(axes.lines) > MOST_COLOURS:
+        lines = {line.get_label(): line for line in axes.lines}
+        best_lines = [lines.pop(f"Trial{trial.number}", None) for trial in best(sweep.trials, sweep.directions)]
+        for line in lines.values():
+            line.set(color=GREY, alpha=0.4)
+        for line in filter(None, best_lines):
+            line.set(color=ORANGE, alpha=1.0, zorder=3)
+        axes.legend(handles=[*filter(None, best_lines)][:MOST_COLOURS])
+    return axes
+
+
+def _slices(study: "Study", params: list[str], goal: Mapping[str, Any]) -> Any:
     import matplotlib
+    import numpy
+    from optuna.visualization.matplotlib import plot_slice
+
+    with matplotlib.rc_context({"figure.figsize": (9.6, 4.2)}):  # Optuna takes half of the width for each parameter
+        axes: Any = plot_slice(study, params, **goal)
+    for each in numpy.ravel(axes):
+        each.tick_params("x", rotation=30)
+    return axes
+
+
+def _parallel(study: "Study", params: list[str], goal: Mapping[str, Any]) -> Any:
+    import matplotlib
+    from optuna.visualization.matplotlib import plot_parallel_coordinate
+
+    width = 4.0 + 1.5 * len(params)
+    with matplotlib.rc_context({"figure.figsize": (width, 4.8)}):
+        axes = plot_parallel_coordinate(study, params, **goal)
+    axes.set_xticklabels([goal["target_name"], *sorted(params)], ha="left")  # Optuna cuts them
+    bar = axes.figure.axes[1]
+    bar.set_position(bar.get_position().translated(1.0 / width, 0))  # it would cover the values of the last parameter
+    return axes
+
+
+def _importances(study: "Study", params: list[str], goal: Mapping[str, Any]) -> Any:
+    from optuna.importance import FanovaImportanceEvaluator
+    from optuna.visualization.matplotlib import plot_param_importances
+
+    return plot_param_importances(study, FanovaImportanceEvaluator(seed=0), params, **goal)
+
+
+def _png(plot: Plot) -> bytes:
+    import matplotlib
+    import numpy
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
-    content = buffer.getvalue()
-    return content[content.index(b"<svg") :] if form == "svg" else content
+    settings: dict[Any, Any] = {"axes.spines.top": True, "axes.spines.right": True, "text.parse_math": True}
+    with style(), matplotlib.rc_context(settings), _pyplot():
+        figure = numpy.ravel(plot())[0].figure
+        figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()
 
 
-def history(data: PlotData) -> "Figure | None":
-    """Plot values in the order of the trials, and the best so far; None with several metrics."""
-    measured = sorted(data.measured(), key=lambda pair: pair[0].number)
-    if not measured or len(data.sweep.directions) != 1:
-        return None
-    figure, axes = _axes("value by trial", "trial", data.sweep.objectives[0])
-    better = max if data.sweep.directions[0] == "maximize" else min
-    numbers: list[int] = []
-    so_far: list[float] = []
-    for trial, value in measured:
-        _point(axes, "history", data, trial, trial.number, value)
-        if trial.state is State.finished:
-            numbers.append(trial.number)
-            so_far.append(better([value, *so_far[-1:]]))
-    axes.step(numbers, so_far, where="post", color=GREEN, linewidth=1.2, label="best so far", zorder=1)
-    _value_scale(axes, [value for _, value in measured])
-    axes.legend(loc="best")
-    return figure
+@contextlib.contextmanager
+def _pyplot() -> Iterator[None]:
+    """Let pyplot draw without windows; afterwards close its new figures, and restore the backend of the process."""
+    import matplotlib
+    from matplotlib import pyplot
+
+    backend, before = matplotlib.get_backend(auto_select=False), pyplot.get_fignums()
+    pyplot.switch_backend("agg")
+    try:
+        yield
+    finally:
+        for number in {*pyplot.get_fignums()} - {*before}:
+            pyplot.close(number)
+        if backend is not None:
+            pyplot.switch_backend(backend)
 
 
-def front(data: PlotData) -> "Figure | None":
-    """Plot the first two of several metrics against each other."""
-    if len(data.sweep.metrics) < 2:
-        return None
-    figure, axes = _axes("Pareto front (orange)", *data.sweep.objectives[:2])
-    for trial, value in data.measured():
-        other = data.value(trial, 1)
-        if other is not None:
-            axes.plot([value], [other], "o", markersize=5, color=data.colour(trial), gid=_id("front", trial))
-    return figure
-
-
-def parallel(data: PlotData) -> "Figure | None":
-    """Plot each trial as a line through its parameters to its value (parallel coordinates)."""
-    measured = data.measured()
-    scales = _scales(data, [trial for trial, _ in measured])
-    if len(measured) < 2 or not scales:
-        return None
-    values = scale_of(data.sweep.objectives[0], [value for _, value in measured])
-    columns = [*scales.values(), values]
-    figure, axes = _axes("parameters and value", width=max(WIDTH, 1.2 + 1.3 * len(columns)), left=0.9)
-    for row, (trial, _) in enumerate(measured):
-        heights = [math.nan if scale.positions[row] is None else scale.positions[row] for scale in columns]
-        wide = 2.0 if trial.number in data.best else 1.0
-        axes.plot(
-            range(len(columns)), heights, color=data.colour(trial), linewidth=wide, alpha=0.8, marker=".",
-            gid=_id("parallel", trial),
-        )  # fmt: skip
-    for x, scale in enumerate(columns):
-        axes.axvline(x, color=GREY, linewidth=0.7, zorder=0)
-        for position, label in scale.ticks:
-            axes.text(x - 0.04, position, drawable(label, 14), ha="right", va="center", fontsize=7)
-    names = [drawable(scale.name.rpartition(".")[2], 20) for scale in columns]
-    axes.set_xticks(range(len(columns)), names)
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    return figure
-
-
-def slices(data: PlotData) -> "Figure | None":
-    """Plot the value against each parameter by itself."""
-    from matplotlib.figure import Figure
-
-    measured = data.measured()
-    scales = _scales(data, [trial for trial, _ in measured])
-    if len(measured) < 2 or not scales:
-        return None
-    rows, columns = -(-len(scales) // 3), min(3, len(scales))
-    figure = Figure(figsize=(0.9 + 2.6 * columns, 0.4 + 2.5 * rows))
-    for number, scale in enumerate(scales.values()):
-        row, column = divmod(number, 3)
-        axes = panel(figure, 0.8 + 2.6 * column, 0.6 + 2.5 * (rows - 1 - row), 2.1, 1.7)
-        for (trial, value), position in zip(measured, scale.positions, strict=True):
-            if position is not None:
-                _point(axes, f"slice{number}", data, trial, position, value)
-        axes.set_xticks([position for position, _ in scale.ticks], [drawable(label, 10) for _, label in scale.ticks])
-        axes.set_xlim(-0.05, 1.05)
-        axes.set_title(drawable(scale.name, 30))
-        axes.set_ylabel(drawable(data.sweep.objectives[0], 20) if column == 0 else "")
-        _value_scale(axes, [value for _, value in measured])
-    return figure
-
-
-def importances(data: PlotData) -> "Figure | None":
-    """Plot the share of the variance that each parameter accounts for (fANOVA; Hutter et al. 2014)."""
-    if not data.importances:
-        return None
-    pairs = sorted(data.importances.items(), key=lambda pair: pair[1])
-    left = 0.3 + text_width([drawable(name, 40) for name, _ in pairs])
-    figure, axes = _axes("importance of parameters", "share of the variance", "", left=left, width=left + 4.5)
-    axes.barh([drawable(name, 40) for name, _ in pairs], [share for _, share in pairs], color=BLUE)
-    return figure
-
-
-def learning_curves(data: PlotData) -> "Figure | None":
-    """Plot the metric of each run during its training."""
-    trials = [trial for trial in reversed(data.trials) if any(data.curves.get(trial.number, ()))]
-    if not trials:
-        return None
-    figure, axes = _axes("learning curves", "step", data.curve_metric)
-    for trial in trials:
-        wide = 2.0 if trial.number in data.best else 0.9
-        for run, curve in enumerate(data.curves[trial.number]):
-            steps = sorted(curve)
-            axes.plot(
-                steps, [curve[step] for step in steps], color=data.colour(trial), linewidth=wide, marker=".",
-                markersize=3, alpha=0.8, gid=f"curves{run}-t{trial.number}",
-            )  # fmt: skip
-    values = [v for t in trials for c in data.curves[t.number] for v in c.values() if math.isfinite(v)]
-    _value_scale(axes, values)
-    return figure
-
-
-PICTURES: dict[str, Callable[[PlotData], "Figure | None"]] = {
-    "history": history,
-    "front": front,
-    "learning_curves": learning_curves,
-    "parallel_coordinates": parallel,
-    "slices": slices,
-    "importances": importances,
-}
-
-
-def _axes(
-    title: str, x_label: str = "", y_label: str = "", *, left: float = 0.8, width: float = WIDTH
-) -> tuple["Figure", Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, HEIGHT))
-    axes = panel(figure, left, 0.6, width - left - 0.2, HEIGHT - 1.0)
-    axes.set_title(title)
-    axes.set_xlabel(drawable(x_label, 60))
-    axes.set_ylabel(drawable(y_label, 40))
-    return figure, axes
-
-
-def _point(axes: Any, plot: str, data: PlotData, trial: Trial, x: float, y: float) -> None:
-    """Draw a trial as a point with the interval of its mean, or as a cross if it did not finish."""
-    kind = "o" if trial.state is State.finished else "x"
-    colour, name = data.colour(trial), _id(plot, trial)
-    axes.plot([x], [y], kind, markersize=5, color=colour, gid=name)
-    if trial.intervals:
-        low, high = trial.intervals[0]
-        axes.plot([x, x], [low, high], color=colour, linewidth=0.9, gid=f"interval-{name}")
-
-
-def _scales(data: PlotData, trials: Sequence[Trial]) -> dict[str, Scale]:
-    """Build scales of the first 12 parameters that differ between these trials, with the trials' positions on them."""
-    columns = {key: [trial.params.get(key) for trial in trials] for key in swept_keys(data.sweep)}
-    varied = {key: values for key, values in columns.items() if len(set(map(str, values))) > 1}
-    return {key: scale_of(key, varied[key]) for key in list(varied)[:MOST_KEYS]}
-
-
-def _value_scale(axes: Any, values: Sequence[float]) -> None:
-    if is_wide(values):
-        axes.set_yscale("log")
-
-
-def _id(plot: str, trial: Trial) -> str:
-    return f"{plot}-t{trial.number}"
+# The page.
 
 
 TITLES = {
@@ -321,67 +258,6 @@ TITLES = {
 NOT_SHOWN = ("run_id",)
 """Columns of the table that the page leaves out, as people have no use for them."""
 
-SCRIPT = """
-(function () {
-  var style = document.createElement('style');
-  style.textContent = '.dim { opacity: 0.1 !important } tr.on td { background: var(--box) } ' +
-    'tr[data-name], th { cursor: pointer } tr[data-name] td { white-space: nowrap } ' +
-    '.scroll:has(tr[data-name]) { max-height: 70vh; overflow: auto }';
-  document.head.appendChild(style);
-  var rows = Array.from(document.querySelectorAll('tr[data-name]'));
-  var marks = Array.from(document.querySelectorAll('svg g[id]')).map(function (mark) {
-    var found = /-t(\\d+)$/.exec(mark.id);
-    return { mark: mark, name: found ? found[1] : null };
-  }).filter(function (item) { return item.name !== null; });
-  var about = {};
-  rows.forEach(function (row) {
-    var heads = Array.from(row.closest('table').querySelectorAll('th'));
-    about[row.dataset.name] = Array.from(row.cells).map(function (cell, n) {
-      return cell.textContent ? heads[n].textContent + ': ' + cell.textContent : '';
-    }).filter(Boolean).join('\\n');
-  });
-  var kept = null;
-  function show(name) {
-    marks.forEach(function (item) { item.mark.classList.toggle('dim', !(name === null || item.name === name)); });
-    rows.forEach(function (row) { row.classList.toggle('on', row.dataset.name === name); });
-  }
-  function watch(element, name) {
-    element.addEventListener('mouseenter', function () { show(name); });
-    element.addEventListener('mouseleave', function () { show(kept); });
-    element.addEventListener('click', function () { kept = kept === name ? null : name; show(kept); });
-  }
-  marks.forEach(function (item) {
-    var title = document.createElementNS('http://www.w3.org/2000/svg', 'title');
-    title.textContent = about[item.name] || 'trial: ' + item.name;
-    item.mark.appendChild(title);
-    watch(item.mark, item.name);
-  });
-  rows.forEach(function (row) { watch(row, row.dataset.name); });
-  var table = rows.length ? rows[0].closest('table') : null;
-  if (table) {
-    Array.from(table.querySelectorAll('th')).forEach(function (head, column) {
-      var up = false;
-      head.addEventListener('click', function () {
-        up = !up;
-        function key(row) {
-          var text = row.cells[column].textContent, number = parseFloat(text);
-          return text === '' ? null : isNaN(number) ? text : number;
-        }
-        rows.sort(function (a, b) {
-          var x = key(a), y = key(b);
-          if (x === null || y === null) { return (x === null ? 1 : 0) - (y === null ? 1 : 0); }
-          var numbers = typeof x === 'number' ? typeof y === 'number' : false;
-          var order = numbers ? x - y : String(x).localeCompare(String(y));
-          return up ? order : -order;
-        });
-        rows.forEach(function (row) { row.parentNode.appendChild(row); });
-      });
-    });
-  }
-}());
-"""
-"""Script of the HTML page. It has no `<` and no `&`, so that the page stays well-formed XML."""
-
 
 @dataclass(frozen=True)
 class SweepPage:
@@ -389,23 +265,27 @@ class SweepPage:
 
     sweep: Sweep
     table: TrialTable
-    drawings: Mapping[str, Drawing]
-    drawn: int
-    """Number of trials in the pictures."""
+    drawings: Mapping[str, bytes]
+    """Pictures as PNG, by name."""
+    followed: int
+    """Number of trials with a learning curve in the pictures."""
 
     def html(self) -> str:
-        """Render HTML with a sortable table; pointing at a trial highlights it in the table and in all pictures."""
-        images = {f"{name}.png": drawing.svg for name, drawing in self.drawings.items()}
-        return self._report(SCRIPT).html(images)
+        """Render one HTML file with the pictures in it."""
+        return self._report().html({f"{name}.png": png for name, png in self.drawings.items()})
 
     def markdown(self) -> str:
         """Render Markdown, which links to the pictures beside it."""
-        return self._report("").markdown()
+        return self._report().markdown()
 
-    def _report(self, script: str) -> Report:
-        pictures = [Section(TITLES[name], [Picture(f"{name}.png", TITLES[name])]) for name in self.drawings]
-        sections = [self._best(), self._trials(bool(script)), *pictures, self._failures(), self._definition()]
-        return Report(self.sweep.name, self._lead(), sections, script)
+    def _report(self) -> Report:
+        pictures = [self._pictures(name, title) for name, title in TITLES.items()]
+        sections = [self._best(), self._trials(), *pictures, self._failures(), self._definition()]
+        return Report(self.sweep.name, self._lead(), sections)
+
+    def _pictures(self, name: str, title: str) -> Section:
+        names = [other for other in self.drawings if other == name or other.startswith(f"{name}_")]
+        return Section(title, [Picture(f"{other}.png", title) for other in names])
 
     def _lead(self) -> str:
         counted = ", ".join(f"{count} {state}" for state, count in states(self.sweep).items() if count)
@@ -427,16 +307,15 @@ class SweepPage:
             blocks.append(Text(f"Trials marked as ties ({same}) are as good as the best, as far as seeds can tell."))
         return Section("Best", blocks)
 
-    def _trials(self, interactive: bool) -> Section:
+    def _trials(self) -> Section:
         table, indices = self.table, [n for n, column in enumerate(self.table.columns) if column not in NOT_SHOWN]
         header = short_names([table.columns[n] for n in indices])
         rows = [[_cell_text(row[n]) for n in indices] for row in table.rows]
-        names = [str(trial.number) for trial in table.trials] if interactive else []
         numbers = frozenset(n for n, c in enumerate(indices) if any(_is_number(row[c]) for row in table.rows))
         strong = frozenset({0} if table.rows and table.rows[0][0] == 1 else ())
-        blocks: list[Block] = [Table(header, rows, numbers=numbers, strong=strong, names=names)] if rows else []
-        if rows and self.drawn != len(rows):
-            blocks.append(Text(f"The pictures show the first {self.drawn} of these {len(rows)} trials."))
+        blocks: list[Block] = [Table(header, rows, numbers=numbers, strong=strong)] if rows else []
+        if self.followed < len(rows):
+            blocks.append(Text(f"The learning curves are those of the first {self.followed} of these trials."))
         return Section("Trials", blocks)
 
     def _failures(self) -> Section:

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import mlflow
 import optuna
 import pytest
 from conftest import SMALL_DIGITS, TESTS
+from matplotlib import pyplot
 from sweeps import a_sweep, a_trial, run_point
 
 from hfexp.commands import cli
@@ -25,9 +27,8 @@ from hfexp.core.provenance import Origin
 from hfexp.sweep import parent_run as parents
 from hfexp.sweep import report
 from hfexp.sweep.parent_run import open_parent
-from hfexp.sweep.report import scale_of
 from hfexp.sweep.table import Curves, command_of, make_table
-from hfexp.sweep.trials import State, Sweep, TrialRun, best, estimate
+from hfexp.sweep.trials import State, Sweep, TrialRun, estimate
 from hfexp.tracking.journal import Journal
 from hfexp.tracking.membership import SweepInfo, TrialKey, write_sweep_info
 from hfexp.tracking.run_directory import read_state
@@ -64,15 +65,10 @@ def six_trials() -> list[Any]:
 def test_the_record_of_a_sweep(place: Path, all_runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parents, "INTERVAL", 0.01)
     directory = sweep_directory(place)
-    study = optuna.create_study(direction="minimize")
-    for number in range(6):
-        distributions = {name: optuna.distributions.FloatDistribution(0, 10) for name in ("a", "b")}
-        trial = optuna.create_trial(params={"a": number, "b": -number % 3}, distributions=distributions, value=number)
-        study.add_trial(trial)
     with open_parent(*base(), a_sweep(directory), directory) as parent:
         assert parent.run_id is not None
-        parent.update(a_sweep(directory, a_trial(0, 0.5)), study)
-        parent.update(a_sweep(directory, *six_trials()), study)
+        parent.update(a_sweep(directory, a_trial(0, 0.5)))
+        parent.update(a_sweep(directory, *six_trials()))
     (run,) = all_runs()
     assert (run.info.run_id, run.info.run_name, run.info.status) == (parent.run_id, "found", "FINISHED")
     tags, params = run.data.tags, run.data.params
@@ -89,7 +85,7 @@ def test_the_record_of_a_sweep(place: Path, all_runs: Runs, monkeypatch: pytest.
 
     names = {info.path for info in client().list_artifacts(run.info.run_id)}
     assert {"sweep.yaml", "command.txt", "trials.csv", "trials.json", "report.html", "report.md", "history.png",
-            "parallel_coordinates.png", "slices.png", "importances.png"} <= names  # fmt: skip
+            "parallel_coordinates.png", "slices.png"} <= names  # fmt: skip
     table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/trials.json")
     assert [row[1] for row in table["data"]] == [1, 4, 0, 2, 3, 5]
     state = read_state(directory)
@@ -97,16 +93,20 @@ def test_the_record_of_a_sweep(place: Path, all_runs: Runs, monkeypatch: pytest.
     assert (state.kind, state.status, state.run_id) == ("sweep", "finished", run.info.run_id)
 
 
-def test_the_page_shows_a_trial_in_every_picture(place: Path) -> None:
+def test_the_page_shows_the_trials_without_a_script(place: Path) -> None:
     directory = sweep_directory(place)
     with open_parent(*base("tracking=none"), a_sweep(directory), directory) as parent:
         parent.update(a_sweep(directory, *six_trials()))
     page = (directory / "artifacts" / "report.html").read_text()
     root = ElementTree.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
-    ids = {element.get("id") for element in root.iter() if element.get("id")}
-    assert {"history-t1", "parallel-t1", "slice0-t1", "slice1-t1", "history-t3"} <= ids
-    assert [row.get("data-name") for row in root.iter("tr") if row.get("data-name")] == ["1", "4", "0", "2", "3", "5"]
+    (trials,) = [section for section in root.iter("section") if section.findtext("h2") == "Trials"]
+    assert [row.findtext("td[2]") for row in trials.iter("tr")][1:] == ["1", "4", "0", "2", "3", "5"]
+    pictures = [image.get("alt") for image in root.iter("img")]
+    assert pictures == ["Value by trial", "Parameters and value", "Each parameter"]
+    assert not list(root.iter("script"))
+    assert "script-src" not in page
     markdown = (directory / "artifacts" / "report.md").read_text()
+    assert "(slices.png)" in markdown
     for text in (page, markdown):
         assert "the disk caught fire" in text
         assert "pruned at step 3" in text
@@ -125,13 +125,84 @@ def test_a_sweep_of_several_metrics(place: Path) -> None:
     assert parents._best_values(sweep) == {"best_loss": 0.1, "best_accuracy": 0.9}
 
 
-def test_the_best_trials_are_sought_once_for_all_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    sought: list[int] = []
-    monkeypatch.setattr(report, "best", lambda trials, directions: sought.append(1) or best(trials, directions))
-    trials = [a_trial(n, None, values=(float(n), -float(n))) for n in range(5)]
-    sweep = a_sweep(Path("x"), *trials, metrics=("loss", "size"), directions=("minimize", "minimize"))
-    assert set(report.draw(report.PlotData(sweep, trials, {}, "loss", {}))) >= {"front", "parallel_coordinates"}
-    assert len(sought) == 1
+VALUES: dict[str, list[Any]] = {
+    "numbers": [1e-5, 1e-2, 1e-1, 1e-3, 3e-3],
+    "lists": [[1, 2], [3], [1, 2], [], [3]],
+    "mappings and none": [{"a": 1}, None, {"a": [2]}, None, {"a": 1}],
+    "words": ["\u5b66\u4e60\u7387", "\u5b66\u4e60", "$x$", "$y$ and much more than fits", "$y$ and much more than it"],
+    "truths": [True, False, True, True, False],
+    "infinite": [float("inf"), 1.0, 2.0, 1.0, float("nan")],
+}
+CURVES = {0: [{1: 1.0, 2: 0.5}, {1: 3.0}]}
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=[*VALUES])
+def test_pictures_of_any_parameters(values: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+    params = [{"\u5b66\u4e60$x$" * 20: value, "constant": 3, "size": n % 3} for n, value in enumerate(values)]
+    trials = [a_trial(n, float(n), params=params[n]) for n in range(5)]
+    drawn = report.draw(a_sweep(Path("x"), *trials), CURVES, "eval_loss")
+    names = {"history", "learning_curves", "parallel_coordinates", "slices", "importances"}
+    assert (set(drawn), caplog.messages) == (names, [])
+
+
+def test_pictures_of_many_parameters_and_curves(caplog: pytest.LogCaptureFixture) -> None:
+    trials = [a_trial(n, float(n), params={f"key{k}": n + k for k in range(14)}) for n in range(25)]
+    drawn = report.draw(a_sweep(Path("x"), *trials), {n: [{1: 1.0}] for n in range(25)}, "eval_loss")
+    assert [name for name in drawn if "slices" in name] == ["slices", *(f"slices_{n}" for n in range(2, 6))]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("trials", "names"),
+    [
+        ([], set()),
+        ([a_trial(0, None, State.running)], set()),
+        ([a_trial(0, float("nan")), a_trial(1, float("inf"))], set()),
+        ([a_trial(0, 0.5)], {"history"}),
+        ([a_trial(1, 0.5), a_trial(3, 0.5)], {"history", "parallel_coordinates", "slices"}),
+        (
+            [a_trial(0, 0.5), a_trial(1, 0.1, params={"model": "resnet"})],
+            {"history", "parallel_coordinates", "slices"},
+        ),
+    ],
+    ids=["none", "none finished", "none finite", "one", "equal values and gaps", "a key that not all have"],
+)
+def test_pictures_of_few_trials(trials: list[Any], names: set[str], caplog: pytest.LogCaptureFixture) -> None:
+    assert set(report.draw(a_sweep(Path("x"), *trials), {}, "eval_loss")) == names
+    assert caplog.messages == []
+
+
+def test_the_study_of_the_pictures() -> None:
+    trials = [
+        a_trial(0, 0.5, params={"rate": 1e-4, "size": 1, "kind": [1]}, objective=(0.7,)),
+        a_trial(2, None, State.pruned, params={"rate": 1e-1, "size": 9}),
+        a_trial(3, float("nan"), params={"rate": 1e-2, "kind": "a"}),
+    ]
+    study = report.study_of(a_sweep(Path("x"), *trials, directions=("maximize",)), CURVES)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", "PRUNED", "FAIL"]
+    first = study.trials[0]
+    assert (study.direction.name, first.value, first.intermediate_values) == ("MAXIMIZE", 0.7, {1: 2.0, 2: 0.5})
+    assert first.params == {"rate": 1e-4, "size": 1, "kind": "[1]"}
+    assert first.distributions == {
+        "rate": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
+        "size": optuna.distributions.IntDistribution(1, 9),
+        "kind": optuna.distributions.CategoricalDistribution(("[1]", "a")),
+    }
+
+
+def test_pictures_leave_pyplot_as_it_was(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("optuna.visualization.matplotlib.plot_slice", lambda *args, **settings: pyplot.figure() / 0)
+    sweep = a_sweep(Path("x"), a_trial(0, 0.5), a_trial(1, 0.1))
+    pyplot.switch_backend("svg")
+    own = pyplot.figure()
+    with matplotlib.rc_context({"lines.linewidth": 7.0}):
+        settings = dict(matplotlib.rcParams)
+        assert set(report.draw(sweep, {}, "eval_loss")) == {"history", "parallel_coordinates"}
+        assert dict(matplotlib.rcParams) == settings
+    assert (matplotlib.get_backend(), pyplot.get_fignums(), pyplot.gcf()) == ("svg", [own.number], own)
+    assert [message.partition(":")[0] for message in caplog.messages] == ["slices could not be created"]
+    pyplot.close(own)
+    pyplot.switch_backend("agg")
 
 
 def test_the_table_with_replicates() -> None:
@@ -198,14 +269,6 @@ def test_the_table_is_json_whatever_was_measured() -> None:
 
     table = make_table(a_sweep(Path("x"), a_trial(0, float("nan"), State.pruned)))
     assert json.loads(table.json(), parse_constant=refuse)["data"][0][3] == "nan"
-
-
-def test_scales() -> None:
-    assert scale_of("lr", [1e-4, 1e-2, None]).positions == [0, 1, None]
-    assert scale_of("lr", [1e-4, 1e-3, 1e-2]).positions[1] == pytest.approx(0.5)
-    assert scale_of("n", [1, 2, 3]).positions == [0, 0.5, 1]
-    assert scale_of("n", [2, 2]).positions == [0.5, 0.5]
-    assert [label for _, label in scale_of("m", ["b", "a", None, True]).ticks] == ["a", "b", "true"]
 
 
 def test_curves_are_read_on(tmp_path: Path) -> None:
@@ -276,7 +339,7 @@ def test_a_killed_sweep_is_closed_by_sync(place: Path, all_runs: Runs, capsys: p
 
 
 def test_pictures_that_fail_cost_nothing(place: Path, monkeypatch: pytest.MonkeyPatch, all_runs: Runs) -> None:
-    monkeypatch.setattr(parents, "draw", lambda shown: 1 / 0)
+    monkeypatch.setattr(parents, "draw", lambda *shown: 1 / 0)
     directory = sweep_directory(place)
     with open_parent(*base(), a_sweep(directory, *six_trials()), directory):
         pass

@@ -37,7 +37,6 @@ table.small { font-size: 13px; }
 table.small td:first-child { white-space: nowrap; color: var(--soft); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-svg { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --box: #fff; }
   body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
@@ -69,7 +68,7 @@ class Code(Text):
 
 @dataclass
 class Picture:
-    """A PNG file beside the page; the HTML page may embed it as SVG."""
+    """A PNG file beside the page; the HTML page embeds it."""
 
     name: str
     alt: str
@@ -87,8 +86,6 @@ class Table:
     """Indices of rows in bold."""
     small: bool = False
     title: str = ""
-    names: Sequence[str] = ()
-    """The `data-name` attribute of each row, by which the page's script finds it; empty: none."""
 
     def is_number(self, column: int) -> bool:
         """Tell whether a column is right-aligned."""
@@ -113,8 +110,6 @@ class Report:
     title: str
     lead: str
     sections: list[Section]
-    script: str = ""
-    """JavaScript of the HTML page, without `<` and `&` (the page is XML); empty: the page's policy forbids scripts."""
 
     def filled(self) -> list[Section]:
         """Return the sections that have blocks."""
@@ -124,11 +119,9 @@ class Report:
         """Render one self-contained HTML file, which is well-formed XML too.
 
         Args:
-            images: PNG or SVG by file name, embedded in the page.
+            images: PNG by file name, embedded in the page.
         """
         sections = self.filled()
-        policy = POLICY + ("; script-src 'unsafe-inline'" if self.script else "")
-        script = f"<script>{self.script}</script>\n" if self.script else ""
         links = "".join(f'<a href="#s{n}">{_html(s.title)}</a>' for n, s in enumerate(sections))
         body = "\n".join(
             f'<section id="s{n}">\n<h2>{_html(s.title)}</h2>\n'
@@ -138,11 +131,11 @@ class Report:
         )
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}"/>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"/>\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
             f"<title>{_html(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f'<h1>{_html(self.title)}</h1>\n<p class="lead">{_html(self.lead)}</p>\n<nav>{links}</nav>\n'
-            f"{body}\n{script}</body>\n</html>\n"
+            f"{body}\n</body>\n</html>\n"
         )
 
     def markdown(self) -> str:
@@ -161,8 +154,6 @@ def _html_block(block: Block, images: dict[str, bytes]) -> str:
     if isinstance(block, Table):
         return _html_table(block)
     if isinstance(block, Picture):
-        if images[block.name].startswith(b"<svg"):
-            return f"<figure>{images[block.name].decode()}</figure>"
         data = base64.b64encode(images[block.name]).decode()
         return f'<figure><img src="data:image/png;base64,{data}" alt="{_html(block.alt)}"/></figure>'
     return f"<{block.tag}>{_html(block.text)}</{block.tag}>"
@@ -175,8 +166,7 @@ def _html_table(table: Table) -> str:
         return f"<tr{attributes}>{shown}</tr>"
 
     strong = [' class="strong"' if n in table.strong else "" for n in range(len(table.rows))]
-    names = [f' data-name="{_html(name)}"' for name in table.names] or [""] * len(table.rows)
-    body = "\n".join(row(cells, "td", s + n) for cells, s, n in zip(table.rows, strong, names, strict=True))
+    body = "\n".join(row(cells, "td", kind) for cells, kind in zip(table.rows, strong, strict=True))
     head = f"<thead>{row(table.header, 'th')}</thead>" if any(table.header) else ""
     kind = ' class="small"' if table.small else ""
     title = f"<caption>{_html(table.title)}</caption>" if table.title else ""
