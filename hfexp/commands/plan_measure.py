@@ -21,7 +21,7 @@ from hfexp.core.config import Config, OnExisting, to_config, to_dict
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.provenance import Origin
 from hfexp.core.sqlite import sqlite_address
-from hfexp.data.streaming import num_rows
+from hfexp.data.dataset import num_rows
 from hfexp.experiment import run
 from hfexp.experiment.fit import build_splits
 from hfexp.experiment.preflight import load_inputs
