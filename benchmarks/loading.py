@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.harness import Report, interleave, parser, publish, ratio, scratch, silence, turns
 from benchmarks.pictures import write_pictures
 from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
-from hfexp.core.idle_threads import let_idle_threads_sleep
+from hfexp.core.machine import let_idle_threads_sleep
 
 CACHED, STREAMING, NOTEBOOK = "hfexp, prepared", "hfexp, decoding", "notebook"
 SCRIPT = "run_image_classification"

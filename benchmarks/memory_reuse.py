@@ -1,4 +1,4 @@
-"""What it saves to keep freed memory for the next step, on the CPU (`hfexp.core.memory`).
+"""What it saves to keep freed memory for the next step, on the CPU (`hfexp.core.machine`).
 
 Whole processes in turns, each a bare training loop on ready batches of 16: the C library left as it is, and told to
 keep what is freed.
@@ -43,7 +43,7 @@ def train(way: str, quick: bool) -> dict[str, tuple[float, float, float]]:
 
     from benchmarks.steps import peak_memory
     from benchmarks.variants import Shape
-    from hfexp.core.memory import keep_freed_memory
+    from hfexp.core.machine import keep_freed_memory
 
     if way == KEPT:
         keep_freed_memory()

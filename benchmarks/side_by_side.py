@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     args = options.parse_args(argv)
     if args.way:
         if args.way == OWN:
-            from hfexp.core.idle_threads import let_idle_threads_sleep
+            from hfexp.core.machine import let_idle_threads_sleep
 
             let_idle_threads_sleep(decoding=False)  # as hfexp's command does, before torch is loaded
         print(json.dumps(train(args.way, args.seed, args.place, args.quick, args.meeting, args.processes)))

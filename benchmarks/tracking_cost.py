@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness import Ratio, Report, parser, publish, scratch, silence, spread, table, turns
 from benchmarks.in_turns import Turns, in_turns
 from benchmarks.variants import ALLOWED
-from hfexp.core.idle_threads import let_idle_threads_sleep
+from hfexp.core.machine import let_idle_threads_sleep
 
 LIMIT = 0.02
 TURN = 100
@@ -68,7 +68,7 @@ class Lost:
     def __init__(self) -> None:
         from hfexp.experiment.callbacks import TrackingCallback
         from hfexp.tracking.delivery import Writer
-        from hfexp.tracking.system_metrics import SystemMonitor
+        from hfexp.tracking.tracker import SystemMonitor
 
         self.told: list[tuple[float, float]] = []
         """From when to when the callback recorded."""

@@ -27,8 +27,7 @@ from benchmarks.harness import Report, parser, publish, ratio, scratch, silence,
 from benchmarks.in_turns import Turns, in_turns
 from benchmarks.pictures import NUM_CLASSES, write_pictures
 from benchmarks.variants import Job, Shape, hfexp_words, notebook, script
-from hfexp.core.idle_threads import let_idle_threads_sleep
-from hfexp.core.machine import computes_in_bf16
+from hfexp.core.machine import computes_in_bf16, let_idle_threads_sleep
 
 LOGGING_STEPS = 10
 EPOCHS = 3

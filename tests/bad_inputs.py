@@ -358,7 +358,7 @@ def _shortened(message: str) -> str:
 
 def page(outcomes: list[tuple[Case, Outcome]]) -> str:
     """The table."""
-    from hfexp.core.markdown import plain
+    from hfexp.core.console import plain
 
     rows = [
         f"| {case.kind} | {plain(case.name)} | {plain(_shortened(said.message))} | {said.code} | {said.seconds:.1f} |"

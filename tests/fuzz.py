@@ -183,8 +183,7 @@ def _open_file(data: bytes, place: Path) -> None:
 
 
 def _decode(data: bytes, place: Path) -> None:
-    from hfexp.tasks.decoding import decode_to_tensor
-    from hfexp.tasks.images import ToRGB
+    from hfexp.tasks.images import ToRGB, decode_to_tensor
 
     decode_to_tensor({"image": {"bytes": data, "path": None}}, ToRGB(), MAX_PIXELS)
 

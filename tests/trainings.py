@@ -16,7 +16,7 @@ from torch import nn
 
 from hfexp.core.training_args import build_arguments
 from hfexp.data.dataset import ProcessedDataset
-from hfexp.training.batch_norm import _evaluate, share_statistics
+from hfexp.training.model import _evaluate, share_statistics
 from hfexp.training.trainer import Trainer
 
 ROWS, CLASSES, VOCABULARY = 54, 3, 40

@@ -16,8 +16,13 @@ from hfexp.core.errors import (
     SweepError,
     exit_code,
 )
-from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded
-from hfexp.core.memory import begin_collection, leave_all, put_off_collection
+from hfexp.core.machine import (
+    begin_collection,
+    leave_all,
+    let_idle_threads_sleep,
+    let_idle_threads_sleep_if_unloaded,
+    put_off_collection,
+)
 
 MULTIRUN = {"-m", "--multirun"}
 
@@ -137,7 +142,7 @@ class _Job:
         from hfexp.core.compose import as_typed, choices_of, config_flags
         from hfexp.core.config import to_config
         from hfexp.core.provenance import Origin, command_line, without_sweep
-        from hfexp.experiment.choices import check_choices
+        from hfexp.experiment.checks import check_choices
         from hfexp.launch import world
 
         hydra_cfg = HydraConfig.get()

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.core.console import one_line, printable
+from hfexp.core.console import one_line, plain, printable
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.markdown import plain
 from hfexp.core.training_args import lower_is_better
 from hfexp.tasks.cells import csv_cell
-from hfexp.tracking.nesting import RANKING
+from hfexp.tracking.membership import RANKING
 from hfexp.tracking.runs import RunRecord, choose_runs, is_sweep, metric_history, read_runs
 from hfexp.tracking.store import tracking_uri
 

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hfexp.core import compose, hydra_app
+from hfexp.core.compose import spelling
 from hfexp.core.config import Config, OnExisting, Pruner, to_config
 from hfexp.core.console import cell, duration, note, print_table, say
 from hfexp.core.errors import EXIT_WRONG_INPUT, ConfigError, first_line
+from hfexp.core.files import sqlite_path
 from hfexp.core.identity import config_hash
-from hfexp.core.overrides import spelling
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
-from hfexp.core.sqlite import sqlite_path
-from hfexp.experiment.choices import check_choices
+from hfexp.experiment.checks import check_choices
 from hfexp.launch import world
 from hfexp.sweep.request import Composer, Request, find_sweep
 from hfexp.tracking.membership import TrialKey, run_directory_of
@@ -268,7 +268,7 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     """Yield the closed trials of the sweep's study, with their numbers."""
     import optuna
 
-    from hfexp.experiment.sweep_storage import close_storage, open_storage, storage_url
+    from hfexp.experiment.pruning import close_storage, open_storage, storage_url
     from hfexp.sweep import study
 
     url = storage_url(directory, request.search.storage)

@@ -19,8 +19,8 @@ from hfexp.core import console
 from hfexp.core.compose import choices_of
 from hfexp.core.config import Config, OnExisting, to_config, to_dict
 from hfexp.core.errors import ConfigError, RunError
+from hfexp.core.files import sqlite_address
 from hfexp.core.provenance import Origin
-from hfexp.core.sqlite import sqlite_address
 from hfexp.data.dataset import num_rows
 from hfexp.experiment import run
 from hfexp.experiment.fit import build_splits

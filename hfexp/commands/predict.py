@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from hfexp.core.console import end_bar, is_terminal, note, printable, progress, say
 from hfexp.core.errors import EXIT_FAILED, ConfigError, DataError, did_you_mean, one_of
-from hfexp.core.input_files import STANDARD_INPUT
+from hfexp.core.files import STANDARD_INPUT
 from hfexp.core.outside import load as load_yaml
 
 if TYPE_CHECKING:

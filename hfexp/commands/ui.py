@@ -7,8 +7,8 @@ import sys
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
+from hfexp.core.files import sqlite_path
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite import sqlite_path
 from hfexp.tracking.runs import newest_run
 from hfexp.tracking.store import tracking_uri
 

@@ -6,6 +6,7 @@ dictionaries: their schema is the signature of what they build, and they are che
 
 import functools
 import json
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -16,9 +17,60 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.habits import ARGS, HABITS
 from hfexp.core.secrets import MASK, find_masked, learn_secrets, mask_values
 from hfexp.core.training_args import OWNED, REFUSED, RENAMED, SHORT, check_args, training_argument_types, way_out
+
+# Keys and options that users know from scripts, templates and other tools, and what hfexp takes instead.
+
+
+ARGS = "trainer.args."
+AUTOMATIC_DEVICE = "nothing: an accelerator is used when there is one; trainer.args.use_cpu=true selects the CPU"
+CONTINUES = "nothing: the same command continues the run; on_existing=rerun starts it anew"
+MODEL, DATA = "model.path=OWNER/NAME (on the Hub) or model=NAME", "dataset=NAME dataset.source.KEY=..."
+HABITS = {
+    "accelerator": AUTOMATIC_DEVICE,
+    "ckpt_path": CONTINUES,
+    "data": DATA,
+    "data_dir": "dataset=imagefolder dataset.source.data_dir=DIR",
+    "data_files": "dataset=table dataset.source.data_files=FILE",
+    "dataset_config_name": "dataset.source.name=NAME",
+    "dataset_name": "dataset=hub dataset.source.path=OWNER/NAME",
+    "datamodule": DATA,
+    "device": AUTOMATIC_DEVICE,
+    "devices": "launch=ddp launch.num_processes=N",
+    "gpus": "launch=ddp launch.num_processes=N",
+    "early_stopping": "trainer.early_stopping_patience=N",
+    "experiment_name": "tracking.experiment=NAME",
+    "hparams_search": "hfexp -m search=tpe search.trials=N and a range for each key, e.g. "
+    "'trainer.args.learning_rate=interval(1e-5,1e-3)'",
+    "logger": "tracking=mlflow or tracking=none",
+    "max_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
+    "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
+    "model_name": MODEL,
+    "model_name_or_path": MODEL,
+    "n_trials": "search.trials=N",
+    "optimizer": "trainer.args.optim=NAME",
+    "optimized_metric": "search.metrics=[NAME]",
+    "paths": "output_dir=DIR",
+    "precision": "trainer.args.bf16=true, or nothing for float32",
+    "pretrained_model_name_or_path": MODEL,
+    "project": "tracking.experiment=NAME",
+    "project_name": "tracking.experiment=NAME",
+    "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "resume": CONTINUES,
+    "resume_from_checkpoint": CONTINUES,
+    "scheduler": "trainer.args.lr_scheduler_type=NAME",
+    "strategy": "launch=ddp",
+    "train_file": "dataset=table dataset.source.data_files=FILE",
+    "trainer=cpu": "trainer.args.use_cpu=true",
+    "trainer=ddp": "launch=ddp",
+    "trainer=gpu": "nothing: an accelerator is used when there is one",
+    "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
+    "wandb": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "hydra/sweeper": "search=tpe search.trials=N (hfexp has its own sweeper: random, tpe, gp, cmaes, nsga2, grid)",
+}
+"""Advice by `key=value`, by key, or by the last part of a key."""
+
 
 # The `search` section: settings of a sweep (`-m`). None of them changes the result of a single run.
 
@@ -140,7 +192,7 @@ class ModelConfig:
     """Train an adapter instead of the weights: arguments of `peft.LoraConfig` or of its `_target_` class."""
     trust_remote_code: bool = False
     kind: str | None = None
-    """`image`, `text` or `causal_lm`: tasks it fits (`hfexp.experiment.choices`), known before loading; null: any."""
+    """`image`, `text` or `causal_lm`: tasks it fits (`hfexp.experiment.checks`), known before loading; null: any."""
     build: dict[str, Any] | None = None
     """`_target_` and arguments of the user's own model function, which also gets `task` and `id2label`."""
 
@@ -434,3 +486,22 @@ def _full_keys() -> Mapping[str, list[str]]:
 
     walk(Config, "")
     return full_keys
+
+
+# Names of files and folders that denote a split.
+
+
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words that denote each split."""
+SPLIT_ENDINGS = ("", "set", "split", "data", "images")
+"""Endings that such a word may have, as in `trainset`."""
+_SPLITS = {word + end: split for split, words in SPLIT_WORDS.items() for word in words for end in SPLIT_ENDINGS}
+
+
+def split_called(name: str) -> str | None:
+    """Return the split that a whole name denotes, or None; case, spaces, `-` and `_` do not count."""
+    return _SPLITS.get(re.sub(r"[\s_-]+", "", name.lower()))

@@ -1,6 +1,7 @@
-"""Console output: messages, progress bar, the choices at the start and the result table at the end."""
+"""Console output: messages, progress bars and tables, and texts made safe for a terminal or for Markdown."""
 
 import contextlib
+import html
 import logging
 import os
 import re
@@ -256,3 +257,24 @@ def log_to(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
+
+
+# Escape names and values for Markdown, so that they stay plain text on one line: no markup, no HTML.
+
+
+_CODE = re.compile(r"[\w ./:,@=+%()\[\]{}'\"~^#?!;$*-]+")
+"""Texts that may stand in backticks: they have no backtick, no table bar and no HTML character."""
+
+
+def plain(text: object) -> str:
+    """Escape a text so that neither Markdown nor HTML gives any of it a meaning."""
+    line = " ".join(printable(text).split())
+    line = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", line)
+    line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)  # an underscore inside a word is not markup
+    return html.escape(line, quote=False)
+
+
+def code(text: object) -> str:
+    """Format a text as inline code."""
+    line = " ".join(printable(text).split())
+    return f"`{line}`" if _CODE.fullmatch(line) else f"<code>{plain(line)}</code>"

@@ -1,13 +1,20 @@
-"""Files that several processes, and perhaps several users, work on: a lock, and atomic writes."""
+"""Files: those that data names, read within limits, and those that several processes write, locked and whole."""
 
 import contextlib
 import fcntl
+import importlib.metadata
 import os
+import queue
+import stat
+import threading
 from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
-from hfexp.core.errors import ConfigError
+from hfexp.core import __version__
+from hfexp.core.errors import ConfigError, DataError
 
 
 class SharedLock(FileLock):
@@ -105,3 +112,130 @@ def replace_file(path: Path, content: str | bytes, sync: bool = False, temporary
 def write_private(path: Path, text: str) -> None:
     """Write a file atomically, readable by its owner only."""
     write_whole(path, text, 0o600)
+
+
+# Addresses of SQLite files for SQLAlchemy, MLflow and Optuna; no other module builds or parses them.
+
+
+PREFIX = "sqlite:///"
+"""Beginning of an address that goes on with the path as it is."""
+DRIVER = "sqlite+pysqlite:///"
+"""Same as `PREFIX` to SQLAlchemy. MLflow 3.17 takes what follows `PREFIX` literally, quoting included, and creates
+its parent directory (`mlflow.store.db.utils._make_parent_dirs_if_sqlite`)."""
+SPECIAL = frozenset("%?{}")
+"""Characters that SQLAlchemy or Optuna (`RDBStorage._fill_storage_url_template`) do not take literally."""
+
+
+def sqlite_address(path: Path, read_only: bool = False) -> str:
+    """Return the address of a SQLite file, whatever characters its path holds.
+
+    With special characters in it, or for `read_only`, this is a SQLite URI (https://www.sqlite.org/uri.html).
+    """
+    if not (read_only or SPECIAL & set(str(path))):
+        return f"{PREFIX}{path}"
+    quoted = quote(str(path), errors="surrogateescape")
+    quoted = quoted.replace("%", "%25") if _is_unquoted() else quoted
+    return f"{DRIVER}file:{quoted}?{'mode=ro&' if read_only else ''}uri=true"
+
+
+def sqlite_path(address: str) -> Path | None:
+    """Return the file that an address names; None if the address is not one of SQLite."""
+    prefix = next((known for known in (PREFIX, DRIVER) if address.startswith(known)), None)
+    if prefix is None:
+        return None
+    text, _, query = address.removeprefix(prefix).partition("?")
+    text = unquote(text) if "%" in text and _is_unquoted() else text
+    if "uri=true" in query.split("&"):
+        text = unquote(text.removeprefix("file:"), errors="surrogateescape")
+    return Path(text)
+
+
+def _is_unquoted() -> bool:
+    """Return whether SQLAlchemy decodes `%3F` in an address to `?`, as it does since 2.1."""
+    major, minor, *_ = importlib.metadata.version("sqlalchemy").split(".")
+    return (int(major), int(minor)) >= (2, 1)
+
+
+# Files and addresses that data names: only regular files are opened, and every read of an address has a limit.
+
+
+STANDARD_INPUT = "-"
+
+
+MAX_BYTES = 256 * 2**20
+"""Largest encoded image, in bytes, that is read as a whole."""
+SECONDS = 60
+"""Seconds in which an address must have been read."""
+CONNECT_SECONDS, SILENCE_SECONDS = 10, 20
+"""Seconds in which a web server must accept the connection, and that may pass between two pieces of its answer."""
+LOCAL = ("file://", "local://")
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a local file; a FIFO is refused without waiting for its writer.
+
+    Raises:
+        OSError: the file can't be opened, or is a FIFO, a device, a socket or a directory.
+        ValueError: `path` is not a valid path.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def is_address(path: str) -> bool:
+    """Tell an address from a local path; `file://...` is a path."""
+    return "://" in path and not path.startswith(LOCAL)
+
+
+def local_path(path: str) -> str:
+    """Return the path that `file://...` stands for, or the path as it is."""
+    return next((path.removeprefix(start) for start in LOCAL if path.startswith(start)), path)
+
+
+def read_address(address: str) -> bytes:
+    """Read the bytes at an address of any kind that fsspec knows.
+
+    Raises:
+        DataError: there are more than `MAX_BYTES`, or the read takes more than `SECONDS`.
+        Exception: whatever fsspec's file system raises if it can't read the address.
+    """
+    results: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            results.put(_read(address))
+        except Exception as error:  # the waiting thread raises it
+            results.put(error)
+
+    # Few of fsspec's file systems limit the time of a whole read. A daemon thread does not delay the exit.
+    threading.Thread(target=read, name="address", daemon=True).start()
+    try:
+        result = results.get(timeout=SECONDS)
+    except queue.Empty:
+        raise DataError(f"reading {address} took longer than {SECONDS} s") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _read(address: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(address, "rb", **_access(address)) as file:
+        data: bytes = file.read(MAX_BYTES + 1)  # pyright: ignore
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{address} is larger than {MAX_BYTES / 2**20:.0f} MiB")
+    return data
+
+
+def _access(address: str) -> dict[str, Any]:
+    """Return options for a web address: some servers refuse clients without a User-Agent, others never answer."""
+    if not address.startswith(("http://", "https://")):
+        return {}
+    import aiohttp
+
+    limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+    return {"client_kwargs": {"headers": {"User-Agent": f"hfexp/{__version__}"}, "timeout": limits}}

@@ -1,11 +1,15 @@
-"""The machine: its processors and accelerators that this process may use, and the packages installed on it."""
+"""This machine: its processors, accelerators and packages, and how this process uses its memory and threads."""
 
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import os
 import platform
 import re
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -100,3 +104,188 @@ def installed_packages() -> dict[str, str]:
     metadata = (distribution.metadata for distribution in importlib.metadata.distributions())
     versions = {entry["Name"]: entry["Version"] for entry in metadata if entry["Name"]}
     return dict(sorted(versions.items(), key=lambda item: item[0].lower()))
+
+
+# Memory settings of this process: keep freed memory, and do not collect garbage during imports.
+
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""`M_TRIM_THRESHOLD` and `M_MMAP_THRESHOLD` of mallopt(3), from `malloc.h` of the GNU C library."""
+KEPT_BYTES = 2**30
+"""Bytes of free memory at the end of the heap that the process keeps."""
+LARGEST_ON_HEAP = 32 * 2**20
+"""Bytes of the largest block that is taken from the heap and not from the system; glibc allows no higher threshold."""
+OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+
+_put_off = False
+
+
+def put_off_collection() -> None:
+    """Disable the garbage collector until `begin_collection`; for a process that starts by importing libraries.
+
+    Imports leave no garbage, but Python would scan the hundreds of thousands of objects of PyTorch, Transformers and
+    MLflow again and again, which takes a sixth of the import time.
+    """
+    global _put_off
+    _put_off = True
+    gc.disable()
+
+
+def begin_collection() -> None:
+    """Re-enable the garbage collector if it was put off; objects that exist already are frozen and never scanned."""
+    global _put_off
+    if _put_off:
+        _put_off = False
+        gc.freeze()
+        gc.enable()
+
+
+def leave_all() -> None:
+    """Freeze all objects before the process ends: the system frees them at once, Python would take a second."""
+    gc.freeze()
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that torch frees on the CPU, so that the next step can use it.
+
+    By default, a step of a small model returns its activations to the system and gets them back page by page, zeroed:
+    about 2,500 page faults for a ViT of 6 layers on 64 px in batches of 16, which is a tenth of the step on a virtual
+    machine (`python -m benchmarks memory_reuse`). Nothing changes without the GNU C library, or where the user has set
+    its variables.
+    """
+    tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in OWN_SETTINGS)
+    if tuned or not _is_gnu():
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # a C library that reports as glibc but has no mallopt
+        library = ctypes.CDLL(None)
+        library.mallopt(TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(MMAP_THRESHOLD, LARGEST_ON_HEAP)
+
+
+def give_back_freed_memory() -> None:
+    """Return all free memory to the system, which takes a while; do nothing without the GNU C library."""
+    if _is_gnu():
+        import ctypes
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _is_gnu() -> bool:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") is not None
+    except (ValueError, OSError, AttributeError):
+        return False
+
+
+# Spinning of torch's idle OpenMP threads: limit how long they look for work before they sleep.
+
+
+SPINS = "100000"
+"""Times that an idle OpenMP thread looks for work before it sleeps: 2 to 5 ms, depending on the processor."""
+SPINS_WHILE_DECODING = "10000"
+"""The same in a process whose processors also decode data meanwhile."""
+INTERVAL = 1.0
+"""Seconds between two attempts of a run to become the first on its processors."""
+
+
+def let_idle_threads_sleep(decoding: bool = True) -> None:
+    """Limit how long torch's idle threads spin; this must be called before torch is loaded.
+
+    GNU's OpenMP, which torch's Linux packages bring, lets an idle thread look for work 300,000 times (libgomp's
+    manual, `GOMP_SPINCOUNT`). That takes some milliseconds after each step: on two processors, it occupies one of the
+    two that should decode the next batch. Within a step, the next work mostly comes sooner than that, but not always,
+    and waking a thread takes long, so threads spin for longer if nothing is decoded. A value that the user has set
+    stays. The value at the time when torch is loaded holds for the whole process.
+
+    Args:
+        decoding: True if the process decodes images (or other files) while it computes.
+    """
+    if not _user_decides():
+        os.environ["GOMP_SPINCOUNT"] = SPINS_WHILE_DECODING if decoding else SPINS
+
+
+def let_idle_threads_sleep_if_unloaded(decoding: bool) -> None:
+    """Call `let_idle_threads_sleep` if torch is not loaded yet: later, the setting would have no effect."""
+    if "torch" not in sys.modules:
+        let_idle_threads_sleep(decoding)
+
+
+@contextlib.contextmanager
+def processors_shared(use_cpu: bool = False) -> Iterator[None]:
+    """Share the processors with other runs that compute on the CPU inside such a block: only one of them may spin.
+
+    A spinning thread keeps the threads of another run from working, and that run's other threads spin while they wait:
+    each of the many hundred operations of a step waits until some thread gives up. So only the threads of the user's
+    first run on these processors may spin; those of all other runs sleep at once. When the first run has ended, in
+    whatever way, another run takes its place. The number of threads, and so every result, does not change, and
+    neither does what the user has set.
+
+    Args:
+        use_cpu: True if the run uses the CPU in any case. Otherwise an accelerator, if there is one, computes, and the
+            processors need not be shared.
+    """
+    import torch
+
+    on_cpu = use_cpu or not torch.accelerator.is_available()
+    if not (on_cpu and sys.platform.startswith("linux") and torch.get_num_threads() > 1):
+        yield
+        return
+    ended = threading.Event()
+    with contextlib.ExitStack() as stack:
+        if not _become_first(stack) and not _user_decides():
+            thread = threading.Thread(target=_oversubscribe, args=(stack, ended), name="hfexp-crowd", daemon=True)
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(ended.set)
+        yield
+
+
+def _oversubscribe(stack: contextlib.ExitStack, ended: threading.Event) -> None:
+    """Oversubscribe the OpenMP pool until this run becomes the first or the block has ended.
+
+    libgomp's threads sleep at once (after 100 looks) while a process has more of them than there are processors:
+    `gomp_throttled_spin_count_var` in its `env.c`, used by `config/linux/wait.h`. A thread that computes in parallel
+    gets OpenMP threads of its own, which end with it (`gomp_free_thread` in `team.c`).
+    """
+    import torch
+
+    torch.ones(torch.get_num_threads() * 2**16).add_(1)  # large enough for torch to divide it among all threads
+    while not ended.wait(INTERVAL):
+        if _become_first(stack):
+            return
+
+
+def _become_first(stack: contextlib.ExitStack) -> bool:
+    """Try to become the first run, until `stack` is unwound or the process ends; return False if another one is."""
+    import fcntl
+
+    try:
+        lock = os.open(_lock_file(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError:  # without a lock file, the run behaves as if it were alone
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    except OSError:  # a file system without locks
+        os.close(lock)
+        return True
+    stack.callback(os.close, lock)
+    return True
+
+
+def _user_decides() -> bool:
+    """Tell whether the user's environment, and not hfexp, sets how long idle threads spin."""
+    own = (SPINS, SPINS_WHILE_DECODING)
+    return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) not in own
+
+
+def _lock_file() -> Path:
+    """Return the path of the lock file, which is one per user and set of processors."""
+    processors = sum(1 << number for number in os.sched_getaffinity(0))
+    directory = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  opened without following links, and only locked
+    return Path(directory) / f"hfexp-{os.getuid()}-{processors:x}.lock"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.core.input_files import open_regular
+from hfexp.core.files import open_regular
 
 # Parsing of untrusted YAML, which refuses aliases that expand to far more values than are written.
 

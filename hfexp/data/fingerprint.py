@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from datasets.formatting import query_table
 
-from hfexp.core.input_files import open_regular
+from hfexp.core.files import open_regular
 
 MAX_BYTES_READ = 2**28
 """Bytes of a binary column up to which the content of all its values is hashed."""

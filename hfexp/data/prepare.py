@@ -28,16 +28,15 @@ from hfexp.core.config import Config
 from hfexp.core.console import console, note, say
 from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
 from hfexp.core.targets import targets_in
-from hfexp.data.arrays import ArrayReader, ArrayWriter
+from hfexp.data.arrays import ArrayReader, Arrays, ArrayWriter, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.data.cache import Cache, NoRoomError, default_directory, parse_size, show_size
 from hfexp.data.fingerprint import identity
-from hfexp.data.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.data.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.threads import map_in_threads, rows_of
 from hfexp.data.transforms import apply
 from hfexp.tasks.base import Task
-from hfexp.tasks.image_memory import row_of_images
+from hfexp.tasks.images import row_of_images
 
 LIVE_SETTINGS = (
     "chat_template", "model_max_length", "padding_side", "special_tokens_map", "split_special_tokens",
@@ -54,7 +53,7 @@ ROWS_PER_THREAD = 16
 """Rows that a thread prepares at a time."""
 TRIED_ROWS = 16
 """Rows from which the size of a cache entry is estimated."""
-CODE = ("hfexp.tasks.images", "hfexp.tasks.decoding", "hfexp.tasks.text", "hfexp.data.prepare")
+CODE = ("hfexp.tasks.images", "hfexp.tasks.text", "hfexp.data.prepare")
 """Modules of hfexp whose source is part of every cache key, beside those of the task and the operations."""
 LIBRARIES = ("torch", "torchvision", "pillow", "simplejpeg", "numpy", "transformers", "tokenizers")
 

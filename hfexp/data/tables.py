@@ -20,11 +20,10 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
+from hfexp.core.config import split_called
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.data.csv_dataset import Csv, features_of, stream
-from hfexp.data.csv_files import GZIP_ERRORS, CsvFile, Dialect, shown
-from hfexp.data.split_names import split_called
+from hfexp.data.csv_files import GZIP_ERRORS, Csv, CsvFile, Dialect, features_of, shown, stream
 
 FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
@@ -76,7 +75,7 @@ def files_of(data_files: Any, format: str | None = None) -> dict[str, list[Path]
     """Find the files of each split.
 
     A mapping names the splits. Otherwise a file, or a list of files, is for training. A file found in a folder or by
-    a pattern belongs to the split that its whole name, or its folder's, denotes (`hfexp.data.split_names`). If no name
+    a pattern belongs to the split that its whole name, or its folder's, denotes (`hfexp.core.config`). If no name
     denotes a split, all files are for training; if only some do, the others are refused.
 
     Args:

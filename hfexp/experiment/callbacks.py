@@ -1,17 +1,272 @@
-"""Callbacks for progress (a bar in a terminal, a line per evaluation elsewhere) and for recording what is logged."""
+"""What a training shows and records: callbacks for progress and logged values, and the recorder behind them."""
 
 import contextlib
+import json
+import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.core import console
+from hfexp.core.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.core.console import end_bar, is_terminal, move_bar, say
-from hfexp.experiment.recorder import Recorder
+from hfexp.core.errors import RunError
+from hfexp.core.provenance import Origin
+from hfexp.data.dataset import first_rows, num_rows
+from hfexp.experiment.context import Inputs
+from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_model, verify_model
+from hfexp.inference.model_card import CardFacts, hub_id, model_card
+from hfexp.inference.predictor import Predictor, Recipe, recipe_of, save_recipe
 from hfexp.launch import job
+from hfexp.tracking import lineage
+from hfexp.tracking.delivery import CHECKPOINT_MODELS
+from hfexp.tracking.environment import Environment
+from hfexp.tracking.membership import register_of_run
+from hfexp.tracking.models import FINAL
+from hfexp.tracking.report.classes import ClassReport
+from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.figures import draw_samples
+from hfexp.tracking.report.report import draw_report
+from hfexp.tracking.run_directory import RunDirectory, experiment_name
+from hfexp.tracking.tracker import Tracker
+from hfexp.training.adapters import base_of, is_adapted
+from hfexp.training.model import ModelSummary
+
+# The recorder: passes an experiment's inputs, metrics, checkpoints, report and model to the tracker.
+
+
+logger = logging.getLogger(__name__)
+
+VERIFIED_EXAMPLES = 4
+"""Validation rows on which the saved model is compared with the trained one."""
+RESULTS = "results.json"
+
+
+@dataclass
+class Recorder:
+    """Records one experiment: `begin`, then `checkpoint` while it trains, then `finish` or `give_up`."""
+
+    tracker: Tracker
+    config: Config
+    origin: Origin
+    environment: Environment
+    inputs: Inputs
+    directory: RunDirectory
+    data: list[dict[str, Any]] = field(default_factory=list)
+    """Datasets of the run, see `hfexp.tracking.lineage.dataset_inputs`."""
+    model: dict[str, str] = field(default_factory=dict)
+    """Source of the model before training, as tags, see `hfexp.tracking.lineage.model_source`."""
+    summary: ModelSummary | None = None
+    _not_drawn: Any = None
+    """The training split between `begin` and `draw_samples`, else None."""
+
+    def begin(self, model: Any, summary: ModelSummary, train_dataset: Any) -> None:
+        """Record the data and the model that the run starts with."""
+        self.summary = summary
+        params: dict[str, Any] = {
+            "model.num_parameters": summary.num_parameters,
+            "model.num_trainable": summary.num_trainable,
+        }
+        sizes = {split: num_rows(rows) for split, rows in self.inputs.dataset.items()}
+        params |= {f"dataset.num_{split}_samples": n for split, n in sizes.items() if n is not None}
+        params |= {f"dataset.num_{split}_skipped": count for split, count in self.inputs.dropped.items()}
+        self.tracker.log_params(params)
+        transform = lineage.transform_hash(self.config, self.inputs.processor)
+        splits = {str(split): rows for split, rows in self.inputs.dataset.items()}
+        self.data = lineage.dataset_inputs(self.config, self.inputs.task, splits, self.inputs.dropped, transform)
+        self.tracker.record("inputs", inputs=self.data)
+        self.model = lineage.model_source(self.config, model)
+        task = self.inputs.task
+        goal = {"hfexp.metric": f"final_eval_{task.metric}"}
+        goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
+        # compare.py warns of runs without this tag: older versions did not weight the losses of accumulated batches.
+        weighting = {"hfexp.loss_weighting": "items"}
+        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
+        self.tracker.log_artifacts(self.directory.artifacts)
+        self._not_drawn = train_dataset
+
+    def draw_samples(self) -> None:
+        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
+        if self._not_drawn is not None:
+            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self.directory.artifacts)
+            self.tracker.log_artifacts(self.directory.artifacts)
+            self._not_drawn = None
+
+    def checkpoint(self, path: Path, step: int, model: Any) -> None:
+        """Record a checkpoint that has just been written."""
+        try:
+            self._record_checkpoint(path, step, model)
+        except OSError as error:  # a record that can't be written must not stop the training
+            console.note(f"{path.name} could not be recorded: {error}")
+
+    def _record_checkpoint(self, path: Path, step: int, model: Any) -> None:
+        if self.config.tracking.checkpoints is Checkpoints.all:
+            directory = self.directory.path / CHECKPOINT_MODELS / path.name
+            saved = self._save(model, directory, path, card=None)
+            if saved is not None:
+                content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": path.name}
+                self.tracker.record(
+                    "model", **content, key=path.name, step=step, metrics={}, register=None, temporary=True
+                )
+        elif self.config.tracking.checkpoints is Checkpoints.best:
+            self.tracker.record("checkpoints")
+
+    def finish(
+        self,
+        trainer: Any,
+        metrics: dict[str, float],
+        scores: dict[str, SplitScores],
+        splits: dict[str, Any],
+        seconds: float,
+    ) -> ClassReport | None:
+        """Record final metrics, report and model, at the step that the saved model comes from.
+
+        Returns:
+            The class report of the last split.
+        """
+        step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
+        (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
+        self.tracker.log_metrics(metrics, step)
+        facts = self._facts(metrics, trainer.state.log_history, seconds)
+        task, processor = self.inputs.task, self.inputs.processor
+        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self.directory.artifacts)
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        card = model_card(self._card(model, metrics))
+        (self.directory.model / "README.md").write_text(card)
+        save_recipe(self.directory.model, self._recipe())
+        if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
+            self._record_model(model, card, step, metrics)
+        return report
+
+    def give_up(self, metrics: dict[str, float], step: int, pruned_step: int) -> None:
+        """Record a run that a sweep has pruned: its metrics so far, and no model.
+
+        Args:
+            metrics: the best values that the run reached, at `step`.
+        """
+        (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
+        self.tracker.log_metrics(metrics, step)
+        self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
+
+    def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
+        """Record the final model as an MLflow model; check its predictions first, unless it needs foreign code."""
+        saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
+        if saved is None:
+            self.tracker.log_artifacts(self.directory.model, "model")
+            console.note(f"the model is recorded as files: {type(self.inputs.task).__name__} has no inference_example")
+            return
+        if not saved.flavors:
+            console.note("the model is recorded as files: MLflow can't load a model that the user's own code builds")
+        elif self.config.model.trust_remote_code:
+            console.note("the recorded model was not checked: it needs code from the Hub")
+        else:
+            self._verify(saved, model)
+        model_metrics = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
+        content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": FINAL}
+        register = register_of_run(self.config)
+        self.tracker.record("model", **content, step=step, metrics=model_metrics, register=register)
+
+    def _verify(self, saved: SavedModel, model: Any) -> None:
+        """Load the saved model and compare its predictions; report and record a difference, but don't fail the run."""
+        try:
+            verify_model(saved, self._predictor(model), self._examples())
+            self.tracker.set_tags({"hfexp.model_verified": "true"})
+        except RunError as error:
+            console.note(str(error))
+            self.tracker.set_tags({"hfexp.model_verified": f"false: {error}"})
+
+    def _save(self, model: Any, path: Path, weights: Path, card: str | None) -> SavedModel | None:
+        """Save the model as an MLflow model; return None if the task can't predict on raw inputs."""
+        examples = self._examples()
+        if not examples:
+            return None
+        inputs = self.inputs
+        return save_mlflow_model(
+            model,
+            inputs.processor,
+            inputs.task,
+            self._recipe(),
+            path,
+            example=examples[0],
+            weights=weights,
+            card=card,
+        )
+
+    def _recipe(self) -> Recipe:
+        return recipe_of(self.config, self.inputs.id2label)
+
+    def _predictor(self, model: Any) -> Predictor:
+        inputs = self.inputs
+        quick = inputs.task.quick_options
+        return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label, options=quick)
+
+    def _examples(self) -> list[bytes | str]:
+        rows = self.inputs.dataset["validation"]
+        examples = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
+        return [example for example in examples if example is not None]
+
+    def _facts(self, metrics: dict[str, float], history: list[dict[str, float]], seconds: float) -> ReportFacts:
+        """Collect the facts for the report."""
+        model = {"parameters": f"{self.summary.num_parameters:,}" if self.summary else "", **self.model}
+        model = {name.removeprefix("hfexp.model_"): value for name, value in model.items()}
+        return ReportFacts(
+            name=self.directory.name,
+            experiment=experiment_name(self.config, self.origin),
+            status="finished",
+            command=self.origin.command,
+            metrics=metrics,
+            history=history,
+            params={k: str(v) for k, v in flatten(recorded_values(self.config)).items()},
+            environment=self.environment.summary(),
+            data={str(s): self._split_facts(d) for s, d in zip(self.inputs.dataset, self.data, strict=True)},
+            model={"architecture": self.summary.name if self.summary else "", **model},
+            metric=self.inputs.task.metric,
+            seconds=seconds,
+        )
+
+    def _split_facts(self, item: dict[str, Any]) -> dict[str, Any]:
+        dataset = item["dataset"]
+        profile = json.loads(dataset["profile"])
+        return {
+            "rows": profile["num_rows"],
+            "digest": dataset["digest"],
+            "source": dataset["source"],
+            "classes": profile.get("classes"),
+        }
+
+    def _card(self, model: Any, metrics: dict[str, float]) -> CardFacts:
+        """Collect the facts for the model's README."""
+        config, inputs = self.config, self.inputs
+        foreign = self._recipe().foreign_targets()
+        source = config.dataset.source
+        from_hub = source.get("_target_") == "datasets.load_dataset"
+        return CardFacts(
+            name=self.directory.name,
+            architecture=type(base_of(model)).__name__,
+            model_class=inputs.task.model_class,
+            processor_class=inputs.task.processor_class,
+            pipeline=pipeline_name(inputs.task),
+            num_parameters=self.summary.num_parameters if self.summary else 0,
+            num_adapter=self.summary.num_trainable if self.summary and is_adapted(model) else None,
+            base_model=config.model.path,
+            dataset=self.origin.choices.get("dataset") or "its dataset",
+            hub_dataset=hub_id(str(source.get("path"))) if from_hub and source.get("path") else None,
+            rows={str(split): num_rows(rows) for split, rows in inputs.dataset.items()},
+            labels=list((inputs.id2label or {}).values()),
+            metrics=metrics,
+            params=flatten(recorded_values(config)),
+            versions=self.environment.summary(),
+            digests={str(s): d["dataset"]["digest"] for s, d in zip(inputs.dataset, self.data, strict=True)},
+            run_id=self.tracker.run_id,
+            command=self.origin.command,
+            git_sha=self.environment.git.get("sha"),
+            notes=[f"It needs the code of {', '.join(foreign)}."] if foreign else [],
+        )
 
 
 class TrackingCallback(TrainerCallback):

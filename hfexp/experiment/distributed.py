@@ -10,7 +10,7 @@ from typing import Any
 
 from hfexp.core import console
 from hfexp.core.checkpoint import newest_whole, set_aside_newer
-from hfexp.core.memory import keep_freed_memory
+from hfexp.core.machine import keep_freed_memory
 from hfexp.core.secrets import share_secrets
 from hfexp.data.threads import use_threads
 from hfexp.experiment.context import Inputs, Outcome, RunContext

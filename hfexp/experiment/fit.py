@@ -13,11 +13,10 @@ from hfexp.core.errors import RunError
 from hfexp.core.training_args import TIMINGS, build_arguments
 from hfexp.data import dataset
 from hfexp.data.prepare import Preparation
-from hfexp.experiment.callbacks import DrawSamples, ShowProgress, TrackingCallback
+from hfexp.experiment.callbacks import DrawSamples, Recorder, ShowProgress, TrackingCallback
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.preflight import leaves_parameters_unused, process_splits
 from hfexp.experiment.pruning import PruningCallback, pruning_callback
-from hfexp.experiment.recorder import Recorder
 from hfexp.experiment.result import show_model
 from hfexp.launch import world
 from hfexp.tasks.base import CLASS
@@ -26,9 +25,8 @@ from hfexp.tracking.report.facts import SplitScores
 from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
 from hfexp.training import adapters
-from hfexp.training.batch_norm import share_statistics
 from hfexp.training.callbacks import StopOnSignal, early_stopping
-from hfexp.training.model import build_model
+from hfexp.training.model import build_model, share_statistics
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)

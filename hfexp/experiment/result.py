@@ -15,10 +15,9 @@ from hfexp.core import __version__
 from hfexp.core.config import Config
 from hfexp.core.console import build_table, cell, print_table, say
 from hfexp.core.errors import RunError
-from hfexp.core.files import write_private
+from hfexp.core.files import sqlite_address, sqlite_path, write_private
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite import sqlite_address, sqlite_path
 from hfexp.core.training_args import TIMINGS
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from pathlib import Path
 from hfexp.core import console
 from hfexp.core.checkpoint import processes_of
 from hfexp.core.config import Config, OnExisting
-from hfexp.core.idle_threads import processors_shared
-from hfexp.core.memory import keep_freed_memory
+from hfexp.core.machine import keep_freed_memory, processors_shared
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.provenance import Origin
 from hfexp.data.dataset import show_rows
@@ -20,18 +19,16 @@ from hfexp.experiment import distributed
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.fit import fit
 from hfexp.experiment.preflight import load_inputs
+from hfexp.experiment.pruning import TRAIN_SECONDS, values_of
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
-from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
 from hfexp.tracking.membership import TrialKey, read_sweep_info
 from hfexp.tracking.recovery import close_finished
-from hfexp.tracking.run import open_run
 from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.tracking.store import tracking_uri
-from hfexp.tracking.system_metrics import SystemMonitor
-from hfexp.tracking.tracker import Tracker
+from hfexp.tracking.tracker import SystemMonitor, Tracker, open_run
 from hfexp.training import callbacks
 from hfexp.training.callbacks import StopOnSignal
 

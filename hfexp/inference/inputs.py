@@ -11,8 +11,8 @@ from typing import Any
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.core.input_files import STANDARD_INPUT
-from hfexp.data.image_files import LeftOut, scan
+from hfexp.core.files import STANDARD_INPUT
+from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
 from hfexp.tasks.base import Task

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.core.compose import compose, conf_dir
+from hfexp.core.compose import compose, conf_dir, spelling
 from hfexp.core.config import Config, to_config
 from hfexp.core.errors import ConfigError, RunError, one_of
-from hfexp.core.memory import begin_collection
+from hfexp.core.machine import begin_collection
 from hfexp.core.outside import read_yaml, why_foreign
-from hfexp.core.overrides import spelling
 from hfexp.core.targets import instantiate
 from hfexp.data.transforms import build_transforms
 from hfexp.inference.predictor import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfexp.core.console import printable
-from hfexp.core.markdown import code, plain
+from hfexp.core.console import code, plain, printable
 from hfexp.core.secrets import mask_secrets
 from hfexp.core.training_args import TIMINGS
 

@@ -18,17 +18,16 @@ from hfexp.core.errors import RunError, SweepError, first_line
 from hfexp.core.files import replace_file
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
-from hfexp.experiment.sweep_values import validation_name
+from hfexp.experiment.pruning import validation_name
 from hfexp.sweep.report import SweepPage, draw
 from hfexp.sweep.table import Curve, Curves, command_of, make_table, measured, states
 from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first, costs, ranked, ties
 from hfexp.tracking.environment import Environment
-from hfexp.tracking.nesting import KIND, RANKING, SWEEP, register_of_sweep
+from hfexp.tracking.membership import KIND, RANKING, SWEEP, register_of_sweep
 from hfexp.tracking.recovery import close_failed
 from hfexp.tracking.report.canvas import guarded
-from hfexp.tracking.run import Opening, common_tags, open_record
 from hfexp.tracking.run_directory import RunDirectory, experiment_name, open_sweep_directory
-from hfexp.tracking.tracker import Tracker
+from hfexp.tracking.tracker import Opening, Tracker, common_tags, open_record
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,7 @@ from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note, say
 from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import Origin
-from hfexp.tracking.membership import TrialKey, run_directory_of
-from hfexp.tracking.nesting import opening_of, sweep_info_of
+from hfexp.tracking.membership import TrialKey, opening_of, run_directory_of, sweep_info_of
 from hfexp.tracking.run_directory import RunState, experiment_name, read_state
 
 Values = float | tuple[float, ...]

@@ -17,19 +17,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core import targets
-from hfexp.core.compose import choices_of, opened, without_hydra
+from hfexp.core.compose import choices_of, opened, spelling, without_hydra
 from hfexp.core.config import Config, LaunchConfig, Method, OnExisting, Optimise, Pruner, SearchConfig, to_config
 from hfexp.core.errors import ConfigError, join_problems, one_of
 from hfexp.core.files import SharedLock, write_private
 from hfexp.core.foreign_settings import find_foreign_settings
 from hfexp.core.identity import config_hash, local_files_fingerprint
 from hfexp.core.outside import DamagedRecord, read_record
-from hfexp.core.overrides import spelling
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import file_name
 from hfexp.core.secrets import mask_override, mask_values, without_secrets
 from hfexp.core.training_args import lower_is_better
-from hfexp.experiment.choices import check_choices
+from hfexp.experiment.checks import check_choices
 from hfexp.sweep.space import Point, Space, read_space
 
 # The definition of a sweep, by which two starts are the same sweep, and the sweep's directory.

@@ -15,11 +15,10 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from hfexp.core.compose import as_typed
+from hfexp.core.compose import as_typed, spelling
 from hfexp.core.config import Optimise, Pruner, SearchConfig
 from hfexp.core.console import note
 from hfexp.core.errors import Interrupted, RunError, first_line
-from hfexp.core.overrides import spelling
 from hfexp.core.process import ProcessId
 from hfexp.core.secrets import mask_secrets
 from hfexp.launch.job import error_of

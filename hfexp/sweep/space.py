@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import (
     Transformer,
 )
 
+from hfexp.core.compose import RESERVED, spelling
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.overrides import RESERVED, spelling
 
 # One swept key: its values in Hydra's grammar, and how an Optuna sampler chooses one of them.
 

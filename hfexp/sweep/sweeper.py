@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from hfexp.core.memory import begin_collection
+from hfexp.core.machine import begin_collection
 
 
 @dataclass

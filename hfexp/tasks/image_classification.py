@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError
-from hfexp.tasks.classification import Classification
-from hfexp.tasks.image_memory import MAX_PIXELS
+from hfexp.tasks.base import Classification
+from hfexp.tasks.images import MAX_PIXELS
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -36,7 +36,7 @@ class ImageClassification(Classification):
 
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Decode straight to tensors if the first two operations only convert to RGB and to a tensor."""
-        from hfexp.tasks.decoding import begins_with_tensor, decode_to_tensor
+        from hfexp.tasks.images import begins_with_tensor, decode_to_tensor
 
         if type(self).decode is not ImageClassification.decode or not begins_with_tensor(operations):
             return self.decode, 0

@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.base import CLASSES, NUMBER, Task
+from hfexp.tasks.base import CLASSES, NUMBER, Classification, Task
 from hfexp.tasks.cells import to_number, to_truth
-from hfexp.tasks.classification import Classification
 
 # Bases of tasks on texts or pairs of texts; subclasses define the labels.
 

@@ -12,7 +12,7 @@ from typing import Any
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.outside import DamagedRecord, inside, why_foreign, why_not_contained
 from hfexp.core.secrets import mask_secrets
-from hfexp.tracking import nesting
+from hfexp.tracking import membership
 from hfexp.tracking.journal import DeliveryState, Entry, Journal
 from hfexp.tracking.models import CheckpointLinks, LinkedCheckpoints, deliver_model, register_final
 from hfexp.tracking.store import open_store
@@ -205,15 +205,15 @@ class Delivery:
         """Create the run, or find it: an earlier attempt may have died before it stored the id of the new run."""
         client = self.client()
         if self.state.creating:
-            runs = client.search_runs([self.state.experiment_id], f"tags.`{nesting.KEY}` = '{entry['key']}'")
+            runs = client.search_runs([self.state.experiment_id], f"tags.`{membership.KEY}` = '{entry['key']}'")
             self.state.run_id = runs[0].info.run_id if runs else None
         if self.state.run_id is None:
             self.state.creating = True
             self.save_state()
-            tags = {nesting.KEY: entry["key"], **entry["tags"]}
+            tags = {membership.KEY: entry["key"], **entry["tags"]}
             run = client.create_run(self.state.experiment_id, entry["time"], tags, entry["name"])
             self.state.run_id = run.info.run_id
-        nesting.connect(client, self.state.experiment_id, self.state.run_id, entry)
+        membership.connect(client, self.state.experiment_id, self.state.run_id, entry)
         self.state.creating = False
         self.save_state()
 
@@ -273,7 +273,7 @@ class Delivery:
         problem = why_foreign(run_dir, self.output_dir)
         if problem:
             raise DamagedRecord(problem)
-        run_id = nesting.recorded_run(run_dir)
+        run_id = membership.recorded_run(run_dir)
         register_final(self.client(), run_id, entry["name"])
 
     def link_checkpoints(self, entry: Entry) -> None:
@@ -288,7 +288,7 @@ class Delivery:
         else:
             self._forget_reason()
         create = next(self.journal.read())[0]
-        nesting.join_parent(self.client(), self.state.experiment_id, self.state.run_id, create)
+        membership.join_parent(self.client(), self.state.experiment_id, self.state.run_id, create)
         self.client().set_terminated(self.state.run_id, entry["status"].upper(), entry["time"])
 
     def _warn_once(self, message: str) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core import machine
-from hfexp.core.git import git_state
 from hfexp.core.process import ProcessId
-from hfexp.core.provenance import Origin
+from hfexp.core.provenance import Origin, git_state
 from hfexp.core.secrets import MASK, is_secret_variable, mask_secrets
 
 

@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError
 from hfexp.core.files import write_private
 from hfexp.core.outside import DamagedRecord, read_record, why_foreign
+from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry, recorded_run_id
 
 DEFINITION = "sweep.json"
 POINTS = "points"
@@ -93,3 +96,111 @@ def run_directory_of(point: TrialKey) -> Path | None:
         return None
     output_dir = point.directory.parent.parent
     return None if why_foreign(run_dir, output_dir) else run_dir
+
+
+# Nesting of a sweep's runs in MLflow, whichever of parent and child is delivered first.
+#
+# MLflow nests by the tag `mlflow.parentRunId`. While the store is away, no run has an id. Parent and child then share
+# the key with which the parent's journal begins, and the one that is delivered last sets the tag.
+
+
+PARENT = "mlflow.parentRunId"
+KEY = "hfexp.run_key"
+"""Tag of every run: its own key, which it has before the store gives it an id."""
+SWEEP_KEY = "hfexp.sweep_key"
+"""Tag of a child: the parent's `hfexp.run_key`."""
+KIND, SWEEP = "hfexp.kind", "sweep"
+"""Tag of a sweep's own run, and its value."""
+RANKING = "hfexp.ranking"
+"""Tag of a sweep's own run: the numbers of its finished trials, best first."""
+PAGE = 1000
+ONLY_BEST = "@best"
+
+
+def register_of_run(config: Config) -> str | None:
+    """Return the name to register a run's model under; None in a sweep with `NAME@best`, which is for its best run."""
+    register = config.tracking.register or ""
+    name = register.removesuffix(ONLY_BEST)
+    return None if not name or (name != register and config.point is not None) else name
+
+
+def register_of_sweep(config: Config) -> str | None:
+    """Return the name to register the best model of a sweep under; None unless `NAME@best` is asked for."""
+    register = config.tracking.register or ""
+    return register.removesuffix(ONLY_BEST) if register.endswith(ONLY_BEST) else None
+
+
+def sweep_info_of(point: str) -> SweepInfo:
+    """Read what a point must know of its sweep.
+
+    Raises:
+        ConfigError: `sweep.json` in the sweep's directory can't be read.
+    """
+    directory = TrialKey.parse(point).directory
+    try:
+        return read_sweep_info(directory)
+    except (OSError, DamagedRecord) as error:
+        raise ConfigError(
+            f"point={point}: {directory / DEFINITION} can't be read ({error}); `hfexp -m` sets this key"
+        ) from error
+
+
+def child_tags(point: str | None) -> dict[str, str]:
+    """Return the tags that tie a run to its sweep; empty for a run outside a sweep."""
+    if point is None:
+        return {}
+    parsed, sweep_info = TrialKey.parse(point), sweep_info_of(point)
+    tags = {"hfexp.sweep": sweep_info.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
+    opened = opening_of(parsed.directory)
+    if opened:
+        tags[SWEEP_KEY] = opened["key"]
+    parent = sweep_info.parent_run_id or recorded_run_id(parsed.directory)
+    return tags | ({PARENT: parent} if parent else {})
+
+
+def opening_of(directory: Path) -> Entry | None:
+    """Read the `create` entry of a journal that another process may be writing; None if it has none."""
+    try:
+        with (directory / FOLDER / JOURNAL).open("rb") as file:
+            entry = parse_entry(file.readline())
+    except OSError:
+        return None
+    return entry if entry and entry["kind"] == "create" else None
+
+
+def recorded_run(run_dir: Path) -> str:
+    """Return the MLflow id of the run in a directory.
+
+    Raises:
+        LookupError: the run is not recorded yet.
+    """
+    run_id = recorded_run_id(run_dir)
+    if run_id is None:
+        raise LookupError(f"the run of {run_dir} is not recorded yet")
+    return run_id
+
+
+def connect(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
+    """Tie a run that was just created to its parent; tie a sweep to the children that were delivered before it."""
+    join_parent(client, experiment_id, run_id, create)
+    if create["tags"].get(KIND) != SWEEP:
+        return
+    token = None
+    while True:
+        condition = f"tags.`{SWEEP_KEY}` = '{create['key']}'"
+        children = client.search_runs([experiment_id], condition, max_results=PAGE, page_token=token)
+        for child in children:
+            client.set_tag(child.info.run_id, PARENT, run_id)
+        token = children.token
+        if not token:
+            return
+
+
+def join_parent(client: Any, experiment_id: str | None, run_id: str | None, create: Entry) -> None:
+    """Tag a run with its parent, if the parent's id was not known when the run began."""
+    key = create["tags"].get(SWEEP_KEY)
+    if key is None or PARENT in create["tags"]:
+        return
+    parents = client.search_runs([experiment_id], f"tags.`{KEY}` = '{key}'")
+    if parents:
+        client.set_tag(run_id, PARENT, parents[0].info.run_id)

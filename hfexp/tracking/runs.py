@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from hfexp.core.errors import ConfigError, RunError, did_you_mean, one_of
+from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.outside import why_foreign
-from hfexp.core.sqlite import sqlite_address, sqlite_path
 from hfexp.tracking.run_directory import read_state
 from hfexp.tracking.store import find_problem, why_unreachable
 

@@ -11,10 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hfexp.core.errors import ConfigError, RunError
-from hfexp.core.files import SharedLock
+from hfexp.core.files import SharedLock, sqlite_address, sqlite_path
 from hfexp.core.provenance import file_name
 from hfexp.core.secrets import mask_secrets
-from hfexp.core.sqlite import sqlite_address, sqlite_path
 
 DATABASE = "mlflow.db"
 HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}

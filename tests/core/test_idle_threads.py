@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from hfexp.commands.api import compose
-from hfexp.core import idle_threads
-from hfexp.core.idle_threads import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded, processors_shared
+from hfexp.core import machine
+from hfexp.core.machine import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded, processors_shared
 
 PIPE = subprocess.PIPE
 FIRST = """
 import os, torch
-from hfexp.core.idle_threads import processors_shared
+from hfexp.core.machine import processors_shared
 torch.set_num_threads(2)
 with processors_shared(use_cpu=True):
     print("begun", flush=True)
@@ -27,7 +27,7 @@ with processors_shared(use_cpu=True):
 """
 TEAM = """
 import os, time, torch
-from hfexp.core.idle_threads import processors_shared
+from hfexp.core.machine import processors_shared
 threads = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(2)
 torch.ones(2**20).add_(1)
@@ -47,7 +47,7 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(idle_threads, "INTERVAL", 0.01)
+    monkeypatch.setattr(machine, "INTERVAL", 0.01)
     return tmp_path
 
 

@@ -17,18 +17,18 @@ import PIL.Image
 import pytest
 
 from hfexp.commands.predict import check_paths, parse
-from hfexp.core import input_files, outside
+from hfexp.core import files as input_files
+from hfexp.core import outside
 from hfexp.core.compose import compose
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.data import csv_files
 from hfexp.data.fingerprint import digest
-from hfexp.data.image_files import LeftOut, scan
+from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.sources import table
 from hfexp.inference.outputs import Answer, answer_files
-from hfexp.tasks import decoding, images
+from hfexp.tasks import images
 from hfexp.tasks.cells import csv_cell
-from hfexp.tasks.image_memory import SMALL, Budget
-from hfexp.tasks.images import ToRGB, image_row, open_image, to_rgb
+from hfexp.tasks.images import SMALL, Budget, ToRGB, image_row, open_image, to_rgb
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"
 WMF = b"\xd7\xcd\xc6\x9a" + bytes(200)
@@ -46,7 +46,7 @@ def everywhere(path: Path) -> list[str]:
     stored, said = {"bytes": None, "path": str(path)}, []
     for read in (
         lambda: open_image(stored),
-        lambda: decoding.decode_to_tensor({"image": stored}, ToRGB()),
+        lambda: images.decode_to_tensor({"image": stored}, ToRGB()),
         lambda: image_row(path.read_bytes()) if os.path.isfile(path) else open_image(stored),
     ):
         with pytest.raises(DataError) as caught:
@@ -173,12 +173,12 @@ def test_pixels_are_bounded() -> None:
 
 
 def test_a_huge_jpeg_is_decoded_at_half_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (images, decoding):
+    for module in (images, images):
         monkeypatch.setattr(module, "HALVED_FROM", 96 * 64)
     for width, size in ((96, (96, 64)), (104, (52, 32))):
         stored = {"bytes": encoded("JPEG", size=(width, 64)), "path": None}
         assert open_image(stored).size == size
-        assert decoding.decode_to_tensor({"image": stored}, ToRGB())["image"].shape == (3, *size[::-1])
+        assert images.decode_to_tensor({"image": stored}, ToRGB())["image"].shape == (3, *size[::-1])
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "1", "CMYK", "I;16", "I", "F", "transparent RGB"])

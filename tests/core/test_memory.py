@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hfexp.core import memory
+from hfexp.core import machine
 
 SPY = """
 import gc, sys
 sys.argv = ["hfexp", *sys.argv[1:]]
-import hfexp.commands.cli, hfexp.core.memory
+import hfexp.commands.cli, hfexp.core.machine
 began = []
-begin = hfexp.core.memory.begin_collection
+begin = hfexp.core.machine.begin_collection
 def seen():
     began.append((gc.isenabled(), "torch" in sys.modules))
     begin()
@@ -39,9 +39,9 @@ def spied(*words: str) -> str:
 def test_a_run_looks_for_garbage_once_all_is_imported() -> None:
     assert gc.isenabled()
     try:
-        memory.put_off_collection()
+        machine.put_off_collection()
         assert not gc.isenabled()
-        memory.begin_collection()
+        machine.begin_collection()
         assert gc.isenabled()
         assert gc.get_freeze_count() > 0
     finally:
@@ -52,7 +52,7 @@ def test_a_run_looks_for_garbage_once_all_is_imported() -> None:
 def test_who_has_switched_it_off_keeps_it_so() -> None:
     gc.disable()
     try:
-        memory.begin_collection()
+        machine.begin_collection()
         assert not gc.isenabled()
     finally:
         gc.enable()

@@ -12,11 +12,11 @@ import yaml
 from conftest import SMALL_DIGITS
 
 from hfexp.commands import cli
-from hfexp.core import git, secrets
+from hfexp.core import provenance, secrets
 from hfexp.core.compose import compose
 from hfexp.core.config import to_config
-from hfexp.core.git import git_state
 from hfexp.core.identity import config_hash
+from hfexp.core.provenance import git_state
 from hfexp.core.secrets import (
     find_masked,
     is_secret_file,
@@ -507,7 +507,7 @@ def test_a_work_tree_elsewhere_is_not_recorded(place: Path, monkeypatch: pytest.
 
 def test_a_huge_diff_is_left_out_and_said(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _repository(place, monkeypatch)
-    monkeypatch.setattr(git, "LARGEST_DIFF", 100)
+    monkeypatch.setattr(provenance, "LARGEST_DIFF", 100)
     assert git_state()["diff"] == "# git diff printed more than 100 bytes, which were left out\n"
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hfexp.commands import cli
-from hfexp.core import console, markdown
+from hfexp.core import console
 from hfexp.inference.model_card import CardFacts, model_card
 from hfexp.tracking.report.canvas import Pictures, style
 from hfexp.tracking.report.classes import ClassReport
@@ -101,8 +101,8 @@ def test_nothing_in_a_model_card_is_markup() -> None:
         assert "<script" not in body
         assert "<img" not in body
         assert not [mark for mark in HARMFUL if mark in card]
-    assert markdown.code("a b.c") == "`a b.c`"
-    assert markdown.code("a`<b>") == "<code>a\\`&lt;b&gt;</code>"
+    assert console.code("a b.c") == "`a b.c`"
+    assert console.code("a`<b>") == "<code>a\\`&lt;b&gt;</code>"
 
 
 def test_names_are_no_formulas(tmp_path: Path) -> None:

@@ -15,10 +15,8 @@ from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import without_sweep
-from hfexp.experiment.pruners import make_pruner
-from hfexp.experiment.pruning import PrunerClient
-from hfexp.experiment.recorder import Recorder
-from hfexp.experiment.sweep_values import values_of
+from hfexp.experiment.callbacks import Recorder
+from hfexp.experiment.pruning import PrunerClient, make_pruner, values_of
 from hfexp.tracking.membership import SweepInfo, TrialKey
 from hfexp.tracking.run_directory import RunDirectory, read_state
 

@@ -14,10 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import FloatDistribution
 
 from hfexp.commands.compare import rank
-from hfexp.core.compose import opened
+from hfexp.core.compose import opened, spelling
 from hfexp.core.config import SearchConfig
 from hfexp.core.errors import ConfigError
-from hfexp.core.overrides import spelling
 from hfexp.core.training_args import build_arguments
 from hfexp.sweep.request import metrics_and_directions
 from hfexp.sweep.space import Space, read_space, unquoted

@@ -12,7 +12,7 @@ import torch
 from torchvision.transforms import v2
 
 from hfexp.core.errors import DataError
-from hfexp.tasks import decoding
+from hfexp.tasks import images
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tasks.images import ConvertRGB, Fit, Geometry, ToRGB, open_image
 
@@ -47,7 +47,7 @@ def encoded(mode: str = "RGB", size: tuple[int, int] = (61, 37), kind: str = "JP
 
 def with_orientation(number: int) -> bytes:
     exif = PIL.Image.Exif()
-    exif[decoding.ORIENTATION] = number
+    exif[images.ORIENTATION] = number
     return encoded(exif=exif)
 
 
@@ -63,9 +63,9 @@ def test_plain_files_are_decoded_as_pil_does(name: str, mode: str, size: tuple[i
     path = tmp_path / "picture.jpg"
     path.write_bytes(encoded(mode, size, **options))
     for stored in ({"bytes": path.read_bytes(), "path": None}, {"bytes": None, "path": str(path)}):
-        assert decoding._plain_jpeg(stored) is not None
+        assert images._plain_jpeg(stored) is not None
         for first in (ToRGB(), ConvertRGB()):
-            found = decoding.decode_to_tensor({"image": stored, "label": 3}, first)
+            found = images.decode_to_tensor({"image": stored, "label": 3}, first)
             assert found["label"] == 3
             assert type(found["image"]) is type(by_pil(stored, first))
             assert torch.equal(found["image"], by_pil(stored, first))
@@ -85,42 +85,42 @@ def test_other_files_go_through_pil(name: str, data: bytes) -> None:
     if name.startswith("cut"):
         stored = {"bytes": data[:-40], "path": "cut.jpg"}
         with pytest.raises(DataError, match=r"cut\.jpg can't be read as an image"):
-            decoding.decode_to_tensor({"image": stored}, ToRGB())
+            images.decode_to_tensor({"image": stored}, ToRGB())
     else:
-        found = decoding.decode_to_tensor({"image": stored}, ToRGB())["image"]
+        found = images.decode_to_tensor({"image": stored}, ToRGB())["image"]
         assert torch.equal(found, by_pil(stored, ToRGB()))
-    assert decoding._plain_jpeg(stored) is None
+    assert images._plain_jpeg(stored) is None
 
 
 def test_a_damaged_file_is_closed_again(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "cut.jpg"
     path.write_bytes(encoded(size=(300, 300))[:-2000])
     with pytest.raises(DataError, match=r"cut\.jpg"):
-        decoding.decode_to_tensor({"image": {"bytes": None, "path": str(path)}}, ToRGB())
+        images.decode_to_tensor({"image": {"bytes": None, "path": str(path)}}, ToRGB())
     gc.collect()
     assert [warning for warning in recwarn if warning.category is ResourceWarning] == []
 
 
 def test_another_jpeg_library_in_pillow_keeps_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoding, "_decodes_alike", lambda: False)
+    monkeypatch.setattr(images, "_decodes_alike", lambda: False)
     task = ImageClassification()
     assert task.decoder([ToRGB(), v2.ToImage()]) == (task.decode, 0)
 
 
 def test_upright_photos_are_plain() -> None:
-    assert decoding._plain_jpeg({"bytes": with_orientation(1), "path": None}) is not None
+    assert images._plain_jpeg({"bytes": with_orientation(1), "path": None}) is not None
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(DataError, match=r"gone\.jpg"):
-        decoding.decode_to_tensor({"image": {"bytes": None, "path": "gone.jpg"}}, ToRGB())
+        images.decode_to_tensor({"image": {"bytes": None, "path": "gone.jpg"}}, ToRGB())
 
 
 def test_too_many_pixels_are_refused() -> None:
     stored = {"bytes": encoded(size=(61, 37)), "path": None}
     with pytest.raises(DataError, match=r"2,257 pixels, more than 2,256\. task\.max_image_pixels="):
-        decoding.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2256)
-    assert decoding.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2257)["image"].shape == (3, 37, 61)
+        images.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2256)
+    assert images.decode_to_tensor({"image": stored}, ToRGB(), max_pixels=2257)["image"].shape == (3, 37, 61)
 
 
 def test_resizing_is_the_same() -> None:
@@ -128,7 +128,7 @@ def test_resizing_is_the_same() -> None:
     for size in (8, 64, 224):
         for interpolation in (2, 3):
             fit = Fit(Geometry((size, size), (size, size), interpolation, (), ()))
-            fast = fit(decoding.decode_to_tensor({"image": stored}, ToRGB()))["image"]
+            fast = fit(images.decode_to_tensor({"image": stored}, ToRGB()))["image"]
             assert torch.equal(fast, fit({"image": by_pil(stored, ToRGB())})["image"])
             filtered = v2.Resize((size, size), v2.InterpolationMode(fit.interpolation))(by_pil(stored, ToRGB()))
             assert type(fast) is type(filtered)

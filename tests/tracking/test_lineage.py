@@ -15,7 +15,7 @@ from hfexp.data import fingerprint as content
 from hfexp.data.fingerprint import digest
 from hfexp.data.sources import image_folder
 from hfexp.tracking import lineage
-from hfexp.training.timing import TimingMixin
+from hfexp.training.trainer import TimingMixin
 
 
 def table(values: list[int], texts: list[str] | None = None) -> Dataset:
@@ -137,7 +137,7 @@ def test_where_the_time_goes(place: Path) -> None:
 
 def test_what_is_done_aside_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 6.0])
-    monkeypatch.setattr("hfexp.training.timing.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("hfexp.training.trainer.time.perf_counter", lambda: next(times))
     timed = TimingMixin()
     with timed.aside(), timed.aside():
         pass

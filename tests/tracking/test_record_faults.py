@@ -306,7 +306,7 @@ def test_a_store_that_is_locked_at_the_start_is_waited_for(
 def test_a_server_that_never_answers_is_not_waited_for(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hfexp.tracking.run.SERVER_PATIENCE", 0.5)
+    monkeypatch.setattr("hfexp.tracking.tracker.SERVER_PATIENCE", 0.5)
     monkeypatch.setattr("hfexp.tracking.delivery.PATIENCE", 0.1)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -362,7 +362,7 @@ def test_twenty_processes_make_a_fresh_store_at_once(place: Path) -> None:
 def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch  # noqa: F401  (else imported in the thread, which the busy loop below would hold up)
 
-    from hfexp.tracking.system_metrics import SystemMonitor
+    from hfexp.tracking.tracker import SystemMonitor
 
     recorded: list[tuple[dict[str, float], int]] = []
 
@@ -385,7 +385,7 @@ def test_the_load_of_this_job_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfexp.tracking import system_metrics
+    from hfexp.tracking import tracker as system_metrics
 
     steps: list[int] = []
     tracker = types.SimpleNamespace(log_metrics=lambda metrics, step: steps.append(step))
@@ -401,7 +401,7 @@ def test_a_run_that_ends_right_after_a_sample_has_one_value_at_that_step(monkeyp
 def test_accelerators_that_this_process_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from hfexp.tracking.system_metrics import _accelerators
+    from hfexp.tracking.tracker import _accelerators
 
     assert _accelerators(used_by_others=True) == _accelerators(used_by_others=False) == {}
     fakes: dict[str, Callable[..., Any]] = {

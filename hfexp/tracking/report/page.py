@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from hfexp.core.console import printable
-from hfexp.core.markdown import plain
+from hfexp.core.console import plain, printable
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dce1; --page: #fff; --box: #f5f6f8;
