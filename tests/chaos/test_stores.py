@@ -110,8 +110,8 @@ class Case:
         return finish(self.words, self.place)
 
     def next_start(self) -> None:
-        """Another experiment, which looks after what it finds."""
-        api.train(*SMALL_DIGITS, f"tracking.uri={self.store.uri}", "debug=fast", "output_dir=next")
+        """Start another experiment below the same directory, which closes what it finds there."""
+        api.train(*SMALL_DIGITS, f"tracking.uri={self.store.uri}", "debug=fast")
 
     def expect(self, status: str, reason: str) -> None:
         """Check the record, and note it for the table."""
