@@ -10,7 +10,7 @@ from hfexp.core import console
 from hfexp.core.config import Config, to_config
 from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 from hfexp.core.machine import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded
-from hfexp.experiment.checks import check_choices
+from hfexp.experiment.choices import check_choices
 
 let_idle_threads_sleep()
 # In a notebook without ipywidgets, tqdm warns when a library imports it; hfexp prints its progress as lines.

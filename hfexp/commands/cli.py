@@ -96,9 +96,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def split_command(args: list[str]) -> tuple[str, list[str]]:
     """Split the arguments into the command (default `train`) and its own arguments."""
-    if args and args[0] in COMMANDS:
-        return args[0], args[1:]
-    return "train", args
+    command, rest = (args[0], args[1:]) if args and args[0] in COMMANDS else ("train", args)
+    if command == "train" and {"--help", "-h"} & set(rest):
+        return "help", []
+    if command == "train" and "--version" in rest:
+        return "version", []
+    return command, rest
 
 
 def train(args: list[str]) -> int:
@@ -142,7 +145,7 @@ class _Job:
         from hfexp.core.compose import as_typed, choices_of, config_flags
         from hfexp.core.config import to_config
         from hfexp.core.provenance import Origin, command_line, without_sweep
-        from hfexp.experiment.checks import check_choices
+        from hfexp.experiment.choices import check_choices
         from hfexp.launch import world
 
         hydra_cfg = HydraConfig.get()
@@ -249,6 +252,20 @@ def cache(args: list[str]) -> int:
     return main(args)
 
 
+def show_help(args: list[str]) -> int:
+    """Explain the commands, a key or a task."""
+    from hfexp.commands import help as helping
+
+    return helping.main(args, COMMANDS)
+
+
+def list_options(args: list[str]) -> int:
+    """List the options of the config groups."""
+    from hfexp.commands import list as listing
+
+    return listing.main(args)
+
+
 def version(args: list[str]) -> int:
     """Print the version."""
     from hfexp.core import __version__
@@ -259,7 +276,7 @@ def version(args: list[str]) -> int:
 
 COMMANDS = {
     "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "compare": compare, "cache": cache,
-    "sync": sync, "ui": ui, "version": version,
+    "sync": sync, "ui": ui, "list": list_options, "help": show_help, "version": version,
 }  # fmt: skip
 BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
 """Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""

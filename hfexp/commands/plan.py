@@ -22,7 +22,7 @@ from hfexp.core.files import sqlite_path
 from hfexp.core.identity import config_hash
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
-from hfexp.experiment.checks import check_choices
+from hfexp.experiment.choices import check_choices
 from hfexp.launch import world
 from hfexp.sweep.request import Composer, Request, find_sweep
 from hfexp.tracking.membership import TrialKey, run_directory_of

@@ -19,6 +19,7 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import (
     Quote,
     QuotedString,
@@ -28,6 +29,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -163,6 +165,8 @@ class OwnOptionsFirst(SearchPathPlugin):
 
 
 CONFIG_NAME = "config"
+SCHEMA = "hfexp_schema"
+"""Name of the typed schema in `config.yaml`."""
 RECORDED = "_recorded"
 """Name of the group option that holds the settings a run was recorded with."""
 DEFAULT_EXPERIMENT = "experiment=digits_vit"
@@ -192,7 +196,7 @@ def hydra_kwargs() -> dict[str, Any]:
 
 def register_schema() -> None:
     """Register the schema with Hydra under the name that `config.yaml` lists, and hfexp's plugins."""
-    ConfigStore.instance().store(name="hfexp_schema", node=Config, provider="hfexp")
+    ConfigStore.instance().store(name=SCHEMA, node=Config, provider="hfexp")
     Plugins.instance().register(OwnOptionsFirst)
     _register_plugins()
 
@@ -372,6 +376,47 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
         require_typed(cfg)
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
+
+
+def compose_with_sources(
+    overrides: list[str], config_dir: str | Path | None = None
+) -> tuple[Any, list[tuple[str, dict[str, Any]]]]:
+    """Compose a config, and tell what each config file sets.
+
+    Returns:
+        The composed config, and pairs of an option (`trainer=default`) and the keys that its file sets, nested as in
+        the config; where several set a key, the last one wins, and an override wins over all of them.
+
+    Raises:
+        ConfigError: the config has no such option or key, or does not accept a value.
+    """
+    register_schema()
+    importable_cwd()
+    own = [Path(config_dir).resolve()] if config_dir is not None else []
+    with own_options_first(*own, *searched(overrides)), explained():
+        prepared = prepare_overrides(list(overrides))
+        cfg = without_hydra(_composed(CONFIG_NAME, prepared))
+        with hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()):
+            loader: Any = GlobalHydra.instance().config_loader()
+            files = loader.compute_defaults_list(CONFIG_NAME, prepared, RunMode.RUN).defaults
+            loaded = [(file, loader.repository.load_config(file.config_path)) for file in files]
+    return cfg, [
+        (_as_choice(file.config_path), _nested(file.package, OmegaConf.to_container(result.config)))
+        for file, result in loaded
+        if result is not None and file.config_path != SCHEMA
+    ]
+
+
+def _as_choice(path: str) -> str:
+    group, _, name = path.rpartition("/")
+    return f"{group}={name}" if group else f"{name}.yaml"
+
+
+def _nested(package: str | None, values: Any) -> dict[str, Any]:
+    """Put a file's values at the place in the config that its package names."""
+    for part in reversed((package or "").split(".") if package else []):
+        values = {part: values}
+    return values
 
 
 def require_typed(cfg: Any) -> None:

@@ -81,27 +81,37 @@ class Method(Enum):
     grid = "grid"
     """All combinations of the given values."""
     random = "random"
+    """Independent draws."""
     tpe = "tpe"
+    """Tree-structured Parzen estimator."""
     gp = "gp"
+    """Gaussian process."""
     cmaes = "cmaes"
+    """CMA-ES."""
     nsga2 = "nsga2"
+    """NSGA-II, for several metrics."""
 
 
 class Pruner(Enum):
-    """Optuna's pruner, which recognises hopeless trials before their end."""
+    """Optuna's pruner, which ends unpromising trials early."""
 
     none = "none"
+    """No trial ends early."""
     median = "median"
+    """A trial below the median of the others at the same step ends."""
     asha = "asha"
+    """Asynchronous successive halving."""
     hyperband = "hyperband"
+    """Hyperband."""
     wilcoxon = "wilcoxon"
-    """Compares replicates instead of evaluations, and leaves out the remaining seeds of a hopeless point."""
+    """Compares replicates instead of evaluations, and skips the remaining seeds of an unpromising point."""
 
 
 class Optimise(Enum):
-    """The number that the search optimises where a point has several replicates."""
+    """What the search optimises if a point has several replicates."""
 
     mean = "mean"
+    """Their mean."""
     bound = "bound"
     """The worse end of the mean's 95 % interval."""
 
@@ -112,29 +122,31 @@ class SearchConfig:
 
     method: Method = Method.grid
     trials: int | None = None
-    """Number of points over all starts of the sweep; samplers need it, a grid without it has all combinations."""
+    """Number of points, over all starts of the sweep. Samplers need it; a grid without it has all combinations."""
     name: str | None = None
     """Name under which the same command continues the sweep; null: the method and a hash of the definition."""
     seed: int = 0
     """Seed of the sampler and of `shuffle(...)`."""
     space: dict[str, Any] = field(default_factory=dict)
-    """Values by key, in Hydra's override grammar (`interval(1, 3)`, `choice(a, b)`, `tag(log, ...)`), or a mapping
-    `{values: ..., when: {key: value}}` for a key that only exists under some values of another; or the `_target_` of
-    the user's own function."""
+    """Values by key, as on the command line: `interval(1, 3)`, `choice(a, b)`, `tag(log, ...)`.
+
+    A mapping `{values: ..., when: {key: value}}` searches a key only under some values of another. The `_target_` of a
+    function of your own is also possible.
+    """
     metrics: list[str] = field(default_factory=list)
     """Names of the run's metrics to optimise; empty: the metric that chooses the best model."""
     directions: list[str] = field(default_factory=list)
-    """`minimize` or `maximize` for each of `metrics`; may be empty for one metric whose direction is known."""
+    """`minimize` or `maximize` for each of `metrics`; empty: as the name of the metric implies."""
     sampler: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's sampler."""
     pruner: Pruner = Pruner.none
     pruner_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of Optuna's pruner."""
     replicates: int = 1
-    """Runs of each point, with consecutive seeds from `seed` on; `optimise` makes one value of them."""
+    """Runs per point, with consecutive seeds from `seed` on; `optimise` turns their values into one."""
     optimise: Optimise = Optimise.mean
     retries: int = 1
-    """How many times a failed point is tried again, once in each further start of the sweep."""
+    """Number of times that a failed point is tried again, once per further start of the sweep."""
     max_failures: int | None = None
     """Start no further job once this many points have failed; null: no limit."""
     storage: str | None = None
@@ -142,22 +154,27 @@ class SearchConfig:
 
 
 class OnExisting(Enum):
-    """Policy for an experiment that was started before."""
+    """What happens if this experiment has been started before."""
 
     resume = "resume"
+    """An unfinished run continues; after a finished one, a new run starts."""
     rerun = "rerun"
+    """A new run starts."""
     error = "error"
+    """Nothing starts."""
 
 
 class OnBadSample(Enum):
-    """Policy for a sample that can't be read."""
+    """What happens to a row that can't be read."""
 
     error = "error"
+    """The run stops and names the row."""
     skip = "skip"
+    """The row is left out and counted."""
 
 
 class Checkpoints(Enum):
-    """The models of a run that MLflow stores; the run directory has those that the Trainer keeps."""
+    """Models that MLflow stores; the run's directory has those that the Trainer keeps."""
 
     none = "none"
     """No model."""
@@ -169,11 +186,12 @@ class Checkpoints(Enum):
 
 @dataclass
 class ModelConfig:
-    """A pretrained model (`path`), a new one (`model_type`, `config`), or the user's own (`_target_`)."""
+    """A pretrained model (`path`), a new one (`model_type`, `config`), or your own (`_target_`)."""
 
     path: str | None = None
     """Hub id, local directory, or `pkg://package/directory` of an installed package."""
     revision: str | None = None
+    """Branch, tag or commit of the model on the Hub; null: the main branch."""
     model_type: str | None = None
     """Architecture to build without pretrained weights, as in `AutoConfig.for_model`."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -187,14 +205,15 @@ class ModelConfig:
     channels_last: bool = False
     """Keep the weights of convolutions in the order (H, W, C), which is faster for most convolutional networks."""
     freeze: list[str] = field(default_factory=list)
-    """Regular expressions; a parameter is not trained if one of them matches its name from the start."""
+    """Regular expressions: a parameter is frozen if one of them matches the beginning of its name."""
     peft: dict[str, Any] = field(default_factory=dict)
-    """Train an adapter instead of the weights: arguments of `peft.LoraConfig` or of its `_target_` class."""
+    """Train an adapter instead of the weights: arguments of `peft.LoraConfig`, or of the class in `_target_`."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model; only an override may set it, no config file."""
     kind: str | None = None
-    """`image`, `text` or `causal_lm`: tasks it fits (`hfexp.experiment.checks`), known before loading; null: any."""
+    """`image`, `text` or `causal_lm`: the tasks that the model fits; null: any."""
     build: dict[str, Any] | None = None
-    """`_target_` and arguments of the user's own model function, which also gets `task` and `id2label`."""
+    """`_target_` and arguments of a function of your own that builds the model; it also gets `task` and `id2label`."""
 
 
 @dataclass
@@ -202,29 +221,38 @@ class SplitsConfig:
     """The source's names for the splits; null: the standard name if it exists; `none`: leave the split out."""
 
     train: str | None = None
+    """Name of the training split."""
     validation: str | None = None
+    """Name of the validation split, which chooses the best model."""
     test: str | None = None
+    """Name of the test split, which only the saved model is evaluated on."""
 
 
 @dataclass
 class DatasetConfig:
+    """The rows to train and evaluate on: where they come from, their columns, labels and splits."""
+
     source: dict[str, Any] = field(default_factory=dict)
     """`_target_` and arguments of a callable that returns a `Dataset` or `DatasetDict`."""
     kind: str | None = None
-    """`image` or `text`: the tasks that the rows fit; null: any."""
+    """`image` or `text`: what the rows hold; null: anything."""
     columns: dict[str, str] = field(default_factory=dict)
     """Maps standard column names to the dataset's own, e.g. `{image: img, label: fine_label}`."""
     labels: list[str] | None = None
     """Label names in the order of their ids; null: the dataset's own names, or else the sorted labels."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)
     validation_size: float = 0.2
-    """Share of the training split (from 1 on: number of rows) to set aside if the source has no validation split."""
+    """Share of the training rows (1 or more: their number) to validate on if the source has no validation split."""
     test_size: float | None = None
-    """The same for the test split; null: none is set aside."""
+    """Share of the training rows (1 or more: their number) to test on if the source has no test split; null: none."""
     split_seed: int = 0
+    """Seed by which rows are drawn for `validation_size` and `test_size`."""
     max_train_samples: int | None = None
+    """Train on this many rows only; null: all."""
     max_validation_samples: int | None = None
+    """Validate on this many rows only; null: all."""
     max_test_samples: int | None = None
+    """Test on this many rows only; null: all."""
     on_bad_sample: OnBadSample = OnBadSample.error
     streaming: bool = False
     """Read rows anew in every epoch instead of keeping them: for data larger than the disk or the memory.
@@ -270,19 +298,26 @@ class TransformConfig:
 
 @dataclass
 class TrainerConfig:
+    """The training: the Trainer, its arguments, early stopping and callbacks."""
+
     _target_: str = "hfexp.training.trainer.Trainer"
+    """The Trainer's class: `hfexp.training.trainer.Trainer` or a subclass of it."""
     args: dict[str, Any] = field(default_factory=dict)
     """Fields of `transformers.TrainingArguments`, under their own names."""
     deterministic: bool = False
+    """Use deterministic algorithms only, as `transformers.set_seed(deterministic=True)` does: slower on a GPU."""
     early_stopping_patience: int | None = None
-    """Evaluations without improvement of `metric_for_best_model` after which training stops."""
+    """Number of evaluations without improvement of `metric_for_best_model` after which training stops; null: never."""
     early_stopping_threshold: float = 0.0
+    """Smallest difference that counts as an improvement."""
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """Maps names to `_target_` nodes of `TrainerCallback` objects."""
+    """Callbacks of your own by name, each the `_target_` of a `transformers.TrainerCallback` and its arguments."""
 
 
 @dataclass
 class TrackingConfig:
+    """Where and what a run records."""
+
     backend: str = "mlflow"
     """`mlflow` or `none`."""
     uri: str | None = None
@@ -290,6 +325,7 @@ class TrackingConfig:
     experiment: str | None = None
     """MLflow experiment; null: `MLFLOW_EXPERIMENT_NAME`, else the name of the dataset option."""
     tags: dict[str, str] = field(default_factory=dict)
+    """Tags of the MLflow run, by name."""
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
     """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only for a sweep's best run."""
@@ -308,7 +344,7 @@ class Strategy(Enum):
 
 @dataclass
 class LaunchConfig:
-    """Settings for starting a run; only the numbers of processes (by the batch size) and threads affect its result."""
+    """The processes of a run; only their number (by the batch size) and the number of threads affect its result."""
 
     strategy: Strategy = Strategy.single
     num_processes: int | str = 1
@@ -328,7 +364,10 @@ class LaunchConfig:
 
 @dataclass
 class SecurityConfig:
+    """What a config may run."""
+
     allowed_targets: list[str] = field(default_factory=list)
+    """Packages that `_target_` may name, besides the known ones and your own project; only an override sets this."""
 
 
 @dataclass
@@ -336,18 +375,23 @@ class Config:
     """The config of one experiment."""
 
     task: dict[str, Any] = MISSING
+    """The kind of problem: the `_target_` of a task and its arguments; `hfexp list tasks` lists them."""
     model: Any = field(default_factory=dict)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     transform: TransformConfig = field(default_factory=TransformConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics by name, each a `_target_` and its arguments; `metrics.NAME=null` leaves one out."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     seed: int = 42
+    """Seed of new weights, the order of rows, dropout and augmentation."""
     name: str | None = None
+    """Name of the run; null: `<model>-<dataset>`."""
     output_dir: str = "outputs"
+    """Directory for everything that runs write; a relative one starts from the current directory."""
     on_existing: OnExisting = OnExisting.resume
     point: str | None = None
     """Address of a job in its sweep, which sets it (`hfexp.tracking.membership`)."""

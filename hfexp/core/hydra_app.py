@@ -41,6 +41,10 @@ def run(args: list[str], function: Callable[[Any], Any], commands: Collection[st
     parsed = _parse(args)
     own = [Path(path).resolve() for path in (parsed.config_dir, parsed.config_path) if path]
     app = hydra.main(config_path=str(conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
+    if parsed.hydra_help:  # about Hydra alone: hfexp's checks and defaults would not apply to it
+        sys.argv[1:] = ["--hydra-help"]
+        app(function)()
+        return
     options = own_options_first(*own, *compose.searched(parsed.overrides))
     with options, compose.explained(), _hydra_raises(), _checked_sections():
         sys.argv[1:] = hydra_args(args, commands)

@@ -28,7 +28,7 @@ from hfexp.core.process import ProcessId
 from hfexp.core.provenance import file_name
 from hfexp.core.secrets import mask_override, mask_values, without_secrets
 from hfexp.core.training_args import lower_is_better
-from hfexp.experiment.checks import check_choices
+from hfexp.experiment.choices import check_choices
 from hfexp.sweep.space import Point, Space, read_space
 
 # The definition of a sweep, by which two starts are the same sweep, and the sweep's directory.

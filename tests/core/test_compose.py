@@ -11,7 +11,7 @@ from hfexp.core.config import flatten, to_config
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import config_hash
 from hfexp.core.targets import check, locate, parameters
-from hfexp.experiment.checks import check_choices
+from hfexp.experiment.choices import check_choices
 
 OPTIONS = sorted(
     f"{path.parent.name}={path.stem}" for path in conf_dir().glob("*/*.yaml") if path.parent.name not in ("hydra",)

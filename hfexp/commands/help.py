@@ -1,0 +1,196 @@
+"""The command `hfexp help`: the commands on one screen, a key, a task, or all keys that contain a word."""
+
+import textwrap
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from hfexp.commands.predict import split_config_dir
+from hfexp.core.console import say
+from hfexp.core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from hfexp.core.keys import Key
+    from hfexp.core.options import Option
+
+SCREEN = """\
+hfexp: the shell command is the experiment.
+
+  hfexp                               train on handwritten digits (offline, a minute)
+  hfexp experiment=food101_vit        fine-tune a pretrained ViT on food101
+  hfexp dataset=imagefolder dataset.source.data_dir=photos model=vit_tiny
+  hfexp trainer.args.learning_rate=3e-4 seed=1    change any setting
+  hfexp -m seed=1,2,3                 one run per value
+  hfexp launch=ddp                    one process per GPU
+  hfexp predict run=RUN photos/       predict with a trained model
+
+Commands
+  [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
+  plan -m ...                         list the jobs of a sweep, estimate their time
+  predict run=RUN INPUT ...           predict with a trained model
+  evaluate run=RUN ...                score a trained model, on other data too
+  compare [RUN RUN]                   compare runs
+  ui                                  open MLflow on the recorded runs
+  sync                                deliver records that a server did not accept
+  cache [clear]                       list or delete prepared data
+  list [GROUP] [WORD]                 list models, datasets, tasks, ...
+  help [KEY | TASK | COMMAND | WORD]  explain one of them
+  version                             print the version
+
+Find out more
+  hfexp list models                   the models; also datasets, tasks, searches, ...
+  hfexp help text_classification      a task: columns, models, the smallest command
+  hfexp help learning_rate            a key: type, default, allowed values, meaning
+  hfexp --cfg job ...                 print the config that a command composes
+
+Flags
+  -m, --multirun                      run a sweep: a grid, or a search (search=tpe)
+  --config-dir DIR                    add a directory with options of your own
+  --hydra-help                        Hydra's other flags"""
+WIDTH = 100
+"""Columns to which text is wrapped."""
+
+
+def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) -> int:
+    """Explain a command, a task, a key or a word; without one, print the screen of all commands.
+
+    Args:
+        args: the topic, and overrides that choose the config in which a key's value is looked up.
+        commands: hfexp's commands by name.
+
+    Raises:
+        ConfigError: nothing has this name or contains this word.
+    """
+    args, config_dir = split_config_dir(args)
+    topic, overrides = (args[0], args[1:]) if args else ("", [])
+    if topic in ("", "train", "help", "--help", "-h"):
+        say(SCREEN)
+        return 0
+    if topic in commands:
+        return commands[topic](["--help"])
+    from hfexp.core.options import find_option
+
+    task = find_option("task", topic)
+    if task is not None:
+        _explain_task(task)
+        return 0
+    _explain_key(topic.partition("=")[0].lstrip("+"), overrides, config_dir)
+    return 0
+
+
+def _explain_task(task: "Option") -> None:
+    from hfexp.core.keys import keys
+    from hfexp.experiment.choices import fitting_options
+
+    say(f"task={task.name}: {task.text}")
+    for paragraph in task.paragraphs[1:]:
+        say(f"\n{paragraph}")
+    say()
+    _pair("Models", ", ".join(fitting_options("model", task)))
+    _pair("Datasets", ", ".join(fitting_options("dataset", task)))
+    metrics = next((option for option in task.chosen() if option.group == "metrics"), None)
+    _pair("Metrics", _metrics_of(metrics))
+    for name in task.content:
+        key = keys().get(f"task.{name}")
+        if key is not None:
+            _pair(key.name, f"{key.text} Default: {_yaml(task.content[name])}.")
+
+
+def _metrics_of(option: "Option | None") -> str:
+    from hfexp.core.options import find_option
+
+    chosen = option or find_option("metrics", "classification")
+    return f"{', '.join(chosen.content)} (metrics={chosen.name})" if chosen else ""
+
+
+def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> None:
+    """Print all about the key of this name, or one line for each key that the name or word matches."""
+    from hfexp.core.keys import keys
+    from hfexp.core.options import GROUPS
+
+    matches = _matches(name, keys())
+    if not matches:
+        raise ConfigError(
+            f"no key, task or command is called {name!r}, and no key's description contains it."
+            f"{did_you_mean(name, [*keys(), *GROUPS])} `hfexp help` lists the commands, `hfexp list` the groups"
+        )
+    if len(matches) == 1:
+        _show_key(matches[0], overrides, config_dir)
+        return
+    if matches[0].name == name:
+        say(f"{name}: {matches.pop(0).text}")
+        say(f"Options: hfexp list {name}\n" if name in GROUPS else "")
+    width = max(len(key.name) for key in matches)
+    for key in matches:
+        first = " ".join(key.text.split("\n\n")[0].split())
+        say(f"{key.name:{width}}  {textwrap.shorten(first, max(40, WIDTH - width), placeholder=' ...')}")
+
+
+def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
+    """Find keys: the one of this name with those below it; or those that end in it; or those that contain the word.
+
+    Raises:
+        ConfigError: the name belongs to another tool; the message says what to use instead.
+    """
+    from hfexp.core.config import HABITS
+    from hfexp.core.training_args import SHORT, way_out
+
+    if name in keys:
+        return [keys[name], *(key for key in keys.values() if key.name.startswith(f"{name}."))]
+    ending = [key for key in keys.values() if key.name.endswith(f".{SHORT.get(name, name)}")]
+    if ending:
+        return ending
+    if name in HABITS:
+        raise ConfigError(f"hfexp has no key {name!r}: {way_out(HABITS[name])}")
+    word = name.lower()
+    return [key for key in keys.values() if word in key.name.lower() or word in key.text.lower()]
+
+
+def _show_key(key: "Key", overrides: list[str], config_dir: str | None) -> None:
+    say(f"{key.name}  ({key.type})\n")
+    for paragraph in key.text.split("\n\n"):
+        say(textwrap.fill(" ".join(paragraph.split()), WIDTH))
+    say()
+    values = key.allowed.split("\n")
+    _pair("Allowed", values[0] if len(values) == 1 else "")
+    for line in values if len(values) > 1 else ():
+        say(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    "))
+    _pair("Default", _yaml(key.default))
+    value, where = _value_in(key.name, overrides, config_dir)
+    if where:
+        _pair("In this config" if overrides else "In the default experiment", f"{value}, set by {where}")
+
+
+def _value_in(name: str, overrides: list[str], config_dir: str | None) -> tuple[str, str]:
+    """Return the value of a key in the composed config, and the file or override that sets it; empty without one."""
+    from omegaconf import OmegaConf
+
+    from hfexp.core.compose import compose_with_sources
+
+    config, sources = compose_with_sources(overrides, config_dir)
+    setters = [option for option, values in sources if _has(values, name)]
+    setters += [override for override in overrides if override.lstrip("+").partition("=")[0] == name]
+    value = OmegaConf.select(config, name)
+    shown = _yaml(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+    return shown, setters[-1] if setters else ""
+
+
+def _has(values: Mapping[str, Any], name: str) -> bool:
+    node: Any = values
+    for part in name.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+def _yaml(value: Any) -> str:
+    """Write a value as an override takes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def _pair(name: str, text: str) -> None:
+    if text:
+        say(textwrap.fill(f"{name}: {text}", WIDTH, subsequent_indent="  "))

