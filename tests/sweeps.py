@@ -8,7 +8,7 @@ import optuna
 from hfexp.core.compose import compose
 from hfexp.core.config import to_config
 from hfexp.core.provenance import Origin, without_sweep
-from hfexp.experiment.pruning import close_storage, open_storage
+from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep import point
 from hfexp.sweep.trials import State, Sweep, Trial, TrialRun
 from hfexp.tracking.membership import SweepInfo, write_sweep_info

@@ -268,7 +268,7 @@ def _closed(request: Request, directory: Path) -> Iterator[tuple[int, PlannedJob
     """Yield the closed trials of the sweep's study, with their numbers."""
     import optuna
 
-    from hfexp.experiment.pruning import close_storage, open_storage, storage_url
+    from hfexp.experiment.sweep_storage import close_storage, open_storage, storage_url
     from hfexp.sweep import study
 
     url = storage_url(directory, request.search.storage)

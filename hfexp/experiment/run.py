@@ -19,8 +19,8 @@ from hfexp.experiment import distributed
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.fit import fit
 from hfexp.experiment.preflight import load_inputs
-from hfexp.experiment.pruning import TRAIN_SECONDS, values_of
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
+from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests

@@ -14,7 +14,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.core.process import stop_raises
 from hfexp.core.provenance import Origin, command_line
 from hfexp.core.secrets import mask_override
-from hfexp.experiment.pruning import make_pruner
+from hfexp.experiment.sweep_values import make_pruner
 from hfexp.launch.local import run_in_batches
 from hfexp.sweep import parent_run
 from hfexp.sweep.request import Composer, Request, SweepDirectory, hold_sweep
@@ -76,7 +76,7 @@ class _SweepStart:
     directory: SweepDirectory
 
     def run(self, sampler: Any, pruner: Any) -> None:
-        from hfexp.experiment.pruning import storage_url
+        from hfexp.experiment.sweep_storage import storage_url
         from hfexp.sweep.scheduler import Owner, Schedule, TrialStore
         from hfexp.sweep.study import agree, close_study, open_study
 

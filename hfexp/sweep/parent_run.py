@@ -18,7 +18,7 @@ from hfexp.core.errors import RunError, SweepError, first_line
 from hfexp.core.files import replace_file
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_override, mask_secrets
-from hfexp.experiment.pruning import validation_name
+from hfexp.experiment.sweep_values import validation_name
 from hfexp.sweep.report import SweepPage, draw
 from hfexp.sweep.table import Curve, Curves, command_of, make_table, measured, states
 from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first, costs, ranked, ties

@@ -23,7 +23,7 @@ from hfexp.core.config import Method
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.files import SharedLock, sqlite_address, sqlite_path
 from hfexp.core.secrets import mask_secrets
-from hfexp.experiment.pruning import close_storage, open_storage
+from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep.request import HASHED, Definition
 from hfexp.sweep.trials import State, TrialRun
 

@@ -4,8 +4,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
 from hfexp.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -194,7 +192,7 @@ class Classification(Task):
         logits = logits[0] if isinstance(logits, tuple) else logits
         return logits.float().softmax(-1)
 
-    def answer(self, output: np.ndarray, id2label: Mapping[int, str]) -> dict[str, Any]:
+    def answer(self, output: "np.ndarray", id2label: Mapping[int, str]) -> dict[str, Any]:
         """Return the most probable class, its probability, and those of all classes by id."""
         best = int(output.argmax())
         return {
@@ -203,11 +201,13 @@ class Classification(Task):
             "probabilities": [float(value) for value in output],
         }
 
-    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+    def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> dict[str, "np.ndarray"]:
         """Return class ids and scores: `predictions`, `references` (N,), `prediction_scores` (N, num_labels)."""
         return {"predictions": predictions.argmax(-1), "prediction_scores": predictions, "references": references}
 
-    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
+    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
         """Make two uniform predictions for each class."""
+        import numpy as np
+
         count = len(id2label or {0: "", 1: ""})
         return np.full((2 * count, count), 1 / count, dtype=np.float32), np.arange(2 * count) % count

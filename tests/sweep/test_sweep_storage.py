@@ -14,7 +14,7 @@ from toys import RATE, sweep
 
 from hfexp.core.config import SearchConfig
 from hfexp.core.errors import RunError
-from hfexp.experiment import pruning
+from hfexp.experiment import sweep_storage
 from hfexp.sweep import scheduler, study
 from hfexp.sweep import scheduler as schedules
 from hfexp.sweep.scheduler import Plan, Schedule, TrialStore
@@ -39,7 +39,7 @@ def test_a_trial_has_its_owner_from_its_first_moment_on(tmp_path: Path, monkeypa
     assert other.entries[0].foreign
     assert [entry.number for entry in mine.load(10)] == [0]
     for store in (mine, other):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
 
 
 def test_of_several_first_starts_one_makes_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_one_of_several_takes_over_what_a_dead_sweeper_left(tmp_path: Path, monk
     dead.close(entry, study.State.failed)
     assert [trial.values for trial in study.trials_of(winner.study)] == [[1.0]]
     for store in (dead, *stores):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
 
 
 def failing(error: Exception, times: int) -> Any:
@@ -106,7 +106,7 @@ def failing(error: Exception, times: int) -> Any:
             raise error
         return "done"
 
-    return pruning._patiently(method)
+    return sweep_storage._patiently(method)
 
 
 def away() -> Exception:
@@ -116,8 +116,8 @@ def away() -> Exception:
 
 
 def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pruning.time, "sleep", lambda seconds: None)
-    kept = pruning.open_storage(f"sqlite:///{tmp_path / 'study.db'}", patient=True)
+    monkeypatch.setattr(sweep_storage.time, "sleep", lambda seconds: None)
+    kept = sweep_storage.open_storage(f"sqlite:///{tmp_path / 'study.db'}", patient=True)
     assert failing(away(), 9)(kept) == "done"
     wrong = StorageInternalError("too long")
     wrong.__cause__ = DataError("INSERT", {}, Exception("value too long"))
@@ -126,16 +126,16 @@ def test_a_database_that_is_away_is_waited_for(tmp_path: Path, monkeypatch: pyte
     kept.away_seconds = -1.0
     with pytest.raises(RunError, match="can no longer be reached"):
         failing(away(), 1)(kept)
-    pruning.close_storage(kept)
+    sweep_storage.close_storage(kept)
 
 
 def test_every_call_of_a_study_is_patient(tmp_path: Path) -> None:
     found = study.open_study(f"sqlite:///{tmp_path / 'study.db'}", "s", ["minimize"], None, None)
-    assert isinstance(found._storage._backend, pruning.PatientStorage)  # pyright: ignore
+    assert isinstance(found._storage._backend, sweep_storage.PatientStorage)  # pyright: ignore
     names = ["_create_new_trial", "_get_trials", "set_trial_user_attr", "set_trial_state_values", "_set_trial_param"]
     for name in names:
-        assert hasattr(getattr(pruning.PatientStorage, name), "__wrapped__"), name
-        assert getattr(optuna.storages.RDBStorage, name) is getattr(pruning.PatientStorage, name).__wrapped__
+        assert hasattr(getattr(sweep_storage.PatientStorage, name), "__wrapped__"), name
+        assert getattr(optuna.storages.RDBStorage, name) is getattr(sweep_storage.PatientStorage, name).__wrapped__
     study.close_study(found)
 
 
@@ -175,7 +175,7 @@ def test_who_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not them.is_alive(me.text)
     assert not them.is_unclear(me.text)
     for store in (mine, other):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
 
 
 @pytest.mark.parametrize("signs_first", [True, False])
@@ -201,7 +201,7 @@ def test_nobody_is_thought_dead_who_could_not_sign(
     clock.passes(30, them)
     assert [entry.number for entry in other.load(9)] == [0]
     for store in (mine, other):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
 
 
 def schedule_of(store: TrialStore, directory: Path, **settings: Any) -> Schedule:
@@ -254,7 +254,7 @@ def test_a_trial_that_was_taken_over_is_dropped(
         assert [trial.values for trial in schedule.trials] == [(1.5,), (3.0,)]
     assert [trial.values for trial in study.trials_of(mine.study)] == [[1.5], [3.0]]
     for store in (mine, other):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
 
 
 def test_a_twin_of_a_trial_that_was_taken_over_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_twin_of_a_trial_that_was_taken_over_is_run(tmp_path: Path, monkeypatc
     again = schedule.next()
     assert again is not None
     assert again.name == "1"
-    pruning.close_storage(mine.study._storage)
+    sweep_storage.close_storage(mine.study._storage)
 
 
 def test_what_may_have_been_left_is_waited_for_at_the_end(
@@ -296,4 +296,4 @@ def test_what_may_have_been_left_is_waited_for_at_the_end(
     assert len(waited) == 3
     assert capsys.readouterr().err.count("waiting to see whether the other sweepers") == 1
     for store in (mine, other):
-        pruning.close_storage(store.study._storage)
+        sweep_storage.close_storage(store.study._storage)
