@@ -10,8 +10,8 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
 from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
-from hfexp.data.arrays import Row
 from hfexp.data.prepare import Preparation, Prepared
+from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.data.sources import source_row
 from hfexp.data.threads import map_batch_in_threads, rows_of

@@ -28,9 +28,10 @@ from hfexp.core.config import Config
 from hfexp.core.console import console, note, say
 from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
 from hfexp.core.targets import targets_in
-from hfexp.data.arrays import ArrayReader, Arrays, ArrayWriter, NotWholeNumbersError, Row, from_array, to_arrays
+from hfexp.data.arrays import ArrayReader, ArrayWriter
 from hfexp.data.cache import Cache, NoRoomError, default_directory, parse_size, show_size
 from hfexp.data.fingerprint import identity
+from hfexp.data.row_arrays import Arrays, NotWholeNumbersError, Row, from_array, to_arrays
 from hfexp.data.sampling import preserved_rng, rng_state, seed_cpu
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.threads import map_in_threads, rows_of

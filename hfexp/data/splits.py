@@ -17,9 +17,9 @@ from hfexp.core.config import DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.core.targets import instantiate, locate, parameters
-from hfexp.data.arrays import Row
 from hfexp.data.dataset import num_rows
 from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
+from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key

@@ -29,9 +29,9 @@ from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import open_regular
 from hfexp.data import dataset as processing
-from hfexp.data.arrays import Row
 from hfexp.data.dataset import ProcessedDataset, num_rows
 from hfexp.data.prepare import Preparation
+from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.threads import map_batch_in_threads
 from hfexp.data.transforms import Transforms

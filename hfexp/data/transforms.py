@@ -9,7 +9,7 @@ import torch
 from hfexp.core.config import TransformConfig
 from hfexp.core.errors import ConfigError
 from hfexp.core.targets import check, instantiate, locate, parameters, targets_in
-from hfexp.data.arrays import Row
+from hfexp.data.row_arrays import Row
 
 GEOMETRY = {"geometry", "size", "mean", "std"}
 """Parameters of image operations that the processor gives."""

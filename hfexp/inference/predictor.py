@@ -37,8 +37,8 @@ from hfexp.core.hub import explain_hub_errors
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.secrets import find_masked, mask_values
 from hfexp.core.targets import instantiate, is_below, targets_in
-from hfexp.data.arrays import Row
 from hfexp.data.dataset import Collator
+from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
 from hfexp.tasks.base import Task

@@ -19,10 +19,11 @@ from hfexp.commands import api, cli
 from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import config_hash
-from hfexp.data.arrays import ArrayReader, ArrayWriter, NotWholeNumbersError, from_array, to_arrays
+from hfexp.data.arrays import ArrayReader, ArrayWriter
 from hfexp.data.cache import Cache, NoRoomError, parse_size, show_size
 from hfexp.data.dataset import Collator, process
 from hfexp.data.prepare import Preparation, _code, settings_of
+from hfexp.data.row_arrays import NotWholeNumbersError, from_array, to_arrays
 from hfexp.experiment.preflight import load_inputs
 from hfexp.tasks.text import byte_tokenizer
 
