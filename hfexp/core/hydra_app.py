@@ -63,7 +63,7 @@ def hydra_args(args: list[str], commands: Collection[str]) -> list[str]:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(
                 f"{override!r} is neither a command nor key=value.{did_you_mean(override, commands)} "
-                f"Commands: {one_of(commands)}; `hfexp --help` lists the keys"
+                f"Commands: {one_of(commands)}; `hfexp help` says how to find keys"
             )
     overrides = Counter(parsed.overrides)
     flags = []
@@ -88,7 +88,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         shown = f": {way_out(advice, 'write')}" if advice else ""
         raise ConfigError(
             f"{unknown[0]} is not a flag of hfexp, which takes key=value{shown} "
-            "(`hfexp --help` lists the keys, `hfexp --hydra-help` the flags)"
+            "(`hfexp help` says how to find keys and flags)"
         )
     return parsed
 

@@ -37,7 +37,9 @@ def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "code", "shown"),
     [
-        (["--help"], 0, "== Configuration groups"),
+        (["--help"], 0, "Find out more"),
+        (["list", "models"], 0, "vit_tiny"),
+        (["help", "seed"], 0, "seed  (int)"),
         (["--cfg", "job"], 0, "learning_rate: 0.001"),
         (["trainer.args.learning_rat=1"], 2, "Did you mean 'learning_rate'?"),
         (["modle=vit_base"], 2, "Did you mean 'model'?"),
