@@ -233,7 +233,7 @@ def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
         choices = compose.choices_of(composed)
         config = to_config(compose.without_hydra(composed))
         check_choices(config, choices)
-        world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+        world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
         return replace(job, config=config, identity=config_hash(config))
     except ConfigError as error:
         return job.invalid(str(error))

@@ -160,7 +160,7 @@ def measure(cfg: Any) -> Measurement:
 
 def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
     """Return the job with output and tracking moved to `place`, and the share of its split each evaluation sees."""
-    world.settle(config.launch, bool(config.trainer.args.get("use_cpu")))
+    world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
     inputs = load_inputs(config)
     build_splits(config, inputs)  # fills the cache of prepared data, also for the jobs themselves
     most = BATCHES * int(config.trainer.args.get("per_device_eval_batch_size") or 8) * int(config.launch.num_processes)
@@ -188,12 +188,12 @@ def _shortened(config: Config, place: Path) -> tuple[Config, dict[str, float]]:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Discard everything that a run prints inside the block."""
-    console.speak_through(lambda *arguments: None)
+    console.redirect(lambda *arguments: None)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        console.speak_through(None)
+        console.redirect(None)
 
 
 # The time of a whole job, from the measurement of one of its kind.

@@ -35,13 +35,15 @@ _redirect_is_terminal = False
 _bar: Any = None
 
 
-def speak_through(redirect: _Redirect | None, terminal: bool = False) -> None:
+def redirect(function: _Redirect | None, terminal: bool = False) -> None:
     """Redirect output to a function, which gets the name of a function of this module and its arguments.
 
-    This is for a process without a console of its own; `terminal` says if there is one at the other end.
+    Args:
+        function: None ends the redirection.
+        terminal: True if a person watches the output at the other end in a terminal.
     """
     global _redirect, _redirect_is_terminal
-    _redirect, _redirect_is_terminal = redirect, terminal
+    _redirect, _redirect_is_terminal = function, terminal
 
 
 def is_terminal() -> bool:

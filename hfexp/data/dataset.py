@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
 from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
-from hfexp.data.prepare import Preparation, Prepared
+from hfexp.data.prepare import Prepared, PreparedCache
 from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.data.sources import source_row
@@ -170,18 +170,18 @@ def process(
     processor: Any,
     transforms: Transforms,
     seed: int,
-    preparation: Preparation | None = None,
+    prepared_cache: PreparedCache | None = None,
 ) -> dict[str, ProcessedDataset]:
     """Turn each split into a dataset of model inputs; only the training split is augmented.
 
     Args:
-        preparation: the cache of what is the same in every epoch; None: rows are processed when they are read.
+        prepared_cache: the cache of what is the same in every epoch; None: rows are processed when they are read.
     """
     kind, splits = ProcessedDataset if task.block_size is None else PackedDataset, {}
     for split, rows in dataset.items():
         steps = transforms.train if split == "train" else transforms.evaluation
         draws = split == "train" and transforms.is_random
-        prepared = preparation.prepare(str(split), rows, steps.fixed) if preparation else None
+        prepared = prepared_cache.get(str(split), rows, steps.fixed) if prepared_cache else None
         splits[str(split)] = kind(rows, task, processor, steps, seed if draws else None, prepared)
     return splits
 

@@ -87,7 +87,7 @@ class Prepared:
         ]
 
 
-class Preparation:
+class PreparedCache:
     """Prepares splits and keeps them in the cache, following `transform.cache`."""
 
     def __init__(self, config: Config, task: Task, processor: Any) -> None:
@@ -98,7 +98,7 @@ class Preparation:
         self.cache = Cache(directory.absolute(), parse_size(settings.max_size))
         self.processor = settings_of(processor)
 
-    def prepare(self, split: str, rows: Dataset, operations: list[Any]) -> Prepared | None:
+    def get(self, split: str, rows: Dataset, operations: list[Any]) -> Prepared | None:
         """Return the rows of a split after its deterministic operations, or None if the cache can't keep them.
 
         Args:

@@ -30,7 +30,7 @@ from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import open_regular
 from hfexp.data import dataset as processing
 from hfexp.data.dataset import ProcessedDataset, num_rows
-from hfexp.data.prepare import Preparation
+from hfexp.data.prepare import PreparedCache
 from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.threads import map_batch_in_threads
@@ -433,14 +433,14 @@ def process(
     transforms: Transforms,
     seed: int,
     config: DatasetConfig,
-    preparation: Preparation | None = None,
+    prepared_cache: PreparedCache | None = None,
 ) -> dict[str, Any]:
     """Process the splits of a streamed dataset; the rows of its kept splits are cached, those of streams are not."""
     if task.block_size is not None:
         raise ConfigError("dataset.streaming=true: streamed texts can't be cut into blocks; set task.block_size=null")
     streamed = {split: rows for split, rows in dataset.items() if num_rows(rows) is None}
     kept = DatasetDict({split: rows for split, rows in dataset.items() if split not in streamed})
-    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, preparation))
+    splits: dict[str, Any] = dict(processing.process(kept, task, processor, transforms, seed, prepared_cache))
     skips_bad = config.on_bad_sample is OnBadSample.skip
     for split, rows in processing.process(DatasetDict(streamed), task, processor, transforms, seed).items():
         splits[split] = (

@@ -38,7 +38,7 @@ class RunContext:
     """An open run, with everything that another process needs to take part in it."""
 
     config: Config
-    """Config whose `launch` section `hfexp.launch.world.settle` has resolved."""
+    """Config whose `launch` section `hfexp.launch.world.resolve` has resolved."""
     origin: Origin
     environment: Environment
     directory: RunDirectory

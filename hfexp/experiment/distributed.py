@@ -126,7 +126,7 @@ def lead(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Out
 
 def wait_for_first() -> Any:
     """Wait, as one of the others, for what the first process shares (context or result); print nothing from now on."""
-    console.speak_through(lambda name, *args: None)
+    console.redirect(lambda name, *args: None)
     return world.share(None)
 
 
@@ -156,7 +156,7 @@ def _started_process(
     inputs = load_inputs(context.config)
     relay = Relay(sender, context.uri, context.run_id)
     if rank == 0:
-        console.speak_through(relay.send, context.terminal)
+        console.redirect(relay.send, context.terminal)
         job.listen(lambda progress: relay.send("pass_on", progress))
         if world.restarts():
             relay.send("restarted")

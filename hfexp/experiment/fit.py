@@ -12,7 +12,7 @@ from hfexp.core.config import Config
 from hfexp.core.errors import RunError
 from hfexp.core.training_args import TIMINGS, build_arguments
 from hfexp.data import dataset
-from hfexp.data.prepare import Preparation
+from hfexp.data.prepare import PreparedCache
 from hfexp.experiment.callbacks import DrawSamples, Recorder, ShowProgress, TrackingCallback
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.preflight import leaves_parameters_unused, process_splits
@@ -101,8 +101,8 @@ def conclude(
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return each split as a dataset of model inputs."""
-    preparation = Preparation(config, inputs.task, inputs.processor)
-    return process_splits(config, inputs.dataset, inputs.task, inputs.processor, inputs.transforms, preparation)
+    prepared_cache = PreparedCache(config, inputs.task, inputs.processor)
+    return process_splits(config, inputs.dataset, inputs.task, inputs.processor, inputs.transforms, prepared_cache)
 
 
 def build_trainer(

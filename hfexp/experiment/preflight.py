@@ -17,7 +17,7 @@ from hfexp.core.training_args import build_arguments, check_choices
 from hfexp.data import dataset as processing
 from hfexp.data import streaming
 from hfexp.data.dataset import num_rows
-from hfexp.data.prepare import Preparation, require_deterministic
+from hfexp.data.prepare import PreparedCache, require_deterministic
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.data.streaming import check_streaming
 from hfexp.data.transforms import Transforms, build_transforms
@@ -185,12 +185,12 @@ def process_splits(
     task: Task,
     processor: Any,
     transforms: Transforms,
-    preparation: Preparation | None = None,
+    prepared_cache: PreparedCache | None = None,
 ) -> dict[str, Any]:
-    """Return each split as a dataset of model inputs, streamed or kept; `preparation` caches the kept ones."""
+    """Return each split as a dataset of model inputs, streamed or kept; `prepared_cache` caches the kept ones."""
     if config.dataset.streaming:
-        return streaming.process(dataset, task, processor, transforms, config.seed, config.dataset, preparation)
-    return dict(processing.process(dataset, task, processor, transforms, config.seed, preparation))
+        return streaming.process(dataset, task, processor, transforms, config.seed, config.dataset, prepared_cache)
+    return dict(processing.process(dataset, task, processor, transforms, config.seed, prepared_cache))
 
 
 def _check_fit(

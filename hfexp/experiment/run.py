@@ -45,7 +45,7 @@ def run(config: Config, origin: Origin) -> Result:
     started = time.monotonic()
     console.quiet_libraries()
     use_cpu = bool(config.trainer.args.get("use_cpu"))
-    world.settle(config.launch, use_cpu)
+    world.resolve(config.launch, use_cpu)
     use_threads(config.launch)
     keep_freed_memory()
     processes = int(config.launch.num_processes)

@@ -163,7 +163,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     """Call `entry(*args)` in `launch.num_processes` workers of one process group, and wait for them.
 
     Args:
-        launch: resolved by `hfexp.launch.world.settle`.
+        launch: resolved by `hfexp.launch.world.resolve`.
         run_dir: the workers write their output to `logs/rank<i>.log` in it.
         entry: a module-level function.
         args: picklable.
@@ -271,7 +271,7 @@ def _worker(
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
-    console.speak_through(lambda name, *args: None)
+    console.redirect(lambda name, *args: None)
     stop_when_orphaned(grace)
     begin(notes_dir, rank)
     try:

@@ -103,7 +103,7 @@ def _loopback() -> str:
     return next(names, "")
 
 
-def settle(launch: LaunchConfig, use_cpu: bool) -> None:
+def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
     """Resolve `launch.num_processes=auto`, and adopt the world size under torchrun or `accelerate launch`.
 
     Raises:

@@ -22,7 +22,7 @@ from hfexp.core.identity import config_hash
 from hfexp.data.arrays import ArrayReader, ArrayWriter
 from hfexp.data.cache import Cache, NoRoomError, parse_size, show_size
 from hfexp.data.dataset import Collator, process
-from hfexp.data.prepare import Preparation, _code, settings_of
+from hfexp.data.prepare import PreparedCache, _code, settings_of
 from hfexp.data.row_arrays import NotWholeNumbersError, from_array, to_arrays
 from hfexp.experiment.preflight import load_inputs
 from hfexp.tasks.text import byte_tokenizer
@@ -80,8 +80,8 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def splits(config: Config, cached: bool) -> tuple[dict[str, Any], Any]:
     inputs = load_inputs(config)
-    preparation = Preparation(config, inputs.task, inputs.processor) if cached else None
-    made = process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed, preparation)
+    prepared_cache = PreparedCache(config, inputs.task, inputs.processor) if cached else None
+    made = process(inputs.dataset, inputs.task, inputs.processor, inputs.transforms, config.seed, prepared_cache)
     return made, Collator(inputs.task, inputs.processor, inputs.transforms.batch, config.seed)
 
 

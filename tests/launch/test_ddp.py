@@ -34,18 +34,18 @@ TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_ba
 """The same batches of 32 as `SMALL_DIGITS`."""
 
 
-def settled(launch: LaunchConfig, use_cpu: bool = False) -> LaunchConfig:
-    world.settle(launch, use_cpu)
+def resolved(launch: LaunchConfig, use_cpu: bool = False) -> LaunchConfig:
+    world.resolve(launch, use_cpu)
     return launch
 
 
 def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world, "visible_devices", lambda: ("0", "1", "2"))
     ddp = Strategy.ddp
-    assert settled(LaunchConfig(ddp, "auto")).num_processes == 3
-    assert settled(LaunchConfig(ddp, 2)).num_processes == 2
-    assert settled(LaunchConfig(ddp, 5), use_cpu=True).num_processes == 5
-    assert settled(LaunchConfig(Strategy.single, "auto")).num_processes == 1
+    assert resolved(LaunchConfig(ddp, "auto")).num_processes == 3
+    assert resolved(LaunchConfig(ddp, 2)).num_processes == 2
+    assert resolved(LaunchConfig(ddp, 5), use_cpu=True).num_processes == 5
+    assert resolved(LaunchConfig(Strategy.single, "auto")).num_processes == 1
     for launch, use_cpu, message in (
         (LaunchConfig(ddp, 4), False, "more than the 3 visible accelerators"),
         (LaunchConfig(ddp, "auto"), True, "there are none"),
@@ -54,7 +54,7 @@ def test_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         (LaunchConfig(Strategy.single, 2), False, "needs launch=ddp"),
     ):
         with pytest.raises(ConfigError, match=message):
-            world.settle(launch, use_cpu)
+            world.resolve(launch, use_cpu)
 
 
 def among_others(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
@@ -66,10 +66,10 @@ def among_others(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
 
 def test_a_process_among_others_takes_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     among_others(monkeypatch, rank=1, size=4)
-    launch = settled(LaunchConfig())
+    launch = resolved(LaunchConfig())
     assert (launch.strategy, launch.num_processes) == (Strategy.ddp, 4)
     with pytest.raises(ConfigError, match="started as one of 4"):
-        world.settle(LaunchConfig(Strategy.ddp, 2), use_cpu=False)
+        world.resolve(LaunchConfig(Strategy.ddp, 2), use_cpu=False)
 
 
 def test_a_sweep_is_not_for_torchrun(
