@@ -86,6 +86,7 @@ def test_a_hangup_in_training_writes_a_checkpoint(place: Path, all_runs: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("more", [[], ["launch=ddp", "launch.num_processes=2", "trainer.args.use_cpu=true"]])
 def test_a_terminal_that_closes_ends_no_run_badly(
     more: list[str], place: Path, all_runs: Callable[[], list[Any]]
