@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
-    parser.add_argument("names", nargs="*", help="experiments, runs, or sweep=NAME (default: the newest experiment)")
+    names = "experiments, runs (name, id, last, best), or sweep=NAME (default: the newest experiment)"
+    parser.add_argument("names", nargs="*", help=names)
     parser.add_argument("--metric", help="metric to rank by (default: the one that selects the best checkpoint)")
     parser.add_argument("--order", choices=("min", "max"), help="whether small or large values are best")
     parser.add_argument("--where", metavar="FILTER", help='filter as in MLflow, e.g. "metrics.test_accuracy > 0.9"')

@@ -199,7 +199,7 @@ HELP = """hfexp predict: predict with a trained model.
   cat lines.txt | hfexp predict run=RUN -
 
 model
-  run=       id (or its beginning) or name of a run, a directory, or OWNER/NAME on the Hub
+  run=       a run's name or id (or its beginning), last, best, best:EXPERIMENT, a directory, or OWNER/NAME (Hub)
   sweep=     the best run of this sweep
   task= model= transform= security=    as in training, for a model that was not trained by a run
   output_dir=outputs  uri=             where the runs are

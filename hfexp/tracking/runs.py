@@ -271,14 +271,17 @@ def _record(run: Any, experiment: str) -> RunRecord:
 
 MIN_PREFIX = 6
 SWEEP = "sweep="
+LAST, BEST = "last", "best"
+"""Names for the newest finished run, and for the best one of its experiment (`best:EXPERIMENT`: of another one)."""
 
 
 def choose_runs(uri: str, names: list[str], where: str | None) -> tuple[list[RunRecord], list[str]]:
     """Find the runs that the user names: those named one by one, then those of experiments, then those of sweeps.
 
     Args:
-        names: experiments, run names, run ids or prefixes of ids, `sweep=NAME`; if empty, the newest run's
-            experiment. A sweep, also one given by the name or id of its own run, stands for the runs of its jobs.
+        names: experiments, run names, run ids or their beginnings, `last`, `best`, `best:EXPERIMENT`, `sweep=NAME`; if
+            empty, the newest run's experiment. A sweep, also one given by the name or id of its own run, stands for
+            the runs of its jobs.
         where: filter as in `read_runs`.
 
     Returns:
@@ -292,7 +295,7 @@ def choose_runs(uri: str, names: list[str], where: str | None) -> tuple[list[Run
     known = list_runs(uri)
     experiments = {run.experiment for run in known}
     single = [name for name in names if name not in experiments and not name.startswith(SWEEP)]
-    named = [_find_run(name, known) for name in single]
+    named = [_find_run(uri, name, known) for name in single]
     ids = named + [run.run_id for run in known if run.experiment in names]
     by_id = {run.run_id: run for run in read_runs(uri, run_ids=ids, where=where)}
     chosen = [by_id[run_id] for run_id in dict.fromkeys(ids) if run_id in by_id]
@@ -341,12 +344,15 @@ def home_of(run: RunRecord, output_dir: Path) -> Path | None:
 
 
 def find_one(uri: str, name: str) -> RunRecord:
-    """Find the run with this name, id or prefix of an id; in place of a sweep's own run, the best run of the sweep.
+    """Find the run that a user names; in place of a sweep's own run, find the best run of the sweep.
+
+    Args:
+        name: a run's name or id, the beginning of one, `last`, `best` or `best:EXPERIMENT`.
 
     Raises:
         ConfigError: no run or several runs match, or the sweep has no best run yet.
     """
-    (run,) = read_runs(uri, run_ids=[_find_run(name, list_runs(uri))])
+    (run,) = read_runs(uri, run_ids=[_find_run(uri, name, list_runs(uri))])
     return _best_of(uri, run) if is_sweep(run) else run
 
 
@@ -370,12 +376,50 @@ def _best_of(uri: str, parent: RunRecord) -> RunRecord:
     return runs[0]
 
 
-def _find_run(name: str, known: list[RunRecord]) -> str:
+def _last_run(uri: str, known: list[RunRecord]) -> RunRecord:
+    """Return the finished run that was started last; a sweep's own run does not count."""
+    for finished in (run for run in known if run.status == "FINISHED"):
+        (run,) = read_runs(uri, run_ids=[finished.run_id])
+        if not is_sweep(run):
+            return run
+    raise ConfigError(f"{LAST}: no run has finished yet")
+
+
+def _best_run(uri: str, experiment: str) -> RunRecord:
+    """Return the finished run of an experiment whose saved model is the best by the metric that chose it."""
+    runs = [run for run in read_runs(uri, experiment=experiment) if run.status == "FINISHED" and not is_sweep(run)]
+    tags = runs[0].tags if runs else {}  # those of the newest: earlier runs may have been chosen by another metric
+    metric = tags.get("hfexp.metric", "")
+    scored = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
+    if not scored:
+        raise ConfigError(
+            f"{BEST}:{experiment}: no finished run of this experiment has recorded how good its model is"
+        )
+    better = min if tags.get("hfexp.metric_direction") == "min" else max
+    return better(scored, key=lambda run: run.metrics[metric])
+
+
+def _experiment(name: str, known: list[RunRecord]) -> str:
+    """Return the experiment of `best:EXPERIMENT`."""
+    experiment, experiments = name.removeprefix(f"{BEST}:"), {run.experiment for run in known}
+    if experiment not in experiments:
+        hint = did_you_mean(experiment, experiments)
+        raise ConfigError(
+            f"{name}: there is no such experiment.{hint} Experiments: {one_of(experiments, 20) or 'none'}"
+        )
+    return experiment
+
+
+def _find_run(uri: str, name: str, known: list[RunRecord]) -> str:
     """Return the id of the run that the user means."""
     for candidates in (
         [run.run_id for run in known if run.run_id == name],
         [run.run_id for run in known if run.name == name],
+        [_last_run(uri, known).run_id] if name == LAST else [],
+        [_best_run(uri, _last_run(uri, known).experiment).run_id] if name == BEST else [],
+        [_best_run(uri, _experiment(name, known)).run_id] if name.startswith(f"{BEST}:") else [],
         [run.run_id for run in known if len(name) >= MIN_PREFIX and run.run_id.startswith(name)],
+        [run.run_id for run in known if name and run.name.startswith(name)],
     ):
         if len(candidates) == 1:
             return candidates[0]
@@ -383,7 +427,8 @@ def _find_run(name: str, known: list[RunRecord]) -> str:
             raise ConfigError(f"{name!r} matches {len(candidates)} runs: {one_of(candidates, 10)}")
     experiments, names = {run.experiment for run in known}, {run.name for run in known}
     raise ConfigError(
-        f"no experiment, run name or run id (at least its first {MIN_PREFIX} characters) matches {name!r}."
+        f"no experiment, run name or run id (at least its first {MIN_PREFIX} characters) matches {name!r}; "
+        f"{LAST} is the newest finished run, {BEST} the best one of its experiment."
         f"{did_you_mean(name, [*experiments, *names])} "
         f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
     )

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -130,6 +131,50 @@ def names(runs: list[RunRecord]) -> list[str]:
 def run_id(store: Store, name: str) -> str:
     [found] = [run.run_id for run in read_runs(store.uri) if run.name == name]
     return found
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("last", "run-3"),  # run-odd, the newest, has not finished
+        ("best", "run-2"),  # as good as run-1, and newer
+        ("best:digits", "run-2"),
+        ("run-o", "run-odd"),
+        ("plain-a", "plain-a"),
+    ],
+)
+def test_short_names_of_runs(store: Store, name: str, meant: str) -> None:
+    assert chosen.find_one(store.uri, name).name == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("plain", "'plain' matches 2 runs"),
+        ("best:other", "best:other: no finished run of this experiment has recorded how good its model is"),
+        ("best:digts", "there is no such experiment. Did you mean 'digits'?"),
+        ("nothing", "last is the newest finished run"),
+    ],
+)
+def test_short_names_that_mean_nothing(store: Store, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        chosen.find_one(store.uri, name)
+
+
+def test_the_best_run_by_a_metric_to_minimise_and_none_at_all(tmp_path: Path) -> None:
+    store = Store(tmp_path / "mlflow.db")
+    experiment = store.experiment("texts")
+    with pytest.raises(ConfigError, match="no run has finished yet"):
+        chosen.find_one(store.uri, "last")
+    tags = {"hfexp.metric": "final_eval_perplexity", "hfexp.metric_direction": "min"}
+    for name, value in (("a", 5.0), ("b", 4.0), ("c", math.nan)):
+        store.run(experiment, name, metrics={"final_eval_perplexity": value}, tags=tags)
+    store.run(experiment, "sweep", metrics={"final_eval_perplexity": 1.0}, tags={**tags, "hfexp.kind": "sweep"})
+    assert chosen.find_one(store.uri, "best").name == "b"
+    assert chosen.find_one(store.uri, "last").name == "c"
 
 
 # --- reading
