@@ -238,6 +238,27 @@ def compare(args: list[str]) -> int:
     return comparison.main(args)
 
 
+def runs(args: list[str]) -> int:
+    """List recorded runs."""
+    from hfexp.commands import records
+
+    return records.runs(args)
+
+
+def note(args: list[str]) -> int:
+    """Write a note on a run."""
+    from hfexp.commands import records
+
+    return records.note(args)
+
+
+def tag(args: list[str]) -> int:
+    """Set tags of a run."""
+    from hfexp.commands import records
+
+    return records.tag(args)
+
+
 def sync(args: list[str]) -> int:
     """Deliver the records that runs could not deliver, and close runs whose process is gone."""
     from hfexp.commands import sync as synchronisation
@@ -275,8 +296,9 @@ def version(args: list[str]) -> int:
 
 
 COMMANDS = {
-    "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "compare": compare, "cache": cache,
-    "sync": sync, "ui": ui, "list": list_options, "help": show_help, "version": version,
+    "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "runs": runs, "compare": compare,
+    "note": note, "tag": tag, "cache": cache, "sync": sync, "ui": ui, "list": list_options, "help": show_help,
+    "version": version,
 }  # fmt: skip
 BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
 """Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""

@@ -29,7 +29,9 @@ Commands
   plan -m ...                         list the jobs of a sweep, estimate their time
   predict run=RUN INPUT ...           predict with a trained model
   evaluate run=RUN ...                score a trained model, on other data too
+  runs                                list the recorded runs
   compare [RUN RUN]                   compare runs
+  note RUN TEXT, tag RUN KEY=VALUE    mark a run
   ui                                  open MLflow on the recorded runs
   sync                                deliver records that a server did not accept
   cache [clear]                       list or delete prepared data

@@ -352,8 +352,18 @@ def find_one(uri: str, name: str) -> RunRecord:
     Raises:
         ConfigError: no run or several runs match, or the sweep has no best run yet.
     """
-    (run,) = read_runs(uri, run_ids=[_find_run(uri, name, list_runs(uri))])
+    run = find_run(uri, name)
     return _best_of(uri, run) if is_sweep(run) else run
+
+
+def find_run(uri: str, name: str) -> RunRecord:
+    """Find the run that a user names, as `find_one` does; a sweep's own run stands for itself.
+
+    Raises:
+        ConfigError: no run or several runs match.
+    """
+    (run,) = read_runs(uri, run_ids=[_find_run(uri, name, list_runs(uri))])
+    return run
 
 
 def best_run_of_sweep(uri: str, name: str) -> RunRecord:

@@ -1,0 +1,52 @@
+"""A store of MLflow that tests fill with runs, without training."""
+
+from pathlib import Path
+from typing import Any
+
+
+class Store:
+    """A store of MLflow with shortcuts to fill it."""
+
+    def __init__(self, path: Path) -> None:
+        import mlflow
+
+        self.path, self.uri, self.clock = path, f"sqlite:///{path}", 1_700_000_000_000
+        self.client = mlflow.MlflowClient(self.uri)
+
+    def experiment(self, name: str) -> str:
+        return self.client.create_experiment(name, artifact_location=(self.path.parent / name).as_uri())
+
+    def run(
+        self,
+        experiment: str,
+        name: str,
+        params: dict[str, Any] | None = None,
+        metrics: dict[str, float | list[float]] | None = None,
+        tags: dict[str, str] | None = None,
+        status: str | None = "FINISHED",
+    ) -> str:
+        from mlflow.entities import Metric, Param, RunTag
+
+        self.clock += 60_000
+        run_id = self.client.create_run(experiment, run_name=name, start_time=self.clock).info.run_id
+        points = [
+            Metric(key, value, self.clock + step, step)
+            for key, values in (metrics or {}).items()
+            for step, value in enumerate(values if isinstance(values, list) else [values])
+        ]
+        self.client.log_batch(
+            run_id,
+            points,
+            [Param(key, str(value)) for key, value in (params or {}).items()],
+            [RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+        if status:
+            self.client.set_terminated(run_id, status, end_time=self.clock + 30_500)
+        return run_id
+
+    def dataset(self, run_id: str, digest: str, context: str, profile: str | None) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        tags = [InputTag("mlflow.data.context", context)]
+        dataset = Dataset("digits", digest, "local", "{}", None, profile)
+        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
