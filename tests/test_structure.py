@@ -4,10 +4,12 @@
 """
 
 import ast
+import functools
 import itertools
 import tomllib
 from pathlib import Path
 
+import grimp
 from conftest import ROOT
 from documents import read_section, write_section
 
@@ -33,6 +35,18 @@ def test_functions_stay_small() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_chains_of_imports_stay_short() -> None:
+    """A change in a module can break only what is above it; the longest way up has at most 16 modules."""
+    graph = grimp.build_graph("hfexp", cache_dir=None)
+
+    @functools.cache
+    def length(module: str) -> int:
+        return 1 + max(map(length, graph.find_modules_directly_imported_by(module)), default=0)
+
+    longest = max(graph.modules - {"hfexp"}, key=length)
+    assert length(longest) <= 16, longest
 
 
 def layers() -> list[list[str]]:

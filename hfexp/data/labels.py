@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.data.tables import places
-from hfexp.tasks.base import CLASS, NUMBER, Task
-from hfexp.tasks.cells import TRUTH, in_order, to_number, to_truth
+from hfexp.tasks.base import CLASS, NUMBER, TRUTH, Task, to_number, to_truth
+from hfexp.tasks.cells import in_order
 
 FEW_ROWS = 20
 """Number of labels below which the frequency of classes says nothing."""

@@ -1,16 +1,21 @@
 """Base class of the tasks: all that the pipeline asks of one."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks.cells import is_number
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
     import torch
     from datasets import DatasetDict
+
+
+TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
 CLASS, CLASSES, NUMBER = "class", "classes", "number"
@@ -211,3 +216,37 @@ class Classification(Task):
 
         count = len(id2label or {0: "", 1: ""})
         return np.full((2 * count, count), 1 / count, dtype=np.float32), np.arange(2 * count) % count
+
+
+def to_number(value: Any) -> float:
+    """Convert a label to float: a number, or the text of one as in CSV files.
+
+    Raises:
+        DataError: the label is not a number, or not finite.
+    """
+    number = float(value) if isinstance(value, str) and is_number(value) else value
+    if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        comma = (
+            ": write 1.5, or set dataset.source.decimal=',' for a CSV file"
+            if isinstance(value, str) and "," in value
+            else ""
+        )
+        raise DataError(f"column 'label' holds {value!r:.80}, expected a number{comma}")
+    return float(number)
+
+
+def to_truth(value: Any, name: str) -> int:
+    """Convert the mark of a class to 0 or 1; it may be 0 or 1, false or true, as a value or a text.
+
+    Args:
+        name: name of the class, for messages.
+
+    Raises:
+        DataError: the mark is missing, or something else.
+    """
+    if value is None:
+        raise DataError(f"no truth value for the class {name!r}")
+    known = TRUTH.get(str(value).lower())
+    if known is None:
+        raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, expected 0, 1, false or true")
+    return known

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.base import CLASSES, NUMBER, Classification, Task
-from hfexp.tasks.cells import to_number, to_truth
+from hfexp.tasks.base import CLASSES, NUMBER, Classification, Task, to_number, to_truth
 
 # Bases of tasks on texts or pairs of texts; subclasses define the labels.
 
