@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
 from faults import fault_at
-from hfexp.experiment.recorder import Recorder
 from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run_point, tell
 
 from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import without_sweep
+from hfexp.experiment.callbacks import Recorder
 from hfexp.experiment.pruning import PrunerClient
 from hfexp.experiment.sweep_values import make_pruner, values_of
 from hfexp.tracking.membership import SweepInfo, TrialKey
