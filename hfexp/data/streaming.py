@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import fsspec.asyn
 import torch
 from datasets import ClassLabel, DatasetDict, Features, IterableDataset
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     import transformers
 
 logger = logging.getLogger(__name__)
+
+# `datasets` sleeps for 5 s each time it has read Parquet files side by side, so that Arrow's threads end before the
+# interpreter does (apache/arrow#45214). A run goes on for long after a stream has ended; its epochs should not wait.
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
 
 
 # Splits that are too large to keep: their rows can be read only in order, and are not decoded here.
@@ -72,8 +77,8 @@ def cut(rows: IterableDataset, shards: int, shard: int) -> IterableDataset:
 def shuffled(rows: IterableDataset, seed: int, buffer: int) -> IterableDataset:
     """Shuffle the order of the files, and their rows within a buffer.
 
-    Only one file at a time fills the buffer: `datasets` reads several in threads, and waits five seconds for those of
-    Parquet to end. Reading several shards mixes the rows of different files.
+    Only one file at a time fills the buffer, as `datasets` would read several in threads. Reading several shards mixes
+    the rows of different files.
     """
     return rows.shuffle(seed=seed, buffer_size=max(buffer, 1), max_buffer_input_shards=1)
 

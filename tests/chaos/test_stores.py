@@ -111,7 +111,9 @@ class Case:
 
     def next_start(self) -> None:
         """Start another experiment below the same directory, which closes what it finds there."""
-        api.train(*SMALL_DIGITS, f"tracking.uri={self.store.uri}", "debug=fast")
+        api.train(
+            *SMALL_DIGITS, f"tracking.uri={self.store.uri}", "debug=fast", f"output_dir={self.place / 'outputs'}"
+        )
 
     def expect(self, status: str, reason: str) -> None:
         """Check the record, and note it for the table."""

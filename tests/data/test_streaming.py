@@ -2,6 +2,7 @@
 
 import gc
 import json
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -299,6 +300,13 @@ def test_wrong_settings_are_named(words: list[str], messages: list[str], place: 
         with pytest.raises(ConfigError, match=message):
             api.train(*chosen)
     assert not (place / "outputs").exists()
+
+
+def test_a_limited_stream_ends_without_a_pause(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    assert len(list(splits_of(table, max_train_samples=8, shuffle_buffer=4)["train"].rows)) == 8
+    assert [pause for pause in pauses if pause > 0] == []
 
 
 def test_limited_rows_are_of_all_files(table: dict[str, Any]) -> None:
