@@ -186,7 +186,7 @@ PHASES = {
     "PostgreSQL and training": Phase(LONG, said("  epoch"), 2.0, family, "PostgreSQL"),
     "any moment on a slow disk": Phase(DIGITS, said("model:"), 8.0, slow=True),
 }
-QUICK = ("the prepared data being written", "predict output=")
+QUICK = ("the prepared data being written",)
 
 
 @dataclass

@@ -69,6 +69,7 @@ def test_under_nohup_a_hangup_stays_ignored() -> None:
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hangups")
 def test_a_hangup_in_training_writes_a_checkpoint(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = [*LONG, *fault_at(5)]

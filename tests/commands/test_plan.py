@@ -48,6 +48,7 @@ def test_what_a_sweep_has_done_is_not_planned_again(capsys: pytest.CaptureFixtur
     assert {path for path in after if after[path] != before.get(path) and "study.db" not in path.name} == set()
 
 
+@pytest.mark.slow
 def test_another_sweep_of_the_name_is_refused_as_when_it_is_started(
     capsys: pytest.CaptureFixture[str], place: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
     assert_resumed_equals_uninterrupted(overrides(family, place), place)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_resumes_likewise(place: Path) -> None:
     """By a backend of `torch.compile` that needs no C++ compiler."""
     torch._dynamo.reset()  # also what was compiled before, which would not be counted again

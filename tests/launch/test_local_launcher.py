@@ -294,6 +294,7 @@ def test_a_job_can_start_processes_from_the_same_server(tmp_path: Path) -> None:
     assert values(launch(task, [["bar=0"]], tmp_path)) == [(0, True)]
 
 
+@pytest.mark.slow
 def test_the_end_of_the_server_is_no_failure_of_a_job(tmp_path: Path) -> None:
     def task(cfg: Any) -> None:
         (tmp_path / "pid").write_text(str(os.getpid()))

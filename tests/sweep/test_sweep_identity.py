@@ -79,10 +79,15 @@ def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.Ca
     "space",
     [
         ["dataset.source.data_files=a.csv,b.csv"],
-        ["search.space={dataset.source.data_files: [a.csv, b.csv]}"],
-        ["seed=1,2", "search.space={dataset.source.data_files: {values: [a.csv, b.csv], when: {seed: 2}}}"],
-        ["dataset.source.data_files.train='${oc.env:HERE}/a.csv','${oc.env:HERE}/b.csv'"],
-        ["--config-dir", "conf", "dataset=own_a,own_b", "model=vit_digits"],
+        pytest.param(["search.space={dataset.source.data_files: [a.csv, b.csv]}"], marks=pytest.mark.slow),
+        pytest.param(
+            ["seed=1,2", "search.space={dataset.source.data_files: {values: [a.csv, b.csv], when: {seed: 2}}}"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["dataset.source.data_files.train='${oc.env:HERE}/a.csv','${oc.env:HERE}/b.csv'"], marks=pytest.mark.slow
+        ),
+        pytest.param(["--config-dir", "conf", "dataset=own_a,own_b", "model=vit_digits"], marks=pytest.mark.slow),
     ],
 )
 def test_a_changed_file_that_is_not_of_the_first_point(

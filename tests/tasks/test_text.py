@@ -135,6 +135,7 @@ def test_tables_are_read_by_the_ending_of_their_name(place: Path) -> None:
         table("nothing.csv")
 
 
+@pytest.mark.slow
 def test_docstrings_are_the_same_each_time_and_do_not_name_their_class() -> None:
     first, second = docstrings(num_classes=3, most=20), docstrings(num_classes=3, most=20)
     assert first[:] == second[:]

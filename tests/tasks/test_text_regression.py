@@ -61,6 +61,7 @@ def test_pairs_and_kept_rows_give_what_fresh_ones_give(place: Path) -> None:
     assert len(list(Path(place, "cache").rglob("label.bin"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("rows")
 def test_a_search_minimises_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["task=text_regression", *SMALL, "trainer.args.max_steps=3", "trainer.args.eval_strategy=steps"]
