@@ -31,7 +31,8 @@ Commands
   evaluate run=RUN ...                score a trained model, on other data too
   runs                                list the recorded runs
   compare [RUN RUN]                   compare runs
-  note RUN TEXT, tag RUN KEY=VALUE    mark a run
+  note RUN TEXT                       write a note that MLflow shows with a run
+  tag RUN KEY=VALUE ...               set tags of a run
   ui                                  open MLflow on the recorded runs
   sync                                deliver records that a server did not accept
   cache [clear]                       list or delete prepared data
