@@ -3,11 +3,13 @@
 import textwrap
 from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.commands.predict import split_config_dir
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError, did_you_mean
+from hfexp.core.secrets import learn_secrets, mask_secrets, mask_values
 
 if TYPE_CHECKING:
     from hfexp.core.keys import Key
@@ -52,6 +54,8 @@ Flags
   --hydra-help                        Hydra's other flags"""
 WIDTH = 100
 """Columns to which text is wrapped."""
+MOST = 40
+"""Keys that are listed for a word."""
 
 
 def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) -> int:
@@ -71,18 +75,23 @@ def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) ->
         return 0
     if topic in commands:
         return commands[topic](["--help"])
+    flag = next((arg for arg in args if arg.startswith("-")), None)
+    if flag is not None:
+        raise ConfigError(f"hfexp help takes no flag {flag}: hfexp help [KEY | TASK | COMMAND | WORD] [KEY=VALUE ...]")
+    from hfexp.core.compose import own_options_first
     from hfexp.core.options import find_option
 
-    task = find_option("task", topic)
-    if task is not None:
-        _explain_task(task)
-        return 0
+    with own_options_first(*([Path(config_dir).resolve()] if config_dir else [])):
+        task = find_option("task", topic)
+        if task is not None:
+            _explain_task(task)
+            return 0
     _explain_key(topic.partition("=")[0].lstrip("+"), overrides, config_dir)
     return 0
 
 
 def _explain_task(task: "Option") -> None:
-    from hfexp.core.keys import keys
+    from hfexp.core.options import find_option
     from hfexp.experiment.choices import fitting_options
 
     say(f"task={task.name}: {task.text}")
@@ -92,18 +101,11 @@ def _explain_task(task: "Option") -> None:
     _pair("Models", ", ".join(fitting_options("model", task)))
     _pair("Datasets", ", ".join(fitting_options("dataset", task)))
     metrics = next((option for option in task.chosen() if option.group == "metrics"), None)
-    _pair("Metrics", _metrics_of(metrics))
-    for name in task.content:
-        key = keys().get(f"task.{name}")
-        if key is not None:
-            _pair(key.name, f"{key.text} Default: {_yaml(task.content[name])}.")
-
-
-def _metrics_of(option: "Option | None") -> str:
-    from hfexp.core.options import find_option
-
-    chosen = option or find_option("metrics", "classification")
-    return f"{', '.join(chosen.content)} (metrics={chosen.name})" if chosen else ""
+    metrics = metrics or find_option("metrics", "classification")
+    _pair("Metrics", f"{', '.join(metrics.content)} (metrics={metrics.name})" if metrics else "")
+    for name, value in task.content.items():
+        if name not in ("_target_", "defaults"):
+            _pair(f"task.{name}", f"{task.comment(name)} Default: {_yaml(value)}.")
 
 
 def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> None:
@@ -112,44 +114,51 @@ def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> Non
     from hfexp.core.options import GROUPS
 
     matches = _matches(name, keys())
-    if not matches:
-        raise ConfigError(
-            f"no key, task or command is called {name!r}, and no key's description contains it."
-            f"{did_you_mean(name, [*keys(), *GROUPS])} `hfexp help` lists the commands, `hfexp list` the groups"
-        )
     if len(matches) == 1:
         _show_key(matches[0], overrides, config_dir)
         return
     if matches[0].name == name:
         say(f"{name}: {matches.pop(0).text}")
         say(f"Options: hfexp list {name}\n" if name in GROUPS else "")
-    width = max(len(key.name) for key in matches)
-    for key in matches:
+    width = max(len(key.name) for key in matches[:MOST])
+    for key in matches[:MOST]:
         first = " ".join(key.text.split("\n\n")[0].split())
         say(f"{key.name:{width}}  {textwrap.shorten(first, max(40, WIDTH - width), placeholder=' ...')}")
+    if len(matches) > MOST:
+        say(f"({len(matches) - MOST} more keys contain {name!r}: use a longer word)")
 
 
 def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
     """Find keys: the one of this name with those below it; or those that end in it; or those that contain the word.
 
     Raises:
-        ConfigError: the name belongs to another tool; the message says what to use instead.
+        ConfigError: there are none, or the name belongs to another tool; the message says what to use instead.
     """
     from hfexp.core.config import HABITS
-    from hfexp.core.training_args import SHORT, way_out
+    from hfexp.core.options import GROUPS
+    from hfexp.core.training_args import RENAMED, SHORT, way_out
 
     if name in keys:
         return [keys[name], *(key for key in keys.values() if key.name.startswith(f"{name}."))]
-    ending = [key for key in keys.values() if key.name.endswith(f".{SHORT.get(name, name)}")]
+    last = name.removeprefix("trainer.args.")
+    ending = [key for key in keys.values() if key.name.endswith(f".{SHORT.get(last, last)}")]
     if ending:
         return ending
-    if name in HABITS:
-        raise ConfigError(f"hfexp has no key {name!r}: {way_out(HABITS[name])}")
+    instead = HABITS.get(name) or RENAMED.get(last)
+    if instead:
+        raise ConfigError(f"hfexp has no key {name!r}: {way_out(instead)}")
     word = name.lower()
-    return [key for key in keys.values() if word in key.name.lower() or word in key.text.lower()]
+    containing = [key for key in keys.values() if word in key.name.lower() or word in key.text.lower()]
+    if not containing:
+        raise ConfigError(
+            f"no key, task or command is called {name!r}, and no key's description contains it."
+            f"{did_you_mean(name, [*keys, *GROUPS])} `hfexp help` lists the commands, `hfexp list` the groups"
+        )
+    return containing
 
 
 def _show_key(key: "Key", overrides: list[str], config_dir: str | None) -> None:
+    value, where = _value_in(key.name, overrides, config_dir)
     say(f"{key.name}  ({key.type})\n")
     for paragraph in key.text.split("\n\n"):
         say(textwrap.fill(" ".join(paragraph.split()), WIDTH))
@@ -159,23 +168,31 @@ def _show_key(key: "Key", overrides: list[str], config_dir: str | None) -> None:
     for line in values if len(values) > 1 else ():
         say(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    "))
     _pair("Default", _yaml(key.default))
-    value, where = _value_in(key.name, overrides, config_dir)
     if where:
         _pair("In this config" if overrides else "In the default experiment", f"{value}, set by {where}")
 
 
 def _value_in(name: str, overrides: list[str], config_dir: str | None) -> tuple[str, str]:
-    """Return the value of a key in the composed config, and the file or override that sets it; empty without one."""
+    """Return the value of a key in the composed config, and the file or override that sets it; empty without one.
+
+    Interpolations stay as they are written, and secrets are masked.
+    """
     from omegaconf import OmegaConf
 
     from hfexp.core.compose import compose_with_sources
 
     config, sources = compose_with_sources(overrides, config_dir)
-    setters = [option for option, values in sources if _has(values, name)]
-    setters += [override for override in overrides if override.lstrip("+").partition("=")[0] == name]
-    value = OmegaConf.select(config, name)
-    shown = _yaml(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-    return shown, setters[-1] if setters else ""
+    values = OmegaConf.to_container(config)
+    learn_secrets(values)
+    setters = [option for option, own in sources if _has(own, name)]
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if key == name or name.startswith(f"{key}."):
+            setters.append(override)
+    value: Any = values
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return _yaml(mask_values({name: value})[name]), setters[-1] if setters else ""
 
 
 def _has(values: Mapping[str, Any], name: str) -> bool:
@@ -195,5 +212,7 @@ def _yaml(value: Any) -> str:
 
 
 def _pair(name: str, text: str) -> None:
+    """Print a name and a text, wrapped; secrets are masked before a line can break within one."""
     if text:
-        say(textwrap.fill(f"{name}: {text}", WIDTH, subsequent_indent="  "))
+        text = mask_secrets(f"{name}: {text}")
+        say(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))

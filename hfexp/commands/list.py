@@ -20,6 +20,9 @@ def main(args: list[str]) -> int:
         say(f"{USAGE}\n\nGroups: {', '.join(GROUPS)}")
         return 0
     args, config_dir = split_config_dir(args)
+    flag = next((arg for arg in args if arg.startswith("-")), None)
+    if flag is not None:
+        raise ConfigError(f"hfexp list takes no flag {flag}. {USAGE}")
     if len(args) > 2:
         raise ConfigError(f"hfexp list takes a group and a word, not {len(args)} words. {USAGE}")
     with own_options_first(*([Path(config_dir).resolve()] if config_dir else [])):

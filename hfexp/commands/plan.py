@@ -379,8 +379,8 @@ def _price_text(request: Request, jobs: Sequence[PlannedJob], slots: int) -> str
     seconds, computing = price(times, runs, slots)
     ends_early = any(job.config and job.config.trainer.early_stopping_patience for job in jobs)
     about = "at most" if ends_early or request.search.pruner is not Pruner.none else "about"
-    at_once = f"{slots} at once" if slots > 1 else "one after the other"
+    at_once = f", {slots} at once" if slots > 1 else ", one after the other"
     return (
-        f"{runs} run{'s' if runs != 1 else ''} to do, {at_once}: {about} {duration(seconds)}; "
+        f"{runs} run{'s' if runs != 1 else ''} to do{at_once if runs > 1 else ''}: {about} {duration(seconds)}; "
         f"{duration(computing)} of computing time"
     )

@@ -1,6 +1,7 @@
 """The commands that keep recorded runs in order: `hfexp runs` lists them, `hfexp note` and `hfexp tag` mark them."""
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -9,10 +10,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hfexp.core.console import build_table, cell, duration, one_line, print_table, say
+from hfexp.core.console import build_table, cell, duration, one_line, print_table, printable, quiet_libraries, say
 from hfexp.core.errors import ConfigError, RunError
-from hfexp.core.secrets import mask_secrets
+from hfexp.core.secrets import mask_secrets, mask_values
 from hfexp.data.cache import show_size
+from hfexp.tasks.cells import csv_cell
 from hfexp.tracking.runs import RunRecord, choose_runs, find_run, home_of, is_sweep, read_runs
 from hfexp.tracking.store import tracking_uri
 
@@ -20,6 +22,7 @@ NOTE = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run."""
 OWNED_TAGS = ("hfexp.", "mlflow.")
 """Beginnings of tags that hfexp and MLflow themselves write."""
+RUN = "the run's name or id or the beginning of one, or last, best, best:EXPERIMENT"
 SHOWN = 20
 """Runs that a table shows without `--top`."""
 
@@ -59,7 +62,7 @@ def runs(argv: list[str]) -> int:
     elif args.format == "csv":
         writer = csv.DictWriter(sys.stdout, list(Row.__dataclass_fields__))
         writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        writer.writerows({key: csv_cell(printable(value)) for key, value in asdict(row).items()} for row in rows)
     else:
         _show(rows, len(records) - len(rows))
     return 0
@@ -68,7 +71,7 @@ def runs(argv: list[str]) -> int:
 def note(argv: list[str]) -> int:
     """Write a note on a run, which MLflow shows as its description; print the note if no text is given."""
     parser = _parser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
-    parser.add_argument("run", help="the run's name or id, or last, best, best:EXPERIMENT")
+    parser.add_argument("run", help=RUN)
     parser.add_argument("text", nargs="?", help='the note; "" removes it')
     args = parser.parse_intermixed_args(argv)
     uri = tracking_uri(args.uri, args.output_dir)
@@ -84,7 +87,7 @@ def note(argv: list[str]) -> int:
 def tag(argv: list[str]) -> int:
     """Set tags of a run, by which MLflow and `--where` find it; print the tags if none is given."""
     parser = _parser("tag", "Set tags of a run, by which MLflow and --where find it; without KEY=VALUE, print them.")
-    parser.add_argument("run", help="the run's name or id, or last, best, best:EXPERIMENT")
+    parser.add_argument("run", help=RUN)
     parser.add_argument("tags", nargs="*", metavar="KEY=VALUE", help="a tag to set; KEY= removes it")
     args = parser.parse_intermixed_args(argv)
     pairs = [text.partition("=") for text in args.tags]
@@ -98,7 +101,7 @@ def tag(argv: list[str]) -> int:
     for key, _, value in pairs:
         _set_tag(uri, run, key, value)
     shown = {key: value for key, value in run.tags.items() if not key.startswith(OWNED_TAGS)}
-    shown |= {key: value for key, _, value in pairs}
+    shown = mask_values(shown | {key: value for key, _, value in pairs})
     for key in sorted(shown):
         if shown[key]:
             say(f"{key}={one_line(shown[key])}")
@@ -117,10 +120,11 @@ def _set_tag(uri: str, run: RunRecord, key: str, value: str) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    client = MlflowClient(uri)
+    quiet_libraries()
     try:
+        client = MlflowClient(uri)
         if value:
-            client.set_tag(run.run_id, key, mask_secrets(value))
+            client.set_tag(run.run_id, key, mask_values({key: value})[key])
         elif key in run.tags:
             client.delete_tag(run.run_id, key)
     except MlflowException as error:
@@ -140,7 +144,7 @@ def _row(run: RunRecord, output_dir: Path) -> Row:
         objective="" if value is None else f"{metric.removeprefix('final_')} {value:.4g}",
         time="" if run.seconds is None else duration(run.seconds),
         size="" if home is None else show_size(_bytes_below(home)),
-        note=run.tags.get(NOTE, "").partition("\n")[0],
+        note=mask_secrets(run.tags.get(NOTE, "").partition("\n")[0]),
         run_id=run.run_id,
     )
 
@@ -150,8 +154,9 @@ def _bytes_below(directory: Path) -> int:
     sizes = {}
     for place, _, names in os.walk(directory):
         for name in names:
-            status = os.lstat(os.path.join(place, name))
-            sizes[status.st_dev, status.st_ino] = status.st_size
+            with contextlib.suppress(FileNotFoundError):  # a run that goes on has removed an old checkpoint
+                status = os.lstat(os.path.join(place, name))
+                sizes[status.st_dev, status.st_ino] = status.st_size
     return sum(sizes.values())
 
 

@@ -154,8 +154,8 @@ def _hydra_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _masked_output(parsed: argparse.Namespace) -> Iterator[None]:
-    """Mask secrets in what Hydra itself prints for `--cfg`, `--info` and `--help`."""
-    if not (parsed.cfg or parsed.info or parsed.help):
+    """Mask secrets in what Hydra itself prints for `--cfg` and `--info`."""
+    if not (parsed.cfg or parsed.info):
         yield
         return
     try:

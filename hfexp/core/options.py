@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hfexp.core import outside
 from hfexp.core.compose import search_path
 from hfexp.core.errors import ConfigError
 
@@ -40,22 +39,16 @@ class Option:
 
     @cached_property
     def lines(self) -> list[str]:
-        return self.path.read_text(encoding="utf-8").splitlines()
+        return outside.read_bytes(self.path).decode(errors="replace").splitlines()
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The file as plain values.
-
-        Raises:
-            ConfigError: the file is not valid YAML, or holds no keys.
-        """
+        """The file as plain values; empty if it is no YAML of keys, which a run that chooses it will report."""
         try:
-            content = yaml.safe_load("\n".join(self.lines)) or {}
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{self.path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{self.path} must hold lines of key: value")
-        return content
+            content = outside.load("\n".join(self.lines), self.path)
+        except ConfigError:
+            return {}
+        return content if isinstance(content, dict) else {}
 
     @cached_property
     def paragraphs(self) -> list[str]:
@@ -69,11 +62,12 @@ class Option:
     @property
     def text(self) -> str:
         """What the option is; a group without comments is described by the names in it."""
-        return self.paragraphs[0] or ", ".join(self.content)
+        return self.paragraphs[0] or ", ".join(map(str, self.content))
 
     @property
     def kind(self) -> str | None:
-        return self.content.get("kind")
+        kind = self.content.get("kind")
+        return kind if isinstance(kind, str) else None
 
     def comment(self, key: str) -> str:
         """Return the comment above a key at the top level of the file."""
@@ -86,27 +80,31 @@ class Option:
 
     def chosen(self) -> Iterator["Option"]:
         """Yield the options that this one's defaults list chooses in other groups."""
-        for entry in self.content.get("defaults", []):
+        defaults = self.content.get("defaults")
+        for entry in defaults if isinstance(defaults, list) else ():
             for key, name in entry.items() if isinstance(entry, dict) else ():
-                group = key.removeprefix("override ").strip(" /").partition("@")[0]
-                found = find_option(group, name) if isinstance(name, str) else None
-                if found is not None:
-                    yield found
+                group = str(key).removeprefix("override ").strip(" /").partition("@")[0]
+                option = find_option(group, name) if isinstance(name, str) else None
+                if option is not None and option.group != self.group:
+                    yield option
 
     @property
     def needs(self) -> str:
         """What the option has to download or find: `Hub`, the name of a package, or nothing."""
-        path, source = self.content.get("path"), self.content.get("source") or {}
+        path, source = self.content.get("path"), self.content.get("source")
         if self.group == "model" and isinstance(path, str) and path != "???":
             return path.removeprefix("pkg://").partition("/")[0] if path.startswith("pkg://") else "Hub"
-        if self.group == "dataset" and source.get("_target_") in HUB_SOURCES:
+        if self.group == "dataset" and isinstance(source, dict) and source.get("_target_") in HUB_SOURCES:
             return "Hub"
+        if self.group != "experiment":
+            return ""
         return ", ".join(dict.fromkeys(option.needs for option in self.chosen() if option.needs))
 
 
 def list_options(group: str) -> list[Option]:
     """Return the options of a group by name; those of the user's own directories replace the shipped ones."""
-    paths = {path.stem: path for directory in reversed(search_path()) for path in (directory / group).glob("*.yaml")}
+    files = (path for directory in reversed(search_path()) for path in (directory / group).glob("*.yaml"))
+    paths = {path.stem: path for path in files if path.is_file()}
     return [Option(group, name, paths[name]) for name in sorted(paths)]
 
 

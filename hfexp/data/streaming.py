@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
+import datasets.config
 import fsspec.asyn
 import torch
 from datasets import ClassLabel, DatasetDict, Features, IterableDataset

@@ -86,6 +86,9 @@ def fitting_options(group: str, task: Option) -> list[str]:
 
 
 def _fits(group: str, option: Option) -> tuple[str, ...] | None:
-    """Return the kinds of models or datasets that a task can use; None for any."""
-    task = locate(option.content["_target_"], "task._target_")
+    """Return the kinds of models or datasets that a task can use; None for any, or if its class can't be told."""
+    try:
+        task = locate(str(option.content.get("_target_")), "task._target_")
+    except ConfigError:  # an option that inherits its class, or one of the user's own code
+        return None
     return MODELS.get(task.model_class) if group == "model" else ROWS.get(task.processor_class)

@@ -390,7 +390,7 @@ def _last_run(uri: str, known: list[RunRecord]) -> RunRecord:
     """Return the finished run that was started last; a sweep's own run does not count."""
     for finished in (run for run in known if run.status == "FINISHED"):
         (run,) = read_runs(uri, run_ids=[finished.run_id])
-        if not is_sweep(run):
+        if not is_sweep(run) and "hfexp.pruned" not in run.tags:  # neither of them has a model
             return run
     raise ConfigError(f"{LAST}: no run has finished yet")
 
@@ -398,9 +398,12 @@ def _last_run(uri: str, known: list[RunRecord]) -> RunRecord:
 def _best_run(uri: str, experiment: str) -> RunRecord:
     """Return the finished run of an experiment whose saved model is the best by the metric that chose it."""
     runs = [run for run in read_runs(uri, experiment=experiment) if run.status == "FINISHED" and not is_sweep(run)]
-    tags = runs[0].tags if runs else {}  # those of the newest: earlier runs may have been chosen by another metric
+    # Those of the newest run of hfexp: earlier ones may have been chosen by another metric.
+    tags = next((run.tags for run in runs if "hfexp.metric" in run.tags), {})
     metric = tags.get("hfexp.metric", "")
-    scored = [run for run in runs if not math.isnan(run.metrics.get(metric, math.nan))]
+    scored = [
+        run for run in runs if "hfexp.pruned" not in run.tags and not math.isnan(run.metrics.get(metric, math.nan))
+    ]
     if not scored:
         raise ConfigError(
             f"{BEST}:{experiment}: no finished run of this experiment has recorded how good its model is"
@@ -420,17 +423,23 @@ def _experiment(name: str, known: list[RunRecord]) -> str:
     return experiment
 
 
+def _candidates(uri: str, name: str, known: list[RunRecord]) -> Iterator[list[str]]:
+    """Yield the ids of the runs that a name may mean, the most exact meaning first."""
+    yield [run.run_id for run in known if run.run_id == name]
+    yield [run.run_id for run in known if run.name == name]
+    if name == LAST:
+        yield [_last_run(uri, known).run_id]
+    if name == BEST:
+        yield [_best_run(uri, _last_run(uri, known).experiment).run_id]
+    if name.startswith(f"{BEST}:"):
+        yield [_best_run(uri, _experiment(name, known)).run_id]
+    yield [run.run_id for run in known if len(name) >= MIN_PREFIX and run.run_id.startswith(name)]
+    yield [run.run_id for run in known if name and run.name.startswith(name)]
+
+
 def _find_run(uri: str, name: str, known: list[RunRecord]) -> str:
     """Return the id of the run that the user means."""
-    for candidates in (
-        [run.run_id for run in known if run.run_id == name],
-        [run.run_id for run in known if run.name == name],
-        [_last_run(uri, known).run_id] if name == LAST else [],
-        [_best_run(uri, _last_run(uri, known).experiment).run_id] if name == BEST else [],
-        [_best_run(uri, _experiment(name, known)).run_id] if name.startswith(f"{BEST}:") else [],
-        [run.run_id for run in known if len(name) >= MIN_PREFIX and run.run_id.startswith(name)],
-        [run.run_id for run in known if name and run.name.startswith(name)],
-    ):
+    for candidates in _candidates(uri, name, known):
         if len(candidates) == 1:
             return candidates[0]
         if candidates:

@@ -126,8 +126,12 @@ def test_the_best_run_by_a_metric_to_minimise_and_none_at_all(tmp_path: Path) ->
     for name, value in (("a", 5.0), ("b", 4.0), ("c", math.nan)):
         store.run(experiment, name, metrics={"final_eval_perplexity": value}, tags=tags)
     store.run(experiment, "sweep", metrics={"final_eval_perplexity": 1.0}, tags={**tags, "hfexp.kind": "sweep"})
+    store.run(experiment, "pruned", metrics={"final_eval_perplexity": 2.0}, tags={**tags, "hfexp.pruned": "4"})
+    store.run(experiment, "somebody's own")
     assert chosen.find_one(store.uri, "best").name == "b"
-    assert chosen.find_one(store.uri, "last").name == "c"
+    assert chosen.find_one(store.uri, "last").name == "somebody's own"
+    store.run(experiment, "last", status=None)
+    assert chosen.find_one(store.uri, "last").name == "last", "an exact name comes first"
 
 
 # --- reading

@@ -84,6 +84,8 @@ def test_the_keys_are_those_of_the_composed_config() -> None:
         (["pruner"], ["wilcoxon: "]),
         (["warmup"], ["trainer.args.warmup_steps"]),
         (["replicate"], ["search.replicates", "search.optimise"]),
+        (["learning_rate", "trainer.args={learning_rate: 0.5}"], ["0.5, set by trainer.args={learning_rate: 0.5}"]),
+        (["name", "name=${nope}"], ["${nope}, set by name=${nope}"]),
     ],
 )
 def test_a_topic_is_explained(args: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +98,10 @@ def test_a_topic_is_explained(args: list[str], parts: list[str], capsys: pytest.
     ("args", "message"),
     [
         (["help", "lerning_rate"], "Did you mean"),
+        (["help", "warmup_ratio"], "use trainer.args.warmup_steps"),
+        (["help", "seed", "-m"], "hfexp help takes no flag -m"),
+        (["help", "seed", "sed=1"], "unknown key 'sed'. Did you mean 'seed'?"),
+        (["list", "--foo"], "hfexp list takes no flag --foo"),
         (["help", "optimizer"], "hfexp has no key 'optimizer': use trainer.args.optim=NAME"),
         (["list", "modles"], "Did you mean 'model'?"),
         (["list", "modles", "vit"], "there is no group 'modles'. Did you mean 'model'?"),
@@ -173,3 +179,52 @@ def write_example(task: Option, place: Path) -> None:
     header = lines[:1] if file[1].endswith(".csv") else []
     rows = (lines[len(header) :] * 10)[:10]
     (place / file[1]).write_text("\n".join([*header, *rows]) + "\n", encoding="utf-8")
+
+
+ODD = {
+    "latin": "# Schön.\nkind: image\n".encode("latin-1"),
+    "date": b"# A date.\nday: 2024-13-45\n",
+    "text": b"# No mapping.\njust text\n",
+    "broken": b"# Broken.\nkind: [\n",
+    "values": b"# Odd values.\nkind: [a]\nsource: abc\ndefaults:\n",
+}
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "experiment"])
+def test_odd_files_of_the_user_are_listed_all_the_same(
+    group: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / group / "directory.yaml").mkdir(parents=True)
+    for name, content in ODD.items():
+        (tmp_path / group / f"{name}.yaml").write_bytes(content)
+    for name, other in (("one", "two"), ("two", "one")):
+        (tmp_path / group / f"{name}.yaml").write_text(
+            f"# Both.\ndefaults: [{{{group}: {other}}}]\n", encoding="utf-8"
+        )
+    listed = {line.split()[0] for line in shown(capsys, "list", group, "--config-dir", str(tmp_path)).splitlines()}
+    assert listed >= {*ODD, "one", "two"}
+    assert "directory" not in listed
+
+
+def test_a_task_of_ones_own_is_explained_and_hides_no_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("# My own task.\ndefaults: [text_classification]\n", encoding="utf-8")
+    assert "task=mine: My own task." in shown(capsys, "help", "mine", "--config-dir", str(tmp_path))
+    words = ["model=vit_tiny", "task=text_classification", "dataset=digits", "--config-dir", str(tmp_path)]
+    assert cli.main(words) == 2
+    assert "model=vit_tiny reads images" in capsys.readouterr().err
+
+
+def test_help_shows_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [digits_vit]\ntrainer: {args: {hub_token: qwertyuiop12}}\n", encoding="utf-8"
+    )
+    flags = ["--config-dir", str(tmp_path), "experiment=mine"]
+    assert "In this config: ***, set by experiment=mine" in shown(capsys, "help", "hub_token", *flags)
+    secret = "abcd-efgh-ijkl-mnop-qrst-uvwx-1234-5678-abcd-efgh-ijkl-mnop-qrst-uvwx-1234-5678"
+    text = shown(capsys, "help", "dataset.source", f"dataset.source.token={secret}", "dataset=digits")
+    assert "***" in text
+    assert "5678" not in text

@@ -60,7 +60,7 @@ def test_another_sweep_of_the_name_is_refused_as_when_it_is_started(
 def test_a_single_run_is_planned_and_measured_without_a_trace(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     assert main(["plan", *SMALL_DIGITS, "dataset.max_validation_samples=300", IN_PROCESS]) == 0
     shown = capsys.readouterr().out
-    assert "1 run to do, one after the other: about" in shown
+    assert "1 run to do: about" in shown
     (row,) = (line.split() for line in shown.splitlines() if line.startswith("0 "))
     assert row[3] == "6"  # two epochs of three steps
     assert list(place.iterdir()) == []

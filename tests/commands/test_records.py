@@ -114,5 +114,13 @@ def test_no_secret_becomes_a_tag(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz0123")
     shown(capsys, "note", "vit-a", "used hf_abcdefghijklmnopqrstuvwxyz0123")
+    assert shown(capsys, "tag", "vit-a", "password=hunter2hunter2") == "password=***\n"
     (run,) = read_runs(store.uri, experiment="photos", where="attributes.run_name = 'vit-a'")
     assert run.tags["mlflow.note.content"] == "used ***"
+    assert run.tags["password"] == "***"
+
+
+def test_a_note_is_no_formula(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    (run,) = read_runs(store.uri, experiment="photos", where="attributes.run_name = 'vit-a'")
+    store.client.set_tag(run.run_id, "mlflow.note.content", "=HYPERLINK(1)")
+    assert "'=HYPERLINK(1)" in shown(capsys, "runs", "vit-a", "--format", "csv")
