@@ -13,9 +13,12 @@ def train(rows: int, batch: int, epochs: int, logging_steps: int) -> float:
     from transformers import get_scheduler
 
     from benchmarks.steps import StepTimes
+    from hfexp.core.config import LaunchConfig, Strategy
+    from hfexp.launch import world
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    world.connect(LaunchConfig(Strategy.ddp, world.size()), True)  # they meet in a file, which Accelerate can't find
     accelerator = Accelerator(cpu=True)
     model: Any = digits_model()
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05, fused=True)
