@@ -1,4 +1,4 @@
-"""Files: those that data names, read within limits, and those that several processes write, locked and whole."""
+"""Files: those that data names, read within limits, and those that several processes write, always whole."""
 
 import contextlib
 import fcntl
@@ -11,28 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
-from filelock import FileLock
-
 from hfexp.core import __version__
-from hfexp.core.errors import ConfigError, DataError
-
-
-class SharedLock(FileLock):
-    """A file lock whose error says what to do if the lock file belongs to another user.
-
-    Raises:
-        ConfigError: raised by `acquire` and `with` if this user may not write the lock file.
-    """
-
-    def _acquire(self) -> None:
-        try:
-            super()._acquire()
-        except PermissionError as error:
-            raise ConfigError(
-                f"{self.lock_file} can't be written: another user created it; set output_dir "
-                "to a directory of your own"
-            ) from error
-
+from hfexp.core.errors import DataError
 
 # Atomic file writes: a file is whole or does not exist, whenever its writer is killed.
 

@@ -20,9 +20,10 @@ from hfexp.core import targets
 from hfexp.core.compose import choices_of, opened, spelling, without_hydra
 from hfexp.core.config import Config, LaunchConfig, Method, OnExisting, Optimise, Pruner, SearchConfig, to_config
 from hfexp.core.errors import ConfigError, join_problems, one_of
-from hfexp.core.files import SharedLock, write_private
+from hfexp.core.files import write_private
 from hfexp.core.foreign_settings import find_foreign_settings
 from hfexp.core.identity import config_hash, local_files_fingerprint
+from hfexp.core.locks import SharedLock
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import file_name

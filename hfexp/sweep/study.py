@@ -21,7 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from hfexp.core import targets
 from hfexp.core.config import Method
 from hfexp.core.errors import ConfigError, first_line
-from hfexp.core.files import SharedLock, sqlite_address, sqlite_path
+from hfexp.core.files import sqlite_address, sqlite_path
+from hfexp.core.locks import SharedLock
 from hfexp.core.secrets import mask_secrets
 from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep.request import HASHED, Definition

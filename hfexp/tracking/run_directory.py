@@ -17,8 +17,9 @@ from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
-from hfexp.core.files import SharedLock, replace_file
+from hfexp.core.files import replace_file
 from hfexp.core.identity import config_hash, local_files_fingerprint
+from hfexp.core.locks import SharedLock
 from hfexp.core.outside import DamagedRecord, parse, read_bytes, why_foreign, why_not_contained
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin, file_name

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hfexp.core.errors import ConfigError, RunError
-from hfexp.core.files import SharedLock, sqlite_address, sqlite_path
+from hfexp.core.files import sqlite_address, sqlite_path
+from hfexp.core.locks import SharedLock
 from hfexp.core.provenance import file_name
 from hfexp.core.secrets import mask_secrets
 

@@ -21,7 +21,7 @@ from hfexp.commands import api, cli
 from hfexp.commands.cli import name_a_home
 from hfexp.commands.ui import main as ui
 from hfexp.core.errors import ConfigError
-from hfexp.core.files import SharedLock
+from hfexp.core.locks import SharedLock
 from hfexp.data.arrays import ArrayWriter
 from hfexp.data.cache import Cache, NoRoomError
 from hfexp.experiment.checks import check_semaphores
