@@ -204,7 +204,7 @@ def _refuse_sweep_among_processes(args: list[str]) -> None:
 
 
 def plan(args: list[str]) -> int:
-    """List the jobs of a command, and measure how much time and space they will take."""
+    """List the jobs of a command, check them, and estimate how much time they will take."""
     from hfexp.commands import plan as command
 
     return command.main(args, COMMANDS)

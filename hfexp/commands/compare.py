@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,9 @@ def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool
     head = ["rank", "run_id", "name", "status", *params, *metrics, "duration_seconds"]
     rows = [[*(o[k] for k in head[:4]), *o["params"].values(), *o["metrics"].values(), o[head[-1]]] for o in objects]
     if form == "json":
-        _print_json(objects)
+        print_json(objects)
     elif form == "csv":
-        _print_csv([head, *rows])
+        print_csv([head, *rows])
     elif not rows:
         print("no run matches")
     else:
@@ -233,10 +233,10 @@ def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
     if form == "json":
         heads = [{"run_id": r.run_id, "name": r.name, "experiment": r.experiment, "status": r.status} for r in (a, b)]
         tables = {name: [dict(zip(rows[0], r, strict=True)) for r in rows[1:]] for name, rows in sections.items()}
-        _print_json({"runs": heads, **tables})
+        print_json({"runs": heads, **tables})
     elif form == "csv":
         rows = [[name, *row, *[None] * (4 - len(row))] for name, rows in sections.items() for row in rows[1:]]
-        _print_csv([["section", "name", "a", "b", "difference"], *rows])
+        print_csv([["section", "name", "a", "b", "difference"], *rows])
     else:
         heads = [f"{letter}: {r.name} ({r.run_id}, {r.status})" for letter, r in (("A", a), ("B", b))]
         print(("\n\n" if form == "md" else "\n").join(map(plain if form == "md" else one_line, heads)))
@@ -293,12 +293,13 @@ def _cell(value: Any) -> str:
     return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
 
 
-def _print_csv(rows: list[list[Any]]) -> None:
+def print_csv(rows: Iterable[Iterable[Any]]) -> None:
+    """Print CSV, in which no text is a formula to a spreadsheet or moves the cursor of a terminal."""
     texts = [[printable(value) if isinstance(value, str) else value for value in row] for row in rows]
     csv.writer(sys.stdout, lineterminator="\n").writerows(map(csv_cell, row) for row in texts)
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
     """Print JSON, with null in place of NaN and infinity, which JSON does not have."""
     print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda constant: None), indent=1))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.commands.predict import ModelSettings, as_args, configures_model, load_model, split_config_dir
+from hfexp.commands.predict import ModelSettings, as_args, configures_model, load_model
 from hfexp.core.console import note, progress, say
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.files import write_whole
@@ -93,6 +93,8 @@ def main(args: Sequence[str]) -> int:
     if not args or {"--help", "-h"} & set(args):
         print(HELP)
         return 0
+    from hfexp.core.compose import split_config_dir
+
     args, config_dir = split_config_dir(list(args))
     settings, composed = parse(args)
     evaluate(settings, composed, config_dir, show=True)

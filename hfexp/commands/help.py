@@ -3,10 +3,8 @@
 import textwrap
 from collections.abc import Callable, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfexp.commands.predict import split_config_dir
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError, did_you_mean
 from hfexp.core.secrets import learn_secrets, mask_secrets, mask_values
@@ -68,20 +66,23 @@ def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) ->
     Raises:
         ConfigError: nothing has this name or contains this word.
     """
-    args, config_dir = split_config_dir(args)
-    topic, overrides = (args[0], args[1:]) if args else ("", [])
-    if topic in ("", "train", "help", "--help", "-h"):
+    if not args or args[0] in ("train", "help", "--help", "-h"):
         say(SCREEN)
         return 0
-    if topic in commands:
-        return commands[topic](["--help"])
+    if args[0] in commands:
+        return commands[args[0]](["--help"])
+    from hfexp.core.compose import own_directories, own_options_first, split_config_dir
+    from hfexp.core.options import find_option
+
+    args, config_dir = split_config_dir(args)
     flag = next((arg for arg in args if arg.startswith("-")), None)
     if flag is not None:
         raise ConfigError(f"hfexp help takes no flag {flag}: hfexp help [KEY | TASK | COMMAND | WORD] [KEY=VALUE ...]")
-    from hfexp.core.compose import own_options_first
-    from hfexp.core.options import find_option
-
-    with own_options_first(*([Path(config_dir).resolve()] if config_dir else [])):
+    if not args:
+        say(SCREEN)
+        return 0
+    topic, *overrides = args
+    with own_options_first(*own_directories(config_dir)):
         task = find_option("task", topic)
         if task is not None:
             _explain_task(task)

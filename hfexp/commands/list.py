@@ -1,10 +1,8 @@
 """The command `hfexp list`: the options of the config groups, one line each."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from hfexp.commands.predict import split_config_dir
-from hfexp.core.compose import own_options_first
+from hfexp.core.compose import own_directories, own_options_first, split_config_dir
 from hfexp.core.console import build_table, cell, print_table, say
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.options import GROUPS, Option, list_options
@@ -25,7 +23,7 @@ def main(args: list[str]) -> int:
         raise ConfigError(f"hfexp list takes no flag {flag}. {USAGE}")
     if len(args) > 2:
         raise ConfigError(f"hfexp list takes a group and a word, not {len(args)} words. {USAGE}")
-    with own_options_first(*([Path(config_dir).resolve()] if config_dir else [])):
+    with own_options_first(*own_directories(config_dir)):
         if not args:
             _show_groups()
             return 0

@@ -224,6 +224,8 @@ def main(args: Sequence[str]) -> int:
     if not args or {"--help", "-h"} & set(args):
         print(HELP)
         return 0
+    from hfexp.core.compose import split_config_dir
+
     args, config_dir = split_config_dir(list(args))
     settings = parse(args)
     check_paths(settings.inputs)
@@ -231,18 +233,6 @@ def main(args: Sequence[str]) -> int:
     inputs = read(settings, loaded)
     sink = _console_sink(settings, loaded, len(inputs))
     return EXIT_FAILED if _predict_to_sinks(settings, loaded, inputs, sink, skip_unreadable=True) else 0
-
-
-def split_config_dir(args: list[str]) -> tuple[list[str], str | None]:
-    """Split the arguments into those without `--config-dir DIR`, and DIR (None if it is not given)."""
-    for index, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        if flag in ("--config-dir", "-cd"):
-            if not equals and index + 1 == len(args):
-                raise ConfigError("--config-dir needs a directory")
-            rest = args[:index] + args[index + (1 if equals else 2) :]
-            return rest, value if equals else args[index + 1]
-    return args, None
 
 
 def load(settings: PredictSettings, config_dir: str | Path | None = None) -> "LoadedModel":

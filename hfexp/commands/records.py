@@ -2,19 +2,16 @@
 
 import argparse
 import contextlib
-import csv
-import json
 import os
-import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-from hfexp.core.console import build_table, cell, duration, one_line, print_table, printable, quiet_libraries, say
+from hfexp.commands.compare import print_csv, print_json
+from hfexp.core.console import build_table, cell, duration, one_line, print_table, quiet_libraries, say
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.secrets import mask_secrets, mask_values
 from hfexp.data.cache import show_size
-from hfexp.tasks.cells import csv_cell
 from hfexp.tracking.runs import RunRecord, choose_runs, find_run, home_of, is_sweep, read_runs
 from hfexp.tracking.store import tracking_uri
 
@@ -58,11 +55,9 @@ def runs(argv: list[str]) -> int:
     limit = args.top or (SHOWN if args.format == "table" else len(records))
     rows = [_row(run, Path(args.output_dir)) for run in records[:limit]]
     if args.format == "json":
-        print(json.dumps([asdict(row) for row in rows], indent=1))
+        print_json([asdict(row) for row in rows])
     elif args.format == "csv":
-        writer = csv.DictWriter(sys.stdout, list(Row.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows({key: csv_cell(printable(value)) for key, value in asdict(row).items()} for row in rows)
+        print_csv([list(Row.__dataclass_fields__), *map(astuple, rows)])
     else:
         _show(rows, len(records) - len(rows))
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
@@ -38,6 +38,10 @@ from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
 from hfexp.core.outside import check_directory
 from hfexp.core.secrets import learn_secrets, mask_secrets
 from hfexp.core.training_args import way_out
+
+if TYPE_CHECKING:
+    pass
+
 
 # Overrides whose value stays a text even if it looks like a number or a truth value: `name=1E5` sets "1E5".
 
@@ -139,6 +143,11 @@ def own_options_first(*directories: Path) -> Iterator[None]:
         yield
     finally:
         _own_directories = before
+
+
+def own_directories(config_dir: str | Path | None) -> list[Path]:
+    """Return the directories that `--config-dir` names, for `own_options_first`."""
+    return [] if config_dir is None else [Path(config_dir).resolve()]
 
 
 def find_replaced() -> list[str]:
@@ -367,15 +376,22 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[Any,
     Raises:
         ConfigError: the config has no such option or key, or does not accept a value.
     """
-    register_schema()
-    importable_cwd()
-    own = [Path(config_dir).resolve()] if config_dir is not None else []
-    with own_options_first(*own, *searched(overrides)), explained():
-        prepared = prepare_overrides(list(overrides))
-        cfg = _composed(CONFIG_NAME, prepared)
-        require_typed(cfg)
+    with _composing(overrides, config_dir) as (cfg, _):
         choices = choices_of(cfg)
         return without_hydra(cfg), choices
+
+
+@contextlib.contextmanager
+def _composing(overrides: Iterable[str], config_dir: str | Path | None) -> Iterator[tuple[Any, list[str]]]:
+    """Compose a config, and yield it with Hydra's own section, and the overrides as Hydra was given them."""
+    register_schema()
+    importable_cwd()
+    overrides = list(overrides)
+    with own_options_first(*own_directories(config_dir), *searched(overrides)), explained():
+        prepared = prepare_overrides(overrides)
+        cfg = _composed(CONFIG_NAME, prepared)
+        require_typed(cfg)
+        yield cfg, prepared
 
 
 def compose_with_sources(
@@ -390,17 +406,14 @@ def compose_with_sources(
     Raises:
         ConfigError: the config has no such option or key, or does not accept a value.
     """
-    register_schema()
-    importable_cwd()
-    own = [Path(config_dir).resolve()] if config_dir is not None else []
-    with own_options_first(*own, *searched(overrides)), explained():
-        prepared = prepare_overrides(list(overrides))
-        cfg = without_hydra(_composed(CONFIG_NAME, prepared))
-        with hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()):
-            loader: Any = GlobalHydra.instance().config_loader()
-            files = loader.compute_defaults_list(CONFIG_NAME, prepared, RunMode.RUN).defaults
-            loaded = [(file, loader.repository.load_config(file.config_path)) for file in files]
-    return cfg, [
+    with (
+        _composing(overrides, config_dir) as (cfg, prepared),
+        hydra.initialize_config_dir(str(conf_dir()), **hydra_kwargs()),
+    ):
+        loader: Any = GlobalHydra.instance().config_loader()
+        files = loader.compute_defaults_list(CONFIG_NAME, prepared, RunMode.RUN).defaults
+        loaded = [(file, loader.repository.load_config(file.config_path)) for file in files]
+    return without_hydra(cfg), [
         (_as_choice(file.config_path), _nested(file.package, OmegaConf.to_container(result.config)))
         for file, result in loaded
         if result is not None and file.config_path != SCHEMA
@@ -535,3 +548,15 @@ def without_hydra(cfg: Any) -> Any:
     with read_write(cfg), open_dict(cfg):
         del cfg["hydra"]
     return cfg
+
+
+def split_config_dir(args: list[str]) -> tuple[list[str], str | None]:
+    """Split the arguments into those without `--config-dir DIR`, and DIR (None if it is not given)."""
+    for index, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            if not equals and index + 1 == len(args):
+                raise ConfigError("--config-dir needs a directory")
+            rest = args[:index] + args[index + (1 if equals else 2) :]
+            return rest, value if equals else args[index + 1]
+    return args, None

@@ -6,18 +6,16 @@ Nothing is imported that a run needs: `hfexp help KEY` answers at once.
 import ast
 import dataclasses
 import functools
-import importlib.util
 import inspect
 from collections.abc import Iterator
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from hfexp.core import config
 from hfexp.core.config import ARGS
-from hfexp.core.errors import ConfigError, one_of
+from hfexp.core.errors import one_of
 from hfexp.core.options import list_options
-from hfexp.core.training_args import OWNED, RANGES, REFUSED, way_out
+from hfexp.core.training_args import OWNED, RANGES, REFUSED, training_argument_fields, transformers_classes, way_out
 
 SECTIONS = {"model": config.ModelConfig}
 """Sections whose class the annotation does not tell: the user's own model may replace this one."""
@@ -97,10 +95,8 @@ def _is_text(node: ast.stmt | None) -> bool:
 
 def _training_keys() -> Iterator[Key]:
     """Yield the fields of the installed `TrainingArguments`, with their own help texts."""
-    for node in _classes("training_args.py")["TrainingArguments"].body:
-        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
-            continue
-        name, annotation = node.target.id, ast.unparse(node.annotation)
+    for name, node in training_argument_fields().items():
+        annotation = ast.unparse(node.annotation)
         field = {word.arg: word.value for word in node.value.keywords} if isinstance(node.value, ast.Call) else {}
         instead = OWNED.get(name) or REFUSED.get(name)
         text = f"hfexp does not take this field: {way_out(instead)}." if instead else _help(field.get("metadata"))
@@ -120,20 +116,10 @@ def _help(metadata: ast.expr | None) -> str:
 def _members(name: str) -> list[str]:
     """Return the values of one of Transformers' enums; none if it has no enum of this name."""
     for file in ("training_args.py", "trainer_utils.py"):
-        if name in _classes(file):
-            assigned = [node.value for node in _classes(file)[name].body if isinstance(node, ast.Assign)]
+        if name in transformers_classes(file):
+            assigned = [node.value for node in transformers_classes(file)[name].body if isinstance(node, ast.Assign)]
             return [str(_literal(value)) for value in assigned]
     return []
-
-
-@functools.cache
-def _classes(file: str) -> dict[str, ast.ClassDef]:
-    """Return the classes that a file of Transformers defines, as `training_argument_types` does: by its source."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise ConfigError("the package transformers is not installed")
-    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _literal(node: ast.expr) -> Any:

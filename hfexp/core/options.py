@@ -43,7 +43,7 @@ class Option:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The file as plain values; empty if it is no YAML of keys, which a run that chooses it will report."""
+        """Return the file as plain values; empty if it is no YAML of keys, which a run that chooses it reports."""
         try:
             content = outside.load("\n".join(self.lines), self.path)
         except ConfigError:
@@ -52,7 +52,7 @@ class Option:
 
     @cached_property
     def paragraphs(self) -> list[str]:
-        """The comment at the head of the file, in paragraphs; only the first one is unwrapped."""
+        """Return the comment at the head of the file, in paragraphs; only the first one is unwrapped."""
         lines = [line for line in self.lines if not line.startswith("# @package")]
         head = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
         text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:head])
@@ -61,7 +61,7 @@ class Option:
 
     @property
     def text(self) -> str:
-        """What the option is; a group without comments is described by the names in it."""
+        """Return what the option is: the first paragraph of its comment, or the names of its keys."""
         return self.paragraphs[0] or ", ".join(map(str, self.content))
 
     @property
@@ -90,7 +90,7 @@ class Option:
 
     @property
     def needs(self) -> str:
-        """What the option has to download or find: `Hub`, the name of a package, or nothing."""
+        """Return what the option has to download or find: `Hub`, the name of a package, or nothing."""
         path, source = self.content.get("path"), self.content.get("source")
         if self.group == "model" and isinstance(path, str) and path != "???":
             return path.removeprefix("pkg://").partition("/")[0] if path.startswith("pkg://") else "Hub"

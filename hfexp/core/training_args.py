@@ -164,17 +164,27 @@ _TYPES = {"int": int, "float": (int, float), "bool": bool, "str": str, "dict": d
 
 @functools.cache
 def training_argument_types() -> dict[str, str]:
-    """Return the fields of the installed `TrainingArguments` and their annotations, read from its source.
+    """Return the fields of the installed `TrainingArguments` and their annotations."""
+    return {name: ast.unparse(field.annotation) for name, field in training_argument_fields().items()}
+
+
+def training_argument_fields() -> dict[str, ast.AnnAssign]:
+    """Return the fields of the installed `TrainingArguments` as its source defines them, by name."""
+    body = transformers_classes("training_args.py")["TrainingArguments"].body
+    return {n.target.id: n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+
+
+@functools.cache
+def transformers_classes(file: str) -> dict[str, ast.ClassDef]:
+    """Return the classes that a source file of Transformers defines.
 
     Parsing the source takes 20 ms and importing it 3 s, so a wrong key fails at once.
     """
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         raise ConfigError("the package transformers is not installed")
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8"))
-    body = next(n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
-    fields = (n for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name))
-    return {n.target.id: ast.unparse(n.annotation) for n in fields}  # pyright: ignore
+    tree = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def check_args(args: dict[str, Any]) -> dict[str, Any]:

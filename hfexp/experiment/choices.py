@@ -68,10 +68,12 @@ def _misfit(
 
 
 def _options(group: str, fits: tuple[str, ...] | None) -> str:
-    suitable = [
-        option.name for option in list_options(group) if option.kind is None or not fits or option.kind in fits
-    ]
-    return f"Options that fit: {one_of(suitable)}."
+    return f"Options that fit: {one_of(_suitable(group, fits))}."
+
+
+def _suitable(group: str, fits: tuple[str, ...] | None) -> list[str]:
+    """Return the options of a group that are of one of these kinds, or whose kind is not known; None: all options."""
+    return [option.name for option in list_options(group) if option.kind is None or not fits or option.kind in fits]
 
 
 def _tasks(group: str, kind: str | None) -> set[str]:
@@ -81,8 +83,7 @@ def _tasks(group: str, kind: str | None) -> set[str]:
 
 def fitting_options(group: str, task: Option) -> list[str]:
     """Return the options of `model` or `dataset` that a task can use."""
-    fits = _fits(group, task)
-    return [option.name for option in list_options(group) if option.kind is None or not fits or option.kind in fits]
+    return _suitable(group, _fits(group, task))
 
 
 def _fits(group: str, option: Option) -> tuple[str, ...] | None:
