@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,13 +42,14 @@ SMALL_DIGITS = (
     "dataset.max_validation_samples=40",
     "dataset.max_test_samples=40",
     "trainer.args.num_train_epochs=2",
+    "tracking.pictures=false",
 )
-"""The main job, in a second: 2 epochs of 3 steps."""
+"""The main job, in a second: 2 epochs of 3 steps, and no pictures."""
 SMALL_GPT = (
     "model=tiny_gpt", "trainer=scratch", "dataset=table",
     "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2",
     "model.config.intermediate_size=16", "model.config.num_hidden_layers=1", "dataset.test_size=0.2",
-    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4",
+    "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4", "tracking.pictures=false",
 )  # fmt: skip
 """A tiny causal language model and a short training; `dataset.source.data_files` is missing."""
 
@@ -93,7 +96,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = train(*SMALL_DIGITS, "metrics=classification")
+        result = train(*SMALL_DIGITS, "metrics=classification", "tracking.pictures=true")
     return home, result
 
 
@@ -136,13 +139,39 @@ def write_images(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: i
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh store, which takes a second to make."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+def make_template(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """A function that makes a fresh store, which takes two seconds, at its first call only."""
     from hfexp.tracking import store
 
-    store._create_database(path)
-    return path
+    path, make = tmp_path_factory.mktemp("template") / "mlflow.db", store._create_database
+    lock = threading.Lock()
+
+    def made() -> Path:
+        with lock:
+            make(path)
+        return path
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def template(make_template: Callable[[], Path]) -> Path:
+    """A fresh store."""
+    return make_template()
+
+
+@pytest.fixture(autouse=True)
+def copied_stores(make_template: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """New stores of this process are copies of one that hfexp made; those of other processes are their own."""
+    from hfexp.tracking import store
+
+    def copy(database: Path) -> None:
+        if not database.exists() or not database.stat().st_size:
+            new = database.with_name(f".{database.name}.new")
+            shutil.copy(make_template(), new)
+            new.rename(database)
+
+    monkeypatch.setattr(store, "_create_database", copy)
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ class Store:
     def __init__(self, path: Path) -> None:
         import mlflow
 
+        from hfexp.tracking import store
+
+        store._create_database(path)
         self.path, self.uri, self.clock = path, f"sqlite:///{path}", 1_700_000_000_000
         self.client = mlflow.MlflowClient(self.uri)
 
@@ -43,6 +46,21 @@ class Store:
         if status:
             self.client.set_terminated(run_id, status, end_time=self.clock + 30_500)
         return run_id
+
+    def place(self, run_id: str, status: str = "finished", kind: str = "run") -> Path:
+        """Make the run directory of a run, and artifacts in the store."""
+        from hfexp.tracking.run_directory import RunState, save_state
+
+        run = self.client.get_run(run_id)
+        parent = "sweeps" if kind == "sweep" else self.client.get_experiment(run.info.experiment_id).name
+        home = self.path.parent / parent / run.info.run_name
+        for name in ("artifacts", "model", "checkpoints/checkpoint-1"):
+            (home / name).mkdir(parents=True)
+            (home / name / "file").write_text(name)
+        save_state(home, RunState(config_hash=run_id, status=status, run_id=run_id, kind=kind))
+        self.client.set_tag(run_id, "hfexp.run_dir", str(home))
+        self.client.log_artifact(run_id, str(home / "run.json"))
+        return home
 
     def dataset(self, run_id: str, digest: str, context: str, profile: str | None) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

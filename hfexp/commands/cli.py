@@ -1,9 +1,11 @@
 """The command line: maps command names to functions; nothing heavy is imported before a run begins."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +205,13 @@ def _refuse_sweep_among_processes(args: list[str]) -> None:
         )
 
 
+def rerun(args: list[str]) -> int:
+    """Repeat the command of a recorded run or sweep, with changes."""
+    from hfexp.commands.rerun import command_of
+
+    return train(command_of(args))
+
+
 def plan(args: list[str]) -> int:
     """List the jobs of a command, check them, and estimate how much time they will take."""
     from hfexp.commands import plan as command
@@ -210,81 +219,11 @@ def plan(args: list[str]) -> int:
     return command.main(args, COMMANDS)
 
 
-def predict(args: list[str]) -> int:
-    """Predict with a trained model."""
-    from hfexp.commands import predict as command
-
-    return command.main(args)
-
-
-def evaluate(args: list[str]) -> int:
-    """Score a trained model on another dataset or split."""
-    from hfexp.commands import evaluate as evaluation
-
-    return evaluation.main(args)
-
-
-def ui(args: list[str]) -> int:
-    """Open MLflow's UI on the tracking store."""
-    from hfexp.commands import ui as mlflow_ui
-
-    return mlflow_ui.main(args)
-
-
-def compare(args: list[str]) -> int:
-    """Compare the recorded runs of an experiment, or two runs."""
-    from hfexp.commands import compare as comparison
-
-    return comparison.main(args)
-
-
-def runs(args: list[str]) -> int:
-    """List recorded runs."""
-    from hfexp.commands import records
-
-    return records.runs(args)
-
-
-def note(args: list[str]) -> int:
-    """Write a note on a run."""
-    from hfexp.commands import records
-
-    return records.note(args)
-
-
-def tag(args: list[str]) -> int:
-    """Set tags of a run."""
-    from hfexp.commands import records
-
-    return records.tag(args)
-
-
-def sync(args: list[str]) -> int:
-    """Deliver the records that runs could not deliver, and close runs whose process is gone."""
-    from hfexp.commands import sync as synchronisation
-
-    return synchronisation.main(args)
-
-
-def cache(args: list[str]) -> int:
-    """List or remove the prepared data that jobs share."""
-    from hfexp.commands.cache import main
-
-    return main(args)
-
-
 def show_help(args: list[str]) -> int:
     """Explain the commands, a key or a task."""
     from hfexp.commands import help as helping
 
     return helping.main(args, COMMANDS)
-
-
-def list_options(args: list[str]) -> int:
-    """List the options of the config groups."""
-    from hfexp.commands import list as listing
-
-    return listing.main(args)
 
 
 def version(args: list[str]) -> int:
@@ -295,12 +234,35 @@ def version(args: list[str]) -> int:
     return 0
 
 
-COMMANDS = {
-    "train": train, "plan": plan, "predict": predict, "evaluate": evaluate, "runs": runs, "compare": compare,
-    "note": note, "tag": tag, "cache": cache, "sync": sync, "ui": ui, "list": list_options, "help": show_help,
+def _command(module: str, function: str = "main") -> Callable[[list[str]], int]:
+    """Return a command of a module that is imported when the command is called."""
+
+    def call(args: list[str]) -> int:
+        return getattr(importlib.import_module(f"hfexp.commands.{module}"), function)(args)
+
+    return call
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "rerun": rerun,
+    "plan": plan,
+    "predict": _command("predict"),
+    "evaluate": _command("evaluate"),
+    "runs": _command("records", "runs"),
+    "compare": _command("compare"),
+    "note": _command("records", "note"),
+    "tag": _command("records", "tag"),
+    "remove": _command("remove", "remove"),
+    "clean": _command("remove", "clean"),
+    "cache": _command("cache"),
+    "sync": _command("sync"),
+    "ui": _command("ui"),
+    "list": _command("list"),
+    "help": show_help,
     "version": version,
-}  # fmt: skip
-BEGIN_WITH_IMPORTS = ("train", "predict", "evaluate")
+}
+BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")
 """Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""
 
 

@@ -27,12 +27,15 @@ hfexp: the shell command is the experiment.
 Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
   plan -m ...                         list the jobs of a sweep, estimate their time
+  rerun RUN [KEY=VALUE ...]           repeat a recorded run or sweep, with changes
   predict run=RUN INPUT ...           predict with a trained model
   evaluate run=RUN ...                score a trained model, on other data too
   runs                                list the recorded runs
   compare [RUN RUN]                   compare runs
   note RUN TEXT                       write a note that MLflow shows with a run
   tag RUN KEY=VALUE ...               set tags of a run
+  remove RUN ...                      delete runs and sweeps, also in MLflow
+  clean [KIND ...]                    free space: optimizer states, debug runs
   ui                                  open MLflow on the recorded runs
   sync                                deliver records that a server did not accept
   cache [clear]                       list or delete prepared data

@@ -1,8 +1,6 @@
 """The commands that keep recorded runs in order: `hfexp runs` lists them, `hfexp note` and `hfexp tag` mark them."""
 
 import argparse
-import contextlib
-import os
 import time
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 from hfexp.commands.compare import print_csv, print_json
 from hfexp.core.console import build_table, cell, duration, one_line, print_table, quiet_libraries, say
 from hfexp.core.errors import ConfigError, RunError
+from hfexp.core.files import bytes_below
 from hfexp.core.secrets import mask_secrets, mask_values
 from hfexp.data.cache import show_size
 from hfexp.tracking.runs import RunRecord, choose_runs, find_run, home_of, is_sweep, read_runs
@@ -41,7 +40,7 @@ class Row:
 
 def runs(argv: list[str]) -> int:
     """List recorded runs, newest first."""
-    parser = _parser("runs", "List the recorded runs, newest first.")
+    parser = store_parser("runs", "List the recorded runs, newest first.")
     parser.add_argument("names", nargs="*", help="experiments, runs or sweep=NAME (default: all runs)")
     parser.add_argument("--where", metavar="FILTER", help="filter as in MLflow, e.g. \"attributes.status = 'FAILED'\"")
     parser.add_argument("--top", type=int, help=f"number of runs to show (default: {SHOWN}; csv and json: all)")
@@ -65,7 +64,7 @@ def runs(argv: list[str]) -> int:
 
 def note(argv: list[str]) -> int:
     """Write a note on a run, which MLflow shows as its description; print the note if no text is given."""
-    parser = _parser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
+    parser = store_parser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
     parser.add_argument("run", help=RUN)
     parser.add_argument("text", nargs="?", help='the note; "" removes it')
     args = parser.parse_intermixed_args(argv)
@@ -81,7 +80,7 @@ def note(argv: list[str]) -> int:
 
 def tag(argv: list[str]) -> int:
     """Set tags of a run, by which MLflow and `--where` find it; print the tags if none is given."""
-    parser = _parser("tag", "Set tags of a run, by which MLflow and --where find it; without KEY=VALUE, print them.")
+    parser = store_parser("tag", "Set tags of a run, which MLflow and --where find; without KEY=VALUE, print them.")
     parser.add_argument("run", help=RUN)
     parser.add_argument("tags", nargs="*", metavar="KEY=VALUE", help="a tag to set; KEY= removes it")
     args = parser.parse_intermixed_args(argv)
@@ -103,7 +102,8 @@ def tag(argv: list[str]) -> int:
     return 0
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
+def store_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """Build the parser of a command about recorded runs, with the flags that say where they are."""
     parser = argparse.ArgumentParser(prog=f"hfexp {command}", description=description)
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
@@ -138,21 +138,10 @@ def _row(run: RunRecord, output_dir: Path) -> Row:
         status=run.status,
         objective="" if value is None else f"{metric.removeprefix('final_')} {value:.4g}",
         time="" if run.seconds is None else duration(run.seconds),
-        size="" if home is None else show_size(_bytes_below(home)),
+        size="" if home is None else show_size(bytes_below(home)),
         note=mask_secrets(run.tags.get(NOTE, "").partition("\n")[0]),
         run_id=run.run_id,
     )
-
-
-def _bytes_below(directory: Path) -> int:
-    """Return the bytes of all files below a directory; a file with several links counts once."""
-    sizes = {}
-    for place, _, names in os.walk(directory):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a run that goes on has removed an old checkpoint
-                status = os.lstat(os.path.join(place, name))
-                sizes[status.st_dev, status.st_ino] = status.st_size
-    return sum(sizes.values())
 
 
 def _show(rows: list[Row], more: int) -> None:

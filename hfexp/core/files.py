@@ -94,6 +94,17 @@ def write_private(path: Path, text: str) -> None:
     write_whole(path, text, 0o600)
 
 
+def bytes_below(directory: Path) -> int:
+    """Return the bytes of all files below a directory; a file with several links counts once."""
+    sizes = {}
+    for place, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a run that goes on has removed an old checkpoint
+                status = os.lstat(os.path.join(place, name))
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
 # Addresses of SQLite files for SQLAlchemy, MLflow and Optuna; no other module builds or parses them.
 
 

@@ -28,6 +28,7 @@ from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.membership import register_of_run
 from hfexp.tracking.models import FINAL
+from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
 from hfexp.tracking.report.figures import draw_samples
@@ -88,7 +89,7 @@ class Recorder:
         weighting = {"hfexp.loss_weighting": "items"}
         self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
         self.tracker.log_artifacts(self.directory.artifacts)
-        self._not_drawn = train_dataset
+        self._not_drawn = train_dataset if self.config.tracking.pictures else None
 
     def draw_samples(self) -> None:
         """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
@@ -134,7 +135,8 @@ class Recorder:
         self.tracker.log_metrics(metrics, step)
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
-        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self.directory.artifacts)
+        pictures = Pictures(self.directory.artifacts, self.config.tracking.pictures)
+        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, pictures)
         model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)

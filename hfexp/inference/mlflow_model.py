@@ -9,7 +9,6 @@ The model's directory holds:
 """
 
 import contextlib
-import importlib.metadata
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import pandas
 
 from hfexp.core.errors import ConfigError, DataError, RunError
+from hfexp.core.machine import installed_packages
 from hfexp.inference.predictor import Predictor, Recipe, load_predictor, load_recipe, save_recipe, trusting
 from hfexp.tasks.base import Task
 from hfexp.training import adapters
@@ -229,7 +229,7 @@ def requirements(model: Any) -> list[str]:
     """Return the packages that loading the model needs, at their installed versions (without parts such as `+cpu`)."""
     names = [*PACKAGES, *(["timm"] if "timm_wrapper" in type(base_of(model)).__module__ else [])]
     names += ["peft"] if is_adapted(model) else []
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    versions = installed_packages()
     # A package that is installed under another name (e.g. a faster build of pillow) gets no version.
     return [f"{name}=={versions[name].partition('+')[0]}" if name in versions else name for name in names]
 

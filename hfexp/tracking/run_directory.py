@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 
 STATE = "run.json"
+COMMAND = "command.txt"
+"""File among the artifacts with the command that started the run."""
 
 
 @dataclass

@@ -87,6 +87,13 @@ def list_runs(uri: str) -> list[RunRecord]:
     return read_runs(uri) if runs is None else runs
 
 
+def deleted_runs(uri: str) -> list[RunRecord]:
+    """Read the runs that were deleted in MLflow, which keeps them until `mlflow gc`."""
+    from mlflow.entities import ViewType
+
+    return _client_runs(uri, run_view_type=ViewType.DELETED_ONLY)
+
+
 def metric_history(uri: str, run_id: str, key: str) -> list[tuple[int, float]]:
     """Read all recorded values of a metric as (step, value), ordered by step."""
 
@@ -220,7 +227,12 @@ def _client(uri: str) -> Iterator[Any]:
 
 
 def _client_runs(
-    uri: str, experiment: str | None = None, run_ids: list[str] | None = None, where: str = "", limit: int = 0
+    uri: str,
+    experiment: str | None = None,
+    run_ids: list[str] | None = None,
+    where: str = "",
+    limit: int = 0,
+    **settings: Any,
 ) -> list[RunRecord]:
     from mlflow.exceptions import MlflowException
 
@@ -233,7 +245,7 @@ def _client_runs(
         if not ids or run_ids == []:
             return []
         try:
-            runs = _pages(client.search_runs, limit, experiment_ids=ids, filter_string=condition)
+            runs = _pages(client.search_runs, limit, experiment_ids=ids, filter_string=condition, **settings)
         except MlflowException as error:
             if where and error.error_code == "INVALID_PARAMETER_VALUE":
                 problem = " ".join(str(error.message).split())
@@ -334,13 +346,16 @@ def _no_such_sweep(name: str, known: Collection[str]) -> ConfigError:
 def home_of(run: RunRecord, output_dir: Path) -> Path | None:
     """Return the directory in which a run was trained if it is on this machine and the user's own, else None.
 
-    The tag that names it may come from anyone who can write to the tracking store.
+    The tag that names it may come from anyone who can write to the tracking store. If the output directory was moved
+    since, the run is found at the same place below it.
     """
-    place = Path(run.tags.get("hfexp.run_dir", ""))
-    if not place.is_absolute() or why_foreign(place, output_dir):
-        return None
-    state = read_state(place)
-    return place if state is not None and state.run_id == run.run_id else None
+    recorded = Path(run.tags.get("hfexp.run_dir", ""))
+    for place in (recorded, output_dir / recorded.parent.name / recorded.name):
+        if recorded.is_absolute() and not why_foreign(place, output_dir):
+            state = read_state(place)
+            if state is not None and state.run_id == run.run_id:
+                return place.absolute()
+    return None
 
 
 def find_one(uri: str, name: str) -> RunRecord:
@@ -372,10 +387,19 @@ def best_run_of_sweep(uri: str, name: str) -> RunRecord:
     Raises:
         ConfigError: there is no such sweep, or it has no best run yet.
     """
-    sweeps = {run.name: run for run in reversed(read_runs(uri)) if is_sweep(run)}  # the newest sweep of each name
+    return _best_of(uri, find_sweep(uri, name))
+
+
+def find_sweep(uri: str, name: str) -> RunRecord:
+    """Find the own run of a sweep, the newest one of this name.
+
+    Raises:
+        ConfigError: there is no such sweep.
+    """
+    sweeps = {run.name: run for run in reversed(read_runs(uri)) if is_sweep(run)}
     if name not in sweeps:
         raise _no_such_sweep(name, sweeps)
-    return _best_of(uri, sweeps[name])
+    return sweeps[name]
 
 
 def _best_of(uri: str, parent: RunRecord) -> RunRecord:

@@ -25,7 +25,7 @@ from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.membership import child_tags
 from hfexp.tracking.recovery import append_closing, close_gone_runs
-from hfexp.tracking.run_directory import RunDirectory, experiment_name
+from hfexp.tracking.run_directory import COMMAND, RunDirectory, experiment_name
 from hfexp.tracking.store import flush_wal, is_temporary, tracking_uri, why_unreachable
 
 logger = logging.getLogger(__name__)
@@ -360,7 +360,7 @@ def _write_description(
     for name, content in files.items():
         for place in (directory.path, directory.artifacts):
             (place / name).write_text(mask_secrets(content))
-    (directory.artifacts / "command.txt").write_text(origin.command + "\n")
+    (directory.artifacts / COMMAND).write_text(origin.command + "\n")
     environment.save(directory.artifacts)
 
 

@@ -48,6 +48,7 @@ SHARDS = (9, 7, 5, 3)
 STREAM = (
     "experiment=digits_vit", *SMALL_MODEL, "model.config.image_size=16", "model.config.patch_size=8",
     "metrics=accuracy", "dataset.streaming=true", "dataset.validation_size=6", "trainer.args.max_steps=9",
+    "tracking.pictures=false",
     "trainer.args.per_device_train_batch_size=4", "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=3",
     "trainer.args.save_strategy=steps", "trainer.args.save_steps=3",
 )  # fmt: skip
@@ -353,7 +354,8 @@ def test_a_run_on_streamed_splits(place: Path, all_runs: Callable[[], list[Any]]
     files = write_tables(place / "data")
     splits = f"{{train: [{files[0]}, {files[1]}], validation: [{files[2]}], test: [{files[3]}]}}"
     words = [*STREAM, "dataset=parquet", f"dataset.source.data_files={splits}", "trainer.args.max_steps=6"]
-    result = api.train(*words, "trainer.args.gradient_accumulation_steps=2", "dataset.validation_size=0.2")
+    words += ["trainer.args.gradient_accumulation_steps=2", "dataset.validation_size=0.2", "tracking.pictures=true"]
+    result = api.train(*words)
     assert "data: streamed train, streamed validation, streamed test, 2 classes" in capsys.readouterr().out
     assert result.metrics["final_eval_loss"] == result.metrics["best_eval_loss"]
     run = all_runs()[0]

@@ -20,6 +20,7 @@ from hfexp.tasks.text_generation import TextGeneration
 
 ROWS = [("warm sun", "a"), ("cold snow", "b")] * 10
 SMALL = (
+    "tracking.pictures=false",
     "model=tiny_bert", "trainer=scratch", "dataset=table", "model.config.hidden_size=32", "tracking=none",
     "model.config.num_attention_heads=2", "model.config.intermediate_size=32", "model.config.num_hidden_layers=1",
     "model.config.max_position_embeddings=40", "trainer.args.num_train_epochs=1", "dataset.test_size=0.2",

@@ -46,7 +46,12 @@ def test_steps_do_not_search_the_disk_for_a_package(place: Path, monkeypatch: py
 
 def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh12345678")
-    words = [*SMALL_DIGITS, "tracking.tags.note=hf_abcdefgh12345678", "metrics=classification"]
+    words = [
+        *SMALL_DIGITS,
+        "tracking.tags.note=hf_abcdefgh12345678",
+        "metrics=classification",
+        "tracking.pictures=true",
+    ]
     monkeypatch.setattr("sys.argv", ["hfexp", *words])
     assert cli.main() == 0
     shown = capsys.readouterr().out

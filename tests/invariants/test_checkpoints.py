@@ -23,6 +23,7 @@ ALL = [pytest.param(name, marks=() if name == "vit" else pytest.mark.slow) for n
 RECIPE = (
     "tracking=none",
     "trainer.args.metric_for_best_model=loss",
+    "tracking.pictures=false",
     "trainer.args.num_train_epochs=3",
     "trainer.args.learning_rate=0.02",
 )

@@ -18,6 +18,7 @@ from hfexp.data.labels import cast_classes
 from hfexp.tasks.text_classification import MultiLabelTextClassification
 
 SMALL = (
+    "tracking.pictures=false",
     "task=multi_label_text_classification", "model=tiny_bert", "trainer=scratch", "dataset=table",
     "model.config.hidden_size=32", "model.config.num_attention_heads=2", "model.config.intermediate_size=32",
     "model.config.num_hidden_layers=1", "model.config.max_position_embeddings=40", "dataset.test_size=0.2",

@@ -17,6 +17,7 @@ from hfexp.tasks.text import TextCollator, Tokenize, byte_tokenizer, subword_tok
 from hfexp.tasks.text_classification import TextClassification, TextPairClassification
 
 SMALL = (
+    "tracking.pictures=false",
     "model=tiny_bert", "trainer=scratch", "dataset=table", "metrics=accuracy",
     "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
     "model.config.num_hidden_layers=1", "model.config.max_position_embeddings=40",

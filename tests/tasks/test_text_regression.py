@@ -16,6 +16,7 @@ from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.text_classification import TextRegression
 
 SMALL = (
+    "tracking.pictures=false",
     "model=tiny_bert", "trainer=scratch", "dataset=table", "dataset.source.data_files=rows.jsonl",
     "model.config.hidden_size=32", "model.config.num_attention_heads=2", "model.config.intermediate_size=32",
     "model.config.num_hidden_layers=1", "model.config.max_position_embeddings=60", "dataset.test_size=0.2",

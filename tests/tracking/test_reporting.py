@@ -22,6 +22,7 @@ from hfexp.data.transforms import build_transforms
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tasks.metrics import ExpectedCalibrationError
 from hfexp.tracking.report import canvas, figures, report
+from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
 from hfexp.tracking.report.figures import Mistakes, draw_samples, fit
@@ -117,7 +118,7 @@ def test_any_number_of_classes_and_any_names(tmp_path: Path, caplog: pytest.LogC
     scores = {"validation": scores_of(size), "test": scores_of(size, seed=1)}
     data = splits()
     draw_samples(data["train"], TASK, PROCESSOR, tmp_path)
-    result = draw_report(facts_of(size), scores, names_of(size), data, TASK, PROCESSOR, tmp_path)
+    result = draw_report(facts_of(size), scores, names_of(size), data, TASK, PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert result is not None
     assert result.matrix.sum() == 40
@@ -137,7 +138,7 @@ def test_tables_hold_what_the_scores_say(tmp_path: Path) -> None:
     references, predictions = np.array([0, 0, 1, 2, -1]), np.array([0, 1, 1, 0, 1])
     scores = SplitScores(None, predictions, references)
     names = {0: "a", 1: "b,\n", 2: "c", 3: "d"}
-    result = draw_report(facts_of(2), {"test": scores}, names, {}, TASK, PROCESSOR, tmp_path)
+    result = draw_report(facts_of(2), {"test": scores}, names, {}, TASK, PROCESSOR, Pictures(tmp_path))
     assert result is not None
     assert result.worst(2) == [("c", 0.0, 1), ("a", 0.5, 2)]
     assert result.majority_share == 0.5
@@ -170,7 +171,7 @@ def test_a_large_matrix_is_written_as_its_cells(tmp_path: Path) -> None:
 def test_no_mistakes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ids = np.arange(40) % 50
     scores = SplitScores(np.eye(50, dtype=np.float32)[ids], ids, ids)
-    draw_report(facts_of(50), {"validation": scores}, names_of(50), splits(), TASK, PROCESSOR, tmp_path)
+    draw_report(facts_of(50), {"validation": scores}, names_of(50), splits(), TASK, PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert not (tmp_path / "mistakes_validation.png").exists()
     assert "validation: no mistakes." in check_pages(tmp_path)[0]
@@ -187,7 +188,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, caplog: pytest.L
     history = [{"step": n, "loss": bad, "grad_norm": bad if n % 2 else 1.0, "eval_loss": bad} for n in range(900)]
     scores = SplitScores(np.full((40, 2), np.nan), np.zeros(40, int), np.ones(40, int))
     facts = facts_of(2, history=history, metrics={"best_eval_loss": bad, "final_eval_accuracy": bad})
-    draw_report(facts, {"validation": scores}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
+    draw_report(facts, {"validation": scores}, names_of(2), splits(), TASK, PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert (tmp_path / "learning_curves.png").is_file()
     assert figures.curve(history, "grad_norm")[2] == 450
@@ -196,7 +197,7 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path, caplog: pytest.L
 
 def test_a_task_without_classes_leaves_parts_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     facts = facts_of(2, data={"train": {"rows": 4, "digest": "", "source": "s", "classes": None}}, history=[])
-    assert draw_report(facts, {}, None, {}, TASK, PROCESSOR, tmp_path) is None
+    assert draw_report(facts, {}, None, {}, TASK, PROCESSOR, Pictures(tmp_path)) is None
     assert not caplog.records
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.md"}
     page, _ = check_pages(tmp_path)
@@ -211,7 +212,7 @@ def test_a_picture_that_fails_costs_one_warning(
         raise ValueError("out of paint")
 
     monkeypatch.setattr(report.figures, "calibration", broken)
-    draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
+    draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), splits(), TASK, PROCESSOR, Pictures(tmp_path))
     assert [(r.levelno, r.getMessage()) for r in caplog.records] == [
         (logging.WARNING, "calibration_test.png could not be created: ValueError: out of paint")
     ]
@@ -219,7 +220,7 @@ def test_a_picture_that_fails_costs_one_warning(
 
 
 def test_scores_of_another_length_show_no_wrong_pictures(tmp_path: Path) -> None:
-    draw_report(facts_of(2), {"test": scores_of(2, 39)}, names_of(2), splits(), TASK, PROCESSOR, tmp_path)
+    draw_report(facts_of(2), {"test": scores_of(2, 39)}, names_of(2), splits(), TASK, PROCESSOR, Pictures(tmp_path))
     assert (tmp_path / "mistakes_test.csv").is_file()
     assert not (tmp_path / "mistakes_test.png").exists()
 
@@ -263,7 +264,7 @@ def test_texts_stand_where_pictures_would(tmp_path: Path, caplog: pytest.LogCapt
 
     data = splits()
     draw_samples(data["train"], Reading(), PROCESSOR, tmp_path, count=2)
-    draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), data, Reading(), PROCESSOR, tmp_path)
+    draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), data, Reading(), PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert (tmp_path / "samples.txt").read_text().count("read me") == 2
     assert not (tmp_path / "samples.png").exists()
@@ -298,3 +299,13 @@ def test_markdown_means_what_it_says() -> None:
     text = page.markdown()
     assert r"\_\_init\_\_ a_b \*x\* &lt;i&gt; \`c\`" in text
     assert "| --- | --: |\n| a\\|b | 1 |" in text
+
+
+def test_a_report_without_pictures(tmp_path: Path) -> None:
+    drawn = Pictures(tmp_path, wanted=False)
+    draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), splits(), TASK, PROCESSOR, drawn)
+    assert not list(tmp_path.glob("*.png"))
+    assert {"report.html", "report.md", "confusion_matrix_test.csv", "mistakes_test.csv"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert "<img" not in (tmp_path / "report.html").read_text()

@@ -64,13 +64,16 @@ def guarded(name: str) -> Iterator[None]:
 class Pictures:
     """The plots of one report: each is drawn once and kept as bytes for the HTML page."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, wanted: bool = True) -> None:
+        """Set up the plots; with `wanted` false, none is drawn, and matplotlib is not imported."""
+        self.directory, self.wanted = directory, wanted
         self.made: dict[str, bytes] = {}
         """PNG bytes by file name."""
 
     def draw(self, name: str, function: "Callable[..., Figure | None]", *args: Any) -> None:
         """Save the figure that `function(*args)` returns as `name`; do nothing if it returns None."""
+        if not self.wanted:
+            return
         with guarded(name):
             figure = function(*args)
             if figure is None:

@@ -1,5 +1,6 @@
 """The report of one run: its plots, tables and pages, made in reading order."""
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ def draw_report(
     splits: Mapping[str, Any],
     task: Task,
     processor: Any,
-    directory: Path,
+    drawn: Pictures,
 ) -> ClassReport | None:
     """Write plots, tables, `report.html` and `report.md`; a part that fails is left out with a warning.
 
@@ -179,14 +180,15 @@ def draw_report(
         id2label: names of the classes; None for a task without classes, whose scores are ignored.
         splits: datasets of model inputs by split, with their rows in the order of the scores; mistakes are read from
             them.
+        drawn: takes the plots; everything is written to its directory.
 
     Returns:
         The class report of the last split with a labelled sample; None if no split has one.
     """
+    directory = drawn.directory
     directory.mkdir(parents=True, exist_ok=True)
-    drawn = Pictures(directory)
     parts: dict[str, SplitParts] = {}
-    with style():
+    with style() if drawn.wanted else contextlib.nullcontext():
         drawn.draw("learning_curves.png", figures.learning_curves, facts)
         drawn.draw("classes.png", figures.class_histogram, facts.data)
         drawn.take("samples.png")
