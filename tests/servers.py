@@ -48,6 +48,7 @@ class MlflowServer:
         command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", self.backend]
         command += ["--artifacts-destination", str(self.place / "served"), "--port", str(self.port), "--workers", "1"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes that nobody uses
         with (self.place / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=self.place, env=environment, stdout=log, stderr=log, start_new_session=True

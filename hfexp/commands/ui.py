@@ -1,9 +1,14 @@
 """`hfexp ui`: MLflow's own interface on the store that holds the runs."""
 
 import argparse
+import contextlib
+import errno
 import ipaddress
 import os
+import socket
 import sys
+import time
+import urllib.request
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
@@ -12,40 +17,95 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.tracking.runs import newest_run
 from hfexp.tracking.store import tracking_uri
 
+PORTS = range(5000, 5020)
+"""Ports that are tried in turn if none is given; 5000 is MLflow's own default."""
+LONGEST_START = 600
+"""Seconds for which the server may start; it takes about ten."""
+SETTINGS = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Environment variables of the server unless the user sets them: no warnings, none of the eight processes that would
+wait for jobs of MLflow's LLM features, no usage reports."""
+
 
 def main(argv: list[str]) -> int:
     """Replace this process by an MLflow server, or print the address of the server that the runs are on."""
     parser = argparse.ArgumentParser(
         prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
     )
-    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--port", type=int, help=f"default: {PORTS[0]}, or the next free one")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, as MLflow has no password")
     parser.add_argument("--output-dir", default="outputs")
     parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
     args = parser.parse_args(argv)
     uri = tracking_uri(args.uri, args.output_dir)
     if uri.startswith("http"):
-        print(mask_secrets(f"The runs are on a server: {uri}\nlast run: {_last_run(uri, uri.rstrip('/'))}"))
+        print(mask_secrets(f"The runs are on a server\n{_links(uri, uri.rstrip('/'))}"))
         return 0
     path = sqlite_path(uri)
     if path is not None and not path.is_file():
         raise ConfigError(f"there is no store at {path} yet: run `hfexp` first, or give --uri")
-    address = f"http://{args.host}:{args.port}"
-    print(
-        f"MLflow on {mask_secrets(uri)}: {address}  (Ctrl-C stops it)\nlast run: {_last_run(uri, address)}", flush=True
-    )
+    port = _free_port(args.host, args.port)
+    print(f"starting MLflow on {mask_secrets(uri)} (Ctrl-C stops it)", flush=True)
     if not _is_loopback(args.host):
         note(
-            f"--host {args.host}: MLflow has no password; anyone who reaches port {args.port} of this machine can "
+            f"--host {args.host}: MLflow has no password; anyone who reaches port {port} of this machine can "
             "read, change and delete the runs"
         )
+    address = f"http://{args.host}:{port}"
+    _print_when_ready(address, _links(uri, address))
     command = [sys.executable, "-m", "mlflow", "server"]
-    command += ["--host", args.host, "--port", str(args.port), "--workers", "1"]
+    command += ["--host", args.host, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning --no-access-log"]
-    quiet = {"MLFLOW_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore"}
-    environment = {**quiet, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # not in the arguments, which `ps` shows
+    stores = {"MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_REGISTRY_STORE_URI": uri}  # no arguments, which `ps` shows
+    environment = {**SETTINGS, **os.environ, **stores}
     # The server replaces this process: signals reach it directly, and nothing is left behind when it is stopped.
     return os.execve(sys.executable, command, environment)
+
+
+def _free_port(host: str, wanted: int | None) -> int:
+    """Return the wanted port, or the first free one of `PORTS`.
+
+    Raises:
+        ConfigError: the wanted port is taken or not allowed, or the host is none of this machine.
+    """
+    if wanted is not None and not 0 < wanted < 2**16:
+        raise ConfigError(f"--port {wanted}: must be from 1 to 65535")
+    for port in PORTS if wanted is None else (wanted,):
+        try:
+            with socket.create_server((host, port)):
+                return port
+        except OSError as error:
+            if wanted is not None or error.errno != errno.EADDRINUSE:
+                problem = str(error.strerror).partition(" (")[0]
+                raise ConfigError(f"MLflow can't listen on {host}, port {port}: {problem}") from error
+    raise ConfigError(f"all ports from {PORTS[0]} to {PORTS[-1]} are taken; give a free one with --port")
+
+
+def _print_when_ready(address: str, text: str) -> None:
+    """Print a text once the server that replaces this process answers, from a process that ends then.
+
+    That process is a grandchild, whose end the system collects: the server knows of no children.
+    """
+    server = os.getpid()
+    if os.fork():
+        os.wait()
+        return
+    if os.fork():
+        os._exit(0)
+    ask = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    deadline = time.monotonic() + LONGEST_START
+    with contextlib.suppress(BaseException):  # the server's own messages tell why it does not start
+        while time.monotonic() < deadline:
+            os.kill(server, 0)  # raises an error if it has ended
+            with contextlib.suppress(OSError), ask.open(f"{address}/health", timeout=5):
+                print(text, flush=True)
+                break
+            time.sleep(0.2)
+    os._exit(0)
 
 
 def _is_loopback(host: str) -> bool:
@@ -55,7 +115,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _last_run(uri: str, address: str) -> str:
-    """Return the name of the newest run and the address of its page."""
+def _links(uri: str, address: str) -> str:
+    """Return the addresses of the pages of the newest run's experiment and of that run itself."""
     run = newest_run(uri)
-    return f"{run.name}  {address}/#/experiments/{run.experiment_id}/runs/{run.run_id}" if run else "none yet"
+    if run is None:
+        return f"MLflow    {address}  (no run is recorded yet)"
+    experiment = f"{address}/#/experiments/{run.experiment_id}"
+    return (
+        f"MLflow    {experiment}/runs?workflowType=machine_learning\n"
+        f"last run  {experiment}/runs/{run.run_id}  ({run.name})"
+    )

@@ -3,31 +3,42 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 from conftest import SMALL_DIGITS
+from recorded import Store
 from servers import free_port
 
-from hfexp.commands import api
+from hfexp.commands import api, cli, ui
+from hfexp.core.errors import ConfigError
 
 CHROMIUM = shutil.which("chromium")
 
 
-def wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    for _ in range(240):
-        assert process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                assert answer.status == 200
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"no answer from {url}")
+def test_a_port_that_is_taken(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "outputs").mkdir()
+    Store(place / "outputs" / "mlflow.db")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["ui", "--port", str(port)]) == 2
+        assert f"MLflow can't listen on 127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err
+        free = free_port()
+        monkeypatch.setattr(ui, "PORTS", (port, free))
+        assert ui._free_port("127.0.0.1", None) == free
+        monkeypatch.setattr(ui, "PORTS", (port,))
+        with pytest.raises(ConfigError, match="are taken; give a free one with --port"):
+            ui._free_port("127.0.0.1", None)
+    assert cli.main(["ui", "--port", "99999"]) == 2
+    assert "--port 99999: must be from 1 to 65535" in capsys.readouterr().err
+    assert cli.main(["ui", "--host", "192.0.2.1"]) == 2
+    assert "MLflow can't listen on 192.0.2.1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -38,10 +49,13 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
     process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
-        link = f"http://127.0.0.1:{port}/#/experiments/1/runs/{result.run_id}"
-        assert process.stdout.readline() == f"last run: {result.run_dir.name}  {link}\n"
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+        assert process.stdout.readline().startswith("starting MLflow on sqlite:///")
+        page = f"http://127.0.0.1:{port}/#/experiments/1/runs"
+        assert process.stdout.readline() == f"MLflow    {page}?workflowType=machine_learning\n"
+        link = f"{page}/{result.run_id}"
+        assert process.stdout.readline() == f"last run  {link}  ({result.run_dir.name})\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:  # at once
+            assert answer.status == 200
         run = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/runs/get?run_id={result.run_id}"
         with urllib.request.urlopen(run, timeout=10) as answer:
             assert '"FINISHED"' in answer.read().decode()
