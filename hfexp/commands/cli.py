@@ -226,6 +226,13 @@ def show_help(args: list[str]) -> int:
     return helping.main(args, COMMANDS)
 
 
+def completion(args: list[str]) -> int:
+    """Complete a command line in a shell."""
+    from hfexp.commands import completion as completing
+
+    return completing.main(args, COMMANDS)
+
+
 def version(args: list[str]) -> int:
     """Print the version."""
     from hfexp.core import __version__
@@ -260,6 +267,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "ui": _command("ui"),
     "list": _command("list"),
     "help": show_help,
+    "completion": completion,
     "version": version,
 }
 BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")

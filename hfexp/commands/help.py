@@ -41,6 +41,7 @@ Commands
   cache [clear]                       list or delete prepared data
   list [GROUP] [WORD]                 list models, datasets, tasks, ...
   help [KEY | TASK | COMMAND | WORD]  explain one of them
+  completion bash|zsh|fish            complete keys, values and runs in your shell
   version                             print the version
 
 Find out more

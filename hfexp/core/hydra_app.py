@@ -31,7 +31,7 @@ def run(args: list[str], function: Callable[[Any], Any], commands: Collection[st
     Args:
         args: flags and overrides as the user typed them; `sys.argv` is set from them.
         function: Hydra's task function.
-        commands: names of hfexp's commands, for error messages and shell completion.
+        commands: names of hfexp's commands, for error messages.
 
     Raises:
         ConfigError: the config does not take a key, an option or a value.
@@ -57,7 +57,6 @@ def hydra_args(args: list[str], commands: Collection[str]) -> list[str]:
     """Return Hydra's arguments: first the flags, with an absolute `--config-path`, then the prepared overrides."""
     parsed = _parse(args)
     if parsed.shell_completion:
-        _strip_command_from_completion(commands)
         return args
     for override in parsed.overrides:
         if "=" not in override and not override.startswith("~"):
@@ -184,10 +183,3 @@ def _masked_config(text: str, package: str) -> str:
         return text
     head = text.partition("\n")[0] + "\n" if text.startswith("# @package") else ""
     return head + OmegaConf.to_yaml(masked)
-
-
-def _strip_command_from_completion(commands: Collection[str]) -> None:
-    """Remove the command from the line to complete: Hydra knows only the keys and values after it."""
-    line = os.environ.get("COMP_LINE", "").split(" ")
-    if len(line) > 2 and line[1] in commands:
-        os.environ["COMP_LINE"] = " ".join([line[0], *line[2:]])

@@ -66,15 +66,6 @@ def test_flags_may_stand_after_overrides(monkeypatch: pytest.MonkeyPatch) -> Non
     ]  # fmt: skip
 
 
-def test_completion_skips_the_command(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COMP_LINE", "hfexp train model=vit_")
-    monkeypatch.setattr(sys, "argv", ["hfexp", "-sc", "query=bash"])
-    assert cli.main() == 0
-    assert "model=vit_base" in capsys.readouterr().out.split()
-
-
 def test_traceback_only_for_who_asks(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
