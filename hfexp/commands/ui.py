@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
             f"--host {args.host}: MLflow has no password; anyone who reaches port {port} of this machine can "
             "read, change and delete the runs"
         )
-    address = f"http://{args.host}:{port}"
+    address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}"
     _print_when_ready(address, _links(uri, address))
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", args.host, "--port", str(port), "--workers", "1"]
@@ -76,7 +76,8 @@ def _free_port(host: str, wanted: int | None) -> int:
         raise ConfigError(f"--port {wanted}: must be from 1 to 65535")
     for port in PORTS if wanted is None else (wanted,):
         try:
-            with socket.create_server((host, port)):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.create_server((host, port), family=family):
                 return port
         except OSError as error:
             if wanted is not None or error.errno != errno.EADDRINUSE:

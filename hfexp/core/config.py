@@ -323,7 +323,7 @@ class TrackingConfig:
     uri: str | None = None
     """MLflow tracking URI; null: `MLFLOW_TRACKING_URI`, else `<output_dir>/mlflow.db`."""
     experiment: str | None = None
-    """MLflow experiment; null: `MLFLOW_EXPERIMENT_NAME`, else the name of the dataset option."""
+    """MLflow experiment; null: `MLFLOW_EXPERIMENT_NAME`, else the name of the data."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run, by name."""
     checkpoints: Checkpoints = Checkpoints.best

@@ -28,12 +28,13 @@ from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.membership import register_of_run
 from hfexp.tracking.models import FINAL
+from hfexp.tracking.names import experiment_name
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
 from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
-from hfexp.tracking.run_directory import RunDirectory, experiment_name
+from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
 from hfexp.training.adapters import base_of, is_adapted
 from hfexp.training.model import ModelSummary
@@ -217,7 +218,7 @@ class Recorder:
         model = {"parameters": f"{self.summary.num_parameters:,}" if self.summary else "", **self.model}
         model = {name.removeprefix("hfexp.model_"): value for name, value in model.items()}
         return ReportFacts(
-            name=self.directory.name,
+            name=self.directory.title,
             experiment=experiment_name(self.config, self.origin),
             status="finished",
             command=self.origin.command,
@@ -248,7 +249,7 @@ class Recorder:
         source = config.dataset.source
         from_hub = source.get("_target_") == "datasets.load_dataset"
         return CardFacts(
-            name=self.directory.name,
+            name=self.directory.title,
             architecture=type(base_of(model)).__name__,
             model_class=inputs.task.model_class,
             processor_class=inputs.task.processor_class,

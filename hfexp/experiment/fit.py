@@ -119,7 +119,7 @@ def build_trainer(
         config.trainer.args,
         output_dir=directory.checkpoints,
         seed=config.seed,
-        run_name=directory.name,
+        run_name=directory.title,
         metric=task.metric,
         greater_is_better=task.greater_is_better,
         deterministic=config.trainer.deterministic,

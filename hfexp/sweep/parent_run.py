@@ -24,9 +24,10 @@ from hfexp.sweep.table import Curve, Curves, command_of, make_table, measured, s
 from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first, costs, ranked, ties
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.membership import KIND, RANKING, SWEEP, register_of_sweep
+from hfexp.tracking.names import experiment_name
 from hfexp.tracking.recovery import close_failed
 from hfexp.tracking.report.canvas import guarded
-from hfexp.tracking.run_directory import RunDirectory, experiment_name, open_sweep_directory
+from hfexp.tracking.run_directory import RunDirectory, open_sweep_directory
 from hfexp.tracking.tracker import Opening, Tracker, common_tags, open_record
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from hfexp.core.console import note, say
 from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import Origin
 from hfexp.tracking.membership import TrialKey, opening_of, run_directory_of, sweep_info_of
-from hfexp.tracking.run_directory import RunState, experiment_name, read_state
+from hfexp.tracking.names import experiment_name
+from hfexp.tracking.run_directory import RunState, read_state
 
 Values = float | tuple[float, ...]
 

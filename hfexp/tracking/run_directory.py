@@ -24,6 +24,7 @@ from hfexp.core.outside import DamagedRecord, parse, read_bytes, why_foreign, wh
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin, file_name
 from hfexp.tracking.membership import TrialKey, note_run_directory
+from hfexp.tracking.names import experiment_name, run_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 STATE = "run.json"
 COMMAND = "command.txt"
 """File among the artifacts with the command that started the run."""
+IDENTITY_DIGITS = 8
+"""Digits of an experiment's identity in the name of a run directory."""
 
 
 @dataclass
@@ -120,6 +123,11 @@ class RunDirectory:
         return self.path.name
 
     @property
+    def title(self) -> str:
+        """Return the name by which the run is recorded: that of its directory without the identity."""
+        return self.name.replace(f"-{self.state.config_hash[:IDENTITY_DIGITS]}", "", 1)
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -154,16 +162,6 @@ class RunDirectory:
         self.state.last_started = 0.0
 
 
-def run_name(config: Config, origin: Origin) -> str:
-    """Return the name of a run without its identity: `name`, or the model and dataset options."""
-    return config.name or f"{origin.choices.get('model', 'model')}-{origin.choices.get('dataset', 'data')}"
-
-
-def experiment_name(config: Config, origin: Origin) -> str:
-    """Return `tracking.experiment`, or the dataset option."""
-    return config.tracking.experiment or origin.choices.get("dataset") or "default"
-
-
 @contextlib.contextmanager
 def open_run_directory(
     config: Config, origin: Origin, git_sha: str = "", splits: dict[str, dict[str, Any]] | None = None
@@ -179,9 +177,10 @@ def open_run_directory(
     Raises:
         ConfigError: the same experiment is running now, or exists under `on_existing=error`.
     """
-    parent, stem, identity = _location(config, origin)
-    with _hold_lock(parent, RunState(identity, point=config.point), lambda: _latest(parent, stem, config.point)):
-        directory = _resume_or_create(parent, stem, identity, config, splits)
+    location = _Location.of(config, origin)
+    state = RunState(location.identity, point=config.point)
+    with _hold_lock(location.parent, state, lambda: _latest(location, config.point)):
+        directory = _resume_or_create(location, config, splits)
         directory.state.splits = splits
         if config.point is not None:
             directory.state.data = local_files_fingerprint(config.dataset.source)
@@ -193,15 +192,29 @@ def open_run_directory(
 
 def find_run(config: Config, origin: Origin) -> tuple[Path, RunState] | None:
     """Find the latest run of this identity, if there is one; nothing is created."""
-    parent, stem, _ = _location(config, origin)
-    return _latest(parent, stem, config.point) if parent.is_dir() else None
+    location = _Location.of(config, origin)
+    return _latest(location, config.point) if location.parent.is_dir() else None
 
 
-def _location(config: Config, origin: Origin) -> tuple[Path, str, str]:
-    """Return the directory of this experiment's runs, the stem of their names, and the experiment's identity."""
-    identity = config_hash(config)
-    parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
-    return parent, f"{file_name(run_name(config, origin))}-s{config.seed}-{identity[:8]}", identity
+@dataclass(frozen=True)
+class _Location:
+    """Where the runs of one experiment are."""
+
+    parent: Path
+    stem: str
+    """Name of the directory of a new run, without its number."""
+    pattern: re.Pattern[str]
+    """Matches the directories of this experiment's runs; a config may be reached by other overrides than before."""
+    identity: str
+
+    @classmethod
+    def of(cls, config: Config, origin: Origin) -> "_Location":
+        identity = config_hash(config)
+        parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
+        ending = f"-s{config.seed}-{identity[:IDENTITY_DIGITS]}"
+        stem = f"{file_name(run_name(config, origin))}{ending}"
+        names = re.escape(file_name(config.name)) if config.name else ".*"
+        return cls(parent, stem, re.compile(rf"{names}{re.escape(ending)}(?:-(\d+))?"), identity)
 
 
 @contextlib.contextmanager
@@ -292,12 +305,10 @@ def _lock(parent: Path, state: RunState) -> SharedLock:
     return SharedLock(locks / f"{name}.lock", timeout=0)
 
 
-def _resume_or_create(
-    parent: Path, stem: str, identity: str, config: Config, splits: dict[str, dict[str, Any]] | None
-) -> RunDirectory:
-    latest = _latest(parent, stem, config.point, note)
+def _resume_or_create(location: _Location, config: Config, splits: dict[str, dict[str, Any]] | None) -> RunDirectory:
+    latest = _latest(location, config.point, note)
     if latest is None:
-        return _create(parent, stem, identity, config.point)
+        return _create(location, config.point)
     path, state = latest
     if config.on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
@@ -309,7 +320,7 @@ def _resume_or_create(
         if checkpoint is not None or state.status != "failed":
             set_aside_newer(path / "checkpoints", checkpoint)
             return RunDirectory(path, state, resumed=True, checkpoint=checkpoint)
-    return _create(parent, stem, identity, config.point)
+    return _create(location, config.point)
 
 
 def _describe_changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
@@ -329,41 +340,40 @@ def _describe_changes(before: dict[str, dict[str, Any]] | None, now: dict[str, d
     return ", ".join(changes)
 
 
-def _create(parent: Path, stem: str, identity: str, point: str | None) -> RunDirectory:
-    path = parent / _next_name(parent, stem)
+def _create(location: _Location, point: str | None) -> RunDirectory:
+    path = location.parent / _next_name(location)
     while True:
         try:
             path.mkdir(parents=True)
             break
         except FileExistsError:  # a sweep point of the same identity was faster; it holds another lock
-            path = parent / _next_name(parent, stem)
-    state = RunState(identity, first_started=time.time(), point=point)
+            path = location.parent / _next_name(location)
+    state = RunState(location.identity, first_started=time.time(), point=point)
     directory = RunDirectory(path, state, resumed=False, checkpoint=None)
     directory.artifacts.mkdir()
     return directory
 
 
-def _numbered(parent: Path, stem: str) -> dict[int, Path]:
-    """Return the run directories of one identity by number; the first has no suffix."""
-    pattern = re.compile(re.escape(stem) + r"(?:-(\d+))?")
-    matches = ((pattern.fullmatch(path.name), path) for path in parent.iterdir() if path.is_dir())
+def _numbered(location: _Location) -> dict[int, Path]:
+    """Return the run directories of one experiment by number; the first has no suffix."""
+    matches = ((location.pattern.fullmatch(path.name), path) for path in location.parent.iterdir() if path.is_dir())
     return {int(m.group(1) or 1): path for m, path in matches if m}
 
 
-def _next_name(parent: Path, stem: str) -> str:
-    taken = _numbered(parent, stem)
-    return f"{stem}-{max(taken) + 1}" if taken else stem
+def _next_name(location: _Location) -> str:
+    taken = _numbered(location)
+    return f"{location.stem}-{max(taken) + 1}" if taken else location.stem
 
 
 def _latest(
-    parent: Path, stem: str, point: str | None, report: Callable[[str], None] = logger.debug
+    location: _Location, point: str | None, report: Callable[[str], None] = logger.debug
 ) -> tuple[Path, RunState] | None:
-    """Find the newest run of an identity that is the user's own; `report` gets a line for each skipped one."""
-    for _, path in sorted(_numbered(parent, stem).items(), reverse=True):
+    """Find the newest run of an experiment that is the user's own; `report` gets a line for each skipped one."""
+    for _, path in sorted(_numbered(location).items(), reverse=True):
         state = read_state(path)
         if state is None or state.point != point:
             continue
-        problem = why_foreign(path, parent.parent) or why_not_contained(path, path)
+        problem = why_foreign(path, location.parent.parent) or why_not_contained(path, path)
         if problem is None:
             return path, state
         report(f"skipping {path.name}: {problem}")

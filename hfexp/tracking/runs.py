@@ -7,6 +7,7 @@ fraction of the time of importing MLflow. Other stores, filters and unknown tabl
 import json
 import logging
 import math
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -451,6 +452,7 @@ def _candidates(uri: str, name: str, known: list[RunRecord]) -> Iterator[list[st
     """Yield the ids of the runs that a name may mean, the most exact meaning first."""
     yield [run.run_id for run in known if run.run_id == name]
     yield [run.run_id for run in known if run.name == name]
+    yield _in_directory(uri, name, known)
     if name == LAST:
         yield [_last_run(uri, known).run_id]
     if name == BEST:
@@ -459,6 +461,13 @@ def _candidates(uri: str, name: str, known: list[RunRecord]) -> Iterator[list[st
         yield [_best_run(uri, _experiment(name, known)).run_id]
     yield [run.run_id for run in known if len(name) >= MIN_PREFIX and run.run_id.startswith(name)]
     yield [run.run_id for run in known if name and run.name.startswith(name)]
+
+
+def _in_directory(uri: str, name: str, known: list[RunRecord]) -> list[str]:
+    """Return the ids of the runs whose directory has a name, which is the run's name with its identity in it."""
+    title = re.sub(r"-[0-9a-f]{8}(?=(-\d+)?$)", "", name)
+    runs = read_runs(uri, run_ids=[run.run_id for run in known if run.name == title]) if title != name else []
+    return [run.run_id for run in runs if Path(run.tags.get("hfexp.run_dir", "")).name == name]
 
 
 def _find_run(uri: str, name: str, known: list[RunRecord]) -> str:

@@ -24,8 +24,9 @@ from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.membership import child_tags
+from hfexp.tracking.names import experiment_name
 from hfexp.tracking.recovery import append_closing, close_gone_runs
-from hfexp.tracking.run_directory import COMMAND, RunDirectory, experiment_name
+from hfexp.tracking.run_directory import COMMAND, RunDirectory
 from hfexp.tracking.store import flush_wal, is_temporary, tracking_uri, why_unreachable
 
 logger = logging.getLogger(__name__)
@@ -308,7 +309,7 @@ def _start(tracker: MlflowTracker, opening: Opening) -> None:
         tracker.journal.append("resume", time=now())
     else:
         tracker.begin_journal()
-        identity = {"experiment": opening.experiment, "name": directory.name, "key": uuid4().hex}
+        identity = {"experiment": opening.experiment, "name": directory.title, "key": uuid4().hex}
         tracker.journal.append("create", tags=tags, time=now(), **identity)
     _wait_for_store(tracker, str(tracker.uri))
     directory.state.run_id = tracker.run_id

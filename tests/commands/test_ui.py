@@ -53,7 +53,7 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
         page = f"http://127.0.0.1:{port}/#/experiments/1/runs"
         assert process.stdout.readline() == f"MLflow    {page}?workflowType=machine_learning\n"
         link = f"{page}/{result.run_id}"
-        assert process.stdout.readline() == f"last run  {link}  ({result.run_dir.name})\n"
+        assert process.stdout.readline() == f"last run  {link}  ({result.run_dir.name.rpartition('-')[0]})\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:  # at once
             assert answer.status == 200
         run = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/runs/get?run_id={result.run_id}"

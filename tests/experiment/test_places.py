@@ -136,6 +136,8 @@ def test_a_server_that_others_reach_is_said(
     host: str, is_open: bool, uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(os, "execve", lambda *_: 0)
+    monkeypatch.setattr("hfexp.commands.ui._free_port", lambda host, wanted: 5000)
+    monkeypatch.setattr("hfexp.commands.ui._print_when_ready", lambda address, text: None)
     assert ui(["--uri", uri, "--host", host]) == 0
     assert ("MLflow has no password" in capsys.readouterr().err) is is_open
 

@@ -61,7 +61,9 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
 
     (run,) = client().search_runs([client().get_experiment_by_name("digits").experiment_id])  # pyright: ignore
     run_id, run_dir = run.info.run_id, next(place.glob("outputs/digits/vit_digits-*"))
-    assert (run.info.status, run.info.run_name) == ("FINISHED", run_dir.name)
+    title = "vit_digits-digits-num_attention_heads2-intermediate_size16-n96-ep2-s42"
+    assert (run.info.status, run.info.run_name) == ("FINISHED", title)
+    assert run_dir.name.rpartition("-")[0] == title
     params, metrics, tags = run.data.params, run.data.metrics, run.data.tags
 
     config = api.compose(*words)
@@ -193,7 +195,7 @@ def test_own_images_with_bad_files(
     run = next(run for run in all_runs() if run.info.status == "FINISHED")
     skipped = [int(v) for k, v in run.data.params.items() if k.startswith("dataset.num_") and k.endswith("_skipped")]
     assert sum(skipped) == 1
-    assert "cat" in (next(place.glob("outputs/imagefolder/*/artifacts/confusion_matrix_validation.csv"))).read_text()
+    assert "cat" in (next(place.glob("outputs/photos/*/artifacts/confusion_matrix_validation.csv"))).read_text()
 
 
 def test_debug_fast_overfit_and_profile(place: Path) -> None:
