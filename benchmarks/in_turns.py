@@ -112,8 +112,7 @@ def _started(name: str, words: list[str], steps: int, processes: int) -> Iterato
     told, child_tells = os.pipe()
     child_told, tells = os.pipe()
     variables = {**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: f"{child_tells} {child_told} {steps} {processes}"}
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryDirectory() as place:
-        variables["TMPDIR"] = place  # where runs that compute side by side find each other: these do not
+    with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-c", _WAITING, *words], env=variables, stdout=subprocess.PIPE, stderr=errors, text=True,
             pass_fds=(child_tells, child_told), start_new_session=True,

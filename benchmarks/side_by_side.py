@@ -1,11 +1,12 @@
-"""Two trainings at once on the same processors: hfexp's beside two of the notebook's.
+"""Trainings beside others on the same processors: two at once, and one beside a busy process.
 
 Each is a process of its own, as from two terminals, that trains the ViT of `benchmarks.training` on 64 px with as many
 threads as there are processors. After the first epoch they wait for each other; compared are the steps per second of
 both together from then until one has done its last, with those of one process alone: as many is what two would do in
-turns.
+turns. The busy process counts in Python, on one processor.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from benchmarks.variants import Job, Shape
 EPOCHS = 4
 LONGEST_WAIT = 300.0
 """Seconds for which a training waits for another, which may have failed."""
+BOTH = (OWN, NOTEBOOK)
 SHAPE, IMAGES = Shape(64), 480
 QUICK_SHAPE, QUICK_IMAGES = Shape(32, width=16, layers=1, heads=2, intermediate=16), 32
 
@@ -38,14 +40,18 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
         rate([OWN], place, quick)  # which makes the store of runs
         ways = {
             f"{word} {name}": lambda name=name, count=count: rate([name] * count, place, quick)
-            for name in (OWN, NOTEBOOK)
+            for name in BOTH
             for count, word in enumerate(("one", "two"), 1)
         }
+        ways |= {f"{name} beside a busy process": lambda name=name: rate([name], place, quick, 1) for name in BOTH}
         found = interleave(ways, rounds)
     ratios = [
         ratio(found, f"two {OWN}", f"one {OWN}", target=1),
         ratio(found, f"two {NOTEBOOK}", f"one {NOTEBOOK}"),
         ratio(found, f"two {OWN}", f"two {NOTEBOOK}"),
+        ratio(found, f"one {OWN}", f"{OWN} beside a busy process", limit=1.5),
+        ratio(found, f"one {NOTEBOOK}", f"{NOTEBOOK} beside a busy process"),
+        ratio(found, f"{OWN} beside a busy process", f"{NOTEBOOK} beside a busy process", target=1),
     ]
     report.section(f"Steps per second of all together, {turns(rounds)}", "1/s", found, ratios, ".1f")
     return report
@@ -71,8 +77,16 @@ class Meeting(Turns):
         return 0.0
 
 
-def rate(names: list[str], place: Path, quick: bool) -> float:
-    """Steps per second of all together, while all are beyond their first epoch; started at once."""
+def rate(names: list[str], place: Path, quick: bool, busy: int = 0) -> float:
+    """Steps per second of all together, while all are beyond their first epoch; started at once, after busy ones."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(busy):
+            other = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(other.kill)
+        return _rate(names, place, quick)
+
+
+def _rate(names: list[str], place: Path, quick: bool) -> float:
     words = ["-W", "ignore", "-m", "benchmarks.side_by_side", *(["--quick"] if quick else []), "--place", str(place)]
     words += ["--meeting", tempfile.mkdtemp(dir=place), "--processes", str(len(names))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

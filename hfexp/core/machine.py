@@ -9,7 +9,8 @@ import platform
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -192,8 +193,14 @@ SPINS = "100000"
 """Times that an idle OpenMP thread looks for work before it sleeps: 2 to 5 ms, depending on the processor."""
 SPINS_WHILE_DECODING = "10000"
 """The same in a process whose processors also decode data meanwhile."""
-INTERVAL = 1.0
-"""Seconds between two attempts of a run to become the first on its processors."""
+INTERVAL = 0.5
+"""Seconds between two looks at whether threads of this process are preempted."""
+OFTEN = 70
+"""Preemptions per second of one thread that mean another program: alone there are about 20, beside one over 100."""
+CALM = 4
+"""Looks without frequent preemptions after which this process has its processors for itself again."""
+TASKS = Path("/proc/self/task")
+"""Directory of this process's threads; Linux only."""
 
 
 def let_idle_threads_sleep(decoding: bool = True) -> None:
@@ -220,77 +227,88 @@ def let_idle_threads_sleep_if_unloaded(decoding: bool) -> None:
 
 @contextlib.contextmanager
 def processors_shared(use_cpu: bool = False) -> Iterator[None]:
-    """Share the processors with other runs that compute on the CPU inside such a block: only one of them may spin.
+    """Let idle threads sleep at once, inside such a block, while other programs want the same processors.
 
-    A spinning thread keeps the threads of another run from working, and that run's other threads spin while they wait:
-    each of the many hundred operations of a step waits until some thread gives up. So only the threads of the user's
-    first run on these processors may spin; those of all other runs sleep at once. When the first run has ended, in
-    whatever way, another run takes its place. The number of threads, and so every result, does not change, and
-    neither does what the user has set.
+    A spinning thread then keeps a processor from the thread that it waits for: each of the many hundred operations of
+    a step waits until the system has moved a thread. Beside one busy process on two processors, a step takes four to
+    seven times as long if threads spin, and twice as long, its fair share, if they sleep; alone, it takes 6 % less if
+    they spin (`python -m benchmarks side_by_side`). So a thread watches how often this process's threads are
+    preempted: by other runs, other programs, or threads of this process that decode. The number of threads, and so
+    every result, does not change, and neither does what the user has set.
 
     Args:
-        use_cpu: True if the run uses the CPU in any case. Otherwise an accelerator, if there is one, computes, and the
-            processors need not be shared.
+        use_cpu: True if the run uses the CPU in any case. Otherwise an accelerator, if there is one, computes, and
+            spinning does no harm.
     """
     import torch
 
     on_cpu = use_cpu or not torch.accelerator.is_available()
-    if not (on_cpu and sys.platform.startswith("linux") and torch.get_num_threads() > 1):
+    if not (on_cpu and TASKS.is_dir() and torch.get_num_threads() > 1) or _user_decides():
         yield
         return
     ended = threading.Event()
-    with contextlib.ExitStack() as stack:
-        if not _become_first(stack) and not _user_decides():
-            thread = threading.Thread(target=_oversubscribe, args=(stack, ended), name="hfexp-crowd", daemon=True)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(ended.set)
+    thread = threading.Thread(target=_watch, args=(ended,), name="hfexp-processors", daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        ended.set()
+        thread.join()
 
 
-def _oversubscribe(stack: contextlib.ExitStack, ended: threading.Event) -> None:
-    """Oversubscribe the OpenMP pool until this run becomes the first or the block has ended.
+def _watch(ended: threading.Event) -> None:
+    """Crowd the OpenMP threads while any thread of this process is preempted often, until the block has ended."""
+    crowd: Callable[[], None] | None = None
+    calm, before, then = 0, _preemptions(), time.monotonic()
+    while not ended.wait(INTERVAL):
+        now, at = _preemptions(), time.monotonic()
+        often = any(count - before.get(task, count) > OFTEN * (at - then) for task, count in now.items())
+        before, then = now, at
+        calm = 0 if often else calm + 1
+        if often and crowd is None:
+            crowd = _crowd()
+        elif calm >= CALM and crowd is not None:
+            crowd()
+            crowd = None
+    if crowd is not None:
+        crowd()
 
-    libgomp's threads sleep at once (after 100 looks) while a process has more of them than there are processors:
-    `gomp_throttled_spin_count_var` in its `env.c`, used by `config/linux/wait.h`. A thread that computes in parallel
-    gets OpenMP threads of its own, which end with it (`gomp_free_thread` in `team.c`).
+
+def _preemptions() -> dict[str, int]:
+    """Return how often each thread of this process has lost its processor to another one (proc(5))."""
+    counts = {}
+    for task in TASKS.iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            counts[task.name] = int((task / "status").read_text().rpartition("nonvoluntary_ctxt_switches:")[2])
+    return counts
+
+
+def _crowd() -> Callable[[], None]:
+    """Let the process have more OpenMP threads than processors until the function that this returns is called.
+
+    libgomp's threads sleep at once (after 100 looks) meanwhile: `gomp_throttled_spin_count_var` in its `env.c`, used
+    by `config/linux/wait.h`. A thread that computes in parallel gets OpenMP threads of its own, which end with it
+    (`gomp_free_thread` in `team.c`).
     """
     import torch
 
-    torch.ones(torch.get_num_threads() * 2**16).add_(1)  # large enough for torch to divide it among all threads
-    while not ended.wait(INTERVAL):
-        if _become_first(stack):
-            return
+    done = threading.Event()
 
+    def compute() -> None:
+        torch.ones(torch.get_num_threads() * 2**16).add_(1)  # large enough for torch to divide it among all threads
+        done.wait()
 
-def _become_first(stack: contextlib.ExitStack) -> bool:
-    """Try to become the first run, until `stack` is unwound or the process ends; return False if another one is."""
-    import fcntl
+    thread = threading.Thread(target=compute, name="hfexp-crowd", daemon=True)
+    thread.start()
 
-    try:
-        lock = os.open(_lock_file(), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError:  # without a lock file, the run behaves as if it were alone
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return False
-    except OSError:  # a file system without locks
-        os.close(lock)
-        return True
-    stack.callback(os.close, lock)
-    return True
+    def leave() -> None:
+        done.set()
+        thread.join()
+
+    return leave
 
 
 def _user_decides() -> bool:
     """Tell whether the user's environment, and not hfexp, sets how long idle threads spin."""
     own = (SPINS, SPINS_WHILE_DECODING)
     return "OMP_WAIT_POLICY" in os.environ or os.environ.get("GOMP_SPINCOUNT", SPINS) not in own
-
-
-def _lock_file() -> Path:
-    """Return the path of the lock file, which is one per user and set of processors."""
-    processors = sum(1 << number for number in os.sched_getaffinity(0))
-    directory = os.environ.get("TMPDIR") or "/tmp"  # noqa: S108  opened without following links, and only locked
-    return Path(directory) / f"hfexp-{os.getuid()}-{processors:x}.lock"

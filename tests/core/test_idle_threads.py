@@ -1,4 +1,4 @@
-"""Threads that have nothing to do: asleep soon, and at once in all runs but one on the same processors."""
+"""Threads that have nothing to do: asleep soon, and at once beside other programs on the same processors."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,39 +16,48 @@ from hfexp.commands.api import compose
 from hfexp.core import machine
 from hfexp.core.machine import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded, processors_shared
 
-PIPE = subprocess.PIPE
-FIRST = """
-import os, torch
-from hfexp.core.machine import processors_shared
-torch.set_num_threads(2)
-with processors_shared(use_cpu=True):
-    print("begun", flush=True)
-    os.read(0, 1)
-"""
-TEAM = """
+BUSY = """
 import os, time, torch
 from hfexp.core.machine import processors_shared
 threads = lambda: len(os.listdir("/proc/self/task"))
 torch.set_num_threads(2)
-torch.ones(2**20).add_(1)
-before, tries = threads(), 3000
+ones = torch.ones(2**20)
+ones.add_(1)
+before, deadline = threads(), time.monotonic() + 60
 with processors_shared(use_cpu=True):
-    while threads() < before + 2 and (tries := tries - 1):  # Python's, and the one that it computes with
-        time.sleep(0.01)
+    while threads() < before + 3 and time.monotonic() < deadline:  # the watcher, the crowd, and its OpenMP thread
+        ones.add_(1)
     print(threads() - before, torch.get_num_threads())
+print(threads() - before)
 """
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are told so on Linux only")
 
 
 @pytest.fixture(autouse=True)
-def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A lock of its own, and two threads wherever the tests run."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads wherever the tests run, and nothing that the user has set."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(machine, "INTERVAL", 0.01)
-    return tmp_path
+
+
+class Others:
+    """Preempts this process's threads, as far as it can see."""
+
+    def __init__(self) -> None:
+        self.count, self.often = 0, False
+
+    def preemptions(self) -> dict[str, int]:
+        self.count += 1000 if self.often else 0
+        return {"1": 0, "2": self.count}
+
+
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> Others:
+    others = Others()
+    monkeypatch.setattr(machine, "_preemptions", others.preemptions)
+    return others
 
 
 def is_crowded() -> bool:
@@ -61,16 +70,6 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-@contextlib.contextmanager
-def another_run() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that trains, the first one here."""
-    with subprocess.Popen([sys.executable, "-c", FIRST], stdin=PIPE, stdout=PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"begun\n"
-        yield process
-        process.kill()
 
 
 @pytest.mark.parametrize("own", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}])
@@ -108,50 +107,59 @@ def test_they_look_for_longer_where_nothing_is_decoded_meanwhile(
 
 
 @linux_only
-def test_beside_another_run_they_sleep_at_once_until_that_has_ended() -> None:
+def test_beside_other_programs_they_sleep_at_once_until_those_have_ended(others: Others) -> None:
     with processors_shared(use_cpu=True):
+        time.sleep(0.1)
         assert not is_crowded()
-    with another_run() as other, processors_shared(use_cpu=True):
-        assert is_crowded()
-        other.kill()  # no run can end in a worse way
+        others.often = True
+        wait_until(is_crowded)
+        others.often = False
         wait_until(lambda: not is_crowded())
-        with processors_shared(use_cpu=True):  # for this one is the first now
-            assert is_crowded()
-        assert not is_crowded()
+        others.often = True
+        wait_until(is_crowded)
+    assert not is_crowded()
 
 
 @linux_only
-def test_what_the_user_has_set_stays_beside_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_has_set_stays_beside_other_programs(others: Others, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    with another_run(), processors_shared(use_cpu=True):
-        assert not is_crowded()
-
-
-@linux_only
-def test_a_run_that_ends_beside_another_leaves_nothing() -> None:
-    with another_run():
-        with pytest.raises(KeyboardInterrupt), processors_shared(use_cpu=True):
-            raise KeyboardInterrupt
-        assert not is_crowded()
-
-
-@linux_only
-def test_the_crowd_is_threads_of_openmp_and_changes_no_number_of_threads() -> None:
-    with another_run():
-        found = subprocess.run([sys.executable, "-c", TEAM], stdout=PIPE, check=True, text=True).stdout.split()
-    assert found == ["2", "2"]
-
-
-def test_where_there_is_nothing_to_share_nobody_is_told(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    with processors_shared():
-        assert not list(own_place.iterdir())
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    others.often = True
     with processors_shared(use_cpu=True):
-        assert not list(own_place.iterdir())
+        assert {thread.name for thread in threading.enumerate()}.isdisjoint({"hfexp-processors", "hfexp-crowd"})
 
 
-def test_where_nobody_can_be_told_it_goes_on(own_place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(own_place / "missing"))
-    with processors_shared(use_cpu=True), processors_shared(use_cpu=True):
-        assert not is_crowded()
+@linux_only
+def test_a_run_that_ends_beside_others_leaves_nothing(others: Others) -> None:
+    others.often = True
+    with contextlib.suppress(KeyboardInterrupt), processors_shared(use_cpu=True):
+        wait_until(is_crowded)
+        raise KeyboardInterrupt
+    assert {thread.name for thread in threading.enumerate()}.isdisjoint({"hfexp-processors", "hfexp-crowd"})
+
+
+@linux_only
+def test_busy_programs_are_noticed_and_no_number_of_threads_changes() -> None:
+    """The crowd is threads of OpenMP."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in os.sched_getaffinity(0)]
+    try:
+        found = subprocess.run([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, check=True, text=True).stdout
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+    assert found.split() == ["3", "2", "0"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "threads", "is_linux"), [(True, 2, True), (False, 1, True), (False, 2, False)]
+)
+def test_where_there_is_nothing_to_share_nothing_is_watched(
+    accelerator: bool, threads: int, is_linux: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if not is_linux:
+        monkeypatch.setattr(machine, "TASKS", tmp_path / "missing")
+    with processors_shared():
+        assert "hfexp-processors" not in {thread.name for thread in threading.enumerate()}
