@@ -1,5 +1,7 @@
 """A store of MLflow that tests fill with runs, without training."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ class Store:
         from hfexp.tracking import store
 
         store._create_database(path)
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode=DELETE")  # as MLflow makes it; one file, which tests copy
         self.path, self.uri, self.clock = path, f"sqlite:///{path}", 1_700_000_000_000
         self.client = mlflow.MlflowClient(self.uri)
 

@@ -151,29 +151,34 @@ def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str
     """Log metrics of models; `values` has step and metrics by model id.
 
     MLflow adds a model's metric to its run, too. With the timestamp of the point that the run has already, it is the
-    same point, so that nothing appears twice, however often this is called. Values that aren't finite are left out:
-    MLflow 3.17 would store a model's NaN as 0.0 in its database (`_log_model_metrics`).
+    same point, so that nothing appears twice, however often this is called. A run that was killed while it recorded
+    its end measures anew when it is resumed, and times differ; its model gets the values that the run has recorded.
+    Values that aren't finite are left out: MLflow 3.17 would store a model's NaN as 0.0 in its database
+    (`_log_model_metrics`).
     """
     from mlflow.entities import Metric
 
     run = client.get_run(run_id)
     names = {name for _, metrics in values.values() for name in metrics}
-    times = _recorded_times(client, run_id, names & run.data.metrics.keys())
-    otherwise = run.info.start_time or 0
-    entries = [
-        Metric(name, value, times.get((name, step, value), otherwise), step, model_id)
-        for model_id, (step, metrics) in values.items()
-        for name, value in ((name, float(value)) for name, value in metrics.items())
-        if math.isfinite(value)
-    ]
+    recorded = _recorded_points(client, run_id, names & run.data.metrics.keys())
+    entries = []
+    for model_id, (step, metrics) in values.items():
+        for name, measured in metrics.items():
+            times = recorded.get((name, step)) or {float(measured): run.info.start_time or 0}
+            value = float(measured) if float(measured) in times else list(times)[-1]
+            if math.isfinite(value):
+                entries.append(Metric(name, value, times[value], step, model_id))
     for start in range(0, len(entries), METRICS_PER_BATCH):
         client.log_batch(run_id, metrics=entries[start : start + METRICS_PER_BATCH])
 
 
-def _recorded_times(client: Any, run_id: str, names: Iterable[str]) -> dict[tuple[str, int, float], int]:
-    """Return the time (ms since 1970) of each point in the run's history, by name, step and value."""
-    points = (point for name in sorted(names) for point in client.get_metric_history(run_id, name))
-    return {(point.key, point.step, point.value): point.timestamp for point in points}
+def _recorded_points(client: Any, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], dict[float, int]]:
+    """Return the points in the run's history by name and step: the time (ms since 1970) of each value."""
+    points: dict[tuple[str, int], dict[float, int]] = {}
+    for name in sorted(names):
+        for point in client.get_metric_history(run_id, name):
+            points.setdefault((point.key, point.step), {})[point.value] = point.timestamp
+    return points
 
 
 def _register(client: Any, model: Any, run_id: str, name: str) -> None:

@@ -29,7 +29,8 @@ def home(trained: tuple[Path, Any]) -> Path:
 def run(home: Path, place: Path) -> str:
     """The name of its run; what is recorded goes to a copy."""
     shutil.copytree(home / "outputs", place / "outputs", symlinks=True)
-    return next(path.parent.name for path in home.glob("outputs/digits/*/run.json"))
+    (directory,) = home.glob("outputs/digits/*-s42-*")
+    return directory.name.rpartition("-")[0]
 
 
 def results(home: Path) -> dict[str, float]:

@@ -167,6 +167,18 @@ def require_delivered(store: Store, run_id: str, model_id: str, name: str) -> No
     assert store.client.get_model_version_by_alias(name, "best").version == version.version
 
 
+def test_a_model_has_the_values_that_its_run_has_recorded(store: Store, made: Made) -> None:
+    """A run that was killed while it recorded its end has measured its times again."""
+    run_id = store.run()
+    store.client.log_metric(run_id, "test_f1", 0.75, step=6)
+    store.client.log_metric(run_id, "test_f1", 0.875, step=3)
+    deliver(store, made, run_id, name="measured-again")
+    (model,) = store.models(run_id).values()
+    assert {metric.key: metric.value for metric in model.metrics} == {"test_accuracy": 0.5, "test_f1": 0.75}
+    points = store.client.get_metric_history(run_id, "test_f1")
+    assert sorted((point.step, point.value) for point in points) == [(3, 0.875), (6, 0.75)]
+
+
 def test_a_delivered_model_is_found_by_every_name(
     store: Store, made: Made, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
