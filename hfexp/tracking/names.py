@@ -4,7 +4,8 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from hfexp.core.config import Config
+from hfexp.core.config import ARGS, Config
+from hfexp.core.identity import IRRELEVANT_ARGS
 from hfexp.core.options import GROUPS, find_option
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import MASK
@@ -21,7 +22,7 @@ SHORT = {
 """Abbreviations of keys in names."""
 UNTOLD = re.compile(
     r"(experiment|model|dataset|metrics|search|launch|name|seed|point|output_dir|on_existing)$"
-    r"|(tracking|search|launch|security|hydra|dataset\.source|dataset\.splits|dataset\.columns)\b"
+    r"|(tracking|search|launch|security|hydra|dataset\.source|dataset\.splits|dataset\.columns|transform\.cache)\b"
     r"|dataset\.max_(validation|test)_samples$"
 )
 """Matches keys that a name does not tell: it has model, data and seed already, and the others change no result."""
@@ -85,9 +86,14 @@ def _first(values: list[Any]) -> str:
 def _changes(overrides: list[str]) -> list[str]:
     """Return the last changes among the overrides in short, e.g. `lr3e-4`."""
     parts = [override.lstrip("+").partition("=") for override in overrides if not override.startswith("~")]
-    told = {key: _value(value) for key, _, value in parts if not UNTOLD.match(key)}
+    told = {key: _value(value) for key, _, value in parts if _changes_result(key)}
     short = [_change(key.partition("@")[0], value) for key, value in told.items() if value]
     return short[-MOST_CHANGES:]
+
+
+def _changes_result(key: str) -> bool:
+    """Tell whether a key is worth a place in the name: it is not told already, and belongs to the identity."""
+    return not UNTOLD.match(key) and key.removeprefix(ARGS) not in IRRELEVANT_ARGS
 
 
 def _change(key: str, value: str) -> str:

@@ -36,7 +36,7 @@ def test_a_run_and_its_answers_show_names_as_they_are(place: Path, capsys: pytes
         writer.writerow(["text", "label"])
         writer.writerows([f"[/i] \x1b[31m <b>text {n}", NAMES[n % len(NAMES)]] for n in range(10 * len(NAMES)))
     assert cli.main([*SMALL_BERT, "dataset.source.data_files=rows.csv", "dataset.source.multiline=true"]) == 0
-    (run,) = Path("outputs/table").glob("tiny_bert-*")
+    (run,) = Path("outputs").glob("*/tiny_bert-*")
     text = "text=[/b] \x1b[31m"
     assert cli.main(["predict", f"run={run}", text, "text=$x$", "output=a.csv", f"top_k={len(NAMES)}"]) == 0
     shown = "".join(capsys.readouterr())

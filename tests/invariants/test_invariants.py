@@ -123,4 +123,4 @@ def test_a_run_is_not_continued_with_other_data(place: Path, capsys: pytest.Capt
     write(["b", "a"] * 20, more=10)
     said = start(break_it=False)
     assert "train: 32 -> 40 rows" in said
-    assert len(list(Path("outputs/table").glob("tiny_bert-*"))) == 3
+    assert len(list(Path("outputs").glob("*/tiny_bert-*"))) == 3
