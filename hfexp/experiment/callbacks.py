@@ -90,14 +90,17 @@ class Recorder:
         weighting = {"hfexp.loss_weighting": "items"}
         self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
         self.tracker.log_artifacts(self.directory.artifacts)
-        self._not_drawn = train_dataset if self.config.tracking.pictures else None
+        self._not_drawn = train_dataset
 
     def draw_samples(self) -> None:
         """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
         if self._not_drawn is not None:
-            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self.directory.artifacts)
+            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self._pictures())
             self.tracker.log_artifacts(self.directory.artifacts)
             self._not_drawn = None
+
+    def _pictures(self) -> Pictures:
+        return Pictures(self.directory.artifacts, self.config.tracking.pictures)
 
     def checkpoint(self, path: Path, step: int, model: Any) -> None:
         """Record a checkpoint that has just been written."""
@@ -136,8 +139,7 @@ class Recorder:
         self.tracker.log_metrics(metrics, step)
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
-        pictures = Pictures(self.directory.artifacts, self.config.tracking.pictures)
-        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, pictures)
+        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self._pictures())
         model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)

@@ -117,7 +117,7 @@ def check_pages(directory: Path) -> tuple[str, str]:
 def test_any_number_of_classes_and_any_names(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int) -> None:
     scores = {"validation": scores_of(size), "test": scores_of(size, seed=1)}
     data = splits()
-    draw_samples(data["train"], TASK, PROCESSOR, tmp_path)
+    draw_samples(data["train"], TASK, PROCESSOR, Pictures(tmp_path))
     result = draw_report(facts_of(size), scores, names_of(size), data, TASK, PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert result is not None
@@ -230,7 +230,7 @@ def test_samples_are_what_the_dataset_gives(tmp_path: Path, caplog: pytest.LogCa
     train = splits(transform)["train"]
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    draw_samples(train, TASK, PROCESSOR, tmp_path, count=3)
+    draw_samples(train, TASK, PROCESSOR, Pictures(tmp_path), count=3)
     assert torch.equal(torch.get_rng_state(), before)
     assert not caplog.records
     with PIL.Image.open(tmp_path / "samples.png") as picture:
@@ -263,7 +263,7 @@ def test_texts_stand_where_pictures_would(tmp_path: Path, caplog: pytest.LogCapt
             return "<b>read me</b>"
 
     data = splits()
-    draw_samples(data["train"], Reading(), PROCESSOR, tmp_path, count=2)
+    draw_samples(data["train"], Reading(), PROCESSOR, Pictures(tmp_path), count=2)
     draw_report(facts_of(2), {"test": scores_of(2)}, names_of(2), data, Reading(), PROCESSOR, Pictures(tmp_path))
     assert not caplog.records
     assert (tmp_path / "samples.txt").read_text().count("read me") == 2

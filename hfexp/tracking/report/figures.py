@@ -1,8 +1,8 @@
 """Figures of a run's report: confusion matrices for 2 to 1,000 classes, curves, calibration and samples."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -361,13 +361,13 @@ Caption = list[tuple[str, str, str]]
 """Lines below a picture: a text that is cut to fit, an ending that is never cut, and the colour."""
 
 
-def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, directory: Path, count: int = 16) -> None:
+def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, drawn: Pictures, count: int = 16) -> None:
     """Write `samples.png` (or `samples.txt`): training rows as the model gets them, augmentation included.
 
     The rows are evenly spaced over the split and have the keys of the first epoch; the training's random numbers do
     not change. A stream gives its first rows. A task that can't show its inputs gives no file.
     """
-    with guarded("samples"), preserved_rng(), style():
+    with guarded("samples"), preserved_rng(), style() if drawn.wanted else contextlib.nullcontext():
         size = num_rows(dataset)
         size = len(dataset.first) if size is None else size  # pyright: ignore
         indices = np.unique(np.linspace(0, size - 1, min(count, size)).round().astype(int))
@@ -376,14 +376,16 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, direct
         shown = [task.picture(row, processor) for row in rows]
         labels = [label_of(row, names) for row in rows]
         texts = [f"[{label}] {text}" for text, label in zip(shown, labels, strict=True) if isinstance(text, str)]
-        directory.mkdir(parents=True, exist_ok=True)
+        drawn.directory.mkdir(parents=True, exist_ok=True)
         if texts:
-            (directory / "samples.txt").write_text("\n\n".join(texts), encoding="utf-8", errors="backslashreplace")
+            (drawn.directory / "samples.txt").write_text(
+                "\n\n".join(texts), encoding="utf-8", errors="backslashreplace"
+            )
         if any(isinstance(picture, PIL.Image.Image) for picture in shown):
             kind = "without augmentation" if dataset.seed is None else "after augmentation"
             title = f"Training samples {kind}, as the model sees them: {shapes(rows[0])}"
             captions: list[Caption] = [[(label, "", "black")] for label in labels]
-            Pictures(directory).draw("samples.png", sheet, shown, captions, title)
+            drawn.draw("samples.png", sheet, shown, captions, title)
 
 
 def label_of(row: dict[str, Any], names: dict[int, str] | None) -> str:
