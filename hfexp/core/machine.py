@@ -196,7 +196,7 @@ SPINS_WHILE_DECODING = "10000"
 INTERVAL = 0.5
 """Seconds between two looks at whether threads of this process are preempted."""
 OFTEN = 70
-"""Preemptions per second of one thread that mean another program: alone there are about 20, beside one over 100."""
+"""Preemptions per second of one thread that mean another program: alone there are 20 to 52, beside one 80 and more."""
 CALM = 4
 """Looks without frequent preemptions after which this process has its processors for itself again."""
 TASKS = Path("/proc/self/task")
