@@ -63,6 +63,8 @@ def clean(argv: list[str]) -> int:
     client, runs = _client(uri), read_runs(uri)
     kinds = args.kinds or [kind for kind in KINDS if kind != "cache"]
     items = [item for kind in kinds for item in KINDS[kind][1](client, uri, output_dir, runs)]
+    whole = {item.name for item in items if item.kind in ("debug", "deleted")}
+    items = [item for item in items if item.kind != "checkpoints" or item.name not in whole]
     if not items:
         say(f"nothing to clean ({', '.join(kinds)})")
         return 0

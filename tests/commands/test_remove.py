@@ -179,6 +179,7 @@ def test_clean_frees_what_is_no_longer_needed(store: Store, capsys: pytest.Captu
     shown = capsys.readouterr().out
     for kind, name in (("checkpoints", "vit-a"), ("debug", "vit-debug"), ("deleted", "vit-thrown")):
         assert [kind, name] in [line.split()[:2] for line in shown.splitlines()]
+    assert shown.count("vit-debug") == 1, "its checkpoints go with it"
     assert not (finished / "checkpoints").exists()
     assert (finished / "model" / "file").exists()
     assert (failed / "checkpoints" / "checkpoint-1").exists()
