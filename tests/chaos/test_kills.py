@@ -58,6 +58,8 @@ SWEEP = ("-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-4,2e-4,3e-4,4e-4", 
 DDP = (*DIGITS, "launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16")
 EVALUATE = ("evaluate", "run=TRAINED", "by=label", "output=scores.json", "batch_size=1")
 PREDICT = ("predict", "run=TRAINED", "photos", "output=answers.csv", "batch_size=1")
+IDENTITY = re.compile(r"-[0-9a-f]{8}(?=(-\d+)?$)")
+"""In names of run directories; MLflow's names of runs lack it."""
 TIMED = re.compile(r"runtime|per_second|preparation_time|^time/|data_time|memory_mb|_seconds$")
 """Metrics whose values are measured times, or kept by the time."""
 CLOCKED = re.compile(r"^system/|^trials_|^hours$")
@@ -362,7 +364,7 @@ class Place:
         for path in self.path.glob("outputs/*/*/tracking/journal.jsonl"):
             for line in path.read_text().splitlines():
                 with contextlib.suppress(ValueError):
-                    yield path.parents[1].name, json.loads(line)
+                    yield IDENTITY.sub("", path.parents[1].name), json.loads(line)
 
     def note_reported(self) -> None:
         """What must not be lost from here on."""
