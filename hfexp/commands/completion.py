@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from hfexp.commands.list import group_called
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError, RunError, one_of
 from hfexp.core.options import GROUPS, find_option, list_options
@@ -139,8 +140,9 @@ def _topics(command: str, words: list[str], commands: Commands) -> Iterator[str]
 
         yield from KINDS
     elif command == "list":
-        yield from (f"{group}s" for group in GROUPS) if not words else ()
-        yield from (option.name for word in words[:1] for option in list_options(word.removesuffix("s")))
+        yield from GROUPS if not words else ()
+        groups = filter(None, map(group_called, words[:1]))
+        yield from (option.name for group in groups for option in list_options(group))
     elif command == "help":
         from hfexp.core.keys import keys
 

@@ -38,9 +38,9 @@ def remove(argv: list[str]) -> int:
         say("no run matches")
         return 0
     client = _client(uri)
-    doomed = removal.find_holdings(client, uri, output_dir, runs)
+    doomed = [removal.find_holdings(client, uri, output_dir, run) for run in runs]
     for holdings in doomed:
-        removal.check_unused(holdings, args.force)
+        removal.check_removable(holdings, args.force)
     _show(doomed)
     if not _confirmed(f"Delete {_count(len(doomed), 'run')}?", args):
         return EXIT_FAILED
@@ -63,8 +63,6 @@ def clean(argv: list[str]) -> int:
     client, runs = _client(uri), read_runs(uri)
     kinds = args.kinds or [kind for kind in KINDS if kind != "cache"]
     items = [item for kind in kinds for item in KINDS[kind][1](client, uri, output_dir, runs)]
-    whole = {item.name for item in items if item.kind in ("debug", "deleted")}
-    items = [item for item in items if item.kind != "checkpoints" or item.name not in whole]
     if not items:
         say(f"nothing to clean ({', '.join(kinds)})")
         return 0
@@ -91,16 +89,21 @@ class _Item:
 
 
 def _checkpoints(client: Any, uri: str, output_dir: Path, runs: list[RunRecord]) -> list[_Item]:
-    places = removal.spent_checkpoints(runs, output_dir)
+    places = removal.spent_checkpoints([run for run in runs if not _is_debug(run)], output_dir)
     return [
         _Item("checkpoints", name, bytes_below(place), lambda n=name, p=place: removal.remove_checkpoints(n, p))
-        for name, place in places.items()
+        for name, place in places
     ]
 
 
+def _is_debug(run: RunRecord) -> bool:
+    """Tell whether `debug` removes a run as a whole; a job goes with its sweep."""
+    return "hfexp.debug" in run.tags and "hfexp.sweep" not in run.tags and not is_sweep(run)
+
+
 def _debug_runs(client: Any, uri: str, output_dir: Path, runs: list[RunRecord]) -> list[_Item]:
-    debug = [run for run in runs if "hfexp.debug" in run.tags and "hfexp.sweep" not in run.tags]
-    return _whole_runs("debug", client, uri, output_dir, [run for run in debug if run.status != "RUNNING"])
+    debug = [run for run in runs if _is_debug(run) and run.status != "RUNNING"]
+    return _whole_runs("debug", client, uri, output_dir, debug)
 
 
 def _deleted_runs(client: Any, uri: str, output_dir: Path, runs: list[RunRecord]) -> list[_Item]:
@@ -109,9 +112,11 @@ def _deleted_runs(client: Any, uri: str, output_dir: Path, runs: list[RunRecord]
 
 
 def _whole_runs(kind: str, client: Any, uri: str, output_dir: Path, runs: list[RunRecord]) -> list[_Item]:
+    found = [removal.find_holdings(client, uri, output_dir, run) for run in runs]
     return [
         _Item(kind, h.run.name, h.bytes_here + h.bytes_stored, lambda holdings=h: _remove(client, holdings))
-        for h in removal.find_holdings(client, uri, output_dir, runs)
+        for h in found
+        if not h.registered
     ]
 
 

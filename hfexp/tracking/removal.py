@@ -31,6 +31,8 @@ class Holdings:
     """Directories with the artifacts and models that the store keeps on this machine."""
     models: list[str] = field(default_factory=list)
     """Ids of MLflow's logged models."""
+    registered: str = ""
+    """A version of a registered model that was made from the run; empty if there is none."""
 
     @property
     def bytes_here(self) -> int:
@@ -49,32 +51,19 @@ def with_sweeps(uri: str, runs: list[RunRecord], names: set[str]) -> list[RunRec
     """
     known = read_runs(uri)
     sweeps = [run for run in known if is_sweep(run)]
-    ids = {run.run_id for run in runs}
+    ids, known_sweeps = {run.run_id for run in runs}, {run.name for run in sweeps}
     removed = {run.name for run in sweeps if run.run_id in ids or run.name in names}
     for run in known:
         sweep = run.tags.get("hfexp.sweep")
-        if sweep in {run.name for run in sweeps} and (run.run_id in ids) != (sweep in removed):
+        if sweep in known_sweeps and (run.run_id in ids) != (sweep in removed):
             raise ConfigError(f"{run.name} is a job of the sweep {sweep}, which is removed as a whole: sweep={sweep}")
     jobs = [run for run in runs if not is_sweep(run)]
     return [*jobs, *(run for run in sweeps if run.name in removed)]
 
 
-def find_holdings(client: Any, uri: str, output_dir: Path, runs: list[RunRecord]) -> list[Holdings]:
-    """Find what runs occupy.
-
-    Raises:
-        ConfigError: a version of a registered model was made from one of the runs.
-    """
-    return [_holdings(client, uri, output_dir, run) for run in runs]
-
-
-def _holdings(client: Any, uri: str, output_dir: Path, run: RunRecord) -> Holdings:
+def find_holdings(client: Any, uri: str, output_dir: Path, run: RunRecord) -> Holdings:
+    """Find what a run occupies."""
     versions = client.search_model_versions(f"run_id = '{run.run_id}'")
-    if versions:
-        raise ConfigError(
-            f"{run.name} is version {versions[0].version} of the registered model {versions[0].name}; "
-            "delete that version in MLflow first"
-        )
     models = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
     places = {model.artifact_location: model.model_id for model in models}
     places[client.get_run(run.run_id).info.artifact_uri] = run.run_id
@@ -84,6 +73,7 @@ def _holdings(client: Any, uri: str, output_dir: Path, run: RunRecord) -> Holdin
         home_of(run, output_dir),
         [place for place in stored if place is not None],
         [model.model_id for model in models],
+        f"version {versions[0].version} of the registered model {versions[0].name}" if versions else "",
     )
 
 
@@ -106,9 +96,19 @@ def _local_place(location: str, name: str, uri: str, output_dir: Path) -> Path |
     return next((place for place in places if not all(why_foreign(place, root) for root in roots)), None)
 
 
-def check_unused(holdings: Holdings, force: bool = False) -> None:
-    """Raise RunError if a process works on the run, or if one may do so on another machine, unless `force` is set."""
+def check_removable(holdings: Holdings, force: bool = False) -> None:
+    """Check that a run may be removed.
+
+    Args:
+        force: it may, although a process may work on it on another machine.
+
+    Raises:
+        ConfigError: a version of a registered model was made from it.
+        RunError: a process works on it, or may do so on another machine.
+    """
     run = holdings.run
+    if holdings.registered:
+        raise ConfigError(f"{run.name} is {holdings.registered}; delete that version in MLflow first")
     if holdings.home is not None:
         with unused(run.name, holdings.home, force):
             pass
@@ -171,14 +171,17 @@ def unused(name: str, home: Path, force: bool) -> Iterator[None]:
 # What `hfexp clean` frees.
 
 
-def spent_checkpoints(runs: list[RunRecord], output_dir: Path) -> dict[str, Path]:
-    """Return the checkpoints of finished runs by run name: the final model is saved, and nothing resumes from them."""
-    places = {}
-    for run in runs:
-        home = home_of(run, output_dir) if run.status == "FINISHED" else None
-        if home is not None and (home / "model").is_dir() and (home / "checkpoints").is_dir():
-            places[run.name] = home / "checkpoints"
-    return places
+def spent_checkpoints(runs: list[RunRecord], output_dir: Path) -> list[tuple[str, Path]]:
+    """Return the checkpoints of finished runs: names of the runs, and directories.
+
+    The final model of a finished run is saved, and nothing resumes from its checkpoints.
+    """
+    homes = [(run.name, home_of(run, output_dir)) for run in runs if run.status == "FINISHED"]
+    return [
+        (name, home / "checkpoints")
+        for name, home in homes
+        if home is not None and (home / "model").is_dir() and (home / "checkpoints").is_dir()
+    ]
 
 
 def remove_checkpoints(name: str, checkpoints: Path) -> None:

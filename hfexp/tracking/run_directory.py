@@ -213,7 +213,7 @@ class _Location:
         parent = Path(config.output_dir).absolute() / file_name(experiment_name(config, origin))
         ending = f"-s{config.seed}-{identity[:IDENTITY_DIGITS]}"
         stem = f"{file_name(run_name(config, origin))}{ending}"
-        names = re.escape(file_name(config.name)) if config.name else ".*"
+        names = re.escape(file_name(config.name)) if config.name else r"[^.].*"  # a dot: one that is being removed
         return cls(parent, stem, re.compile(rf"{names}{re.escape(ending)}(?:-(\d+))?"), identity)
 
 

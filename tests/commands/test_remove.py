@@ -191,6 +191,20 @@ def test_clean_frees_what_is_no_longer_needed(store: Store, capsys: pytest.Captu
     assert "has no kind 'models'" in capsys.readouterr().err
 
 
+def test_clean_tells_runs_of_one_name_apart_and_keeps_what_is_registered(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    homes = [store.place(store.run(store.experiment(name), "vit-a")) for name in ("photos", "texts")]
+    kept = store.run(store.experiment("debug"), "vit-debug", tags={"hfexp.debug": "fast"})
+    home = store.place(kept)
+    store.client.create_registered_model("classifier")
+    store.client.create_model_version("classifier", home.as_uri(), kept)
+    assert cli.main(["clean", "--yes"]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:3]] == [["checkpoints", "vit-a"]] * 2
+    assert not any((path / "checkpoints").exists() for path in homes)
+    assert home.exists()
+
+
 def test_a_removal_that_was_interrupted_is_repeated(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     home = store.place(store.run(store.experiment("photos"), "vit-a"))
     import hfexp.tracking.removal as removal

@@ -137,6 +137,16 @@ def test_a_run_that_ends_beside_others_leaves_nothing(others: Others) -> None:
     assert {thread.name for thread in threading.enumerate()}.isdisjoint({"hfexp-processors", "hfexp-crowd"})
 
 
+def test_where_preemptions_are_not_counted_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task, text in {"1": "Name:\tpython\n", "2": "voluntary_ctxt_switches:\t9\n", "3": ""}.items():
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "status").write_text(text)
+    (tmp_path / "4").mkdir()  # has ended
+    (tmp_path / "3" / "status").write_text("voluntary_ctxt_switches:\t9\nnonvoluntary_ctxt_switches:\t5\n")
+    monkeypatch.setattr(machine, "TASKS", tmp_path)
+    assert machine._preemptions() == {"1": 0, "2": 0, "3": 5}
+
+
 @linux_only
 def test_busy_programs_are_noticed_and_no_number_of_threads_changes() -> None:
     """The crowd is threads of OpenMP."""

@@ -103,6 +103,9 @@ def test_other_overrides_continue_the_same_experiment(place: Path) -> None:
         second.save_state()
     with open_it() as third:
         assert third.name == second.name.replace("-lr0.001", "") + "-2"
+    third.path.rename(third.path.with_name(f".removing-{third.name}"))
+    with open_it() as fourth:
+        assert (fourth.name, fourth.resumed) == (third.name, False)
     with open_it("name=mine") as named:
         assert not named.resumed
         assert named.title == "mine-s42"
