@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Sums:
     aside_seconds: float = 0.0
     samples: int = 0
     loss: float = 0.0
+    """Sum of the losses of the steps up to the last logged one."""
+    unlogged_losses: list[float] = field(default_factory=list)
+    """By process: the sum of its losses since then."""
+    logged_step: int | None = None
+    """Step of the last logged loss; None in a checkpoint from a version that has all losses in `loss`."""
 
 
 class TimingMixin(TrainerMixin):
@@ -79,6 +84,7 @@ class TimingMixin(TrainerMixin):
         if self._last_logged is None:
             self._started_at = start
             self._last_logged = (start, 0.0, 0.0, 0, 0)
+            self._continue_losses()
         batches, count = super().get_batch_samples(*args, **kwargs)
         self._data_seconds += time.perf_counter() - start
         for batch in batches:
@@ -117,23 +123,44 @@ class TimingMixin(TrainerMixin):
             with contextlib.suppress(FileNotFoundError):  # from a version without sums: only this start is known
                 self._sums_before = read_record(Path(checkpoint, FILE), Sums)
 
+    def _continue_losses(self) -> None:
+        """Restore the losses of the checkpoint, which Transformers (5.23) forgets.
+
+        The next logged loss is the mean since the last logged one, and not only of the steps since the checkpoint.
+        """
+        if self._sums_before is None:
+            return
+        self._total_loss_scalar = self._sums_before.loss
+        self._tr_loss += self._unlogged_loss(self._sums_before)
+        if self._sums_before.logged_step is not None:
+            self._globalstep_last_logged = self._sums_before.logged_step
+
+    def _unlogged_loss(self, sums: "Sums") -> float:
+        """Return this process's losses since the last logged one; with another number of processes, the mean."""
+        losses = sums.unlogged_losses
+        if len(losses) == self.args.world_size:
+            return losses[self.args.process_index]
+        return sum(losses) / max(len(losses), 1)
+
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        unlogged = self.accelerator.gather(self._tr_loss).flatten().tolist()  # pyright: ignore
         if self.args.should_save:
-            loss = self._total_loss_scalar + self._tr_loss.item()  # the latter: since the last logged loss
-            Path(output_dir, FILE).write_text(json.dumps(asdict(self._sums(loss))))
+            sums = replace(self._sums(), unlogged_losses=unlogged, logged_step=self._globalstep_last_logged)
+            Path(output_dir, FILE).write_text(json.dumps(asdict(sums)))
 
-    def _sums(self, loss: float) -> "Sums":
-        """Add the sums of this start to those of the starts before it; `loss` is the sum over this start's steps."""
+    def _sums(self) -> "Sums":
+        """Return the sums of all starts so far."""
         before, now = self._sums_before or Sums(), time.perf_counter()
         elapsed = now - self._started_at if self._started_at is not None else 0.0
         aside = self._aside_seconds + (now - self._aside_since if self._aside_since is not None else 0.0)
+        resumed_at_end = self._started_at is None
         return Sums(
             before.seconds + elapsed,
             before.data_seconds + self._data_seconds,
             before.aside_seconds + aside,
             before.samples + self._samples * self.args.world_size,
-            before.loss + loss,
+            before.loss + self._unlogged_loss(before) if resumed_at_end else self._total_loss_scalar,
         )
 
     def _rates(self) -> dict[str, float]:
@@ -152,7 +179,7 @@ class TimingMixin(TrainerMixin):
 
         Transformers takes `train_runtime` from the time of day, which may be set during training, unlike this clock.
         """
-        sums = self._sums(self._total_loss_scalar)
+        sums = self._sums()
         parts = {"train_data_seconds": sums.data_seconds, "train_evaluate_and_save_seconds": sums.aside_seconds}
         parts["train_compute_seconds"] = sums.seconds - sums.data_seconds - sums.aside_seconds
         runtime, unknown = max(sums.seconds, 1e-9), 0 if self._sums_before else self._initial_global_step

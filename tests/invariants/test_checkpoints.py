@@ -26,6 +26,8 @@ RECIPE = (
     "tracking.pictures=false",
     "trainer.args.num_train_epochs=3",
     "trainer.args.learning_rate=0.02",
+    "trainer.args.logging_strategy=steps",
+    "trainer.args.logging_steps=4",  # between checkpoints, so that a resumed training has begun to sum up losses
 )
 
 
@@ -88,10 +90,18 @@ def assert_resumed_equals_uninterrupted(words: list[str], place: Path) -> None:
     comparable = [k for k in whole.metrics if not k.endswith(("runtime", "per_second", "preparation_time"))]
     assert {k: whole.metrics[k] for k in comparable} == {k: resumed.metrics[k] for k in comparable}
     last = "checkpoints/checkpoint-9"
+    logged, again = (logged_losses(result.run_dir / last) for result in (whole, resumed))
+    assert [step for step, _ in logged] == [4, 8]
+    assert logged == again
     assert_equal_weights(weights(whole.run_dir / last), weights(resumed.run_dir / last))
     first, second = (torch.load(r.run_dir / last / "optimizer.pt", weights_only=True) for r in (whole, resumed))
     for index, state in first["state"].items():
         assert all(torch.equal(state[k], second["state"][index][k]) for k in ("exp_avg", "exp_avg_sq"))
+
+
+def logged_losses(checkpoint: Path) -> list[tuple[int, float]]:
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
 
 
 @pytest.mark.slow
