@@ -194,11 +194,11 @@ SPINS = "100000"
 SPINS_WHILE_DECODING = "10000"
 """The same in a process whose processors also decode data meanwhile."""
 INTERVAL = 0.5
-"""Seconds between two looks at whether threads of this process are preempted."""
-OFTEN = 70
-"""Preemptions per second of one thread that mean another program: alone there are 20 to 52, beside one 80 and more."""
-CALM = 4
-"""Looks without frequent preemptions after which this process has its processors for itself again."""
+"""Seconds between two looks at how long threads of this process wait for a processor."""
+LONG = 0.15
+"""Share of its time that a thread waits if others want the processors: alone 0.00 to 0.03, beside one 0.20 to 0.50."""
+LOOKS = 2
+"""Looks of one kind in a row that mean that others have come or gone: one alone may be a checkpoint's threads."""
 TASKS = Path("/proc/self/task")
 """Directory of this process's threads; Linux only."""
 
@@ -230,11 +230,11 @@ def processors_shared(use_cpu: bool = False) -> Iterator[None]:
     """Let idle threads sleep at once, inside such a block, while other programs want the same processors.
 
     A spinning thread then keeps a processor from the thread that it waits for: each of the many hundred operations of
-    a step waits until the system has moved a thread. Beside one busy process on two processors, a step takes four to
-    seven times as long if threads spin, and twice as long, its fair share, if they sleep; alone, it takes 6 % less if
-    they spin (`python -m benchmarks side_by_side`). So a thread watches how often this process's threads are
-    preempted: by other runs, other programs, or threads of this process that decode. The number of threads, and so
-    every result, does not change, and neither does what the user has set.
+    a step waits until the system has moved a thread. Beside one busy process on two processors, a step takes ten times
+    as long if threads spin, and twice as long, its fair share, if they sleep (`python -m benchmarks side_by_side`).
+    Alone, sleeping is slower, most of all on a virtual machine whose host is busy. So a thread watches how long this
+    process's threads wait for a processor. The number of threads, and so every result, does not change, and neither
+    does what the user has set.
 
     Args:
         use_cpu: True if the run uses the CPU in any case. Otherwise an accelerator, if there is one, computes, and
@@ -257,31 +257,36 @@ def processors_shared(use_cpu: bool = False) -> Iterator[None]:
 
 
 def _watch(ended: threading.Event) -> None:
-    """Crowd the OpenMP threads while any thread of this process is preempted often, until the block has ended."""
+    """Crowd the OpenMP threads while threads of this process wait long for a processor, until the block has ended."""
     crowd: Callable[[], None] | None = None
-    calm, before, then = 0, _preemptions(), time.monotonic()
+    changed, before, then = 0, _waited(), time.monotonic()
     while not ended.wait(INTERVAL):
-        now, at = _preemptions(), time.monotonic()
-        often = any(count - before.get(task, count) > OFTEN * (at - then) for task, count in now.items())
+        now, at = _waited(), time.monotonic()
+        long = any(waited - before.get(task, waited) > LONG * (at - then) for task, waited in now.items())
         before, then = now, at
-        calm = 0 if often else calm + 1
-        if often and crowd is None:
-            crowd = _crowd()
-        elif calm >= CALM and crowd is not None:
-            crowd()
-            crowd = None
+        changed = changed + 1 if long == (crowd is None) else 0
+        if changed >= LOOKS:
+            if crowd is None:
+                crowd = _crowd()
+            else:
+                crowd()
+                crowd = None
+            changed = 0
     if crowd is not None:
         crowd()
 
 
-def _preemptions() -> dict[str, int]:
-    """Return how often each thread of this process has lost its processor to another one (proc(5))."""
-    counts = {}
+def _waited() -> dict[str, float]:
+    """Return for how many seconds each thread of this process was ready but had no processor.
+
+    The second number of `schedstat` has them in nanoseconds (Linux's Documentation/scheduler/sched-stats.rst). The
+    result is empty where the system does not count them.
+    """
+    waited = {}
     for task in TASKS.iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended
-            count = re.search(r"^nonvoluntary_ctxt_switches:\s*(\d+)", (task / "status").read_text(), re.MULTILINE)
-            counts[task.name] = int(count[1]) if count else 0  # some sandboxes do not count
-    return counts
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the thread has ended, or a sandbox does not count
+            waited[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return waited
 
 
 def _crowd() -> Callable[[], None]:

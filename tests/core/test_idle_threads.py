@@ -28,6 +28,8 @@ with processors_shared(use_cpu=True):
     while threads() < before + 3 and time.monotonic() < deadline:  # the watcher, the crowd, and its OpenMP thread
         ones.add_(1)
     print(threads() - before, torch.get_num_threads())
+while threads() > before and time.monotonic() < deadline:  # OpenMP's thread ends after the one that it belongs to
+    time.sleep(0.01)
 print(threads() - before)
 """
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are told so on Linux only")
@@ -43,20 +45,20 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Others:
-    """Preempts this process's threads, as far as it can see."""
+    """Take processors from this process's second thread, as far as it can see."""
 
     def __init__(self) -> None:
-        self.count, self.often = 0, False
+        self.waited, self.busy = 0.0, False
 
-    def preemptions(self) -> dict[str, int]:
-        self.count += 1000 if self.often else 0
-        return {"1": 0, "2": self.count}
+    def count(self) -> dict[str, float]:
+        self.waited += 1.0 if self.busy else 0.0
+        return {"1": 0.0, "2": self.waited}
 
 
 @pytest.fixture
 def others(monkeypatch: pytest.MonkeyPatch) -> Others:
     others = Others()
-    monkeypatch.setattr(machine, "_preemptions", others.preemptions)
+    monkeypatch.setattr(machine, "_waited", others.count)
     return others
 
 
@@ -107,15 +109,33 @@ def test_they_look_for_longer_where_nothing_is_decoded_meanwhile(
 
 
 @linux_only
+def test_a_single_look_changes_nothing(others: Others, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowds: list[str] = []
+    monkeypatch.setattr(machine, "_crowd", lambda: crowds.append("came") or (lambda: crowds.append("went")))
+    looks = iter([0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 5])  # seconds waited: long in the looks 1, 3, 5 and 6, 8
+    ended = threading.Event()
+
+    def look() -> dict[str, float]:
+        waited = next(looks, None)
+        if waited is None:
+            ended.set()
+        return {"1": waited if waited is not None else 5}
+
+    monkeypatch.setattr(machine, "_waited", look)
+    machine._watch(ended)
+    assert crowds == ["came", "went"]  # after 5 and 6; after the two at the end
+
+
+@linux_only
 def test_beside_other_programs_they_sleep_at_once_until_those_have_ended(others: Others) -> None:
     with processors_shared(use_cpu=True):
         time.sleep(0.1)
         assert not is_crowded()
-        others.often = True
+        others.busy = True
         wait_until(is_crowded)
-        others.often = False
+        others.busy = False
         wait_until(lambda: not is_crowded())
-        others.often = True
+        others.busy = True
         wait_until(is_crowded)
     assert not is_crowded()
 
@@ -123,28 +143,27 @@ def test_beside_other_programs_they_sleep_at_once_until_those_have_ended(others:
 @linux_only
 def test_what_the_user_has_set_stays_beside_other_programs(others: Others, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    others.often = True
+    others.busy = True
     with processors_shared(use_cpu=True):
         assert {thread.name for thread in threading.enumerate()}.isdisjoint({"hfexp-processors", "hfexp-crowd"})
 
 
 @linux_only
 def test_a_run_that_ends_beside_others_leaves_nothing(others: Others) -> None:
-    others.often = True
+    others.busy = True
     with contextlib.suppress(KeyboardInterrupt), processors_shared(use_cpu=True):
         wait_until(is_crowded)
         raise KeyboardInterrupt
     assert {thread.name for thread in threading.enumerate()}.isdisjoint({"hfexp-processors", "hfexp-crowd"})
 
 
-def test_where_preemptions_are_not_counted_there_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for task, text in {"1": "Name:\tpython\n", "2": "voluntary_ctxt_switches:\t9\n", "3": ""}.items():
+def test_where_waiting_is_not_counted_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task, text in {"1": "100 2500000000 3\n", "2": "", "3": "0\n", "4": "none here\n"}.items():
         (tmp_path / task).mkdir()
-        (tmp_path / task / "status").write_text(text)
-    (tmp_path / "4").mkdir()  # has ended
-    (tmp_path / "3" / "status").write_text("voluntary_ctxt_switches:\t9\nnonvoluntary_ctxt_switches:\t5\n")
+        (tmp_path / task / "schedstat").write_text(text)
+    (tmp_path / "5").mkdir()  # has ended
     monkeypatch.setattr(machine, "TASKS", tmp_path)
-    assert machine._preemptions() == {"1": 0, "2": 0, "3": 5}
+    assert machine._waited() == {"1": 2.5}
 
 
 @linux_only
