@@ -85,6 +85,7 @@ def test_imports_are_added_up_by_package() -> None:
     assert whole == pytest.approx({"a": 350e-6, "b": 310e-6})
 
 
+@pytest.mark.slow
 def test_n_grams_are_probabilities() -> None:
     import numpy as np
 

@@ -205,7 +205,8 @@ def hydra_kwargs() -> dict[str, Any]:
 
 def register_schema() -> None:
     """Register the schema with Hydra under the name that `config.yaml` lists, and hfexp's plugins."""
-    ConfigStore.instance().store(name=SCHEMA, node=Config, provider="hfexp")
+    if f"{SCHEMA}.yaml" not in ConfigStore.instance().repo:  # storing converts the whole schema each time
+        ConfigStore.instance().store(name=SCHEMA, node=Config, provider="hfexp")
     Plugins.instance().register(OwnOptionsFirst)
     _register_plugins()
 
@@ -542,11 +543,11 @@ def _is_of_omegaconf(error: Exception) -> bool:
 
 
 def without_hydra(cfg: Any) -> Any:
-    """Delete Hydra's section from a composed config, and return the config."""
+    """Delete Hydra's section from a composed config, if it is there, and return the config."""
     from omegaconf import open_dict, read_write
 
     with read_write(cfg), open_dict(cfg):
-        del cfg["hydra"]
+        cfg.pop("hydra", None)
     return cfg
 
 

@@ -420,8 +420,9 @@ class Composer:
         space = read_space(overrides, search.space, parser, search.seed, opened, _SharedValues(self))
         _refuse_secrets(space)
         points = space.grid() if search.method is Method.grid else None
-        composed, config = self.samples(space), self._example_config(space)
-        sources = [config.dataset.source, *_sources(composed, space, parser)] if config else []
+        composed = self.samples(space)
+        swept_sources, config = _sources(composed, space, parser), self._example_config(composed[0])
+        sources = [config.dataset.source, *swept_sources] if config else []
         # Composing has refused wrong keys and options by now; a value that proves wrong later fails its own job only.
         examples: Any = [OmegaConf.to_container(without_hydra(point), resolve=False) for point in composed]
         seed = _first_seed(search, space, examples[0])
@@ -441,13 +442,13 @@ class Composer:
 
     def samples(self, space: Space) -> list[Any]:
         """Compose a first point, and one point for each further option of a swept group, as whole configs."""
-        telling = (*self.groups(space), *CHOICE_OF_BEST)
-        return [self.compose(space.job(overrides)) for overrides in space.samples(telling, MOST_CHECKED)]
+        first = self.compose(space.job(space.samples()[0]))
+        further = space.samples((*groups_of(first), *CHOICE_OF_BEST), MOST_CHECKED)[1:]
+        return [first, *(self.compose(space.job(overrides)) for overrides in further)]
 
     def groups(self, space: Space) -> tuple[str, ...]:
         """Return the config groups of a first point; `self.config` would lack a swept group that `+` adds."""
-        first = self.compose(space.job(space.samples()[0]))
-        return tuple(first.hydra.runtime.choices)
+        return groups_of(self.compose(space.job(space.samples()[0])))
 
     def _settings(self) -> tuple[SearchConfig, dict[str, Any]]:
         sections = {name: self.config.get(name) for name in SECTIONS}
@@ -459,8 +460,7 @@ class Composer:
         assert isinstance(search, SearchConfig)
         return search, settings
 
-    def _example_config(self, space: Space) -> Config | None:
-        first = self.compose(space.job(space.samples()[0]))
+    def _example_config(self, first: Any) -> Config | None:
         choices, composed = choices_of(first), without_hydra(first)
         if OmegaConf.get_type(composed) is not Config:
             return None
@@ -470,6 +470,11 @@ class Composer:
         if problems:
             raise ConfigError(join_problems(problems))
         return config
+
+
+def groups_of(composed: Any) -> tuple[str, ...]:
+    """Return the config groups of a whole config."""
+    return tuple(composed.hydra.runtime.choices)
 
 
 class _SharedValues:

@@ -46,7 +46,8 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("name", "step", "code", "status", "checkpoint"),
     [
-        ("SIGTERM", 5, 143, "KILLED", "checkpoint-5"),  # in mid-epoch: it writes one
+        # In mid-epoch: it writes one.
+        pytest.param("SIGTERM", 5, 143, "KILLED", "checkpoint-5", marks=pytest.mark.slow),
         # At the end of an epoch: after its evaluation.
         pytest.param("SIGTERM", 6, 143, "KILLED", "checkpoint-6", marks=pytest.mark.slow),
         ("SIGKILL", 5, -9, "RUNNING", "checkpoint-3"),

@@ -188,7 +188,6 @@ PHASES = {
     "PostgreSQL and training": Phase(LONG, said("  epoch"), 2.0, family, "PostgreSQL"),
     "any moment on a slow disk": Phase(DIGITS, said("model:"), 8.0, slow=True),
 }
-QUICK = ("the prepared data being written",)
 
 
 @dataclass
@@ -246,9 +245,8 @@ def disk() -> Iterator[SlowDisk]:
     made.close()
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PHASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PHASES)
 def test_killed(name: str, tmp_path: Path, template: Path, stores: Callable[[str], Any], disk: SlowDisk) -> None:
     phase, moments, tally = PHASES[name], random.Random(name), Tally()
     for number in range(3 * KILLS):

@@ -14,6 +14,8 @@ from hfexp.core.options import GROUPS, Option, find_option, list_options
 from hfexp.core.training_args import training_argument_types
 
 TASKS = [option.name for option in list_options("task")]
+TRAINED = ("image_classification", "text_classification", "text_generation")
+"""Tasks whose smallest command is run every time."""
 SMALL = {"vit_tiny": "vit_digits", "distilbert": "tiny_bert", "smollm2_135m": "tiny_gpt"}
 """Models that need no download, in place of those of the examples."""
 TOKENIZER = """
@@ -147,7 +149,9 @@ def test_a_task_says_what_it_needs(name: str, capsys: pytest.CaptureFixture[str]
         assert part in text
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [name if name in TRAINED else pytest.param(name, marks=pytest.mark.slow) for name in TASKS]
+)
 def test_the_smallest_command_of_a_task_trains(name: str, place: Path) -> None:
     """The example in the task's file, as it stands there, but with a small model and two steps."""
     task = find_option("task", name)

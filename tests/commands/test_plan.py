@@ -36,6 +36,7 @@ def test_points_that_are_the_same_experiment_are_told(capsys: pytest.CaptureFixt
     assert "the same experiment as job 0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_a_sweep_has_done_is_not_planned_again(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     words = ["-m", *SMALL_DIGITS, "seed=1,2", "search.name=s", IN_PROCESS]
     assert main([*words, "search.trials=1"]) == 0

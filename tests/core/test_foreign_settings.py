@@ -69,6 +69,7 @@ def test_a_run_under_a_foreign_setting_is_refused_before_anything_is_created(
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_variables_that_pass_change_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def loss() -> float:
         run = api.train(*ONE_EPOCH, "on_existing=rerun")

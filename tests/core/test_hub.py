@@ -58,9 +58,10 @@ def ask(place: Path, endpoint: str, *words: str, **environment: str) -> subproce
     ("words", "said"),
     [
         (["predict", "run=owner/gated", "prompt=Hello"], "accept its terms at https://huggingface.co/owner/gated"),
-        (
+        pytest.param(
             ["predict", "run=owner/missing", "prompt=Hello"],
             "there is no model owner/missing on the Hub, or it is private",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["model=vit_digits", "dataset=hub", "dataset.source.path=owner/gated"],

@@ -58,6 +58,7 @@ def test_who_has_switched_it_off_keeps_it_so() -> None:
         gc.enable()
 
 
+@pytest.mark.slow
 def test_programs_begin_to_look_where_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("model=vit_digits", "dataset=imagefolder", "dataset.source.data_dir=nowhere")

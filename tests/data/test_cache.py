@@ -119,6 +119,7 @@ def test_prepared_rows_are_exactly_the_unprepared_ones(
                 assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_an_entry_is_found_by_everything_that_decides_it(place: Path, own: Path) -> None:
     root = write_images(place / "photos", count=5)
     base = ["dataset=imagefolder", f"dataset.source.data_dir={root}", "model=vit_digits", "trainer=scratch",

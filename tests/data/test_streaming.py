@@ -333,7 +333,10 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return transformers.AutoModelForImageClassification.from_pretrained(run_dir / "model").state_dict()
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), pytest.param(2, 0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param(0, 0, marks=pytest.mark.slow), (2, 2), pytest.param(2, 0, marks=pytest.mark.slow)],
+)
 def test_resumed_equals_uninterrupted(before: int, after: int, place: Path) -> None:
     words = folder_words(place, "tracking=none", *fault_at(8))  # in the second epoch
     workers = "trainer.args.dataloader_num_workers"

@@ -198,9 +198,13 @@ def test_own_images_with_bad_files(
     assert "cat" in (next(place.glob("outputs/photos/*/artifacts/confusion_matrix_validation.csv"))).read_text()
 
 
-def test_debug_fast_overfit_and_profile(place: Path) -> None:
+def test_debug_fast(place: Path) -> None:
     fast = api.train("debug=fast", "tracking=none")
     assert (fast.run_dir / "checkpoints" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.slow
+def test_debug_overfit_and_profile(place: Path) -> None:
     over = api.train("debug=overfit", "tracking=none")
     assert over.metrics["final_eval_loss"] < 0.01
     assert over.metrics["final_eval_accuracy"] == 1.0

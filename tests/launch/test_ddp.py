@@ -460,6 +460,7 @@ print("LOADED", workers.start(LaunchConfig(num_processes=2, num_threads=1), Path
 """
 
 
+@pytest.mark.slow
 def test_workers_are_forked_from_a_server_that_has_imported_what_they_need(place: Path) -> None:
     (place / "entry.py").write_text("import sys\ndef loaded(): return 'hfexp.experiment.run' in sys.modules\n")
     environment = {**os.environ, "PYTHONPATH": str(place)}

@@ -178,6 +178,7 @@ def test_a_sampler_goes_on_as_if_undisturbed(method: str, place: Path, monkeypat
     assert {params["trainer.args.warmup_steps"] for _, _, params, _ in whole} <= {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_a_point_that_comes_again_is_not_run_again(place: Path) -> None:
     calls = Calls()
     assert sweep(calls, "search=random", "search.trials=8", f"{RATE}=0.1,0.2") == 0
@@ -238,6 +239,7 @@ def test_replicates(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(bounds) == pytest.approx([0.16 + 0.024841, 0.17 + 0.049683, 0.96 + 0.024841], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_point_with_the_best_bound_is_the_best_where_the_bound_is_optimised(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +257,7 @@ def test_the_point_with_the_best_bound_is_the_best_where_the_bound_is_optimised(
     assert "search.optimise=bound needs several seeds" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_replicates_that_diverge_are_the_last_point(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calls = Calls(lambda rate, cfg: rate if rate > 0.1 else 1.7e308 / cfg.seed)
     for _ in range(2):
@@ -284,6 +287,7 @@ def test_replicates_of_hopeless_points_are_left_out(place: Path, capsys: pytest.
     assert "pruned" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_job_that_had_finished_is_not_run_again(place: Path) -> None:
     """Its `run.json` says so, though the sweep was killed before it could take note."""
     calls, words = Calls(stop_at(1, KeyboardInterrupt())), [f"{RATE}=0.1,0.2,0.3"]
@@ -306,6 +310,7 @@ def test_a_job_that_had_finished_is_not_run_again(place: Path) -> None:
     assert asked()[1][1:] == ("COMPLETE", {RATE: 0.2}, [0.5])
 
 
+@pytest.mark.slow
 def test_a_pruned_job_is_told_as_such(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def value(rate: float, cfg: Any) -> float:
         directory, number, replicate = cfg.point.rsplit(":", 2)
@@ -346,6 +351,7 @@ def test_a_file_that_was_half_made_does_not_matter(place: Path, monkeypatch: pyt
     connection.close()
 
 
+@pytest.mark.slow
 def test_a_space_in_an_experiment_file(place: Path) -> None:
     (place / "conf" / "experiment").mkdir(parents=True)
     (place / "conf" / "experiment" / "mine.yaml").write_text(

@@ -44,6 +44,7 @@ def test_a_name_that_ends_in_a_number(place: Path) -> None:
     assert seen.values == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_another_option_for_a_glob_is_another_sweep(place: Path) -> None:
     seen = Seen(lambda cfg: cfg.seed)
     words = ["--config-dir", "conf", "experiment=glob(mine*)"]
@@ -53,6 +54,7 @@ def test_another_option_for_a_glob_is_another_sweep(place: Path) -> None:
     assert seen.values == [2, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_edited_option_that_is_not_the_first_one(place: Path) -> None:
     seen = Seen(lambda cfg: cfg.seed)
     for seed in (2, 2, 3):
@@ -62,6 +64,7 @@ def test_an_edited_option_that_is_not_the_first_one(place: Path) -> None:
     assert seen.values == [1, 2, 1, 3]
 
 
+@pytest.mark.slow
 def test_changed_files_of_data_make_another_sweep(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen, words = Seen(lambda cfg: cfg.seed), ["dataset.source.data_dir=pictures", f"{RATE}=0.1"]
     Path("pictures").mkdir()
@@ -111,6 +114,7 @@ def test_a_changed_file_that_is_not_of_the_first_point(
     assert changed == changed_again == 2 * first
 
 
+@pytest.mark.slow
 def test_an_edited_option_of_a_group_that_is_added(place: Path) -> None:
     seen = Seen(lambda cfg: cfg.seed)
     Path("own/recipe").mkdir(parents=True)
@@ -121,6 +125,7 @@ def test_an_edited_option_of_a_group_that_is_added(place: Path) -> None:
     assert seen.values == [1, 2, 1, 3]
 
 
+@pytest.mark.slow
 def test_a_condition_on_what_options_of_a_group_set(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = Seen(lambda cfg: (cfg.seed, cfg.trainer.args.get("weight_decay")))
     for name, seed in (("mine_a", 1), ("mine_b", 2)):
@@ -135,6 +140,7 @@ def test_a_condition_on_what_options_of_a_group_set(place: Path, capsys: pytest.
     assert seen.values == [(7, 0.1), (7, 0.2)] * 2
 
 
+@pytest.mark.slow
 def test_a_condition_on_what_all_options_of_a_group_set(place: Path) -> None:
     seen = Seen(lambda cfg: cfg.trainer.args.get("weight_decay"))
     for name in ("mine_a", "mine_b"):
@@ -144,6 +150,7 @@ def test_a_condition_on_what_all_options_of_a_group_set(place: Path) -> None:
     assert seen.values == [0.1, 0.2] * 2
 
 
+@pytest.mark.slow
 def test_a_condition_on_what_is_not_swept(place: Path) -> None:
     seen = Seen(lambda cfg: (cfg.trainer.args.get("optim"), cfg.trainer.args.get("weight_decay")))
     decay = f"search.space={{{DECAY}: {{values: 'choice(0.1,0.2)', when: {{trainer.args.optim: sgd}}}}}}"
@@ -154,6 +161,7 @@ def test_a_condition_on_what_is_not_swept(place: Path) -> None:
     assert not {0.1, 0.2} & {decay for _, decay in seen.values[2:]}
 
 
+@pytest.mark.slow
 def test_points_that_choose_their_best_models_differently(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen = Seen(lambda cfg: 0)
     assert sweep(seen, f"{METRIC}=accuracy,loss") == 2
@@ -164,6 +172,7 @@ def test_points_that_choose_their_best_models_differently(place: Path, capsys: p
     assert sweep(seen, f"{METRIC}=accuracy,loss", *words) == 0
 
 
+@pytest.mark.slow
 def test_jobs_have_numbers_of_their_own(place: Path) -> None:
     from hydra.core.hydra_config import HydraConfig
 
@@ -172,6 +181,7 @@ def test_jobs_have_numbers_of_their_own(place: Path) -> None:
     assert seen.values == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_command_to_run_a_point_again_names_its_configuration(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

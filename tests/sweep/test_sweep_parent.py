@@ -145,6 +145,7 @@ def test_pictures_of_any_parameters(values: list[Any], caplog: pytest.LogCapture
     assert (set(drawn), caplog.messages) == (names, [])
 
 
+@pytest.mark.slow
 def test_pictures_of_many_parameters_and_curves(caplog: pytest.LogCaptureFixture) -> None:
     trials = [a_trial(n, float(n), params={f"key{k}": n + k for k in range(14)}) for n in range(25)]
     drawn = report.draw(a_sweep(Path("x"), *trials), {n: [{1: 1.0}] for n in range(25)}, "eval_loss")

@@ -194,6 +194,7 @@ def pruning_sweep(**settings: Any) -> Path:
     return sweep
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_ends_at_its_evaluation(place: Path, all_runs: Runs) -> None:
     sweep = pruning_sweep(metrics=["loss"], directions=["minimize"])
     words = (*SMALL_DIGITS, f"point={sweep}:2:0", "tracking.register=digits")
@@ -215,6 +216,7 @@ def test_a_hopeless_trial_ends_at_its_evaluation(place: Path, all_runs: Runs) ->
     assert run_point(*words) == value
 
 
+@pytest.mark.slow
 def test_a_decision_stands_when_the_run_is_continued(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = pruning_sweep()
     words = (*NO_RECORD, f"point={sweep}:2:0")
@@ -233,6 +235,7 @@ def test_a_decision_stands_when_the_run_is_continued(place: Path, monkeypatch: p
     assert (state.status, state.pruned_step) == ("finished", 3)
 
 
+@pytest.mark.slow
 def test_only_the_first_run_of_a_trial_reports(place: Path) -> None:
     sweep = pruning_sweep()
     run_point(*NO_RECORD, f"point={sweep}:2:1")

@@ -88,6 +88,7 @@ def test_only_the_adapter_is_trained_saved_and_asked_again(words: list[str]) -> 
     )  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_layers_to_train_whole_are_added_to_new_ones(words: list[str]) -> None:
     result = train(*words, "model.peft.modules_to_save=[pooler]", "trainer.args.num_train_epochs=1")
     whole = {name for name in _weights(result.run_dir / "model") if "lora" not in name}
@@ -138,6 +139,7 @@ def test_images_and_language_models_take_adapters(place: Path) -> None:
     assert isinstance(said, str)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_layers_is_refused(words: list[str], place: Path) -> None:
     model = train(*words, "tracking=none", "trainer.args.num_train_epochs=1").model
     weights = get_peft_model_state_dict(model)
@@ -169,6 +171,7 @@ def test_what_cannot_be_adapted_is_said_before_anything_is_created(
     assert not (place / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_the_base_of_an_adapter_must_be_there(words: list[str], place: Path) -> None:
     result = train(*words, "tracking=none", "trainer.args.num_train_epochs=1")
     (place / "base").rename(place / "elsewhere")
