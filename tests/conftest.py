@@ -1,5 +1,6 @@
 """Fixtures: a clean place to run in, small images and small checkpoints made on the spot."""
 
+import gc
 import logging
 import os
 import shutil
@@ -23,6 +24,8 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("HYDRA_FULL_ERROR", None)
 
 TESTS = Path(__file__).parent
+_frozen = 0
+"""Number of modules when the garbage collector was last told to pass over what exists."""
 ROOT = TESTS.parent
 
 SMALL_MODEL = (
@@ -58,6 +61,16 @@ SMALL_GPT = (
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Prepared data of the tests, apart from the user's."""
     os.environ["HFEXP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def imports_are_not_scanned() -> None:
+    """A `Trainer` collects garbage when it starts, which takes half a second among all imported libraries."""
+    global _frozen
+    if len(sys.modules) > _frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -156,13 +156,24 @@ def test_upstream_still_loses_weights(place: Path) -> None:
     assert trainer.evaluate()["eval_loss"] != trainer.state.best_metric
 
 
-@pytest.fixture
-def interrupted(place: Path) -> tuple[list[str], Path]:
-    """A run that died in its third epoch, with the checkpoints of two epochs."""
+@pytest.fixture(scope="module")
+def interrupted_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A run that died in its third epoch, with the checkpoints of two epochs, and the directory that it ran in."""
     words = [*SMALL_DIGITS, "tracking=none", "trainer.args.num_train_epochs=4", *fault_at(8)]
-    (place / "fault").write_text("error")
-    with pytest.raises(RuntimeError):
-        api.train(*words)
+    home = tmp_path_factory.mktemp("interrupted")
+    (home / "fault").write_text("error")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        with pytest.raises(RuntimeError):
+            api.train(*words)
+    return words, home
+
+
+@pytest.fixture
+def interrupted(interrupted_once: tuple[list[str], Path], place: Path) -> tuple[list[str], Path]:
+    """The words of that run, and its checkpoints in a copy of its directory."""
+    words, home = interrupted_once
+    shutil.copytree(home, place, dirs_exist_ok=True)
     checkpoints = next(place.glob("outputs/digits/*/checkpoints"))
     assert sorted(p.name for p in checkpoints.iterdir()) == ["checkpoint-3", "checkpoint-6"]
     return words, checkpoints

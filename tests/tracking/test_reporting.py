@@ -113,7 +113,7 @@ def check_pages(directory: Path) -> tuple[str, str]:
     return page, text
 
 
-@pytest.mark.parametrize("size", [2, 10, 60, 1000])
+@pytest.mark.parametrize("size", [2, 1000, *(pytest.param(size, marks=pytest.mark.slow) for size in (10, 60))])
 def test_any_number_of_classes_and_any_names(tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int) -> None:
     scores = {"validation": scores_of(size), "test": scores_of(size, seed=1)}
     data = splits()
