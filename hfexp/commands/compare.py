@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfexp.commands.parser import StoreParser
 from hfexp.core.console import one_line, plain, printable
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.training_args import lower_is_better
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="hfexp compare", description="Compare recorded runs; two of them in detail.")
+    parser = StoreParser("compare", "Compare recorded runs; two of them in detail.")
     names = "experiments, runs (name, id, last, best), or sweep=NAME (default: the newest experiment)"
     parser.add_argument("names", nargs="*", help=names)
     parser.add_argument("--metric", help="metric to rank by (default: the one that selects the best checkpoint)")
@@ -84,9 +85,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--format", choices=("table", "csv", "json", "md"), default="table")
     parser.add_argument("--plot", metavar="FILE", help="plot the metric to FILE (.png, .svg or .pdf)")
     parser.add_argument("--all", action="store_true", help="show all params that differ and all metrics")
-    parser.add_argument("--output-dir", default="outputs")
-    parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse(argv)
     if args.top is not None and args.top < 1:
         raise ConfigError(f"--top {args.top}: must be at least 1")
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):

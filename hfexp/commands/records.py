@@ -1,11 +1,11 @@
 """The commands that keep recorded runs in order: `hfexp runs` lists them, `hfexp note` and `hfexp tag` mark them."""
 
-import argparse
 import time
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from hfexp.commands.compare import print_csv, print_json
+from hfexp.commands.parser import StoreParser
 from hfexp.core.console import build_table, cell, duration, one_line, print_table, quiet_libraries, say
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.files import bytes_below
@@ -40,12 +40,12 @@ class Row:
 
 def runs(argv: list[str]) -> int:
     """List recorded runs, newest first."""
-    parser = store_parser("runs", "List the recorded runs, newest first.")
+    parser = StoreParser("runs", "List the recorded runs, newest first.")
     parser.add_argument("names", nargs="*", help="experiments, runs or sweep=NAME (default: all runs)")
     parser.add_argument("--where", metavar="FILTER", help="filter as in MLflow, e.g. \"attributes.status = 'FAILED'\"")
     parser.add_argument("--top", type=int, help=f"number of runs to show (default: {SHOWN}; csv and json: all)")
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse(argv)
     if args.top is not None and args.top < 1:
         raise ConfigError(f"--top {args.top}: must be at least 1")
     uri = tracking_uri(args.uri, args.output_dir)
@@ -64,7 +64,7 @@ def runs(argv: list[str]) -> int:
 
 def note(argv: list[str]) -> int:
     """Write a note on a run, which MLflow shows as its description; print the note if no text is given."""
-    parser = store_parser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
+    parser = StoreParser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
     parser.add_argument("run", help=RUN)
     parser.add_argument("text", nargs="?", help='the note; "" removes it')
     args = parser.parse_intermixed_args(argv)
@@ -80,7 +80,7 @@ def note(argv: list[str]) -> int:
 
 def tag(argv: list[str]) -> int:
     """Set tags of a run, by which MLflow and `--where` find it; print the tags if none is given."""
-    parser = store_parser("tag", "Set tags of a run, which MLflow and --where find; without KEY=VALUE, print them.")
+    parser = StoreParser("tag", "Set tags of a run, which MLflow and --where find; without KEY=VALUE, print them.")
     parser.add_argument("run", help=RUN)
     parser.add_argument("tags", nargs="*", metavar="KEY=VALUE", help="a tag to set; KEY= removes it")
     args = parser.parse_intermixed_args(argv)
@@ -100,14 +100,6 @@ def tag(argv: list[str]) -> int:
         if shown[key]:
             say(f"{key}={one_line(shown[key])}")
     return 0
-
-
-def store_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """Build the parser of a command about recorded runs, with the flags that say where they are."""
-    parser = argparse.ArgumentParser(prog=f"hfexp {command}", description=description)
-    parser.add_argument("--output-dir", default="outputs")
-    parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
-    return parser
 
 
 def _set_tag(uri: str, run: RunRecord, key: str, value: str) -> None:

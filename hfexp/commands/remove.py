@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfexp.commands.records import store_parser
+from hfexp.commands.parser import StoreParser
 from hfexp.core.console import build_table, cell, print_table, quiet_libraries, say
 from hfexp.core.errors import EXIT_FAILED, ConfigError, RunError, one_of
 from hfexp.core.files import bytes_below, sqlite_path
@@ -31,7 +31,7 @@ def remove(argv: list[str]) -> int:
     parser.add_argument("names", nargs="+", help="runs (name, id, or the beginning of one), experiments, sweep=NAME")
     parser.add_argument("--where", metavar="FILTER", help="only runs that pass a filter as in MLflow")
     parser.add_argument("--force", action="store_true", help="also runs that may be alive on another machine")
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse(argv)
     uri, output_dir = tracking_uri(args.uri, args.output_dir), Path(args.output_dir)
     runs = _chosen(uri, args.names, args.where)
     if not runs:
@@ -55,7 +55,7 @@ def clean(argv: list[str]) -> int:
     """Free the space of what is no longer needed."""
     parser = _parser("clean", "Free the space of what is no longer needed; without KIND, of all kinds but the cache.")
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="; ".join(f"{k}: {v[0]}" for k, v in KINDS.items()))
-    args = parser.parse_intermixed_args(argv)
+    args = parser.parse(argv)
     unknown = [kind for kind in args.kinds if kind not in KINDS]
     if unknown:
         raise ConfigError(f"hfexp clean has no kind {unknown[0]!r}: {one_of(KINDS)}")
@@ -142,8 +142,8 @@ KINDS: dict[str, tuple[str, Callable[[Any, str, Path, list[RunRecord]], list[_It
 """What can be cleaned: its description, and the function that finds it."""
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = store_parser(command, description)
+def _parser(command: str, description: str) -> StoreParser:
+    parser = StoreParser(command, description)
     parser.add_argument("--yes", "-y", action="store_true", help="delete without a question")
     return parser
 

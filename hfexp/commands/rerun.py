@@ -3,7 +3,8 @@
 import shlex
 from pathlib import Path
 
-from hfexp.commands.records import RUN, store_parser
+from hfexp.commands.parser import StoreParser
+from hfexp.commands.records import RUN
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError
 from hfexp.core.outside import read_bytes
@@ -21,7 +22,7 @@ def command_of(argv: list[str]) -> list[str]:
     Raises:
         ConfigError: there is no such run, or its command can't be repeated.
     """
-    parser = store_parser("rerun", "Repeat the command of a recorded run or sweep, with changes.")
+    parser = StoreParser("rerun", "Repeat the command of a recorded run or sweep, with changes.")
     parser.add_argument("run", help=f"{RUN}, or sweep=NAME")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to change, e.g. seed=2")
     args = parser.parse_intermixed_args(argv)

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfexp.commands.parser import StoreParser
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.outside import why_foreign, why_not_contained, why_not_owned
@@ -15,16 +16,16 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Sync the run directories; leave those of living runs alone."""
-    parser = argparse.ArgumentParser(
-        prog="hfexp sync",
-        description="Deliver to MLflow what runs could not deliver, e.g. because the server was away, "
+    parser = StoreParser(
+        "sync",
+        "Deliver to MLflow what runs could not deliver, e.g. because the server was away, "
         "and close runs whose process is gone.",
+        uri="tracking URI, if it is not the one that the run was started with",
     )
     parser.add_argument("run_dir", nargs="*", type=Path, help="run directories (default: all in --output-dir)")
-    parser.add_argument("--output-dir", default="outputs", type=Path)
     parser.add_argument("--force", action="store_true", help="also sync runs that may be alive on another machine")
-    parser.add_argument("--uri", help="tracking URI, if it is not the one that the run was started with")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
+    args.output_dir = Path(args.output_dir)
 
     from hfexp.core import console
     from hfexp.tracking import journal

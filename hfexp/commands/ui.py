@@ -1,6 +1,5 @@
 """`hfexp ui`: MLflow's own interface on the store that holds the runs."""
 
-import argparse
 import contextlib
 import errno
 import ipaddress
@@ -10,6 +9,7 @@ import sys
 import time
 import urllib.request
 
+from hfexp.commands.parser import StoreParser
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
 from hfexp.core.files import sqlite_path
@@ -33,14 +33,10 @@ wait for jobs of MLflow's LLM features, no usage reports."""
 
 def main(argv: list[str]) -> int:
     """Replace this process by an MLflow server, or print the address of the server that the runs are on."""
-    parser = argparse.ArgumentParser(
-        prog="hfexp ui", description="Open MLflow on the store that runs are recorded in."
-    )
+    parser = StoreParser("ui", "Open MLflow on the store that runs are recorded in.")
     parser.add_argument("--port", type=int, help=f"default: {PORTS[0]}, or the next free one")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, as MLflow has no password")
-    parser.add_argument("--output-dir", default="outputs")
-    parser.add_argument("--uri", help="tracking URI, if it is not the one in the output directory")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     uri = tracking_uri(args.uri, args.output_dir)
     if uri.startswith("http"):
         print(mask_secrets(f"The runs are on a server\n{_links(uri, uri.rstrip('/'))}"))

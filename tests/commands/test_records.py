@@ -57,6 +57,18 @@ def test_runs_as_data(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(csv.DictReader(io.StringIO(shown(capsys, "runs", "photos", "--format", "csv")))) == rows
 
 
+def test_flags_may_be_typed_as_keys(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "outputs").rename(place / "elsewhere")
+    by_flags = shown(capsys, "runs", "photos", "--output-dir", "elsewhere", "--top", "1", "--format", "csv")
+    assert by_flags.splitlines()[1].split(",")[2] == "vit-b"
+    assert shown(capsys, "runs", "output_dir=elsewhere", "photos", "top=1", "format=csv") == by_flags
+    uri = f"tracking.uri=sqlite:///{place}/elsewhere/mlflow.db"
+    assert shown(capsys, "compare", uri, "photos", "top=1").count("vit-") == 1
+    assert shown(capsys, "sync", "output_dir=elsewhere") == "0 delivered, 0 already complete\n"
+    assert cli.main(["runs", "output_dir=elsewhere", "yes=true"]) == 2  # no flag of this command
+    assert "matches 'yes=true'" in capsys.readouterr().err
+
+
 def test_the_size_of_a_run_counts_linked_files_once(
     place: Path, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
