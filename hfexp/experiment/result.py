@@ -118,12 +118,14 @@ def _rows(result: "Result") -> list[tuple[str, str]]:
         value = result.metrics.get(f"{prefix}_{name}")
         if value is not None:
             rows.append((f"{label} {name}", f"{value:.4f}  (the saved model)"))
+    if f"final_eval_{name}" in result.metrics and f"test_{name}" not in result.metrics:
+        rows.append(("test", "no test split: dataset.test_size=0.1 holds out a tenth of the training rows"))
     if result.pruned_step is not None:
         rows.append(("pruned", f"at step {result.pruned_step}, by its sweep"))
     if result.report is not None:
-        rows.append(("baseline", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
-        worst = ", ".join(f"{label} {recall:.2f} of {count}" for label, recall, count in result.report.worst())
-        rows.append(("worst classes", f"{worst}  (recall)"))
+        rows.append(("baseline accuracy", f"{result.report.majority_share:.4f}  (always the most frequent class)"))
+        worst = ", ".join(f"{label!r} {recall:.2f} ({count} rows)" for label, recall, count in result.report.worst())
+        rows.append(("lowest recall", worst))
     rows.append(("time", f"{result.train_seconds:.1f} s of training, {result.seconds:.1f} s in all"))
     rows.append(("run", os.path.relpath(result.run_dir)))
     if result.tracking_uri:

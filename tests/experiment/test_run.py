@@ -55,8 +55,9 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setattr("sys.argv", ["hfexp", *words])
     assert cli.main() == 0
     shown = capsys.readouterr().out
-    for text in ("model vit_digits, dataset digits", "data: 96 train, 40 test, 40 validation, 10 classes", "baseline",
-                 "worst classes", "hfexp ui", "epoch 2/2"):  # fmt: skip
+    assert "no test split" not in shown
+    for text in ("model vit_digits, dataset digits", "data: 96 train, 40 test, 40 validation, 10 classes",
+                 "baseline accuracy", "lowest recall", "hfexp ui", "epoch 2/2"):  # fmt: skip
         assert text in shown
 
     (run,) = client().search_runs([client().get_experiment_by_name("digits").experiment_id])  # pyright: ignore
@@ -192,6 +193,7 @@ def test_own_images_with_bad_files(
     shown = capsys.readouterr()
     assert "photos/dog/7.jpg can't be read" in shown.err
     assert "1 unreadable" in shown.err
+    assert "no test split: dataset.test_size=0.1 holds out a tenth of the training rows" in shown.out
     run = next(run for run in all_runs() if run.info.status == "FINISHED")
     skipped = [int(v) for k, v in run.data.params.items() if k.startswith("dataset.num_") and k.endswith("_skipped")]
     assert sum(skipped) == 1
