@@ -254,6 +254,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "rerun": rerun,
     "plan": plan,
+    "show": _command("show"),
     "predict": _command("predict"),
     "evaluate": _command("evaluate"),
     "runs": _command("records", "runs"),

@@ -27,6 +27,7 @@ hfexp: the shell command is the experiment.
 Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
   plan -m ...                         list the jobs of a sweep, estimate their time
+  show data|model ...                 look at the data or the model before training
   rerun RUN [KEY=VALUE ...]           repeat a recorded run or sweep, with changes
   predict run=RUN INPUT ...           predict with a trained model
   evaluate run=RUN ...                score a trained model, on other data too

@@ -110,7 +110,7 @@ def load_inputs(config: Config) -> Inputs:
         processor = load_processor(config.model, _need(task), allowed)
         problems.add(check_processor(processor, _need(task)))
     with problems:
-        skeleton = _skeleton(config, _need(task), model_config)
+        skeleton = build_skeleton(config, _need(task), model_config)
         if skeleton is not None:
             fit_tokenizer(_need(processor), skeleton, _need(task))
     with problems:
@@ -230,7 +230,7 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
 
     If so, `DistributedDataParallel` must look for them in every step. Return None if it can't be told.
     """
-    skeleton = _skeleton(config, inputs.task, inputs.model_config)
+    skeleton = build_skeleton(config, inputs.task, inputs.model_config)
     if skeleton is None:
         return None
     fit_tokenizer(inputs.processor, skeleton, inputs.task)
@@ -251,7 +251,7 @@ def _first(split: Any, name: str) -> dict[str, Any]:
         raise ConfigError(f"transform: the first {name} sample can't be transformed: {error}") from error
 
 
-def _skeleton(config: Config, task: Task, model_config: Any) -> Any:
+def build_skeleton(config: Config, task: Task, model_config: Any) -> Any:
     """Build the model on the meta device, with frozen parameters and adapter: it has no weights and takes no memory.
 
     Return None for models that can't be built from a config alone: the user's own, and timm's.
