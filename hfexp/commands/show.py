@@ -101,10 +101,10 @@ def _print_splits(dataset: "DatasetDict", dropped: dict[str, int]) -> None:
 
 def _print_columns(dataset: "DatasetDict", task: "Task") -> None:
     """Print the columns that the task reads, and the sizes of what is in them."""
-    looked_at, classes = list(_some(next(iter(dataset.values())), task, SIZED)), task.id2label(dataset)
+    looked_at, classes = list(_some(next(iter(dataset.values())), task, SIZED)), task.id2label(dataset) or {}
     table = build_table("column", "holds")
     for name in task.columns:
-        is_class = name == task.label_column and classes is not None
+        is_class = name == task.label_column and classes
         holds = f"{len(classes)} classes" if is_class else _sizes([row.get(name) for row in looked_at])
         table.add_row(cell(name), cell(holds))
     say()
@@ -156,6 +156,8 @@ def _print_classes(dataset: "DatasetDict", task: "Task") -> None:
 
 def _print_rows(dataset: "DatasetDict", task: "Task") -> None:
     """Print the first rows of the first split."""
+    split: Any
+    rows: Any
     split, rows = next(iter(dataset.items()))
     label = task.label_column or ""
     names = getattr((rows.features or {}).get(label), "names", None)
