@@ -159,17 +159,23 @@ def _print_rows(dataset: "DatasetDict", task: "Task") -> None:
     split: Any
     rows: Any
     split, rows = next(iter(dataset.items()))
-    label = task.label_column or ""
-    names = getattr((rows.features or {}).get(label), "names", None)
+    label, classes = task.label_column or "", task.id2label(dataset)
     table = build_table(f"{split} row", *task.columns)
     shown = [rows[index] for index in range(min(ROWS, len(rows)))] if hasattr(rows, "__len__") else rows.take(ROWS)
     for number, row in enumerate(shown):
         decoded = task.decode(dict(row))
-        if names:
-            decoded[label] = names[row[label]]
+        if classes is not None:
+            decoded[label] = _class_names(decoded[label], classes)
         table.add_row(cell(number), *(cell(_shown(decoded.get(column))) for column in task.columns))
     say()
     print_table(table)
+
+
+def _class_names(value: Any, classes: dict[int, str]) -> str:
+    """Name the class of an id, or those of a list that tells for each class whether the row has it."""
+    if isinstance(value, list | tuple):
+        return ", ".join(classes[number] for number, has in enumerate(value) if has)
+    return classes[value]
 
 
 def _shown(value: Any) -> str:

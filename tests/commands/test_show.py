@@ -45,6 +45,15 @@ def test_texts_are_shown_with_their_lengths(place: Path, capsys: pytest.CaptureF
     assert any(line[-2].endswith("...") for line in lines if len(line) > 2), "long texts are cut"
 
 
+def test_several_classes_of_a_row_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "".join(f"sentence {number},{('a', 'b', 'a b')[number % 3]}\n" for number in range(30))
+    (place / "rows.csv").write_text(f"text,label\n{rows}")
+    task = ("task=multi_label_text_classification", "task.separator=' '")
+    lines = shown(capsys, "data", *task, "dataset=table", "dataset.source.data_files=rows.csv")
+    assert ["label", "2", "classes"] in lines
+    assert {" ".join(line[3:]) for line in lines if line[1:2] == ["sentence"]} == {"a", "b", "a, b"}
+
+
 def test_a_picture_shows_images_as_the_model_sees_them(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "data", *SMALL_DIGITS, "--picture", "seen.png")
     assert lines[-1][0] == "seen.png:"
