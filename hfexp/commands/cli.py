@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "completion": completion,
     "version": version,
 }
+LONGEST_REPORT = 10
+"""Seconds that the first of several processes may take to report wrong input."""
 BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")
 """Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""
 
@@ -292,7 +295,10 @@ def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") ->
     from hfexp.launch import world
 
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
-        return code  # torchrun gives all processes the same wrong input; the first one reports it
+        # torchrun gives all processes the same wrong input. The first one reports it, unless another one ends before:
+        # then torchrun ends the first one.
+        time.sleep(LONGEST_REPORT)
+        return code
     if full_traceback:
         import traceback
 

@@ -410,6 +410,22 @@ def test_wrong_input_among_several_processes_is_said_once(place: Path) -> None:
     assert not (place / "outputs").exists()
 
 
+def test_wrong_input_is_left_to_the_first_process_to_say(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("hfexp.commands.cli.time.sleep", waited.append)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["sed=1"]) == 2
+    assert capsys.readouterr().err == ""
+    assert waited == [cli.LONGEST_REPORT], "torchrun ends all processes when the first one to end has failed"
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main(["sed=1"]) == 2
+    assert "unknown key 'sed'" in capsys.readouterr().err
+    assert len(waited) == 1
+
+
 @pytest.mark.slow
 def test_a_sweep_of_runs_of_two_processes_each(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     shared_memory = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
