@@ -415,7 +415,8 @@ def test_wrong_input_is_left_to_the_first_process_to_say(
 ) -> None:
     waited: list[float] = []
     monkeypatch.setattr("hfexp.commands.cli.time.sleep", waited.append)
-    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+    place_of_process = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in {**place_of_process, "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     assert cli.main(["sed=1"]) == 2
     assert capsys.readouterr().err == ""
