@@ -16,7 +16,10 @@ class StoreParser(argparse.ArgumentParser):
         self.add_argument("--uri", help=uri)
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse words that may name a flag as a training command names its key: `output_dir=x`, `tracking.uri=x`."""
+        """Parse words that may name a flag as a training command names its key: `output_dir=x`, `tracking.uri=x`.
+
+        Commands whose own words may look like that (`hfexp tag`, `note` and `rerun`) call `parse_intermixed_args`.
+        """
         return self.parse_intermixed_args([self._as_flag(word) for word in argv])
 
     def _as_flag(self, word: str) -> str:

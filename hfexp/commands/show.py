@@ -78,15 +78,19 @@ def _show_data(overrides: list[str], config_dir: str | None, picture: str | None
     from hfexp.experiment.preflight import load_inputs
 
     config = _config(overrides, config_dir, is_whole=picture is not None)
-    allowed = config.security.allowed_targets
-    task = instantiate(config.task, "task", allowed)
-    dataset, dropped = drop_bad_samples(load_dataset(config.dataset, task, allowed), config.dataset, task)
+    inputs = load_inputs(config) if picture is not None else None
+    if inputs is not None:
+        task, dataset, dropped = inputs.task, inputs.dataset, inputs.dropped
+    else:  # no model is needed, or looked for
+        allowed = config.security.allowed_targets
+        task = instantiate(config.task, "task", allowed)
+        dataset, dropped = drop_bad_samples(load_dataset(config.dataset, task, allowed), config.dataset, task)
     _print_splits(dataset, dropped)
     _print_columns(dataset, task)
     _print_classes(dataset, task)
     _print_rows(dataset, task)
-    if picture is not None:
-        _draw(config, load_inputs(config), Path(picture))
+    if inputs is not None and picture is not None:
+        _draw(config, inputs, Path(picture))
 
 
 def _print_splits(dataset: "DatasetDict", dropped: dict[str, int]) -> None:
@@ -116,19 +120,20 @@ def _some(rows: Any, task: "Task", count: int) -> Iterator[dict[str, Any]]:
     if not hasattr(rows, "__len__"):
         yield from (task.decode(dict(row)) for row in itertools.islice(iter(rows), count))
         return
-    step = max(1, len(rows) // count)
-    yield from (task.decode(dict(rows[index])) for index in range(0, len(rows), step)[:count])
+    step = -(-len(rows) // count)
+    yield from (task.decode(dict(rows[index])) for index in range(0, len(rows), max(step, 1)))
 
 
 def _sizes(values: list[Any]) -> str:
     """Sum up values of one column: the range of image sizes, text lengths or numbers."""
-    first = next((value for value in values if value is not None), None)
+    values = [value for value in values if value is not None]
+    first = next(iter(values), None)
     if hasattr(first, "size") and hasattr(first, "mode"):
         sizes = sorted((value.size for value in values), key=lambda size: size[0] * size[1])
         least, most = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
         return f"images of {least} pixels" if least == most else f"images of {least} to {most} pixels"
     if isinstance(first, str):
-        lengths = [len(value) for value in values if value is not None]
+        lengths = [len(value) for value in values]
         return f"texts of {min(lengths):,} to {max(lengths):,} characters, median {median(lengths):,.0f}"
     if isinstance(first, float):
         return f"numbers from {min(values):.4g} to {max(values):.4g}"
@@ -151,7 +156,7 @@ def _print_classes(dataset: "DatasetDict", task: "Task") -> None:
         table.add_row(cell(repr(name)), *(cell(f"{counts[split].get(name, 0):,}") for split in counts))
     print_table(table)
     if len(first) > len(names):
-        say(f"({len(first) - len(names)} smaller classes more)")
+        say(f"(and {len(first) - len(names)} smaller classes)")
 
 
 def _print_rows(dataset: "DatasetDict", task: "Task") -> None:
@@ -175,7 +180,7 @@ def _class_names(value: Any, classes: dict[int, str]) -> str:
     """Name the class of an id, or those of a list that tells for each class whether the row has it."""
     if isinstance(value, list | tuple):
         return ", ".join(classes[number] for number, has in enumerate(value) if has)
-    return classes[value]
+    return classes.get(value, "no label")
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 from conftest import SMALL_DIGITS, write_images
 
-from hfexp.commands import cli
+from hfexp.commands import cli, show
 
 
 def shown(capsys: pytest.CaptureFixture[str], *args: str) -> list[list[str]]:
@@ -43,6 +43,21 @@ def test_texts_are_shown_with_their_lengths(place: Path, capsys: pytest.CaptureF
     (lengths,) = (line for line in lines if line[:2] == ["text", "texts"])
     assert int(lengths[3]) < int(lengths[5]) <= 100
     assert any(line[-2].endswith("...") for line in lines if len(line) > 2), "long texts are cut"
+
+
+def test_missing_values_do_not_count_among_sizes() -> None:
+    assert show._sizes([None, 1.5, 4.0, None]) == "numbers from 1.5 to 4"
+    assert show._sizes(["ab", None, "abcd", "abc"]) == "texts of 2 to 4 characters, median 3"
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (3, [0, 1, 2]), (7, [0, 2, 4, 6]), (40, [0, 10, 20, 30])])
+def test_the_rows_that_are_looked_at_are_spread_over_the_split(count: int, expected: list[int]) -> None:
+    class Untouched:
+        def decode(self, row: dict[str, int]) -> dict[str, int]:
+            return row
+
+    found = show._some([{"n": n} for n in range(count)], Untouched(), 4)  # pyright: ignore
+    assert [row["n"] for row in found] == expected
 
 
 def test_several_classes_of_a_row_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
