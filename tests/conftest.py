@@ -91,6 +91,13 @@ def own_logging() -> Iterator[None]:
     root.handlers[:] = handlers
 
 
+@pytest.fixture(autouse=True)
+def no_record_is_written_after_its_test() -> Iterator[None]:
+    """A thread that is left over would write to what the next test looks at."""
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "hfexp-record"]
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory, with no trace of the user's settings."""

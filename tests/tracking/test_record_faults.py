@@ -26,7 +26,7 @@ from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import mask_secrets
 from hfexp.tracking import recovery, run_directory, store
-from hfexp.tracking.delivery import Delivery
+from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.journal import Journal, read_delivered
 from hfexp.tracking.run_directory import RunState, read_state, save_state
 from hfexp.tracking.tracker import valid
@@ -322,12 +322,14 @@ def test_a_server_that_never_answers_is_not_waited_for(
 def test_ctrl_c_cuts_short_only_the_waiting(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: Any) -> bool:
+    close = Writer.close
+
+    def interrupted(self: Writer) -> bool:
+        close(self)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched:
-        patched.setattr("hfexp.tracking.delivery.Writer.close", interrupted)
-        assert cli.main([*SMALL_DIGITS]) == 0
+    monkeypatch.setattr(Writer, "close", interrupted)
+    assert cli.main([*SMALL_DIGITS]) == 0
     shown = capsys.readouterr()
     assert "test accuracy" in shown.out
     assert "`hfexp sync` delivers it" in shown.err
