@@ -41,14 +41,12 @@ scores         metrics=... resamples=1000      bootstrap samples for the 95 % in
 output         record=true                     record the scores with the run in MLflow; false: only print them
                name=NAME                       name of the record (default: dataset and split)
                output=FILE.json                also write the scores to a file"""
-SPLITS = ("train", "validation", "test", "all")
 
 
 @dataclass
 class EvaluationSettings(ModelSettings):
     """Parsed arguments of `hfexp evaluate`, except the Hydra overrides."""
 
-    split: str | None = None
     by: str | None = None
     resamples: int = 1000
     batch_size: int = 32
@@ -77,8 +75,6 @@ def parse(args: Sequence[str]) -> tuple[EvaluationSettings, list[str]]:
             known = (*NAMES, *COMPOSED)
             raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
         settings.set(key, f"{settings.by},{value}" if key == "by" and settings.by else value)
-    if settings.split is not None and settings.split not in SPLITS:
-        raise ConfigError(f"split={settings.split}: expected one of {one_of(SPLITS)}")
     if settings.resamples < 0 or settings.batch_size < 1:
         raise ConfigError("resamples must be at least 0 and batch_size at least 1")
     settings.check()
@@ -113,8 +109,10 @@ def evaluate(
     Raises:
         ConfigError: the model, the dataset or a column does not exist, or rows have no columns to slice by.
     """
+    from datasets import concatenate_datasets
+
     from hfexp.core.secrets import mask_override, mask_secrets
-    from hfexp.inference.evaluation import as_dicts, compose_data, load_rows, score_slices, show_scores
+    from hfexp.inference.evaluation import as_dicts, compose_data, load_splits, score_slices, show_scores
     from hfexp.tasks.metrics import build_metrics
 
     loaded = load_model(settings, [override for override in composed if configures_model(override)], config_dir)
@@ -122,7 +120,7 @@ def evaluate(
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and loaded.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    rows = load_rows(data, loaded, columns)
+    rows = concatenate_datasets(list(load_splits(data, loaded, columns).values()))
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, name) for name in columns}
     input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])

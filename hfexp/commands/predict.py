@@ -35,6 +35,7 @@ TEXTS = ("text", "prompt")
 """Two keys for the same thing: a text as input."""
 FORMATS = (".csv", ".jsonl", ".parquet")
 ALL = "all"
+SPLITS = ("train", "validation", "test", ALL)
 
 
 @dataclass
@@ -53,6 +54,8 @@ class ModelSettings:
     """Tracking URI of the runs, if it is not the store in `output_dir`."""
     output: str | None = None
     """File to write the output to."""
+    split: str | None = None
+    """Split of the run's own dataset, or of the one that the overrides name."""
 
     def set(self, key: str, text: str) -> None:
         """Set a field to what is typed after `key=`; a list gets one more item.
@@ -75,6 +78,8 @@ class ModelSettings:
         """Raise ConfigError for two models, or an output that is no file: a FIFO would block, a device be replaced."""
         if self.run and self.sweep:
             raise ConfigError("run and sweep both name a model: give one of them")
+        if self.split is not None and self.split not in SPLITS:
+            raise ConfigError(f"split={self.split}: expected one of {one_of(SPLITS)}")
         if self.output is not None and os.path.exists(self.output) and not os.path.isfile(self.output):
             raise ConfigError(f"output={self.output} exists and is not a regular file; give another name")
 
@@ -103,8 +108,10 @@ class PredictSettings(ModelSettings):
     """Print a text while it is generated; null: only in a terminal and for one prompt."""
     record: bool = False
     """Log the answers as an artifact of the run in MLflow."""
+    data: list[str] = field(default_factory=list)
+    """Hydra overrides of the dataset."""
     composed: list[str] = field(default_factory=list)
-    """Hydra overrides."""
+    """Hydra overrides of the model."""
 
     def check(self) -> None:
         """Raise ConfigError for settings that are out of range or contradict each other."""
@@ -113,12 +120,20 @@ class PredictSettings(ModelSettings):
             raise ConfigError(f"output={self.output}: the file name must end in {one_of(FORMATS)}")
         if self.top_k != ALL and (not isinstance(self.top_k, int) or self.top_k < 1):
             raise ConfigError(f"top_k={self.top_k}: expected a whole number from 1 on, or {ALL}")
+        others = [*self.inputs, *self.text]
+        if self.reads_dataset and others:
+            raise ConfigError(f"split= and dataset= already name the inputs; leave out {others[0]!r:.80}")
         for name in ("batch_size", "show"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
 
+    @property
+    def reads_dataset(self) -> bool:
+        """Return True if the inputs are the rows of a dataset."""
+        return self.split is not None or bool(self.data)
 
-NAMES = tuple(f.name for f in fields(PredictSettings) if f.name != "composed")
+
+NAMES = tuple(f.name for f in fields(PredictSettings) if f.name not in ("composed", "data"))
 KEYS = (*NAMES, "prompt")
 SECTIONS = ("columns", "generation")
 
@@ -129,20 +144,20 @@ def parse(args: Sequence[str]) -> PredictSettings:
     Raises:
         ConfigError: a key does not exist, or a value has the wrong type or is out of range.
     """
-    settings = PredictSettings()
+    settings, known = PredictSettings(), (*KEYS, *COMPOSED, "dataset")
     for arg in args:
         key, equals, value = arg.partition("=")
         head, _, rest = key.lstrip("+").partition(".")
         if head in COMPOSED and equals:
             settings.composed.append(arg)
+        elif head == "dataset" and equals:
+            settings.data.append(arg)
         elif key in KEYS and equals and key not in SECTIONS:
             settings.set("text" if key in TEXTS else key, value)
         elif head in SECTIONS and rest and equals:
             getattr(settings, head)[rest] = value if head == "columns" else _parse_value(value, key)
         elif equals and not os.path.exists(arg) and "://" not in key and key.replace("_", "").isalnum():
-            raise ConfigError(
-                f"unknown key {key!r}.{did_you_mean(key, (*KEYS, *COMPOSED))} Known keys: {one_of((*KEYS, *COMPOSED))}"
-            )
+            raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
         else:
             settings.inputs.append(arg)
     settings.check()
@@ -194,6 +209,7 @@ HELP = """hfexp predict: predict with a trained model.
   hfexp predict sweep=NAME photos/                    the best run of a sweep
   hfexp predict run=google/vit-base-patch16-224 cat.jpg https://example.org/dog.jpg
   hfexp predict run=RUN rows.csv columns.text=review output=answers.csv
+  hfexp predict run=RUN split=test output=answers.csv     its own test split, beside the true labels
   hfexp predict run=RUN text="It's great" text="Not at all"
   hfexp predict model=gemma_3_1b system="You are brief." prompt="What is a pipeline?"
   cat lines.txt | hfexp predict run=RUN -
@@ -208,11 +224,13 @@ inputs
   text= or prompt=    a text; may be given several times
   system=             system prompt of a chat model; for a conversation, give a .json file of messages
   columns.NAME=       name of the task's column NAME in the tables
+  split=              train, validation, test or all: rows of the run's own dataset, or of another with dataset=...
 options
   batch_size=32  device=  top_k=1 (or all)  generation.max_new_tokens=, ...do_sample=, ... (GenerationConfig)
   stream=true         print a text while it is generated (default: for one prompt in a terminal)
 output
-  output=FILE         write all answers to a .csv, .jsonl or .parquet file, with the probability of every class
+  output=FILE         write all answers to a .csv, .jsonl or .parquet file, with the probability of every class and
+                      all columns of the input's table
   show=20             number of answers to print
   record=true         record the answers with the run in MLflow
 
@@ -230,7 +248,7 @@ def main(args: Sequence[str]) -> int:
     settings = parse(args)
     check_paths(settings.inputs)
     loaded = load(settings, config_dir)
-    inputs = read(settings, loaded)
+    inputs = read(settings, loaded, config_dir=config_dir)
     sink = _console_sink(settings, loaded, len(inputs))
     return EXIT_FAILED if _predict_to_sinks(settings, loaded, inputs, sink, skip_unreadable=True) else 0
 
@@ -277,18 +295,25 @@ def set_options(loaded: "LoadedModel", settings: PredictSettings) -> None:
     predictor.batch_size, predictor.options = settings.batch_size, dict(settings.generation)
 
 
-def read(settings: PredictSettings, loaded: "LoadedModel", values: Sequence[Any] = ()) -> "list[Input]":
-    """Read all inputs: those of the settings, then those passed from Python.
+def read(
+    settings: PredictSettings,
+    loaded: "LoadedModel",
+    values: Sequence[Any] = (),
+    config_dir: str | Path | None = None,
+) -> "list[Input]":
+    """Read all inputs: the rows of a split, or the inputs of the settings and those passed from Python.
 
     Args:
         values: inputs from Python; for a task on texts, a `str` is a text and a `Path` a file.
 
     Raises:
-        ConfigError: an input does not exist, or `system` is given without a prompt.
+        ConfigError: an input does not exist, `system` is given without a prompt, or the rows of a split are no inputs.
     """
     from hfexp.inference.inputs import read_inputs, takes_texts
 
     task = loaded.predictor.task
+    if settings.reads_dataset:
+        return _read_split(settings, loaded, config_dir)
     is_text = takes_texts(task)
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
     others = [value for value in values if not (is_text and isinstance(value, str))]
@@ -299,6 +324,19 @@ def read(settings: PredictSettings, loaded: "LoadedModel", values: Sequence[Any]
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)
 
 
+def _read_split(settings: PredictSettings, loaded: "LoadedModel", config_dir: str | Path | None) -> "list[Input]":
+    from hfexp.inference.evaluation import compose_data, load_splits
+    from hfexp.inference.inputs import split_inputs
+
+    task = loaded.predictor.task
+    if task.label_column is None:
+        raise ConfigError(
+            "split= and dataset=: the rows of this task hold the answers too; give text=... or a file of prompts"
+        )
+    data = compose_data(loaded, settings.data, settings.split, config_dir)
+    return split_inputs(load_splits(data, loaded, keep=None), task, data.config.dataset.columns)
+
+
 def answers_of(loaded: "LoadedModel", inputs: "Sequence[Input]") -> "Iterator[tuple[Input, Answer | DataError]]":
     """Yield each input with its answer, or with the error that tells why there is none."""
     from hfexp.inference.inputs import row_of
@@ -306,11 +344,13 @@ def answers_of(loaded: "LoadedModel", inputs: "Sequence[Input]") -> "Iterator[tu
 
     predictor = loaded.predictor
     names: Mapping[int, str] = predictor.id2label or {}
+    tables = {id(item.table): item.table for item in inputs if item.table is not None}
+    columns = dict.fromkeys(name for table in tables.values() for name in table.column_names)
     for item, output in zip(inputs, predictor.outputs(row_of, inputs), strict=True):
         if isinstance(output, DataError):
             yield item, output
         else:
-            yield item, Answer(item.name, predictor.task.answer(output, names))
+            yield item, Answer(item.name, predictor.task.answer(output, names), columns | item.columns())
 
 
 def _console_sink(settings: PredictSettings, loaded: "LoadedModel", count: int) -> "Screen | RowCollector":
@@ -338,16 +378,18 @@ def _predict_to_sinks(
     Raises:
         DataError: an input could not be read, and `skip_unreadable` is false.
     """
-    from hfexp.inference.outputs import answer_files
+    from hfexp.inference.outputs import ROW_COLUMNS, answer_files
 
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
-        paths = [Path(settings.output)] if settings.output else []
-        paths += [Path(place) / "predictions.csv"] if settings.record else []
+        recorded = Path(place) / "predictions.csv"
+        paths: dict[Path, Sequence[str] | None] = {Path(settings.output): None} if settings.output else {}
+        if settings.record:  # a shared store gets what the model says, not the user's whole table
+            paths[recorded] = ROW_COLUMNS
         with answer_files(paths, loaded.predictor.id2label or {}, _num_classes(settings)) as files:
             skipped = _predict_all(loaded, inputs, [sink, *files], skip_unreadable)
         sink.show()
         if settings.record:
-            _record(loaded, paths[-1])
+            _record(loaded, recorded)
     if settings.output:
         say(f"{len(inputs) - skipped} answers written to {settings.output}")
     if skipped:
@@ -437,7 +479,7 @@ def predict(
         DataError: an input can't be read, and `skip_unreadable` is false.
     """
     parsed = parse([*args, *as_args(settings)])
-    return predict_with(load(parsed, config_dir), parsed, inputs, skip_unreadable)
+    return predict_with(load(parsed, config_dir), parsed, inputs, skip_unreadable, config_dir)
 
 
 def predict_again(
@@ -458,14 +500,18 @@ def predict_again(
 
 
 def predict_with(
-    loaded: "LoadedModel", settings: PredictSettings, inputs: Any, skip_unreadable: bool
+    loaded: "LoadedModel",
+    settings: PredictSettings,
+    inputs: Any,
+    skip_unreadable: bool,
+    config_dir: str | Path | None = None,
 ) -> "pandas.DataFrame":
     """Return a loaded model's answers to the inputs; write and record them if the settings ask for it."""
     import pandas
 
     from hfexp.inference.outputs import RowCollector
 
-    all_inputs, collector = read(settings, loaded, _values(inputs)), RowCollector()
+    all_inputs, collector = read(settings, loaded, _values(inputs), config_dir), RowCollector()
     _stream(settings, loaded, len(all_inputs), default=False)
     _predict_to_sinks(settings, loaded, all_inputs, collector, skip_unreadable)
     columns = None if collector.rows else ["input", *loaded.predictor.task.answer_types]

@@ -184,8 +184,12 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionExcepti
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.",
     "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
+    "trainer.args={", "trainer.callbacks={", "dataset.source={", "dataset.columns={", "tracking.tags={",
 )  # fmt: skip
-"""Sections whose keys belong to a library or the user: they need no `+`, and are checked where they are used."""
+"""Beginnings of overrides whose keys belong to a library or the user.
+
+They need no `+`, and are checked where they are used; a mapping sets several keys at once.
+"""
 
 
 TYPED_ONLY = ("security.allowed_targets", "model.trust_remote_code")

@@ -41,13 +41,13 @@ def load_dataset(
     config: DatasetConfig,
     task: Task,
     allowed_targets: list[str] | None = None,
-    keep: tuple[str, ...] = (),
+    keep: tuple[str, ...] | None = (),
     needed: tuple[str, ...] | None = None,
 ) -> DatasetDict:
     """Load the source and bring it into the form that the task reads.
 
     Args:
-        keep: more columns of the source to keep, under their own names.
+        keep: more columns of the source to keep, under their own names; None: all of them.
         needed: splits that the caller needs; no split is cut from another one if the source has all of these. None:
             the splits that training needs.
 
@@ -173,9 +173,12 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
 
 
 def _rename_columns(
-    dataset: DatasetDict, config: DatasetConfig, task: Task, keep: tuple[str, ...] = ()
+    dataset: DatasetDict, config: DatasetConfig, task: Task, keep: tuple[str, ...] | None = ()
 ) -> DatasetDict:
-    """Rename the task's columns to their standard names, and drop all others but those in `keep`."""
+    """Rename the task's columns to their standard names, and drop all others but those in `keep` (None: keep all).
+
+    A column that is kept and has the standard name of another one becomes `input.NAME`.
+    """
     result = {}
     for split, rows in dataset.items():
         problems = []
@@ -193,14 +196,17 @@ def _rename_columns(
             problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
         if problems:
             raise ConfigError("; ".join(problems) + hint)
-        missing = [name for name in keep if name not in rows.column_names]
+        others = [name for name in (rows.column_names if keep is None else keep) if name not in own_names.values()]
+        missing = [name for name in others if name not in rows.column_names]
         if missing:
             raise ConfigError(
                 f"the {split} split has no column {missing[0]!r}.{did_you_mean(missing[0], rows.column_names)} "
                 f"It has: {one_of(rows.column_names)}"
             )
-        rows = rows.select_columns([*own_names.values(), *(name for name in keep if name not in own_names.values())])
-        result[split] = rows.rename_columns({own: std for std, own in own_names.items() if own != std})
+        rows = rows.select_columns([*own_names.values(), *others] if keep is not None else rows.column_names)
+        new_names = {name: f"input.{name}" for name in others if name in own_names}
+        new_names |= {own: standard for standard, own in own_names.items() if own != standard}
+        result[split] = rows.rename_columns(new_names)
     return DatasetDict(result)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict
 
 from hfexp.core.compose import compose, recorded_options
 from hfexp.core.config import Config, flatten, to_config
@@ -156,11 +156,11 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
-def load_rows(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str]) -> Dataset:
-    """Load the rows to be scored, with labels numbered by the model's classes.
+def load_splits(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str] | None) -> dict[str, Dataset]:
+    """Load the splits that are named, with labels numbered by the model's classes.
 
     Args:
-        keep: further columns of the source to load.
+        keep: further columns of the source to load; None: all.
 
     Raises:
         ConfigError: there is no such split, it has classes that the model does not know, or the dataset is streamed.
@@ -170,17 +170,16 @@ def load_rows(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str]) ->
         config.dataset.labels = class_names(loaded.predictor.id2label, loaded.name)
     if config.dataset.streaming:
         raise ConfigError("dataset.streaming=true: streams can't be scored; give a split that fits on disk")
-    further = tuple(name for name in keep if name not in task.columns)
+    further = None if keep is None else tuple(name for name in keep if name not in task.columns)
     needed = None if data.is_own else () if split == ALL else (split,)
     splits = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
     dataset, dropped = drop_bad_samples(splits, config.dataset, task)
     if split != ALL and split not in dataset:
         raise ConfigError(f"split={split}: the dataset has no such split; it has {one_of([*dataset, ALL])}")
-    parts = list(dataset.values()) if split == ALL else [dataset[split]]
     skipped = sum(count for name, count in dropped.items() if split in (ALL, name))
     if skipped:
         say(f"  {skipped} unreadable rows skipped")
-    return concatenate_datasets(parts)
+    return {str(name): rows for name, rows in dataset.items() if split in (ALL, name)}
 
 
 def class_names(id2label: Mapping[int, str], model: str) -> list[str]:

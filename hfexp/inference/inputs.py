@@ -1,13 +1,16 @@
 """Inputs of `hfexp predict`: files, folders, glob patterns, URLs, tables, standard input, or Python values."""
 
+import functools
 import glob
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from datasets import ClassLabel, Dataset, List, Value
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
@@ -15,9 +18,12 @@ from hfexp.core.files import STANDARD_INPUT
 from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
+from hfexp.inference.outputs import TRUE
 from hfexp.tasks.base import Task
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
+READ_TOGETHER = 100
+"""Rows whose images are in memory at once, since their paths are stored beside their bytes."""
 LARGEST_CHAT = 10_000_000
 """Maximum size in bytes of a JSON file of chat messages, which is read whole."""
 
@@ -30,6 +36,17 @@ class Input:
     """Name shown to the user: a path, a URL, or the text itself."""
     row: Callable[[], dict[str, Any]]
     """Builds the row as a dataset stores it; may raise DataError."""
+    table: Dataset | None = None
+    """Table whose columns are written beside the answer; None: the input comes from no table."""
+    index: int = 0
+    """Number of the input's row in that table, from 0."""
+
+    def columns(self) -> dict[str, Any]:
+        """Read the input's row of its table, with the names of classes in place of their ids."""
+        if self.table is None:
+            return {}
+        row, features = self.table[self.index], self.table.features
+        return {name: class_name(features[name], value) for name, value in row.items()}
 
 
 def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
@@ -167,13 +184,81 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[
                 f"{path} has no column {name!r}.{did_you_mean(name, rows.column_names)} It has: "
                 f"{one_of(rows.column_names)}; name one with columns.{standard}=NAME"
             )
-    for row in rows.select_columns(list(own.values())):
+    kept = _without_binary(rows)
+    for index, row in enumerate(rows.select_columns(list(own.values()))):
         values = {standard: row[name] for standard, name in own.items()}
         value = values if len(own) > 1 else next(iter(values.values()))
         if takes_texts(task) or not isinstance(value, str):
-            yield _raw(value, task)
+            item = _raw(value, task)
+            item = item if isinstance(value, str) else replace(item, name=f"{path.name}[{index}]")
         else:
-            yield _file(value if "://" in value else str(path.parent / value), task)
+            item = _file(value if "://" in value else str(path.parent / value), task)
+        yield replace(item, table=kept, index=index)
+
+
+def _without_binary(rows: Dataset) -> Dataset:
+    """Select the columns that a person can read: no images, sounds or other binary data."""
+    readable = (Value, ClassLabel, List, dict)
+    columns = {name: feature for name, feature in rows.features.items() if isinstance(feature, readable)}
+    return rows.select_columns([name for name, feature in columns.items() if "binary" not in str(feature)])
+
+
+def split_inputs(splits: Mapping[str, Dataset], task: Task, columns: Mapping[str, str]) -> list[Input]:
+    """Return the rows of splits as inputs, with the columns of their source beside them.
+
+    Args:
+        splits: rows with the task's standard columns, and any others of their source.
+        columns: for columns of the task, their names in the source.
+    """
+    return [item for split, rows in splits.items() for item in _from_split(split, rows, task, columns)]
+
+
+def _from_split(split: str, rows: Dataset, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+    sources, label = rows.select_columns(input_columns(task)), task.label_column
+    own_names = dict(columns) | {f"input.{name}": name for name in columns}
+    table = rows.rename_columns({name: own for name, own in own_names.items() if name in rows.column_names})
+    added = {"split": [split] * len(rows), "index": list(range(len(rows)))}
+    if label is not None:
+        added[TRUE] = label_names(rows, label)
+        table = table.remove_columns(own_names.get(label, label))
+    for name, values in added.items():
+        table = table.rename_columns({name: f"input.{name}"} if name in table.column_names else {})
+        table = table.add_column(name, values)  # pyright: ignore[reportCallIssue]
+    table = _without_binary(table)
+    for index, name in enumerate(_row_names(split, sources)):
+        yield Input(name, functools.partial(sources.__getitem__, index), table, index)
+
+
+def _row_names(split: str, rows: Dataset) -> Iterator[str]:
+    """Name each row of a split by its text or its image's path; else by split and index."""
+    first, *others = rows.column_names
+    if others:
+        yield from (f"{split}[{index}]" for index in range(len(rows)))
+    elif isinstance(rows.features[first], Value):
+        yield from map(str, rows[first])
+    else:
+        start = 0
+        for part in rows.with_format("arrow").iter(READ_TOGETHER):
+            column = cast(Any, part)[first].combine_chunks()
+            for index, path in enumerate(column.field("path").to_pylist(), start):
+                yield path or f"{split}[{index}]"
+            start += len(column)
+
+
+def label_names(rows: Dataset, column: str) -> list[Any]:
+    """Return the labels as a person reads them: a name, a list of names, or a number per row; None for no label."""
+    feature: Any = rows.features[column]
+    values = rows[column][:]
+    if isinstance(feature, dict):
+        return [[name for name, has in (value or {}).items() if has] for value in values]
+    return [class_name(feature, value) for value in values]
+
+
+def class_name(feature: Any, value: Any) -> Any:
+    """Return the name of a class id, or None for a missing one; return the value of any other feature unchanged."""
+    if not isinstance(feature, ClassLabel):
+        return value
+    return None if value is None or value < 0 else feature.names[value]
 
 
 def row_of(item: Input) -> dict[str, Any]:

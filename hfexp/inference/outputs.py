@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ PROBABILITIES = "probabilities"
 ANSWERS_PER_WRITE = 1000
 """Number of answers that are written to a file together."""
 LONGEST_CELL = 300
+TRUE = "true"
+"""Column of the labels that the rows of a split have; the report's tables of predictions name it so too."""
+ROW_COLUMNS = ("split", "index", TRUE)
+"""Columns that hfexp itself puts beside the rows of a split."""
 SEPARATOR = ", "
 """Separator of the items of a list in one cell."""
 
@@ -27,6 +31,8 @@ class Answer:
     """Name of the input, as shown to the user."""
     values: dict[str, Any]
     """Values as returned by `Task.answer`."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Columns of the table that the input came from."""
 
 
 def ranked(values: Mapping[str, Any], id2label: Mapping[int, str], count: int | None) -> list[tuple[str, float]]:
@@ -37,15 +43,24 @@ def ranked(values: Mapping[str, Any], id2label: Mapping[int, str], count: int | 
 
 
 def columns_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1) -> dict[str, Any]:
-    """Return an answer as columns: `input`, its values, `label_2`, `score_2`, ..., and each class's probability."""
-    cells: dict[str, Any] = {"input": answer.name}
-    cells |= {name: _plain(value) for name, value in answer.values.items() if name != PROBABILITIES}
+    """Return an answer as columns: `input`, its table's, its values, `label_2`, `score_2`, ..., and probabilities."""
+    cells = {name: value for name, value in answer.values.items() if name != PROBABILITIES}
     if PROBABILITIES in answer.values:
         for place, (label, score) in enumerate(ranked(answer.values, id2label, count)[1:], 2):
             cells |= {f"label_{place}": label, f"score_{place}": score}
         scores = answer.values[PROBABILITIES]
         cells |= {f"probability_{id2label.get(index, str(index))}": score for index, score in enumerate(scores)}
-    return cells
+    return {name: _plain(value) for name, value in beside(answer, cells).items()}
+
+
+def beside(answer: Answer, cells: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the name of the input and the columns of its table before what the model has answered.
+
+    A column of the table that has a name of the answer becomes `input.NAME`.
+    """
+    taken = {"input", *cells}
+    columns = {f"input.{name}" if name in taken else name: value for name, value in answer.columns.items()}
+    return {"input": answer.name, **columns, **cells}
 
 
 def record_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1) -> dict[str, Any]:
@@ -56,15 +71,22 @@ def record_of(answer: Answer, id2label: Mapping[int, str], count: int | None = 1
         top = [{"label": label, "score": score} for label, score in ranked(values, id2label, count)]
         values |= {PROBABILITIES: dict(zip(names, values[PROBABILITIES], strict=True))}
         values |= {"top": top} if len(top) > 1 else {}
-    return {"input": answer.name, **values}
+    return beside(answer, values)
 
 
 class AnswerFile:
     """A file of answers that appears whole or not at all: written to a temporary file, which is moved when closed."""
 
-    def __init__(self, path: Path, id2label: Mapping[int, str], count: int | None) -> None:
-        """Open the temporary file; raise ConfigError if nothing can be written there."""
-        self.path, self.id2label, self.count = path, id2label, count
+    def __init__(
+        self, path: Path, id2label: Mapping[int, str], count: int | None, keep: Sequence[str] | None = None
+    ) -> None:
+        """Open the temporary file; raise ConfigError if nothing can be written there.
+
+        Args:
+            count: number of most probable classes to write; None: all.
+            keep: columns of the inputs' tables to write; None: all.
+        """
+        self.path, self.id2label, self.count, self.keep = path, id2label, count, keep
         self._waiting: list[Answer] = []
         self._parquet: Any = None
         self._begun = False
@@ -75,6 +97,8 @@ class AnswerFile:
 
     def add(self, answer: Answer) -> None:
         """Add an answer; every `ANSWERS_PER_WRITE` answers are written together."""
+        if self.keep is not None:
+            answer = replace(answer, columns={k: v for k, v in answer.columns.items() if k in self.keep})
         self._waiting.append(answer)
         if len(self._waiting) >= ANSWERS_PER_WRITE:
             self._write()
@@ -93,7 +117,8 @@ class AnswerFile:
             return
         if self.path.suffix == ".jsonl":
             lines = [
-                json.dumps(record_of(answer, self.id2label, self.count), ensure_ascii=False) for answer in answers
+                json.dumps(record_of(answer, self.id2label, self.count), ensure_ascii=False, default=str)
+                for answer in answers
             ]
             with self._file.temporary.open("a", encoding="utf-8") as file:
                 file.write("\n".join(lines) + "\n")
@@ -102,30 +127,38 @@ class AnswerFile:
         self._begun = True
 
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
-        import pandas
-
-        frame = pandas.DataFrame(rows)
         if self.path.suffix == ".csv":
-            safe = frame.rename(columns=csv_cell).map(csv_cell)
+            import pandas
+
+            safe = pandas.DataFrame(rows).rename(columns=csv_cell).map(csv_cell)
             safe.to_csv(self._file.temporary, mode="a", header=not self._begun, index=False)
             return
         import pyarrow
         import pyarrow.parquet
 
-        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        table = pyarrow.Table.from_pylist(rows)
         if self._parquet is None:
-            self._parquet = pyarrow.parquet.ParquetWriter(self._file.temporary, table.schema)
-        self._parquet.write_table(table)
+            texts = [
+                field.with_type(pyarrow.string()) if field.type == pyarrow.null() else field for field in table.schema
+            ]
+            self._parquet = pyarrow.parquet.ParquetWriter(self._file.temporary, pyarrow.schema(texts))
+        self._parquet.write_table(table.cast(self._parquet.schema))
 
 
 @contextlib.contextmanager
-def answer_files(paths: Sequence[Path], id2label: Mapping[int, str], count: int | None) -> Iterator[list[AnswerFile]]:
-    """Open answer files that are moved into place when the block ends, and discarded if it fails."""
+def answer_files(
+    paths: Mapping[Path, Sequence[str] | None], id2label: Mapping[int, str], count: int | None
+) -> Iterator[list[AnswerFile]]:
+    """Open answer files that are moved into place when the block ends, and discarded if it fails.
+
+    Args:
+        paths: for each file the columns of the inputs' tables to write; None: all.
+    """
     files: list[AnswerFile] = []
     done = False
     try:
-        for path in paths:
-            files.append(AnswerFile(path, id2label, count))
+        for path, keep in paths.items():
+            files.append(AnswerFile(path, id2label, count, keep))
         yield files
         done = True
     finally:
@@ -161,12 +194,13 @@ class Screen:
                 say(f"({len(self.kept)} of {self.total} shown; show=N prints more, output=FILE.csv writes all)")
 
     def _row(self, answer: Answer) -> dict[str, str]:
-        shown = {name: _cell(value) for name, value in answer.values.items() if name != PROBABILITIES}
-        if "label" not in shown and (PROBABILITIES not in answer.values or self.count == 1):
-            return {"input": answer.name, **shown}
+        shown = {"input": answer.name} | ({TRUE: _cell(answer.columns[TRUE])} if TRUE in answer.columns else {})
+        values = {name: _cell(value) for name, value in answer.values.items() if name != PROBABILITIES}
+        if "label" not in values and (PROBABILITIES not in answer.values or self.count == 1):
+            return {**shown, **values}
         best = [f"{label}  {score:.4f}" for label, score in ranked(answer.values, self.id2label, self.count)]
         names = ["label  score", *(f"{place}." for place in range(2, len(best) + 1))]
-        return {"input": answer.name, **dict(zip(names, best, strict=True))}
+        return {**shown, **dict(zip(names, best, strict=True))}
 
 
 @dataclass
@@ -177,7 +211,7 @@ class RowCollector:
 
     def add(self, answer: Answer) -> None:
         """Add an answer as a row."""
-        self.rows.append({"input": answer.name, **answer.values})
+        self.rows.append(beside(answer, answer.values))
 
     def show(self) -> None:
         """Print nothing; the caller returns the rows."""
@@ -188,7 +222,9 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Join a list into one cell; return other values as they are."""
+    """Join a list into one cell, and write a mapping as JSON; return other values as they are."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
     return SEPARATOR.join(map(str, value)) if isinstance(value, list) else value
 
 

@@ -12,9 +12,9 @@ import pandas
 import PIL.Image
 import pytest
 import transformers
-from conftest import SMALL_DIGITS, encoded_digits
+from conftest import SMALL_DIGITS, encoded_digits, write_images
 
-from hfexp import load_run, predict
+from hfexp import load_run, predict, train
 from hfexp.commands import cli
 from hfexp.commands.predict import as_args, parse
 from hfexp.core.errors import ConfigError, DataError
@@ -203,6 +203,8 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
         (["run=RUN", "photos", "task=image_classification"], "has its own model, task and transform"),
         (["run=RUN", "photos", "system=Be brief"], "applies only to text"),
         (["model=vit_digits", "task=image_classification", "photos"], "was not trained for ImageClassification"),
+        (["run=RUN", "photos", "split=test"], "already name the inputs; leave out 'photos'"),
+        (["run=RUN", "split=tests"], "split=tests: expected one of"),
         (["run=RUN", "photos", "columns.text=a"], r"columns\.text: the task reads only: image"),
     ],
 )
@@ -283,6 +285,66 @@ def test_texts_are_read_from_tables_lines_and_words(
         lines = [json.loads(line) for line in Path(output.removeprefix("output=")).read_text().splitlines()]
         assert [line["label"] for line in lines] == list(expected["label"])
     assert "expected a string" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_answers_stand_beside_all_columns_of_the_table(here: Path, ending: str) -> None:
+    directory = plain_model(here, "text")
+    rows = [{"id": f"0{n}", "review": f"text {n}", "label": "dog", "late": None} for n in range(1001)]
+    rows[-1]["late"] = "=1+1"
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("more.csv").write_text("review,tag\nanother,a\n")
+    output, inputs = f"answers.{ending}", ["rows.jsonl", "more.csv"]
+    assert cli.main(["predict", f"run={directory}", "columns.text=review", *inputs, f"output={output}"]) == 0
+    read: Any = {
+        "csv": lambda path: pandas.read_csv(path, dtype=str, keep_default_na=False),
+        "jsonl": lambda path: pandas.read_json(path, lines=True, dtype=False),
+        "parquet": pandas.read_parquet,
+    }[ending]
+    answers = read(output)
+    assert list(answers.columns)[:6] == ["input", "id", "review", "input.label", "late", "tag"]
+    assert list(answers["id"])[:1001] == [row["id"] for row in rows]
+    assert set(answers["input.label"][:1001]) == {"dog"}
+    assert answers["late"][1000] == ("'=1+1" if ending == "csv" else "=1+1")
+    assert (answers["review"][1001], answers["tag"][1001]) == ("another", "a")
+    assert list(answers["label"]) == list(predict(run=directory, inputs=[*answers["review"]])["label"])
+
+
+def test_the_rows_of_the_runs_own_split_are_answered(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = next(run_directory(here).rglob("predictions_test.csv"))
+    expected = pandas.read_csv(recorded, dtype={"true": str, "predicted": str})
+    assert cli.main(["predict", f"run={run}", "split=test", "output=answers.csv", "record=true"]) == 0
+    answers = pandas.read_csv("answers.csv", dtype={"true": str, "label": str})
+    assert list(answers.columns)[:6] == ["input", "split", "index", "true", "label", "score"]
+    assert list(answers["input"])[:2] == ["test[0]", "test[1]"]
+    for ours, theirs in (("index", "index"), ("true", "true"), ("label", "predicted")):
+        assert list(answers[ours])[: len(expected)] == list(expected[theirs])
+    assert np.allclose(answers["score"][: len(expected)], expected["probability"], atol=1e-4)
+    assert "true" in capsys.readouterr().out
+    everything = predict(run=run, split="all")
+    assert everything["split"].value_counts().to_dict() == {"train": 96, "validation": 40, "test": 40}
+
+
+def test_the_rows_of_another_dataset_are_answered(here: Path, run: str) -> None:
+    root = write_images(here / "new", ("3", "7"), 2)
+    answers = predict("dataset=imagefolder", f"dataset.source.data_dir={root}", run=run)
+    assert list(answers["input"]) == sorted(map(str, root.glob("*/*.jpg")))
+    assert list(answers["true"]) == ["3", "3", "7", "7"]
+    assert set(answers["split"]) == {"train"}
+
+
+def test_a_split_keeps_the_columns_of_its_source_under_their_names(place: Path) -> None:
+    lines = [f'{n},"text {n}",{["no", "yes"][n % 2]},{n}.5' for n in range(30)]
+    Path("rows.csv").write_text("\n".join(["text,body,verdict,split", *lines]) + "\n")
+    words = ("task=text_classification", "model=tiny_bert", "dataset=table", "dataset.source.data_files=rows.csv",
+             "dataset.columns={text: body, label: verdict}", "dataset.test_size=0.2", "debug=fast")  # fmt: skip
+    answers = predict(run=train(*words).run_dir, split="test")
+    assert list(answers.columns) == [
+        "input", "text", "body", "input.split", "split", "index", "true", "label", "score", "probabilities",
+    ]  # fmt: skip
+    assert list(answers["input"]) == list(answers["body"]) == [f"text {n}" for n in answers["text"]]
+    assert list(answers["true"]) == [["no", "yes"][int(n) % 2] for n in answers["text"]]
+    assert list(answers["input.split"]) == [f"{n}.5" for n in answers["text"]]
 
 
 @pytest.mark.slow
