@@ -11,6 +11,7 @@ from hfexp.core.config import Config, to_config
 from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 from hfexp.core.machine import let_idle_threads_sleep, let_idle_threads_sleep_if_unloaded
 from hfexp.experiment.choices import check_choices
+from hfexp.tracking.runs import resolve_models
 
 let_idle_threads_sleep()
 # In a notebook without ipywidgets, tqdm warns when a library imports it; hfexp prints its progress as lines.
@@ -60,6 +61,7 @@ def train(*overrides: str, config_dir: str | Path | None = None) -> "Result":
     Raises:
         ConfigError: the experiment can't run as configured; nothing was created.
     """
+    overrides = tuple(resolve_models(overrides))
     cfg, choices = composition.compose(*overrides, config_dir=config_dir)
     config = to_config(cfg)
     check_choices(config, choices)

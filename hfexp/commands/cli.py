@@ -112,6 +112,7 @@ def train(args: list[str]) -> int:
     from hfexp.core import console, hydra_app
     from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 
+    args = _with_models_of_runs(args)
     _refuse_sweep_among_processes(args)
     drop_unused_mlflow_variables(console.note)
     if MULTIRUN & set(args):
@@ -121,6 +122,15 @@ def train(args: list[str]) -> int:
     if job.error is not None:
         raise job.error
     return 0
+
+
+def _with_models_of_runs(args: list[str]) -> list[str]:
+    """Replace `model.path=run:NAME` by the directory of the run's model."""
+    if not any("run:" in arg for arg in args):
+        return args
+    from hfexp.tracking.runs import resolve_models
+
+    return resolve_models(args)
 
 
 class _Job:
@@ -217,7 +227,7 @@ def plan(args: list[str]) -> int:
     """List the jobs of a command, check them, and estimate how much time they will take."""
     from hfexp.commands import plan as command
 
-    return command.main(args, COMMANDS)
+    return command.main(_with_models_of_runs(args), COMMANDS)
 
 
 def show_help(args: list[str]) -> int:

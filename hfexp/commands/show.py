@@ -60,8 +60,9 @@ def _config(overrides: list[str], config_dir: str | None, is_whole: bool) -> "Co
     from hfexp.core.config import to_config
     from hfexp.core.console import quiet_libraries
     from hfexp.experiment.choices import check_choices
+    from hfexp.tracking.runs import resolve_models
 
-    cfg, choices = compose.compose(*overrides, config_dir=config_dir)
+    cfg, choices = compose.compose(*resolve_models(overrides), config_dir=config_dir)
     config = to_config(cfg)
     if is_whole:
         check_choices(config, choices)

@@ -85,6 +85,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 # Locations of pretrained weights: a Hub id, a directory, or a directory inside an installed package.
 
 
+RUN = "run:"
+"""Prefix of a run's name, whose model `hfexp.tracking.runs.resolve_models` finds."""
 PACKAGE = "pkg://"
 """Prefix of a directory in a package, as in Hydra's search path: `pkg://package/directory`."""
 
@@ -112,6 +114,8 @@ def check_path(path: str) -> None:
     Raises:
         ConfigError: it is not.
     """
+    if path.startswith(RUN):
+        raise ConfigError(f"model.path={path}: a run can only be named on the command line, not in a file")
     directory = Path(local_model(path)).expanduser()
     if not (os.path.exists(directory) or path.startswith((".", "/", "~", PACKAGE))):
         return  # an id on the Hub

@@ -10,7 +10,7 @@ import math
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from hfexp.core.errors import ConfigError, RunError, did_you_mean, one_of
 from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.outside import why_foreign
 from hfexp.tracking.run_directory import read_state
-from hfexp.tracking.store import find_problem, why_unreachable
+from hfexp.tracking.store import find_problem, tracking_uri, why_unreachable
 
 PAGE = 1000
 """Results per page of a search with MLflow's client."""
@@ -484,3 +484,39 @@ def _find_run(uri: str, name: str, known: list[RunRecord]) -> str:
         f"{did_you_mean(name, [*experiments, *names])} "
         f"Experiments: {one_of(experiments) or 'none'}; runs: {one_of(names, 10) or 'none'}"
     )
+
+
+# Overrides that start from a run's model: `model.path=run:NAME`.
+
+
+RUN_MODEL = re.compile(r"\brun:([^\s,'\"\]\[(){}]+)")
+
+
+def resolve_models(overrides: Sequence[str]) -> list[str]:
+    """Replace `run:NAME` in overrides of `model.path` by the directory of the run's saved model.
+
+    The words `last` and `best` mean another run once this one has finished, so they are resolved here, before the
+    command is recorded and before a sweep begins.
+
+    Raises:
+        ConfigError: there is no such run, or its model is not on this machine.
+    """
+    if not any(RUN_MODEL.search(override) for override in overrides):
+        return list(overrides)
+    from hfexp.core.compose import spelling  # imports Hydra, which takes half a second
+
+    texts = {key: text for key, _, text in (override.lstrip("+").partition("=") for override in overrides)}
+    output_dir, uri = texts.get("output_dir", "outputs"), texts.get("tracking.uri")
+
+    def directory(match: re.Match[str]) -> str:
+        run = find_one(tracking_uri(uri, output_dir), match[1])
+        home = home_of(run, Path(output_dir))
+        if home is None or not (home / "model" / "config.json").is_file():
+            raise ConfigError(f"model.path={match[0]}: the model of {run.name} is not in {output_dir} on this machine")
+        near = home.is_relative_to(Path.cwd())
+        return spelling(str((home.relative_to(Path.cwd()) if near else home) / "model"))
+
+    return [
+        RUN_MODEL.sub(directory, override) if override.lstrip("+").startswith("model.path=") else override
+        for override in overrides
+    ]

@@ -1,6 +1,7 @@
 """A warm start: the head of a checkpoint is that of the same classes, or starts anew."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 import transformers
 from checkpoints import FAMILIES, write_checkpoint
+from conftest import SMALL_DIGITS
 
 from hfexp import train
+from hfexp.commands import cli
 from hfexp.core.config import ModelConfig
 from hfexp.tasks.base import Task
 from hfexp.tasks.image_classification import ImageClassification
 from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_classification import MultiLabelTextClassification, TextClassification, TextRegression
+from hfexp.tracking.runs import resolve_models
 from hfexp.training import adapters
 from hfexp.training.model import build_model
 
@@ -125,3 +129,32 @@ def test_an_adapter_keeps_a_head_in_another_order(place: Path) -> None:
     loaded = adapters.load_saved(transformers.AutoModelForSequenceClassification, result.run_dir / "model")
     tokens = {"input_ids": torch.tensor([[2, 7, 9, 3]])}
     assert torch.allclose(loaded.eval()(**tokens).logits, saved.eval()(**tokens).logits.flip(-1), atol=1e-6)
+
+
+def test_a_run_starts_from_the_model_of_another(trained: tuple[Path, Any], place: Path) -> None:
+    shutil.copytree(trained[0] / "outputs", place / "outputs", symlinks=True)
+    source = next(place.glob("outputs/digits/*/model"))
+    path = f"model.path={source.relative_to(place)}"
+    assert resolve_models(["model.path=run:last", "name=run:last"]) == [path, "name=run:last"]
+    assert resolve_models(["+model.path=run:best,run:best:digits"]) == [f"+{path},{source.relative_to(place)}"]
+    words = [word for word in SMALL_DIGITS if not word.startswith("model")]
+    started = train(*words, "model=local", "model.path=run:last", "trainer.args.learning_rate=0")
+    for name, tensor in transformers.AutoModelForImageClassification.from_pretrained(source).state_dict().items():
+        assert torch.equal(started.model.state_dict()[name], tensor)
+    assert path in (started.run_dir / "overrides.yaml").read_text()
+
+
+def test_a_run_without_a_model_is_no_start(
+    trained: tuple[Path, Any], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained[0] / "outputs", place / "outputs", symlinks=True)
+    words = ["model=local", "dataset=digits", "task=image_classification"]
+    assert cli.main([*words, "model.path=run:lost"]) == 2
+    assert "matches 'lost'" in capsys.readouterr().err
+    shutil.rmtree(next(place.glob("outputs/digits/*/model")))
+    assert cli.main([*words, "model.path=run:last"]) == 2
+    assert "model.path=run:last: the model of vit_digits-digits" in capsys.readouterr().err
+    Path("conf/model").mkdir(parents=True)
+    Path("conf/model/mine.yaml").write_text("path: run:last\n")
+    assert cli.main([*words[1:], "model=mine", "--config-dir", "conf"]) == 2
+    assert "a run can only be named on the command line" in capsys.readouterr().err
