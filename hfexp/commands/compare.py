@@ -1,55 +1,50 @@
 """The command `hfexp compare`, which ranks recorded runs by a metric or shows two of them in detail."""
 
 import argparse
-import bisect
 import csv
+import html
 import json
 import math
 import re
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hfexp.commands.parser import StoreParser
+from hfexp.commands.ranking import (
+    DERIVED,
+    FINAL,
+    NUMBER,
+    Ranking,
+    average,
+    cell_text,
+    rank,
+    represent,
+    shorten_keys,
+    telling,
+)  # fmt: skip
 from hfexp.core.console import one_line, plain, printable
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.training_args import lower_is_better
 from hfexp.tasks.cells import csv_cell
 from hfexp.tracking.membership import RANKING
-from hfexp.tracking.runs import RunRecord, choose_runs, is_sweep, metric_history, read_runs
+from hfexp.tracking.runs import RunRecord, choose_runs, is_sweep, read_runs
 from hfexp.tracking.store import tracking_uri
 
-TOP, MAX_PARAMS, MAX_METRICS, MAX_CELL, MAX_CURVES, MAX_BARS = 20, 12, 6, 36, 8, 30
-BOOKKEEPING = re.compile(r"tracking\.|(output_dir|name|on_existing)$")
-"""Matches params that say where a run is recorded rather than what it does."""
-MINOR = re.compile(r"_(runtime|per_second|samples|steps|time)$|^(epoch$|system/)")
-FINAL = ("final_eval_", "test_")
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+TOP, MAX_PARAMS, MAX_METRICS = 20, 12, 6
+WIDE = 200
+"""Characters in a line of a table that goes to a file or a pipe."""
+SHORT_ID = 8
+ENDS = {"params": ".", "metrics": "_"}
+"""What stands before the last part of a name: `trainer.args.learning_rate`, `test_accuracy`."""
 NO_NUMBER = ("-", "nan", "inf", "-inf")
 NO_ENVIRONMENT = re.compile(
     "hfexp.(config_hash|command|overrides|run_dir|run_key|pid|process|status.*|resumed|metric.*|pruned|sweep.*|trial|replicate)$"
 )
 """Matches tags that say how a run was started and how it went; hfexp's other tags describe its environment."""
-
-
-@dataclass
-class Ranking:
-    """Runs ordered by a metric, best first, and the columns worth showing."""
-
-    runs: list[RunRecord]
-    ranks: list[int]
-    """The rank of each run; runs with equal values share one, and so do runs without a value."""
-    metric: str | None
-    direction: str
-    params: list[str]
-    """Keys of the params whose values differ between the runs."""
-    metrics: list[str]
-    """Names of metrics; the ranking metric comes first."""
-    of_sweep: bool = False
-    """The runs are ordered as their sweep ranks its points, by what its search optimises."""
 
 
 def main(argv: list[str]) -> int:
@@ -59,18 +54,26 @@ def main(argv: list[str]) -> int:
     runs, named = choose_runs(uri, args.names, args.where)
     parents = _parents(runs) - set(named)
     shown = [run for run in runs if run.run_id not in parents]
-    places = {} if args.metric or args.order else _places_in_sweep(uri, shown)
-    ranking = rank(shown, args.metric, args.order, args.all, places)
-    if len(args.names) == len(named) == len(runs) == 2:
+    sweep = None if args.metric or args.order else _sweep_of(uri, shown)
+    metric, places = (_objective(sweep, shown), _places(sweep, shown)) if sweep else (args.metric, {})
+    groups = average(shown) if args.mean else {}
+    if any(len({places.get(run.run_id) for run in group.runs}) > 1 for group in groups.values()):
+        places = {}  # the sweep has ranked the seeds one by one
+    ranking = rank(represent(groups) if args.mean else shown, metric, args.order, args.all, places)
+    ranking.groups = groups
+    if not args.mean and len(args.names) == len(named) == len(runs) == 2:
         _show_pair(runs[0], runs[1], ranking, args.format)
         notes = []
     else:
-        notes = _show_ranking(ranking, args.format, args.top, args.all)
+        notes = _show_ranking(ranking, args.format, args.top, args.all, args.columns)
+        notes += _replicates(ranking)
         notes += [f"parents of sweeps are not shown (no params of their own): {len(parents)}"] if parents else []
     for note in notes + _wrong_accumulation(ranking.runs):
         print(printable(f"({note})"), file=sys.stdout if args.format in ("table", "md") else sys.stderr)
     if args.plot is not None:
-        plot(ranking, Path(args.plot), uri, min(args.top or TOP, MAX_BARS))
+        from hfexp.commands.compare_plot import plot
+
+        plot(ranking, Path(args.plot), uri, args.top or TOP, args.curves, args.size)
     return 0
 
 
@@ -82,15 +85,46 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--order", choices=("min", "max"), help="whether small or large values are best")
     parser.add_argument("--where", metavar="FILTER", help='filter as in MLflow, e.g. "metrics.test_accuracy > 0.9"')
     parser.add_argument("--top", type=int, help=f"number of runs to show (default: {TOP}; csv and json: all)")
-    parser.add_argument("--format", choices=("table", "csv", "json", "md"), default="table")
-    parser.add_argument("--plot", metavar="FILE", help="plot the metric to FILE (.png, .svg or .pdf)")
+    parser.add_argument("--columns", type=_names, metavar="A,B", help="params and metrics to show, by name or its end")
     parser.add_argument("--all", action="store_true", help="show all params that differ and all metrics")
+    parser.add_argument(
+        "--mean",
+        action="store_true",
+        help="average runs that differ only in their seed; shows mean and 95 %% interval",
+    )
+    parser.add_argument("--format", choices=("table", "csv", "json", "md", "latex", "html"), default="table")
+    parser.add_argument("--plot", metavar="FILE", help="plot the metric to FILE (.png, .svg or .pdf)")
+    parser.add_argument("--curves", action="store_true", help="plot the metric's course over the steps instead")
+    parser.add_argument("--size", type=_size, metavar="WxH", help="width and height of the plot in inches: 3.5x2.5")
     args = parser.parse(argv)
+    if args.plot is None and (args.curves or args.size):
+        raise ConfigError("--curves and --size describe a plot: give --plot FILE too")
     if args.top is not None and args.top < 1:
         raise ConfigError(f"--top {args.top}: must be at least 1")
     if args.plot is not None and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {args.plot}: the file name must end in .png, .svg or .pdf")
     return args
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _size(text: str) -> tuple[float, float]:
+    """Read `3.5x2.5`; raise argparse's error for anything else, and for sizes that no figure has."""
+    match = re.fullmatch(r"(\d+\.?\d*)x(\d+\.?\d*)", text)
+    size = (float(match[1]), float(match[2])) if match else (0.0, 0.0)
+    if not all(1 <= side <= 100 for side in size):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected width x height in inches, each from 1 to 100: 3.5x2.5")
+    return size
+
+
+def _replicates(ranking: Ranking) -> list[str]:
+    """Say what the numbers of averaged runs are, or that runs could be averaged."""
+    if ranking.groups:
+        return ["mean of the runs that differ only in their seed ± half of the 95 % interval (Student's t)"]
+    most = max((len(group.runs) for group in average(ranking.runs).values()), default=1)
+    return [f"up to {most} runs differ only in their seed: --mean shows their mean and interval"] if most > 1 else []
 
 
 def _wrong_accumulation(runs: list[RunRecord]) -> list[str]:
@@ -114,109 +148,187 @@ def _parents(runs: list[RunRecord]) -> set[str]:
     return {r.run_id for r in runs if is_sweep(r) or (r.run_id in parents and keys.isdisjoint(r.params))}
 
 
-def _places_in_sweep(uri: str, runs: list[RunRecord]) -> dict[str, int]:
-    """Return the place of each run's point in the ranking of the sweep, by run id; empty unless there is one sweep."""
+def _sweep_of(uri: str, runs: list[RunRecord]) -> RunRecord | None:
+    """Return the own run of the sweep that all of the runs belong to, if it has ranked them."""
     parents = {run.tags.get("mlflow.parentRunId", "") for run in runs}
     sweeps = read_runs(uri, run_ids=parents) if len(parents) == 1 and "" not in parents else []
-    numbers = sweeps[0].tags.get(RANKING, "").split() if sweeps else []
+    return sweeps[0] if sweeps and RANKING in sweeps[0].tags else None
+
+
+def _places(sweep: RunRecord, runs: list[RunRecord]) -> dict[str, int]:
+    """Return the place of each run's point in the ranking of the sweep, by run id."""
+    numbers = sweep.tags[RANKING].split()
     trials = {run.run_id: run.tags.get("hfexp.trial", "") for run in runs}
-    return {run_id: (*numbers, trial).index(trial) for run_id, trial in trials.items()} if numbers else {}
+    return {run_id: (*numbers, trial).index(trial) for run_id, trial in trials.items()}
 
 
-def rank(
-    runs: list[RunRecord],
-    metric: str | None = None,
-    order: str | None = None,
-    full: bool = False,
-    places: Mapping[str, int] | None = None,
-) -> Ranking:
-    """Order runs by a metric; runs with NaN or without a value come last.
-
-    Args:
-        metric: default: the one that most tags name, else final accuracy, a `best_eval_*` metric or one of all runs.
-        order: `min` or `max`; default: as tagged, else by the metric's name.
-        full: include bookkeeping params and minor metrics.
-        places: ranks by run id, which take precedence over the metric; runs may share a rank.
-    """
-    counts = Counter(name for run in runs for name in run.metrics)
-    if metric is not None and metric not in counts and runs:
-        raise ConfigError(
-            f"--metric {metric}: no run has this metric.{did_you_mean(metric, counts)} Available: {one_of(counts, 20)}"
-        )
-    metric = metric or _default_metric(runs, counts)
-    direction = order or _direction(runs, metric or "")
-    sign = 1 if direction == "min" else -1
-    scores = {run.run_id: sign * run.metrics.get(metric or "", math.nan) for run in runs}
-    by_score = {run_id: (1, 0.0) if math.isnan(score) else (0, score) for run_id, score in scores.items()}
-    keys = {run_id: (places[run_id], 0.0) for run_id in by_score} if places else by_score
-    ordered = sorted(runs, key=lambda run: (keys[run.run_id], by_score[run.run_id]))
-    in_order = sorted(keys.values())
-    ranks = [bisect.bisect_left(in_order, keys[run.run_id]) + 1 for run in ordered]
-    varied = [k for k in set().union(*(r.params for r in runs)) if len({r.params.get(k) for r in runs}) > 1]
-    params = sorted(key for key in varied if full or not BOOKKEEPING.match(key))
-    return Ranking(ordered, ranks, metric, direction, params, _metric_names(counts, metric, full), bool(places))
+def _objective(sweep: RunRecord, runs: list[RunRecord]) -> str | None:
+    """Return the metric that the sweep's (first) objective is; None if no run has it."""
+    name = sweep.params.get("search.metrics", "").partition(", ")[0]
+    return next((metric for metric in (f"best_{name}", name) if any(metric in run.metrics for run in runs)), None)
 
 
-def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
-    tagged = Counter(run.tags["hfexp.metric"] for run in runs if run.tags.get("hfexp.metric") in counts)
-    names = sorted(name for name in counts if not MINOR.search(name))
-    best = [*({"final_eval_accuracy"} & set(names)), *(name for name in names if name.startswith("best_eval_"))]
-    shared = [name for name in names if counts[name] == len(runs)]
-    return next(iter([name for name, _ in tagged.most_common(1)] + best + shared + names), None)
-
-
-def _base(metric: str) -> str:
-    """Strip the prefix that says when a metric was taken: `final_eval_accuracy` becomes `accuracy`."""
-    return re.sub(r"^((final_|best_)?eval_|test_)", "", metric)
-
-
-def _direction(runs: list[RunRecord], metric: str) -> str:
-    tags = [run.tags for run in runs if _base(run.tags.get("hfexp.metric", "")) == _base(metric)]
-    tagged = [t["hfexp.metric_direction"] for t in tags if t.get("hfexp.metric_direction") in ("min", "max")]
-    return next(iter(tagged), "min" if lower_is_better(metric) else "max")
-
-
-def _metric_names(counts: Counter[str], metric: str | None, everything: bool) -> list[str]:
-    names = sorted(name for name in counts if everything or not MINOR.search(name))
-    main = [name for prefix in FINAL for name in names if name.startswith(prefix)]
-    return list(dict.fromkeys([*([metric] if metric else []), *main, *(names if everything or not main else [])]))
-
-
-def _show_ranking(ranking: Ranking, form: str, top: int | None, everything: bool) -> list[str]:
+def _show_ranking(
+    ranking: Ranking, form: str, top: int | None, everything: bool, columns: Sequence[str] | None = None
+) -> list[str]:
     """Print the runs, and return notes about the runs, params and metrics that are not shown."""
-    readable, count, params, metrics = form in ("table", "md"), len(ranking.runs), ranking.params, ranking.metrics
-    limit = top or (TOP if readable else count)
+    count, is_data = len(ranking.runs), form in ("csv", "json")
+    limit = top or (count if is_data else TOP)
     notes = [f"{count - limit} more runs: --top {count} shows them"] if count > limit else []
-    if readable and not everything:
-        varied = sorted(params, key=lambda key: Counter(r.params.get(key) for r in ranking.runs).most_common(1)[0][1])
-        for kind, names, most in (("params", varied, MAX_PARAMS), ("metrics", metrics, MAX_METRICS)):
-            notes += [f"{len(names) - most} more {kind}: --all shows them"] if len(names) > most else []
-        params, metrics = sorted(varied[:MAX_PARAMS]), metrics[:MAX_METRICS]
-    objects = [
-        {"rank": place, "run_id": run.run_id, "name": run.name, "status": run.status}
-        | {"params": {key: run.params.get(key) for key in params}}
-        | {"metrics": {name: run.metrics.get(name) for name in metrics}, "duration_seconds": run.seconds}
-        for place, run in list(zip(ranking.ranks, ranking.runs, strict=True))[:limit]
-    ]
-    head = ["rank", "run_id", "name", "status", *params, *metrics, "duration_seconds"]
-    rows = [[*(o[k] for k in head[:4]), *o["params"].values(), *o["metrics"].values(), o[head[-1]]] for o in objects]
+    if columns is not None:
+        params, metrics = _pick(ranking, columns)
+    else:
+        params, metrics = telling(ranking.params, ranking.runs), ranking.metrics
     if form == "json":
-        print_json(objects)
+        print_json(_objects(ranking, params, metrics, limit))
     elif form == "csv":
-        print_csv([head, *rows])
-    elif not rows:
+        print_csv(_flat(_objects(ranking, params, metrics, limit)))
+    elif not count:
         print("no run matches")
     else:
-        best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
-        best = ", ranked as in the sweep" if ranking.of_sweep else best
-        experiments = one_of({run.experiment for run in ranking.runs}, 3)
-        print(printable(f"{experiments}: {count} run{'s' * (count != 1)}{best}\n"))
-        hidden = {2 if len({row[2] for row in rows}) < len(rows) else 1}  # run ids replace names that are not unique
-        hidden |= {3} if {row[3] for row in rows} <= {"FINISHED"} else set()
-        labels = ["rank", "run", "run", "status", *_shorten_keys(params, ranking.runs), *metrics, "seconds"]
-        timed = [[*row[:-1], None if row[-1] is None else f"{row[-1]:.1f}"] for row in rows]
-        print(_table(*([v for i, v in enumerate(row) if i not in hidden] for row in [labels, *timed]), form=form))
+        chosen = everything or columns is not None
+        width: float = shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+        width = width if form == "table" else math.inf
+        table = _columns(ranking, params, metrics, limit, width)
+        if not chosen:
+            table, left_out = _fit(table, width)
+            kinds = [(kind, sum(column.kind == kind for column in left_out)) for kind in ("param", "metric")]
+            notes += [
+                f"{n} more {kind}{'s' * (n > 1)}: --columns NAME,... or --all shows them" for kind, n in kinds if n
+            ]
+        _print_titled(
+            _title(ranking), [[c.heading for c in table], *zip(*(c.cells for c in table), strict=True)], form
+        )
     return notes
+
+
+def _title(ranking: Ranking) -> str:
+    best = f", by {ranking.metric} ({ranking.direction} is best)" if ranking.metric else ""
+    best = ", ranked as in the sweep" if ranking.of_sweep else best
+    experiments, count = one_of({run.experiment for run in ranking.runs}, 3), len(ranking.runs)
+    what = "configuration" if ranking.groups else "run"
+    return printable(f"{experiments}: {count} {what}{'s' * (count != 1)}{best}")
+
+
+def _pick(ranking: Ranking, columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Find the params and metrics that a user names, in that order, by their names or the ends of those.
+
+    Raises:
+        ConfigError: no run has such a param or metric.
+    """
+    known = {kind: set().union(*(getattr(run, kind) for run in ranking.runs)) for kind in ("params", "metrics")}
+    picked: dict[str, list[str]] = {"params": [], "metrics": []}
+    for name in columns:
+        kinds = [
+            (kind, key)
+            for kind, keys in known.items()
+            for key in sorted(keys, key=len)
+            if key == name or key.endswith(f"{ENDS[kind]}{name}")
+        ]
+        exact = [(kind, key) for kind, key in kinds if key == name] or kinds
+        if not exact:
+            names = sorted(set().union(*known.values()))
+            raise ConfigError(f"--columns {name}: no run has such a param or metric.{did_you_mean(name, names)}")
+        picked[exact[0][0]].append(exact[0][1])
+    metrics = [name for name in picked["metrics"] if name != ranking.metric]
+    return picked["params"], [*([ranking.metric] if ranking.metric else []), *metrics]
+
+
+def _objects(ranking: Ranking, params: list[str], metrics: list[str], limit: int) -> list[dict[str, Any]]:
+    """Return the first runs as plain values; the metrics of averaged runs as mean and ends of the interval."""
+    objects = []
+    for place, run in list(zip(ranking.ranks, ranking.runs, strict=True))[:limit]:
+        group = ranking.groups.get(run.run_id)
+        values: dict[str, Any] = {name: run.metrics.get(name) for name in metrics}
+        head: dict[str, Any] = {"rank": place, "run_id": run.run_id}
+        if group is not None:
+            head = {"rank": place, "run_ids": [member.run_id for member in group.runs]}
+            for name in values.keys() & group.estimates.keys():
+                low, high = group.estimates[name].interval or (None, None)
+                values[name] = {"mean": group.estimates[name].mean, "low": low, "high": high}
+        head |= {"name": run.name, "status": run.status, "params": {key: run.params.get(key) for key in params}}
+        objects.append(head | {"metrics": values, "duration_seconds": run.seconds})
+    return objects
+
+
+def _flat(objects: list[dict[str, Any]]) -> list[list[Any]]:
+    """Return the objects as a table: an interval as three columns, several ids in one cell."""
+    rows = []
+    for item in objects:
+        row: dict[str, Any] = {"rank": item["rank"]}
+        row |= {"run_id": item["run_id"]} if "run_id" in item else {"run_ids": " ".join(item["run_ids"])}
+        row |= {"name": item["name"], "status": item["status"], **item["params"]}
+        for name, value in item["metrics"].items():
+            ends = {f"{name}_{end}": value[end] for end in ("low", "high")} if isinstance(value, dict) else {}
+            row |= {name: value["mean"], **ends} if isinstance(value, dict) else {name: value}
+        rows.append({**row, "duration_seconds": item["duration_seconds"]})
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return [head, *([row.get(name) for name in head] for row in rows)]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table."""
+
+    heading: str
+    cells: list[str]
+    kind: str = ""
+    """`param` or `metric`; empty for a column that every table has."""
+
+
+def _columns(ranking: Ranking, params: list[str], metrics: list[str], limit: int, width: float) -> list[Column]:
+    """Return the columns of the first runs, the most telling ones first."""
+    ranks, runs = ranking.ranks[:limit], ranking.runs[:limit]
+    columns = [Column("rank", [str(place) for place in ranks]), Column("run", _run_names(runs, width))]
+    if ranking.groups:
+        columns.append(Column("runs", [str(len(ranking.groups[run.run_id].runs)) for run in runs]))
+    if {run.status for run in runs} - {"FINISHED"}:
+        columns.append(Column("status", [run.status for run in runs]))
+    first = [Column(name, [_value(ranking, run, name) for run in runs], "metric") for name in metrics]
+    own = [key for key in params if not DERIVED.match(key)]
+    short = dict(zip(params, shorten_keys(params, ranking.runs), strict=True))
+    shown = {key: Column(short[key], [cell_text(run.params.get(key)) for run in runs], "param") for key in params}
+    columns += [replace(column, kind="") for column in first[:1]]
+    new, same = ([c for c in first[1:] if (c.cells == first[0].cells) is is_same] for is_same in (False, True))
+    columns += [shown[key] for key in own] + new + same + [shown[key] for key in params if key not in own]
+    seconds = [None if run.seconds is None else f"{run.seconds:.1f}" for run in runs]
+    return [*columns, Column("seconds", [cell_text(value) for value in seconds])]
+
+
+def _run_names(runs: list[RunRecord], width: float) -> list[str]:
+    """Return the runs' names, or the beginnings of their ids if a name is not unique or takes a third of the line."""
+    names = [one_line(run.name) for run in runs]
+    if len(set(names)) == len(names) and max(map(len, names)) <= width / 3:
+        return names
+    ids = [run.run_id for run in runs]
+    lengths = range(SHORT_ID, max(map(len, ids)))
+    return [run_id[: next((n for n in lengths if len({i[:n] for i in ids}) == len(ids)), None)] for run_id in ids]
+
+
+def _value(ranking: Ranking, run: RunRecord, name: str) -> str:
+    group = ranking.groups.get(run.run_id)
+    value = group.estimates.get(name) if group else None
+    if value is None or value.interval is None:
+        return cell_text(run.metrics.get(name))
+    low, high = value.interval
+    return f"{cell_text(value.mean)} ± {cell_text((high - low) / 2)}"
+
+
+def _fit(columns: list[Column], width: float) -> tuple[list[Column], list[Column]]:
+    """Return the columns that a line of this width holds, and the params and metrics that are left out."""
+    kept, left_out, counts = [], [], Counter[str]()
+    limits = {"param": MAX_PARAMS, "metric": MAX_METRICS - 1}
+    free = width + len(SPACE) - sum(_width(column) for column in columns if not column.kind)
+    for column in columns:
+        fits = not column.kind or (counts[column.kind] < limits[column.kind] and _width(column) <= free)
+        counts[column.kind] += fits
+        free -= _width(column) if column.kind and fits else 0
+        (kept if fits else left_out).append(column)
+    return kept, left_out
+
+
+def _width(column: Column) -> int:
+    return max(map(len, [column.heading, *column.cells])) + len(SPACE)
 
 
 def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
@@ -238,12 +350,15 @@ def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
         print_csv([["section", "name", "a", "b", "difference"], *rows])
     else:
         heads = [f"{letter}: {r.name} ({r.run_id}, {r.status})" for letter, r in (("A", a), ("B", b))]
-        print(("\n\n" if form == "md" else "\n").join(map(plain if form == "md" else one_line, heads)))
+        mark = {"latex": "% ", "html": "<p>"}.get(form, "")
+        print(("\n\n" if form == "md" else "\n").join(mark + (plain if form == "md" else one_line)(h) for h in heads))
         titles = ("Config", "Data and environment", "Final metrics")
         for title, (head, *rows) in zip(titles, sections.values(), strict=True):
             labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(name, name) for name in head]
-            table = _table(labels, *rows, form=form) if rows else "identical"
-            print(f"\n{'## ' * (form == 'md')}{title}\n{chr(10) * (form == 'md')}{table}")
+            texts = [[cell_text(value) for value in row] for row in [labels, *rows]]
+            table = _table(*texts, form=form) if rows else "identical"
+            mark = {"md": "## ", "latex": "% ", "html": "<h2>"}.get(form, "")
+            print(f"\n{mark}{title}\n{chr(10) * (form == 'md')}{table}")
 
 
 def _differing(a: dict[str, Any], b: dict[str, Any], keys: list[str] | None = None) -> list[list[Any]]:
@@ -263,33 +378,45 @@ def _environment(run: RunRecord) -> dict[str, str]:
     return values
 
 
-def _shorten_keys(keys: list[str], runs: list[RunRecord]) -> list[str]:
-    """Shorten each key to its shortest ending that no other param of the runs has."""
-
-    def endings(key: str) -> list[str]:
-        parts = key.split(".")
-        return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-
-    counts = Counter(ending for key in set().union(*(run.params for run in runs)) for ending in endings(key))
-    return [next((ending for ending in endings(key) if counts[ending] == 1), key) for key in keys]
+SPACE = "  "
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", **{character: f"\\{character}" for character in "&%$#_"},
+})  # fmt: skip
 
 
-def _table(*rows: list[Any], form: str) -> str:
-    cells = [[_cell(value) for value in row] for row in rows]
+def _print_titled(title: str, rows: Sequence[Sequence[str]], form: str) -> None:
+    """Print a table below its title: in LaTeX a comment, in HTML the caption."""
+    if form == "latex":
+        print(f"% {one_line(title)}; needs \\usepackage{{booktabs}}\n{_table(*rows, form=form)}")
+    elif form == "html":
+        print(_table(*rows, form=form).replace("<table>", f"<table>\n<caption>{html.escape(title)}</caption>", 1))
+    else:
+        print(f"{title}\n\n{_table(*rows, form=form)}")
+
+
+def _table(*cells: Sequence[str], form: str) -> str:
+    """Return rows of texts, the first of which holds the headings, as text, Markdown, LaTeX or HTML."""
+    columns = list(zip(*cells, strict=True))
+    right = [all(c in NO_NUMBER or NUMBER.match(c) for c in column[1:]) for column in columns]
     if form == "md":
         lines = ["| " + " | ".join(map(plain, row)) + " |" for row in cells]
         return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [all(c in NO_NUMBER or NUMBER.fullmatch(c) for c in column[1:]) for column in zip(*cells, strict=True)]
+    if form == "latex":
+        head, *body = [" & ".join(text.translate(LATEX) for text in row) + r" \\" for row in cells]
+        kinds = "".join("r" if r else "l" for r in right)
+        return "\n".join([rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body,
+                          r"\bottomrule", r"\end{tabular}"])  # fmt: skip
+    if form == "html":
+        tags = ["th", *["td"] * len(cells)]
+        lines = [
+            "".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in row)
+            for tag, row in zip(tags, cells, strict=False)
+        ]
+        return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])
+    widths = [max(map(len, column)) for column in columns]
     lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)] for row in cells]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3g}"
-    text = "-" if value is None else one_line(" ".join(str(value).split()))
-    return text if len(text) <= MAX_CELL else text[: MAX_CELL - 3] + "..."
+    return "\n".join(SPACE.join(line).rstrip() for line in lines)
 
 
 def print_csv(rows: Iterable[Iterable[Any]]) -> None:
@@ -301,54 +428,3 @@ def print_csv(rows: Iterable[Iterable[Any]]) -> None:
 def print_json(content: Any) -> None:
     """Print JSON, with null in place of NaN and infinity, which JSON does not have."""
     print(json.dumps(json.loads(json.dumps(content), parse_constant=lambda constant: None), indent=1))
-
-
-def plot(ranking: Ranking, path: Path, uri: str, top: int = TOP) -> None:
-    """Draw the metric against the only numeric param that varies, or as bars; for a few runs, draw its course too."""
-    import matplotlib
-
-    metric = ranking.metric or ""
-    runs = [run for run in ranking.runs if math.isfinite(run.metrics.get(metric, math.nan))]
-    if not runs:
-        raise ConfigError(f"--plot {path}: no run has a value for {ranking.metric or 'any metric'}")
-    key = f"eval_{_base(metric)}"
-    histories = [metric_history(uri, r.run_id, key) for r in runs] if 2 <= len(ranking.runs) <= MAX_CURVES else []
-    curves = [(run.name[:MAX_CELL], points) for run, points in zip(runs, histories, strict=False) if points]
-    with matplotlib.rc_context({"text.parse_math": False}):  # a `$` in a name is not a formula
-        figure = _draw_figure(ranking, runs, curves, key, top)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-
-
-def _draw_figure(ranking: Ranking, runs: list[RunRecord], curves: list[tuple[str, Any]], key: str, top: int) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14 if curves else 8, 5), layout="constrained")
-    axes, *others = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
-    _plot_values(axes, runs, ranking, top)
-    for other in others:
-        for name, points in curves:
-            other.plot(*zip(*points, strict=True), marker=".", label=name)
-        other.set(xlabel="step", ylabel=key)
-        other.legend(fontsize="small")
-    return figure
-
-
-def _plot_values(axes: Any, runs: list[RunRecord], ranking: Ranking, top: int) -> None:
-    values = [run.metrics[ranking.metric or ""] for run in runs]
-    texts = {key: [run.params.get(key, "") for run in runs] for key in ranking.params}
-    numbers = {key: [float(text) for text in t if NUMBER.fullmatch(text)] for key, t in texts.items()}
-    numeric = {key: x for key, x in numbers.items() if len(x) == len(runs) and len(set(x)) > 1}
-    # Leave the seed out, so that repetitions of one experiment lie above each other.
-    numeric = {key: x for key, x in numeric.items() if not key.endswith("seed")} or numeric
-    if len(numeric) == 1:
-        [(param, x)] = numeric.items()
-        axes.plot(x, values, "o", alpha=0.7)
-        axes.set(xlabel=param, ylabel=ranking.metric, title=f"{len(runs)} runs")
-        axes.set_xscale("log" if min(x) > 0 and max(x) / min(x) > 100 else "linear")
-        return
-    bars = axes.barh([f"{i}. {run.name[:MAX_CELL]}" for i, run in enumerate(runs[:top], 1)], values[:top])
-    axes.bar_label(bars, fmt="%.4g", padding=3)
-    axes.margins(x=0.12)
-    axes.invert_yaxis()
-    axes.set(xlabel=ranking.metric, title=f"best {len(values[:top])} of {len(runs)} runs")

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from recorded import Store
 
-from hfexp.commands.compare import main, rank
+from hfexp.commands.compare import main
+from hfexp.commands.ranking import rank
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.tracking import runs as chosen
 from hfexp.tracking import runs as records
@@ -396,8 +397,8 @@ def test_long_tables_are_cut(store: Store, compare: Any) -> None:
     from hfexp.commands.compare import _show_ranking
 
     assert _show_ranking(ranking, "table", None, False) == [
-        "7 more params: --all shows them",
-        "3 more metrics: --all shows them",
+        "7 more params: --columns NAME,... or --all shows them",
+        "5 more metrics: --columns NAME,... or --all shows them",
     ]
     assert _show_ranking(ranking, "csv", None, False) == []
 
@@ -479,7 +480,148 @@ def test_environment_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert content["environment"] == [{"item": "hfexp.git_sha", "a": "aaa", "b": "bbb"}]
 
 
+# --- replicates
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A grid of two rates and three seeds, ranked by its sweep by loss, and one run of another model."""
+    store = Store(tmp_path_factory.mktemp("seeds") / "mlflow.db")
+    digits = store.experiment("digits")
+    sweep_tags = {"hfexp.kind": "sweep", "hfexp.ranking": "0 1 2 3 4 5"}
+    parent = store.run(digits, "grid-1", {"search.metrics": "eval_loss"}, tags=sweep_tags)
+    for number in range(6):
+        rate, seed = (1e-3, 1e-2)[number // 3], number % 3 + 1
+        params = {
+            "trainer.args.learning_rate": rate,
+            "seed": seed,
+            "trainer.args.seed": seed,
+            "model.num_parameters": 5,
+        }
+        accuracy = 0.5 + number // 3 * 0.1 + (seed - 2) / 100
+        metrics = {"best_eval_loss": number / 10, "test_accuracy": accuracy, "eval_accuracy": [0.1, accuracy]}
+        tags = {**TAGS, "mlflow.parentRunId": parent, "hfexp.trial": str(number), "hfexp.sweep": "grid-1"}
+        store.run(digits, f"vit-digits-lr{rate:g}-s{seed}", params, metrics, tags)
+    other = {"trainer.args.learning_rate": 1e-3, "seed": 1, "trainer.args.seed": 1, "model.num_parameters": 7}
+    store.run(digits, "big-s1", other, {"test_accuracy": 0.1}, TAGS)
+    return store
+
+
+@pytest.fixture
+def compare_seeds(seeds: Store, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: str) -> str:
+        assert main([*words, "--uri", seeds.uri]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_runs_that_differ_only_in_their_seed_are_averaged(compare_seeds: Any) -> None:
+    (fast, slow, big) = as_json(compare_seeds("digits", "--mean", "--format", "json"))
+    assert fast["metrics"]["test_accuracy"]["mean"] == pytest.approx(0.6)
+    # Student's t with two degrees of freedom is 4.3027 at 97.5 %; the deviation of 0.59, 0.60, 0.61 is 0.01.
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert fast["metrics"]["test_accuracy"]["low"] == pytest.approx(0.6 - half)
+    assert fast["metrics"]["test_accuracy"]["high"] == pytest.approx(0.6 + half)
+    assert (len(fast["run_ids"]), len(slow["run_ids"]), len(big["run_ids"])) == (3, 3, 1)
+    assert (fast["name"], big["name"]) == ("vit-digits-lr0.01", "big-s1")
+    assert fast["params"] == {"trainer.args.learning_rate": "0.01", "model.num_parameters": "5"}
+    assert big["metrics"]["test_accuracy"] == {"mean": 0.1, "low": None, "high": None}
+    shown = compare_seeds("digits", "--mean")
+    assert "0.6000 ± 0.0248" in shown
+    assert "half of the 95 % interval" in shown
+    assert "up to 3 runs differ only in their seed: --mean" in compare_seeds("digits")
+    rows = list(csv.DictReader(io.StringIO(compare_seeds("digits", "--mean", "--format", "csv"))))
+    assert float(rows[0]["test_accuracy_low"]) == pytest.approx(0.6 - half)
+    assert len(rows[0]["run_ids"].split()) == 3
+
+
+def test_a_sweep_shows_what_it_has_optimised(compare_seeds: Any) -> None:
+    title, _, head, first, *_ = compare_seeds("sweep=grid-1").splitlines()
+    assert title == "digits: 6 runs, ranked as in the sweep"
+    assert head.split()[:3] == ["rank", "run", "best_eval_loss"]
+    assert first.split()[:3] == ["1", "vit-digits-lr0.001-s1", "0.0000"]
+    # The sweep has ranked the seeds one by one, so their means are ranked anew.
+    averaged = compare_seeds("sweep=grid-1", "--mean").splitlines()
+    assert averaged[0] == "digits: 2 configurations, by best_eval_loss (min is best)"
+    assert averaged[3].split()[1:6] == ["vit-digits-lr0.001", "3", "0.1000", "±", "0.2484"]
+
+
+def test_columns_are_chosen_by_the_ends_of_their_names(compare_seeds: Any) -> None:
+    words = ("digits", "--columns", "learning_rate,eval_accuracy", "--format", "json")
+    first = as_json(compare_seeds(*words))[0]
+    assert first["params"] == {"trainer.args.learning_rate": "0.01"}
+    assert list(first["metrics"]) == ["test_accuracy", "eval_accuracy"]
+    with pytest.raises(ConfigError, match="--columns rate: no run has such a param or metric"):
+        compare_seeds("digits", "--columns", "rate")
+
+
+@pytest.mark.parametrize("columns", [80, 100, 140])
+def test_the_table_fits_the_terminal(
+    seeds: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for words in (["digits"], ["sweep=grid-1"], ["digits", "--mean"]):
+        main([*words, "--uri", seeds.uri])
+        lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("(")]
+        assert max(map(len, lines)) <= columns
+        assert "learning_rate" in lines[2]
+
+
+def test_latex_and_html(compare_seeds: Any) -> None:
+    lines = compare_seeds("digits", "--mean", "--format", "latex").splitlines()
+    assert lines[0].startswith("% digits: 3 configurations")
+    assert lines[1] == r"\begin{tabular}{rlrrrrr}"
+    assert lines[3].startswith(r"rank & run & runs & test\_accuracy & learning\_rate & ")
+    assert r"1 & vit-digits-lr0.01 & 3 & 0.6000 $\pm$ 0.0248 & 0.01 & " in lines[5]
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"] or r"\end{tabular}" in lines
+    page = compare_seeds("digits", "--format", "html")
+    assert page.startswith("<table>\n<caption>digits: 7 runs, by test_accuracy (max is best)</caption>\n<tr><th>rank")
+    assert page.count("<tr>") == 8
+
+
 # --- plots
+
+
+def _texts(figure: Any) -> list[tuple[str, Any]]:
+    """The texts of a figure that can be seen, with the boxes that they fill."""
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label, *axes.texts]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    low, high = (sorted(limits) for limits in (axes.get_xlim(), axes.get_ylim()))
+    ticks = {id(label): (low, 0) for label in axes.get_xticklabels()}
+    ticks |= {id(label): (high, 1) for label in axes.get_yticklabels()}
+    shown = []
+    for text in texts:
+        limits, place = ticks.get(id(text), ([-math.inf, math.inf], 0))
+        if text.get_text() and limits[0] <= text.get_position()[place] <= limits[1]:
+            shown.append((text.get_text(), text.get_window_extent()))
+    return shown
+
+
+@pytest.mark.parametrize("size", [(), ("--size", "3.5x2.5")])
+@pytest.mark.parametrize(
+    "words",
+    [["digits"], ["digits", "--mean"], ["digits", "--curves"], ["digits", "--mean", "--curves"], ["sweep=grid-1"],
+     ["digits", "--metric", "best_eval_loss"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_no_text_of_a_plot_overlaps_another(
+    compare_seeds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], size: tuple[str, ...]
+) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    compare_seeds(*words, *size, "--plot", str(tmp_path / "plot.pdf"))
+    (figure,) = figures
+    shown, page = _texts(figure), figure.bbox
+    for number, (text, box) in enumerate(shown):
+        assert page.x0 - 1 <= box.x0 <= box.x1 <= page.x1 + 1, text
+        for other, another in shown[number + 1 :]:
+            assert not box.shrunk(0.9, 0.9).overlaps(another.shrunk(0.9, 0.9)), (text, other)
 
 
 @pytest.mark.parametrize(
@@ -494,12 +636,16 @@ def test_plot_is_a_picture(compare: Any, tmp_path: Path, words: list[str]) -> No
     compare(*words, "--plot", str(path))
     with PIL.Image.open(path) as picture:
         assert picture.format == "PNG"
-        assert min(picture.size) > 400
+        assert min(picture.size) >= 400
         assert len(picture.convert("L").getcolors(256) or []) > 20
 
 
 def test_plot_that_cannot_be_drawn(compare: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must end in .png"):
         compare("--plot", str(tmp_path / "mlflow.db"))
+    with pytest.raises(ConfigError, match="--curves and --size describe a plot"):
+        compare("--curves")
+    with pytest.raises(ConfigError, match="no run has recorded eval_loss over the steps"):
+        compare("digits", "--metric", "test_loss", "--curves", "--plot", str(tmp_path / "x.png"))
     with pytest.raises(ConfigError, match="no run has a value for any metric"):
         compare("sweep", "--where", "params.seed = '1'", "--plot", str(tmp_path / "x.png"))

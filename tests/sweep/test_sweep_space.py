@@ -13,7 +13,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import FloatDistribution
 
-from hfexp.commands.compare import rank
+from hfexp.commands.ranking import rank
 from hfexp.core.compose import opened, spelling
 from hfexp.core.config import SearchConfig
 from hfexp.core.errors import ConfigError
