@@ -266,6 +266,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "rerun": rerun,
     "plan": plan,
     "show": _command("show"),
+    "init": _command("init"),
     "predict": _command("predict"),
     "evaluate": _command("evaluate"),
     "runs": _command("records", "runs"),

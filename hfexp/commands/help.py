@@ -28,6 +28,7 @@ Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
   plan -m ...                         list the jobs of a sweep, estimate their time
   show data|model ...                 look at the data or the model before training
+  init NAME                           write a project of your own, which runs at once
   rerun RUN [KEY=VALUE ...]           repeat a recorded run or sweep, with changes
   predict run=RUN INPUT ...           predict with a trained model
   evaluate run=RUN ...                score a trained model, on other data too

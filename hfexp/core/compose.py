@@ -6,10 +6,11 @@ import importlib.util
 import os
 import re
 import sys
+import tomllib
 import traceback
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core.config import HABITS, Config, ModelConfig, explain_key_error
 from hfexp.core.errors import ConfigError, did_you_mean, first_line, one_of
-from hfexp.core.outside import check_directory
+from hfexp.core.outside import DamagedRecord, check_directory, read_bytes
 from hfexp.core.secrets import learn_secrets, mask_secrets
 from hfexp.core.training_args import way_out
 
@@ -145,9 +146,59 @@ def own_options_first(*directories: Path) -> Iterator[None]:
         _own_directories = before
 
 
-def own_directories(config_dir: str | Path | None) -> list[Path]:
-    """Return the directories that `--config-dir` names, for `own_options_first`."""
-    return [] if config_dir is None else [Path(config_dir).resolve()]
+def own_directories(*named: str | Path | None) -> list[Path]:
+    """Return the directories with the user's own options, for `own_options_first`.
+
+    Args:
+        named: directories that flags such as `--config-dir` name; they come before the one of the project.
+    """
+    directories = [Path(path).resolve() for path in named if path is not None]
+    return directories + [path for path in (project().config_dir,) if path is not None]
+
+
+PROJECT_FILE = "pyproject.toml"
+
+
+@dataclass(frozen=True)
+class Project:
+    """What `[tool.hfexp]` of the `pyproject.toml` in the current directory says."""
+
+    config_dir: Path | None = None
+    """Directory with the project's own options."""
+    experiment: str | None = None
+    """Experiment that runs if nothing is chosen."""
+
+
+def project() -> Project:
+    """Read the current directory's project; it is empty if there is none.
+
+    Raises:
+        ConfigError: the file can't be read, or the table has an unknown key or a value of the wrong type.
+    """
+    file = Path.cwd() / PROJECT_FILE
+    try:
+        stat = file.stat()
+    except OSError:
+        return Project()
+    return _read_project(file, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_project(file: Path, changed: int, size: int) -> Project:
+    try:
+        table = tomllib.loads(read_bytes(file).decode()).get("tool", {}).get("hfexp", {})
+    except (OSError, DamagedRecord, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
+        raise ConfigError(f"{PROJECT_FILE} can't be read: {error}") from error
+    known = [entry.name for entry in fields(Project)]
+    for key, value in table.items():
+        if key not in known:
+            raise ConfigError(f"{PROJECT_FILE}: tool.hfexp has no key {key!r}. Known keys: {one_of(known)}")
+        if not isinstance(value, str):
+            raise ConfigError(f"{PROJECT_FILE}: tool.hfexp.{key} must be a text, got {value!r}")
+    config_dir = file.parent / table["config_dir"] if "config_dir" in table else None
+    if config_dir is not None and not config_dir.is_dir():
+        raise ConfigError(f"{PROJECT_FILE}: tool.hfexp.config_dir: there is no directory {table['config_dir']}")
+    return Project(config_dir, table.get("experiment"))
 
 
 def find_replaced() -> list[str]:
@@ -167,7 +218,7 @@ class OwnOptionsFirst(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         if _own_directories is None:
             return
-        for directory in _own_directories:
+        for directory in _own_directories:  # each one goes right before the shipped config, after the one before
             search_path.prepend("hfexp", f"file://{directory}", SearchPathQuery(provider="main"))
         if not any(str(conf_dir()) in str(element.path) for element in search_path.get_path()):
             search_path.append("hfexp", f"file://{conf_dir()}")
@@ -252,7 +303,8 @@ def prepare_overrides(overrides: list[str], config_name: str = CONFIG_NAME) -> l
     _check_options(overrides)
     overrides = [opened(quote_texts(override)) for override in overrides]
     if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
-        overrides.append(DEFAULT_EXPERIMENT)
+        own = project().experiment
+        overrides.append(f"experiment={own}" if own else DEFAULT_EXPERIMENT)
     return overrides
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core import compose, console
-from hfexp.core.compose import conf_dir, find_replaced, own_options_first
+from hfexp.core.compose import conf_dir, find_replaced, own_directories, own_options_first
 from hfexp.core.config import advise
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.secrets import MASK, is_secret_name, learn_secrets, mask_secrets, mask_values
@@ -39,7 +39,7 @@ def run(args: list[str], function: Callable[[Any], Any], commands: Collection[st
     compose.register_schema()
     compose.importable_cwd()
     parsed = _parse(args)
-    own = [Path(path).resolve() for path in (parsed.config_dir, parsed.config_path) if path]
+    own = own_directories(parsed.config_dir, parsed.config_path)
     app = hydra.main(config_path=str(conf_dir()), config_name=compose.CONFIG_NAME, **compose.hydra_kwargs())
     if parsed.hydra_help:  # about Hydra alone: hfexp's checks and defaults would not apply to it
         sys.argv[1:] = ["--hydra-help"]

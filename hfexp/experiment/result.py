@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfexp.core import __version__
+from hfexp.core.compose import PROJECT_FILE, project
 from hfexp.core.config import Config
 from hfexp.core.console import build_table, cell, print_table, say
 from hfexp.core.errors import RunError
@@ -83,6 +84,9 @@ def show_choices(config: Config, origin: Origin) -> None:
     """Print the chosen options and the changed values, before anything slow is imported."""
     chosen = [f"{group} {origin.choices[group]}" for group in SHOWN_GROUPS if origin.choices.get(group)]
     say(f"hfexp {__version__}  {origin.choices.get('task', 'experiment')}, seed {config.seed}")
+    own = project().config_dir
+    if own is not None:
+        say(f"  own options: {os.path.relpath(own)} (tool.hfexp in {PROJECT_FILE})")
     say("  " + ", ".join(chosen))
     changed = [override.lstrip("+") for override in origin.overrides if "." in override.partition("=")[0]]
     if changed:

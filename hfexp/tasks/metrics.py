@@ -4,7 +4,8 @@ They take the inputs that a task provides by name (`predictions`, `prediction_sc
 like any other `evaluate` module, alone or combined.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -288,11 +289,33 @@ class TokenAccuracy(_ArrayMetric):
 # A set of metrics, computed together from the arrays that a task provides.
 
 
+class FunctionMetric:
+    """A metric that is a function, or an object with `compute`: it gets the arrays that its parameters name."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        """Set up the metric; a function that returns a number gets its `name`.
+
+        Raises:
+            ConfigError: the function has no parameter that could name an array.
+        """
+        self.name, self.function = name, function
+        found = inspect.signature(function).parameters.values()
+        named = [p.name for p in found if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not named:
+            raise ConfigError(f"metrics.{name}: the function must name its inputs, e.g. predictions and references")
+        self.features = dict.fromkeys(named)
+
+    def compute(self, **arrays: np.ndarray) -> dict[str, Any]:
+        """Call the function; a number that it returns gets the name of the metric."""
+        value = self.function(**arrays)
+        return dict(value) if isinstance(value, Mapping) else {self.name: float(value)}
+
+
 class MetricSet:
     """Computes several metrics from the arrays that a task provides."""
 
     def __init__(self, metrics: dict[str, Any]) -> None:
-        """`metrics`: `evaluate` modules by their name in the config."""
+        """`metrics`: `evaluate` modules or `FunctionMetric`s by their name in the config."""
         self.metrics = metrics
 
     def compute(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -356,5 +379,11 @@ def build_metrics(nodes: dict[str, Any], allowed: list[str]) -> MetricSet:
         except Exception as error:
             raise ConfigError(f"metrics.{name} can't be built: {error.__cause__ or error}") from error
         if not isinstance(metrics[name], evaluate.EvaluationModule):
-            raise ConfigError(f"metrics.{name}: {node['_target_']} is not an evaluate.EvaluationModule")
+            function = getattr(metrics[name], "compute", metrics[name])
+            if not callable(function):
+                raise ConfigError(
+                    f"metrics.{name}: {node['_target_']} returned a {type(function).__name__}; expected an "
+                    "evaluate.EvaluationModule or an object with `compute`, or set _partial_: true for a function"
+                )
+            metrics[name] = FunctionMetric(name, function)
     return MetricSet(metrics)

@@ -45,7 +45,7 @@ def store(place: Path) -> Store:
         ("hfexp evaluate sweep=", ["sweep=lr"]),
         ("hfexp predict top", ["top_k="]),
         ("hfexp compare ", ["best", "best:photos", "last", "sweep=lr", "vit-a"]),
-        ("hfexp compare --me", ["--metric"]),
+        ("hfexp compare --met", ["--metric"]),
         ("hfexp rerun last see", ["seed="]),
         ("hfexp cache c", ["clear"]),
         ("hfexp clean de", ["debug", "deleted"]),

@@ -1,5 +1,6 @@
 """The metric modules against scikit-learn and hand-made cases."""
 
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -91,6 +92,48 @@ def test_a_metric_of_another_origin_works_through_evaluate_load(tmp_path, monkey
     node = {"_target_": "evaluate.load", "path": str(tmp_path / "always_one")}
     built = metrics.build_metrics({"own": node, "left_out": None}, [])
     assert built.scalars(OFFERED) == {"one": 1.0}
+
+
+OWN = """
+import numpy as np
+
+
+def share(predictions, references, scale=1):
+    return scale * (predictions == references).mean()
+
+
+class Counts:
+    def compute(self, references):
+        return {"least": int(np.bincount(references).min()), "most": int(np.bincount(references).max())}
+
+
+def nothing(*arrays):
+    return 0.0
+
+
+def number():
+    return 3
+"""
+
+
+def test_a_function_or_an_object_with_compute_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_metrics.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    share = {"_target_": "own_metrics.share", "_partial_": True, "scale": 100}
+    built = metrics.build_metrics({"percent": share, "counts": {"_target_": "own_metrics.Counts"}}, [])
+    counts = np.bincount(TRUTH)
+    assert built.compute({"predictions": IDS, "references": TRUTH, "prediction_scores": SCORES}) == {
+        "percent": pytest.approx(100 * sk.accuracy_score(TRUTH, IDS)),
+        "least": counts.min(),
+        "most": counts.max(),
+    }
+    with pytest.raises(ConfigError, match="metrics.percent needs predictions, references; the task provides nll"):
+        built.compute({"nll": SCORES})
+    with pytest.raises(ConfigError, match=r"metrics\.none: the function must name its inputs"):
+        metrics.build_metrics({"none": {"_target_": "own_metrics.nothing", "_partial_": True}}, [])
+    with pytest.raises(ConfigError, match=r"own_metrics\.number returned a int; .* or set _partial_: true"):
+        metrics.build_metrics({"n": {"_target_": "own_metrics.number"}}, [])
 
 
 def test_several_classes() -> None:

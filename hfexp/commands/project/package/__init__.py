@@ -1,0 +1,1 @@
+"""Own parts of the experiments: data, model, transform, metric, callback and task."""
