@@ -91,11 +91,23 @@ def own_logging() -> Iterator[None]:
     root.handlers[:] = handlers
 
 
+def recording() -> list[threading.Thread]:
+    """Threads that deliver the records of runs."""
+    return [thread for thread in threading.enumerate() if thread.name == "hfexp-record"]
+
+
+def end_recording() -> None:
+    """End those threads, as the end of a process that is killed would."""
+    for thread in recording():
+        thread._target.__self__.close()  # type: ignore[attr-defined]
+
+
 @pytest.fixture(autouse=True)
 def no_record_is_written_after_its_test() -> Iterator[None]:
     """A thread that is left over would write to what the next test looks at."""
+    before = recording()
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "hfexp-record"]
+    assert not [thread for thread in recording() if thread not in before]
 
 
 @pytest.fixture

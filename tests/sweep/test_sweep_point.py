@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL_DIGITS, SMALL_MODEL, write_images
+from conftest import SMALL_DIGITS, SMALL_MODEL, end_recording, write_images
 from faults import fault_at
 from sweeps import OTHERS_LOSS, intermediate_values, make_study, make_sweep, run_point, tell
 
@@ -139,6 +139,7 @@ def test_killed_before_its_values_are_written(place: Path, monkeypatch: pytest.M
         patched.setattr(RunDirectory, "end", lambda self, status: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_point(*words)
+    end_recording()
     value = run_point(*words)
     (run,) = all_runs()
     assert run.data.metrics["best_eval_loss"] == value
