@@ -11,11 +11,10 @@ from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.files import bytes_below
 from hfexp.core.secrets import mask_secrets, mask_values
 from hfexp.data.cache import show_size
+from hfexp.tracking.notes import NOTE, join_note, split_note
 from hfexp.tracking.runs import RunRecord, choose_runs, find_run, home_of, is_sweep, read_runs
 from hfexp.tracking.store import tracking_uri
 
-NOTE = "mlflow.note.content"
-"""Tag that MLflow shows as the description of a run."""
 OWNED_TAGS = ("hfexp.", "mlflow.")
 """Beginnings of tags that hfexp and MLflow themselves write."""
 RUN = "the run's name or id or the beginning of one, or last, best, best:EXPERIMENT"
@@ -64,16 +63,17 @@ def runs(argv: list[str]) -> int:
 
 def note(argv: list[str]) -> int:
     """Write a note on a run, which MLflow shows as its description; print the note if no text is given."""
-    parser = StoreParser("note", "Write a note on a run, or print it; MLflow shows it as the run's description.")
+    parser = StoreParser("note", "Write a note on a run, or print it; MLflow shows it in the run's description.")
     parser.add_argument("run", help=RUN)
     parser.add_argument("text", nargs="?", help='the note; "" removes it')
     args = parser.parse_intermixed_args(argv)
     uri = tracking_uri(args.uri, args.output_dir)
     run = find_run(uri, args.run)
+    own, summary = split_note(run.tags.get(NOTE, ""))
     if args.text is None:
-        say(run.tags.get(NOTE, ""))
+        say(own)
         return 0
-    _set_tag(uri, run, NOTE, args.text)
+    _set_tag(uri, run, NOTE, join_note(args.text, summary))
     say(f"{run.name}: note {'written' if args.text else 'removed'}")
     return 0
 
@@ -131,7 +131,7 @@ def _row(run: RunRecord, output_dir: Path) -> Row:
         objective="" if value is None else f"{metric.removeprefix('final_')} {value:.4g}",
         time="" if run.seconds is None else duration(run.seconds),
         size="" if home is None else show_size(bytes_below(home)),
-        note=mask_secrets(run.tags.get(NOTE, "").partition("\n")[0]),
+        note=mask_secrets(split_note(run.tags.get(NOTE, ""))[0].partition("\n")[0]),
         run_id=run.run_id,
     )
 

@@ -29,6 +29,7 @@ from hfexp.tracking.environment import Environment
 from hfexp.tracking.membership import register_of_run
 from hfexp.tracking.models import FINAL
 from hfexp.tracking.names import experiment_name
+from hfexp.tracking.notes import NOTE, summarize
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ReportFacts, SplitScores
@@ -140,6 +141,7 @@ class Recorder:
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
         report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self._pictures())
+        self.tracker.set_tags({NOTE: summarize(task.metric, metrics, report, self.origin.command)})
         model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)

@@ -15,6 +15,7 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.tracking import membership
 from hfexp.tracking.journal import DeliveryState, Entry, Journal
 from hfexp.tracking.models import CheckpointLinks, LinkedCheckpoints, deliver_model, register_final
+from hfexp.tracking.notes import NOTE, join_note, split_note
 from hfexp.tracking.store import open_store
 
 logger = logging.getLogger(__name__)
@@ -174,6 +175,9 @@ class Delivery:
             if e["kind"] == "metrics"
             for name, value in e["metrics"].items()
         ]
+        if NOTE in tags:  # the user may have written a note while the run was going on
+            own, _ = split_note(self.client().get_run(self.state.run_id).data.tags.get(NOTE, ""))
+            tags[NOTE] = join_note(own, tags[NOTE])
         self._log_batch(params=[Param(k, v[:MAX_PARAM_LENGTH]) for k, v in params.items()], size=PARAMS_PER_BATCH)
         self._log_batch(tags=[RunTag(k, v) for k, v in tags.items()], size=PARAMS_PER_BATCH)
         self._log_batch(metrics=metrics, size=METRICS_PER_BATCH)

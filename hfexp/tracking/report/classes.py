@@ -74,6 +74,13 @@ class ClassReport:
         """Return name, recall and number of samples of the classes with the lowest recall."""
         return [(self.labels[i], float(self.recall[i]), int(self.support[i])) for i in self.worst_ids(count)]
 
+    def best(self) -> tuple[str, float, int] | None:
+        """Return name, recall and number of samples of the class with the highest recall; None without samples."""
+        if np.isnan(self.recall).all():
+            return None
+        i = int(np.nanargmax(self.recall))
+        return self.labels[i], float(self.recall[i]), int(self.support[i])
+
     def most_confused(self, count: int) -> list[tuple[int, int, int]]:
         """Return the most frequent confusions as (true id, predicted id, count)."""
         wrong = self.mistakes
