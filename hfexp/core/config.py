@@ -310,6 +310,10 @@ class TrainerConfig:
     """Number of evaluations without improvement of `metric_for_best_model` after which training stops; null: never."""
     early_stopping_threshold: float = 0.0
     """Smallest difference that counts as an improvement."""
+    loss: dict[str, Any] = field(default_factory=dict)
+    """Loss in place of the model's own: the `_target_` of a function of logits and labels, and its arguments."""
+    class_weights: Any = None
+    """Weights of the classes in the loss: `balanced`, or numbers by name, e.g. `{cat: 2}`; null: all count alike."""
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Callbacks of your own by name, each the `_target_` of a `transformers.TrainerCallback` and its arguments."""
 

@@ -49,6 +49,9 @@ def config_hash(config: Config) -> str:
         plain["rules"] = rules
     plain["transform"].pop("cache")
     del plain["model"]["kind"], plain["dataset"]["kind"]
+    for key in ("loss", "class_weights"):
+        if not plain["trainer"][key]:
+            del plain["trainer"][key]
     if not plain["model"]["channels_last"]:
         del plain["model"]["channels_last"]
     if not plain["dataset"]["streaming"]:

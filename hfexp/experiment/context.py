@@ -13,6 +13,7 @@ from hfexp.tasks.metrics import MetricSet
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.run_directory import RunDirectory
+from hfexp.training.losses import Loss
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Inputs:
     """The user's own callbacks, from `trainer.callbacks`."""
     model_config: Any
     """The `transformers` config of the model; None for a model that the user's code builds."""
+    loss: Loss | None = None
+    """Loss in place of the model's own."""
 
 
 @dataclass

@@ -152,7 +152,7 @@ def build_trainer(
     )
     trainer.add_callback(DrawSamples(recorder, trainer.aside))
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.finish_batch = collator.finish
+    trainer.finish_batch, trainer.loss_function = collator.finish, inputs.loss
     trainer.config_hash = directory.state.config_hash
     trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
     return trainer, progress

@@ -39,7 +39,9 @@ from hfexp.experiment.checks import (
 from hfexp.experiment.context import Inputs
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet, build_metrics
+from hfexp.tracking.lineage import class_counts
 from hfexp.training.adapters import is_adapted
+from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
 from hfexp.training.trainer import trainer_class
@@ -90,6 +92,7 @@ def load_inputs(config: Config) -> Inputs:
     allowed = config.security.allowed_targets
     task = dataset = dropped = processor = transforms = metrics = model_config = skeleton = id2label = None
     callbacks: list[Any] = []
+    loss: Loss | None = None
     _check_settings(config, problems)
     for name, node in config.trainer.callbacks.items():
         with problems:
@@ -120,11 +123,20 @@ def load_inputs(config: Config) -> Inputs:
         transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.messages:
             problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton))
+    with problems:
+        loss = _build_loss(config, _need(task), _need(dataset), id2label)
     problems.raise_any()
     return Inputs(
         _need(task), _need(dataset), dropped or {}, id2label, processor, _need(transforms), _need(metrics), callbacks,
-        model_config,
+        model_config, loss,
     )  # fmt: skip
+
+
+def _build_loss(config: Config, task: Task, dataset: DatasetDict, id2label: dict[int, str] | None) -> Loss | None:
+    counts = None if config.dataset.streaming else class_counts(dataset["train"], task)
+    smoothing = float(config.trainer.args.get("label_smoothing_factor") or 0)
+    allowed = config.security.allowed_targets
+    return build_loss(config.trainer.loss, config.trainer.class_weights, task, id2label, counts, smoothing, allowed)
 
 
 def _check_settings(config: Config, problems: _Problems) -> None:

@@ -25,6 +25,7 @@ from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
+from hfexp.training.losses import Loss
 from hfexp.training.weighting import WeightedLosses
 
 # Time and memory of a training: seconds of waiting for data, of computing, and of evaluating and saving.
@@ -296,6 +297,9 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     soft_labels: bool = False
     """True if training batches may carry class probabilities (MixUp, CutMix) in place of class ids."""
 
+    loss_function: Loss | None = None
+    """Loss in place of the model's own."""
+
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Last step of making a batch (normalisation), done on the model's device."""
 
@@ -363,14 +367,18 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the Trainer's loss, or for class probabilities (B, num_labels) their cross entropy."""
+        """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels)."""
         labels = inputs.get("labels")
-        if not (self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()):
+        is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
+        if labels is None or not (is_soft or self.loss_function):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-        smoothing = float(self.args.label_smoothing_factor)
-        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.loss_function is not None:
+            loss = self.loss_function(logits, labels)
+        else:
+            smoothing = float(self.args.label_smoothing_factor)
+            loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
 
 

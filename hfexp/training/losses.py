@@ -1,0 +1,121 @@
+"""Losses in place of the model's own: a function of the user's, or cross entropy with a weight for each class."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.targets import instantiate, locate
+from hfexp.tasks.base import CLASS, Task
+
+BALANCED = "balanced"
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes logits (B, ...) and labels (B, ...); returns their mean loss over the rows, a scalar."""
+
+
+class ClassWeights:
+    """Cross entropy in which each row counts as much as the weight of its class says."""
+
+    def __init__(self, weights: Sequence[float], smoothing: float = 0.0) -> None:
+        """Set up the loss; `smoothing` is `trainer.args.label_smoothing_factor`."""
+        self.weights, self.smoothing = torch.tensor(weights, dtype=torch.float32), smoothing
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the weighted loss, divided by the number of rows.
+
+        torch itself divides by the sum of the batch's weights. Then a step of several batches would have another loss
+        than the same rows in one batch.
+
+        Args:
+            labels: class ids (B,), or class probabilities (B, C) of mixed images.
+        """
+        weights = self.weights.to(logits.device)
+        loss = torch.nn.functional.cross_entropy(
+            logits.float(), labels, weights, reduction="sum", label_smoothing=self.smoothing
+        )
+        return loss / len(labels)
+
+
+def build_loss(
+    node: Mapping[str, Any],
+    class_weights: Any,
+    task: Task,
+    id2label: Mapping[int, str] | None,
+    counts: Mapping[str, int] | None,
+    smoothing: float,
+    allowed: list[str],
+) -> Loss | None:
+    """Build the loss that `trainer.loss` or `trainer.class_weights` describes; None: the model computes its own.
+
+    Args:
+        counts: number of training rows by class; None if the rows are streamed.
+
+    Raises:
+        ConfigError: the settings contradict each other, or do not suit the task.
+    """
+    if node and class_weights is not None:
+        raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
+    if class_weights is not None:
+        return ClassWeights(_weights(class_weights, task, id2label, counts), smoothing)
+    return _own_loss(node, task, smoothing, allowed) if node else None
+
+
+def _own_loss(node: Mapping[str, Any], task: Task, smoothing: float, allowed: list[str]) -> Loss:
+    if "_target_" not in node:
+        raise ConfigError("trainer.loss must have a _target_, a function of logits and labels")
+    if task.label_column is None:
+        raise ConfigError("trainer.loss is for tasks with a label for each row; this task's loss is over tokens")
+    if smoothing:
+        raise ConfigError("trainer.args.label_smoothing_factor has no effect on trainer.loss: remove one of them")
+    target = locate(str(node["_target_"]), "trainer.loss._target_", allowed)
+    loss: Any = instantiate({**node, "_partial_": not isinstance(target, type)}, "trainer.loss", allowed)
+    if not callable(loss):
+        raise ConfigError(f"trainer.loss: {node['_target_']} can't be called with logits and labels")
+    try:
+        inspect.signature(loss.forward if isinstance(loss, torch.nn.Module) else loss).bind("logits", "labels")
+    except TypeError as error:
+        raise ConfigError(f"trainer.loss: {node['_target_']} does not take (logits, labels): {error}") from error
+    return functools.partial(_checked, loss, str(node["_target_"]))
+
+
+def _checked(loss: Callable[..., Any], name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    value = loss(logits, labels)
+    if not torch.is_tensor(value) or value.ndim != 0:
+        shape = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else f"a {type(value).__name__}"
+        raise ConfigError(f"trainer.loss: {name} returned {shape}, expected a scalar: the mean over the rows")
+    return value
+
+
+def _weights(
+    given: Any, task: Task, id2label: Mapping[int, str] | None, counts: Mapping[str, int] | None
+) -> list[float]:
+    """Return a weight for each class, in the order of the ids.
+
+    `balanced` gives a class the weight n / (C * n_c), so that each has the same share of the loss, as scikit-learn's
+    `class_weight="balanced"` does (G. King and L. Zeng, "Logistic Regression in Rare Events Data", Political Analysis
+    9, 2001). A class without training rows gets 1.
+    """
+    if task.label_kind != CLASS or not id2label:
+        raise ConfigError(f"trainer.class_weights is for tasks with one class per row, not for {type(task).__name__}")
+    names = [id2label[number] for number in sorted(id2label)]
+    if given == BALANCED:
+        if counts is None:
+            raise ConfigError("trainer.class_weights=balanced can't count streamed rows: give weights by class")
+        present = {name: counts[name] for name in names if counts.get(name)}
+        total = sum(present.values())
+        return [total / (len(present) * present[name]) if name in present else 1.0 for name in names]
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"trainer.class_weights={given!r}: expected {BALANCED} or weights by class: {{NAME: 2.0}}")
+    weights = {str(name): value for name, value in given.items()}
+    for name, value in weights.items():
+        if name not in names:
+            raise ConfigError(
+                f"trainer.class_weights: there is no class {name!r}.{did_you_mean(name, names)} "
+                f"Classes: {one_of(names, 20)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ConfigError(f"trainer.class_weights.{name}={value!r}: expected a number from 0 on")
+    return [float(weights.get(name, 1.0)) for name in names]
