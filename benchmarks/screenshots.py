@@ -23,7 +23,9 @@ COMMANDS = (
     ["-m", "search=tpe", "search.trials=6", "search.name=rates", "trainer.args.num_train_epochs=6",
      "trainer.args.learning_rate=tag(log,interval(1e-4,1e-2))"],
 )  # fmt: skip
-SIZE = (1400, 1000)
+SIZE = (1780, 1000)
+SHOWN = (0, 0, 1322, 1000)
+"""Part of the window that is kept: MLflow's assistant stands beside it at a browser's first visit."""
 PATIENCE = 30_000
 """Milliseconds of the page's own clock until a picture is taken."""
 
@@ -55,7 +57,7 @@ def photograph(chromium: str, address: str, picture: Path) -> None:
         command = [chromium, *flags, f"--screenshot={picture}", address]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     with PIL.Image.open(picture) as image:
-        image.convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=128).save(picture, optimize=True)
+        image.crop(SHOWN).convert("P", palette=PIL.Image.Palette.ADAPTIVE, colors=128).save(picture, optimize=True)
 
 
 def main() -> None:
@@ -69,7 +71,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "hfexp", *command], cwd=place, check=True)
         runs = {run["run_id"]: run["name"] for run in listed(place, "runs")}
         jobs = [run["run_id"] for run in listed(place, "compare", "sweep=rates")]
-        sweep = next(run_id for run_id, name in runs.items() if name == "rates")
+        sweep = next(run_id for run_id, name in runs.items() if name.startswith("rates"))
         singles = [run_id for run_id in runs if run_id not in (sweep, *jobs)]
         pages = {
             "run": f"/experiments/1/runs/{singles[-1]}/artifacts/report.html",
@@ -79,7 +81,8 @@ def main() -> None:
         }
         with mlflow_pages(place) as address:
             for name, page in pages.items():
-                photograph(chromium, f"{address}{page}", DOCS / f"{name}.png")
+                mark = "&" if "?" in page else "?"
+                photograph(chromium, f"{address}{page}{mark}workflowType=machine_learning", DOCS / f"{name}.png")
 
 
 def listed(place: Path, *command: str) -> list[dict[str, str]]:

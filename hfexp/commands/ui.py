@@ -120,5 +120,5 @@ def _links(uri: str, address: str) -> str:
     experiment = f"{address}/#/experiments/{run.experiment_id}"
     return (
         f"MLflow    {experiment}/runs?workflowType=machine_learning\n"
-        f"last run  {experiment}/runs/{run.run_id}  ({run.name})"
+        f"last run  {experiment}/runs/{run.run_id}?workflowType=machine_learning  ({run.name})"
     )

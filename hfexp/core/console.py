@@ -66,11 +66,14 @@ def _escaped(character: re.Match[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people, e.g. `90.0 s`, `5 min`, `2.5 h`."""
-    if seconds < 120:
+    """Format seconds for people, e.g. `9.5 s`, `1 min 48 s`, `25 min`, `2 h 5 min`."""
+    if seconds < 60:
         return f"{seconds:.1f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, of_hour = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {of_hour} min"
+    return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
 
 
 def cell(text: object, style: str = "") -> "Text":

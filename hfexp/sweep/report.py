@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from hfexp.core.console import duration
 from hfexp.core.secrets import mask_secrets
 from hfexp.sweep.table import Curve, TrialTable, command_of, error_of, measured, states, swept_keys
 from hfexp.sweep.trials import State, Sweep, Trial, best
@@ -291,8 +292,8 @@ class SweepPage:
         counted = ", ".join(f"{count} {state}" for state, count in states(self.sweep).items() if count)
         goals = zip(self.sweep.objectives, self.sweep.directions, strict=False)
         goal = ", ".join(f"{direction} {metric}" for metric, direction in goals)
-        hours = self.sweep.seconds / 3600
-        return f"{self.sweep.method}, to {goal}: {counted or 'no trials yet'}; {hours:.2f} hours"
+        spent = duration(self.sweep.seconds)
+        return f"{self.sweep.method}, to {goal}: {counted or 'no trials yet'}; {spent}"
 
     def _best(self) -> Section:
         best_trials = best(self.sweep.trials, self.sweep.directions)

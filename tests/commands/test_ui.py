@@ -52,7 +52,7 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
         assert process.stdout.readline().startswith("starting MLflow on sqlite:///")
         page = f"http://127.0.0.1:{port}/#/experiments/1/runs"
         assert process.stdout.readline() == f"MLflow    {page}?workflowType=machine_learning\n"
-        link = f"{page}/{result.run_id}"
+        link = f"{page}/{result.run_id}?workflowType=machine_learning"
         assert process.stdout.readline() == f"last run  {link}  ({result.run_dir.name.rpartition('-')[0]})\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:  # at once
             assert answer.status == 200
