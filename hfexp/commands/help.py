@@ -87,7 +87,8 @@ def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) ->
     if not args:
         say(SCREEN)
         return 0
-    topic, *overrides = args
+    topic = args[0] if "=" in args[0] else " ".join(arg for arg in args if "=" not in arg)
+    overrides = [arg for arg in args[1:] if "=" in arg]
     with own_options_first(*own_directories(config_dir)):
         task = find_option("task", topic)
         if task is not None:
@@ -136,7 +137,7 @@ def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> Non
 
 
 def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
-    """Find keys: the one of this name with those below it; or those that end in it; or those that contain the word.
+    """Find keys: the one of this name with those below it; those that end in it; or those that have most of the words.
 
     Raises:
         ConfigError: there are none, or the name belongs to another tool; the message says what to use instead.
@@ -145,6 +146,7 @@ def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
     from hfexp.core.options import GROUPS
     from hfexp.core.training_args import RENAMED, SHORT, way_out
 
+    phrase, name = name.lower().split(), name.replace(" ", "_")
     if name in keys:
         return [keys[name], *(key for key in keys.values() if key.name.startswith(f"{name}."))]
     last = name.removeprefix("trainer.args.")
@@ -154,11 +156,13 @@ def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
     instead = HABITS.get(name) or RENAMED.get(last)
     if instead:
         raise ConfigError(f"hfexp has no key {name!r}: {way_out(instead)}")
-    word = name.lower()
-    containing = [key for key in keys.values() if word in key.name.lower() or word in key.text.lower()]
+    texts = {key.name: f"{key.name} {key.text}".lower() for key in keys.values()}
+    found = {name: sum(word in text for word in phrase) for name, text in texts.items()}
+    containing = [key for key in keys.values() if found[key.name] == max(found.values()) > 0]
+    containing.sort(key=lambda key: not any(word in key.name.lower() for word in phrase))  # those named so first
     if not containing:
         raise ConfigError(
-            f"no key, task or command is called {name!r}, and no key's description contains it."
+            f"no key, task or command is called {' '.join(phrase)!r}, and no key's description contains it."
             f"{did_you_mean(name, [*keys, *GROUPS])} `hfexp help` lists the commands, `hfexp list` the groups"
         )
     return containing

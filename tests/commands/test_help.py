@@ -232,3 +232,19 @@ def test_help_shows_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     text = shown(capsys, "help", "dataset.source", f"dataset.source.token={secret}", "dataset=digits")
     assert "***" in text
     assert "5678" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["class", "weights"], "trainer.class_weights"),
+        (["test", "split"], "dataset.splits.test"),
+        (["freeze", "layers"], "model.freeze"),
+        (["seed", "model.path=x"], "seed"),
+    ],
+)
+def test_several_words_find_the_key_that_has_most_of_them(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], first: str
+) -> None:
+    assert cli.main(["help", *words]) == 0
+    assert capsys.readouterr().out.split()[0] == first
