@@ -35,14 +35,18 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     """
     if task.label_column is None:
         return dataset
-    duplicates = sorted({name for name in labels or [] if (labels or []).count(name) > 1})
-    if duplicates:
-        raise ConfigError(f"dataset.labels has {duplicates[0]!r} more than once")
     if task.label_kind == NUMBER:
         return cast_number(dataset, task.label_column)
     if task.label_kind == CLASS:
         return cast_class(dataset, task.label_column, labels)
     return cast_classes(dataset, task.label_column, labels, task.label_separator)
+
+
+def require_distinct(labels: Sequence[str]) -> None:
+    """Raise ConfigError if `dataset.labels` names a class twice, so that its label would be ambiguous."""
+    name, count = Counter(labels).most_common(1)[0] if labels else ("", 0)
+    if count > 1:
+        raise ConfigError(f"dataset.labels has {name!r} more than once")
 
 
 def _features(dataset: DatasetDict) -> Features:

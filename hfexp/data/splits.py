@@ -18,7 +18,7 @@ from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data.dataset import num_rows
-from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, way_out
+from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, require_distinct, way_out
 from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
@@ -57,6 +57,7 @@ def load_dataset(
     Raises:
         ConfigError: the source can't be read, or a column, split or label is not what the config says.
     """
+    require_distinct(config.labels or [])
     try:
         source = _load_source(config, allowed_targets)
     except DatasetsError as error:

@@ -124,6 +124,8 @@ def test_labels_become_class_labels(labels: list[Any], names: list[str], monkeyp
 def test_labels_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.labels has 'b' more than once"):
         load(table(["a", "b"] * 5), monkeypatch, labels=["a", "b", "b"])
+    with pytest.raises(ConfigError, match=r"dataset\.labels has 'b' more than once"):  # a stream's are not cast
+        load(table(["a", "b"] * 5), monkeypatch, labels=["a", "b", "b"], streaming=True)
 
 
 def test_given_label_order_is_kept_and_unknown_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
