@@ -6,6 +6,8 @@ import html
 import json
 import os
 import shlex
+import shutil
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hfexp.core import __version__
 from hfexp.core.compose import PROJECT_FILE, project
 from hfexp.core.config import Config
-from hfexp.core.console import build_table, cell, print_table, say
+from hfexp.core.console import build_table, cell, is_terminal, print_table, say
 from hfexp.core.errors import RunError
 from hfexp.core.files import sqlite_address, sqlite_path, write_private
 from hfexp.core.provenance import Origin
@@ -87,10 +89,25 @@ def show_choices(config: Config, origin: Origin) -> None:
     own = project().config_dir
     if own is not None:
         say(f"  own options: {os.path.relpath(own)} (tool.hfexp in {PROJECT_FILE})")
-    say("  " + ", ".join(chosen))
+    say(_wrapped(chosen))
     changed = [override.lstrip("+") for override in origin.overrides if "." in override.partition("=")[0]]
     if changed:
-        say("  changed: " + ", ".join(changed))
+        changed[0] = f"changed: {changed[0]}"
+        say(_wrapped(changed))
+
+
+def _wrapped(items: list[str]) -> str:
+    """Put items on an indented line; in a terminal, begin a new line between items, not where the terminal would."""
+    width = shutil.get_terminal_size().columns if is_terminal() else 10**6
+    kept = ", ".join(item.replace(" ", "\u00a0") for item in items)  # textwrap does not break at this space
+    return textwrap.fill(
+        kept,
+        width,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).replace("\u00a0", " ")
 
 
 def show_model(summary: "ModelSummary") -> None:
@@ -106,6 +123,8 @@ def show_model(summary: "ModelSummary") -> None:
 def show_result(result: "Result") -> None:
     """Print the final table: metrics, baseline, weakest classes, and where everything is."""
     table = build_table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # a path that is cut can't be copied
     for name, value in _rows(result):
         table.add_row(cell(name), cell(value), style="bold" if name.startswith("best") else None)
     say()
