@@ -16,6 +16,7 @@ from filelock import FileLock
 from hfexp.commands import api, cli
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import config_hash
+from hfexp.experiment.result import _wrapped
 
 
 def client() -> mlflow.MlflowClient:
@@ -275,3 +276,13 @@ def test_importing_the_package_is_cheap() -> None:
 def test_no_file_is_opened_for_others_to_write(place: Path) -> None:
     result = api.train(*SMALL_DIGITS, "tracking=none")
     assert not any(os.stat(p).st_mode & 0o002 for p in result.run_dir.rglob("*") if not p.is_symlink())
+
+
+def test_choices_are_wrapped_between_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = ["model vit_digits", "transform jitter", "name='two words'", "path=a-b/c-d"]
+    assert _wrapped(items) == "  model vit_digits, transform jitter, name='two words', path=a-b/c-d"
+    monkeypatch.setattr("hfexp.experiment.result.is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert _wrapped(items).splitlines() == [
+        "  model vit_digits, transform jitter,", "    name='two words', path=a-b/c-d",
+    ]  # fmt: skip
