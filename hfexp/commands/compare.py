@@ -19,6 +19,7 @@ from hfexp.commands.ranking import (
     DERIVED,
     FINAL,
     NUMBER,
+    SEED,
     Ranking,
     average,
     cell_text,
@@ -123,6 +124,8 @@ def _replicates(ranking: Ranking) -> list[str]:
     """Say what the numbers of averaged runs are, or that runs could be averaged."""
     if ranking.groups:
         return ["mean of the runs that differ only in their seed ± half of the 95 % interval (Student's t)"]
+    if not any(map(SEED.match, ranking.params)):
+        return []
     most = max((len(group.runs) for group in average(ranking.runs).values()), default=1)
     return [f"up to {most} runs differ only in their seed: --mean shows their mean and interval"] if most > 1 else []
 

@@ -49,7 +49,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ only in their seeds."""
+    """Finished runs that differ only in their seeds, or a single run."""
 
     runs: list[RunRecord]
     estimates: dict[str, Estimate]
@@ -57,11 +57,15 @@ class Group:
 
 
 def average(runs: list[RunRecord]) -> dict[str, Group]:
-    """Group runs that differ only in their seeds, by the id of the first run of each group."""
+    """Group finished runs that differ only in their seeds, by the id of the first run of each group.
+
+    An unfinished run is a group of its own: its metrics are not those of a whole training.
+    """
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    keys = [key for key in _varied(runs) if not (SEED.match(key) or BOOKKEEPING.match(key))]
     for run in runs:
-        kept = {k: v for k, v in run.params.items() if not (SEED.match(k) or BOOKKEEPING.match(k))}
-        groups.setdefault((run.experiment, *sorted(kept.items())), []).append(run)
+        unfinished = None if run.status == "FINISHED" else run.run_id
+        groups.setdefault((run.experiment, unfinished, *map(run.params.get, keys)), []).append(run)
     result = {}
     for members in groups.values():
         shared = set.intersection(*(set(run.metrics) for run in members))
@@ -77,14 +81,12 @@ def represent(groups: Mapping[str, Group]) -> list[RunRecord]:
         first, count = group.runs[0], len(group.runs)
         titles = {re.sub(r"-s\d+$", "", run.name) for run in group.runs}
         name = titles.pop() if len(titles) == 1 else f"{first.name} and {count - 1} more"
-        states = {run.status for run in group.runs}
         times = [run.seconds for run in group.runs if run.seconds is not None]
         start = first.start_time or 0
         records.append(
             replace(
                 first,
                 name=name if count > 1 else first.name,
-                status=states.pop() if len(states) == 1 else "MIXED",
                 params={k: v for k, v in first.params.items() if not SEED.match(k)},
                 metrics={name: value.mean for name, value in group.estimates.items()},
                 start_time=start,
@@ -123,9 +125,13 @@ def rank(
     ordered = sorted(runs, key=lambda run: (keys[run.run_id], by_score[run.run_id]))
     in_order = sorted(keys.values())
     ranks = [bisect.bisect_left(in_order, keys[run.run_id]) + 1 for run in ordered]
-    varied = [k for k in set().union(*(r.params for r in runs)) if len({r.params.get(k) for r in runs}) > 1]
-    params = sorted(key for key in varied if full or not BOOKKEEPING.match(key))
+    params = sorted(key for key in _varied(runs) if full or not BOOKKEEPING.match(key))
     return Ranking(ordered, ranks, metric, direction, params, _metric_names(counts, metric, full), bool(places))
+
+
+def _varied(runs: list[RunRecord]) -> list[str]:
+    """Return the params whose values differ between the runs."""
+    return [key for key in set().union(*(r.params for r in runs)) if len({r.params.get(key) for r in runs}) > 1]
 
 
 def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:

@@ -536,6 +536,18 @@ def test_runs_that_differ_only_in_their_seed_are_averaged(compare_seeds: Any) ->
     assert len(rows[0]["run_ids"].split()) == 3
 
 
+def test_a_seed_that_failed_does_not_blur_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "mlflow.db")
+    experiment = store.experiment("digits")
+    for seed, accuracy in ((1, 0.5), (2, 0.7)):
+        store.run(experiment, f"vit-s{seed}", {"seed": seed}, {"test_accuracy": accuracy}, TAGS)
+    store.run(experiment, "vit-s3", {"seed": 3}, {"eval_loss": 9.0}, TAGS, status="FAILED")
+    assert main(["--mean", "--uri", store.uri, "--format", "json"]) == 0
+    mean, failed = as_json(capsys.readouterr().out)
+    assert (len(mean["run_ids"]), mean["status"], mean["metrics"]["test_accuracy"]["mean"]) == (2, "FINISHED", 0.6)
+    assert (len(failed["run_ids"]), failed["status"]) == (1, "FAILED")
+
+
 def test_a_sweep_shows_what_it_has_optimised(compare_seeds: Any) -> None:
     title, _, head, first, *_ = compare_seeds("sweep=grid-1").splitlines()
     assert title == "digits: 6 runs, ranked as in the sweep"
