@@ -178,6 +178,7 @@ def _write_flavors(
         )
     for name in ("uv.lock", "pyproject.toml", ".python-version"):  # MLflow copies them from the current directory
         (staging / name).unlink(missing_ok=True)
+    shutil.rmtree(staging / "code" / "hfexp" / "commands" / "project", ignore_errors=True)  # what `hfexp init` writes
     for path in staging.iterdir():
         path.rename(directory / path.name)
     staging.rmdir()

@@ -231,7 +231,7 @@ def test_spreadsheets_compute_nothing(tmp_path: Path) -> None:
         Answer("=cmd|' /C calc'!A0.png", {"label": "=1+1", "score": 0.5, "probabilities": [0.5, 0.2, 0.2, 0.1]}),
         Answer("-1.5", {"label": "\t=1", "score": -0.25, "probabilities": [0.1, 0.2, 0.3, 0.4]}),
     ]
-    with answer_files([tmp_path / "a.csv", tmp_path / "a.jsonl"], labels, 1) as files:
+    with answer_files({tmp_path / "a.csv": None, tmp_path / "a.jsonl": None}, labels, 1) as files:
         for answer in answers:
             for file in files:
                 file.add(answer)
