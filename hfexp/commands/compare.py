@@ -123,7 +123,9 @@ def _size(text: str) -> tuple[float, float]:
 def _replicates(ranking: Ranking) -> list[str]:
     """Say what the numbers of averaged runs are, or that runs could be averaged."""
     if ranking.groups:
-        return ["mean of the runs that differ only in their seed ± half of the 95 % interval (Student's t)"]
+        repeats = sum(group.repeats for group in ranking.groups.values())
+        notes = [f"earlier runs with the same seed are left out: {repeats}"] if repeats else []
+        return ["mean of the runs that differ only in their seed ± half of the 95 % interval (Student's t)", *notes]
     if not any(map(SEED.match, ranking.params)):
         return []
     most = max((len(group.runs) for group in average(ranking.runs).values()), default=1)
@@ -225,7 +227,7 @@ def _pick(ranking: Ranking, columns: Sequence[str]) -> tuple[list[str], list[str
         kinds = [
             (kind, key)
             for kind, keys in known.items()
-            for key in sorted(keys, key=len)
+            for key in sorted(keys, key=lambda key: (not key.startswith(FINAL), len(key), key))
             if key == name or key.endswith(f"{ENDS[kind]}{name}")
         ]
         exact = [(kind, key) for kind, key in kinds if key == name] or kinds
@@ -260,7 +262,8 @@ def _flat(objects: list[dict[str, Any]]) -> list[list[Any]]:
     for item in objects:
         row: dict[str, Any] = {"rank": item["rank"]}
         row |= {"run_id": item["run_id"]} if "run_id" in item else {"run_ids": " ".join(item["run_ids"])}
-        row |= {"name": item["name"], "status": item["status"], **item["params"]}
+        row |= {"name": item["name"], "status": item["status"]}
+        row |= {f"params.{key}" if key in row else key: value for key, value in item["params"].items()}
         for name, value in item["metrics"].items():
             ends = {f"{name}_{end}": value[end] for end in ("low", "high")} if isinstance(value, dict) else {}
             row |= {name: value["mean"], **ends} if isinstance(value, dict) else {name: value}
@@ -354,13 +357,15 @@ def _show_pair(a: RunRecord, b: RunRecord, ranking: Ranking, form: str) -> None:
     else:
         heads = [f"{letter}: {r.name} ({r.run_id}, {r.status})" for letter, r in (("A", a), ("B", b))]
         mark = {"latex": "% ", "html": "<p>"}.get(form, "")
-        print(("\n\n" if form == "md" else "\n").join(mark + (plain if form == "md" else one_line)(h) for h in heads))
+        shown = {"md": plain, "html": lambda head: html.escape(one_line(head))}.get(form, one_line)
+        print(("\n\n" if form == "md" else "\n").join(f"{mark}{shown(head)}" for head in heads))
         titles = ("Config", "Data and environment", "Final metrics")
         for title, (head, *rows) in zip(titles, sections.values(), strict=True):
             labels = [{"a": "A", "b": "B", "difference": "B - A"}.get(name, name) for name in head]
             texts = [[cell_text(value) for value in row] for row in [labels, *rows]]
             table = _table(*texts, form=form) if rows else "identical"
-            mark = {"md": "## ", "latex": "% ", "html": "<h2>"}.get(form, "")
+            title = f"<h2>{title}</h2>" if form == "html" else title
+            mark = {"md": "## ", "latex": "% "}.get(form, "")
             print(f"\n{mark}{title}\n{chr(10) * (form == 'md')}{table}")
 
 

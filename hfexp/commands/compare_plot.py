@@ -107,7 +107,8 @@ def _interval(run: RunRecord, ranking: Ranking) -> float:
 def _draw_points(axes: "Axes", runs: Sequence[RunRecord], ranking: Ranking, param: str) -> None:
     """Draw the metric against a numeric param: a series for each combination of what else differs."""
     metric = ranking.metric or ""
-    others = [key for key in telling(ranking.params, list(runs)) if key != param and not SEED.match(key)]
+    others = [key for key in telling([param, *ranking.params], list(runs)) if key != param and not SEED.match(key)]
+    others = [key for key in others if not DERIVED.match(key) and not _follows(key, param, runs)]
     series: dict[tuple[Any, ...], list[RunRecord]] = {}
     for run in runs:
         series.setdefault(tuple(run.params.get(key) for key in others), []).append(run)
@@ -128,6 +129,12 @@ def _draw_points(axes: "Axes", runs: Sequence[RunRecord], ranking: Ranking, para
     axes.set(xlabel=shorten_keys([param], list(runs))[0], ylabel=_axis(ranking))
     if len(series) > 1:
         _add_legend(axes, names)
+
+
+def _follows(key: str, param: str, runs: Sequence[RunRecord]) -> bool:
+    """Return True if the value of `param` tells that of `key`, so that `key` tells no series apart."""
+    pairs = {(run.params.get(param), run.params.get(key)) for run in runs}
+    return len(pairs) == len({run.params.get(param) for run in runs})
 
 
 def _draw_bars(

@@ -5,6 +5,7 @@ import importlib.util
 import keyword
 import os
 import re
+import shlex
 from pathlib import Path
 
 from hfexp.core.console import say
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{place} can't be written: {error.strerror}") from error
     say(f"{place}: a project with the package {name}; next:")
-    say(f"  cd {place}\n  make test    # two steps through the whole pipeline\n  make run     # train, for a minute")
+    say(f"  cd {shlex.quote(str(place))}")
+    say("  make test    # two steps through the whole pipeline")
+    say("  make run     # train, for a minute")
     say("README.md says which file to change for what.")
     return 0
 
@@ -54,7 +57,8 @@ def package_name(place: Path) -> str:
     name = re.sub(r"[-. ]", "_", place.name).lower()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise ConfigError(f"{place.name!r}: the name must begin with a letter and have only a-z, 0-9, - and _")
-    if importlib.util.find_spec(name) is not None:
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.origin is not None:  # a plain directory is found too, without an origin
         raise ConfigError(f"{place.name!r}: there is a Python package of this name already; give another name")
     return name
 

@@ -313,6 +313,9 @@ def read(
 
     task = loaded.predictor.task
     if settings.reads_dataset:
+        for name, given in (("inputs", values), ("columns", settings.columns), ("system", settings.system)):
+            if given:
+                raise ConfigError(f"split= and dataset= already name the inputs; leave out {name}")
         return _read_split(settings, loaded, config_dir)
     is_text = takes_texts(task)
     texts = [*settings.text, *(value for value in values if is_text and isinstance(value, str))]
@@ -378,14 +381,16 @@ def _predict_to_sinks(
     Raises:
         DataError: an input could not be read, and `skip_unreadable` is false.
     """
+    from hfexp.inference.inputs import column_types
     from hfexp.inference.outputs import ROW_COLUMNS, answer_files
 
     with tempfile.TemporaryDirectory(prefix="hfexp-answers-") as place:
         recorded = Path(place) / "predictions.csv"
         paths: dict[Path, Sequence[str] | None] = {Path(settings.output): None} if settings.output else {}
         if settings.record:  # a shared store gets what the model says, not the user's whole table
-            paths[recorded] = ROW_COLUMNS
-        with answer_files(paths, loaded.predictor.id2label or {}, _num_classes(settings)) as files:
+            paths[recorded] = ROW_COLUMNS if settings.reads_dataset else ()
+        types = column_types(inputs)
+        with answer_files(paths, loaded.predictor.id2label or {}, _num_classes(settings), types) as files:
             skipped = _predict_all(loaded, inputs, [sink, *files], skip_unreadable)
         sink.show()
         if settings.record:

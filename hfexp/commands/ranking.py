@@ -54,12 +54,15 @@ class Group:
     runs: list[RunRecord]
     estimates: dict[str, Estimate]
     """Mean and 95 % interval of each metric that all of the runs have."""
+    repeats: int = 0
+    """Number of earlier runs with the same seeds, which are left out."""
 
 
 def average(runs: list[RunRecord]) -> dict[str, Group]:
     """Group finished runs that differ only in their seeds, by the id of the first run of each group.
 
-    An unfinished run is a group of its own: its metrics are not those of a whole training.
+    An unfinished run is a group of its own: its metrics are not those of a whole training. Of several runs with one
+    seed only the newest counts: repeating a seed tells nothing about the spread over seeds.
     """
     groups: dict[tuple[Any, ...], list[RunRecord]] = {}
     keys = [key for key in _varied(runs) if not (SEED.match(key) or BOOKKEEPING.match(key))]
@@ -67,11 +70,17 @@ def average(runs: list[RunRecord]) -> dict[str, Group]:
         unfinished = None if run.status == "FINISHED" else run.run_id
         groups.setdefault((run.experiment, unfinished, *map(run.params.get, keys)), []).append(run)
     result = {}
-    for members in groups.values():
+    for repeated in groups.values():
+        by_seed = {_seeds(run): run for run in sorted(repeated, key=lambda run: run.start_time or 0)}
+        members = [run for run in repeated if by_seed[_seeds(run)] is run]
         shared = set.intersection(*(set(run.metrics) for run in members))
         estimates = {name: estimate([run.metrics[name] for run in members]) for name in sorted(shared)}
-        result[members[0].run_id] = Group(members, estimates)
+        result[members[0].run_id] = Group(members, estimates, len(repeated) - len(members))
     return result
+
+
+def _seeds(run: RunRecord) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, value) for key, value in run.params.items() if SEED.match(key)))
 
 
 def represent(groups: Mapping[str, Group]) -> list[RunRecord]:

@@ -190,6 +190,8 @@ def _read_project(file: Path, changed: int, size: int) -> Project:
     except (OSError, DamagedRecord, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError) as error:
         raise ConfigError(f"{PROJECT_FILE} can't be read: {error}") from error
     known = [entry.name for entry in fields(Project)]
+    if not isinstance(table, dict):
+        raise ConfigError(f"{PROJECT_FILE}: tool.hfexp must be a table, with the keys {one_of(known)}")
     for key, value in table.items():
         if key not in known:
             raise ConfigError(f"{PROJECT_FILE}: tool.hfexp has no key {key!r}. Known keys: {one_of(known)}")

@@ -115,7 +115,9 @@ def check_path(path: str) -> None:
         ConfigError: it is not.
     """
     if path.startswith(RUN):
-        raise ConfigError(f"model.path={path}: a run can only be named on the command line, not in a file")
+        raise ConfigError(
+            f"model.path={path}: a run can only be named in a command that trains; in others use run=NAME"
+        )
     directory = Path(local_model(path)).expanduser()
     if not (os.path.exists(directory) or path.startswith((".", "/", "~", PACKAGE))):
         return  # an id on the Hub

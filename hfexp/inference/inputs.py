@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from datasets import ClassLabel, Dataset, List, Value
+import pyarrow
+from datasets import ClassLabel, Dataset, LargeList, List, Value
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
@@ -198,9 +199,26 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[
 
 def _without_binary(rows: Dataset) -> Dataset:
     """Select the columns that a person can read: no images, sounds or other binary data."""
-    readable = (Value, ClassLabel, List, dict)
-    columns = {name: feature for name, feature in rows.features.items() if isinstance(feature, readable)}
-    return rows.select_columns([name for name, feature in columns.items() if "binary" not in str(feature)])
+    return rows.select_columns([name for name, feature in rows.features.items() if _is_readable(feature)])
+
+
+def _is_readable(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return all(map(_is_readable, feature.values()))
+    if isinstance(feature, List | LargeList):
+        return _is_readable(feature.feature)
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "binary" not in feature.dtype)
+
+
+def column_types(inputs: Iterable[Input]) -> dict[str, pyarrow.DataType]:
+    """Return the types in which the columns of the inputs' tables are written; text where tables disagree."""
+    types: dict[str, pyarrow.DataType] = {}
+    for rows in {id(item.table): item.table for item in inputs if item.table is not None}.values():
+        for name, feature in rows.features.items():
+            is_plain = isinstance(feature, Value) and feature.dtype != "null"
+            kind = feature.pa_type if is_plain else pyarrow.string()
+            types[name] = kind if types.setdefault(name, kind) == kind else pyarrow.string()
+    return types
 
 
 def split_inputs(splits: Mapping[str, Dataset], task: Task, columns: Mapping[str, str]) -> list[Input]:

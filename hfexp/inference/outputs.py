@@ -1,6 +1,7 @@
 """Output of predictions: a table on the console, a file, or rows for a DataFrame."""
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,18 +79,27 @@ class AnswerFile:
     """A file of answers that appears whole or not at all: written to a temporary file, which is moved when closed."""
 
     def __init__(
-        self, path: Path, id2label: Mapping[int, str], count: int | None, keep: Sequence[str] | None = None
+        self,
+        path: Path,
+        id2label: Mapping[int, str],
+        count: int | None,
+        keep: Sequence[str] | None = None,
+        types: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the temporary file; raise ConfigError if nothing can be written there.
 
         Args:
             count: number of most probable classes to write; None: all.
             keep: columns of the inputs' tables to write; None: all.
+            types: Arrow types of those columns, for a Parquet file.
         """
+        self.types = dict(types or {})
         self.path, self.id2label, self.count, self.keep = path, id2label, count, keep
         self._waiting: list[Answer] = []
         self._parquet: Any = None
         self._begun = False
+        self._answered: set[str] = set()
+        """Columns that hold the answer."""
         try:
             self._file = WholeFile(path)
         except OSError as error:
@@ -99,6 +109,8 @@ class AnswerFile:
         """Add an answer; every `ANSWERS_PER_WRITE` answers are written together."""
         if self.keep is not None:
             answer = replace(answer, columns={k: v for k, v in answer.columns.items() if k in self.keep})
+        if not self._answered:
+            self._answered = set(columns_of(replace(answer, columns={}), self.id2label, self.count))
         self._waiting.append(answer)
         if len(self._waiting) >= ANSWERS_PER_WRITE:
             self._write()
@@ -128,37 +140,52 @@ class AnswerFile:
 
     def _write_table(self, rows: list[dict[str, Any]]) -> None:
         if self.path.suffix == ".csv":
-            import pandas
-
-            safe = pandas.DataFrame(rows).rename(columns=csv_cell).map(csv_cell)
-            safe.to_csv(self._file.temporary, mode="a", header=not self._begun, index=False)
+            with self._file.temporary.open("a", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                if not self._begun:
+                    writer.writerow(map(csv_cell, rows[0]))
+                # pandas would write whole numbers of a column with a missing value as fractions.
+                writer.writerows(
+                    [csv_cell(None if value != value else value) for value in row.values()] for row in rows
+                )
             return
         import pyarrow
         import pyarrow.parquet
 
-        table = pyarrow.Table.from_pylist(rows)
         if self._parquet is None:
-            texts = [
-                field.with_type(pyarrow.string()) if field.type == pyarrow.null() else field for field in table.schema
-            ]
-            self._parquet = pyarrow.parquet.ParquetWriter(self._file.temporary, pyarrow.schema(texts))
-        self._parquet.write_table(table.cast(self._parquet.schema))
+            inferred = pyarrow.Table.from_pylist([{k: v for k, v in row.items() if not self._type(k)} for row in rows])
+            names = {name: self._type(name) or inferred.schema.field(name).type for name in rows[0]}
+            schema = pyarrow.schema(list(names.items()))
+            self._parquet = pyarrow.parquet.ParquetWriter(self._file.temporary, schema)
+        schema = self._parquet.schema
+        texts = {field.name for field in schema if field.type == pyarrow.string()}
+        plain = [{k: str(v) if k in texts and v is not None else v for k, v in row.items()} for row in rows]
+        self._parquet.write_table(pyarrow.Table.from_pylist(plain, schema))
+
+    def _type(self, name: str) -> Any:
+        """Return the Arrow type of a column of the inputs' tables; None for a column of the answer."""
+        taken = name not in self.types and name.startswith("input.")
+        return self.types.get(name.removeprefix("input.") if taken else name) if name not in self._answered else None
 
 
 @contextlib.contextmanager
 def answer_files(
-    paths: Mapping[Path, Sequence[str] | None], id2label: Mapping[int, str], count: int | None
+    paths: Mapping[Path, Sequence[str] | None],
+    id2label: Mapping[int, str],
+    count: int | None,
+    types: Mapping[str, Any] | None = None,
 ) -> Iterator[list[AnswerFile]]:
     """Open answer files that are moved into place when the block ends, and discarded if it fails.
 
     Args:
         paths: for each file the columns of the inputs' tables to write; None: all.
+        types: Arrow types of the columns of the inputs' tables.
     """
     files: list[AnswerFile] = []
     done = False
     try:
         for path, keep in paths.items():
-            files.append(AnswerFile(path, id2label, count, keep))
+            files.append(AnswerFile(path, id2label, count, keep, types))
         yield files
         done = True
     finally:

@@ -308,7 +308,12 @@ class FunctionMetric:
     def compute(self, **arrays: np.ndarray) -> dict[str, Any]:
         """Call the function; a number that it returns gets the name of the metric."""
         value = self.function(**arrays)
-        return dict(value) if isinstance(value, Mapping) else {self.name: float(value)}
+        values = dict(value) if isinstance(value, Mapping) else {self.name: value}
+        wrong = next((v for v in values.values() if not isinstance(v, int | float | np.number | np.ndarray)), None)
+        if wrong is not None or not isinstance(value, Mapping) and np.ndim(value) != 0:
+            shown = type(wrong if wrong is not None else value).__name__
+            raise ConfigError(f"metrics.{self.name} returned a {shown}; expected a number or numbers by name")
+        return values
 
 
 class MetricSet:

@@ -511,8 +511,13 @@ def resolve_models(overrides: Sequence[str]) -> list[str]:
     def directory(match: re.Match[str]) -> str:
         run = find_one(tracking_uri(uri, output_dir), match[1])
         home = home_of(run, Path(output_dir))
-        if home is None or not (home / "model" / "config.json").is_file():
+        if home is None or not (home / "model").is_dir():
             raise ConfigError(f"model.path={match[0]}: the model of {run.name} is not in {output_dir} on this machine")
+        if not (home / "model" / "config.json").is_file():
+            raise ConfigError(
+                f"model.path={match[0]}: {run.name} has saved an adapter or a model of your own code, "
+                "from which no other run can start"
+            )
         near = home.is_relative_to(Path.cwd())
         return spelling(str((home.relative_to(Path.cwd()) if near else home) / "model"))
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.targets import instantiate, locate
-from hfexp.tasks.base import CLASS, Task
+from hfexp.tasks.base import CLASS, NUMBER, Task
 
 BALANCED = "balanced"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,10 +61,10 @@ def build_loss(
         raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
     if class_weights is not None:
         return ClassWeights(_weights(class_weights, task, id2label, counts), smoothing)
-    return _own_loss(node, task, smoothing, allowed) if node else None
+    return _own_loss(node, task, len(id2label or ()), smoothing, allowed) if node else None
 
 
-def _own_loss(node: Mapping[str, Any], task: Task, smoothing: float, allowed: list[str]) -> Loss:
+def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: float, allowed: list[str]) -> Loss:
     if "_target_" not in node:
         raise ConfigError("trainer.loss must have a _target_, a function of logits and labels")
     if task.label_column is None:
@@ -71,18 +72,37 @@ def _own_loss(node: Mapping[str, Any], task: Task, smoothing: float, allowed: li
     if smoothing:
         raise ConfigError("trainer.args.label_smoothing_factor has no effect on trainer.loss: remove one of them")
     target = locate(str(node["_target_"]), "trainer.loss._target_", allowed)
-    loss: Any = instantiate({**node, "_partial_": not isinstance(target, type)}, "trainer.loss", allowed)
+    try:
+        loss: Any = instantiate({**node, "_partial_": not isinstance(target, type)}, "trainer.loss", allowed)
+    except (HydraException, TypeError, ValueError) as error:
+        raise ConfigError(f"trainer.loss: {node['_target_']} can't be built: {error.__cause__ or error}") from error
+    if isinstance(loss, torch.nn.Module) and next(loss.parameters(), None) is not None:
+        raise ConfigError(f"trainer.loss: {node['_target_']} has parameters, which would not be trained")
     if not callable(loss):
         raise ConfigError(f"trainer.loss: {node['_target_']} can't be called with logits and labels")
     try:
         inspect.signature(loss.forward if isinstance(loss, torch.nn.Module) else loss).bind("logits", "labels")
     except TypeError as error:
         raise ConfigError(f"trainer.loss: {node['_target_']} does not take (logits, labels): {error}") from error
-    return functools.partial(_checked, loss, str(node["_target_"]))
+    checked = functools.partial(_checked, loss, str(node["_target_"]))
+    _try(checked, task, num_classes, str(node["_target_"]))
+    return checked
+
+
+def _try(loss: Loss, task: Task, num_classes: int, name: str) -> None:
+    """Compute the loss of two made-up rows, so that a mistake in it shows before anything is loaded."""
+    logits = torch.zeros(2, num_classes if task.label_kind != NUMBER else 1, requires_grad=True)
+    labels = {CLASS: torch.zeros(2, dtype=torch.long), NUMBER: torch.zeros(2)}.get(
+        task.label_kind, torch.zeros_like(logits)
+    )
+    try:
+        loss(logits, labels)
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        raise ConfigError(f"trainer.loss: {name} fails on logits {tuple(logits.shape)}: {error}") from error
 
 
 def _checked(loss: Callable[..., Any], name: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    value = loss(logits, labels)
+    value = (loss.to(logits.device) if isinstance(loss, torch.nn.Module) else loss)(logits, labels)
     if not torch.is_tensor(value) or value.ndim != 0:
         shape = f"a tensor of shape {tuple(value.shape)}" if torch.is_tensor(value) else f"a {type(value).__name__}"
         raise ConfigError(f"trainer.loss: {name} returned {shape}, expected a scalar: the mean over the rows")

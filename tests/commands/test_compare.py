@@ -548,6 +548,49 @@ def test_a_seed_that_failed_does_not_blur_the_mean(tmp_path: Path, capsys: pytes
     assert (len(failed["run_ids"]), failed["status"]) == (1, "FAILED")
 
 
+def test_a_repeated_seed_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "mlflow.db")
+    experiment = store.experiment("digits")
+    for number, (seed, accuracy) in enumerate(((1, 0.1), (1, 0.5), (2, 0.7))):
+        store.run(experiment, f"vit{number}-s{seed}", {"seed": seed}, {"test_accuracy": accuracy}, TAGS)
+    main(["--mean", "--uri", store.uri])
+    shown = capsys.readouterr().out
+    assert "0.6000 ± " in shown
+    assert "(earlier runs with the same seed are left out: 1)" in shown
+
+
+def test_names_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(tmp_path / "mlflow.db")
+    experiment = store.experiment("digits")
+    for name in ("<script>a", "<script>b"):
+        store.run(experiment, name, {"name": name}, {"test_accuracy": 0.5}, TAGS)
+    for words in (["<script>a", "<script>b"], []):
+        main([*words, "--uri", store.uri, "--format", "html"])
+        page = capsys.readouterr().out
+        assert "<script>" not in page
+        assert page.count("<h2>") == page.count("</h2>")
+    main(["--uri", store.uri, "--format", "csv", "--all"])
+    head, first, *_ = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert first[head.index("name")].startswith("<script>")
+    assert "params.name" in head
+
+
+def test_the_size_of_the_model_makes_no_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    store = Store(tmp_path / "mlflow.db")
+    experiment = store.experiment("digits")
+    for width in (8, 16, 32):
+        params = {"model.width": width, "model.num_parameters": width * 100, "model.head": f"of {width}"}
+        store.run(experiment, f"cnn-width{width}-s1", params, {"test_accuracy": width / 100}, TAGS)
+    figures: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: figures.append(self))
+    main(["--uri", store.uri, "--plot", str(tmp_path / "a.pdf")])
+    (line,) = figures[0].axes[0].lines
+    assert list(line.get_xdata()) == [8, 16, 32]
+    assert not figures[0].legends
+
+
 def test_a_sweep_shows_what_it_has_optimised(compare_seeds: Any) -> None:
     title, _, head, first, *_ = compare_seeds("sweep=grid-1").splitlines()
     assert title == "digits: 6 runs, ranked as in the sweep"

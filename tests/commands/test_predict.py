@@ -10,14 +10,17 @@ import mlflow
 import numpy as np
 import pandas
 import PIL.Image
+import pyarrow.parquet
 import pytest
 import transformers
 from conftest import SMALL_DIGITS, encoded_digits, write_images
+from datasets import ClassLabel, Dataset, Features, LargeList, Value
 
 from hfexp import load_run, predict, train
 from hfexp.commands import cli
 from hfexp.commands.predict import as_args, parse
 from hfexp.core.errors import ConfigError, DataError
+from hfexp.inference.inputs import _without_binary
 from hfexp.tasks.text import byte_tokenizer
 
 IMAGES = 5
@@ -204,6 +207,7 @@ def test_a_sweep_answers_by_its_best_run(place: Path, monkeypatch: pytest.Monkey
         (["run=RUN", "photos", "system=Be brief"], "applies only to text"),
         (["model=vit_digits", "task=image_classification", "photos"], "was not trained for ImageClassification"),
         (["run=RUN", "photos", "split=test"], "already name the inputs; leave out 'photos'"),
+        (["run=RUN", "split=test", "columns.image=a"], "leave out columns"),
         (["run=RUN", "split=tests"], "split=tests: expected one of"),
         (["run=RUN", "photos", "columns.text=a"], r"columns\.text: the task reads only: image"),
     ],
@@ -308,6 +312,30 @@ def test_answers_stand_beside_all_columns_of_the_table(here: Path, ending: str) 
     assert answers["late"][1000] == ("'=1+1" if ending == "csv" else "=1+1")
     assert (answers["review"][1001], answers["tag"][1001]) == ("another", "a")
     assert list(answers["label"]) == list(predict(run=directory, inputs=[*answers["review"]])["label"])
+
+
+def test_columns_keep_their_values_in_every_format(here: Path) -> None:
+    directory = plain_model(here, "text")
+    number = 1234567890123456789
+    rows = [
+        {"text": "a", "id": number, "price": 1.5, "kind": 1},
+        {"text": "b", "id": None, "price": 100.25, "kind": 2},
+    ]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("b.jsonl").write_text('{"text": "c", "id": 7, "price": 3.0, "kind": "x"}\n')
+    for ending in ("csv", "parquet"):
+        assert cli.main(["predict", f"run={directory}", "a.jsonl", "b.jsonl", "text=d", f"output=out.{ending}"]) == 0
+    lines = Path("out.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines[1:]] == [str(number), "", "7", ""]
+    kept = pyarrow.parquet.read_table("out.parquet").to_pylist()
+    assert [row["id"] for row in kept] == [number, None, 7, None]
+    assert [row["kind"] for row in kept] == ["1", "2", "x", None]
+
+
+def test_a_class_called_binary_is_no_binary_data() -> None:
+    features = Features({"a": ClassLabel(names=["binary"]), "b": Value("binary"), "c": LargeList(Value("string"))})
+    rows = Dataset.from_dict({"a": [0], "b": [b"x"], "c": [["y"]]}, features=features)
+    assert _without_binary(rows).column_names == ["a", "c"]
 
 
 def test_the_rows_of_the_runs_own_split_are_answered(here: Path, run: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,14 @@ def nothing(*arrays):
 
 def number():
     return 3
+
+
+def rows(references):
+    return references
+
+
+def text(references):
+    return {"a": "b"}
 """
 
 
@@ -132,6 +140,10 @@ def test_a_function_or_an_object_with_compute_is_a_metric(tmp_path: Path, monkey
         built.compute({"nll": SCORES})
     with pytest.raises(ConfigError, match=r"metrics\.none: the function must name its inputs"):
         metrics.build_metrics({"none": {"_target_": "own_metrics.nothing", "_partial_": True}}, [])
+    for name, shown in (("rows", "ndarray"), ("text", "str")):
+        wrong = metrics.build_metrics({name: {"_target_": f"own_metrics.{name}", "_partial_": True}}, [])
+        with pytest.raises(ConfigError, match=f"metrics.{name} returned a {shown}; expected a number"):
+            wrong.compute({"references": TRUTH})
     with pytest.raises(ConfigError, match=r"own_metrics\.number returned a int; .* or set _partial_: true"):
         metrics.build_metrics({"n": {"_target_": "own_metrics.number"}}, [])
 

@@ -157,4 +157,4 @@ def test_a_run_without_a_model_is_no_start(
     Path("conf/model").mkdir(parents=True)
     Path("conf/model/mine.yaml").write_text("path: run:last\n")
     assert cli.main([*words[1:], "model=mine", "--config-dir", "conf"]) == 2
-    assert "a run can only be named on the command line" in capsys.readouterr().err
+    assert "a run can only be named in a command that trains" in capsys.readouterr().err

@@ -61,6 +61,12 @@ def test_the_weighted_loss_is_a_mean_over_rows_however_they_are_divided() -> Non
         ({"node": {"_target_": "torch.nn.CrossEntropyLoss"}, "task": TextGeneration()}, "loss is over tokens"),
         ({"node": {"_target_": "torch.nn.TripletMarginLoss"}}, r"does not take \(logits, labels\)"),
         ({"node": {"_target_": "os.system"}}, "is not allowed here"),
+        ({"node": {"_target_": "torch.nn.CrossEntropyLoss", "weight": [1, 2]}}, "trainer.loss: .* can't be built"),
+        ({"node": {"_target_": "torch.nn.functional.cross_entropy", "weight": [1, 2]}}, "fails on logits"),
+        (
+            {"node": {"_target_": "torch.nn.Bilinear", "in1_features": 4, "in2_features": 4, "out_features": 1}},
+            "has parameters, which would not be trained",
+        ),
     ],
 )
 def test_a_wrong_loss_is_one_message(settings: dict[str, Any], message: str) -> None:
