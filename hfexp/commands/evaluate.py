@@ -167,10 +167,12 @@ def _values(rows: Any, name: str) -> list[Any]:
     """
     from datasets import ClassLabel, Value
 
+    from hfexp.data.labels import readable
+
     feature = rows.features[name]
     if not isinstance(feature, ClassLabel | Value):
         raise ConfigError(f"by={name}: the column holds {type(feature).__name__}, expected one value per row")
-    return [feature.int2str(value) for value in rows[name]] if isinstance(feature, ClassLabel) else list(rows[name])
+    return [readable(feature, value) for value in rows[name]]
 
 
 def _record(

@@ -158,7 +158,8 @@ def _matches(name: str, keys: Mapping[str, "Key"]) -> list["Key"]:
         raise ConfigError(f"hfexp has no key {name!r}: {way_out(instead)}")
     texts = {key.name: f"{key.name} {key.text}".lower() for key in keys.values()}
     found = {name: sum(word in text for word in phrase) for name, text in texts.items()}
-    containing = [key for key in keys.values() if found[key.name] == max(found.values()) > 0]
+    most = max(found.values())
+    containing = [key for key in keys.values() if found[key.name] == most > 0]
     containing.sort(key=lambda key: not any(word in key.name.lower() for word in phrase))  # those named so first
     if not containing:
         raise ConfigError(

@@ -165,23 +165,19 @@ def _print_rows(dataset: "DatasetDict", task: "Task") -> None:
     split: Any
     rows: Any
     split, rows = next(iter(dataset.items()))
-    label, classes = task.label_column or "", task.id2label(dataset)
+    from hfexp.data.labels import readable
+
+    label, has_classes = task.label_column or "", task.id2label(dataset) is not None
     table = build_table(f"{split} row", *task.columns)
     shown = [rows[index] for index in range(min(ROWS, len(rows)))] if hasattr(rows, "__len__") else rows.take(ROWS)
     for number, row in enumerate(shown):
         decoded = task.decode(dict(row))
-        if classes is not None:
-            decoded[label] = _class_names(decoded[label], classes)
+        if has_classes:
+            names = readable(rows.features[label], row[label])
+            decoded[label] = "no label" if names is None else ", ".join(names) if isinstance(names, list) else names
         table.add_row(cell(number), *(cell(_shown(decoded.get(column))) for column in task.columns))
     say()
     print_table(table)
-
-
-def _class_names(value: Any, classes: dict[int, str]) -> str:
-    """Name the class of an id, or those of a list that tells for each class whether the row has it."""
-    if isinstance(value, list | tuple):
-        return ", ".join(classes[number] for number, has in enumerate(value) if has)
-    return classes.get(value, "no label")
 
 
 def _shown(value: Any) -> str:

@@ -121,6 +121,20 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
     return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
 
 
+def readable(feature: Any, value: Any) -> Any:
+    """Return a stored label as a person reads it: the name of a class, a list of names, or another value unchanged.
+
+    Args:
+        feature: feature of the column; a mapping for several classes per row, see `cast_classes`.
+
+    Returns:
+        None for a class id that marks a missing label.
+    """
+    if isinstance(feature, ClassLabel):
+        return None if value is None or value < 0 else feature.names[value]
+    return [name for name, has in (value or {}).items() if has] if isinstance(feature, dict) else value
+
+
 def class_ids(rows: Dataset, column: str) -> np.ndarray:
     """Return the id of each row's class, (N,); `rows[column]` takes ten times as long on a selection of rows."""
     ids = np.asarray(rows.data.column(column))

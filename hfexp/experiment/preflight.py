@@ -133,10 +133,12 @@ def load_inputs(config: Config) -> Inputs:
 
 
 def _build_loss(config: Config, task: Task, dataset: DatasetDict, id2label: dict[int, str] | None) -> Loss | None:
-    counts = None if config.dataset.streaming else class_counts(dataset["train"], task)
+    def count() -> dict[str, int] | None:
+        return None if config.dataset.streaming else class_counts(dataset["train"], task)
+
     smoothing = float(config.trainer.args.get("label_smoothing_factor") or 0)
     allowed = config.security.allowed_targets
-    return build_loss(config.trainer.loss, config.trainer.class_weights, task, id2label, counts, smoothing, allowed)
+    return build_loss(config.trainer.loss, config.trainer.class_weights, task, id2label, count, smoothing, allowed)
 
 
 def _check_settings(config: Config, problems: _Problems) -> None:

@@ -17,6 +17,7 @@ from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import STANDARD_INPUT
 from hfexp.data.image_folders import LeftOut, scan
+from hfexp.data.labels import readable
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
 from hfexp.inference.outputs import TRUE
@@ -47,7 +48,8 @@ class Input:
         if self.table is None:
             return {}
         row, features = self.table[self.index], self.table.features
-        return {name: class_name(features[name], value) for name, value in row.items()}
+        classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        return row | {name: readable(features[name], row[name]) for name in classes}
 
 
 def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
@@ -237,7 +239,7 @@ def _from_split(split: str, rows: Dataset, task: Task, columns: Mapping[str, str
     table = rows.rename_columns({name: own for name, own in own_names.items() if name in rows.column_names})
     added = {"split": [split] * len(rows), "index": list(range(len(rows)))}
     if label is not None:
-        added[TRUE] = label_names(rows, label)
+        added[TRUE] = [readable(rows.features[label], value) for value in rows[label][:]]
         table = table.remove_columns(own_names.get(label, label))
     for name, values in added.items():
         table = table.rename_columns({name: f"input.{name}"} if name in table.column_names else {})
@@ -261,22 +263,6 @@ def _row_names(split: str, rows: Dataset) -> Iterator[str]:
             for index, path in enumerate(column.field("path").to_pylist(), start):
                 yield path or f"{split}[{index}]"
             start += len(column)
-
-
-def label_names(rows: Dataset, column: str) -> list[Any]:
-    """Return the labels as a person reads them: a name, a list of names, or a number per row; None for no label."""
-    feature: Any = rows.features[column]
-    values = rows[column][:]
-    if isinstance(feature, dict):
-        return [[name for name, has in (value or {}).items() if has] for value in values]
-    return [class_name(feature, value) for value in values]
-
-
-def class_name(feature: Any, value: Any) -> Any:
-    """Return the name of a class id, or None for a missing one; return the value of any other feature unchanged."""
-    if not isinstance(feature, ClassLabel):
-        return value
-    return None if value is None or value < 0 else feature.names[value]
 
 
 def row_of(item: Input) -> dict[str, Any]:

@@ -45,14 +45,14 @@ def build_loss(
     class_weights: Any,
     task: Task,
     id2label: Mapping[int, str] | None,
-    counts: Mapping[str, int] | None,
+    count: Callable[[], Mapping[str, int] | None],
     smoothing: float,
     allowed: list[str],
 ) -> Loss | None:
     """Build the loss that `trainer.loss` or `trainer.class_weights` describes; None: the model computes its own.
 
     Args:
-        counts: number of training rows by class; None if the rows are streamed.
+        count: counts the training rows by class, which reads all labels; returns None if the rows are streamed.
 
     Raises:
         ConfigError: the settings contradict each other, or do not suit the task.
@@ -60,7 +60,7 @@ def build_loss(
     if node and class_weights is not None:
         raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
     if class_weights is not None:
-        return ClassWeights(_weights(class_weights, task, id2label, counts), smoothing)
+        return ClassWeights(_weights(class_weights, task, id2label, count), smoothing)
     return _own_loss(node, task, len(id2label or ()), smoothing, allowed) if node else None
 
 
@@ -110,7 +110,7 @@ def _checked(loss: Callable[..., Any], name: str, logits: torch.Tensor, labels: 
 
 
 def _weights(
-    given: Any, task: Task, id2label: Mapping[int, str] | None, counts: Mapping[str, int] | None
+    given: Any, task: Task, id2label: Mapping[int, str] | None, count: Callable[[], Mapping[str, int] | None]
 ) -> list[float]:
     """Return a weight for each class, in the order of the ids.
 
@@ -122,6 +122,7 @@ def _weights(
         raise ConfigError(f"trainer.class_weights is for tasks with one class per row, not for {type(task).__name__}")
     names = [id2label[number] for number in sorted(id2label)]
     if given == BALANCED:
+        counts = count()
         if counts is None:
             raise ConfigError("trainer.class_weights=balanced can't count streamed rows: give weights by class")
         present = {name: counts[name] for name in names if counts.get(name)}

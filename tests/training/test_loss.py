@@ -22,7 +22,7 @@ COUNTS = {"cat": 6, "dog": 3, "eel": 1, "fox": 0}
 def build(
     class_weights: Any = None, node: Any = (), task: Any = None, counts: Any = COUNTS, smoothing: float = 0
 ) -> Any:
-    return build_loss(dict(node), class_weights, task or ImageClassification(), NAMES, counts, smoothing, [])
+    return build_loss(dict(node), class_weights, task or ImageClassification(), NAMES, lambda: counts, smoothing, [])
 
 
 def test_balanced_weights_give_each_class_the_same_share() -> None:
