@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -12,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import synchronize
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -157,6 +159,11 @@ def _note_path(directory: Path, rank: int) -> Path:
 
 
 LOGS = "logs"
+RESULT = "result.pickle"
+"""File in the notes' directory for the return value of rank 0.
+
+The agent would take it from a pipe, and wait forever for the rest of what a killed worker has half written.
+"""
 
 
 def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args: Any) -> Any:
@@ -209,13 +216,13 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
         try:
             with monitor.watching():
                 worker_args = (ProcessEnv.capture(), os.getpgrp(), run_dir, notes_dir, launch.grace_seconds)
-                results = elastic_launch(elastic, _worker)(*worker_args, entry, args)
+                elastic_launch(elastic, _worker)(*worker_args, entry, args)
         except SignalException:
             raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
         except ChildFailedError as error:
             cause = monitor.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
-    return results[0]
+        return pickle.loads((notes_dir / RESULT).read_bytes())  # noqa: S301  (written by rank 0, in a private directory)
 
 
 @contextlib.contextmanager
@@ -255,7 +262,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
 def _worker(
     env: ProcessEnv, group: int, run_dir: Path, notes_dir: Path, grace: float, entry: Callable[..., Any], args: tuple
-) -> Any:
+) -> None:
     """Set this worker up as if a user had started it in the launcher's directory, and call `entry`."""
     rank = int(os.environ["RANK"])
     own = {k: v for k, v in os.environ.items() if k.startswith(("TORCHELASTIC_", "MASTER_")) or "RANK" in k}
@@ -275,7 +282,20 @@ def _worker(
     stop_when_orphaned(grace)
     begin(notes_dir, rank)
     try:
-        return entry(*args)
+        result = entry(*args)
+        if rank == 0:
+            replace_file(notes_dir / RESULT, pickle.dumps(result))
     except BaseException as error:
         note(notes_dir, rank, error)
         raise
+    _end_without_waiting()
+
+
+def _end_without_waiting() -> None:
+    """Let this worker exit as soon as it is done; torch has it wait for an event until all workers are.
+
+    `Event.set` of the agent blocks forever if a worker is killed in that wait (torch 2.14,
+    distributed/elastic/multiprocessing/api.py, says so of `_worker_finished_event`). Nothing needs the wait: it keeps
+    a worker until its return value has been read, and workers return None, which fits into the pipe.
+    """
+    synchronize.Event.wait = lambda self, timeout=None: True

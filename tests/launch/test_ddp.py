@@ -483,3 +483,56 @@ def test_workers_are_forked_from_a_server_that_has_imported_what_they_need(place
     environment = {**os.environ, "PYTHONPATH": str(place)}
     done = subprocess.run([sys.executable, "-c", WARM], cwd=place, env=environment, capture_output=True, text=True)
     assert "LOADED True" in done.stdout, done.stderr
+
+
+KILLED_AT_ITS_END = """
+import os, signal, sys, threading, time
+from pathlib import Path
+
+import psutil
+from hfexp.core.config import LaunchConfig
+from hfexp.launch import forkserver, workers
+
+
+def kill_what_is_stopped():
+    while True:
+        time.sleep(0.2)
+        for child in psutil.Process(int(os.environ["SERVER"])).children():
+            if child.status() == psutil.STATUS_STOPPED:
+                time.sleep(1)  # the agent tells the workers meanwhile that all have ended
+                child.kill()
+
+
+forkserver.start()
+os.environ["SERVER"] = str(forkserver.forkserver._forkserver._forkserver_pid)
+threading.Thread(target=kill_what_is_stopped, daemon=True).start()
+Path("run").mkdir()
+import entry
+launch = LaunchConfig(num_processes=2, num_threads=1)
+print("RESULT", len(workers.start(launch, Path("run").absolute(), entry.work)), flush=True)
+"""
+STOPPED_AT_ITS_END = """
+import os, signal, threading, time
+
+
+def stop():
+    time.sleep(0.5)  # until this process has nothing to do but to wait for the others
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def work():
+    if os.environ["RANK"] == "1":
+        threading.Thread(target=stop, daemon=True).start()
+    else:
+        time.sleep(1)
+    return "x" * 1_000_000
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_after_its_work_does_not_keep_the_others(tmp_path: Path) -> None:
+    (tmp_path / "entry.py").write_text(STOPPED_AT_ITS_END)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", KILLED_AT_ITS_END]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert "RESULT 1000000" in done.stdout, done.stderr
