@@ -279,6 +279,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sync": _command("sync"),
     "ui": _command("ui"),
     "list": _command("list"),
+    "schema": _command("schema"),
     "help": show_help,
     "completion": completion,
     "version": version,

@@ -43,6 +43,7 @@ Commands
   cache [clear]                       list or delete prepared data
   list [GROUP] [WORD]                 list models, datasets, tasks, ...
   help [KEY | TASK | COMMAND | WORD]  explain one of them
+  schema [DIR]                        write JSON Schemas: editors check YAML by them
   completion bash|zsh|fish            complete keys, values and runs in your shell
   version                             print the version
 

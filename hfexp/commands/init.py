@@ -8,6 +8,7 @@ import re
 import shlex
 from pathlib import Path
 
+from hfexp.commands.schema import DIRECTORY, write_schemas
 from hfexp.core.console import say
 from hfexp.core.errors import ConfigError
 
@@ -70,3 +71,4 @@ def write_project(place: Path, name: str) -> None:
         target = place / PLACES.get(relative, relative).replace(NAME, name)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(source.read_text(encoding="utf-8").replace(NAME, name), encoding="utf-8")
+    write_schemas(place / DIRECTORY)

@@ -32,6 +32,10 @@ class Key:
     default: Any
     text: str
     allowed: str = ""
+    values: tuple[str, ...] = ()
+    """All values that it takes besides null, if they are names."""
+    taken: bool = True
+    """False for a field of `TrainingArguments` that hfexp sets itself or refuses."""
 
 
 @functools.cache
@@ -54,7 +58,8 @@ def _schema_keys(section: type, prefix: str) -> Iterator[Key]:
             yield from _schema_keys(inner, f"{name}.")
         else:
             enum = texts.get((type(default).__name__, ""), ("", ""))[1]
-            yield Key(name, annotation, _plain(default), text or enum, _allowed(default))
+            values = tuple(member.name for member in type(default)) if isinstance(default, Enum) else ()
+            yield Key(name, annotation, _plain(default), text or enum, _allowed(default), values)
 
 
 def _allowed(default: Any) -> str:
@@ -95,14 +100,17 @@ def _is_text(node: ast.stmt | None) -> bool:
 
 def _training_keys() -> Iterator[Key]:
     """Yield the fields of the installed `TrainingArguments`, with their own help texts."""
+    constants = _class_constants("TrainingArguments")
     for name, node in training_argument_fields().items():
         annotation = ast.unparse(node.annotation)
         field = {word.arg: word.value for word in node.value.keywords} if isinstance(node.value, ast.Call) else {}
         instead = OWNED.get(name) or REFUSED.get(name)
         text = f"hfexp does not take this field: {way_out(instead)}." if instead else _help(field.get("metadata"))
         default = _literal(field["default"]) if "default" in field else None
-        allowed = RANGES[name][0] if name in RANGES else one_of(_members(annotation.partition(" | ")[0]))
-        yield Key(f"{ARGS}{name}", annotation, default, text, allowed)
+        default = constants.get(default, default) if isinstance(default, str) else default
+        members = _members(annotation.partition(" | ")[0])
+        allowed = RANGES[name][0] if name in RANGES else one_of(members)
+        yield Key(f"{ARGS}{name}", annotation, default, text, allowed, tuple(members), not instead)
 
 
 def _help(metadata: ast.expr | None) -> str:
@@ -110,7 +118,17 @@ def _help(metadata: ast.expr | None) -> str:
     if not isinstance(metadata, ast.Dict):
         return ""
     entries = {_literal(key): value for key, value in zip(metadata.keys, metadata.values, strict=True) if key}
-    return " ".join(str(_literal(entries["help"])).split()) if "help" in entries else ""
+    text = " ".join(str(_literal(entries["help"])).split()) if "help" in entries else ""
+    return text.replace("%%", "%")  # argparse, which the texts are for, takes a single one as a mark
+
+
+def _class_constants(name: str) -> dict[str, Any]:
+    """Return the plain values that the body of one of Transformers' classes assigns, of several the last."""
+    body = transformers_classes("training_args.py")[name]
+    assigned = [
+        node for node in ast.walk(body) if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+    ]
+    return {node.targets[0].id: _literal(node.value) for node in assigned if isinstance(node.targets[0], ast.Name)}
 
 
 def _members(name: str) -> list[str]:

@@ -25,6 +25,8 @@ GROUPS = {
     "debug": "short runs that check a set-up",
 }
 """The config groups in the order in which a person chooses, and what their options are."""
+NOT_TEXT = ("# @package", "# yaml-language-server:")
+"""Beginnings of comments for programs."""
 HUB_SOURCES = ("hfexp.data.sources.hub",)
 """Values of `dataset.source._target_` that read from the Hugging Face Hub."""
 
@@ -53,7 +55,7 @@ class Option:
     @cached_property
     def paragraphs(self) -> list[str]:
         """Return the comment at the head of the file, in paragraphs; only the first one is unwrapped."""
-        lines = [line for line in self.lines if not line.startswith("# @package")]
+        lines = [line for line in self.lines if not line.startswith(NOT_TEXT)]
         head = next((index for index, line in enumerate(lines) if not line.startswith("#")), len(lines))
         text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines[:head])
         first, *others = re.split(r"\n\s*\n", text)
