@@ -43,7 +43,7 @@ HABITS = {
     "experiment_name": "tracking.experiment=NAME",
     "hparams_search": "hfexp -m search=tpe search.trials=N and a range for each key, e.g. "
     "'trainer.args.learning_rate=interval(1e-5,1e-3)'",
-    "logger": "tracking=mlflow or tracking=none",
+    "logger": "tracking=mlflow or tracking=none; tracking.also=[wandb] for another one as well",
     "max_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
     "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
     "model_name": MODEL,
@@ -56,7 +56,7 @@ HABITS = {
     "pretrained_model_name_or_path": MODEL,
     "project": "tracking.experiment=NAME",
     "project_name": "tracking.experiment=NAME",
-    "report_to": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "report_to": "tracking.also=[NAME], with tensorboard, trackio or wandb; MLflow has every run",
     "resume": CONTINUES,
     "resume_from_checkpoint": CONTINUES,
     "scheduler": "trainer.args.lr_scheduler_type=NAME",
@@ -66,7 +66,8 @@ HABITS = {
     "trainer=ddp": "launch=ddp",
     "trainer=gpu": "nothing: an accelerator is used when there is one",
     "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
-    "wandb": "tracking=mlflow or tracking=none: hfexp records in MLflow only",
+    "tensorboard": "tracking.also=[tensorboard]",
+    "wandb": "tracking.also=[wandb]",
     "hydra/sweeper": "search=tpe search.trials=N (hfexp has its own sweeper: random, tpe, gp, cmaes, nsga2, grid)",
 }
 """Advice by `key=value`, by key, or by the last part of a key."""
@@ -330,6 +331,8 @@ class TrackingConfig:
     """MLflow experiment; null: `MLFLOW_EXPERIMENT_NAME`, else the name of the data."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags of the MLflow run, by name."""
+    also: list[str] = field(default_factory=list)
+    """Other trackers that get the params and metrics too: `tensorboard`, `trackio`, `wandb`."""
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
     """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only for a sweep's best run."""

@@ -20,6 +20,7 @@ from hfexp.core.machine import computes_in_bf16
 from hfexp.data.cache import parse_size, show_size
 from hfexp.data.dataset import show_rows
 from hfexp.tasks.base import Task
+from hfexp.tracking.mirrors import check_mirrors
 from hfexp.tracking.store import find_problem, tracking_uri, why_not_writable
 from hfexp.training.adapters import base_of
 
@@ -37,6 +38,7 @@ def check_places(config: Config) -> list[str]:
         uri = tracking_uri(config.tracking.uri, config.output_dir)
         problem = find_problem(uri) or why_not_writable(uri)
         problems += [problem] if problem else []
+    problems += check_mirrors(config.tracking.also)
     if config.tracking.register is not None and not re.fullmatch(r"[^/:]{1,250}", config.tracking.register):
         problems.append(f"tracking.register={config.tracking.register} must be 1 to 250 characters without / and :")
     if len(config.tracking.experiment or "") > MAX_EXPERIMENT_NAME:

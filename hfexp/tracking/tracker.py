@@ -24,6 +24,7 @@ from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import Journal, mask_tags, now
 from hfexp.tracking.membership import child_tags
+from hfexp.tracking.mirrors import Mirrors, Place
 from hfexp.tracking.names import experiment_name
 from hfexp.tracking.recovery import append_closing, close_gone_runs
 from hfexp.tracking.run_directory import COMMAND, RunDirectory
@@ -66,17 +67,22 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """A tracker that records nothing (`tracking=none`)."""
+    """A tracker that records nothing (`tracking=none`), except in the trackers of `tracking.also`."""
 
     uri: str | None = None
+
+    def __init__(self) -> None:
+        self.mirrors = Mirrors()
 
     @property
     def run_id(self) -> str | None:
         return None
 
-    def log_params(self, params: dict[str, Any]) -> None: ...
+    def log_params(self, params: dict[str, Any]) -> None:
+        self.mirrors.log_params(valid(params))
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.mirrors.log_metrics({name: float(value) for name, value in valid(metrics).items()}, step)
 
     def set_tags(self, tags: dict[str, str]) -> None: ...
 
@@ -99,6 +105,7 @@ class MlflowTracker:
         self.delivery.save_state()
         self.journal.reserve_space()
         self.writer: Writer | None = None
+        self.mirrors = Mirrors()
         self.continue_journal()
 
     @property
@@ -110,6 +117,7 @@ class MlflowTracker:
         new = {k: str(v) for k, v in valid(params).items() if k not in self._recorded_params}
         if new:
             self.journal.append("params", params=new)
+            self.mirrors.log_params(new)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         new = {k: float(v) for k, v in valid(metrics).items() if step > self._recorded_until.get(k, -1)}
@@ -118,6 +126,7 @@ class MlflowTracker:
         self._last_logged |= {k: (step, v) for k, v in new.items()}
         if new:
             self.journal.append("metrics", metrics=new, step=step, time=now())
+            self.mirrors.log_metrics(new, step)
 
     def set_tags(self, tags: dict[str, str]) -> None:
         self.journal.append("tags", tags=masked(tags))
@@ -198,6 +207,8 @@ class Opening:
     """Texts that say what was asked for, by file name."""
     params: dict[str, Any]
     tags: dict[str, str]
+    also: list[str] = field(default_factory=list)
+    """Trackers beside MLflow."""
 
 
 def open_run(
@@ -210,7 +221,7 @@ def open_run(
     contents = {"config.yaml": values, "overrides.yaml": list(origin.overrides)}
     files = {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in contents.items()}
     tags = common_tags(directory, origin, environment) | child_tags(config.point) | config.tracking.tags
-    opening = Opening(experiment_name(config, origin), files, flatten(values), tags)
+    opening = Opening(experiment_name(config, origin), files, flatten(values), tags, config.tracking.also)
     return open_record(config.tracking, Path(config.output_dir), directory, origin, environment, opening)
 
 
@@ -230,6 +241,7 @@ def open_record(
             uri = tracking_uri(tracking.uri, str(output_dir))
             ending.tracker = tracker = MlflowTracker(directory, uri, output_dir)
             _start(tracker, opening)
+        _open_mirrors(ending.tracker, directory, opening)
         ending.tracker.log_artifacts(directory.artifacts)
         yield ending.tracker
 
@@ -238,7 +250,7 @@ def open_record(
 class _Ending:
     """Tracker to close when the block ends, which may be before the run is fully open."""
 
-    tracker: Tracker = field(default_factory=NullTracker)
+    tracker: MlflowTracker | NullTracker = field(default_factory=NullTracker)
 
 
 @contextlib.contextmanager
@@ -280,7 +292,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) -> None:
+def _close(directory: RunDirectory, tracker: MlflowTracker | NullTracker, status: str, reason: str) -> None:
     """Save how the run ended, without interruptions; then deliver, which a (second) Ctrl-C cuts short."""
     with uninterrupted():
         if isinstance(tracker, MlflowTracker):
@@ -292,6 +304,7 @@ def _close(directory: RunDirectory, tracker: Tracker, status: str, reason: str) 
         directory.state.run_id = tracker.run_id
     directory.state.closed = True
     _save_state(directory)
+    tracker.mirrors.finish(status == "finished")  # last: it may wait for a network, and Ctrl-C ends that
 
 
 def _save_state(directory: RunDirectory) -> None:
@@ -315,6 +328,13 @@ def _start(tracker: MlflowTracker, opening: Opening) -> None:
     directory.state.run_id = tracker.run_id
     directory.save_state()
     tracker.log_params(opening.params)
+
+
+def _open_mirrors(tracker: MlflowTracker | NullTracker, directory: RunDirectory, opening: Opening) -> None:
+    """Open the trackers beside MLflow, and give them the params of this start."""
+    key = f"{directory.path.name}-{directory.state.first_started:.0f}"
+    tracker.mirrors.open(opening.also, Place(opening.experiment, directory.title, key, directory.path))
+    tracker.mirrors.log_params(valid(opening.params))
 
 
 def _wait_for_store(tracker: MlflowTracker, uri: str) -> None:
