@@ -1,6 +1,7 @@
 """The command `hfexp rerun`, which repeats the command of a recorded run or sweep, with changes."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from hfexp.commands.parser import StoreParser
@@ -46,9 +47,17 @@ def command_of(argv: list[str]) -> list[str]:
     if MASK in command:
         raise ConfigError(f"the command of {run.name} held a secret, which is not recorded; type it again: {command}")
     changed = {_key(word) for word in args.overrides}
+    if not _implied(args.overrides):  # a change of the model alone would take the default experiment away
+        words += _implied(word for word in words if not word.startswith("-"))
     words = [word for word in words if word.startswith("-") or _key(word) not in changed] + args.overrides
     say(shlex.join(["hfexp", *words]))
     return words
+
+
+def _implied(overrides: Iterable[str]) -> list[str]:
+    from hfexp.core.compose import implied_experiment
+
+    return implied_experiment(overrides)
 
 
 def _key(override: str) -> str:

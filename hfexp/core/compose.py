@@ -302,13 +302,18 @@ def prepare_overrides(overrides: list[str], config_name: str = CONFIG_NAME) -> l
         ConfigError: the name of an option is too long for a file, or is not a name.
     """
     learn_secrets(overrides)
-    chosen = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
     _check_options(overrides)
-    overrides = [opened(quote_texts(override)) for override in overrides]
-    if not chosen & {"experiment", "task", "model", "dataset"} and not _chooses(config_name):
-        own = project().experiment
-        overrides.append(f"experiment={own}" if own else DEFAULT_EXPERIMENT)
-    return overrides
+    implied = implied_experiment(overrides, config_name)
+    return [opened(quote_texts(override)) for override in overrides] + implied
+
+
+def implied_experiment(overrides: Iterable[str], config_name: str = CONFIG_NAME) -> list[str]:
+    """Return the override for the default experiment; empty if the user's overrides or config choose something."""
+    chosen = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
+    if chosen & {"experiment", "task", "model", "dataset"} or _chooses(config_name):
+        return []
+    own = project().experiment
+    return [f"experiment={own}" if own else DEFAULT_EXPERIMENT]
 
 
 def _check_options(overrides: Iterable[str]) -> None:

@@ -33,6 +33,15 @@ def test_a_command_is_repeated_with_changes(store: Store, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[0] == "hfexp --config-dir 'my conf' model=vit_tiny seed=1 'name=a b'"
 
 
+def test_a_change_of_the_model_keeps_the_default_experiment(store: Store) -> None:
+    record(store, "hfexp seed=1")
+    assert command_of(["last", "seed=2"]) == ["seed=2"]
+    assert command_of(["last", "model=local", "model.path=run:last"]) == [
+        "seed=1", "experiment=digits_vit", "model=local", "model.path=run:last",
+    ]  # fmt: skip
+    assert command_of(["last", "experiment=minilm_lora"]) == ["seed=1", "experiment=minilm_lora"]
+
+
 @pytest.mark.parametrize("name", ["sweep=lr", "lr"])
 def test_a_sweep_is_repeated(store: Store, name: str) -> None:
     record(store, "hfexp -m model=vit_tiny seed=1,2", "lr", "sweep")
