@@ -235,10 +235,11 @@ DEFAULT_EXPERIMENT = "experiment=digits_vit"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionException)
 
 OPEN_SECTIONS = (
-    "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "model.", "dataset.source.",
-    "dataset.columns.", "tracking.tags.", "metrics.", "task.", "search.sampler", "search.pruner_args", "search.space",
-    "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "dataset.source={",
-    "dataset.columns={", "tracking.tags={",
+    "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.", "model.",
+    "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.", "search.sampler",
+    "search.pruner_args", "search.space",
+    "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
+    "dataset.source={", "dataset.columns={", "tracking.tags={",
 )  # fmt: skip
 """Beginnings of overrides whose keys belong to a library or the user.
 

@@ -315,6 +315,8 @@ class TrainerConfig:
     """Loss in place of the model's own: the `_target_` of a function of logits and labels, and its arguments."""
     class_weights: Any = None
     """Weights of the classes in the loss: `balanced`, or numbers by name, e.g. `{cat: 2}`; null: all count alike."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Values for the attributes that a Trainer of your own declares, by name."""
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Callbacks of your own by name, each the `_target_` of a `transformers.TrainerCallback` and its arguments."""
 

@@ -49,7 +49,7 @@ def config_hash(config: Config) -> str:
         plain["rules"] = rules
     plain["transform"].pop("cache")
     del plain["model"]["kind"], plain["dataset"]["kind"]
-    for key in ("loss", "class_weights"):
+    for key in ("loss", "class_weights", "options"):
         if not plain["trainer"][key]:
             del plain["trainer"][key]
     if not plain["model"]["channels_last"]:

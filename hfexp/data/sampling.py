@@ -5,12 +5,19 @@ They do not depend on data loader workers, on the number of processes, or on whe
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from hfexp.core.errors import ConfigError
+
+AGAIN = 2**20
+"""Epochs between the keys of a row that is drawn several times in one epoch; more than any training has."""
 
 
 class EpochSampler(Sampler[int]):
@@ -20,18 +27,26 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(
-        self, num_rows: int, seed: int, shuffle: bool = True, lengths: Sequence[int] = (), group: int = 1
+        self,
+        num_rows: int,
+        seed: int,
+        shuffle: bool = True,
+        lengths: Sequence[int] = (),
+        group: int = 1,
+        draw: Callable[[torch.Generator], Any] | None = None,
     ) -> None:
         """Set up the order.
 
         Args:
             lengths: of the rows, to sort some rows at a time, so that a batch has rows of similar length.
             group: rows that one optimizer step takes in all processes.
+            draw: draws the rows of an epoch (`Trainer.draw_rows`); if it returns None, the other arguments decide.
         """
         self.num_rows = num_rows
         self.seed = seed
         self.shuffle = shuffle
         self.lengths, self.group = lengths, group
+        self.draw = draw
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -40,11 +55,27 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = torch.arange(self.num_rows)
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+        drawn = self.draw(generator) if self.draw else None
+        if drawn is not None:
+            return iter(self._keys(torch.as_tensor(drawn).long().tolist()))
         if self.lengths:
             order = torch.tensor(get_length_grouped_indices(self.lengths, 1, self._sorted_rows, generator=generator))
         elif self.shuffle:
             order = torch.randperm(self.num_rows, generator=generator)
         return iter((order + self.epoch * self.num_rows).tolist())
+
+    def _keys(self, drawn: list[int]) -> list[int]:
+        """Return the keys of drawn rows; a row has another key, and so other random numbers, each time it is drawn."""
+        if len(drawn) != self.num_rows or not all(0 <= index < self.num_rows for index in drawn):
+            raise ConfigError(
+                f"draw_rows returned {len(drawn)} indices from {min(drawn, default=0)} to {max(drawn, default=0)}, "
+                f"expected {self.num_rows} indices from 0 to {self.num_rows - 1}"
+            )
+        times, keys = Counter[int](), []
+        for index in drawn:
+            keys.append(index + self.num_rows * (self.epoch + AGAIN * times[index]))
+            times[index] += 1
+        return keys
 
     @property
     def _sorted_rows(self) -> int:

@@ -150,6 +150,7 @@ def build_trainer(
             *stops,
         ],
     )
+    vars(trainer).update(config.trainer.options)
     trainer.add_callback(DrawSamples(recorder, trainer.aside))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.finish_batch, trainer.loss_function = collator.finish, inputs.loss

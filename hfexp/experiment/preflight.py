@@ -44,7 +44,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
-from hfexp.training.trainer import trainer_class
+from hfexp.training.trainer import check_own, trainer_class
 
 
 class _Problems:
@@ -148,7 +148,8 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     problems.add(check_support(config) + find_foreign_settings(args))
     problems.add(check_streaming(config) + check_sampling(config) + check_semaphores(config))
     with problems:
-        trainer_class(config.trainer._target_, config.security.allowed_targets)
+        kind = trainer_class(config.trainer._target_, config.security.allowed_targets)
+        problems.add(check_own(kind, config.trainer.options, config.dataset.streaming))
 
 
 def _try_arguments(config: Config, task: Task) -> list[str]:

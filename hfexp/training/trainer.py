@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 import transformers
 from transformers.trainer_pt_utils import find_batch_size
 
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset
 from hfexp.data.sampling import EpochSampler
@@ -351,6 +351,20 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         getattr(dataloader, "base_dataloader", dataloader).generator = torch.Generator().manual_seed(self.args.seed)
         return dataloader
 
+    def draw_rows(self, rows: Any, generator: torch.Generator) -> Any:
+        """Draw the training rows of an epoch; a subclass can override this to sample them in its own way.
+
+        Every process gets a generator in the same state, seeded by (seed, epoch), and so does a run that resumes.
+
+        Args:
+            rows: the training split, a `datasets.Dataset`.
+
+        Returns:
+            Indices of rows, as many as there are rows; the same index may occur several times, or not at all. None:
+            `trainer.args.train_sampling_strategy` decides.
+        """
+        return None
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         strategy = self.args.train_sampling_strategy
@@ -358,7 +372,9 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             lengths = dataset.lengths(self.model.main_input_name) if strategy == "group_by_length" else []  # pyright: ignore
             args = self.args
             group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group)
+            draws = type(self).draw_rows is not Trainer.draw_rows
+            draw = functools.partial(self.draw_rows, dataset.rows) if draws else None
+            sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group, draw)
             self.remove_callback(SetEpochCallback)
             self.add_callback(SetEpochCallback(sampler))
             return sampler
@@ -403,3 +419,24 @@ def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
     if not (isinstance(target, type) and issubclass(target, Trainer)):
         raise ConfigError(f"trainer._target_={config_target} must be a subclass of hfexp.training.trainer.Trainer")
     return target
+
+
+def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) -> list[str]:
+    """Check what a Trainer of the user's own gets: its options, and rows that it can draw.
+
+    Args:
+        options: `trainer.options`, values for attributes that the class declares.
+        streams: whether the rows are streamed.
+    """
+    bases = kind.__mro__[: kind.__mro__.index(Trainer)]
+    public = {name for base in bases for name in vars(base) if not name.startswith("_")}
+    declared = sorted(name for name in public if not callable(getattr(kind, name)))
+    problems = [
+        f"unknown key 'trainer.options.{name}'.{did_you_mean(name, declared)} "
+        f"{kind.__name__} declares: {one_of(declared) or 'none'}"
+        for name in options
+        if name not in declared
+    ]
+    if streams and kind.draw_rows is not Trainer.draw_rows:
+        problems.append(f"{kind.__name__}.draw_rows can't draw the rows of a stream; set dataset.streaming=false")
+    return problems

@@ -4,12 +4,14 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from hfexp.core.errors import ConfigError
 from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
 from hfexp.tasks.images import RandomAffine
 from hfexp.training.callbacks import SetEpochCallback
@@ -27,6 +29,23 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
     assert [key - 20 for key in second] != first
     assert list(EpochSampler(20, seed=2)) != first
     assert list(EpochSampler(3, seed=2, shuffle=False)) == [0, 1, 2]
+
+
+def test_rows_drawn_by_a_function_have_keys_of_their_own() -> None:
+    sampler = EpochSampler(4, seed=1, draw=lambda generator: torch.tensor([3, 0, 3, 3]))
+    sampler.set_epoch(2)
+    keys = list(sampler)
+    assert [key % 4 for key in keys] == [3, 0, 3, 3]
+    assert keys[:2] == [3 + 2 * 4, 0 + 2 * 4], "as without a function"
+    assert len(set(keys)) == 4, "a row that is drawn again has other random numbers"
+    first, second = (EpochSampler(40, 1, draw=lambda generator: torch.randperm(40, generator=generator)) for _ in "ab")
+    torch.manual_seed(9)
+    assert list(first) == list(second)
+    second.set_epoch(1)
+    assert [key % 40 for key in first] != [key % 40 for key in second]
+    assert list(EpochSampler(4, 1, draw=lambda generator: None)) == list(EpochSampler(4, 1))
+    with pytest.raises(ConfigError, match="draw_rows returned 2 indices from 0 to 4, expected 4 indices from 0 to 3"):
+        list(EpochSampler(4, 1, draw=lambda generator: [0, 4]))
 
 
 def test_the_data_loader_tells_the_sampler_its_epoch() -> None:
