@@ -25,3 +25,8 @@ def write_section(name: str, heading: str, text: str) -> None:
 
 def _section(heading: str) -> re.Pattern[str]:
     return re.compile(rf"^{re.escape(heading)}\n.*?(?=^#|\Z)", re.M | re.S)
+
+
+def code_blocks(name: str) -> list[tuple[str, str]]:
+    """Read the blocks of code of a page: pairs of a language and the code, in their order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / name).read_text(), re.M | re.S)
