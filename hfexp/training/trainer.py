@@ -437,6 +437,8 @@ def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) ->
         for name in options
         if name not in declared
     ]
+    if kind._get_train_sampler is not Trainer._get_train_sampler:
+        problems.append(f"{kind.__name__} overrides _get_train_sampler; override draw_rows(rows, generator) instead")
     if streams and kind.draw_rows is not Trainer.draw_rows:
         problems.append(f"{kind.__name__}.draw_rows can't draw the rows of a stream; set dataset.streaming=false")
     return problems

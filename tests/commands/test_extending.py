@@ -51,6 +51,11 @@ class Both(my_sampler.Balanced, my_optimizer.SignumTrainer):
 class Few(my_sampler.Balanced):
     def draw_rows(self, rows, generator):
         return [0, 1, len(rows)]
+
+
+class Sampled(my_sampler.Balanced):
+    def _get_train_sampler(self, train_dataset=None):
+        raise AssertionError
 """
 
 
@@ -291,6 +296,7 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(
          "Balanced.draw_rows can't draw the rows of a stream"),
         (["trainer._target_=parts_of_the_test.Few"],
          "draw_rows returned 3 indices from 0 to 32, expected 32 indices from 0 to 31"),
+        (["trainer._target_=parts_of_the_test.Sampled"], "override draw_rows(rows, generator) instead"),
         (["task._target_=my_task.ImageRegression", "metrics=regression"], "column 'label' holds"),
         (["metrics=mine",
           "trainer.args.metric_for_best_model=costs"], "metric_for_best_model=costs is not computed"),

@@ -1,0 +1,238 @@
+"""Every command of README and documentation is composed; those that this machine can run are run, page by page.
+
+Models of the Hub are replaced by small ones of the same kind, and trainings take two steps.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SMALL_DIGITS, SMALL_GPT, write_images
+
+from hfexp import compose, train
+from hfexp.commands import cli
+from hfexp.core.options import find_option
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+ELSEWHERE = ("gpu-checklist.md", "extending.md")
+"""Pages whose commands need GPUs, and one whose commands have a test of their own."""
+BLOCK = re.compile(r"^```(bash|python|yaml)\n(.*?)^```", re.M | re.S)
+SPAN = re.compile(r"(?<!`)`(hfexp [^`]+)`(?!`)")
+OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", "torchrun", "ssh", "mlflow")
+"""They install, download, or have tests of their own."""
+HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
+DEVICES = ("gpus_per_job=",)
+"""Parts of commands that are refused where there are no devices."""
+NOT_ALONE = ("ui", "init", "sync", "version", "completion")
+"""Commands with tests of their own: a server, a new project, ..."""
+LIMITS = (
+    "dataset.max_train_samples=16", "dataset.max_validation_samples=12", "dataset.max_test_samples=12",
+    "trainer.args.max_steps=2", "trainer.args.per_device_train_batch_size=4", "tracking.pictures=false",
+)  # fmt: skip
+KINDS = {"image": "image", "text": "text", "causal_lm": "gpt"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of a page."""
+
+    page: str
+    text: str
+
+    @property
+    def words(self) -> list[str]:
+        """What follows `hfexp`, without the comment at the end."""
+        return shlex.split(self.text, comments=True)[1:]
+
+    @property
+    def name(self) -> str:
+        return cli.split_command(self.words)[0]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def lines(page: Path) -> Iterator[str]:
+    """The lines of a page's shell blocks; continued ones are joined."""
+    for block in blocks(page, "bash"):
+        for line in re.sub(r" *\\\n *", " ", block).splitlines():
+            if line.strip() and not line.startswith("#"):
+                yield line
+
+
+def typed(page: Path) -> list[Command]:
+    """The commands of hfexp in blocks and in tables and texts, if nothing is left out in them."""
+    texts = [line for line in lines(page) if line.startswith("hfexp")] + SPAN.findall(page.read_text())
+    return [Command(page.name, text) for text in dict.fromkeys(texts) if not re.search(r"\.\.\.|[|>\\]", text)]
+
+
+COMPOSED = [
+    command
+    for page in PAGES
+    if page.name not in ELSEWHERE
+    for command in typed(page)
+    if command.name in ("train", "plan")
+    and not any(part in command.text for part in DEVICES)
+    and not {"--help", "--version", "--hydra-help"} & set(command.words)
+]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the code and the options that pages show."""
+    place = tmp_path_factory.mktemp("parts")
+    for page in PAGES:
+        write_files(page, place)
+    return place
+
+
+def write_files(page: Path, place: Path) -> None:
+    """Write the files of a page, which name themselves in a comment: `# my_parts.py`."""
+    for language in ("python", "yaml"):
+        for block in blocks(page, language):
+            named = re.match(r"# ([\w/.]+\.(?:py|yaml))\n", block)
+            if named:
+                path = place / named[1]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                own = path.suffix == ".py" and path.exists() and block not in path.read_text()
+                path.write_text(f"{path.read_text() if own else ''}{block.partition(chr(10))[2]}")
+
+
+@pytest.mark.parametrize("command", COMPOSED, ids=lambda command: f"{command.page}: {command.text[:60]}")
+def test_it_can_be_composed(command: Command, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(parts)
+    words = [word for word in command.words if word not in ("plan", "--no-probe")]
+    if "-m" in words:
+        assert cli.main(["plan", "--no-probe", *words]) == 0
+        return
+    directory = words[words.index("--config-dir") + 1] if "--config-dir" in words else None
+    overrides = [word for word in words if "=" in word]
+    assert compose(*overrides, config_dir=directory).task
+
+
+class Machine:
+    """A place that has what the pages assume: images, tables, models, and finished runs."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        write_images(home / "photos", count=20)
+        write_images(home / "new_photos", count=6)
+        shutil.copy(home / "photos/cat/0.jpg", home / "cat.jpg")
+        text = "the film was long and {} in place {}"
+        rows = [
+            (text.format(("good", "bad")[n % 2], n), str(n % 2 + 1), f"photos/cat/{n % 20}.jpg") for n in range(60)
+        ]
+        for name in ("rows", "reviews", "more"):
+            table = ["text,review,label,stars,file,source,language"]
+            table += [f"{text},{text},{label},{label},{file},site{label},en" for text, label, file in rows]
+            (home / f"{name}.csv").write_text("\n".join(table) + "\n")
+        (home / "books.txt").write_text("\n".join(text for text, _, _ in rows))
+        turns = [
+            [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": f"Hello {n}"}] for n in range(40)
+        ]
+        for name in ("chats", "conversations"):
+            (home / f"{name}.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
+        self.models = {
+            "image": train(*SMALL_DIGITS, "seed=42", "name=vit_digits-digits").run_dir,
+            "text": train(
+                "task=text_classification", "model=tiny_bert", "dataset=table", "dataset.source.data_files=rows.csv",
+                "dataset.test_size=0.2", *LIMITS,
+            ).run_dir,
+            "gpt": train("task=text_generation", *SMALL_GPT, "dataset.source.data_files=books.txt", *LIMITS).run_dir,
+        }  # fmt: skip
+        assert cli.main(["-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=lr"]) == 0
+
+    def rewrite(self, command: Command) -> list[str] | None:
+        """The words of a command as this machine can run them; None if it can't."""
+        words = command.words
+        if any(part in word for word in words for part in (*HUB, *DEVICES)) or command.name in NOT_ALONE:
+            return None
+        reads_text = any(word.startswith(("text=", "columns.text")) for word in words) or "more.csv" in str(words)
+        run = self.models["text" if reads_text else "image"].name
+        replaced: list[str] = []
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "model":
+                replaced += self.model(value.partition(",")[0])
+            elif key in ("search.trials", "search.replicates"):
+                replaced.append(f"{key}=2")
+            elif word.startswith(("https://", "s3://")):
+                replaced.append("cat.jpg")
+            else:
+                word = re.sub(r"\bRUN(_A|_B)?\b", run, word).replace("sweep=NAME", "sweep=lr")
+                word = word.replace("range(8)", "range(1,3)").replace("dataset=food101", "dataset=imagefolder")
+                word = word.replace("run=google/vit-base-patch16-224", f"run={run}")
+                replaced.append(word)
+        if "dataset=imagefolder" in replaced and not any("data_dir" in word for word in replaced):
+            replaced.append("dataset.source.data_dir=photos")
+        trains = command.name in ("train", "plan", "rerun") and "debug=" not in str(replaced)
+        return replaced + [word for word in LIMITS if trains]
+
+    def model(self, name: str) -> list[str]:
+        option = find_option("model", name)
+        if option is None or option.needs != "Hub":
+            return [f"model={name}"]
+        path = self.models[KINDS[str(option.kind)]] / "model"
+        return ["model=local", f"model.path={path}"]
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home = tmp_path_factory.mktemp("machine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setenv("GOMP_SPINCOUNT", "0")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield Machine(home)
+
+
+def run_line(line: str, machine: Machine, environment: dict[str, str]) -> str | None:
+    """Run a line of a page; return None if this machine can't, else what the shell shows."""
+    if line.split()[0] in OTHER_PROGRAMS:
+        return None
+    parts = re.split(r"(\s[|>]\s)", line)
+    for index, part in enumerate(parts):
+        found = re.match(r"\s*((?:[A-Z_0-9]+=\S+ )*)hfexp\b(.*)", part, re.S)
+        if found:
+            words = machine.rewrite(Command("", f"hfexp {found[2]}"))
+            if words is None:
+                return None
+            parts[index] = f"{found[1]}{shlex.join(['hfexp', *words])}"
+    done = subprocess.run(
+        ["bash", "-c", "set -o pipefail; " + "".join(parts)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{line}\n{''.join(parts)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ELSEWHERE], ids=lambda page: page.name)
+def test_it_runs(page: Path, machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not list(lines(page)):
+        pytest.skip("the page has no commands")
+    place = tmp_path / "place"
+    shutil.copytree(machine.home, place)
+    write_files(page, place)
+    monkeypatch.chdir(place)
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    (bin_dir / "hfexp").write_text(f'#!/bin/sh\nexec {sys.executable} -m hfexp "$@"\n')
+    (bin_dir / "hfexp").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{bin_dir}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment["PYTHONPATH"] = str(ROOT)
+    ran: list[Any] = [line for line in lines(page) if run_line(line, machine, environment) is not None]
+    print(f"{page.name}: {len(ran)} of {len(list(lines(page)))} lines run")
