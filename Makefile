@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # names: those with the fewest tests last, as is usual, would leave the longest of all, chaos, to one process.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui wheel bench clean
+.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui docs wheel bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ type: install ## check types
 ui: install ## open MLflow on the runs in outputs/
 	$(BIN)/hfexp ui
 
+docs: install ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html
+
 wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
@@ -64,5 +67,5 @@ bench: install ## all benchmarks, against limits and peers; the machine should b
 	$(BIN)/python -m benchmarks
 
 clean: ## remove the environment, caches and builds (outputs/ is kept)
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache
+	rm -rf $(VENV) dist build docs/_build docs/reference docs/results .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

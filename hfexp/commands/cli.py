@@ -112,6 +112,7 @@ def train(args: list[str]) -> int:
     from hfexp.core import console, hydra_app
     from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 
+    console.status("reading the configuration")
     args = _with_models_of_runs(args)
     _refuse_sweep_among_processes(args)
     drop_unused_mlflow_variables(console.note)
@@ -157,6 +158,7 @@ class _Job:
 
         from hfexp.core.compose import as_typed, choices_of, config_flags
         from hfexp.core.config import to_config
+        from hfexp.core.console import load
         from hfexp.core.provenance import Origin, command_line, without_sweep
         from hfexp.experiment.choices import check_choices
         from hfexp.launch import world
@@ -180,6 +182,7 @@ class _Job:
             show_choices(config, origin)
 
         let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
+        load(*LIBRARIES)
         from hfexp.experiment import run as experiment
 
         begin_collection()
@@ -284,6 +287,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "completion": completion,
     "version": version,
 }
+LIBRARIES = ("torch", "torchvision", "datasets", "transformers.trainer")
+"""Modules that take most of the time of the imports for a run."""
 LONGEST_REPORT = 10
 """Seconds that the first of several processes may take to report wrong input."""
 BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")
@@ -302,10 +307,11 @@ def _fail_sweep(error: SweepError, full_traceback: bool) -> int:
 
 def _fail(error: Exception, code: int, full_traceback: bool, where: str = "") -> int:
     """Print the error as one message, or as a traceback with HYDRA_FULL_ERROR=1."""
-    from hfexp.core.console import printable
+    from hfexp.core.console import printable, status
     from hfexp.core.secrets import mask_secrets
     from hfexp.launch import world
 
+    status("")
     if code == EXIT_WRONG_INPUT and 0 < world.rank() < world.size():
         # torchrun gives all processes the same wrong input. The first one reports it, unless another one ends before:
         # then torchrun ends the first one.

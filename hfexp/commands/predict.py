@@ -264,6 +264,8 @@ def load_model(settings: ModelSettings, overrides: list[str], config_dir: str | 
     """Load the model that the settings name; Hydra's overrides describe one that no run has trained."""
     from hfexp.core import console
     from hfexp.core.compose import importable_cwd
+
+    console.load("torch", "torchvision", "datasets", "transformers")
     from hfexp.inference import load as models
 
     console.quiet_libraries()

@@ -2,6 +2,7 @@
 
 import contextlib
 import html
+import importlib
 import logging
 import os
 import re
@@ -33,6 +34,9 @@ class _Redirect(Protocol):
 _redirect: _Redirect | None = None
 _redirect_is_terminal = False
 _bar: Any = None
+_has_status = False
+ERASE_LINE = "\r\x1b[2K"
+"""ECMA-48: go to the beginning of the line, and erase it."""
 
 
 def redirect(function: _Redirect | None, terminal: bool = False) -> None:
@@ -95,6 +99,7 @@ def build_table(*headings: str, **settings: Any) -> "Table":
 
 def print_table(table: "Table", soft_wrap: bool = False) -> None:
     """Print a table as wide as the terminal."""
+    status("")
     console(highlight=False).print(table, soft_wrap=soft_wrap)
 
 
@@ -104,6 +109,7 @@ def say(text: str = "") -> None:
     if _redirect is not None:
         _redirect("say", text)
         return
+    status("")
     with contextlib.suppress(OSError):  # a closed pipe or a full disk under a log file must not stop the run
         print(printable(text), flush=True)
 
@@ -114,8 +120,34 @@ def note(text: str) -> None:
     if _redirect is not None:
         _redirect("note", text)
         return
+    status("")
     with contextlib.suppress(OSError):
         print(f"hfexp: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def status(text: str) -> None:
+    """Show what takes its time, on a line that the next output replaces; for terminals only.
+
+    Args:
+        text: what is being done, e.g. `reading the data`; empty: remove the line.
+    """
+    global _has_status
+    if _redirect is not None:
+        _redirect("status", text)
+    elif (text or _has_status) and is_terminal() and _bar is None:
+        shown = f"  {one_line(mask_secrets(text))} ..." if text else ""
+        with contextlib.suppress(OSError):
+            print(f"{ERASE_LINE if _has_status else ''}{shown}", end="", flush=True)
+        _has_status = bool(text)
+
+
+def load(*modules: str) -> None:
+    """Import modules that take a second or two each, and show which one is being imported."""
+    for module in modules:
+        if module not in sys.modules:
+            status(f"importing {module}")
+            importlib.import_module(module)
+    status("")
 
 
 class _SafeStdout:
@@ -152,6 +184,7 @@ def move_bar(completed: int, total: int, description: str, values: str) -> None:
         _redirect("move_bar", completed, total, description, values)
         return
     if _bar is None:
+        status("")
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (

@@ -155,4 +155,6 @@ def _task_keys() -> Iterator[Key]:
     for option in list_options("task"):
         for name, default in option.content.items():
             if name not in ("_target_", "defaults"):
-                yield Key(f"task.{name}", "Any" if default is None else type(default).__name__, default, option.comment(name))
+                yield Key(
+                    f"task.{name}", "Any" if default is None else type(default).__name__, default, option.comment(name)
+                )

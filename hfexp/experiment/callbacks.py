@@ -138,6 +138,7 @@ class Recorder:
         step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
         self.tracker.log_metrics(metrics, step)
+        console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
         report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self._pictures())
@@ -147,6 +148,7 @@ class Recorder:
         (self.directory.model / "README.md").write_text(card)
         save_recipe(self.directory.model, self._recipe())
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
+            console.status("recording the model")
             self._record_model(model, card, step, metrics)
         return report
 

@@ -35,7 +35,7 @@ TRACKER_METHODS = ("log_params", "log_metrics", "set_tags", "log_artifacts", "re
 """Methods of `Tracker` that a worker may call through the relay."""
 
 
-CONSOLE_FUNCTIONS = ("say", "note", "move_bar", "end_bar")
+CONSOLE_FUNCTIONS = ("say", "note", "status", "move_bar", "end_bar")
 """Functions of `hfexp.core.console` that a worker may call through the relay."""
 
 

@@ -41,6 +41,8 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
     config, directory, is_first = context.config, context.directory, world.rank() == 0
     transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)
     splits = build_splits(config, inputs)
+    if is_first:
+        console.status("building the model")
     model, summary = build_model(config.model, inputs.task, inputs.id2label, config.security.allowed_targets)
     recorder = Recorder(tracker, config, context.origin, context.environment, inputs, directory)
     if is_first:
@@ -91,9 +93,12 @@ def conclude(
         if is_first:
             recorder.give_up(metrics, trainer.state.best_global_step or pruned_step, pruned_step)
         return metrics, None
+    if is_first:
+        console.status("evaluating the saved model")
     metrics, scores = evaluate(trainer, inputs, splits)
     if not is_first:
         return metrics, None
+    console.status("saving the model")
     save_model(trainer, inputs, recorder.directory)
     note_skipped(splits)
     return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started)

@@ -100,12 +100,14 @@ def load_inputs(config: Config) -> Inputs:
     with problems:
         task = instantiate(config.task, "task", allowed)
         problems.add(_try_arguments(config, task))
+    console.status("reading the data")
     with problems:
         dataset, dropped = drop_bad_samples(
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
         )
         id2label = _need(task).id2label(dataset)
         problems.add(check_labels(id2label, dataset))
+    console.status("checking that data, model and transforms fit together")
     with problems:
         model_config = load_model_config(config.model, _need(task), allowed)
         problems.add(check_architecture(model_config, _need(task)))

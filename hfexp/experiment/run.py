@@ -56,6 +56,9 @@ def run(config: Config, origin: Origin) -> Result:
         finished = complete_end(config, origin, inputs)
         if finished is not None:
             return world.share(finished) if world.is_together() else finished
+        if config.tracking.backend != "none":
+            console.load("mlflow")
+        console.status("opening the record")
         environment = Environment.gather(origin)
         with (
             processors_shared(use_cpu),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from hfexp.core.console import status
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.locks import SharedLock
@@ -201,6 +202,7 @@ def _create_database(database: Path) -> None:
 
     if database.exists() and database.stat().st_size:
         return
+    status("creating the store")
     unfinished = database.with_name(f".{database.name}.new")
     unfinished.unlink(missing_ok=True)
     mlflow.MlflowClient(sqlite_address(unfinished)).search_experiments()

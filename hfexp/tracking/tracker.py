@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from hfexp.core.config import Config, TrackingConfig, flatten, recorded_values
-from hfexp.core.console import note
+from hfexp.core.console import note, status
 from hfexp.core.errors import ConfigError, RunError, SweepError, Terminated, first_line
 from hfexp.core.process import uninterrupted
 from hfexp.core.provenance import Origin
@@ -162,6 +162,7 @@ class MlflowTracker:
     def flush(self) -> None:
         """Deliver everything; note what can't be delivered, which stays in the run directory."""
         writer = self.writer or self.start_writer()
+        status("delivering the record")
         try:
             complete = writer.close()
         except KeyboardInterrupt:  # the journal has the end of the run: stop waiting
