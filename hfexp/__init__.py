@@ -1,6 +1,7 @@
 """hfexp: config-driven experiments for Hugging Face models. The shell command is the experiment."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from hfexp.core import __version__
@@ -40,4 +41,8 @@ def __getattr__(name: str) -> Any:
     """Load the public names on first use: importing hfexp alone stays cheap."""
     if name not in _MODULES:
         raise AttributeError(f"module 'hfexp' has no attribute {name!r}")
+    if sys.platform == "win32":
+        from hfexp.core.errors import NOT_ON_WINDOWS
+
+        raise ImportError(NOT_ON_WINDOWS)
     return getattr(importlib.import_module(_MODULES[name]), name)

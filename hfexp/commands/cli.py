@@ -14,6 +14,7 @@ from hfexp.core.errors import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_WRONG_INPUT,
+    NOT_ON_WINDOWS,
     ConfigError,
     RunError,
     SweepError,
@@ -32,6 +33,9 @@ MULTIRUN = {"-m", "--multirun"}
 
 def program() -> int:
     """Run `main` as the whole program of this process, and return its exit code."""
+    if sys.platform == "win32":
+        print(f"hfexp: error: {NOT_ON_WINDOWS}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
     os.umask(os.umask(0o077) | 0o002)  # hfexp trusts its checkpoints, caches and records: others may not write them
     _open_streams()
     sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore  # like stderr: no odd name may crash a command

@@ -13,6 +13,11 @@ EXIT_TERMINATED = 143
 STOP_EXIT_CODES = (EXIT_HANGUP, EXIT_TERMINATED)
 """Exit codes of a process that ended because SIGHUP or SIGTERM asked it to."""
 
+NOT_ON_WINDOWS = (
+    "hfexp does not run on Windows itself, which has no fork, file locks and signals of POSIX; use WSL, Linux within "
+    "Windows: https://learn.microsoft.com/windows/wsl/install"
+)
+
 
 class _ExplainedError(Exception):
     """Base of the errors whose message is enough, without a traceback."""

@@ -19,7 +19,7 @@ def cpus() -> int:
 
     `HFEXP_CPUS` lowers the number further; by it, the launcher divides the machine among its jobs.
     """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = affinity()
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":
@@ -27,6 +27,12 @@ def cpus() -> int:
     with contextlib.suppress(KeyError, ValueError):
         count = max(1, min(count, int(os.environ["HFEXP_CPUS"])))
     return count
+
+
+def affinity() -> int:
+    """Return the number of processors that this process may run on; all of them where the system has no affinity."""
+    get_affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(get_affinity(0)) if get_affinity else os.cpu_count() or 1
 
 
 def computes_in_bf16() -> bool:

@@ -54,7 +54,7 @@ class Environment:
             user=_user(),
             process=ProcessId.own(),
             cpu=machine.cpu_name(),
-            cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cpu_count=machine.affinity(),
             memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
             **(_computing() if computes else {"devices": [], "cuda": None, "threads": None}),
             variables=_variables(),
