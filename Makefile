@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # names: those with the fewest tests last, as is usual, would leave the longest of all, chaos, to one process.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui docs wheel bench clean
+.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui docs wheel dist bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +62,12 @@ docs: install ## build the documentation into docs/_build/html; a warning is an 
 
 wheel: install ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
+
+dist: install ## build the sdist and the wheel into dist/, and check them for an index
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check twine
+	$(BIN)/twine check --strict dist/*
 
 bench: install ## all benchmarks, against limits and peers; the machine should be idle
 	$(BIN)/python -m benchmarks
