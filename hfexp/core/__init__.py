@@ -1,3 +1,3 @@
 """What everything stands on: configuration, errors, the console, targets, this machine."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hfexp
 from hfexp.commands import cli
 from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import RunError
@@ -44,7 +45,7 @@ def probe(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         (["trainer.args.learning_rat=1"], 2, "Did you mean 'learning_rate'?"),
         (["modle=vit_base"], 2, "Did you mean 'model'?"),
         (["-m", "model=vit_bas,vit_tiny"], 2, "Did you mean 'vit_base'?"),
-        (["version"], 0, "hfexp 0.1.0"),
+        (["version"], 0, f"hfexp {hfexp.__version__}"),
     ],
 )
 def test_nothing_heavy_is_imported_before_a_run(words: list[str], code: int, shown: str, place: Path) -> None:

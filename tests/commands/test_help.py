@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import hfexp
 from hfexp.commands import cli
 from hfexp.core.compose import compose
 from hfexp.core.keys import keys
@@ -45,7 +46,7 @@ def test_the_commands_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("args", [["--version"], ["version"], ["seed=1", "--version"]])
 def test_the_version_is_that_of_hfexp(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, *args) == "hfexp 0.1.0\n"
+    assert shown(capsys, *args) == f"hfexp {hfexp.__version__}\n"
 
 
 def test_hydras_flags_are_hydras(capsys: pytest.CaptureFixture[str]) -> None:
