@@ -18,7 +18,7 @@ WORKDIR /src
 # PyPI, since PyTorch's own index does not have all pinned versions.
 COPY constraints.txt ./
 RUN pip install --no-deps --index-url "$TORCH_INDEX" -c constraints.txt torch torchvision
-COPY pyproject.toml hatch_build.py README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf
 COPY hfexp ./hfexp
 RUN pip install -c constraints.txt .

@@ -38,6 +38,7 @@ LIMITS = (
     "dataset.max_train_samples=16", "dataset.max_validation_samples=12", "dataset.max_test_samples=12",
     "trainer.args.max_steps=2", "trainer.args.per_device_train_batch_size=4", "tracking.pictures=false",
 )  # fmt: skip
+TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
 KINDS = {"image": "image", "text": "text", "causal_lm": "gpt"}
 
 
@@ -143,14 +144,15 @@ class Machine:
         for name in ("chats", "conversations"):
             (home / f"{name}.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
         self.models = {
-            "image": train(*SMALL_DIGITS, "seed=42", "name=vit_digits-digits").run_dir,
+            "image": train(*SMALL_DIGITS, "metrics=classification", "name=vit_digits-digits").run_dir,
             "text": train(
                 "task=text_classification", "model=tiny_bert", "dataset=table", "dataset.source.data_files=rows.csv",
                 "dataset.test_size=0.2", *LIMITS,
             ).run_dir,
             "gpt": train("task=text_generation", *SMALL_GPT, "dataset.source.data_files=books.txt", *LIMITS).run_dir,
         }  # fmt: skip
-        assert cli.main(["-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=lr"]) == 0
+        (self.models["gpt"] / "model/chat_template.jinja").write_text(TEMPLATE)
+        assert cli.main(["-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=prepared"]) == 0
 
     def rewrite(self, command: Command) -> list[str] | None:
         """The words of a command as this machine can run them; None if it can't."""
@@ -169,10 +171,13 @@ class Machine:
             elif word.startswith(("https://", "s3://")):
                 replaced.append("cat.jpg")
             else:
-                word = re.sub(r"\bRUN(_A|_B)?\b", run, word).replace("sweep=NAME", "sweep=lr")
+                word = re.sub(r"\bRUN(_A|_B)?\b", run, word).replace("sweep=NAME", "sweep=prepared")
+                word = word.replace("sweep=lr", "sweep=lr" if Path("outputs/sweeps/lr").exists() else "sweep=prepared")
                 word = word.replace("range(8)", "range(1,3)").replace("dataset=food101", "dataset=imagefolder")
                 word = word.replace("run=google/vit-base-patch16-224", f"run={run}")
                 replaced.append(word)
+        if "experiment=pets" in replaced:  # its file names a model of the Hub
+            replaced += self.model("vit_tiny")
         if "dataset=imagefolder" in replaced and not any("data_dir" in word for word in replaced):
             replaced.append("dataset.source.data_dir=photos")
         trains = command.name in ("train", "plan", "rerun") and "debug=" not in str(replaced)
@@ -207,7 +212,8 @@ def run_line(line: str, machine: Machine, environment: dict[str, str]) -> str | 
             words = machine.rewrite(Command("", f"hfexp {found[2]}"))
             if words is None:
                 return None
-            parts[index] = f"{found[1]}{shlex.join(['hfexp', *words])}"
+            quoted = [word if "*" in word and " " not in word else shlex.quote(word) for word in words]
+            parts[index] = f"{found[1]}hfexp {' '.join(quoted)}"
     done = subprocess.run(
         ["bash", "-c", "set -o pipefail; " + "".join(parts)],
         env=environment,

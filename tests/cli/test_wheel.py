@@ -17,7 +17,7 @@ import hfexp
 
 WANTED = (
     "CHANGELOG.md", "Dockerfile", "LICENSE", "PKG-INFO", "README.md", "benchmarks/__init__.py", "conf/config.yaml",
-    "constraints.txt", "docs/architecture.md", "hatch_build.py", "hfexp/core/__init__.py", "pyproject.toml",
+    "constraints.txt", "docs/architecture.md", "hfexp/core/__init__.py", "pyproject.toml",
     "tests/cli/test_wheel.py",
 )  # fmt: skip
 UNWANTED = re.compile(r"__pycache__|\.pyc$|^outputs/|^\.venv|^\.git/|mlflow\.db|^dist/")
@@ -53,6 +53,7 @@ def check_description(metadata: Message) -> None:
     assert text.startswith("# hfexp\n")
     assert re.findall(r"\]\((?!https?:|#)[^)]*\)", text) == []
     assert "docs/tasks.md" in text
+    assert "details: benchmarks/results/demos.md" in text
 
 
 @pytest.mark.slow
