@@ -120,9 +120,11 @@ def evaluate(
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and loaded.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    rows = concatenate_datasets(list(load_splits(data, loaded, columns).values()))
+    standard = {own: name for name, own in data.config.dataset.columns.items()}  # the names that the rows get
+    loaded_as = {name: standard.get(name, name) for name in columns}
+    rows = concatenate_datasets(list(load_splits(data, loaded, list(loaded_as.values())).values()))
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
-    values = {name: _values(rows, name) for name in columns}
+    values = {name: _values(rows, column, name) for name, column in loaded_as.items()}
     input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
     metric_inputs = _metric_inputs(data.config, loaded, input_rows, settings.batch_size)
     slices = score_slices(metric_inputs, metrics.scalars, values, settings.resamples, settings.seed)
@@ -159,8 +161,8 @@ def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_siz
     return dict(predictor.task.metric_inputs(np.concatenate(predictions), np.concatenate(references)))
 
 
-def _values(rows: Any, name: str) -> list[Any]:
-    """Return the values of a column that defines slices; classes as their names.
+def _values(rows: Any, column: str, name: str) -> list[Any]:
+    """Return the values of a column that defines slices, which the user calls `name`; classes as their names.
 
     Raises:
         ConfigError: the column holds more than one value per row.
@@ -169,10 +171,10 @@ def _values(rows: Any, name: str) -> list[Any]:
 
     from hfexp.data.labels import readable
 
-    feature = rows.features[name]
+    feature = rows.features[column]
     if not isinstance(feature, ClassLabel | Value):
         raise ConfigError(f"by={name}: the column holds {type(feature).__name__}, expected one value per row")
-    return [readable(feature, value) for value in rows[name]]
+    return [readable(feature, value) for value in rows[column]]
 
 
 def _record(

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import ipaddress
+import json
 import os
 import socket
 import sys
@@ -10,15 +11,20 @@ import time
 import urllib.request
 
 from hfexp.commands.parser import StoreParser
+from hfexp.commands.ranking import rank, telling
 from hfexp.core.console import note
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.files import sqlite_path
 from hfexp.core.secrets import mask_secrets
-from hfexp.tracking.runs import newest_run
+from hfexp.tracking.runs import newest_run, read_runs
 from hfexp.tracking.store import tracking_uri
 
 PORTS = range(5000, 5020)
 """Ports that are tried in turn if none is given; 5000 is MLflow's own default."""
+VIEW = "hfexp"
+"""Name of the view of an experiment that hfexp sets; a person's own columns stay, without it in the address."""
+COLUMNS = 4
+"""Params, and metrics, among the columns of that view."""
 LONGEST_START = 600
 """Seconds for which the server may start; it takes about ten."""
 SETTINGS = {
@@ -52,6 +58,7 @@ def main(argv: list[str]) -> int:
             "read, change and delete the runs"
         )
     address = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{port}"
+    _choose_columns(uri)
     _print_when_ready(address, _links(uri, address))
     command = [sys.executable, "-m", "mlflow", "server"]
     command += ["--host", args.host, "--port", str(port), "--workers", "1"]
@@ -112,13 +119,39 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _choose_columns(uri: str) -> None:
+    """Set the columns of the newest experiment's page, by which its link shows what tells the runs apart.
+
+    MLflow (3.17) keeps a view that a person shares as a tag of the experiment: its JSON names columns and order.
+    """
+    newest = newest_run(uri)
+    runs = read_runs(uri, newest.experiment) if newest else []
+    runs = [run for run in runs if run.tags.get("hfexp.kind") != "sweep"]
+    if newest is None or not runs:
+        return
+    ranking = rank(runs)
+    params, metrics = telling(ranking.params, ranking.runs)[:COLUMNS], ranking.metrics[:COLUMNS]
+    columns = ["attributes.`Created`", *(f"metrics.`{name}`" for name in metrics)]
+    columns += [*(f"params.`{name}`" for name in params), "attributes.`Duration`"]
+    view = {"selectedColumns": columns}
+    if ranking.metric is not None:
+        view |= {"orderByKey": f"metrics.`{ranking.metric}`", "orderByAsc": ranking.direction == "min"}
+    from mlflow import MlflowClient
+
+    try:
+        MlflowClient(uri).set_experiment_tag(newest.experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+    except Exception as error:  # such as a store that may only be read: the page is worth opening all the same
+        note(f"the page has MLflow's own columns: the store takes no tag ({first_line(error)})")
+
+
 def _links(uri: str, address: str) -> str:
     """Return the addresses of the pages of the newest run's experiment and of that run itself."""
     run = newest_run(uri)
     if run is None:
         return f"MLflow    {address}  (no run is recorded yet)"
     experiment = f"{address}/#/experiments/{run.experiment_id}"
+    view = "" if uri.startswith("http") else f"&viewStateShareKey={VIEW}"
     return (
-        f"MLflow    {experiment}/runs?workflowType=machine_learning\n"
+        f"MLflow    {experiment}/runs?workflowType=machine_learning{view}\n"
         f"last run  {experiment}/runs/{run.run_id}?workflowType=machine_learning  ({run.name})"
     )

@@ -96,7 +96,7 @@ def test_traceback_only_for_who_asks(
         (["seed=1,2"], "hfexp -m seed=1,2"),
         (["hparams_search=mnist"], "search=tpe"),
         (["logger=wandb"], "tracking=mlflow"),
-        (["report_to=wandb"], "tracking=mlflow"),
+        (["report_to=wandb"], "tracking.also=[NAME]"),
         (["push_to_hub=true"], "hf upload"),
         (["trainer=ddp"], "launch=ddp"),
         (["hydra/sweeper=optuna"], "search=tpe"),

@@ -128,7 +128,9 @@ class Machine:
         self.home = home
         write_images(home / "photos", count=20)
         write_images(home / "new_photos", count=6)
-        shutil.copy(home / "photos/cat/0.jpg", home / "cat.jpg")
+        (home / "holiday").mkdir()
+        for name in ("cat.jpg", "holiday/1.jpg", "holiday/2.jpg"):
+            shutil.copy(home / "photos/cat/0.jpg", home / name)
         text = "the film was long and {} in place {}"
         rows = [
             (text.format(("good", "bad")[n % 2], n), str(n % 2 + 1), f"photos/cat/{n % 20}.jpg") for n in range(60)
@@ -152,7 +154,8 @@ class Machine:
             "gpt": train("task=text_generation", *SMALL_GPT, "dataset.source.data_files=books.txt", *LIMITS).run_dir,
         }  # fmt: skip
         (self.models["gpt"] / "model/chat_template.jinja").write_text(TEMPLATE)
-        assert cli.main(["-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=prepared"]) == 0
+        sweep = ("-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=prepared")
+        subprocess.run([sys.executable, "-m", "hfexp", *sweep], check=True, capture_output=True)
 
     def rewrite(self, command: Command) -> list[str] | None:
         """The words of a command as this machine can run them; None if it can't."""
@@ -180,6 +183,8 @@ class Machine:
             replaced += self.model("vit_tiny")
         if "dataset=imagefolder" in replaced and not any("data_dir" in word for word in replaced):
             replaced.append("dataset.source.data_dir=photos")
+        if "launch=ddp" in replaced and not any("num_processes" in word for word in replaced):
+            replaced.append("launch.num_processes=2")  # by default one per GPU
         trains = command.name in ("train", "plan", "rerun") and "debug=" not in str(replaced)
         return replaced + [word for word in LIMITS if trains]
 

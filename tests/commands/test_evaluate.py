@@ -10,6 +10,7 @@ import mlflow
 import numpy as np
 import pytest
 import yaml
+from conftest import encoded_digits
 
 from hfexp import evaluate
 from hfexp.commands import cli
@@ -109,6 +110,20 @@ def test_another_dataset_is_scored_by_the_classes_of_the_model(run: str) -> None
     shutil.copy(next(Path("new/1").glob("*.png")), "new/eleven/a.png")
     with pytest.raises(ConfigError, match="unknown label 'eleven'"):
         evaluate(*words, run=run, resamples=0)
+
+
+def test_slices_are_named_as_the_columns_of_the_source(run: str) -> None:
+    Path("new").mkdir()
+    lines = ["file,digit,writer"]
+    for number, content in enumerate(encoded_digits(12)):
+        Path(f"new/{number}.png").write_bytes(content)
+        lines.append(f"new/{number}.png,{number % 10},{'ab'[number % 2]}")
+    Path("rows.csv").write_text("\n".join(lines))
+    source = ("dataset=csv", "dataset.source.data_files=rows.csv", "dataset.source.image_column=file")
+    table = evaluate(*source, "dataset.columns.label=digit", run=run, by="digit,writer", resamples=0, record=False)
+    counts = {name: int(rows.iloc[0]) for name, rows in table.groupby("slice")["rows"]}
+    digits_of = {f"digit={digit}": 2 if digit < 2 else 1 for digit in range(10)}
+    assert counts == {"all": 12, "writer=a": 6, "writer=b": 6, **digits_of}
 
 
 def copied_directory() -> Path:

@@ -1,5 +1,6 @@
 """The MLflow page of a finished run, from the store that a run leaves."""
 
+import json
 import os
 import shutil
 import signal
@@ -41,6 +42,27 @@ def test_a_port_that_is_taken(
     assert "MLflow can't listen on 192.0.2.1" in capsys.readouterr().err
 
 
+def test_the_page_shows_what_tells_the_runs_apart(place: Path) -> None:
+    (place / "outputs").mkdir()
+    store = Store(place / "outputs" / "mlflow.db")
+    experiment = store.experiment("photos")
+    for number, loss in enumerate((0.5, 0.2, 0.3)):
+        params = {"trainer.args.learning_rate": str(number), "seed": "1", "output_dir": f"o{number}"}
+        tags = {"hfexp.metric": "final_eval_loss", "hfexp.metric_direction": "min"}
+        store.run(experiment, f"run-{number}", params=params, tags=tags, metrics={"final_eval_loss": loss})
+    uri = f"sqlite:///{place / 'outputs' / 'mlflow.db'}"
+    ui._choose_columns(uri)
+    tag = store.client.get_experiment(experiment).tags["mlflow.sharedViewState.hfexp"]
+    assert json.loads(tag) == {
+        "selectedColumns": [
+            "attributes.`Created`", "metrics.`final_eval_loss`", "params.`trainer.args.learning_rate`",
+            "attributes.`Duration`",
+        ],
+        "orderByKey": "metrics.`final_eval_loss`",
+        "orderByAsc": True,
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_hfexp_ui_serves_the_run(place: Path) -> None:
     result = api.train(*SMALL_DIGITS)
@@ -51,7 +73,7 @@ def test_hfexp_ui_serves_the_run(place: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("starting MLflow on sqlite:///")
         page = f"http://127.0.0.1:{port}/#/experiments/1/runs"
-        assert process.stdout.readline() == f"MLflow    {page}?workflowType=machine_learning\n"
+        assert process.stdout.readline() == f"MLflow    {page}?workflowType=machine_learning&viewStateShareKey=hfexp\n"
         link = f"{page}/{result.run_id}?workflowType=machine_learning"
         assert process.stdout.readline() == f"last run  {link}  ({result.run_dir.name.rpartition('-')[0]})\n"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:  # at once
