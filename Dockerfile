@@ -20,6 +20,7 @@ COPY constraints.txt ./
 RUN pip install --no-deps --index-url "$TORCH_INDEX" -c constraints.txt torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY conf ./conf
+COPY docs/howto.md ./docs/
 COPY hfexp ./hfexp
 RUN pip install -c constraints.txt .
 

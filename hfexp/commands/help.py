@@ -10,6 +10,7 @@ from hfexp.core.errors import ConfigError, did_you_mean
 from hfexp.core.secrets import learn_secrets, mask_secrets, mask_values
 
 if TYPE_CHECKING:
+    from hfexp.commands.howto import HowTo
     from hfexp.core.keys import Key
     from hfexp.core.options import Option
 
@@ -17,7 +18,6 @@ SCREEN = """\
 hfexp: the shell command is the experiment.
 
   hfexp                               train on handwritten digits (offline, a minute)
-  hfexp experiment=food101_vit        fine-tune a pretrained ViT on food101
   hfexp dataset=imagefolder dataset.source.data_dir=photos model=vit_tiny
   hfexp trainer.args.learning_rate=3e-4 seed=1    change any setting
   hfexp -m seed=1,2,3                 one run per value
@@ -51,6 +51,7 @@ Find out more
   hfexp list models                   the models; also datasets, tasks, searches, ...
   hfexp help text_classification      a task: columns, models, the smallest command
   hfexp help learning_rate            a key: type, default, allowed values, meaning
+  hfexp help free disk space          how to do something
   hfexp --cfg job ...                 print the config that a command composes
 
 Flags
@@ -95,8 +96,34 @@ def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) ->
         if task is not None:
             _explain_task(task)
             return 0
-    _explain_key(topic.partition("=")[0].lstrip("+"), overrides, config_dir)
+    _explain_word(topic.partition("=")[0].lstrip("+"), overrides, config_dir)
     return 0
+
+
+def _explain_word(topic: str, overrides: list[str], config_dir: str | None) -> None:
+    """Explain the key of this name; for other words, print what says how to do it, and the keys that they match."""
+    from hfexp.commands import howto
+    from hfexp.core.config import HABITS
+    from hfexp.core.keys import keys
+
+    answers = [] if topic in keys() else howto.find(topic)
+    are_titled = any(answer.count(topic)[0] for answer in answers)
+    if are_titled:
+        _show_answers(answers)
+    try:
+        _explain_key(topic, overrides, config_dir)
+    except ConfigError:
+        if not answers or (topic in HABITS and not are_titled):
+            raise
+        if not are_titled:
+            _show_answers(answers)
+
+
+def _show_answers(answers: "list[HowTo]") -> None:
+    if len(answers) == 1:
+        answers[0].show(WIDTH)
+    else:
+        say("\n".join(f"hfexp help {answer.title[0].lower()}{answer.title[1:]}" for answer in answers) + "\n")
 
 
 def _explain_task(task: "Option") -> None:

@@ -190,7 +190,7 @@ class ModelConfig:
     """A pretrained model (`path`), a new one (`model_type`, `config`), or your own (`_target_`)."""
 
     path: str | None = None
-    """Hub id, local directory, or `pkg://package/directory` of an installed package."""
+    """Hub id, local directory, `run:NAME` (a run's model), or `pkg://package/directory` of an installed package."""
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub; null: the main branch."""
     model_type: str | None = None

@@ -179,14 +179,17 @@ class Machine:
                 word = word.replace("range(8)", "range(1,3)").replace("dataset=food101", "dataset=imagefolder")
                 word = word.replace("run=google/vit-base-patch16-224", f"run={run}")
                 replaced.append(word)
-        if "experiment=pets" in replaced:  # its file names a model of the Hub
-            replaced += self.model("vit_tiny")
-        if "dataset=imagefolder" in replaced and not any("data_dir" in word for word in replaced):
-            replaced.append("dataset.source.data_dir=photos")
-        if "launch=ddp" in replaced and not any("num_processes" in word for word in replaced):
-            replaced.append("launch.num_processes=2")  # by default one per GPU
-        trains = command.name in ("train", "plan", "rerun") and "debug=" not in str(replaced)
-        return replaced + [word for word in LIMITS if trains]
+        return replaced + self.more(replaced, command.name)
+
+    def more(self, words: list[str], command: str) -> list[str]:
+        """What a command needs on this machine besides its words."""
+        more = self.model("vit_tiny") if "experiment=pets" in words else []  # its file names a model of the Hub
+        if "dataset=imagefolder" in words and not any("data_dir" in word for word in words):
+            more.append("dataset.source.data_dir=photos")
+        if "launch=ddp" in words and not any("num_processes" in word for word in words):
+            more.append("launch.num_processes=2")  # by default one per GPU
+        trains = command in ("train", "plan", "rerun") and "debug=" not in str(words)
+        return more + [word for word in LIMITS if trains]
 
     def model(self, name: str) -> list[str]:
         option = find_option("model", name)

@@ -71,6 +71,7 @@ def test_the_wheel_works_in_another_environment(built: Path, tmp_path: Path, mon
     )
     assert where.stdout.startswith(str(site))
     assert (site / "hfexp" / "conf" / "config.yaml").is_file()
+    assert (site / "hfexp" / "howto.md").is_file()
     place = tmp_path / "elsewhere"
     place.mkdir()
     program = tmp_path / "env" / "bin" / "hfexp"

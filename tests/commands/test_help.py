@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import hfexp
-from hfexp.commands import cli
+from hfexp.commands import cli, howto
 from hfexp.core.compose import compose
 from hfexp.core.keys import keys
 from hfexp.core.options import GROUPS, Option, find_option, list_options
@@ -42,6 +42,45 @@ def test_the_commands_fit_one_screen(capsys: pytest.CaptureFixture[str]) -> None
     for command in cli.COMMANDS:
         assert re.search(rf"^  \[?{command}\b", screen, re.MULTILINE), command
     assert shown(capsys, "--help") == shown(capsys, "-h", "seed=1") == shown(capsys, "train", "--help") == screen
+
+
+def test_each_how_to_is_found_by_its_title() -> None:
+    assert len(howto.sections()) > 12
+    for section in howto.sections():
+        assert howto.find(section.title) == [section]
+
+
+@pytest.mark.parametrize(
+    ("words", "title"),
+    [
+        ("more epochs", "Continue with more epochs"),
+        ("warm start", "Start from a model that you trained"),
+        ("free my disk", "Free disk space"),
+        ("wandb", "Record in W&B (wandb) or TensorBoard as well"),
+        ("own metric", "Choose the best model by a metric of your own"),
+        ("how to use GPUs", "Use several GPUs"),
+        ("figure", "Make a figure or a table for a paper"),
+        ("predicted wrong", "Find the rows that are predicted wrong"),
+    ],
+)
+def test_words_find_how_to_do_it(words: str, title: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "help", *words.split())
+    assert text.startswith(f"How to {title[0].lower()}{title[1:]}\n")
+    commands = [line for line in text.splitlines() if line.startswith("    hfexp ")]
+    assert commands
+    assert not any(mark in text for mark in ("```", "](")), "it is for a terminal"
+
+
+def test_several_answers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, "help", "offline").splitlines()
+    assert lines[:2] == [
+        "hfexp help record in W&B (wandb) or TensorBoard as well", "hfexp help work on a machine without a network",
+    ]  # fmt: skip
+
+
+def test_a_key_is_explained_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    assert shown(capsys, "help", "learning_rate").startswith("trainer.args.learning_rate  (float)")
+    assert shown(capsys, "help", "seed").startswith("seed  (int)")
 
 
 @pytest.mark.parametrize("args", [["--version"], ["version"], ["seed=1", "--version"]])
@@ -248,4 +287,5 @@ def test_several_words_find_the_key_that_has_most_of_them(
     place: Path, capsys: pytest.CaptureFixture[str], words: list[str], first: str
 ) -> None:
     assert cli.main(["help", *words]) == 0
-    assert capsys.readouterr().out.split()[0] == first
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert next(name for name in names if name in keys()) == first

@@ -1,0 +1,64 @@
+"""The answers of docs/howto.md, which `hfexp help WORDS` finds and prints: one page for the site and the terminal."""
+
+import functools
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfexp.core.console import say
+
+FENCE = re.compile(r"^```\w*\n(.*?)^```\n?", re.M | re.S)
+LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
+COMMON = {"how", "the", "for", "from", "with", "and", "that", "you", "can", "does", "what"}
+"""Words that tell nothing about what is looked for, besides those of one or two letters."""
+
+
+@dataclass(frozen=True)
+class HowTo:
+    """One section of the page."""
+
+    title: str
+    text: str
+
+    def count(self, topic: str) -> tuple[int, int]:
+        """Return how many words of a topic the title has, and how many the whole section has."""
+        words = words_of(topic)
+        title, whole = self.title.lower(), f"{self.title} {self.text}".lower()
+        return sum(word in title for word in words), sum(word in whole for word in words)
+
+    def show(self, width: int) -> None:
+        """Print the section: paragraphs wrapped, code indented."""
+        say(f"How to {self.title[0].lower()}{self.title[1:]}\n")
+        for number, part in enumerate(FENCE.split(self.text)):
+            if number % 2:
+                say(textwrap.indent(part.rstrip(), "    ") + "\n")
+                continue
+            for paragraph in re.split(r"\n\s*\n", part.strip()):
+                if paragraph:
+                    text = " ".join(LINK.sub(r"\1", paragraph).replace("`", "").split())
+                    say(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
+
+
+def words_of(topic: str) -> list[str]:
+    """Return the words of a topic that tell what is looked for."""
+    return [word for word in re.findall(r"[\w&]{3,}", topic.lower()) if word not in COMMON]
+
+
+@functools.cache
+def sections() -> list[HowTo]:
+    """Read the page: in a wheel it lies beside this package, in a checkout among the documentation."""
+    package = Path(__file__).parents[1]
+    for path in (package / "howto.md", package.parent / "docs" / "howto.md"):
+        if path.is_file():
+            parts = re.split(r"^## (.+)\n", path.read_text(encoding="utf-8"), flags=re.M)
+            return [HowTo(title, text.strip("\n")) for title, text in zip(parts[1::2], parts[2::2], strict=True)]
+    return []
+
+
+def find(topic: str) -> list[HowTo]:
+    """Return the sections that have all words of a topic, those with most of them in their titles."""
+    words = words_of(topic)
+    found = {section: section.count(topic) for section in sections() if words}
+    whole = {section: in_title for section, (in_title, anywhere) in found.items() if anywhere == len(words)}
+    return [section for section, in_title in whole.items() if in_title == max(whole.values())]
