@@ -127,7 +127,7 @@ def evaluate(
     values = {name: _values(rows, column, name) for name, column in loaded_as.items()}
     input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
     metric_inputs = _metric_inputs(data.config, loaded, input_rows, settings.batch_size)
-    slices = score_slices(metric_inputs, metrics.scalars, values, settings.resamples, settings.seed)
+    slices = score_slices(metric_inputs, metrics, values, settings.resamples, settings.seed)
     name = settings.name or data.name
     if show:
         say(f"{loaded.name} on {name}, {slices[0].rows:,} rows (with 95 % bootstrap intervals)")

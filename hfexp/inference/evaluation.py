@@ -1,7 +1,7 @@
 """Evaluation of a trained model: the data to score, its predictions on them, and metrics with intervals."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from hfexp.core.compose import compose, recorded_options
 from hfexp.core.config import Config, flatten, to_config
-from hfexp.core.console import say
+from hfexp.core.console import progress, say
 from hfexp.core.errors import ConfigError, one_of
 from hfexp.core.provenance import file_name
 from hfexp.core.targets import targets_in
@@ -23,6 +23,7 @@ from hfexp.inference.load import LoadedModel, recorded_file
 from hfexp.inference.predictor import Predictor, as_weights
 from hfexp.tasks.base import main_output
 from hfexp.tasks.cells import in_order
+from hfexp.tasks.metrics import MetricSet
 
 
 def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -206,8 +207,11 @@ CONFIDENCE = 0.95
 MOST_SLICES = 50
 
 
+AT_ONCE = 2**22
+"""Rows of resamples that are scored at once: their counts take 32 MiB."""
+
+
 MetricInputs = Mapping[str, np.ndarray]
-Compute = Callable[[dict[str, np.ndarray]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ class SliceScores:
 
 
 def score_slices(
-    metric_inputs: MetricInputs, compute: Compute, columns: Mapping[str, Sequence[Any]], resamples: int, seed: int
+    metric_inputs: MetricInputs, metrics: MetricSet, columns: Mapping[str, Sequence[Any]], resamples: int, seed: int
 ) -> list[SliceScores]:
     """Score all rows, then the rows of each value of each column, in the order of the values.
 
@@ -252,13 +256,16 @@ def score_slices(
             raise ConfigError(f"by={name}: {len(known)} different values; the limit is {MOST_SLICES}")
         for value in known:
             parts.append((f"{name}={value}", np.array([i for i, other in enumerate(values) if other == value])))
-    return [
-        SliceScores(name, len(rows), bootstrap(metric_inputs, rows, compute, resamples, seed)) for name, rows in parts
-    ]
+    scores = []
+    with progress(len(parts), "resampling") as move:
+        for name, rows in parts:
+            scores.append(SliceScores(name, len(rows), bootstrap(metric_inputs, rows, metrics, resamples, seed)))
+            move(len(scores))
+    return scores
 
 
 def bootstrap(
-    metric_inputs: MetricInputs, rows: np.ndarray, compute: Compute, resamples: int, seed: int
+    metric_inputs: MetricInputs, rows: np.ndarray, metrics: MetricSet, resamples: int, seed: int
 ) -> dict[str, Score]:
     """Compute metrics on some rows, with percentile intervals from the bootstrap.
 
@@ -266,18 +273,23 @@ def bootstrap(
     Jackknife", Annals of Statistics 7, 1979); the interval is that of the percentiles (B. Efron and R. Tibshirani, "An
     Introduction to the Bootstrap", 1993, chapter 13).
     """
-    generator = np.random.default_rng(seed)
-    values = compute({name: array[rows] for name, array in metric_inputs.items()})
-    resampled: dict[str, list[float]] = {name: [] for name in values}
-    for _ in range(resamples):
-        sample = rows[generator.integers(0, len(rows), len(rows))]
-        for name, value in compute({key: array[sample] for key, array in metric_inputs.items()}).items():
-            resampled[name].append(value)
+    generator, size = np.random.default_rng(seed), len(rows)
+    arrays = {name: array[rows] for name, array in metric_inputs.items()}
+    values = metrics.scalars(arrays)
+    resampled: dict[str, list[np.ndarray]] = {name: [] for name in values}
+    at_once = max(1, AT_ONCE // size)
+    for first in range(0, resamples, at_once):
+        number = min(at_once, resamples - first)
+        drawn = generator.integers(0, size, (number, size)) + size * np.arange(number)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size).astype(np.float64)
+        for name, column in metrics.resample(arrays, counts).items():
+            resampled[name].append(column)
     return {name: Score(value, *_interval(resampled[name])) for name, value in values.items()}
 
 
-def _interval(values: list[float]) -> tuple[float, float]:
-    known = np.array([value for value in values if np.isfinite(value)])
+def _interval(columns: list[np.ndarray]) -> tuple[float, float]:
+    values = np.concatenate(columns) if columns else np.array([])
+    known = values[np.isfinite(values)]
     if len(known) < max(2, len(values) // 2):
         return float("nan"), float("nan")
     low, high = np.quantile(known, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

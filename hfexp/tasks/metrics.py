@@ -13,6 +13,7 @@ import evaluate
 import numpy as np
 
 from hfexp.core.errors import ConfigError, RunError, one_of
+from hfexp.tasks import resampling
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER
 
 IDS = datasets.Value("int64")
@@ -62,17 +63,43 @@ class _ArrayMetric(evaluate.Metric):
     def _compute(self, **kwargs: Any) -> dict[str, Any]:
         raise NotImplementedError
 
+    def resample(self, counts: np.ndarray, **arrays: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Compute the metric for many bootstrap resamples at once; None: it has to be computed for one at a time.
 
-class Accuracy(_ArrayMetric):
+        Args:
+            counts: how often each resample has drawn each row (R, N).
+            arrays: as for `compute`.
+
+        Returns:
+            Values by name, each (R,).
+        """
+        return None
+
+
+class _RowMean(_ArrayMetric):
+    """A metric that is the mean of a value of each row."""
+
+    def _rows(self, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Return the values (N,) by the name of the metric."""
+        raise NotImplementedError
+
+    def _compute(self, **kwargs: Any) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in self._rows(**kwargs).items()}
+
+    def resample(self, counts: np.ndarray, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: resampling.mean(counts, values) for name, values in self._rows(**arrays).items()}
+
+
+class Accuracy(_RowMean):
     """Share of predictions equal to the reference: `accuracy`."""
 
     summary = "Share of predictions equal to the reference."
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {"accuracy": float((predictions == references).mean())}
+    def _rows(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        return {"accuracy": predictions == references}
 
 
-class TopKAccuracy(_ArrayMetric):
+class TopKAccuracy(_RowMean):
     """Share of samples whose class is among the k highest scores: `top{k}_accuracy`."""
 
     inputs = {"prediction_scores": SCORES, "references": IDS}
@@ -84,10 +111,10 @@ class TopKAccuracy(_ArrayMetric):
         super().__init__()
         self.k = k
 
-    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _rows(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         k = min(self.k, prediction_scores.shape[-1])
         top = np.argpartition(-prediction_scores, k - 1, axis=-1)[:, :k]
-        return {f"top{self.k}_accuracy": float((top == references[:, None]).any(-1).mean())}
+        return {f"top{self.k}_accuracy": (top == references[:, None]).any(-1)}
 
 
 class PrecisionRecallF1(_ArrayMetric):
@@ -114,6 +141,22 @@ class PrecisionRecallF1(_ArrayMetric):
                 result[f"{name}_{average}"] = float(value)  # pyright: ignore
         return result
 
+    def resample(self, counts: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        right, predicted, true = resampling.class_counts(counts, predictions, references)
+        # As scikit-learn does: of class ids, those count that a resample has; of truth values, all classes.
+        counted = np.ones_like(true) if references.ndim == 2 else (predicted + true > 0).astype(np.float64)
+        weights = {"macro": counted, "weighted": true}
+        result = {}
+        for average in self.averages:
+            sums = (part.sum(1, keepdims=True) if average == "micro" else part for part in (right, predicted, true))
+            hits, answers, truths = sums
+            parts = {"precision": (hits, answers), "recall": (hits, truths), "f1": (2 * hits, answers + truths)}
+            weight = weights.get(average, np.ones_like(hits))
+            for name, (numerator, denominator) in parts.items():
+                values = resampling.ratio(numerator, denominator, 0.0)
+                result[f"{name}_{average}"] = resampling.ratio((values * weight).sum(1), weight.sum(1), 0.0)
+        return result
+
 
 class RocAuc(_ArrayMetric):
     """One-vs-rest area under the ROC curve, averaged over the classes present: `roc_auc`.
@@ -130,6 +173,13 @@ class RocAuc(_ArrayMetric):
 
         areas = [roc_auc_score(truth, scores) for truth, scores in _one_vs_rest(prediction_scores, references)]
         return {"roc_auc": float(np.mean(areas)) if areas else float("nan")}
+
+    def resample(
+        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        pairs = _one_vs_rest(prediction_scores, references)
+        areas = [resampling.area_under_roc(counts, truth, scores) for truth, scores in pairs]
+        return {"roc_auc": resampling.mean_over_classes(areas, len(counts))}
 
 
 class MeanAveragePrecision(_ArrayMetric):
@@ -148,6 +198,13 @@ class MeanAveragePrecision(_ArrayMetric):
         areas = [average_precision_score(*pair) for pair in _one_vs_rest(prediction_scores, references)]
         return {"mean_average_precision": float(np.mean(areas)) if areas else float("nan")}
 
+    def resample(
+        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        pairs = _one_vs_rest(prediction_scores, references)
+        areas = [resampling.average_precision(counts, truth, scores) for truth, scores in pairs]
+        return {"mean_average_precision": resampling.mean_over_classes(areas, len(counts))}
+
 
 def _one_vs_rest(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield truth (N,) and scores (N,) of each class that some rows have and others have not."""
@@ -157,14 +214,14 @@ def _one_vs_rest(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[n
             yield truth, scores[:, c]
 
 
-class ExactMatch(_ArrayMetric):
+class ExactMatch(_RowMean):
     """Share of rows whose predicted classes are exactly the true ones: `exact_match`."""
 
     kinds = (CLASSES,)
     summary = "Share of rows whose set of classes is exactly right."
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return {"exact_match": float((predictions == references).all(-1).mean())}
+    def _rows(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        return {"exact_match": (predictions == references).all(-1)}
 
 
 class RegressionErrors(_ArrayMetric):
@@ -177,6 +234,11 @@ class RegressionErrors(_ArrayMetric):
     def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
         errors = predictions.astype(np.float64) - references
         return {"rmse": float(np.sqrt((errors**2).mean())), "mae": float(np.abs(errors).mean())}
+
+    def resample(self, counts: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        errors = predictions.astype(np.float64) - references
+        squares = resampling.mean(counts, errors**2)
+        return {"rmse": np.sqrt(squares), "mae": resampling.mean(counts, np.abs(errors))}
 
 
 class R2(_ArrayMetric):
@@ -193,6 +255,12 @@ class R2(_ArrayMetric):
         truth = references.astype(np.float64)
         variance = ((truth - truth.mean()) ** 2).sum()
         return {"r2": float(1 - ((truth - predictions) ** 2).sum() / variance) if variance else float("nan")}
+
+    def resample(self, counts: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        truth = references.astype(np.float64)
+        away = truth - resampling.mean(counts, truth)[:, None]
+        left = resampling.ratio(counts @ (truth - predictions) ** 2, (counts * away**2).sum(1))
+        return {"r2": np.where(resampling.differ(counts, truth), 1 - left, np.nan)}
 
 
 class Correlation(_ArrayMetric):
@@ -213,8 +281,16 @@ class Correlation(_ArrayMetric):
         pair = (predictions.astype(np.float64), references.astype(np.float64))
         return {"pearson": float(pearsonr(*pair).statistic), "spearman": float(spearmanr(*pair).statistic)}  # pyright: ignore
 
+    def resample(self, counts: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        values = (predictions.astype(np.float64), references.astype(np.float64))
+        ranks = (resampling.ranks(counts, part) for part in values)
+        return {
+            "pearson": resampling.correlation(counts, *values),
+            "spearman": resampling.correlation(counts, *ranks),
+        }
 
-class Brier(_ArrayMetric):
+
+class Brier(_RowMean):
     """Mean squared distance between class scores and the one-hot reference, 0 to 2: `brier`.
 
     G. W. Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78, 1950.
@@ -223,9 +299,9 @@ class Brier(_ArrayMetric):
     inputs = {"prediction_scores": SCORES, "references": IDS}
     summary = "Brier score of the class probabilities."
 
-    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _rows(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         truth = np.eye(prediction_scores.shape[-1])[references]
-        return {"brier": float(((prediction_scores - truth) ** 2).sum(-1).mean())}
+        return {"brier": ((prediction_scores - truth) ** 2).sum(-1)}
 
 
 class ExpectedCalibrationError(_ArrayMetric):
@@ -243,11 +319,22 @@ class ExpectedCalibrationError(_ArrayMetric):
         self.bins = bins
 
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        confidence = prediction_scores.max(-1)
-        correct = prediction_scores.argmax(-1) == references
-        bins = np.minimum((confidence * self.bins).astype(int), self.bins - 1)
+        confidence, correct, bins = self._binned(prediction_scores, references)
         error = sum(abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins))
         return {"ece": float(error / len(references))}
+
+    def _binned(self, scores: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return confidence, correctness and bin of each row, each (N,)."""
+        confidence = scores.max(-1)
+        bins = np.minimum((confidence * self.bins).astype(int), self.bins - 1)
+        return confidence, scores.argmax(-1) == references, bins
+
+    def resample(
+        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        confidence, correct, bins = self._binned(prediction_scores, references)
+        gaps = resampling.group_sums(counts * (confidence.astype(np.float64) - correct), bins, self.bins)
+        return {"ece": np.abs(gaps).sum(1) / counts.sum(1)}
 
 
 class ConfusionMatrix(_ArrayMetric):
@@ -260,6 +347,10 @@ class ConfusionMatrix(_ArrayMetric):
         matrix = np.zeros((size, size), dtype=np.int64)
         np.add.at(matrix, (references, predictions), 1)
         return {"confusion_matrix": matrix}
+
+    def resample(self, counts: np.ndarray, **arrays: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute nothing: it is no single number."""
+        return {}
 
 
 class Perplexity(_ArrayMetric):
@@ -275,6 +366,10 @@ class Perplexity(_ArrayMetric):
         mean = nll.astype(np.float64).sum() / max(int(tokens.sum()), 1)
         return {"perplexity": float(np.exp(min(mean, np.log(np.finfo(np.float64).max))))}
 
+    def resample(self, counts: np.ndarray, nll: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        mean = counts @ nll.astype(np.float64) / np.maximum(counts @ tokens, 1)
+        return {"perplexity": np.exp(np.minimum(mean, np.log(np.finfo(np.float64).max)))}
+
 
 class TokenAccuracy(_ArrayMetric):
     """Share of tokens that the model ranked first, given the tokens before them: `token_accuracy`."""
@@ -284,6 +379,9 @@ class TokenAccuracy(_ArrayMetric):
 
     def _compute(self, correct: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
         return {"token_accuracy": float(correct.sum() / max(int(tokens.sum()), 1))}
+
+    def resample(self, counts: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        return {"token_accuracy": counts @ correct / np.maximum(counts @ tokens, 1)}
 
 
 # A set of metrics, computed together from the arrays that a task provides.
@@ -334,21 +432,53 @@ class MetricSet:
             _require_finite(name, np.asarray(values))
         result: dict[str, Any] = {}
         for name, metric in self.metrics.items():
-            features = metric.features if isinstance(metric.features, list) else [metric.features]
-            needed = next((list(f) for f in features if set(f) <= set(arrays)), None)
-            if needed is None:
-                raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task provides {one_of(arrays)}")
-            values = metric.compute(**{key: arrays[key] for key in needed}) or {}
+            values = metric.compute(**_inputs(name, metric, arrays)) or {}
             taken = sorted(values.keys() & result.keys())
             if taken:
                 raise ConfigError(f"metrics.{name} and another metric both return {taken[0]!r}; remove one of them")
             result |= values
         return result
 
+    def resample(self, arrays: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
+        """Compute those metrics that are single numbers for bootstrap resamples.
+
+        Args:
+            counts: how often each resample has drawn each row (R, N).
+
+        Returns:
+            Values by name, each (R,).
+        """
+        result: dict[str, np.ndarray] = {}
+        for name, metric in self.metrics.items():
+            inputs = _inputs(name, metric, arrays)
+            at_once = metric.resample(counts, **inputs) if isinstance(metric, _ArrayMetric) else None
+            result |= _one_by_one(metric, inputs, counts) if at_once is None else at_once
+        return result
+
     def scalars(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Compute the metrics and return those that are single numbers."""
         values = self.compute(arrays)
         return {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+
+
+def _inputs(name: str, metric: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays that a metric asks for; an `evaluate` module may take one of several sets of them."""
+    features = metric.features if isinstance(metric.features, list) else [metric.features]
+    needed = next((list(f) for f in features if set(f) <= set(arrays)), None)
+    if needed is None:
+        raise ConfigError(f"metrics.{name} needs {one_of(features[0])}; the task provides {one_of(arrays)}")
+    return {key: arrays[key] for key in needed}
+
+
+def _one_by_one(metric: Any, inputs: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute a metric of the user's own, or of `evaluate`, on the rows of each resample."""
+    values: dict[str, list[float]] = {}
+    for drawn in counts.astype(np.int64):
+        found = metric.compute(**{key: np.repeat(array, drawn, axis=0) for key, array in inputs.items()}) or {}
+        for name, value in found.items():
+            if np.ndim(value) == 0:
+                values.setdefault(name, []).append(float(value))
+    return {name: np.array(column) for name, column in values.items()}
 
 
 def _require_finite(name: str, values: np.ndarray) -> None:

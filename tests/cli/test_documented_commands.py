@@ -153,6 +153,7 @@ class Machine:
             ).run_dir,
             "gpt": train("task=text_generation", *SMALL_GPT, "dataset.source.data_files=books.txt", *LIMITS).run_dir,
         }  # fmt: skip
+        shutil.copytree(self.models["image"] / "model", home / "models" / "vit")
         (self.models["gpt"] / "model/chat_template.jinja").write_text(TEMPLATE)
         sweep = ("-m", *SMALL_DIGITS, "trainer.args.learning_rate=1e-3,3e-3", "search.name=prepared")
         subprocess.run([sys.executable, "-m", "hfexp", *sweep], check=True, capture_output=True)
@@ -167,7 +168,9 @@ class Machine:
         replaced: list[str] = []
         for word in words:
             key, _, value = word.partition("=")
-            if key == "model":
+            if command.name == "remove" and word == "photos":  # an experiment
+                replaced.append("digits")
+            elif key == "model":
                 replaced += self.model(value.partition(",")[0])
             elif key in ("search.trials", "search.replicates"):
                 replaced.append(f"{key}=2")
@@ -178,6 +181,7 @@ class Machine:
                 word = word.replace("sweep=lr", "sweep=lr" if Path("outputs/sweeps/lr").exists() else "sweep=prepared")
                 word = word.replace("range(8)", "range(1,3)").replace("dataset=food101", "dataset=imagefolder")
                 word = word.replace("run=google/vit-base-patch16-224", f"run={run}")
+                word = word.replace("vit_digits-digits-s42-9ac4584b", run)
                 replaced.append(word)
         return replaced + self.more(replaced, command.name)
 
@@ -188,6 +192,8 @@ class Machine:
             more.append("dataset.source.data_dir=photos")
         if "launch=ddp" in words and not any("num_processes" in word for word in words):
             more.append("launch.num_processes=2")  # by default one per GPU
+        if command in ("remove", "clean") and "--yes" not in words:
+            more.append("--yes")
         trains = command in ("train", "plan", "rerun") and "debug=" not in str(words)
         return more + [word for word in LIMITS if trains]
 

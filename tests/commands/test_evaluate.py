@@ -18,6 +18,7 @@ from hfexp.commands.evaluate import parse
 from hfexp.core.errors import ConfigError
 from hfexp.data.sources import digits
 from hfexp.inference.evaluation import bootstrap, class_names, score_slices
+from hfexp.tasks.metrics import FunctionMetric, MetricSet
 
 
 @pytest.fixture
@@ -186,18 +187,18 @@ def test_classes_are_told_by_their_numbers() -> None:
 def test_intervals_hold_what_they_promise() -> None:
     """Of a share of 0.7 in 200 rows, by the normal approximation: 0.7 +- 1.96 sqrt(0.7 x 0.3 / 200)."""
     right = np.array([1.0] * 140 + [0.0] * 60)
-    compute = lambda offered: {"share": float(offered["right"].mean())}  # noqa: E731
-    score = bootstrap({"right": right}, np.arange(200), compute, 2000, 0)["share"]
+    share = MetricSet({"share": FunctionMetric("share", lambda right: right.mean())})
+    score = bootstrap({"right": right}, np.arange(200), share, 2000, 0)["share"]
     half = 1.96 * math.sqrt(0.7 * 0.3 / 200)
     assert score.value == 0.7
     assert score.low == pytest.approx(0.7 - half, abs=0.012)
     assert score.high == pytest.approx(0.7 + half, abs=0.012)
-    again = bootstrap({"right": right}, np.arange(200), compute, 2000, 0)["share"]
+    again = bootstrap({"right": right}, np.arange(200), share, 2000, 0)["share"]
     assert again == score
-    parts = score_slices({"right": right}, compute, {"half": ["a"] * 140 + ["b"] * 60}, 0, 0)
+    parts = score_slices({"right": right}, share, {"half": ["a"] * 140 + ["b"] * 60}, 0, 0)
     assert [(part.name, part.rows, part.scores["share"].value) for part in parts] == [
         ("all", 200, 0.7), ("half=a", 140, 1.0), ("half=b", 60, 0.0),
     ]  # fmt: skip
     assert math.isnan(parts[0].scores["share"].low)
     with pytest.raises(ConfigError, match="200 different values"):
-        score_slices({"right": right}, compute, {"id": list(range(200))}, 0, 0)
+        score_slices({"right": right}, share, {"id": list(range(200))}, 0, 0)

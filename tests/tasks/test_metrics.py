@@ -210,3 +210,64 @@ def test_numbers() -> None:
 def test_a_number_that_would_mean_nothing_is_not_computed(metric: Any, references: np.ndarray, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         metric.compute(predictions=references, references=references)
+
+
+def resampled_cases() -> dict[str, dict[str, np.ndarray]]:
+    """Inputs by name: ordinary ones, classes and scores that occur in few rows or not at all, ties, equal numbers."""
+    few = np.array([0] * 30 + [3])
+    tied = SCORES[:31].round(1)
+    numbers = RNG.normal(size=40).round(1)
+    return {
+        "classes": {"predictions": IDS, "prediction_scores": SCORES, "references": TRUTH},
+        "rare classes": {"predictions": few[::-1].copy(), "prediction_scores": tied, "references": few},
+        "one class": {"predictions": np.zeros(5, int), "prediction_scores": SCORES[:5], "references": np.full(5, 0)},
+        "several classes": {
+            "predictions": SCORES[:50] > 0.3, "prediction_scores": SCORES[:50],
+            "references": RNG.random((50, 4)) < [0.5, 0.1, 0.02, 0.0],
+        },
+        "numbers": {"predictions": numbers + RNG.normal(size=40).round(1), "references": numbers},
+        "equal numbers": {"predictions": np.ones(6), "references": np.array([2.0, 2.0, 2.0, 2.0, 2.0, 3.0])},
+        "tokens": {
+            "nll": RNG.random(20).astype(np.float32) * 30, "tokens": RNG.integers(1, 9, 20),
+            "correct": RNG.integers(0, 2, 20),
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", resampled_cases())
+def test_resamples_at_once_are_what_each_would_be(case: str) -> None:
+    arrays = resampled_cases()[case]
+    size = len(next(iter(arrays.values())))
+    drawn = RNG.integers(0, size, (40, size))
+    drawn[0] = 3  # a resample of one row
+    counts = np.stack([np.bincount(rows, minlength=size) for rows in drawn]).astype(np.float64)
+    tried = set()
+    for kind in OUR_METRICS:
+        metric = kind()
+        if not set(metric.inputs) <= set(arrays) or kind is metrics.ConfusionMatrix:
+            continue
+        if "references" in metric.inputs and metrics._kind(arrays["references"]) not in metric.kinds:
+            continue
+        inputs = {name: arrays[name] for name in metric.inputs}
+        at_once = metric.resample(counts, **inputs)
+        assert at_once is not None
+        for number, rows in enumerate(drawn):
+            expected = metric.compute(**{name: array[rows] for name, array in inputs.items()})
+            assert expected is not None
+            for name, value in expected.items():
+                assert at_once[name][number] == pytest.approx(value, abs=1e-6, nan_ok=True), (kind, name, number)
+        tried.add(kind)
+    assert tried
+
+
+OUR_METRICS = [
+    metrics.Accuracy, metrics.TopKAccuracy, metrics.PrecisionRecallF1, metrics.RocAuc, metrics.MeanAveragePrecision,
+    metrics.ExactMatch, metrics.RegressionErrors, metrics.R2, metrics.Correlation, metrics.Brier,
+    metrics.ExpectedCalibrationError, metrics.ConfusionMatrix, metrics.Perplexity, metrics.TokenAccuracy,
+]  # fmt: skip
+
+
+def test_metrics_of_ones_own_are_computed_for_one_resample_at_a_time() -> None:
+    own = metrics.MetricSet({"first": metrics.FunctionMetric("first", lambda references: references.sum())})
+    counts = np.array([[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]])
+    assert own.resample({"references": np.array([1, 10, 100])}, counts)["first"].tolist() == [102.0, 30.0]
