@@ -281,7 +281,8 @@ def bootstrap(
     for first in range(0, resamples, at_once):
         number = min(at_once, resamples - first)
         drawn = generator.integers(0, size, (number, size)) + size * np.arange(number)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size).astype(np.float64)
+        counts = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size)
+        counts = np.asfortranarray(counts, dtype=np.float64)
         for name, column in metrics.resample(arrays, counts).items():
             resampled[name].append(column)
     return {name: Score(value, *_interval(resampled[name])) for name, value in values.items()}

@@ -1,7 +1,8 @@
 """Metrics of many bootstrap resamples at once, from how often each resample has drawn each row.
 
 `counts` is always (R, N): the number of times that resample r has drawn row n. A sum over the rows of a resample is a
-product with `counts`, so no resample is ever laid out as rows.
+product with `counts`, so no resample is ever laid out as rows. Columns are contiguous (`order="F"`), because sorting and
+grouping the rows moves whole columns.
 """
 
 import numpy as np
@@ -27,7 +28,7 @@ def group_sums(values: np.ndarray, groups: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (R, size); groups without rows have 0.
     """
-    sums = np.zeros((len(values), size))
+    sums = np.zeros((len(values), size), order="F")
     order = np.argsort(groups, kind="stable")
     present, starts = np.unique(groups[order], return_index=True)
     if len(present):
@@ -65,7 +66,8 @@ def area_under_roc(counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) ->
     """
     _, ties = np.unique(scores, return_inverse=True)
     size = int(ties.max(initial=0)) + 1
-    positive, negative = group_sums(counts * truth, ties, size), group_sums(counts * ~truth, ties, size)
+    positive = group_sums(counts[:, truth], ties[truth], size)
+    negative = group_sums(counts, ties, size) - positive
     below = np.cumsum(negative, axis=1) - negative
     pairs = positive.sum(1) * negative.sum(1)
     return ratio((positive * (below + negative / 2)).sum(1), pairs)
@@ -78,7 +80,7 @@ def average_precision(counts: np.ndarray, truth: np.ndarray, scores: np.ndarray)
     """
     _, ties = np.unique(-scores, return_inverse=True)  # from the highest score to the lowest
     size = int(ties.max(initial=0)) + 1
-    positive, drawn = group_sums(counts * truth, ties, size), group_sums(counts, ties, size)
+    positive, drawn = group_sums(counts[:, truth], ties[truth], size), group_sums(counts, ties, size)
     found, all_true = np.cumsum(positive, axis=1), positive.sum(1)
     precision = ratio(found, np.cumsum(drawn, axis=1), 0.0)
     areas = ratio((positive * precision).sum(1), all_true)
