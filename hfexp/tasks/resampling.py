@@ -1,8 +1,8 @@
 """Metrics of many bootstrap resamples at once, from how often each resample has drawn each row.
 
 `counts` is always (R, N): the number of times that resample r has drawn row n. A sum over the rows of a resample is a
-product with `counts`, so no resample is ever laid out as rows. Columns are contiguous (`order="F"`), because sorting and
-grouping the rows moves whole columns.
+product with `counts`, so no resample is ever laid out as rows. Columns are contiguous (`order="F"`), because sorting
+and grouping the rows moves whole columns.
 """
 
 import numpy as np

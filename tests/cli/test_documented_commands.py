@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL_DIGITS, SMALL_GPT, write_images
+from conftest import ROOT, SMALL_DIGITS, SMALL_GPT, SMALL_MODEL, write_images
 
 from hfexp import compose, train
 from hfexp.commands import cli
@@ -147,6 +147,7 @@ class Machine:
             (home / f"{name}.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
         self.models = {
             "image": train(*SMALL_DIGITS, "metrics=classification", "name=vit_digits-digits").run_dir,
+            "photos": train(*SMALL_MODEL, "dataset=imagefolder", "dataset.source.data_dir=photos", *LIMITS).run_dir,
             "text": train(
                 "task=text_classification", "model=tiny_bert", "dataset=table", "dataset.source.data_files=rows.csv",
                 "dataset.test_size=0.2", *LIMITS,
@@ -164,7 +165,8 @@ class Machine:
         if any(part in word for word in words for part in (*HUB, *DEVICES)) or command.name in NOT_ALONE:
             return None
         reads_text = any(word.startswith(("text=", "columns.text")) for word in words) or "more.csv" in str(words)
-        run = self.models["text" if reads_text else "image"].name
+        of_photos = command.name == "evaluate" and "dataset=imagefolder" in words
+        run = self.models["text" if reads_text else "photos" if of_photos else "image"].name
         replaced: list[str] = []
         for word in words:
             key, _, value = word.partition("=")
