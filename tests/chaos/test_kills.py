@@ -175,7 +175,7 @@ PHASES = {
     "the end being delivered": Phase(DIGITS, ending, 0.3),
     "evaluate by=label output=": Phase(EVALUATE, always, 2.0, first=DIGITS),
     "its scores being recorded": Phase(EVALUATE, made("scores.json"), 0.05, first=DIGITS),
-    "predict output=": Phase(PREDICT, made(".answers.csv.*"), 1.0, first=DIGITS),
+    "predict output=": Phase(PREDICT, made(".answers.csv.*"), 0.4, first=DIGITS),
     "the fork server of a sweep": Phase(
         SWEEP, made("outputs/sweeps/*/points/*.json"), 2.0, fork_server, start=Program
     ),

@@ -176,6 +176,8 @@ class Machine:
                 replaced += self.model(value.partition(",")[0])
             elif key in ("search.trials", "search.replicates"):
                 replaced.append(f"{key}=2")
+            elif word == "sweep=NAME" and reads_text:  # the prepared sweep is one of images
+                replaced.append(f"run={run}")
             elif word.startswith(("https://", "s3://")):
                 replaced.append("cat.jpg")
             else:
