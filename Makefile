@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # names: those with the fewest tests last, as is usual, would leave the longest of all, chaos, to one process.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui docs wheel dist bench clean
+.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui notebook docs wheel dist bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ type: install ## check types
 
 ui: install ## open MLflow on the runs in outputs/
 	$(BIN)/hfexp ui
+
+notebook: install ## run docs/notebook.ipynb again, and keep its outputs
+	$(BIN)/python -m benchmarks.notebook
 
 docs: install ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -n -W --keep-going -b html docs docs/_build/html

@@ -20,7 +20,7 @@ copyright = "the hfexp authors, Apache License 2.0"  # noqa: A001
 extensions = ["myst_nb", "sphinx_copybutton", "sphinxcontrib.mermaid"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # `make notebook` runs it
+nb_execution_mode = "off"  # `make notebook` runs it, and keeps what it shows
 exclude_patterns = ["_build"]
 myst_fence_as_directive = ["mermaid"]
 

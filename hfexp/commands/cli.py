@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(error, EXIT_WRONG_INPUT, full_traceback)
     except KeyboardInterrupt:
+        from hfexp.core.console import status
+
+        status("")
         more = "; run the same command again to continue from the last checkpoint" if command == "train" else ""
         print(f"\nhfexp: interrupted{more}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -177,6 +180,7 @@ class _Job:
             overrides = without_sweep(overrides)
             args = [*config_flags(self.args), *map(as_typed, overrides)]
         choices = choices_of(HydraConfig.instance().cfg)
+        load("torch", "torchvision")  # which the task imports
         check_choices(config, choices)
         origin = Origin(choices, overrides, command_line(args), config_sources=sources)
         _refuse_search_of_one(overrides)
@@ -186,7 +190,7 @@ class _Job:
             show_choices(config, origin)
 
         let_idle_threads_sleep_if_unloaded(config.decodes_while_training)
-        load(*LIBRARIES)
+        load("datasets", "transformers.trainer")
         from hfexp.experiment import run as experiment
 
         begin_collection()
@@ -291,8 +295,6 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "completion": completion,
     "version": version,
 }
-LIBRARIES = ("torch", "torchvision", "datasets", "transformers.trainer")
-"""Modules that take most of the time of the imports for a run."""
 LONGEST_REPORT = 10
 """Seconds that the first of several processes may take to report wrong input."""
 BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")

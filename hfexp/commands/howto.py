@@ -6,11 +6,11 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfexp.core.console import say
-
 FENCE = re.compile(r"^```\w*\n(.*?)^```\n?", re.M | re.S)
-LINK = re.compile(r"\[([^]]+)\]\([^)]+\)")
-COMMON = {"how", "the", "for", "from", "with", "and", "that", "you", "can", "does", "what"}
+LINK = re.compile(r"\[([^]]+)\]\(([^)#]+)[^)]*\)")
+COMMON = {
+    "how", "the", "for", "from", "with", "and", "that", "you", "can", "does", "what", "use", "get", "set", "make",
+}  # fmt: skip
 """Words that tell nothing about what is looked for, besides those of one or two letters."""
 
 
@@ -29,15 +29,15 @@ class HowTo:
 
     def show(self, width: int) -> None:
         """Print the section: paragraphs wrapped, code indented."""
-        say(f"How to {self.title[0].lower()}{self.title[1:]}\n")
+        print(f"How to {self.title[0].lower()}{self.title[1:]}\n")  # not `say`, which would mask a `$PWD`
         for number, part in enumerate(FENCE.split(self.text)):
             if number % 2:
-                say(textwrap.indent(part.rstrip(), "    ") + "\n")
+                print(textwrap.indent(part.rstrip(), "    ") + "\n")
                 continue
             for paragraph in re.split(r"\n\s*\n", part.strip()):
                 if paragraph:
-                    text = " ".join(LINK.sub(r"\1", paragraph).replace("`", "").split())
-                    say(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
+                    text = " ".join(LINK.sub(r"\1 (docs/\2)", paragraph).replace("`", "").split())
+                    print(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
 
 
 def words_of(topic: str) -> list[str]:

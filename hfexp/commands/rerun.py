@@ -1,7 +1,6 @@
 """The command `hfexp rerun`, which repeats the command of a recorded run or sweep, with changes."""
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 
 from hfexp.commands.parser import StoreParser
@@ -13,6 +12,9 @@ from hfexp.core.secrets import MASK
 from hfexp.tracking.run_directory import COMMAND
 from hfexp.tracking.runs import SWEEP, find_run, find_sweep, home_of
 from hfexp.tracking.store import tracking_uri
+
+NAMES_A_CONFIG = ("--config-name", "-cn", "--config-path", "-cp")
+"""Flags of Hydra that name the user's own primary config."""
 
 
 def command_of(argv: list[str]) -> list[str]:
@@ -47,17 +49,24 @@ def command_of(argv: list[str]) -> list[str]:
     if MASK in command:
         raise ConfigError(f"the command of {run.name} held a secret, which is not recorded; type it again: {command}")
     changed = {_key(word) for word in args.overrides}
-    if not _implied(args.overrides):  # a change of the model alone would take the default experiment away
-        words += _implied(word for word in words if not word.startswith("-"))
+    words += _implied_by(words, args.overrides)
     words = [word for word in words if word.startswith("-") or _key(word) not in changed] + args.overrides
     say(shlex.join(["hfexp", *words]))
     return words
 
 
-def _implied(overrides: Iterable[str]) -> list[str]:
-    from hfexp.core.compose import implied_experiment
+def _implied_by(words: list[str], changes: list[str]) -> list[str]:
+    """Return the default experiment of a command that chose nothing, if a change of the model would take it away."""
+    from hfexp.core.compose import implied_experiment, own_directories, own_options_first, split_config_dir
 
-    return implied_experiment(overrides)
+    words, config_dir = split_config_dir(words)
+    chosen = {_key(change) for change in changes}
+    if "experiment" in chosen or not chosen & {"task", "model", "dataset"}:
+        return []
+    if any(word.startswith(NAMES_A_CONFIG) for word in words):  # which chooses for itself
+        return []
+    with own_options_first(*own_directories(config_dir)):
+        return implied_experiment(word for word in words if word[:1] != "-")
 
 
 def _key(override: str) -> str:

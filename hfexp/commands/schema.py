@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,8 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise ConfigError(f"{place} can't be written: {error.strerror}") from error
     say(f"{place}: {len(GROUPS) + 1} schemas. Begin a YAML file with the line that names its schema:")
-    say(f"  conf/dataset/NAME.yaml    # yaml-language-server: $schema=../../{DIRECTORY}/dataset.json")
+    path = os.path.relpath(place / "dataset.json", "conf/dataset")
+    say(f"  conf/dataset/NAME.yaml    # yaml-language-server: $schema={path}")
     return 0
 
 
@@ -69,6 +71,7 @@ def schema(name: str) -> dict[str, Any]:
         return {"$schema": DIALECT, "title": GROUPS[name], "allOf": [{"$ref": "config.json"}]}
     if name == "config":
         properties = {part: {"$ref": f"{part}.json"} for part in GROUPS if part not in WHOLE}
+        properties["model"] = _object(_properties("model"), closed=False)  # it may add to a model with a `_target_`
         top = {key: value for key, value in _properties("").items() if key not in properties}
         hydra = {"description": "Settings of Hydra itself: launcher, sweeper, directories.", "type": "object"}
         return {"$schema": DIALECT, **_object({**properties, **top, "hydra": hydra, "defaults": DEFAULTS})}

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import RunError
 
 AGAIN = 2**20
 """Epochs between the keys of a row that is drawn several times in one epoch; more than any training has."""
@@ -57,22 +57,26 @@ class EpochSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
         drawn = self.draw(generator) if self.draw else None
         if drawn is not None:
-            return iter(self._keys(torch.as_tensor(drawn).long().tolist()))
+            return iter(self._keys(torch.as_tensor(drawn)))
         if self.lengths:
             order = torch.tensor(get_length_grouped_indices(self.lengths, 1, self._sorted_rows, generator=generator))
         elif self.shuffle:
             order = torch.randperm(self.num_rows, generator=generator)
         return iter((order + self.epoch * self.num_rows).tolist())
 
-    def _keys(self, drawn: list[int]) -> list[int]:
+    def _keys(self, drawn: torch.Tensor) -> list[int]:
         """Return the keys of drawn rows; a row has another key, and so other random numbers, each time it is drawn."""
-        if len(drawn) != self.num_rows or not all(0 <= index < self.num_rows for index in drawn):
-            raise ConfigError(
-                f"draw_rows returned {len(drawn)} indices from {min(drawn, default=0)} to {max(drawn, default=0)}, "
-                f"expected {self.num_rows} indices from 0 to {self.num_rows - 1}"
+        is_whole = not (drawn.is_floating_point() or drawn.is_complex() or drawn.dtype == torch.bool)
+        if not is_whole or drawn.shape != (self.num_rows,):
+            raise RunError(
+                f"draw_rows returned {drawn.dtype} of shape {tuple(drawn.shape)}, expected {self.num_rows} integers"
+            )
+        if not 0 <= int(drawn.min()) <= int(drawn.max()) < self.num_rows:
+            raise RunError(
+                f"draw_rows returned indices from {drawn.min()} to {drawn.max()}, expected 0 to {self.num_rows - 1}"
             )
         times, keys = Counter[int](), []
-        for index in drawn:
+        for index in drawn.tolist():
             keys.append(index + self.num_rows * (self.epoch + AGAIN * times[index]))
             times[index] += 1
         return keys

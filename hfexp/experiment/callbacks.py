@@ -137,8 +137,7 @@ class Recorder:
         """
         step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
-        # `best_*` are the values of an evaluation that is recorded at its step, and `final_*` those of the same model.
-        self.tracker.log_metrics({name: v for name, v in metrics.items() if not name.startswith("best_")}, step)
+        self.tracker.log_metrics(metrics, step)
         console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor

@@ -5,7 +5,7 @@ import functools
 import importlib.util
 import io
 import logging
-import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,9 @@ class Place:
     key: str
     """Identifies the run: the same for all starts of one run."""
     directory: Path
-    """Where a tracker may write files."""
+    """The run's directory, for files that belong to the run."""
+    output_dir: Path
+    """For files with links: a run's directory has none."""
 
 
 class Mirror(Protocol):
@@ -93,7 +95,7 @@ class Trackio:
 
 
 class Wandb:
-    """A run of Weights & Biases, as its own variables say: `WANDB_MODE=offline` keeps it in the run directory."""
+    """A run of Weights & Biases, as its own variables say: `WANDB_MODE=offline` keeps it in `<output_dir>/wandb`."""
 
     def __init__(self, place: Place) -> None:
         import wandb
@@ -103,7 +105,7 @@ class Wandb:
             finish_timeout=FINISH_TIMEOUT,
         )  # fmt: skip
         self._run = wandb.init(
-            project=place.project, name=place.name, id=place.key, resume="allow", dir=place.directory,
+            project=place.project, name=place.name, id=place.key, resume="allow", dir=place.output_dir,
             settings=settings,
         )  # fmt: skip
         self._run.define_metric("*", step_metric="step")  # W&B's own step can't go back, as a resumed run's does
@@ -127,14 +129,22 @@ MIRRORS: dict[str, Callable[[Place], Mirror]] = {"tensorboard": TensorBoard, "tr
 def check_mirrors(names: Sequence[str]) -> list[str]:
     """Return what is wrong with `tracking.also`."""
     problems = [f"tracking.also={name}; allowed: {one_of(MIRRORS)}" for name in names if name not in MIRRORS]
-    missing = [name for name in names if name in MIRRORS and importlib.util.find_spec(name) is None]
+    problems += [f"tracking.also names {name} twice" for name, count in Counter(names).items() if count > 1]
+    missing = [name for name in names if name in MIRRORS and not _is_installed(name)]
     problems += [f"tracking.also={name} needs the package {name}: pip install {name}" for name in missing]
-    if "wandb" in names and "wandb" not in missing and os.environ.get("WANDB_MODE", "online") == "online":
+    if "wandb" in names and "wandb" not in missing:
         import wandb
 
-        if not wandb.login(prompt=False):  # W&B would ask for a key in the middle of the run's start
+        # Without a key W&B would ask for one in the middle of the run's start.
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
             problems.append("tracking.also=wandb: there is no API key; type `wandb login`, or set WANDB_MODE=offline")
     return problems
+
+
+def _is_installed(package: str) -> bool:
+    """Tell whether a package is installed; a plain directory of its name, such as W&B's own `wandb/`, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 class Mirrors:
@@ -172,4 +182,4 @@ class Mirrors:
         except Exception as error:
             self._open.pop(name, None)
             note(f"{name} records nothing more of this run ({first_line(error)}); MLflow does")
-            logger.warning("tracking.also=%s failed", name, exc_info=True)
+            logger.info("tracking.also=%s failed", name, exc_info=True)  # the note has said it

@@ -167,6 +167,7 @@ class MlflowTracker:
             complete = writer.close()
         except KeyboardInterrupt:  # the journal has the end of the run: stop waiting
             complete = False
+        status("")
         flush_wal(str(self.uri))
         if not complete:
             problem = first_line(writer.problem) if writer.problem else "some entries were not delivered"
@@ -242,7 +243,7 @@ def open_record(
             uri = tracking_uri(tracking.uri, str(output_dir))
             ending.tracker = tracker = MlflowTracker(directory, uri, output_dir)
             _start(tracker, opening)
-        _open_mirrors(ending.tracker, directory, opening)
+        _open_mirrors(ending.tracker, directory, output_dir, opening)
         ending.tracker.log_artifacts(directory.artifacts)
         yield ending.tracker
 
@@ -331,10 +332,12 @@ def _start(tracker: MlflowTracker, opening: Opening) -> None:
     tracker.log_params(opening.params)
 
 
-def _open_mirrors(tracker: MlflowTracker | NullTracker, directory: RunDirectory, opening: Opening) -> None:
+def _open_mirrors(
+    tracker: MlflowTracker | NullTracker, directory: RunDirectory, output_dir: Path, opening: Opening
+) -> None:
     """Open the trackers beside MLflow, and give them the params of this start."""
     key = f"{directory.path.name}-{directory.state.first_started:.0f}"
-    tracker.mirrors.open(opening.also, Place(opening.experiment, directory.title, key, directory.path))
+    tracker.mirrors.open(opening.also, Place(opening.experiment, directory.title, key, directory.path, output_dir))
     tracker.mirrors.log_params(valid(opening.params))
 
 

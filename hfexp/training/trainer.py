@@ -429,14 +429,19 @@ def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) ->
         streams: whether the rows are streamed.
     """
     bases = kind.__mro__[: kind.__mro__.index(Trainer)]
-    public = {name for base in bases for name in vars(base) if not name.startswith("_")}
-    declared = sorted(name for name in public if not callable(getattr(kind, name)))
+    declared = {name: value for base in reversed(bases) for name, value in vars(base).items() if name[0] != "_"}
+    # What has `__get__` is a method or a property, which a value of the object would not replace.
+    declared = {name: value for name, value in declared.items() if not hasattr(value, "__get__")}
     problems = [
         f"unknown key 'trainer.options.{name}'.{did_you_mean(name, declared)} "
         f"{kind.__name__} declares: {one_of(declared) or 'none'}"
         for name in options
         if name not in declared
     ]
+    for name, value in options.items():
+        types = (int, float) if isinstance(declared.get(name), float) else type(declared.get(name))
+        if isinstance(declared.get(name), bool | int | float | str) and not isinstance(value, types):
+            problems.append(f"trainer.options.{name}={value}: expected a {type(declared[name]).__name__}")
     if kind._get_train_sampler is not Trainer._get_train_sampler:
         problems.append(f"{kind.__name__} overrides _get_train_sampler; override draw_rows(rows, generator) instead")
     if streams and kind.draw_rows is not Trainer.draw_rows:

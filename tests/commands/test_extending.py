@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 import hfexp
 from hfexp.commands import cli
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import ConfigError, RunError
 
 SMALL = (
     "model.config.hidden_size=16", "model.config.num_hidden_layers=2", "model.config.num_attention_heads=2",
@@ -45,7 +45,9 @@ class Stop(TrainerCallback):
 
 
 class Both(my_sampler.Balanced, my_optimizer.SignumTrainer):
-    pass
+    @property
+    def twice(self):
+        return 2 * self.beta
 
 
 class Few(my_sampler.Balanced):
@@ -295,7 +297,10 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(
         (["trainer._target_=my_sampler.Balanced", "dataset.streaming=true", "dataset.validation_size=20"],
          "Balanced.draw_rows can't draw the rows of a stream"),
         (["trainer._target_=parts_of_the_test.Few"],
-         "draw_rows returned 3 indices from 0 to 32, expected 32 indices from 0 to 31"),
+         "draw_rows returned torch.int64 of shape (3,), expected 32 integers"),
+        (["trainer.options.beta=high", "trainer._target_=my_optimizer.SignumTrainer"],
+         "trainer.options.beta=high: expected a float"),
+        (["trainer.options.twice=3", "trainer._target_=parts_of_the_test.Both"], "Both declares: beta"),
         (["trainer._target_=parts_of_the_test.Sampled"], "override draw_rows(rows, generator) instead"),
         (["task._target_=my_task.ImageRegression", "metrics=regression"], "column 'label' holds"),
         (["metrics=mine",
@@ -308,7 +313,7 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(
 def test_what_goes_wrong_is_one_message(project: Path, words: list[str], message: str) -> None:
     base = ("dataset=stripes", "trainer=scratch", *FAST, *QUIET)
     model = () if words[0].startswith("model=") else ("model=vit_digits", *SMALL)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ConfigError, RunError)) as caught:
         hfexp.train(*base, *model, *words, config_dir="conf")
     assert message in str(caught.value)
 

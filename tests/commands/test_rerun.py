@@ -1,5 +1,6 @@
 """`hfexp rerun`: the command that is repeated, with changes, and what is refused."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,16 @@ def test_a_change_of_the_model_keeps_the_default_experiment(store: Store) -> Non
         "seed=1", "experiment=digits_vit", "model=local", "model.path=run:last",
     ]  # fmt: skip
     assert command_of(["last", "experiment=minilm_lora"]) == ["seed=1", "experiment=minilm_lora"]
+
+
+@pytest.mark.parametrize("flags", [["--config-dir", "conf", "--config-name", "mine"], ["-cn=mine"], ["-cd=conf"]])
+def test_a_config_of_ones_own_chooses_for_itself(flags: list[str], store: Store) -> None:
+    Path("conf").mkdir()
+    for name in ("config", "mine"):
+        text = "defaults: [hfexp_schema, _self_, {model: vit_tiny}, {dataset: food101}, {task: image_classification}]"
+        Path(f"conf/{name}.yaml").write_text(text)
+    record(store, shlex.join(["hfexp", *flags, "seed=1"]))
+    assert command_of(["last", "model=local"]) == [*flags, "seed=1", "model=local"]
 
 
 @pytest.mark.parametrize("name", ["sweep=lr", "lr"])

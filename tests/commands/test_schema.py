@@ -85,6 +85,7 @@ def test_a_wrong_key_or_value_is_marked(
         ("model", {"_target_": "my_parts.build", "width": 8}),
         ("trainer", {"args": {"eval_strategy": "steps", "logging_steps": 0.1, "max_grad_norm": 1}}),
         ("experiment", {"search": {"space": {"trainer.args.learning_rate": "interval(0, 1)"}}, "hydra": {"a": 1}}),
+        ("experiment", {"defaults": [{"override /model": "mine"}], "model": {"width": 16, "freeze": ["a"]}}),
         ("metrics", {"accuracy": None, "own": {"_target_": "my_parts.f", "_partial_": True}}),
     ],
 )
@@ -104,7 +105,7 @@ def test_texts_stand_beside_the_keys() -> None:
 def test_the_command_writes_a_file_for_each_group(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["schema", "here"]) == 0
     assert {path.stem for path in Path("here").iterdir()} == {"config", *GROUPS}
-    assert "$schema=../../schemas/dataset.json" in capsys.readouterr().out
+    assert "$schema=../../here/dataset.json" in capsys.readouterr().out
     Path("file").touch()
     assert cli.main(["schema", "file"]) == 2
     assert "file can't be written" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from accelerate.data_loader import BatchSamplerShard, DataLoaderShard
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import RunError
 from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
 from hfexp.tasks.images import RandomAffine
 from hfexp.training.callbacks import SetEpochCallback
@@ -44,8 +44,26 @@ def test_rows_drawn_by_a_function_have_keys_of_their_own() -> None:
     second.set_epoch(1)
     assert [key % 40 for key in first] != [key % 40 for key in second]
     assert list(EpochSampler(4, 1, draw=lambda generator: None)) == list(EpochSampler(4, 1))
-    with pytest.raises(ConfigError, match="draw_rows returned 2 indices from 0 to 4, expected 4 indices from 0 to 3"):
+    with pytest.raises(RunError, match=r"draw_rows returned torch.int64 of shape \(2,\), expected 4 integers"):
         list(EpochSampler(4, 1, draw=lambda generator: [0, 4]))
+    with pytest.raises(RunError, match="draw_rows returned indices from 0 to 4, expected 0 to 3"):
+        list(EpochSampler(4, 1, draw=lambda generator: [0, 4, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "shown"),
+    [
+        (
+            torch.ones(4, dtype=torch.bool),
+            r"torch.bool of shape \(4,\)",
+        ),  # a mask, not rows 0 and 1
+        (torch.rand(4), r"torch.float32 of shape \(4,\)"),
+        (torch.zeros(4, 1, dtype=torch.int64), r"torch.int64 of shape \(4, 1\)"),
+    ],
+)
+def test_what_are_no_indices_is_refused(drawn: torch.Tensor, shown: str) -> None:
+    with pytest.raises(RunError, match=f"draw_rows returned {shown}, expected 4 integers"):
+        list(EpochSampler(4, 1, draw=lambda generator: drawn))
 
 
 def test_the_data_loader_tells_the_sampler_its_epoch() -> None:

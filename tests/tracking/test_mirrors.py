@@ -53,9 +53,10 @@ def others(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     for name in ("wandb", "trackio"):
         module = types.ModuleType(name)
-        module.__spec__ = types.SimpleNamespace(name=name)  # pyright: ignore
+        module.__spec__ = types.SimpleNamespace(name=name, origin="here")  # pyright: ignore
+        settings = types.SimpleNamespace(settings=types.SimpleNamespace(mode="online"))
         content = {"init": init, "login": lambda prompt: True, "Settings": lambda **settings: settings}
-        vars(module).update(content)
+        vars(module).update(content, setup=lambda kept=settings: kept)
         monkeypatch.setitem(sys.modules, name, module)
     return runs
 
@@ -101,7 +102,7 @@ def test_a_continued_run_gives_no_value_twice(tmp_path: Path, others: list[Run],
         directory = RunDirectory(tmp_path / "run", RunState("identity"), False, None)
         directory.path.mkdir(exist_ok=True)
         tracker = MlflowTracker(directory, uri, tmp_path)
-        tracker.mirrors.open(["wandb"], Place("project", "name", "key", tmp_path))
+        tracker.mirrors.open(["wandb"], Place("project", "name", "key", tmp_path, tmp_path))
         for step in range(2, until):  # the second start repeats the step after its checkpoint
             tracker.log_metrics({"loss": float(step)}, step)
     assert [run.words["id"] for run in others] == ["key", "key"]
@@ -122,7 +123,7 @@ def test_a_tracker_that_fails_does_not_stop_the_training(
 
 def test_the_end_of_a_run_is_told(others: list[Run], tmp_path: Path) -> None:
     mirrors = Mirrors()
-    mirrors.open(["wandb"], Place("project", "name", "key", tmp_path))
+    mirrors.open(["wandb"], Place("project", "name", "key", tmp_path, tmp_path))
     mirrors.log_metrics({"system/cpu_utilization_percentage": 1.0}, 30)
     mirrors.finish(succeeded=False)
     mirrors.log_metrics({"loss": 1.0}, 1)
@@ -134,16 +135,18 @@ def test_wrong_names_and_missing_packages_are_told_before_the_start(
     place: Path, others: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.modules["wandb"], "login", lambda prompt: False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
     assert check_mirrors(["wandb"]) == [
         "tracking.also=wandb: there is no API key; type `wandb login`, or set WANDB_MODE=offline"
     ]
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    sys.modules["wandb"].setup().settings.mode = "offline"
     assert check_mirrors(["wandb"]) == []
+    assert check_mirrors(["wandb", "wandb"]) == ["tracking.also names wandb twice"]
     assert cli.main([*SMALL_DIGITS, "tracking.also=[wandbb]"]) == 2
     assert "tracking.also=wandbb; allowed: tensorboard, trackio, wandb" in capsys.readouterr().err
     assert not Path("outputs").exists()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delitem(sys.modules, "trackio")
+    Path("trackio").mkdir()  # a directory is no package, although Python can import it
+    monkeypatch.syspath_prepend(place)
     assert check_mirrors(["trackio"]) == ["tracking.also=trackio needs the package trackio: pip install trackio"]
 
 
@@ -155,14 +158,35 @@ def test_report_to_names_the_key() -> None:
 
 
 @pytest.mark.slow
-def test_wandb_itself_keeps_a_run_offline_without_secrets(place: Path) -> None:
+def test_wandb_itself_continues_a_run_offline_and_gets_no_secret(place: Path) -> None:
     pytest.importorskip("wandb")
     environment = {**os.environ, "WANDB_MODE": "offline", "MY_TOKEN": SECRET}
-    words = [*SMALL_DIGITS, "tracking.also=[wandb]", "tracking.tags.token=${oc.env:MY_TOKEN}"]
-    subprocess.run([sys.executable, "-m", "hfexp", *words], env=environment, check=True, capture_output=True)
-    (file,) = Path("outputs/digits").glob("*/wandb/offline-run-*/*.wandb")
-    content = file.read_bytes()
+    words = ["tracking.also=[wandb]", "tracking.tags.token=${oc.env:MY_TOKEN}"]
+    (place / "stop.py").write_text(STOP)
+    stopped = [*SMALL_DIGITS, *words, "trainer.callbacks.stop._target_=stop.Stop"]
+    first = subprocess.run([sys.executable, "-m", "hfexp", *stopped], env=environment, capture_output=True, text=True)
+    assert first.returncode == 143, first.stderr
+    (place / "stop.py").write_text(STOP.replace("SIGTERM", "SIGCONT"))
+    again = subprocess.run([sys.executable, "-m", "hfexp", *stopped], env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "continuing" in again.stderr
+    files = [path for path in Path("outputs/wandb").rglob("*.wandb") if not path.is_symlink()]
+    assert len(files) == 2, "one of each start"
+    assert len({path.stem for path in files}) == 1, "both of the same run"
+    content = b"".join(path.read_bytes() for path in files)
     assert b"eval_accuracy" in content
     assert b"trainer.args.learning_rate" in content
-    for path in file.parent.rglob("*"):
+    for path in Path("outputs/wandb").rglob("*"):
         assert not path.is_file() or SECRET.encode() not in path.read_bytes(), path
+
+
+STOP = """
+import os, signal
+from transformers import TrainerCallback
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
