@@ -387,7 +387,9 @@ class ShowProgress(TrainerCallback):
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if not is_terminal() and state.is_world_process_zero and state.global_step:
+        if is_terminal():
+            self._move_bar(args, state)  # the last evaluation would not be shown: no step follows
+        elif state.is_world_process_zero and state.global_step:
             left = (state.max_steps - state.global_step) / max(self._steps_per_second(state), 1e-9)
             epoch = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs}"
             epoch = "streaming" if state.num_train_epochs == sys.maxsize else epoch  # a stream may have no known end

@@ -45,6 +45,22 @@ def test_the_first_step_is_in_no_forecast(clock: list[float], tmp_path: Any, cap
     assert third.endswith("  1 samples/s  21 s left")
 
 
+def test_the_bar_ends_with_the_last_evaluation(
+    clock: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(callbacks, "is_terminal", lambda: True)
+    monkeypatch.setattr(callbacks, "move_bar", lambda *move: moves.append(move))
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    shown, control = ShowProgress("accuracy"), TrainerControl()
+    state = TrainerState(global_step=4, max_steps=4, num_train_epochs=1, epoch=1.0)
+    shown.on_step_end(args, state, control)
+    shown.on_log(args, state, control, logs={"eval_accuracy": 0.75})
+    shown.on_evaluate(args, state, control)
+    assert moves[-1][:3] == (4, 4, "epoch 1/1")
+    assert moves[-1][3].startswith("eval_accuracy 0.7500")
+
+
 def test_compiling_is_said_beforehand(clock: list[float], tmp_path: Any, capsys: Any) -> None:
     args = TrainingArguments(output_dir=str(tmp_path), torch_compile_backend="aot_eager", use_cpu=True)
     assert "the first step compiles the model" in lines(args, clock, [], capsys)[0]
