@@ -89,7 +89,9 @@ def script(root: Path, commands: list[list[str]]) -> str:
             lines.append(f"mkdir -p {root}{rest}")
         elif name == "COPY":
             *sources, target = rest.split()
-            lines += [f"cp -rT {ROOT}/{source} {root}{workdir}/{_place(source, target)}" for source in sources]
+            places = {source: f"{root}{workdir}/{_place(source, target)}" for source in sources}
+            lines += [f"install -d {PurePosixPath(place).parent}" for place in places.values()]
+            lines += [f"cp -rT {ROOT}/{source} {place}" for source, place in places.items()]
         elif name == "RUN":
             lines.append(_in_root(root, user, workdir, variables, ["sh", "-c", rest]) + " >&2")
         elif name == "USER":
@@ -112,7 +114,8 @@ def _in_root(root: Path, user: str, workdir: str, variables: dict[str, str], com
 
 
 def _place(source: str, target: str) -> str:
-    return f"{target}{source}" if target.endswith("/") else target
+    """Return where COPY puts a source: in a target that ends in `/` under the source's own name."""
+    return target + PurePosixPath(source).name if target.endswith("/") else target
 
 
 def base(root: Path) -> str:
