@@ -32,7 +32,6 @@ from hfexp.core.console import one_line, plain, printable
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.tasks.cells import csv_cell
 from hfexp.tracking.membership import RANKING
-from hfexp.tracking.names import BEST
 from hfexp.tracking.runs import RunRecord, choose_runs, is_sweep, read_runs
 from hfexp.tracking.store import tracking_uri
 
@@ -171,8 +170,7 @@ def _places(sweep: RunRecord, runs: list[RunRecord]) -> dict[str, int]:
 def _objective(sweep: RunRecord, runs: list[RunRecord]) -> str | None:
     """Return the metric that the sweep's (first) objective is; None if no run has it."""
     name = sweep.params.get("search.metrics", "").partition(", ")[0]
-    candidates = (f"{BEST}{name}", f"best_{name}", name)  # the second one is that of earlier versions
-    return next((metric for metric in candidates if any(metric in run.metrics for run in runs)), None)
+    return next((metric for metric in (f"best_{name}", name) if any(metric in run.metrics for run in runs)), None)
 
 
 def _show_ranking(

@@ -12,7 +12,6 @@ from hfexp.core.console import one_line
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.training_args import lower_is_better
 from hfexp.sweep.trials import Estimate, estimate
-from hfexp.tracking.names import BEST
 from hfexp.tracking.runs import RunRecord
 
 MAX_CELL = 36
@@ -116,14 +115,12 @@ def rank(
     """Order runs by a metric; runs with NaN or without a value come last.
 
     Args:
-        metric: default: the one that most tags name, else final accuracy, a `best/eval_*` metric or one of all runs.
+        metric: default: the one that most tags name, else final accuracy, a `best_eval_*` metric or one of all runs.
         order: `min` or `max`; default: as tagged, else by the metric's name.
         full: include bookkeeping params and minor metrics.
         places: ranks by run id, which take precedence over the metric; runs may share a rank.
     """
     counts = Counter(name for run in runs for name in run.metrics)
-    if metric is not None and metric not in counts:
-        metric = re.sub("^best_", BEST, metric)
     if metric is not None and metric not in counts and runs:
         raise ConfigError(
             f"--metric {metric}: no run has this metric.{did_you_mean(metric, counts)} Available: {one_of(counts, 20)}"
@@ -149,15 +146,14 @@ def _varied(runs: list[RunRecord]) -> list[str]:
 def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
     tagged = Counter(run.tags["hfexp.metric"] for run in runs if run.tags.get("hfexp.metric") in counts)
     names = sorted(name for name in counts if not MINOR.search(name))
-    best = [name for name in names if name.startswith((f"{BEST}eval_", "best_eval_"))]
-    best = [*({"final_eval_accuracy"} & set(names)), *best]
+    best = [*({"final_eval_accuracy"} & set(names)), *(name for name in names if name.startswith("best_eval_"))]
     shared = [name for name in names if counts[name] == len(runs)]
     return next(iter([name for name, _ in tagged.most_common(1)] + best + shared + names), None)
 
 
 def base_of(metric: str) -> str:
     """Strip the prefix that says when a metric was taken: `final_eval_accuracy` becomes `accuracy`."""
-    return re.sub(r"^((final_|best[_/])?eval_|test_)", "", metric)
+    return re.sub(r"^((final_|best_)?eval_|test_)", "", metric)
 
 
 def _direction(runs: list[RunRecord], metric: str) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.membership import register_of_run
 from hfexp.tracking.models import FINAL
-from hfexp.tracking.names import BEST, experiment_name
+from hfexp.tracking.names import experiment_name
 from hfexp.tracking.notes import NOTE, summarize
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
@@ -138,7 +137,7 @@ class Recorder:
         """
         step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
-        self.tracker.log_metrics(_recorded_names(metrics), step)
+        self.tracker.log_metrics(metrics, step)
         console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
@@ -160,7 +159,7 @@ class Recorder:
             metrics: the best values that the run reached, at `step`.
         """
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
-        self.tracker.log_metrics(_recorded_names(metrics), step)
+        self.tracker.log_metrics(metrics, step)
         self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
@@ -277,11 +276,6 @@ class Recorder:
             git_sha=self.environment.git.get("sha"),
             notes=[f"It needs the code of {', '.join(foreign)}."] if foreign else [],
         )
-
-
-def _recorded_names(metrics: dict[str, float]) -> dict[str, float]:
-    """Name the values of the best evaluation `best/...`: MLflow then shows them in a group behind the curves."""
-    return {re.sub("^best_", BEST, name): value for name, value in metrics.items()}
 
 
 class TrackingCallback(TrainerCallback):

@@ -10,8 +10,6 @@ from hfexp.core.options import GROUPS, find_option
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import MASK
 
-BEST = "best/"
-"""Prefix of the recorded metrics of the best evaluation; in results and searches it is `best_`."""
 SHORT = {
     "learning_rate": "lr",
     "per_device_train_batch_size": "bs",

@@ -380,7 +380,6 @@ def test_default_metric_without_tags() -> None:
 
     assert by({"a": 1, "final_eval_accuracy": 1, "best_eval_f1": 1}) == ("final_eval_accuracy", "max")
     assert by({"a": 1, "best_eval_loss": 1}) == ("best_eval_loss", "min")
-    assert by({"a": 1, "best/eval_loss": 1}) == ("best/eval_loss", "min")
     assert by({"a": 1, "eval_runtime": 1, "z_rmse": 1}, {"a_runtime": 1, "eval_runtime": 1, "z_rmse": 1}) == (
         "z_rmse",
         "min",
@@ -500,7 +499,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
             "model.num_parameters": 5,
         }
         accuracy = 0.5 + number // 3 * 0.1 + (seed - 2) / 100
-        metrics = {"best/eval_loss": number / 10, "test_accuracy": accuracy, "eval_accuracy": [0.1, accuracy]}
+        metrics = {"best_eval_loss": number / 10, "test_accuracy": accuracy, "eval_accuracy": [0.1, accuracy]}
         tags = {**TAGS, "mlflow.parentRunId": parent, "hfexp.trial": str(number), "hfexp.sweep": "grid-1"}
         store.run(digits, f"vit-digits-lr{rate:g}-s{seed}", params, metrics, tags)
     other = {"trainer.args.learning_rate": 1e-3, "seed": 1, "trainer.args.seed": 1, "model.num_parameters": 7}
@@ -595,11 +594,11 @@ def test_the_size_of_the_model_makes_no_series(tmp_path: Path, monkeypatch: pyte
 def test_a_sweep_shows_what_it_has_optimised(compare_seeds: Any) -> None:
     title, _, head, first, *_ = compare_seeds("sweep=grid-1").splitlines()
     assert title == "digits: 6 runs, ranked as in the sweep"
-    assert head.split()[:3] == ["rank", "run", "best/eval_loss"]
+    assert head.split()[:3] == ["rank", "run", "best_eval_loss"]
     assert first.split()[:3] == ["1", "vit-digits-lr0.001-s1", "0.0000"]
     # The sweep has ranked the seeds one by one, so their means are ranked anew.
     averaged = compare_seeds("sweep=grid-1", "--mean").splitlines()
-    assert averaged[0] == "digits: 2 configurations, by best/eval_loss (min is best)"
+    assert averaged[0] == "digits: 2 configurations, by best_eval_loss (min is best)"
     assert averaged[3].split()[1:6] == ["vit-digits-lr0.001", "3", "0.1000", "±", "0.2484"]
 
 
