@@ -1,5 +1,6 @@
 """The command `hfexp help`: the commands on one screen, a key, a task, or all keys that contain a word."""
 
+import shutil
 import textwrap
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -58,8 +59,8 @@ Flags
   -m, --multirun                      run a sweep: a grid, or a search (search=tpe)
   --config-dir DIR                    add a directory with options of your own
   --hydra-help                        Hydra's other flags"""
-WIDTH = 100
-"""Columns to which text is wrapped."""
+WIDEST = 100
+"""Columns that text takes at most; longer lines are hard to read."""
 MOST = 40
 """Keys that are listed for a word."""
 
@@ -100,6 +101,11 @@ def main(args: list[str], commands: Mapping[str, Callable[[list[str]], int]]) ->
     return 0
 
 
+def _width() -> int:
+    """Return the columns that text may take: those of the terminal, if there is one."""
+    return min(WIDEST, shutil.get_terminal_size((WIDEST, 0)).columns)
+
+
 def _explain_word(topic: str, overrides: list[str], config_dir: str | None) -> None:
     """Explain the key of this name; for other words, print what says how to do it, and the keys that they match."""
     from hfexp.commands import howto
@@ -121,7 +127,7 @@ def _explain_word(topic: str, overrides: list[str], config_dir: str | None) -> N
 
 def _show_answers(answers: "list[HowTo]") -> None:
     if len(answers) == 1:
-        answers[0].show(WIDTH)
+        answers[0].show(_width())
     else:
         say("\n".join(f"hfexp help {answer.title[0].lower()}{answer.title[1:]}" for answer in answers) + "\n")
 
@@ -159,7 +165,7 @@ def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> Non
     width = max(len(key.name) for key in matches[:MOST])
     for key in matches[:MOST]:
         first = " ".join(key.text.split("\n\n")[0].split())
-        say(f"{key.name:{width}}  {textwrap.shorten(first, max(40, WIDTH - width), placeholder=' ...')}")
+        say(f"{key.name:{width}}  {textwrap.shorten(first, max(20, _width() - width - 2), placeholder=' ...')}")
     if len(matches) > MOST:
         say(f"({len(matches) - MOST} more keys contain {name!r}: use a longer word)")
 
@@ -201,12 +207,12 @@ def _show_key(key: "Key", overrides: list[str], config_dir: str | None) -> None:
     value, where = _value_in(key.name, overrides, config_dir)
     say(f"{key.name}  ({key.type})\n")
     for paragraph in key.text.split("\n\n"):
-        say(textwrap.fill(" ".join(paragraph.split()), WIDTH))
+        say(textwrap.fill(" ".join(paragraph.split()), _width()))
     say()
     values = key.allowed.split("\n")
     _pair("Allowed", values[0] if len(values) == 1 else "")
     for line in values if len(values) > 1 else ():
-        say(textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    "))
+        say(textwrap.fill(line, _width(), initial_indent="  ", subsequent_indent="    "))
     _pair("Default", _yaml(key.default))
     if where:
         _pair("In this config" if overrides else "In the default experiment", f"{value}, set by {where}")
@@ -255,4 +261,4 @@ def _pair(name: str, text: str) -> None:
     """Print a name and a text, wrapped; secrets are masked before a line can break within one."""
     if text:
         text = mask_secrets(f"{name}: {text}")
-        say(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+        say(textwrap.fill(text, _width(), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))

@@ -3,11 +3,13 @@
 import functools
 import re
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"^```\w*\n(.*?)^```\n?", re.M | re.S)
 LINK = re.compile(r"\[([^]]+)\]\(([^)#]+)[^)]*\)")
+MARKS = re.compile(r"[`*]([^`*]+)[`*]")
 COMMON = {
     "how", "the", "for", "from", "with", "and", "that", "you", "can", "does", "what", "use", "get", "set", "make",
 }  # fmt: skip
@@ -32,12 +34,22 @@ class HowTo:
         print(f"How to {self.title[0].lower()}{self.title[1:]}\n")  # not `say`, which would mask a `$PWD`
         for number, part in enumerate(FENCE.split(self.text)):
             if number % 2:
-                print(textwrap.indent(part.rstrip(), "    ") + "\n")
+                print("\n".join(_code(part.rstrip(), width)) + "\n")
                 continue
             for paragraph in re.split(r"\n\s*\n", part.strip()):
                 if paragraph:
-                    text = " ".join(LINK.sub(r"\1 (docs/\2)", paragraph).replace("`", "").split())
+                    text = " ".join(MARKS.sub(r"\1", LINK.sub(r"\1 (docs/\2)", paragraph)).split())
                     print(textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False) + "\n")
+
+
+def _code(block: str, width: int) -> Iterator[str]:
+    """Yield the lines of code, indented; a comment for which a line has no room stands above it."""
+    for line in block.splitlines():
+        command, mark, comment = line.partition("  # ")
+        if mark and len(line) + 4 > width:
+            yield f"    # {comment.strip()}"
+            line = command.rstrip()
+        yield f"    {line}" if line else ""
 
 
 def words_of(topic: str) -> list[str]:

@@ -71,6 +71,16 @@ def test_words_find_how_to_do_it(words: str, title: str, capsys: pytest.CaptureF
     assert not any(mark in text for mark in ("```", "](")), "it is for a terminal"
 
 
+def test_answers_and_keys_fit_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in (["more", "epochs"], ["optim"], ["text_classification"]):
+        lines = shown(capsys, "help", *words).splitlines()
+        assert not [line for line in lines if len(line) > 80 and not line.startswith("    hfexp ")]
+    assert "    # from the start" in shown(capsys, "help", "more", "epochs").splitlines()
+
+
 def test_several_answers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, "help", "offline").splitlines()
     assert lines[:2] == [
