@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
     parents = _parents(runs) - set(named)
     shown = [run for run in runs if run.run_id not in parents]
     sweep = None if args.metric or args.order else _sweep_of(uri, shown)
-    metric, places = (_objective(sweep, shown), _places(sweep, shown)) if sweep else (args.metric, {})
+    metric, places = args.metric, {}
+    if sweep:
+        (metric, shown), places = _with_objective(sweep, shown), _places(sweep, shown)
     groups = average(shown) if args.mean else {}
     if any(len({places.get(run.run_id) for run in group.runs}) > 1 for group in groups.values()):
         places = {}  # the sweep has ranked the seeds one by one
@@ -167,10 +169,18 @@ def _places(sweep: RunRecord, runs: list[RunRecord]) -> dict[str, int]:
     return {run_id: (*numbers, trial).index(trial) for run_id, trial in trials.items()}
 
 
-def _objective(sweep: RunRecord, runs: list[RunRecord]) -> str | None:
-    """Return the metric that the sweep's (first) objective is; None if no run has it."""
+def _with_objective(sweep: RunRecord, runs: list[RunRecord]) -> tuple[str | None, list[RunRecord]]:
+    """Return the metric that the sweep's (first) objective is, None if no run has it, and the runs with that metric.
+
+    Finished runs have it as `final_eval_*`, of the saved model, and pruned ones as `best_eval_*`: they save none.
+    """
     name = sweep.params.get("search.metrics", "").partition(", ")[0]
-    return next((metric for metric in (f"best_{name}", name) if any(metric in run.metrics for run in runs)), None)
+    best, final = f"best_{name}", f"final_{name}"
+    runs = [
+        replace(run, metrics={best: run.metrics[final], **run.metrics}) if final in run.metrics else run
+        for run in runs
+    ]
+    return next((metric for metric in (best, name) if any(metric in run.metrics for run in runs)), None), runs
 
 
 def _show_ranking(

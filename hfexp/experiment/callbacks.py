@@ -137,7 +137,9 @@ class Recorder:
         """
         step = (trainer.args.load_best_model_at_end and trainer.state.best_global_step) or trainer.state.global_step
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
-        self.tracker.log_metrics(metrics, step)
+        # MLflow shows a chart for each metric, by name: a dozen single values more would stand before all curves, and
+        # `best_*` is recorded at its step as `eval_*`, and for the saved model as `final_eval_*`.
+        self.tracker.log_metrics({name: v for name, v in metrics.items() if not name.startswith("best_")}, step)
         console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor

@@ -516,6 +516,24 @@ def compare_seeds(seeds: Store, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
+def test_the_objective_of_a_sweep_is_that_of_the_saved_model_and_of_pruned_runs_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store(tmp_path / "mlflow.db")
+    digits = store.experiment("digits")
+    tags = {"hfexp.kind": "sweep", "hfexp.ranking": "1 0"}
+    parent = store.run(digits, "asha", {"search.metrics": "eval_loss"}, tags=tags)
+    for number, losses in enumerate(({"final_eval_loss": 0.5}, {"final_eval_loss": 0.2}, {"best_eval_loss": 0.9})):
+        metrics = {**losses, "eval_loss": [0.1, 1.0 + number]}  # the last evaluation is not the best one
+        own = {**TAGS, "mlflow.parentRunId": parent, "hfexp.trial": str(number), "hfexp.sweep": "asha"}
+        store.run(digits, f"run-{number}", {"lr": str(number)}, metrics, own)
+    assert main(["sweep=asha", "--uri", store.uri, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["metrics"]["best_eval_loss"]) for row in rows] == [
+        ("run-1", 0.2), ("run-0", 0.5), ("run-2", 0.9),
+    ]  # fmt: skip
+
+
 def test_runs_that_differ_only_in_their_seed_are_averaged(compare_seeds: Any) -> None:
     (fast, slow, big) = as_json(compare_seeds("digits", "--mean", "--format", "json"))
     assert fast["metrics"]["test_accuracy"]["mean"] == pytest.approx(0.6)

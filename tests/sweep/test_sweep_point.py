@@ -40,7 +40,7 @@ def test_a_finished_point_is_not_run_again(
     tags, path = run.data.tags, run_directory(sweep, 3, 1)
     state = read_state(path)
     assert state is not None
-    assert state.values == [run.data.metrics["best_eval_loss"]]
+    assert state.values == [run.data.metrics["final_eval_loss"]]
     assert state.seconds > 0
     assert (tags["mlflow.parentRunId"], tags["hfexp.sweep"]) == ("0" * 32, "found")
     assert (tags["hfexp.trial"], tags["hfexp.replicate"], run.info.status) == ("3", "1", "FINISHED")
@@ -142,7 +142,7 @@ def test_killed_before_its_values_are_written(place: Path, monkeypatch: pytest.M
     end_recording()
     value = run_point(*words)
     (run,) = all_runs()
-    assert run.data.metrics["best_eval_loss"] == value
+    assert run.data.metrics["final_eval_loss"] == value
     state = read_state(run_directory(sweep))
     assert state is not None
     assert (state.status, state.values, run.info.status) == ("finished", [value], "FINISHED")
