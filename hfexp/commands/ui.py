@@ -125,8 +125,8 @@ def _choose_columns(uri: str) -> None:
     MLflow (3.17) keeps a view that a person shares as a tag of the experiment: its JSON names columns and order.
     """
     newest = newest_run(uri)
-    runs = read_runs(uri, newest.experiment) if newest else []
-    runs = [run for run in runs if run.tags.get("hfexp.kind") != "sweep"]
+    recorded = read_runs(uri, newest.experiment) if newest else []
+    runs = [run for run in recorded if run.tags.get("hfexp.kind") != "sweep"]
     if newest is None or not runs:
         return
     ranking = rank(runs)
@@ -134,7 +134,7 @@ def _choose_columns(uri: str) -> None:
     columns = ["attributes.`Created`", *(f"metrics.`{name}`" for name in metrics)]
     columns += [*(f"params.`{name}`" for name in params), "attributes.`Duration`"]
     view = {"selectedColumns": columns}
-    if ranking.metric is not None:
+    if ranking.metric is not None and len(runs) == len(recorded):  # the jobs of a sweep stand below it only by time
         view |= {"orderByKey": f"metrics.`{ranking.metric}`", "orderByAsc": ranking.direction == "min"}
     from mlflow import MlflowClient
 

@@ -61,6 +61,10 @@ def test_the_page_shows_what_tells_the_runs_apart(place: Path) -> None:
         "orderByKey": "metrics.`final_eval_loss`",
         "orderByAsc": True,
     }  # fmt: skip
+    store.run(experiment, "a-sweep", tags={"hfexp.kind": "sweep"})
+    ui._choose_columns(uri)
+    tag = store.client.get_experiment(experiment).tags["mlflow.sharedViewState.hfexp"]
+    assert set(json.loads(tag)) == {"selectedColumns"}, "sorted by a metric, jobs would not stand below their sweep"
 
 
 @pytest.mark.slow
