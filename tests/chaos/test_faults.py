@@ -39,7 +39,7 @@ def finish(words: list[str], cwd: Path) -> tuple[int, str]:
 
 
 def comparable(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k.startswith(("best_", "final_", "test_")) and not k.endswith(
+    return {k: v for k, v in metrics.items() if k.startswith(("final_", "test_")) and not k.endswith(
         ("runtime", "per_second", "preparation_time"))}  # fmt: skip
 
 

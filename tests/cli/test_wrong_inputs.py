@@ -91,7 +91,7 @@ TABLE = [
     (["trainer.args.deepspeed=ds.json"], ["trainer.args.deepspeed=ds.json is not supported", "launch=ddp"]),
     (["trainer.args.auto_find_batch_size=true"], ["auto_find_batch_size=true is not supported"]),
     (["trainer.args.push_to_hub=true"], ["push_to_hub=true is not supported", "hf upload"]),
-    (["trainer.args.report_to=wandb"], ["trainer.args.report_to is set by hfexp", "tracking=mlflow or tracking=none"]),
+    (["trainer.args.report_to=wandb"], ["trainer.args.report_to is set by hfexp", "tracking.also=[NAME]"]),
     (["trainer.args.do_train=false"], ["trainer.args.do_train is set by hfexp", "leave it out"]),
     (["trainer.args.per_device_train_batch_size=0"], ["per_device_train_batch_size=0 must be at least 1"]),
     (["trainer.args.optim=adamw_bnb_8bit"], ["trainer.args.optim=adamw_bnb_8bit", "bitsandbytes"]),

@@ -82,7 +82,10 @@ def test_the_record_of_a_run(place: Path, capsys: pytest.CaptureFixture[str], mo
     } <= params.keys()
 
     for name in ("loss", "accuracy", "top5_accuracy", "f1_macro", "roc_auc", "brier", "ece"):
-        assert metrics[f"final_eval_{name}"] == metrics[f"best_eval_{name}"]
+        (final,) = client().get_metric_history(run_id, f"final_eval_{name}")
+        evaluated = {m.step: m.value for m in client().get_metric_history(run_id, f"eval_{name}")}
+        assert evaluated[final.step] == final.value, "the saved model is that of the best evaluation"
+        assert f"best_eval_{name}" not in metrics, "it would stand before the curves"
         assert f"test_{name}" in metrics
     assert [m.step for m in client().get_metric_history(run_id, "eval_accuracy")] == [3, 6]
 
