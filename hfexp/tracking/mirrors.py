@@ -181,5 +181,5 @@ class Mirrors:
             yield
         except Exception as error:
             self._open.pop(name, None)
-            note(f"{name} records nothing more of this run ({first_line(error)}); MLflow does")
+            note(f"{name} records nothing more of this run ({first_line(error)})")
             logger.info("tracking.also=%s failed", name, exc_info=True)  # the note has said it
