@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT, SMALL_DIGITS, SMALL_GPT, SMALL_MODEL, write_images
@@ -258,5 +257,6 @@ def test_it_runs(page: Path, machine: Machine, tmp_path: Path, monkeypatch: pyte
     (bin_dir / "hfexp").chmod(0o755)
     environment = {**os.environ, "PATH": f"{bin_dir}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
     environment["PYTHONPATH"] = str(ROOT)
-    ran: list[Any] = [line for line in lines(page) if run_line(line, machine, environment) is not None]
-    print(f"{page.name}: {len(ran)} of {len(list(lines(page)))} lines run")
+    ran = [line for line in lines(page) if run_line(line, machine, environment) is not None]
+    own = [line for line in lines(page) if line.startswith("hfexp ") and line.split()[1] not in NOT_ALONE]
+    assert {line for line in own if not any(part in line for part in (*HUB, *DEVICES))} <= set(ran)
