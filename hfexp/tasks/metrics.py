@@ -158,52 +158,66 @@ class PrecisionRecallF1(_ArrayMetric):
         return result
 
 
-class RocAuc(_ArrayMetric):
+class _MeanOverClasses(_ArrayMetric):
+    """An area under a curve of each class against the others, averaged over the classes present."""
+
+    inputs = {"prediction_scores": SCORES, "references": IDS}
+    kinds = (CLASS, CLASSES)
+    name_of_value = ""
+
+    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
+        """Return the area of one class from the truth (N,) and the scores (N,) of all rows."""
+        raise NotImplementedError
+
+    def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the area in each resample (R,)."""
+        raise NotImplementedError
+
+    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        areas = [self._area(*pair) for pair in _one_vs_rest(prediction_scores, references)]
+        return {self.name_of_value: float(np.mean(areas)) if areas else float("nan")}
+
+    def resample(
+        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        areas = [self._areas(counts, *pair) for pair in _one_vs_rest(prediction_scores, references)]
+        return {self.name_of_value: resampling.mean_over_classes(areas, len(counts))}
+
+
+class RocAuc(_MeanOverClasses):
     """One-vs-rest area under the ROC curve, averaged over the classes present: `roc_auc`.
 
     It is NaN when fewer than two classes are present, where it is undefined.
     """
 
-    inputs = {"prediction_scores": SCORES, "references": IDS}
-    kinds = (CLASS, CLASSES)
     summary = "Area under the ROC curve, one-vs-rest, macro average over the classes present."
+    name_of_value = "roc_auc"
 
-    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
         from sklearn.metrics import roc_auc_score
 
-        areas = [roc_auc_score(truth, scores) for truth, scores in _one_vs_rest(prediction_scores, references)]
-        return {"roc_auc": float(np.mean(areas)) if areas else float("nan")}
+        return float(roc_auc_score(truth, scores))
 
-    def resample(
-        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        pairs = _one_vs_rest(prediction_scores, references)
-        areas = [resampling.area_under_roc(counts, truth, scores) for truth, scores in pairs]
-        return {"roc_auc": resampling.mean_over_classes(areas, len(counts))}
+    def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return resampling.area_under_roc(counts, truth, scores)
 
 
-class MeanAveragePrecision(_ArrayMetric):
+class MeanAveragePrecision(_MeanOverClasses):
     """Area under the precision-recall curve, averaged over the classes present: `mean_average_precision`.
 
     A class's area is `sklearn.metrics.average_precision_score`, without interpolation. NaN when no class is present.
     """
 
-    inputs = {"prediction_scores": SCORES, "references": IDS}
-    kinds = (CLASS, CLASSES)
     summary = "Mean over the classes present of the average precision."
+    name_of_value = "mean_average_precision"
 
-    def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
         from sklearn.metrics import average_precision_score
 
-        areas = [average_precision_score(*pair) for pair in _one_vs_rest(prediction_scores, references)]
-        return {"mean_average_precision": float(np.mean(areas)) if areas else float("nan")}
+        return float(average_precision_score(truth, scores))
 
-    def resample(
-        self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        pairs = _one_vs_rest(prediction_scores, references)
-        areas = [resampling.average_precision(counts, truth, scores) for truth, scores in pairs]
-        return {"mean_average_precision": resampling.mean_over_classes(areas, len(counts))}
+    def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        return resampling.average_precision(counts, truth, scores)
 
 
 def _one_vs_rest(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
