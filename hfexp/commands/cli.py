@@ -282,6 +282,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _command("evaluate"),
     "runs": _command("records", "runs"),
     "compare": _command("compare"),
+    "report": _command("report"),
     "note": _command("records", "note"),
     "tag": _command("records", "tag"),
     "remove": _command("remove", "remove"),
@@ -297,7 +298,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 LONGEST_REPORT = 10
 """Seconds that the first of several processes may take to report wrong input."""
-BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate")
+BEGIN_WITH_IMPORTS = ("train", "rerun", "predict", "evaluate", "report")
 """Commands that begin with heavy imports: garbage collection is off until they call `begin_collection`."""
 
 

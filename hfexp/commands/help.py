@@ -35,6 +35,7 @@ Commands
   evaluate run=RUN ...                score a trained model, on other data too
   runs                                list the recorded runs
   compare [RUN RUN]                   compare runs
+  report RUN                          draw a run's report, with all pictures
   note RUN TEXT                       write a note that MLflow shows with a run
   tag RUN KEY=VALUE ...               set tags of a run
   remove RUN ...                      delete runs and sweeps, also in MLflow

@@ -338,8 +338,9 @@ class TrackingConfig:
     checkpoints: Checkpoints = Checkpoints.best
     register: str | None = None
     """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only for a sweep's best run."""
-    pictures: bool = True
-    """Draw the pictures of the report; without them, a job of a second or two ends much sooner."""
+    pictures: bool | None = None
+    """Draw the pictures of the report, which takes a second or two; null: unless a better run of the same sweep has
+    them. `hfexp report RUN` draws them later."""
     system_metrics_interval: float | None = 10.0
     """Seconds between records of the load of this job's devices; null: no records."""
 

@@ -124,9 +124,10 @@ def preserved_rng() -> Iterator[None]:
         np.random.set_state(states[2])
 
 
-def rng_state() -> tuple[bytes, str, str]:
+def rng_state() -> tuple[bytes, Any, bytes, int]:
     """Return the states of the global CPU generators, for comparison."""
-    return torch.get_rng_state().numpy().tobytes(), repr(random.getstate()), repr(list(np.random.get_state())[1:3])
+    numpy_state: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numpy_state[1].tobytes(), numpy_state[2]
 
 
 def seed_cpu(seed: int) -> None:

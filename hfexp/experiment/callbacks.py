@@ -32,7 +32,7 @@ from hfexp.tracking.names import experiment_name
 from hfexp.tracking.notes import NOTE, summarize
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.facts import ReportFacts, SplitScores, store
 from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
 from hfexp.tracking.run_directory import RunDirectory
@@ -94,14 +94,19 @@ class Recorder:
         self._not_drawn = train_dataset
 
     def draw_samples(self) -> None:
-        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
+        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait.
+
+        A job of a sweep draws them at its end, if at all: only then is it known whether it is the best one so far.
+        """
+        if self.config.tracking.pictures is not None or self.config.point is None:
+            self._draw_samples(self.config.tracking.pictures is not False)
+
+    def _draw_samples(self, pictures: bool) -> None:
         if self._not_drawn is not None:
-            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, self._pictures())
+            drawn = Pictures(self.directory.artifacts, pictures)
+            draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, drawn)
             self.tracker.log_artifacts(self.directory.artifacts)
             self._not_drawn = None
-
-    def _pictures(self) -> Pictures:
-        return Pictures(self.directory.artifacts, self.config.tracking.pictures)
 
     def checkpoint(self, path: Path, step: int, model: Any) -> None:
         """Record a checkpoint that has just been written."""
@@ -129,8 +134,12 @@ class Recorder:
         scores: dict[str, SplitScores],
         splits: dict[str, Any],
         seconds: float,
+        pictures: bool,
     ) -> ClassReport | None:
         """Record final metrics, report and model, at the step that the saved model comes from.
+
+        Args:
+            pictures: draw pictures for the report.
 
         Returns:
             The class report of the last split.
@@ -143,7 +152,10 @@ class Recorder:
         console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
-        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, self._pictures())
+        self._draw_samples(pictures)
+        store(self.directory.path, facts, scores)
+        drawn = Pictures(self.directory.artifacts, pictures)
+        report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, drawn)
         self.tracker.set_tags({NOTE: summarize(task.metric, metrics, report, self.origin.command)})
         model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))

@@ -18,8 +18,10 @@ from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.preflight import leaves_parameters_unused, process_splits
 from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.result import show_model
+from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
 from hfexp.tasks.base import CLASS
+from hfexp.tracking.membership import is_best_so_far
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import SplitScores
 from hfexp.tracking.run_directory import RunDirectory
@@ -60,7 +62,8 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
         progress.close()
     require_finite(trainer)
     pruned_step = pruning.pruned_step if pruning else None
-    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, context.started)
+    train_seconds = trainer.seconds_before + progress.train_seconds
+    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, (context.started, train_seconds))
     best_metric, best_step = best_metric_and_step(trainer, metrics)
     return Outcome(
         metrics=metrics,
@@ -68,7 +71,7 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
         best_metric=best_metric,
         best_step=best_step,
         report=report,
-        train_seconds=trainer.seconds_before + progress.train_seconds,
+        train_seconds=train_seconds,
         pruned_step=pruned_step,
         model=trainer.model,
     )
@@ -80,9 +83,12 @@ def conclude(
     splits: dict[str, Any],
     recorder: Recorder,
     pruned_step: int | None,
-    started: float,
+    times: tuple[float, float],
 ) -> tuple[dict[str, float], ClassReport | None]:
     """Evaluate, save and record the model; for a pruned run, record only what it has measured.
+
+    Args:
+        times: when this start of the run began, in seconds of `time.monotonic`, and the seconds of training.
 
     Returns:
         The final metrics, and in the first process the report on the classes of the last split.
@@ -101,7 +107,17 @@ def conclude(
     console.status("saving the model")
     save_model(trainer, inputs, recorder.directory)
     note_skipped(splits)
-    return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started)
+    started, train_seconds = times
+    pictures = wants_pictures(recorder.config, trainer, metrics, train_seconds)
+    return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started, pictures)
+
+
+def wants_pictures(config: Config, trainer: Trainer, metrics: dict[str, float], train_seconds: float) -> bool:
+    """Tell whether the report of a run that ends gets pictures: by default, unless a better run of its sweep has."""
+    if config.tracking.pictures is not None or config.point is None:
+        return config.tracking.pictures is not False
+    objective, _ = best_metric_and_step(trainer, metrics)
+    return is_best_so_far(config.point, values_of_point(config.point, metrics, objective, train_seconds))
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:
@@ -200,7 +216,7 @@ def evaluate(
         if inputs.id2label and inputs.task.label_kind == CLASS:
             metric_inputs = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = metric_inputs.get("prediction_scores")
-            scores[split] = SplitScores(probabilities, metric_inputs["predictions"], metric_inputs["references"])
+            scores[split] = SplitScores.of(probabilities, metric_inputs["predictions"], metric_inputs["references"])
     _compare_with_best(trainer, metrics)
     return metrics, scores
 

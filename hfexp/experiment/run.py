@@ -20,11 +20,10 @@ from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.fit import fit
 from hfexp.experiment.preflight import load_inputs
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
-from hfexp.experiment.sweep_values import TRAIN_SECONDS, values_of
+from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
-from hfexp.tracking.membership import TrialKey, read_sweep_info
 from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.tracking.store import tracking_uri
@@ -175,9 +174,7 @@ def summarise(context: RunContext, inputs: Inputs, outcome: Outcome) -> Result:
         _remote_code=context.config.model.trust_remote_code,
     )
     if context.config.point is not None:
-        names = read_sweep_info(TrialKey.parse(context.config.point).directory).metrics
-        metrics = {**result.metrics, TRAIN_SECONDS: result.train_seconds}
-        result.values = values_of(names, metrics, result.objective)
+        result.values = values_of_point(context.config.point, result.metrics, result.objective, result.train_seconds)
     return result
 
 

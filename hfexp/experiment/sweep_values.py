@@ -7,8 +7,17 @@ from typing import Any
 
 from hfexp.core.config import Pruner
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.tracking.membership import TrialKey, read_sweep_info
 
 TRAIN_SECONDS = "train_seconds"
+
+
+def values_of_point(
+    point: str, metrics: Mapping[str, float], objective: float | None, train_seconds: float
+) -> list[float]:
+    """Return the values of a job that its sweep optimises; `values_of` has the arguments and errors."""
+    names = read_sweep_info(TrialKey.parse(point).directory).metrics
+    return values_of(names, {**metrics, TRAIN_SECONDS: train_seconds}, objective)
 
 
 def values_of(names: Sequence[str], metrics: Mapping[str, float], objective: float | None) -> list[float]:

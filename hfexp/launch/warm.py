@@ -77,6 +77,8 @@ def _fill_caches() -> None:
         importlib.import_module("hfexp.core.machine").installed_packages()
     with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model
         importlib.import_module("mlflow.utils.requirements_utils")._init_modules_to_packages_map()
+    with contextlib.suppress(Exception):  # a thousand regular expressions, needed to save and to load any model
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("")
     gc.collect()
     gc.enable()
     gc.freeze()  # the jobs' garbage collector then never touches these pages, so they stay shared

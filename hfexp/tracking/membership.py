@@ -7,6 +7,7 @@ moment can tell, when it is started again, which runs have finished and which ar
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hfexp.core.outside import DamagedRecord, read_record, why_foreign
 from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry, recorded_run_id
 
 DEFINITION = "sweep.json"
+BEST = "best.json"
+"""File with the values of the best runs so far: one, or with several metrics those that no other run beats in all."""
 POINTS = "points"
 
 
@@ -96,6 +99,29 @@ def run_directory_of(point: TrialKey) -> Path | None:
         return None
     output_dir = point.directory.parent.parent
     return None if why_foreign(run_dir, output_dir) else run_dir
+
+
+def is_best_so_far(point: str, values: Sequence[float]) -> bool:
+    """Tell whether no run of the sweep that ended before has better values, and note these if so.
+
+    Two jobs that end at the same moment may both be told that they are the best.
+    """
+    directory = TrialKey.parse(point).directory
+    signs = [-1.0 if direction == "maximize" else 1.0 for direction in read_sweep_info(directory).directions]
+    costs = [sign * value for sign, value in zip(signs, values, strict=True)]
+    try:
+        known = read_record(directory / BEST, list[list[float]])
+    except (FileNotFoundError, DamagedRecord):
+        known = []
+    if any(other != costs and _no_worse(other, costs) for other in known):
+        return False
+    kept = [other for other in known if not _no_worse(costs, other)]
+    write_private(directory / BEST, json.dumps([*kept, costs]))
+    return True
+
+
+def _no_worse(costs: Sequence[float], others: Sequence[float]) -> bool:
+    return all(own <= other for own, other in zip(costs, others, strict=True))
 
 
 # Nesting of a sweep's runs in MLflow, whichever of parent and child is delivered first.

@@ -8,7 +8,6 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,8 +158,8 @@ def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str
     from mlflow.entities import Metric
 
     run = client.get_run(run_id)
-    names = {name for _, metrics in values.values() for name in metrics}
-    recorded = _recorded_points(client, run_id, names & run.data.metrics.keys())
+    measured_at = {(name, step): float(value) for step, metrics in values.values() for name, value in metrics.items()}
+    recorded = _recorded_points(client, run, measured_at)
     entries = []
     for model_id, (step, metrics) in values.items():
         for name, measured in metrics.items():
@@ -172,11 +171,24 @@ def _log_metrics(client: Any, run_id: str, values: dict[str, tuple[int, dict[str
         client.log_batch(run_id, metrics=entries[start : start + METRICS_PER_BATCH])
 
 
-def _recorded_points(client: Any, run_id: str, names: Iterable[str]) -> dict[tuple[str, int], dict[float, int]]:
-    """Return the points in the run's history by name and step: the time (ms since 1970) of each value."""
+def _recorded_points(
+    client: Any, run: Any, measured: dict[tuple[str, int], float]
+) -> dict[tuple[str, int], dict[float, int]]:
+    """Return the points that a run has of these metrics: by name and step, the time (ms since 1970) of each value.
+
+    The newest point of each metric comes with the run. Only if that is another one, the history is requested.
+
+    Args:
+        measured: values by name and step.
+    """
+    newest = {metric.key: metric for metric in run.data._metric_objs}
     points: dict[tuple[str, int], dict[float, int]] = {}
-    for name in sorted(names):
-        for point in client.get_metric_history(run_id, name):
+    for (name, step), value in sorted(measured.items()):
+        last = newest.get(name)
+        if last is None:
+            continue
+        is_same = (last.step, last.value) == (step, value)
+        for point in [last] if is_same else client.get_metric_history(run.info.run_id, name):
             points.setdefault((point.key, point.step), {})[point.value] = point.timestamp
     return points
 

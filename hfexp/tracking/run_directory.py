@@ -312,7 +312,7 @@ def _resume_or_create(location: _Location, config: Config, splits: dict[str, dic
     path, state = latest
     if config.on_existing is OnExisting.error:
         raise ConfigError(f"on_existing=error: this experiment exists already ({state.status}) in {path}")
-    changes = _describe_changes(state.splits, splits)
+    changes = describe_changes(state.splits, splits)
     if config.on_existing is OnExisting.resume and state.status != "finished" and changes:
         note(f"the data has changed since {path.name} was interrupted ({changes}): starting a new run")
     elif config.on_existing is OnExisting.resume and state.status != "finished":
@@ -323,7 +323,7 @@ def _resume_or_create(location: _Location, config: Config, splits: dict[str, dic
     return _create(location, config.point)
 
 
-def _describe_changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
+def describe_changes(before: dict[str, dict[str, Any]] | None, now: dict[str, dict[str, Any]] | None) -> str:
     """Describe how the splits differ; empty if they do not, or if one side is unknown."""
     if before is None or now is None:
         return ""

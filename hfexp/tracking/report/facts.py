@@ -1,28 +1,39 @@
-"""Input data of a run's report."""
+"""Input data of a run's report, and its copy in the run directory from which the report can be drawn later."""
 
-from dataclasses import dataclass
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hfexp.core.files import replace_file
+from hfexp.core.outside import DamagedRecord, read_bytes, read_record
+
+FACTS, SCORES = "report.json", "report.npz"
+"""Files of a run directory with the `ReportFacts`, and with the `SplitScores` of all splits."""
 
 
 @dataclass
 class SplitScores:
     """Predictions of the final model on one split, in the order of its rows."""
 
-    probabilities: np.ndarray | None
-    """Class probabilities (N, C); None if the task does not return any."""
+    confidence: np.ndarray | None
+    """Probability of the predicted class (N,); None if the task does not return any."""
     predictions: np.ndarray
     """Class ids (N,)."""
     references: np.ndarray
     """Class ids (N,); an id outside 0..C-1, such as -1, marks a sample without a label."""
 
-    @property
-    def confidence(self) -> np.ndarray | None:
-        """Return the probability of the predicted class (N,)."""
-        if self.probabilities is None:
-            return None
-        return np.take_along_axis(self.probabilities, self.predictions[:, None], axis=1)[:, 0]
+    @classmethod
+    def of(cls, probabilities: np.ndarray | None, predictions: np.ndarray, references: np.ndarray) -> "SplitScores":
+        """Build from the probabilities of all classes, (N, C) or None."""
+        if probabilities is None:
+            return cls(None, predictions, references)
+        return cls(np.take_along_axis(probabilities, predictions[:, None], axis=1)[:, 0], predictions, references)
 
     def labelled(self, num_classes: int) -> np.ndarray:
         """Return a mask (N,) of the samples that have a label."""
@@ -59,3 +70,37 @@ class ReportFacts:
             if best and all(entry.get(name) == value for name, value in best.items()):
                 return int(entry["step"])
         return None
+
+
+def store(directory: Path, facts: ReportFacts, scores: Mapping[str, SplitScores]) -> None:
+    """Write facts and scores to a run directory, for `read_stored`."""
+    arrays = {f"{split}/{name}": array for split, part in scores.items() for name, array in vars(part).items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
+    replace_file(directory / SCORES, buffer.getvalue())
+    replace_file(directory / FACTS, json.dumps(asdict(facts)))
+
+
+def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, SplitScores]]:
+    """Read what `store` wrote; the splits keep their order.
+
+    Raises:
+        FileNotFoundError: the run has not ended, or an older version of hfexp trained it.
+        DamagedRecord: a file is damaged.
+    """
+    facts = read_record(directory / FACTS, ReportFacts)
+    try:
+        with np.load(io.BytesIO(read_bytes(directory / SCORES)), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        splits = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
+        scores = {
+            split: SplitScores(
+                arrays.get(f"{split}/confidence"), arrays[f"{split}/predictions"], arrays[f"{split}/references"]
+            )
+            for split in splits
+        }
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise DamagedRecord(f"{directory / SCORES} is damaged: {error}") from error
+    return facts, scores

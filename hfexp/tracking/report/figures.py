@@ -236,17 +236,13 @@ def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | 
     """
     from matplotlib.figure import Figure
 
-    from hfexp.tasks.metrics import ExpectedCalibrationError
-
-    if scores.probabilities is None:
+    if scores.confidence is None:
         return None
-    shown = scores.labelled(num_classes) & np.isfinite(scores.probabilities).all(1)
+    shown = scores.labelled(num_classes) & np.isfinite(scores.confidence)
     if not shown.any():
         return None
-    probabilities, references = scores.probabilities[shown], scores.references[shown]
-    metric = ExpectedCalibrationError(CALIBRATION_BINS)
-    error = (metric.compute(prediction_scores=probabilities, references=references) or {})["ece"]
-    counts, confidence, accuracy = reliability(probabilities, references)
+    counts, confidence, accuracy = reliability(scores, shown)
+    error = np.nansum(np.abs(confidence - accuracy) * counts) / counts.sum()
     figure = Figure(figsize=(4.6, 5.2))
     axes = panel(figure, 0.65, 1.85, 3.7, 3.0)
     centres = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
@@ -254,7 +250,7 @@ def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | 
     axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
     axes.plot(confidence, accuracy, "o", color=ORANGE, markersize=4, label="mean probability, accuracy")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="accuracy")
-    axes.set_title(f"Calibration ({split}, {len(references):,} samples): ECE {error:.3f}", loc="left")
+    axes.set_title(f"Calibration ({split}, {counts.sum():,.0f} samples): ECE {error:.3f}", loc="left")
     axes.legend(fontsize=8, loc="upper left")
     below = panel(figure, 0.65, 0.5, 3.7, 1.05)
     below.bar(centres, counts, 0.9 / CALIBRATION_BINS, color=GREY)
@@ -263,16 +259,18 @@ def calibration(scores: SplitScores, num_classes: int, split: str) -> "Figure | 
     return figure
 
 
-def reliability(probabilities: np.ndarray, references: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def reliability(scores: SplitScores, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return samples, mean probability and accuracy of each bin, each (15,); the last two are NaN for empty bins.
 
+    The bins are those of `hfexp.tasks.metrics.ExpectedCalibrationError`.
+
     Args:
-        probabilities: class probabilities (N, C); the bins are
-            those of `hfexp.tasks.metrics.ExpectedCalibrationError`.
-        references: class ids (N,).
+        scores: scores of a task that returns probabilities.
+        shown: mask (N,) of the rows that count.
     """
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == references
+    assert scores.confidence is not None
+    confidence = scores.confidence[shown].astype(np.float64)
+    correct = (scores.predictions == scores.references)[shown]
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     counts, confidences, hits = (
         np.bincount(bins, weights, CALIBRATION_BINS) for weights in (None, confidence, correct.astype(float))

@@ -1,0 +1,102 @@
+"""`hfexp report`: the report of a run, drawn from its record after it has ended."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL_DIGITS
+from sweeps import make_sweep
+
+from hfexp.commands import api, cli
+from hfexp.core.outside import DamagedRecord
+from hfexp.tracking.membership import BEST, TrialKey, is_best_so_far
+from hfexp.tracking.report.facts import FACTS, SCORES, read_stored
+
+
+def pictures(artifacts: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in artifacts.glob("*.png")}
+
+
+def test_a_report_drawn_later_is_the_report_of_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also after the run's directory has moved: it shows the same samples, scores and facts."""
+    import mlflow
+
+    drawn, plain = (api.train(*SMALL_DIGITS, f"tracking.pictures={choice}") for choice in ("true", "false"))
+    assert not pictures(plain.run_dir / "artifacts")
+    assert cli.main(["report", "last"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {plain.run_dir.absolute()}/artifacts/report.html"
+    expected = pictures(drawn.run_dir / "artifacts")
+    assert set(expected) >= {"samples.png", "learning_curves.png", "confusion_matrix_validation.png"}
+    found = pictures(plain.run_dir / "artifacts")
+    assert set(found) == set(expected)
+    for name in set(expected) - {"learning_curves.png"}:  # its curves include the speed
+        assert found[name] == expected[name]
+    files = [{path.name for path in (run.run_dir / "artifacts").iterdir()} for run in (drawn, plain)]
+    assert files[0] == files[1]
+    recorded = mlflow.MlflowClient(str(plain.tracking_uri)).list_artifacts(str(plain.run_id))
+    assert {entry.path for entry in recorded} >= set(expected)
+    page = (plain.run_dir / "artifacts" / "report.html").read_text()
+    assert page.count("<img") == (drawn.run_dir / "artifacts" / "report.html").read_text().count("<img") > 3
+
+
+def test_what_can_not_be_drawn_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir = api.train(*SMALL_DIGITS).run_dir
+
+    def refused() -> str:
+        assert cli.main(["report", "last"]) == 2
+        return capsys.readouterr().err
+
+    config = (run_dir / "config.yaml").read_text()
+    assert "\n  test_size: 0.2" in config
+    (run_dir / "config.yaml").write_text(config.replace("\n  test_size: 0.2", "\n  test_size: 0.3"))
+    assert "has changed since (test: " in refused()
+    (run_dir / "config.yaml").unlink()
+    assert f"{run_dir.name}/config.yaml is not the config of a run of this version" in refused()
+    (run_dir / SCORES).write_bytes(b"PK\x03\x04")
+    assert f"{run_dir.name}/{SCORES} is damaged" in refused()
+    (run_dir / FACTS).unlink()
+    assert "has no final scores to draw: it is finished, or of an older version" in refused()
+
+
+def test_stored_scores_keep_their_types(place: Path) -> None:
+    run_dir = api.train(*SMALL_DIGITS, "tracking=none").run_dir
+    facts, scores = read_stored(run_dir)
+    assert list(scores) == ["validation", "test"]
+    validation = scores["validation"]
+    assert facts.metrics["final_eval_accuracy"] == np.mean(validation.predictions == validation.references)
+    assert scores["test"].confidence is not None
+    assert scores["test"].confidence.dtype == np.float32
+    (run_dir / SCORES).write_bytes((run_dir / SCORES).read_bytes()[:-40])
+    with pytest.raises(DamagedRecord):
+        read_stored(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("directions", "values", "expected"),
+    [
+        (["maximize"], [[0.5], [0.4], [0.5], [0.6], [0.5]], [True, False, True, True, False]),
+        (["minimize"], [[0.5], [0.4], [0.5], [float("nan")]], [True, True, False, True]),
+        (["maximize", "minimize"], [[5, 9], [4, 8], [4, 9], [6, 7], [5, 8]], [True, True, False, True, False]),
+    ],
+)  # fmt: skip
+def test_the_best_run_so_far(
+    place: Path, directions: list[str], values: list[list[float]], expected: list[bool]
+) -> None:
+    sweep = make_sweep("found", directions=directions)
+    assert [is_best_so_far(f"{sweep}:{trial}:0", value) for trial, value in enumerate(values)] == expected
+    (sweep / BEST).write_text("{")
+    assert is_best_so_far(str(TrialKey(sweep, 9, 0)), values[1])
+
+
+def test_a_job_of_a_sweep_draws_only_if_it_is_the_best_so_far(place: Path) -> None:
+    sweep = make_sweep("found", directions=["minimize"], metrics=["loss"])
+    words = (*SMALL_DIGITS, "tracking=none", "tracking.pictures=null")
+    rates = {0: 1e-3, 1: 1e-12, 2: 3e-3}
+    runs = [
+        api.train(*words, f"point={sweep}:{trial}:0", f"trainer.args.learning_rate={rate}")
+        for trial, rate in rates.items()
+    ]
+    assert runs[0].metrics["best_eval_loss"] < runs[1].metrics["best_eval_loss"]
+    assert runs[2].metrics["best_eval_loss"] < runs[0].metrics["best_eval_loss"]
+    assert [bool(pictures(run.run_dir / "artifacts")) for run in runs] == [True, False, True]
+    assert all((run.run_dir / "artifacts" / "report.html").is_file() for run in runs)
