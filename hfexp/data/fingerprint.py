@@ -6,8 +6,8 @@ MLflow's own digest of a Hugging Face dataset covers the first 10,000 rows and i
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -83,7 +83,7 @@ def _digest(rows: Dataset) -> tuple[str, bool]:
 
 def _size_and_mtime(path: str) -> bytes:
     try:
-        status = Path(path).stat()
+        status = os.stat(path)
     except OSError:
         return f"{path};".encode()
     return f"{path} {status.st_size} {status.st_mtime_ns};".encode()
@@ -118,12 +118,16 @@ def _binary_parts(rows: Dataset, name: str) -> tuple[list[bytes], bool]:
     embedded = np.asarray(pc.fill_null(pc.binary_length(content), -1))  # pyright: ignore
     # Follow the indices row by row: a reordered copy of a column of images might not fit into memory.
     order = np.arange(len(column)) if rows._indices is None else np.asarray(rows._indices.column(0))
-    sizes = [int(embedded[i]) if embedded[i] >= 0 else _file_size(paths[int(i)].as_py()) for i in order]
+    sizes = embedded.astype(np.int64)[order]
+    outside = np.flatnonzero(sizes < 0)
+    for start in range(0, len(outside), ROWS_AT_ONCE):
+        part = outside[start : start + ROWS_AT_ONCE]
+        sizes[part] = [_file_size(path) for path in paths.take(pa.array(order[part])).to_pylist()]
     chosen = order
-    sampled = sum(sizes) > MAX_BYTES_READ and len(order) > SAMPLED_ROWS
+    sampled = int(sizes.sum()) > MAX_BYTES_READ and len(order) > SAMPLED_ROWS
     if sampled:
         chosen = order[np.linspace(0, len(order) - 1, SAMPLED_ROWS, dtype=int)]
-    parts = [np.asarray(sizes, dtype=np.int64).tobytes()]
+    parts = [sizes.tobytes()]
     for index in map(int, chosen):
         data = content[index].as_py() if embedded[index] >= 0 else _file_content(paths[index].as_py())
         parts.append(hashlib.sha256(data).digest())
@@ -132,7 +136,7 @@ def _binary_parts(rows: Dataset, name: str) -> tuple[list[bytes], bool]:
 
 def _file_size(path: str | None) -> int:
     try:
-        return Path(path).stat().st_size if path else -1
+        return os.stat(path).st_size if path else -1
     except OSError:
         return -1
 

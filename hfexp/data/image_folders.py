@@ -26,6 +26,7 @@ from datasets import (
     IterableDatasetDict,
     ReadInstruction,
 )
+from datasets.table import InMemoryTable
 
 from hfexp.core.config import SPLIT_WORDS, split_called
 from hfexp.core.console import note, say
@@ -648,7 +649,17 @@ def _features(listing: Listing) -> Features:
 
 
 def _dataset(columns: Columns, features: Features) -> Dataset:
-    return Dataset.from_dict(columns, features=features)
+    """Build a dataset whose images stay in their files.
+
+    `Dataset.from_dict` would make a Python object of each row (`datasets` 5.2), which for a million images takes four
+    seconds and 400 MB.
+    """
+    paths = pa.array(columns[IMAGE], pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], names=["bytes", "path"])
+    others = {name: values for name, values in columns.items() if name != IMAGE}
+    schema = features.arrow_schema
+    arrays = [images if name == IMAGE else pa.array(others[name], schema.field(name).type) for name in schema.names]
+    return Dataset(InMemoryTable(pa.table(arrays, schema=schema)))
 
 
 def _stream(columns: Columns, features: Features) -> IterableDataset:

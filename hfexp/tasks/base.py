@@ -185,6 +185,10 @@ def main_output(output: Any) -> Any:
 # Classification of any input into one class; the scores of all classes are kept.
 
 
+MOST_FAKE = 200
+"""Classes for which `Classification.fake_predictions` makes rows: two rows each for 10,000 classes would take 800 MB."""
+
+
 class Classification(Task):
     """Base of tasks with one class per row, in the column `label`; the scores allow ranking metrics."""
 
@@ -211,11 +215,12 @@ class Classification(Task):
         return {"predictions": predictions.argmax(-1), "prediction_scores": predictions, "references": references}
 
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
-        """Make two uniform predictions for each class."""
+        """Make two uniform predictions for each class; of many classes, for the first `MOST_FAKE`."""
         import numpy as np
 
         count = len(id2label or {0: "", 1: ""})
-        return np.full((2 * count, count), 1 / count, dtype=np.float32), np.arange(2 * count) % count
+        rows = 2 * min(count, MOST_FAKE)
+        return np.full((rows, count), 1 / count, dtype=np.float32), np.arange(rows) % min(count, MOST_FAKE)
 
 
 def to_number(value: Any) -> float:

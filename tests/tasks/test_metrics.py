@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from hfexp.core.errors import ConfigError
 from hfexp.tasks import metrics
+from hfexp.tasks.image_classification import ImageClassification as Classes
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.dirichlet(np.ones(4), 200).astype(np.float32)
@@ -41,6 +42,24 @@ def test_roc_auc() -> None:
     alone = metrics.RocAuc().compute(prediction_scores=SCORES[:3], references=np.zeros(3, int))
     assert alone is not None
     assert np.isnan(alone["roc_auc"])
+
+
+@pytest.mark.parametrize("decimals", [8, 2])  # with 2, many scores are equal
+def test_the_area_of_a_rare_class_is_that_of_any_other(decimals: int) -> None:
+    truth, scores = np.zeros(2_001, bool), RNG.random(2_001).round(decimals).astype(np.float32)
+    truth[[5, 900, 1_800]] = True
+    assert metrics.RocAuc()._area(truth, scores) == pytest.approx(sk.roc_auc_score(truth, scores), abs=1e-12)
+
+
+def test_many_classes_need_neither_hours_nor_the_memory_of_all_pairs() -> None:
+    predictions, references = Classes().fake_predictions({number: str(number) for number in range(10_000)})
+    assert (predictions.shape, references.max()) == ((400, 10_000), 199)
+    rows = np.arange(2_500) % 1_000
+    scores = np.eye(1_000, dtype=np.float32)[rows]
+    scores[1_200] = 0.0
+    scores[1_200, :5] = 1.0  # five other classes come first
+    top = metrics.TopKAccuracy().compute(prediction_scores=scores, references=rows)
+    assert top == {"top5_accuracy": pytest.approx(2_499 / 2_500)}
 
 
 def test_brier_and_calibration() -> None:
