@@ -24,6 +24,7 @@ from hfexp.commands.ranking import (
     average,
     cell_text,
     rank,
+    replicates,
     represent,
     shorten_keys,
     telling,
@@ -130,7 +131,7 @@ def _replicates(ranking: Ranking) -> list[str]:
         return ["mean of the runs that differ only in their seed ± half of the 95 % interval (Student's t)", *notes]
     if not any(map(SEED.match, ranking.params)):
         return []
-    most = max((len(group.runs) for group in average(ranking.runs).values()), default=1)
+    most = max((len(members) for members, _ in replicates(ranking.runs)), default=1)
     return [f"up to {most} runs differ only in their seed: --mean shows their mean and interval"] if most > 1 else []
 
 

@@ -64,23 +64,32 @@ def average(runs: list[RunRecord]) -> dict[str, Group]:
     An unfinished run is a group of its own: its metrics are not those of a whole training. Of several runs with one
     seed only the newest counts: repeating a seed tells nothing about the spread over seeds.
     """
-    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
-    keys = [key for key in _varied(runs) if not (SEED.match(key) or BOOKKEEPING.match(key))]
-    for run in runs:
-        unfinished = None if run.status == "FINISHED" else run.run_id
-        groups.setdefault((run.experiment, unfinished, *map(run.params.get, keys)), []).append(run)
     result = {}
-    for repeated in groups.values():
-        by_seed = {_seeds(run): run for run in sorted(repeated, key=lambda run: run.start_time or 0)}
-        members = [run for run in repeated if by_seed[_seeds(run)] is run]
+    for members, repeats in replicates(runs):
         shared = set.intersection(*(set(run.metrics) for run in members))
         estimates = {name: estimate([run.metrics[name] for run in members]) for name in sorted(shared)}
-        result[members[0].run_id] = Group(members, estimates, len(repeated) - len(members))
+        result[members[0].run_id] = Group(members, estimates, repeats)
     return result
 
 
-def _seeds(run: RunRecord) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((key, value) for key, value in run.params.items() if SEED.match(key)))
+def replicates(runs: list[RunRecord]) -> list[tuple[list[RunRecord], int]]:
+    """Return the groups of `average`: their runs, and the number of earlier runs with the same seeds."""
+    varied = _varied(runs)
+    keys = [key for key in varied if not (SEED.match(key) or BOOKKEEPING.match(key))]
+    seeds = [key for key in varied if SEED.match(key)]
+    groups: dict[tuple[Any, ...], list[RunRecord]] = {}
+    for run in runs:
+        unfinished = None if run.status == "FINISHED" else run.run_id
+        groups.setdefault((run.experiment, unfinished, *map(run.params.get, keys)), []).append(run)
+    result = []
+    for repeated in groups.values():
+        newest = {
+            tuple(map(run.params.get, seeds)): run for run in sorted(repeated, key=lambda run: run.start_time or 0)
+        }
+        kept = {id(run) for run in newest.values()}
+        members = [run for run in repeated if id(run) in kept]
+        result.append((members, len(repeated) - len(members)))
+    return result
 
 
 def represent(groups: Mapping[str, Group]) -> list[RunRecord]:
@@ -139,8 +148,9 @@ def rank(
 
 
 def _varied(runs: list[RunRecord]) -> list[str]:
-    """Return the params whose values differ between the runs."""
-    return [key for key in set().union(*(r.params for r in runs)) if len({r.params.get(key) for r in runs}) > 1]
+    """Return the params whose values differ between the runs, or that only some of them have."""
+    first = set(runs[0].params.items()) if runs else set()
+    return sorted({key for run in runs for key, _ in first ^ run.params.items()})
 
 
 def _default_metric(runs: list[RunRecord], counts: Counter[str]) -> str | None:
@@ -175,8 +185,8 @@ def telling(params: Iterable[str], runs: list[RunRecord]) -> list[str]:
     seen: set[tuple[int, ...]] = set()
 
     def follows(key: str) -> bool:
-        values = [run.params.get(key) for run in runs]
-        parts = tuple(values.index(value) for value in values)
+        numbers: dict[str | None, int] = {}  # of the values, in the order in which they appear
+        parts = tuple(numbers.setdefault(run.params.get(key), len(numbers)) for run in runs)
         is_known = parts in seen
         seen.add(parts)
         return is_known

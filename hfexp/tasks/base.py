@@ -186,7 +186,7 @@ def main_output(output: Any) -> Any:
 
 
 MOST_FAKE = 200
-"""Classes for which `Classification.fake_predictions` makes rows: two rows each for 10,000 classes would take 800 MB."""
+"""Classes for which `Classification.fake_predictions` makes rows; two rows for each of 10,000 would take 800 MB."""
 
 
 class Classification(Task):

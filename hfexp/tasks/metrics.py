@@ -192,8 +192,8 @@ class _MeanOverClasses(_ArrayMetric):
 
 
 RARE = 500
-"""Rows for each row of a class from which `area_of_rare_class` computes its area: for thousands of classes scikit-learn,
-which sorts all rows for each class, takes minutes. The value is the same up to rounding."""
+"""Rows for each row of a class from which `area_of_rare_class` computes its area. For thousands of classes,
+scikit-learn, which sorts all rows for each class, takes minutes. The value is the same up to rounding."""
 
 
 class RocAuc(_MeanOverClasses):

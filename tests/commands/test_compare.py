@@ -140,7 +140,7 @@ def test_the_best_run_by_a_metric_to_minimise_and_none_at_all(tmp_path: Path) ->
 
 @pytest.mark.parametrize("experiment", [None, "digits", "other", "gone", "nowhere"])
 def test_database_and_client_give_the_same_records(store: Store, experiment: str | None) -> None:
-    direct, client = read_runs(store.uri, experiment), read_runs(store.uri, experiment, where=NO_FILTER)
+    direct, client = read_runs(store.uri, experiment), records._client_runs(store.uri, experiment)
     # As text, since NaN is not equal to itself; params and so on come in no particular order.
     for run in direct + client:
         run.params, run.metrics, run.tags = (dict(sorted(d.items())) for d in (run.params, run.metrics, run.tags))
@@ -197,6 +197,12 @@ def test_metric_history(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         "tags.hfexp.metric = 'test_accuracy'",
         "attributes.status = 'RUNNING'",
         "attributes.run_name LIKE 'run-%'",
+        "attributes.run_name != 'run-1' and metrics.test_accuracy != 0.9",
+        "attributes.start_time > 1700000100000",
+        "attributes.end_time < 1700000300000",
+        "metrics.inf > 5",
+        "params.seed IS NULL",
+        "tags.`hfexp.metric` IS NOT NULL and run_id != 'x'",
         "datasets.digest = 'd1'",
     ],
 )
@@ -216,7 +222,7 @@ def test_wrong_filter_is_one_clear_error(store: Store, where: str) -> None:
 
 def test_pages_are_read_to_the_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "PAGE", 3)
-    assert len(read_runs(store.uri, where=NO_FILTER)) == 10
+    assert len(records._client_runs(store.uri)) == 10
 
 
 def test_tables_of_another_shape_go_through_the_client(store: Store, tmp_path: Path) -> None:
