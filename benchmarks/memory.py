@@ -1,7 +1,8 @@
 """Most memory of a training on 1, 4 and 16 times as many images: it should hardly grow.
 
 One process per size: one epoch of a tiny ViT at 64 px on JPEG files with edges of 64 to 96 pixels; hfexp without
-prepared data (it builds them) and with, and the notebook it grew out of.
+prepared data (it builds them) and with, and the notebook it grew out of, alone and with Transformers' own MLflow
+callback, which loads the libraries that hfexp records with.
 """
 
 import json
@@ -17,7 +18,10 @@ from benchmarks.variants import Job, Shape, hfexp_words, notebook
 SIZES = {"1x": 1000, "4x": 4000, "16x": 16000}
 QUICK = {"1x": 16, "4x": 64}
 LIMIT = 1.10
-COLD, WARM, NOTEBOOK = "hfexp, building", "hfexp, prepared", "notebook"
+COLD, WARM, NOTEBOOK, RECORDED = "hfexp, building", "hfexp, prepared", "notebook", "notebook with MLflow"
+LIMIT_BESIDE = 1.05
+"""Of hfexp's memory, as a multiple of that of the notebook with the same libraries."""
+FUNCTIONS = {COLD: "own", WARM: "own", NOTEBOOK: "peer", RECORDED: "recorded_peer"}
 SHAPE = Shape(64, width=32, layers=1, heads=2, intermediate=32)
 CHILD = "import sys; from benchmarks import memory; memory.{}(sys.argv[1])"
 MOMENTS = {
@@ -43,13 +47,13 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
 
 def measure(place: Path, sizes: list[str], rounds: int) -> Peaks:
     """All variants and sizes. The order is fixed: the run that builds prepared data comes before the one with them."""
-    peaks: Peaks = {name: {size: [] for size in sizes} for name in (COLD, WARM, NOTEBOOK)}
+    peaks: Peaks = {name: {size: [] for size in sizes} for name in FUNCTIONS}
     for number in range(rounds):
         for size in sizes:
             os.environ["HFEXP_CACHE"] = str(place / f"cache-{size}-{number}")
             for name in peaks:
-                function = "peer" if name == NOTEBOOK else "own"
-                peaks[name][size].append(json.loads(child(["-c", CHILD.format(function), str(place / size)])))
+                words = ["-c", CHILD.format(FUNCTIONS[name]), str(place / size)]
+                peaks[name][size].append(json.loads(child(words)))
                 print(f"  round {number + 1} of {rounds}: {name}, {size}", file=sys.stderr, flush=True)
     return peaks
 
@@ -63,7 +67,7 @@ def show(report: Report, peaks: Peaks, sizes: dict[str, int]) -> None:
             if moment not in by_size[first][0]:
                 continue
             values = {size: [found[moment] for found in rounds] for size, rounds in by_size.items()}
-            limit = LIMIT if moment == "training" and name != NOTEBOOK else None
+            limit = LIMIT if moment == "training" and name in (COLD, WARM) else None
             growth = ratio(values, last, first, limit)
             report.ratios.append(growth)
             report.data[moment][name] = {"mb": values, "growth": growth.facts()}
@@ -71,6 +75,9 @@ def show(report: Report, peaks: Peaks, sizes: dict[str, int]) -> None:
             rows.append([name, *cells, f"{growth.median - 1:+.1%}", growth.verdict()])
         head = ["", *(f"{size}, MB" for size in sizes), f"growth {last} / {first}", "bound"]
         report.blocks += [f"## {title}", table(head, rows)]
+    beside = {name: [found["training"] for found in peaks[name][first]] for name in (WARM, RECORDED)}
+    report.ratios.append(ratio(beside, WARM, RECORDED, LIMIT_BESIDE))
+    report.blocks.append(table(["ratio", "median", "from, to", "bound"], [report.ratios[-1].row()]))
     counts = ", ".join(f"{name} = {count:,}" for name, count in sizes.items())
     report.blocks.append(
         f"Training images: {counts}; 40 for validation. Resident memory counts pages of mapped files, which the "
@@ -97,6 +104,18 @@ def peer(data: str) -> None:
         from benchmarks.steps import TrainingPeak
 
         notebook(Job(SHAPE, Path(data)), TrainingPeak()).train()
+    print(json.dumps({"training": TrainingPeak.peak, "anonymous": TrainingPeak.anonymous}))
+
+
+def recorded_peer(data: str) -> None:
+    """In the child: the notebook, recorded by Transformers' callback."""
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{data}-mlflow.db"
+    with silence():
+        from transformers.integrations import MLflowCallback
+
+        from benchmarks.steps import TrainingPeak
+
+        notebook(Job(SHAPE, Path(data)), MLflowCallback(), TrainingPeak()).train()
     print(json.dumps({"training": TrainingPeak.peak, "anonymous": TrainingPeak.anonymous}))
 
 

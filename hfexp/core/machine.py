@@ -13,20 +13,43 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux mounts the control groups, by which containers and queues limit processes."""
+OWN_CGROUPS = Path("/proc/self/cgroup")
+"""Lists the control groups of this process: `number:controllers:path`, with number 0 for version 2 (cgroups(7))."""
+
 
 def cpus() -> int:
-    """Return the number of processors for this process: its affinity, limited by its container (cgroup v2 `cpu.max`).
+    """Return the number of processors for this process: its affinity, limited by the quota of its control groups.
 
     `HFEXP_CPUS` lowers the number further; by it, the launcher divides the machine among its jobs.
     """
     count = affinity()
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, round(int(quota) / int(period))))
+    for quota in _quotas():
+        count = min(count, max(1, round(quota)))
     with contextlib.suppress(KeyError, ValueError):
         count = max(1, min(count, int(os.environ["HFEXP_CPUS"])))
     return count
+
+
+def _quotas() -> Iterator[float]:
+    """Yield the processors' worth of time that each control group of this process has, where it is limited."""
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                mounts, files = (CGROUPS, CGROUPS / "unified"), ("cpu.max",)
+            elif "cpu" in controllers.split(","):
+                mounts, files = (CGROUPS / controllers, CGROUPS / "cpu"), ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            else:
+                continue
+            own = Path(path.lstrip("/"))
+            # A container may see its own group as the top one, under whatever path the host knows it.
+            for place in (mount / group for mount in mounts for group in (own, *own.parents)):
+                with contextlib.suppress(OSError, ValueError):  # the text `max` and the number -1 mean no limit
+                    quota, period = map(int, " ".join((place / file).read_text() for file in files).split())
+                    if quota > 0 and period > 0:
+                        yield quota / period
 
 
 def affinity() -> int:
