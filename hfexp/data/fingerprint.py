@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from datasets.formatting import query_table
 
 from hfexp.core.files import open_regular
 
@@ -23,6 +22,7 @@ MAX_BYTES_READ = 2**28
 SAMPLED_ROWS = 2000
 """Rows of a larger binary column whose content is hashed."""
 ROWS_AT_ONCE = 10_000
+BLOCK_BYTES = 2**26
 _known: WeakKeyDictionary[Dataset, tuple[str, bool]] = WeakKeyDictionary()
 """Digest of each dataset, and whether it covers only a sample of the content; kept because computing it is slow."""
 
@@ -92,13 +92,36 @@ def _size_and_mtime(path: str) -> bytes:
 def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
     """Yield all values of a column that holds no files (numbers, texts, nested values), undecoded, as JSON.
 
-    Rows are converted 10,000 at a time: Python objects take much memory, and Arrow's `take` puts the texts of a column
-    into a single array, which can hold 2 GB at most.
+    Rows are converted 10,000 at a time, because Python objects take much memory.
     """
-    table = rows.data.select([name])
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = query_table(table, range(start, min(start + ROWS_AT_ONCE, len(rows))), indices=rows._indices)
-        yield json.dumps(part.column(0).to_pylist(), default=str).encode()
+    column = rows.data.column(name)
+    for block in [column] if rows._indices is None else _in_order(column, np.asarray(rows._indices.column(0))):
+        for start in range(0, len(block), ROWS_AT_ONCE):
+            yield json.dumps(block.slice(start, ROWS_AT_ONCE).to_pylist(), default=str).encode()
+
+
+def _in_order(column: pa.ChunkedArray, order: np.ndarray) -> Iterator[pa.ChunkedArray]:
+    """Yield the values of a column in another order, in blocks of about `BLOCK_BYTES` whose rows come in 10,000s.
+
+    A column of texts has a chunk for every 1,000 rows, and looking up a single row searches all of them, or copies the
+    column. So a block is read in the order of the chunks and put into its own order afterwards.
+    """
+    chunks = [chunk for chunk in column.chunks if len(chunk)]
+    starts = np.cumsum([0, *map(len, chunks)])
+    row_bytes = max(column.nbytes // max(len(column), 1), 1)
+    size = max(BLOCK_BYTES // row_bytes // ROWS_AT_ONCE, 1) * ROWS_AT_ONCE
+    for start in range(0, len(order), size):
+        wanted = order[start : start + size].astype(np.int64)
+        places = np.argsort(wanted, kind="stable")
+        bounds = np.searchsorted(wanted[places], starts)
+        read = [
+            chunk.take(pa.array(wanted[places[first:last]] - begin))
+            for chunk, begin, first, last in zip(chunks, starts[:-1], bounds[:-1], bounds[1:], strict=True)
+            if first < last
+        ]
+        back = np.empty(len(wanted), dtype=np.int64)
+        back[places] = np.arange(len(wanted))
+        yield pa.chunked_array([pa.concat_arrays(read).take(pa.array(back))])
 
 
 def _is_binary(rows: Dataset, name: str) -> bool:

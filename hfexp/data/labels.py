@@ -100,8 +100,8 @@ def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def _with_column(rows: Dataset, column: str, values: Sequence[Any], feature: Any) -> Dataset:
-    """Replace the values of a column."""
+def _with_column(rows: Dataset, column: str, values: Sequence[Any] | np.ndarray, feature: Any) -> Dataset:
+    """Replace the values of a column; `datasets` (5.2) hashes a list value by value, an array all at once."""
     return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
 
 
@@ -163,7 +163,8 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         _require_labels(dataset[split], labels, split)
         _require_known(labels, ids, split)
         feature = ClassLabel(names=list(names))
-        result[split] = _with_column(dataset[split], column, [ids[str(label)] for label in labels], feature)
+        numbers = np.array([ids[str(label)] for label in labels], dtype=np.int64)
+        result[split] = _with_column(dataset[split], column, numbers, feature)
     return DatasetDict(result)
 
 

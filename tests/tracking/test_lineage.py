@@ -8,7 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import SMALL_DIGITS, write_images
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value, concatenate_datasets
 
 from hfexp.commands import api
 from hfexp.data import fingerprint as content
@@ -39,6 +39,16 @@ def test_order_and_selection_count_and_the_way_there_does_not() -> None:
     rows = table([3, 1, 2], ["c", "a", "b"])
     assert digest(rows) != digest(rows.select([1, 2, 0]))
     assert digest(rows.select([1, 2, 0])) == digest(table([1, 2, 3], ["a", "b", "c"]))
+
+
+@pytest.mark.parametrize("block", [1, 2**26])
+def test_shuffled_rows_of_many_chunks_are_those_of_a_table(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(content, "BLOCK_BYTES", block)
+    parts = [table(list(range(size)), [f"{size} {i}" for i in range(size)]) for size in (9_000, 1, 14_000)]
+    rows = concatenate_datasets(parts).shuffle(seed=1)
+    for chosen in (rows, rows.select([7, 7, 22_999, 0]), rows.select([])):
+        columns = chosen[:]
+        assert digest(chosen) == digest(table(columns["number"], columns["text"]))
 
 
 def test_label_names_count() -> None:
