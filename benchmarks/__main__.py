@@ -14,6 +14,7 @@ NAMES = (
     "loading",
     "predicting",
     "startup",
+    "small_jobs",
     "memory",
     "memory_reuse",
     "side_by_side",

@@ -1,7 +1,9 @@
 """One training step with the libraries that hfexp stands on and nothing else, as fast as a script can get there.
 
 Run by `benchmarks.startup`: the same digits, model and settings as hfexp's own run of one step. With the address of an
-MLflow store as its argument, it first creates the run there that it would record in.
+MLflow store as its argument, it first creates the run there that it would record in. With `--whole`, for
+`benchmarks.small_jobs`, it does what `debug=fast` does and no more: two steps, an evaluation, one of the saved model
+on both other splits, and `save_pretrained`.
 """
 
 import sys
@@ -31,8 +33,10 @@ PATCH, WIDTH, LAYERS, HEADS, INTERMEDIATE = 2, 64, 4, 4, 128
 def main() -> None:
     """Print the time of day when the first step has ended."""
     warnings.simplefilter("ignore")
+    whole = "--whole" in sys.argv
     for uri in sys.argv[1:]:
-        mlflow.tracking.MlflowClient(uri).create_run("0")
+        if not uri.startswith("--"):
+            mlflow.tracking.MlflowClient(uri).create_run("0")
     dataset = load()
     processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
@@ -52,7 +56,7 @@ def main() -> None:
     )
     args = TrainingArguments(
         output_dir="bare",
-        max_steps=1,
+        max_steps=2 if whole else 1,
         per_device_train_batch_size=4,
         learning_rate=1e-3,
         lr_scheduler_type="cosine",
@@ -74,6 +78,10 @@ def main() -> None:
         callbacks=[FirstStep()],
     )
     trainer.train()
+    if whole:
+        for start in (32, 32, 64):
+            trainer.evaluate(dataset.with_transform(transform).select(range(start, start + 32)))
+        trainer.save_model("bare/model")
 
 
 def load() -> Dataset:
