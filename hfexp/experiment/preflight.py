@@ -106,6 +106,7 @@ def load_inputs(config: Config) -> Inputs:
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
         )
         id2label = _need(task).id2label(dataset)
+        _need(task).set_classes(id2label)
         problems.add(check_labels(id2label, dataset))
     console.status("checking that data, model and transforms fit together")
     with problems:

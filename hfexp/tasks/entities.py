@@ -1,0 +1,107 @@
+"""Entities in rows of tags: how tags mark them, where they are, and how many of them are right."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+OUTSIDE = "O"
+"""Tag of a word that belongs to no entity."""
+IGNORED = -100
+"""Label of a token that counts neither in the loss nor in the metrics (`torch.nn.CrossEntropyLoss`)."""
+MARKED = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
+"""A tag of BIO, BIOES or BILOU: a mark and the type of the entity."""
+SAME_MARK = {"L": "E", "U": "S"}
+"""Marks of BILOU by the names that BIOES has for them: the last word of an entity, and an entity of one word."""
+MARKS = "OBIES"
+RIGHT, PREDICTED, TRUE = 0, 1, 2
+"""Places of the three counts that precision and recall are made of."""
+
+
+def split_tags(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the mark (`O`, `B`, `I`, `E` or `S`) and the entity type of each tag.
+
+    If all tags but `O` begin with a mark, they are BIO, BIOES or BILOU. Otherwise they are plain, each is a type of its
+    own, and a run of equal tags is one entity.
+    """
+    found = [MARKED.fullmatch(name) for name in names]
+    if all(match or name == OUTSIDE for match, name in zip(found, names, strict=True)):
+        return [(SAME_MARK.get(match[1], match[1]), match[2]) if match else (OUTSIDE, "") for match in found]
+    return [(OUTSIDE, "") if name == OUTSIDE else ("I", name) for name in names]
+
+
+class TagScheme:
+    """Finds and counts the entities in rows of tag ids.
+
+    Spans are those of seqeval's default mode (H. Nakayama, "seqeval: A Python framework for sequence labeling
+    evaluation", 2018), which follows conlleval (E. Tjong Kim Sang and S. Buchholz, "Introduction to the CoNLL-2000
+    Shared Task: Chunking"): an entity also begins at an `I` or `E` without a beginning, and where the type changes.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Set up the scheme; `names` are the tags in the order of their ids."""
+        tags = [*split_tags(names), (OUTSIDE, "")]  # the last one separates rows
+        self.types = sorted({kind for mark, kind in tags if mark != OUTSIDE})
+        self.marks = np.array([MARKS.index(mark) for mark, _ in tags])
+        self.kinds = np.array([self.types.index(kind) if mark != OUTSIDE else -1 for mark, kind in tags])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the type of a row's counts: right, predicted and true entities (3,), by the name of their type."""
+        return np.dtype([(name, np.int64, (3,)) for name in self.types])
+
+    def spans(self, tags: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Find the entities in a row of tag ids (L,).
+
+        Returns:
+            Places of their first and last words, and the numbers of their types, each (E,).
+        """
+        marks, kinds = (np.concatenate([[outside], of[tags], [outside]]) for of, outside in self._with_outside())
+        inside = marks != MARKS.index(OUTSIDE)
+        begins = np.isin(marks, [MARKS.index(mark) for mark in "BS"])[1:]
+        after_end = np.isin(marks, [MARKS.index(mark) for mark in "OES"])[:-1]
+        starts = inside[1:] & (begins | after_end | (kinds[1:] != kinds[:-1]))
+        first = np.flatnonzero(starts)
+        last = np.flatnonzero(inside[1:-1] & (starts[1:] | ~inside[2:]))
+        return first, last, self.kinds[tags[first]]
+
+    def _with_outside(self) -> list[tuple[np.ndarray, int]]:
+        return [(self.marks, int(self.marks[-1])), (self.kinds, int(self.kinds[-1]))]
+
+    def count(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Count the words and entities of each row.
+
+        Args:
+            predictions: tag ids (B, T).
+            labels: tag ids (B, T), `IGNORED` where nothing counts.
+
+        Returns:
+            (B, 2 + 3 K) int64: words, words with the right tag, then right, predicted and true entities of each of the
+            K types.
+        """
+        kept = labels != IGNORED
+        words = kept.sum(1)
+        size = int(words.sum()) + len(labels)
+        row_of = np.repeat(np.arange(len(labels)), words + 1)
+        is_word = np.ones(size, bool)
+        is_word[np.cumsum(words + 1) - 1] = False
+        counts = np.zeros((len(labels), len(self.types), 3), np.int64)
+        found = {}
+        for place, tags in ((PREDICTED, predictions), (TRUE, labels)):
+            flat = np.full(size, len(self.kinds) - 1)
+            flat[is_word] = tags[kept]
+            found[place] = first, last, kinds = self.spans(flat)
+            np.add.at(counts, (row_of[first], kinds, place), 1)
+        keys = {place: (first * size + last) * len(self.kinds) + kinds for place, (first, last, kinds) in found.items()}
+        first, _, kinds = found[PREDICTED]
+        right = np.isin(keys[PREDICTED], keys[TRUE])
+        np.add.at(counts, (row_of[first[right]], kinds[right], RIGHT), 1)
+        correct = ((predictions == labels) & kept).sum(1)
+        return np.concatenate([np.stack([words, correct], 1), counts.reshape(len(labels), -1)], 1)
+
+    def by_type(self, counts: np.ndarray) -> np.ndarray:
+        """Return the last columns of `count` as a structured array (B,) of `dtype`."""
+        rows = np.zeros(len(counts), self.dtype)
+        for place, name in enumerate(self.types):
+            rows[name] = counts[:, 2 + 3 * place : 5 + 3 * place]
+        return rows
