@@ -53,7 +53,10 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
-    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples."""
+    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples.
+
+    `preprocess_logits` then has to reduce the tokens to a row each, (B, ...), and `metric_inputs` gets no labels.
+    """
 
     takes_columns: ClassVar[bool] = False
     """True if `preprocess` and the collator also take whole batches: each field stacked to (B, ...)."""

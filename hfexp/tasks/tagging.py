@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.pipelines.token_classification import AggregationStrategy, TokenClassificationPipeline
 
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.base import main_output
 from hfexp.tasks.entities import IGNORED, OUTSIDE, split_tags
 from hfexp.tasks.text import TextCollator, max_length_of
@@ -27,12 +27,14 @@ class TokenizeWords(torch.nn.Module):
     A raw `text` to predict on, and words to predict on, become windows with the places of their tokens in the text.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None) -> None:
+    def __init__(self, processor: Any, max_length: int | None = None, truncation: bool = False) -> None:
         """Copy the tokenizer and set its truncation.
 
         Args:
             processor: a fast tokenizer.
-            max_length: tokens to keep of a row, special tokens included; None: as many as the model takes.
+            max_length: most tokens of a row, special tokens included; None: as many as the model takes.
+            truncation: leave out the words behind `max_length`, which are then neither learnt nor scored; otherwise a
+                row that has more tokens is an error.
 
         Raises:
             ConfigError: the tokenizer is a slow one, or `max_length` is out of range or unknown.
@@ -40,7 +42,7 @@ class TokenizeWords(torch.nn.Module):
         super().__init__()
         if not processor.is_fast:
             raise ConfigError(f"{type(processor).__name__} is a slow tokenizer, which does not tell a token's word")
-        self.max_length = max_length_of(processor, max_length)
+        self.max_length, self.truncation = max_length_of(processor, max_length), truncation
         # The first calls set the truncation of the copies: doing so later, from several threads, would be an error.
         self.tokenizer, self.windower = copy.deepcopy(processor), copy.deepcopy(processor)
         self.names = [name for name in processor.model_input_names if name != "attention_mask"]
@@ -54,8 +56,15 @@ class TokenizeWords(torch.nn.Module):
         if not isinstance(row["tags"], list):
             return {"text": " ".join(row["words"]), **self._windows(row["words"])}
         tokens = self._tokens(row["words"])
+        word_ids = _word_numbers(tokens, 0)
+        read = max(word_ids, default=NO_WORD) + 1
+        if not self.truncation and read < len(row["words"]) and len(word_ids) >= self.max_length:
+            raise DataError(
+                f"of {len(row['words'])} words only {read} fit into max_length={self.max_length} tokens: split the row, "
+                "or set transform.prepare.0.truncation=true, which leaves the others out of training and scores"
+            )
         kept = {name: list(tokens[name]) for name in self.names if name in tokens}
-        return {**kept, "word_ids": _word_numbers(tokens, 0), "tags": row["tags"]}
+        return {**kept, "word_ids": word_ids, "tags": row["tags"]}
 
     def _tokens(self, words: list[str]) -> Any:
         return self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
