@@ -55,9 +55,7 @@ def _sentences_of(file: str, columns: Columns) -> list[tuple[list[str], list[str
     return rows
 
 
-def _words_and_tags(
-    file: str, lines: Lines, columns: Columns, first: tuple[int, int]
-) -> tuple[list[str], list[str]]:
+def _words_and_tags(file: str, lines: Lines, columns: Columns, first: tuple[int, int]) -> tuple[list[str], list[str]]:
     words, tags = [], []
     for number, text in lines:
         parts = columns.split(text)

@@ -79,7 +79,7 @@ def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | Non
         return None
     values = rows[column][:]
     if task.label_kind == TAGS:
-        return _faults(zip(rows[task.tagged_column][:], values, strict=True), _require_aligned)
+        return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
     if task.label_kind == NUMBER:
         return _faults(values, to_number)
     return _faults(values, _truth_values)
@@ -405,7 +405,7 @@ def _row_classes(rows: Dataset, column: str) -> list[list[Any]]:
 def cast_tags(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
     """Make the lists of tags (names, numbers, or `ClassLabel` ids) lists of `ClassLabel`.
 
-    The tags are `wanted`, or the column's own `ClassLabel` names, or those of the training rows: sorted, with `O` first.
+    The tags are `wanted`, or the column's own `ClassLabel` names, or those of the training rows: `O`, then sorted.
 
     Raises:
         ConfigError: the column holds something else, or a tag that is not among them.
@@ -435,9 +435,7 @@ def _tag_names(lists: list[list[Any]], column: str) -> list[str]:
     return sorted(names, key=lambda name: name != OUTSIDE)  # a stable sort: the others stay in their order
 
 
-def _require_known_tags(
-    rows: Dataset, lists: list[list[Any]], ids: dict[str, int], column: str, split: Any
-) -> None:
+def _require_known_tags(rows: Dataset, lists: list[list[Any]], ids: dict[str, int], column: str, split: Any) -> None:
     """Raise ConfigError for a tag that is missing or unknown; the message names the rows."""
     unknown = [(number, tag) for number, row in enumerate(lists) for tag in row if tag is None or str(tag) not in ids]
     if not unknown:

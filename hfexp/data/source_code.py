@@ -1,4 +1,4 @@
-"""The source code of Python's standard library, which every installation has: its files, and the roles of its names."""
+"""Source code of Python's standard library, which every installation has: its files, and the roles of its names."""
 
 import ast
 import functools
@@ -92,23 +92,31 @@ def _bio(line: list[tuple[str, str]]) -> tuple[str, ...]:
 
 def _roles(tree: ast.Module) -> dict[Place, str]:
     """Return the roles of the names in a file by the places of their tokens."""
-    roles: dict[Place, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg):
-            roles[node.lineno, node.col_offset] = "parameter"
-        elif isinstance(node, ast.keyword) and node.arg is not None:
-            roles[node.lineno, node.col_offset] = "keyword"
-        elif isinstance(node, ast.Attribute):
-            roles.setdefault(_end(node, node.attr), "attribute")
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            roles[_end(node.func, node.func.attr)] = "method"
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            roles[node.func.lineno, node.func.col_offset] = "call"
-        elif isinstance(node, ast.Import):
-            roles |= {(alias.lineno, alias.col_offset): "module" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            roles[node.lineno, node.col_offset + len("from ")] = "module"
+    nodes = list(ast.walk(tree))
+    roles = {_end(node, node.attr): "attribute" for node in nodes if isinstance(node, ast.Attribute)}
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Attribute):
+                roles[_end(called, called.attr)] = "method"
+            elif isinstance(called, ast.Name):
+                roles[called.lineno, called.col_offset] = "call"
+        else:
+            roles |= _declared(node)
     return roles
+
+
+def _declared(node: ast.AST) -> dict[Place, str]:
+    """Return the roles of parameters, of arguments with a name, and of imported modules."""
+    if isinstance(node, ast.arg):
+        return {(node.lineno, node.col_offset): "parameter"}
+    if isinstance(node, ast.keyword) and node.arg is not None:
+        return {(node.lineno, node.col_offset): "keyword"}
+    if isinstance(node, ast.Import):
+        return {(alias.lineno, alias.col_offset): "module" for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {(node.lineno, node.col_offset + len("from ")): "module"}
+    return {}
 
 
 def _end(node: ast.Attribute, name: str) -> Place:

@@ -278,9 +278,9 @@ def _masked(text: str, name: str) -> str:
 def python_names(most: int = 4000) -> DatasetDict:
     """Build a dataset of lines of code whose names are tagged with their role: function, parameter, attribute, ...
 
-    A row is a logical line as a list of words; texts in quotes are replaced by `""`. Tags are BIO: a module's dotted name
-    is one entity. A package is in one split as a whole, so that the test split has names that training has not. The
-    rows depend on the version of Python.
+    A row is a logical line as a list of words; texts in quotes are replaced by `""`. Tags are BIO: a module's dotted
+    name is one entity. A package is in one split as a whole, so that the test split has names that training has not.
+    The rows depend on the version of Python.
 
     Args:
         most: rows of the training split; the validation split has an eighth and the test split a quarter as many.

@@ -306,7 +306,9 @@ class Predictor:
         batch.pop("labels", None)
         weights = next(self.model.parameters())
         with torch.inference_mode():
-            batch = {name: as_weights(value, weights) if torch.is_tensor(value) else value for name, value in batch.items()}
+            batch = {
+                name: as_weights(value, weights) if torch.is_tensor(value) else value for name, value in batch.items()
+            }
             return self.task.respond(self.model, batch, self.processor, options)
 
     @row_of_images

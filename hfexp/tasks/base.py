@@ -1,6 +1,7 @@
 """Base class of the tasks: all that the pipeline asks of one."""
 
 import math
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -78,6 +79,9 @@ class Task(ABC):
     block_size: int | None = None
     """Tokens per row when all texts are concatenated and cut into blocks; None: each row stays a row."""
 
+    class_names: Mapping[int, str] = types.MappingProxyType({})
+    """Class names by id, once they are known."""
+
     answer_types: ClassVar[dict[str, Any]] = {}
     """Fields that `answer` returns, and their types: `string`, `strings` (a list), `double`, `doubles`, `long`.
 
@@ -93,8 +97,9 @@ class Task(ABC):
 
     def set_classes(self, id2label: Mapping[int, str] | None) -> None:
         """Take note of the class names; it is called once they are known, before a model computes anything."""
+        self.class_names = dict(id2label or {})
 
-    def fit_processor(self, processor: Any) -> None:
+    def fit_processor(self, processor: Any) -> None:  # noqa: B027 - most tasks have nothing to change
         """Change those settings of a newly loaded tokenizer with which this task can't use it."""
 
     def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:

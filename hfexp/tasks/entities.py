@@ -21,8 +21,8 @@ RIGHT, PREDICTED, TRUE = 0, 1, 2
 def split_tags(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the mark (`O`, `B`, `I`, `E` or `S`) and the entity type of each tag.
 
-    If all tags but `O` begin with a mark, they are BIO, BIOES or BILOU. Otherwise they are plain, each is a type of its
-    own, and a run of equal tags is one entity.
+    If all tags but `O` begin with a mark, they are BIO, BIOES or BILOU. Otherwise they are plain: each is a type of
+    its own, and a run of equal tags is one entity.
     """
     found = [MARKED.fullmatch(name) for name in names]
     if all(match or name == OUTSIDE for match, name in zip(found, names, strict=True)):
@@ -85,17 +85,16 @@ class TagScheme:
         row_of = np.repeat(np.arange(len(labels)), words + 1)
         is_word = np.ones(size, bool)
         is_word[np.cumsum(words + 1) - 1] = False
-        counts = np.zeros((len(labels), len(self.types), 3), np.int64)
-        found = {}
+        spans, keys = {}, {}
         for place, tags in ((PREDICTED, predictions), (TRUE, labels)):
             flat = np.full(size, len(self.kinds) - 1)
             flat[is_word] = tags[kept]
-            found[place] = first, last, kinds = self.spans(flat)
-            np.add.at(counts, (row_of[first], kinds, place), 1)
-        keys = {place: (first * size + last) * len(self.kinds) + kinds for place, (first, last, kinds) in found.items()}
-        first, _, kinds = found[PREDICTED]
-        right = np.isin(keys[PREDICTED], keys[TRUE])
-        np.add.at(counts, (row_of[first[right]], kinds[right], RIGHT), 1)
+            first, last, kinds = self.spans(flat)
+            spans[place] = row_of[first] * len(self.types) + kinds
+            keys[place] = (first * size + last) * len(self.kinds) + kinds
+        spans[RIGHT] = spans[PREDICTED][np.isin(keys[PREDICTED], keys[TRUE])]
+        bins = len(labels) * len(self.types)
+        counts = np.stack([np.bincount(spans[place], minlength=bins) for place in range(3)], 1)
         correct = ((predictions == labels) & kept).sum(1)
         return np.concatenate([np.stack([words, correct], 1), counts.reshape(len(labels), -1)], 1)
 

@@ -402,8 +402,8 @@ class TokenAccuracy(_ArrayMetric):
 class EntityF1(_ArrayMetric):
     """Precision, recall and F1 of whole entities: `precision`, `recall`, `f1`, and `f1_TYPE` of each type.
 
-    An entity is right if it has the type, the first and the last word of a true one. `precision`, `recall` and `f1` are
-    micro averages, as in the shared task CoNLL-2003 (E. Tjong Kim Sang and F. De Meulder) and in seqeval's default
+    An entity is right if it has the type, the first and the last word of a true one. `precision`, `recall` and `f1`
+    are micro averages, as in the shared task CoNLL-2003 (E. Tjong Kim Sang and F. De Meulder) and in seqeval's default
     mode. A value without a denominator is 0.
     """
 

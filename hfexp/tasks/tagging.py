@@ -60,8 +60,8 @@ class TokenizeWords(torch.nn.Module):
         read = max(word_ids, default=NO_WORD) + 1
         if not self.truncation and read < len(row["words"]) and len(word_ids) >= self.max_length:
             raise DataError(
-                f"of {len(row['words'])} words only {read} fit into max_length={self.max_length} tokens: split the row, "
-                "or set transform.prepare.0.truncation=true, which leaves the others out of training and scores"
+                f"of {len(row['words'])} words only {read} fit into max_length={self.max_length} tokens: split the "
+                "row, or set transform.prepare.0.truncation=true, which leaves the others out of training and scores"
             )
         kept = {name: list(tokens[name]) for name in self.names if name in tokens}
         return {**kept, "word_ids": word_ids, "tags": row["tags"]}
@@ -108,8 +108,8 @@ def _word_numbers(tokens: Any, number: int) -> list[int]:
 def align(tags: Sequence[int], word_ids: Sequence[int], names: Mapping[int, str] | None, label_all: bool) -> list[int]:
     """Return the label of each token: its word's tag, or `IGNORED`.
 
-    The first token of a word has its tag. The others have none, or with `label_all` the tag that continues it: `I-X` for
-    `B-X` if there is such a tag, as in Transformers' example run_ner.py.
+    The first token of a word has its tag. The others have none, or with `label_all` the tag that continues it: `I-X`
+    for `B-X` if there is such a tag, as in Transformers' example run_ner.py.
     """
     ids = {name: number for number, name in (names or {}).items()}
     inner = {number: ids.get(f"I-{name[2:]}", number) for name, number in ids.items() if name.startswith("B-")}
@@ -138,7 +138,7 @@ def show_tags(inputs: Mapping[str, Any], names: Mapping[int, str], processor: An
 
 
 class WordCollator:
-    """Collator that pads rows of labelled tokens, or the windows of rows to predict on, which it passes on as `rows`."""
+    """Collator that pads rows of labelled tokens; or windows of rows to predict on, passed on as `rows`."""
 
     def __init__(self, tokenizer: Any) -> None:
         filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -44,12 +44,12 @@ class TokenClassification(Task):
                 f"{did_you_mean(str(aggregation_strategy), STRATEGIES)} Allowed: {one_of(STRATEGIES)}"
             )
         self.label_all_tokens, self.aggregation_strategy = label_all_tokens, aggregation_strategy
-        self.set_classes(None)
+        self.scheme = TagScheme([])
 
     def set_classes(self, id2label: Mapping[int, str] | None) -> None:
         """Take note of the tags, whose names say where an entity begins and ends."""
-        self.names = dict(sorted((id2label or {}).items()))
-        self.scheme = TagScheme(list(self.names.values()))
+        super().set_classes(id2label)
+        self.scheme = TagScheme([name for _, name in sorted(self.class_names.items())])
 
     def fit_processor(self, processor: Any) -> None:
         """Let a byte-level tokenizer put a space before each word, so that it sees where words begin."""
@@ -74,7 +74,7 @@ class TokenClassification(Task):
 
         if "windows" in row:
             return row
-        labels = align(row["tags"], row["word_ids"], self.names, self.label_all_tokens)
+        labels = align(row["tags"], row["word_ids"], self.class_names, self.label_all_tokens)
         inputs = {name: value for name, value in row.items() if name not in ("tags", "word_ids")}
         return {**inputs, "labels": labels}
 
@@ -82,7 +82,7 @@ class TokenClassification(Task):
         """Return the text of the tokens with the tags behind the words."""
         from hfexp.tasks.tagging import show_tags
 
-        return show_tags(inputs, self.names, processor)
+        return show_tags(inputs, self.class_names, processor)
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a text, or a list of words, into a row without tags."""
@@ -104,7 +104,7 @@ class TokenClassification(Task):
         """Return the entities of each text, merged from tokens as Transformers' pipeline does."""
         from hfexp.tasks.tagging import find_entities
 
-        return find_entities(model, batch, self.names, processor, self.aggregation_strategy)
+        return find_entities(model, batch, self.class_names, processor, self.aggregation_strategy)
 
     def answer(self, output: list[dict[str, Any]], id2label: Mapping[int, str]) -> dict[str, Any]:
         """Return the entities, each with the fields of `ENTITY`."""
@@ -119,7 +119,7 @@ class TokenClassification(Task):
         return torch.from_numpy(counts).to(logits.device)
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """Return per row the labelled `tokens`, the `correct` ones of them, and the `entities` by type (structured)."""
+        """Return per row the number of labelled `tokens` and of `correct` ones, and the `entities` by type."""
         return {
             "tokens": predictions[:, 0], "correct": predictions[:, 1], "entities": self.scheme.by_type(predictions),
         }  # fmt: skip
