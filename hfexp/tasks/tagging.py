@@ -45,6 +45,8 @@ class TokenizeWords(torch.nn.Module):
         self.max_length, self.truncation = max_length_of(processor, max_length), truncation
         # The first calls set the truncation of the copies: doing so later, from several threads, would be an error.
         self.tokenizer, self.windower = copy.deepcopy(processor), copy.deepcopy(processor)
+        room = self.max_length - processor.num_special_tokens_to_add()
+        self.stride = max(min(STRIDE, room // 2), 0)
         self.names = [name for name in processor.model_input_names if name != "attention_mask"]
         self._tokens(["a"])
         self._windows("a")
@@ -71,13 +73,12 @@ class TokenizeWords(torch.nn.Module):
 
     def _windows(self, given: str | list[str]) -> dict[str, Any]:
         """Cut a text or words into windows of at most `max_length` tokens, each a row of the model."""
-        room = self.max_length - self.windower.num_special_tokens_to_add()
         tokens = self.windower(
             given,
             is_split_into_words=not isinstance(given, str),
             truncation=True,
             max_length=self.max_length,
-            stride=max(min(STRIDE, room // 2), 0),
+            stride=self.stride,
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
