@@ -14,10 +14,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
-from hfexp.data.conll_files import Columns, read_conll
+from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.source_code import lines_by_split, standard_library
-from hfexp.data.tables import files_of, read_table
+from hfexp.data.tables import files_of, read_table, require_text, with_origin
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -143,7 +143,13 @@ def conll(
     Raises:
         ConfigError: a line is not as described; the message names the file and the line.
     """
-    return read_conll(files_of(data_files, "conll"), Columns(word_column, tag_column, sep, comment))
+    columns, splits = Columns(word_column, tag_column, sep, comment), {}
+    for split, paths in files_of(data_files, "conll").items():
+        names = [str(path.absolute()) for path in paths]
+        for name in names:
+            require_text(name)
+        splits[split] = with_origin(read_sentences(names, columns), "conll", names, None)
+    return DatasetDict(splits)
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:

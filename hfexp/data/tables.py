@@ -23,7 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from hfexp.core.config import split_called
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.data.conll_sentences import sentences
+from hfexp.data.conll_files import sentences
 from hfexp.data.csv_dataset import Csv, features_of, stream
 from hfexp.data.csv_files import GZIP_ERRORS, CsvFile, Dialect, shown
 
