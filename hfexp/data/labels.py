@@ -135,6 +135,18 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
     return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
 
 
+def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
+    """Count how often each class is a label, of a row or of a word, by name; for tasks with classes or tags."""
+    column = task.label_column or ""
+    feature: Any = rows.features[column]
+    if task.label_kind == TAGS:
+        ids, names = [tag for row in rows[column][:] for tag in row], feature.feature.names
+    else:
+        ids, names = class_ids(rows, column), feature.names
+    counts = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(names))
+    return dict(zip(names, map(int, counts), strict=True))
+
+
 def readable(feature: Any, value: Any) -> Any:
     """Return a stored label as a person reads it: the name of a class, a list of names, or another value unchanged.
 

@@ -16,7 +16,7 @@ from faults import fault_at
 from hfexp import evaluate, predict, train
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.data.labels import cast_labels, classes_of, readable
+from hfexp.data.labels import cast_labels, classes_of, label_counts, readable
 from hfexp.data.sources import conll, python_names
 from hfexp.inference.predictor import load_predictor
 from hfexp.tasks.entities import IGNORED, TagScheme, split_tags
@@ -248,10 +248,22 @@ def test_a_tag_that_only_other_splits_have_is_named_with_its_row(place: Path) ->
         train(*SMALL, files, "tracking=none")
 
 
-@pytest.mark.parametrize("words", [["trainer.class_weights=balanced"], ["trainer.loss._target_=torch.nn.MSELoss"]])
-def test_a_loss_for_rows_is_refused(words: list[str], rows: list[Any]) -> None:
-    with pytest.raises(ConfigError, match="is for tasks with"):
-        train(*SMALL, *words)
+def test_a_loss_of_the_users_own_gets_the_labelled_tokens_as_rows(rows: list[Any]) -> None:
+    words = [*SMALL, "tracking=none", "trainer.args.num_train_epochs=1"]
+    plain = train(*words)
+    own = train(*words, "trainer.loss._target_=torch.nn.CrossEntropyLoss")
+    equal = train(*words, "trainer.class_weights={O: 1, B-PER: 1}")
+    for result in (own, equal):
+        assert result.metrics["test_loss"] == pytest.approx(plain.metrics["test_loss"], rel=1e-5)
+    balanced = train(*words, "trainer.class_weights=balanced")
+    assert balanced.metrics["test_loss"] != pytest.approx(plain.metrics["test_loss"], rel=1e-3)
+    with pytest.raises(ConfigError, match="there is no class 'B-ORG'"):
+        train(*words, "trainer.class_weights={B-ORG: 2}")
+
+
+def test_tags_are_counted_for_the_weights() -> None:
+    made = cast_labels(dataset(train=[{"words": ["a", "b"], "tags": ["O", "O"]}, GOOD]), TokenClassification(), None)
+    assert label_counts(made["train"], TokenClassification()) == {"O": 3, "B-X": 1}
 
 
 def test_an_unknown_way_to_merge_tokens_is_refused() -> None:
