@@ -4,7 +4,7 @@ import math
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.cells import is_number
@@ -27,6 +27,16 @@ PROBLEMS = {
 """`problem_type` in a model's config by kind of label: it selects the loss. A checkpoint may come with another one.
 
 A model that has one loss only, as those for tags have, needs none."""
+
+
+class Piece(NamedTuple):
+    """A part of a text, plain or marked."""
+
+    text: str
+    note: str = ""
+    """What the part is, e.g. the type of an entity; empty for plain text."""
+    verdict: str = ""
+    """`right`, `wrong` or `missed`; empty for plain text."""
 
 
 class Task(ABC):
@@ -171,6 +181,20 @@ class Task(ABC):
             id2label: class names by id; a class without one is named by its id.
         """
         raise NotImplementedError(f"{type(self).__name__} has no answer: it can't predict on raw inputs")
+
+    def found_by_class(
+        self, predictions: "np.ndarray", references: "np.ndarray"
+    ) -> dict[str, tuple[int, int, int]] | None:
+        """Count right, predicted and true items of each class, where a row has any number of them, e.g. entities.
+
+        Returns:
+            The counts by class name; None for a task without such items.
+        """
+        return None
+
+    def marked(self, row: dict[str, Any], output: Any) -> list[Piece]:
+        """Return a stored row as text in which the found items and the missed ones are marked."""
+        raise NotImplementedError(f"{type(self).__name__} finds no items in a text")
 
     def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
         """Return a row as a small raw input to save with the model; None if the task can't predict on those."""

@@ -1,9 +1,11 @@
 """Entities in rows of tags: how tags mark them, where they are, and how many of them are right."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+
+from hfexp.tasks.base import Piece
 
 OUTSIDE = "O"
 """Tag of a word that belongs to no entity."""
@@ -14,6 +16,8 @@ MARKED = re.compile(r"([BIESLU])-(.+)", re.DOTALL)
 SAME_MARK = {"L": "E", "U": "S"}
 """Marks of BILOU by the names that BIOES has for them: the last word of an entity, and an entity of one word."""
 MARKS = "OBIES"
+Span = tuple[int, int, str]
+"""First character of an entity, the one behind its last, and its type."""
 RIGHT, PREDICTED, TRUE = 0, 1, 2
 """Places of the three counts that precision and recall are made of."""
 
@@ -65,6 +69,12 @@ class TagScheme:
         last = np.flatnonzero(inside[1:-1] & (starts[1:] | ~inside[2:]))
         return first, last, self.kinds[tags[first]]
 
+    def places(self, words: Sequence[str], tags: Sequence[int]) -> list[Span]:
+        """Return the entities of a row by the places of their characters in the text of the words and spaces."""
+        starts = word_places(words)
+        spans = zip(*self.spans(np.asarray(tags, dtype=np.int64)), strict=True)
+        return [(starts[first][0], starts[last][1], self.types[kind]) for first, last, kind in spans]
+
     def _with_outside(self) -> list[tuple[np.ndarray, int]]:
         return [(self.marks, int(self.marks[-1])), (self.kinds, int(self.kinds[-1]))]
 
@@ -104,3 +114,30 @@ class TagScheme:
         for place, name in enumerate(self.types):
             rows[name] = counts[:, 2 + 3 * place : 5 + 3 * place]
         return rows
+
+
+def word_places(words: Sequence[str]) -> list[tuple[int, int]]:
+    """Return the first character of each word, and the one behind its last, in the text of the words and spaces."""
+    places, start = [], 0
+    for word in words:
+        places.append((start, start + len(word)))
+        start += len(word) + 1
+    return places
+
+
+def mark(text: str, true: Iterable[Span], predicted: Iterable[Span]) -> list[Piece]:
+    """Cut a text into pieces: plain ones, entities found rightly or wrongly, and true ones that were missed.
+
+    A true entity of which a predicted one covers a part is not marked by itself.
+    """
+    true, predicted = list(true), list(predicted)
+    spans = [(*span, "right" if span in true else "wrong") for span in predicted]
+    spans += [
+        (*span, "missed") for span in true if not any(start < span[1] and span[0] < end for start, end, _ in predicted)
+    ]
+    pieces, place = [], 0
+    for start, end, kind, verdict in sorted(spans):
+        if start >= place:  # pieces can't overlap
+            pieces += [Piece(text[place:start]), Piece(text[start:end], kind, verdict)]
+            place = end
+    return [piece for piece in [*pieces, Piece(text[place:])] if piece.text]

@@ -12,7 +12,7 @@ from transformers.pipelines.token_classification import AggregationStrategy, Tok
 
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.base import main_output
-from hfexp.tasks.entities import IGNORED, OUTSIDE, split_tags
+from hfexp.tasks.entities import IGNORED, OUTSIDE, split_tags, word_places
 from hfexp.tasks.text import TextCollator, max_length_of
 
 NO_WORD = -1
@@ -89,17 +89,8 @@ class TokenizeWords(torch.nn.Module):
             places = {"offsets": tokens["offset_mapping"][number], "special": tokens["special_tokens_mask"][number]}
             words = {} if isinstance(given, str) else {"word_ids": tokens.word_ids(number)}
             windows.append({"inputs": window, "tokens": list(input_ids), **places, **words})
-        starts = None if isinstance(given, str) else _starts(given)
+        starts = None if isinstance(given, str) else word_places(given)
         return {"input_ids": windows[0]["tokens"], "windows": windows, "starts": starts}
-
-
-def _starts(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the first and last place of each word in the text of all words with spaces between them."""
-    spans, place = [], 0
-    for word in words:
-        spans.append((place, place + len(word)))
-        place += len(word) + 1
-    return spans
 
 
 def _word_numbers(tokens: Any, number: int) -> list[int]:

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
-from hfexp.tasks.base import TAGS, Task
-from hfexp.tasks.entities import TagScheme
+from hfexp.tasks.base import TAGS, Piece, Task
+from hfexp.tasks.entities import TagScheme, mark
 
 STRATEGIES = ("simple", "first", "average", "max")
 """Ways to merge tokens into entities (`aggregation_strategy` of Transformers' pipeline)."""
@@ -123,6 +123,16 @@ class TokenClassification(Task):
         return {
             "tokens": predictions[:, 0], "correct": predictions[:, 1], "entities": self.scheme.by_type(predictions),
         }  # fmt: skip
+
+    def found_by_class(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, tuple[int, int, int]]:
+        """Count right, predicted and true entities of each type."""
+        entities = self.scheme.by_type(predictions)
+        return {name: tuple(entities[name].sum(0).tolist()) for name in self.scheme.types}
+
+    def marked(self, row: dict[str, Any], output: list[dict[str, Any]]) -> list[Piece]:
+        """Mark the entities found in a row, and those of its tags that are not found."""
+        true = self.scheme.places(row["words"], row["tags"])
+        return mark(" ".join(row["words"]), true, [(item["start"], item["end"], item["type"]) for item in output])
 
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
         """Make the counts of two rows with one right entity of each type."""

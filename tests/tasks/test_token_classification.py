@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hfexp.tasks.metrics import EntityF1, MetricSet, TokenAccuracy
 from hfexp.tasks.tagging import TokenizeWords, add_prefix_space, align
 from hfexp.tasks.text import byte_tokenizer, subword_tokenizer
 from hfexp.tasks.token_classification import TokenClassification
+from hfexp.tracking.report.page import Marked, Report, Section
 
 BIO = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 BIOES = ("O", *(f"{mark}-{kind}" for mark in "BIES" for kind in ("LOC", "PER", "x-y")))
@@ -143,6 +145,23 @@ def test_logits_are_reduced_to_counts_for_each_row() -> None:
     labels = torch.tensor([[IGNORED, 1, 2, IGNORED], [IGNORED, 0, IGNORED, IGNORED]])
     logits = torch.nn.functional.one_hot(labels.clamp(min=0), 5).float()
     assert task.preprocess_logits((logits, None), labels).tolist() == [[2, 2, 1, 1, 1, 0, 0, 0], [1, 1] + [0] * 6]
+
+
+def test_found_and_missed_entities_are_marked_in_the_text() -> None:
+    task = TokenClassification()
+    task.set_classes(dict(enumerate(BIO)))
+    row = {"words": ["<Ada>", "L.", "saw", "Rome", "."], "tags": [3, 4, 0, 1, 0]}
+    found = [{"start": 0, "end": 8, "type": "PER"}, {"start": 9, "end": 12, "type": "LOC"}]
+    pieces = task.marked(row, found)
+    assert pieces == [
+        ("<Ada> L.", "PER", "right"), (" ", "", ""), ("saw", "LOC", "wrong"), (" ", "", ""),
+        ("Rome", "LOC", "missed"), (" .", "", ""),
+    ]  # fmt: skip
+    report = Report("", "", [Section("s", [Marked(pieces)])])
+    assert '<mark class="right">&lt;Ada&gt; L.<small>PER</small></mark>' in report.html({})
+    assert "**&lt;Ada&gt; L.** (PER) **saw** (LOC wrong) **Rome** (LOC missed) ." in report.markdown()
+    other = [{"start": 0, "end": 5, "type": "PER"}]
+    assert [piece.verdict for piece in task.marked(row, other)] == ["wrong", "", "missed", ""]
 
 
 # Words, tags and tokens
@@ -335,6 +354,12 @@ def test_a_tagger_is_trained_evaluated_and_asked_as_a_pipeline_does(rows: list[A
     for name in ("f1", "f1_PER", "token_accuracy"):
         assert found[name] == pytest.approx(result.metrics[f"test_{name}"])
     assert "/B-PER" in next(place.glob("outputs/**/samples.txt")).read_text()
+    page = next(place.glob("outputs/**/report.html")).read_text()
+    assert re.search(r'<mark class="right">\w[\w ]*<small>(PER|LOC)</small></mark> went to', page)
+    assert "<h2>Types</h2>" in page
+    assert re.search(
+        r"^\*\*\w[\w ]*\*\* \((PER|LOC)\) went to", next(place.glob("outputs/**/report.md")).read_text(), re.M
+    )
 
     import mlflow.pyfunc
     import pandas

@@ -1,9 +1,11 @@
 """Input data of a run's report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from hfexp.tasks.base import Piece
 
 
 @dataclass
@@ -27,6 +29,16 @@ class SplitScores:
     def labelled(self, num_classes: int) -> np.ndarray:
         """Return a mask (N,) of the samples that have a label."""
         return (self.references >= 0) & (self.references < num_classes)
+
+
+@dataclass
+class ItemScores:
+    """What the final model has found in one split, where a row has any number of items, e.g. entities."""
+
+    counts: dict[str, tuple[int, int, int]]
+    """Right, predicted and true items by class."""
+    examples: list[list[Piece]] = field(default_factory=list)
+    """Texts of some rows in which the items are marked."""
 
 
 @dataclass
