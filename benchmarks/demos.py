@@ -1,8 +1,8 @@
 """The demonstrations that need no download, through the real command, beside simple baselines on the same rows.
 
 Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
-regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and two
-neighbours on either side; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The
+regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
+two neighbours on either side; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The
 zero-frequency problem", IEEE Transactions on Information Theory 37, 1991).
 """
 
