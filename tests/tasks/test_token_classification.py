@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import trainings
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from faults import fault_at
@@ -22,7 +23,7 @@ from hfexp.data.sources import conll, python_names
 from hfexp.inference.predictor import load_predictor
 from hfexp.tasks.entities import IGNORED, TagScheme, split_tags
 from hfexp.tasks.metrics import EntityF1, MetricSet, TokenAccuracy
-from hfexp.tasks.tagging import TokenizeWords, add_prefix_space, align
+from hfexp.tasks.tagging import Aggregation, TokenizeWords, add_prefix_space, align
 from hfexp.tasks.text import byte_tokenizer, subword_tokenizer
 from hfexp.tasks.token_classification import TokenClassification
 from hfexp.tracking.report.page import Marked, Report, Section
@@ -162,6 +163,17 @@ def test_found_and_missed_entities_are_marked_in_the_text() -> None:
     assert "**&lt;Ada&gt; L.** (PER) **saw** (LOC wrong) **Rome** (LOC missed) ." in report.markdown()
     other = [{"start": 0, "end": 5, "type": "PER"}]
     assert [piece.verdict for piece in task.marked(row, other)] == ["wrong", "", "missed", ""]
+
+
+def test_an_evaluation_keeps_counts_of_rows_and_no_tokens(tmp_path: Path) -> None:
+    task = TokenClassification()
+    task.set_classes(dict(enumerate(BIO[: trainings.CLASSES])))
+    trainer = trainings.make_trainer("bert", "tags", 8, tmp_path)
+    trainer.preprocess_logits_for_metrics = task.preprocess_logits
+    output = trainer.predict(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
+    assert np.shape(output.predictions) == (trainings.ROWS, 5)
+    assert np.shape(output.label_ids) == (trainings.ROWS,)
+    assert trainer.preprocess_logits_for_metrics == task.preprocess_logits
 
 
 # Words, tags and tokens
@@ -383,6 +395,52 @@ def test_a_tagger_is_trained_evaluated_and_asked_as_a_pipeline_does(rows: list[A
             for others in (ours["entities"], served["entities"]):
                 for mine, other in zip(answers, others, strict=True):
                     assert [entity | {"score": 0} for entity in mine] == [entity | {"score": 0} for entity in other]
+
+
+@pytest.fixture
+def checkpoint(place: Path) -> Path:
+    """A model with random weights and a tokenizer of subwords, as on the Hub."""
+    tokens = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *["ada", "love", "##lace", "went", "to", "new", "york", "oslo", ",", "."],
+    ]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    transformers.BertTokenizer(vocab=vocabulary, model_max_length=16).save_pretrained(place / "ner")
+    config = transformers.BertConfig(
+        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=16, initializer_range=1.0, id2label=dict(enumerate(BIO)),
+        label2id={name: number for number, name in enumerate(BIO)},
+    )  # fmt: skip
+    torch.manual_seed(1)
+    transformers.BertForTokenClassification(config).save_pretrained(place / "ner")
+    return place / "ner"
+
+
+@pytest.mark.parametrize("strategy", ["first", "simple", "average", "max"])
+def test_a_checkpoint_is_asked_as_by_a_pipeline_and_its_task_is_inferred(checkpoint: Path, strategy: str) -> None:
+    pipeline: Any = transformers.pipeline("token-classification", str(checkpoint), aggregation_strategy=strategy)
+    texts = ["Ada Lovelace, went to New York.", "Lovelace lovelace OSLO?", "went to Oslo " * 20, ""]
+    chosen = ["task=token_classification", f"task.aggregation_strategy={strategy}"] if strategy != "first" else []
+    answers = predict("model=local", f"model.path={checkpoint}", *chosen, inputs=texts)["entities"]
+    for text, entities in zip(texts, answers, strict=True):
+        assert_alike(entities, pipeline(text, stride=7) if text else [])
+
+
+def test_marks_of_bioes_are_merged_as_those_of_bio() -> None:
+    tokens = [
+        {"entity": name, "score": 0.5, "word": "", "start": place, "end": place + 1}
+        for place, name in enumerate(["B-A", "E-A", "S-B", "S-B", "O", "I-A", "E-A"])
+    ]
+    names = ["O", *(f"{mark}-{kind}" for mark in "BIES" for kind in "AB")]
+    merge = Aggregation(dict(enumerate(names)), byte_tokenizer())
+    canonical = dict(zip(names, merge.model.config.id2label.values(), strict=True))
+    groups = merge.group_entities([{**token, "entity": canonical[token["entity"]]} for token in tokens])
+    found = [(group["entity_group"], group["start"], group["end"]) for group in groups]
+    assert found == [("A", 0, 2), ("B", 2, 3), ("B", 3, 4), ("O", 4, 5), ("A", 5, 7)]
 
 
 def assert_alike(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
