@@ -397,7 +397,8 @@ class _NotHeldOut:
 
 def _stream_labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
     if task.label_kind in (CLASSES, TAGS) and task.label_column is not None:
-        raise ConfigError("dataset.streaming=true: rows with several classes or tags can't be streamed")
+        kind = "tags" if task.label_kind == TAGS else "several classes"
+        raise ConfigError(f"dataset.streaming=true: rows with {kind} can't be streamed")
     column = class_column(task)
     if column is None:
         return None

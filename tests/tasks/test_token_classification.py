@@ -400,14 +400,8 @@ def test_a_tagger_is_trained_evaluated_and_asked_as_a_pipeline_does(rows: list[A
 @pytest.fixture
 def checkpoint(place: Path) -> Path:
     """A model with random weights and a tokenizer of subwords, as on the Hub."""
-    tokens = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *["ada", "love", "##lace", "went", "to", "new", "york", "oslo", ",", "."],
-    ]
+    words = ("ada", "love", "##lace", "went", "to", "new", "york", "oslo", ",", ".")
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     transformers.BertTokenizer(vocab=vocabulary, model_max_length=16).save_pretrained(place / "ner")
     config = transformers.BertConfig(
