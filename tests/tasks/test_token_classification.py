@@ -331,6 +331,16 @@ def test_a_line_that_is_no_word_with_a_tag_is_named(text: str, message: str, pla
         conll("train.conll")
 
 
+def test_a_file_that_a_tokenizer_is_to_learn_from_is_one_message_too(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("train.conll").write_text("a O\n\nb X O\n", encoding="utf-8")
+    words = [word for word in SMALL if not word.startswith("dataset")]
+    assert cli.main([*words, "dataset=conll", "dataset.source.data_files=train.conll"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "line 3 of train.conll has 3 columns, but line 1 has 2" in line
+
+
 def test_a_column_that_a_line_lacks_is_named(place: Path) -> None:
     Path("train.conll").write_text("a O\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"line 1 of .* has 2 columns: dataset\.source\.tag_column=3 is none"):
