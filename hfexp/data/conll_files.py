@@ -85,10 +85,9 @@ def _words_and_tags(file: str, lines: Lines, columns: Columns, first: tuple[int,
         parts = columns.split(text)
         place = f"dataset.source.data_files: line {number} of {shown(file)}"
         if len(parts) != first[1]:
-            sep = " set dataset.source.sep if columns are not separated by white space" if columns.sep is None else ""
             raise ConfigError(
-                f"{place} has {len(parts)} columns, but line {first[0]} has {first[1]}: {text!r:.80}. Correct it, or"
-                f"{sep or ' check dataset.source.sep'}"
+                f"{place} has {len(parts)} columns, but line {first[0]} has {first[1]}: {text!r:.80}. Correct it, or "
+                "set dataset.source.sep to what separates the columns"
             )
         for key, column in (("word_column", columns.word), ("tag_column", columns.tag)):
             if not -len(parts) <= column < len(parts):

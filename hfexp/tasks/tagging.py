@@ -59,7 +59,7 @@ class TokenizeWords(torch.nn.Module):
             return {"text": " ".join(row["words"]), **self._windows(row["words"])}
         tokens = self._tokens(row["words"])
         word_ids = _word_numbers(tokens, 0)
-        read = max(word_ids, default=NO_WORD) + 1
+        read = len({*word_ids} - {NO_WORD})
         if not self.truncation and read < len(row["words"]) and len(word_ids) >= self.max_length:
             raise DataError(
                 f"of {len(row['words'])} words only {read} fit into max_length={self.max_length} tokens: split the "
