@@ -388,19 +388,19 @@ def test_a_tagger_is_trained_evaluated_and_asked_as_a_pipeline_does(rows: list[A
 
     path = next(place.glob("outputs/**/MLmodel")).parent
     served = mlflow.pyfunc.load_model(str(path)).predict(pandas.DataFrame({"text": TEXTS}))
-    ours = predict(run=result.run_dir, inputs=TEXTS)
+    ours: Any = predict(run=result.run_dir, inputs=TEXTS)
     for strategy in ("first", "simple"):
         pipeline: Any = transformers.pipeline(
             "token-classification", str(result.run_dir / "model"), aggregation_strategy=strategy
         )
         predictor = load_predictor(result.run_dir / "model")
         predictor.task.aggregation_strategy = strategy  # pyright: ignore[reportAttributeAccessIssue]
-        answers = predictor.predict(TEXTS)["entities"]
+        answers: Any = predictor.predict(TEXTS)["entities"]
         stride = predictor.operations[0].stride
         for text, entities in zip(TEXTS, answers, strict=True):
             assert_alike(entities, pipeline(text, stride=stride) if text else [])
         words = rows[0]["words"]
-        assert_alike(predictor.predict([words])["entities"][0], pipeline(words, is_split_into_words=True)[0])
+        assert_alike(predictor.predict([words])["entities"].tolist()[0], pipeline(words, is_split_into_words=True)[0])
         if strategy == "first":
             for others in (ours["entities"], served["entities"]):
                 for mine, other in zip(answers, others, strict=True):
@@ -429,7 +429,7 @@ def test_a_checkpoint_is_asked_as_by_a_pipeline_and_its_task_is_inferred(checkpo
     pipeline: Any = transformers.pipeline("token-classification", str(checkpoint), aggregation_strategy=strategy)
     texts = ["Ada Lovelace, went to New York.", "Lovelace lovelace OSLO?", "went to Oslo " * 20, ""]
     chosen = ["task=token_classification", f"task.aggregation_strategy={strategy}"] if strategy != "first" else []
-    answers = predict("model=local", f"model.path={checkpoint}", *chosen, inputs=texts)["entities"]
+    answers: Any = predict("model=local", f"model.path={checkpoint}", *chosen, inputs=texts)["entities"]
     for text, entities in zip(texts, answers, strict=True):
         assert_alike(entities, pipeline(text, stride=7) if text else [])
 
