@@ -1,8 +1,9 @@
 """The demonstrations that need no download, through the real command, beside simple baselines on the same rows.
 
 Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
-regression; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem",
-IEEE Transactions on Information Theory 37, 1991).
+regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
+two neighbours on either side; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The
+zero-frequency problem", IEEE Transactions on Information Theory 37, 1991).
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from typing import Any
 from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
+TAGGER = "token_classification_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -28,7 +30,8 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     words = QUICK if quick else []
     rows = []
     with scratch() as place:
-        for name, score, baselines in ((CLASSIFIER, "accuracy", classes), (GENERATOR, "perplexity", n_grams)):
+        demos = ((CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (GENERATOR, "perplexity", n_grams))
+        for name, score, baselines in demos:
             seconds, found = train(name, words, place / name)
             compared = baselines([f"experiment={name}", *words])
             shown = ", ".join(f"{what} {value:.3f}" for what, value in compared.items())
@@ -75,6 +78,45 @@ def classes(words: list[str]) -> dict[str, float]:
         "most frequent class": sum(label == most for label in labels) / len(labels),
         "TF-IDF + logistic regression": float(model.score(texts, labels)),
     }
+
+
+def tags(words: list[str]) -> dict[str, float]:
+    """F1 of entities on the test split."""
+    from collections import Counter, defaultdict
+
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    inputs = prepare(words)[1]
+    learnt, asked = (inputs.dataset[split][:] for split in ("train", "test"))
+    counts = defaultdict(Counter)
+    for row, truth in zip(learnt["words"], learnt["tags"], strict=True):
+        for word, tag in zip(row, truth, strict=True):
+            counts[word][tag] += 1
+    most = {word: found.most_common(1)[0][0] for word, found in counts.items()}
+    model = make_pipeline(DictVectorizer(), LogisticRegression(max_iter=300))
+    model.fit([place for row in learnt["words"] for place in neighbours(row)], sum(learnt["tags"], []))
+    answers = {
+        "most frequent tag of the word": [[most.get(word, 0) for word in row] for row in asked["words"]],
+        "neighbours + logistic regression": [model.predict(neighbours(row)).tolist() for row in asked["words"]],
+    }
+    return {name: entity_f1(inputs, found, asked["tags"]) for name, found in answers.items()}
+
+
+def neighbours(row: list[str]) -> list[dict[str, str]]:
+    """Each word of a row, with two on either side."""
+    padded = ["", "", *row, "", ""]
+    return [{str(away): padded[place + away] for away in range(5)} for place in range(len(row))]
+
+
+def entity_f1(inputs: Any, predictions: list[list[int]], truth: list[list[int]]) -> float:
+    """F1 of all rows, each counted by itself."""
+    import numpy as np
+
+    rows = zip(predictions, truth, strict=True)
+    counts = np.concatenate([inputs.task.scheme.count(*(np.array([tags]) for tags in pair)) for pair in rows])
+    return inputs.metrics.scalars(dict(inputs.task.metric_inputs(counts, counts)))["f1"]
 
 
 def n_grams(words: list[str]) -> dict[str, float]:

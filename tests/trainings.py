@@ -48,10 +48,13 @@ IMAGES, TEXTS, LANGUAGE = ("vit", "dinov2", "swin", "convnext", "resnet", "timm_
     "bert", "distilbert", "modernbert",
 ), ("llama", "qwen3", "gemma3_text")  # fmt: skip
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
+PER_TOKEN = ("tokens", "tags")
+"""Kinds whose loss is a mean over tokens: each the next one, or some with a class of their own."""
 CASES = [
     *((name, KINDS[0]) for name in IMAGES),
     *((name, kind) for name in TEXTS for kind in KINDS),
     *((name, "tokens") for name in LANGUAGE),
+    *((name, "tags") for name in TEXTS),
 ]
 SHIPPED = {
     "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
@@ -68,6 +71,7 @@ TOGETHER = [
     ("bert", KINDS[1], {"train_sampling_strategy": "group_by_length"}),
     ("llama", "tokens", {"train_sampling_strategy": "group_by_length"}),
     ("llama", "tokens", {"gradient_accumulation_steps": 2}),
+    ("bert", "tags", {"gradient_accumulation_steps": 2}),
     ("vit", KINDS[0], {"gradient_accumulation_steps": 2}),
     ("resnet", KINDS[0], {"batch_norm": True, "num_rows": 56}),
 ]
@@ -93,7 +97,12 @@ class Rows(ProcessedDataset):
                 inputs = {"pixel_values": torch.randn(3, side, side, generator=draw)}
             else:
                 inputs = {"input_ids": torch.randint(3, VOCABULARY, (size,), generator=draw)}
-            self.made.append({**inputs, "labels": inputs["input_ids"] if kind == "tokens" else labels[kind][row]})
+            if kind in PER_TOKEN:
+                own = inputs["input_ids"]
+                truth = own if kind == "tokens" else torch.where(own % 3 > 0, own % CLASSES, -100)
+            else:
+                truth = labels[kind][row]
+            self.made.append({**inputs, "labels": truth})
 
     def __len__(self) -> int:
         return len(self.made)
@@ -122,11 +131,14 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 def build(architecture: str, kind: str, batch_norm: bool) -> Any:
     """A model, always with the same weights; without batch normalisation, which looks at single batches."""
     config = transformers.AutoConfig.for_model(architecture, **CONFIGS[architecture])
-    if kind != "tokens":
+    if kind == "tags":
+        config.num_labels = CLASSES
+    elif kind != "tokens":
         config.num_labels, config.problem_type = 1 if kind == KINDS[2] else CLASSES, kind
     classes = {"tokens": transformers.AutoModelForCausalLM, KINDS[0]: transformers.AutoModelForImageClassification}
     texts = transformers.AutoModelForSequenceClassification
     auto_class = classes.get(kind, texts) if architecture not in TEXTS else texts
+    auto_class = transformers.AutoModelForTokenClassification if kind == "tags" else auto_class
     torch.manual_seed(0)
     model = auto_class.from_config(config)
     for module in model.modules():
@@ -155,7 +167,7 @@ def make_trainer(
             "use_cpu": True, **args,
         },
         output_dir=place, seed=1, run_name="check", metric="loss", greater_is_better=False,
-        deterministic=False, loss_per_token=kind == "tokens",
+        deterministic=False, loss_per_token=kind in PER_TOKEN,
     )  # fmt: skip
     if arguments.world_size > 1:
         arguments.ddp_find_unused_parameters = True
@@ -163,7 +175,7 @@ def make_trainer(
     rows = Rows(architecture, kind, num_rows)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.loss_per_token = kind == "tokens"
+    trainer.loss_per_token = kind in PER_TOKEN
     return trainer
 
 

@@ -86,7 +86,11 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
         key: dotted key of the node, for messages.
         allowed: packages that the user allows besides the known ones.
         runtime: objects that exist only at run time (`processor`, `id2label`, ...); config keys may not repeat them.
+
+    Raises:
+        ConfigError: the node is not allowed or does not bind, or what it builds has raised one.
     """
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate as hydra_instantiate
 
     overlap = sorted(runtime.keys() & node.keys())
@@ -100,7 +104,12 @@ def instantiate(node: Mapping[str, Any], key: str, allowed: list[str] | None = N
         targets = {path: locate(path, place, allowed) for path, place in nodes}
         definitions = {f"{t.__module__}.{t.__qualname__}" for t in targets.values() if hasattr(t, "__qualname__")}
         policy["_execution_whitelist_"] = sorted({*targets, *definitions})
-    build = hydra_instantiate({**node, "_partial_": True}, _convert_="all", **policy)
+    try:
+        build = hydra_instantiate({**node, "_partial_": True}, _convert_="all", **policy)
+    except InstantiationException as error:  # of a nested node, e.g. the source that a tokenizer is trained on
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from error
+        raise
     return functools.partial(build, **runtime) if node.get("_partial_") else build(**runtime)
 
 

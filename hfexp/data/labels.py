@@ -1,4 +1,4 @@
-"""Label columns: one class per row, several classes, or a number, in the same form in every split."""
+"""Label columns: a class, several classes, a number or a list of tags per row, in the same form in every split."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import yaml
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
 from omegaconf import OmegaConf
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.data.tables import places
-from hfexp.tasks.base import CLASS, NUMBER, TRUTH, Task, to_number, to_truth
+from hfexp.tasks.base import CLASS, NUMBER, TAGS, TRUTH, Task, to_number, to_truth
 from hfexp.tasks.cells import in_order
+from hfexp.tasks.entities import OUTSIDE
 
 FEW_ROWS = 20
 """Number of labels below which the frequency of classes says nothing."""
@@ -25,6 +26,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     * A class becomes a `ClassLabel`.
     * Several classes become a mapping of names to truth values; see `cast_classes`.
     * A number that is written as text becomes a float.
+    * A list of tags becomes a list of `ClassLabel`; see `cast_tags`.
     * Without a label column, the dataset stays as it is.
 
     Args:
@@ -39,6 +41,8 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
         return cast_number(dataset, task.label_column)
     if task.label_kind == CLASS:
         return cast_class(dataset, task.label_column, labels)
+    if task.label_kind == TAGS:
+        return cast_tags(dataset, task.label_column, labels)
     return cast_classes(dataset, task.label_column, labels, task.label_separator)
 
 
@@ -74,6 +78,8 @@ def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | Non
     if task.label_column is None or task.label_kind == CLASS:  # `cast_class` has checked every label
         return None
     values = rows[column][:]
+    if task.label_kind == TAGS:
+        return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
     if task.label_kind == NUMBER:
         return _faults(values, to_number)
     return _faults(values, _truth_values)
@@ -83,6 +89,12 @@ def _truth_values(label: dict[str, Any] | None) -> list[int]:
     if label is None:
         raise DataError("the label is missing")
     return [to_truth(value, name) for name, value in label.items()]
+
+
+def _require_aligned(pair: tuple[list[Any], list[Any]]) -> None:
+    items, tags = pair
+    if isinstance(items, list) and len(items) != len(tags):
+        raise DataError(f"{len(tags)} tags for {len(items)} words")
 
 
 def _faults(values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], DataError] | None:
@@ -118,7 +130,21 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
         return {feature.names[number] for number in np.unique(class_ids(rows, column))}
     if task.label_kind == NUMBER:
         return set()
+    if task.label_kind == TAGS:
+        return {feature.feature.names[number] for number in {tag for row in rows[column][:] for tag in row}}
     return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
+
+
+def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
+    """Count how often each class is a label, of a row or of a word, by name; for tasks with classes or tags."""
+    column = task.label_column or ""
+    feature: Any = rows.features[column]
+    if task.label_kind == TAGS:
+        ids, names = [tag for row in rows[column][:] for tag in row], feature.feature.names
+    else:
+        ids, names = class_ids(rows, column), feature.names
+    counts = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(names))
+    return dict(zip(names, map(int, counts), strict=True))
 
 
 def readable(feature: Any, value: Any) -> Any:
@@ -132,6 +158,8 @@ def readable(feature: Any, value: Any) -> Any:
     """
     if isinstance(feature, ClassLabel):
         return None if value is None or value < 0 else feature.names[value]
+    if isinstance(feature, List | LargeList) and isinstance(feature.feature, ClassLabel):
+        return [readable(feature.feature, item) for item in value or []]
     return [name for name, has in (value or {}).items() if has] if isinstance(feature, dict) else value
 
 
@@ -382,3 +410,55 @@ def _row_classes(rows: Dataset, column: str) -> list[list[Any]]:
     if not isinstance(feature, ClassLabel):
         return lists
     return [[feature.names[i] if 0 <= i < len(feature.names) else i for i in values] for values in lists]
+
+
+# A tag for each item of a list in another column, e.g. for each word of a text.
+
+
+def cast_tags(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
+    """Make the lists of tags (names, numbers, or `ClassLabel` ids) lists of `ClassLabel`.
+
+    The tags are `wanted`, or the column's own `ClassLabel` names, or those of the training rows: `O`, then sorted.
+
+    Raises:
+        ConfigError: the column holds something else, or a tag that is not among them.
+    """
+    for split, rows in dataset.items():
+        feature = rows.features[column]
+        if not isinstance(feature, List | LargeList) or not isinstance(feature.feature, ClassLabel | Value):
+            raise ConfigError(
+                f"column {column!r} of the {split} split holds {feature}, expected a list of tags in each row"
+                f"{way_out(split)}"
+            )
+    values = {split: _row_classes(rows, column) for split, rows in dataset.items()}
+    feature = _features(dataset)[column].feature
+    own = feature.names if isinstance(feature, ClassLabel) else None
+    names = wanted or own or _tag_names(next(iter(values.values())), column)
+    ids = {name: index for index, name in enumerate(names)}
+    result = {}
+    for split, lists in values.items():
+        _require_known_tags(dataset[split], lists, ids, column, split)
+        tags = [[ids[str(tag)] for tag in row] for row in lists]
+        result[split] = _with_column(dataset[split], column, tags, List(ClassLabel(names=list(names))))
+    return DatasetDict(result)
+
+
+def _tag_names(lists: list[list[Any]], column: str) -> list[str]:
+    names = _label_names([tag for row in lists for tag in row if tag is not None], column)
+    return sorted(names, key=lambda name: name != OUTSIDE)  # a stable sort: the others stay in their order
+
+
+def _require_known_tags(rows: Dataset, lists: list[list[Any]], ids: dict[str, int], column: str, split: Any) -> None:
+    """Raise ConfigError for a tag that is missing or unknown; the message names the rows."""
+    unknown = [(number, tag) for number, row in enumerate(lists) for tag in row if tag is None or str(tag) not in ids]
+    if not unknown:
+        return
+    tag = unknown[0][1]
+    numbers = list(dict.fromkeys(number for number, other in unknown if other == tag))
+    name = str(tag)
+    what = "has a missing tag" if tag is None else f"has the unknown tag {name!r}"
+    hint = "" if tag is None else f"{_yaml_hint(name, ids)}{did_you_mean(name, ids)} Tags are: {one_of(ids)}"
+    raise ConfigError(
+        f"the {split} split {what} in column {column!r} ({places(rows, numbers)}).{hint}. Tags are learnt from the "
+        f"training rows unless dataset.labels=[NAME, ...] lists them{way_out(split)}"
+    )

@@ -4,19 +4,20 @@ import ast
 import functools
 import os
 import re
-import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
+from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
-from hfexp.data.tables import files_of, read_table
+from hfexp.data.source_code import lines_by_split, standard_library
+from hfexp.data.tables import files_of, read_table, require_text, with_origin
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -120,6 +121,37 @@ def table(
     return read_table(files_of(data_files, format), format, streaming, kwargs)
 
 
+def conll(
+    data_files: str | list[str] | Mapping[str, Any],
+    word_column: int = 0,
+    tag_column: int = -1,
+    sep: str | None = None,
+    comment: str | None = None,
+) -> DatasetDict:
+    """Read CoNLL files: a word and its tag in each line, and an empty line between sentences.
+
+    Args:
+        data_files: as for `table`.
+        word_column: number of the column of the words, from 0; negative numbers count from the last column.
+        tag_column: number of the column of the tags.
+        sep: separator of the columns; null: any white space.
+        comment: beginning of lines to skip, e.g. `#` for CoNLL-U; null: none.
+
+    Returns:
+        Splits with the columns `words` and `tags`, a row for each sentence.
+
+    Raises:
+        ConfigError: a line is not as described; the message names the file and the line.
+    """
+    columns, splits = Columns(word_column, tag_column, sep, comment), {}
+    for split, paths in files_of(data_files, "conll").items():
+        names = [str(path.absolute()) for path in paths]
+        for name in names:
+            require_text(name)
+        splits[split] = with_origin(read_sentences(names, columns), "conll", names, None)
+    return DatasetDict(splits)
+
+
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:
     """Turn a table's column of paths into images."""
     streamed, rows = isinstance(table, IterableDataset), cast(Any, table)
@@ -192,8 +224,6 @@ def hub(
 # A text dataset that comes with every Python: docstrings of the standard library, labelled by their package.
 
 
-LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "turtledemo", "ensurepip")
-"""Directories of the standard library to skip, as they hold no documentation of their own."""
 SHORTEST = 40
 """Characters that a docstring needs to be used; texts that agree in as many characters count as the same."""
 MASK = "___"
@@ -211,7 +241,7 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
         most: docstrings to take of each package.
     """
     texts_of: dict[str, list[str]] = {}
-    for name, text in _distinct(_texts(Path(sysconfig.get_paths()["stdlib"]))):
+    for name, text in _distinct(_texts()):
         texts_of.setdefault(name, []).append(text)
     counts = Counter({name: len(texts) for name, texts in texts_of.items()})
     names = sorted(name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:num_classes])
@@ -225,21 +255,14 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
     return Dataset.from_dict(rows, features=Features({"text": Value("string"), "label": ClassLabel(names=names)}))
 
 
-def _texts(root: Path) -> Iterator[tuple[str, str]]:
+def _texts() -> Iterator[tuple[str, str]]:
     """Yield package and docstring, ordered by the path of the file."""
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if set(parts) & set(LEFT_OUT) or parts[0].startswith(("_", "lib-")):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):  # templates, and files for another version of Python
-            continue
+    for package, _, tree in standard_library():
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = " ".join((ast.get_docstring(node) or "").split())
                 if len(text) >= SHORTEST:
-                    yield parts[0].removesuffix(".py"), text
+                    yield package, text
 
 
 def _distinct(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
@@ -253,3 +276,26 @@ def _distinct(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 def _masked(text: str, name: str) -> str:
     return re.sub(re.escape(name), MASK, text, flags=re.IGNORECASE)
+
+
+# Tagged words that come with every Python: lines of the standard library, with the roles of the names in them.
+
+
+def python_names(most: int = 4000) -> DatasetDict:
+    """Build a dataset of lines of code whose names are tagged with their role: function, parameter, attribute, ...
+
+    A row is a logical line as a list of words; texts in quotes are replaced by `""`. Tags are BIO: a module's dotted
+    name is one entity. A package is in one split as a whole, so that the test split has names that training has not.
+    The rows depend on the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+    """
+    splits = {}
+    features = Features({"words": List(Value("string")), "tags": List(Value("string"))})
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        step = max(1.0, len(lines) / count)
+        chosen = [lines[int(place * step)] for place in range(min(count, len(lines)))]
+        table = {"words": [list(words) for words, _ in chosen], "tags": [list(tags) for _, tags in chosen]}
+        splits[split] = Dataset.from_dict(table, features=features)
+    return DatasetDict(splits)

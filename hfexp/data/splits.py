@@ -24,7 +24,7 @@ from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
 from hfexp.data.tables import header_hint, places
-from hfexp.tasks.base import CLASSES, Task
+from hfexp.tasks.base import CLASSES, TAGS, Task
 from hfexp.tasks.images import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -396,8 +396,9 @@ class _NotHeldOut:
 
 
 def _stream_labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
-    if task.label_kind == CLASSES and task.label_column is not None:
-        raise ConfigError("dataset.streaming=true: rows with several classes can't be streamed")
+    if task.label_kind in (CLASSES, TAGS) and task.label_column is not None:
+        kind = "tags" if task.label_kind == TAGS else "several classes"
+        raise ConfigError(f"dataset.streaming=true: rows with {kind} can't be streamed")
     column = class_column(task)
     if column is None:
         return None

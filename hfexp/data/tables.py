@@ -23,6 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from hfexp.core.config import split_called
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.data.conll_files import sentences
 from hfexp.data.csv_dataset import Csv, features_of, stream
 from hfexp.data.csv_files import GZIP_ERRORS, CsvFile, Dialect, shown
 
@@ -208,7 +209,7 @@ def _suffix(path: Path) -> str:
 def _common_format(paths: list[Path]) -> str:
     formats = {format_of(path): path for path in paths}
     if None in formats:
-        _require_text(str(formats[None]))
+        require_text(str(formats[None]))
         raise ConfigError(
             f"dataset.source.data_files={formats[None]}: can't tell the format from the name; set "
             f"dataset.source.format to one of {one_of(sorted(set(FORMATS.values())))}"
@@ -238,7 +239,7 @@ def _read_csv(files: list[str], split: str, streaming: bool, options: dict[str, 
     if not sum(info.num_examples for info in (builder.info.splits or {}).values()):
         raise ConfigError(f"dataset.source.data_files: {shown(files[0])} has a header but no rows ({split} split)")
     rows: Any = builder.as_dataset(split)
-    return _with_origin(rows, "csv", files, dialect)
+    return with_origin(rows, "csv", files, dialect)
 
 
 def _dialect(files: list[str], options: dict[str, Any]) -> Dialect:
@@ -266,7 +267,7 @@ def _common_columns(files: list[str], dialect: Dialect) -> tuple[str, ...]:
     """
     columns: dict[str, list[str]] = {}
     for file in files:
-        _require_text(file)
+        require_text(file)
         columns[file] = CsvFile(file, dialect).columns
         first = columns[files[0]]
         if sorted(columns[file]) != sorted(first):
@@ -277,7 +278,7 @@ def _common_columns(files: list[str], dialect: Dialect) -> tuple[str, ...]:
     return tuple(columns[files[0]])
 
 
-def _require_text(file: str) -> None:
+def require_text(file: str) -> None:
     """Raise ConfigError for an empty file, an archive or a Parquet file."""
     with Path(file).open("rb") as opened:
         start = opened.read(4)
@@ -314,7 +315,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
         if kind == "parquet":
             _require_parquet(file)
         else:
-            _require_text(file)
+            require_text(file)
         if kind == "json" and not streaming:  # a stream must not be read to its end before it begins
             _require_shallow(file)
     names = {split: [glob.escape(file) for file in files]}
@@ -330,7 +331,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
     _require_utf8(rows, files, kind)
     if kind == "json":
         rows = _as_written(rows, files)
-    return _with_origin(rows, kind, files, None)
+    return with_origin(rows, kind, files, None)
 
 
 def _require_utf8(rows: Dataset, files: list[str], kind: str) -> None:
@@ -419,7 +420,7 @@ def _as_written(rows: Dataset, files: list[str]) -> Dataset:
     return rows.select_columns(order)
 
 
-def _with_origin(rows: Dataset, kind: str, files: list[str], dialect: Dialect | None) -> Dataset:
+def with_origin(rows: Dataset, kind: str, files: list[str], dialect: Dialect | None) -> Dataset:
     """Record the files of the rows in `info.download_checksums`, the place that `datasets` has for them."""
     rows.info.download_checksums = {file: {"kind": kind, "dialect": dialect} for file in files}
     return rows
@@ -453,6 +454,8 @@ def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
         return CsvFile(file, dialect).lines()
     if kind == "json":
         return (line for line, _ in _json_rows(file))
+    if kind == "conll":
+        return (line for line, _ in sentences(file))
     if kind == "parquet":
         return iter(range(1, pyarrow.parquet.read_metadata(file).num_rows + 1))
     return itertools.count(1)

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hfexp.core import console
 from hfexp.core.config import Checkpoints, Config, flatten, recorded_values
 from hfexp.core.console import end_bar, is_terminal, move_bar, say
-from hfexp.core.errors import RunError
+from hfexp.core.errors import DataError, RunError
 from hfexp.core.provenance import Origin
 from hfexp.data.dataset import first_rows, num_rows
 from hfexp.experiment.context import Inputs
@@ -23,6 +23,7 @@ from hfexp.inference.mlflow_model import SavedModel, pipeline_name, save_mlflow_
 from hfexp.inference.model_card import CardFacts, hub_id, model_card
 from hfexp.inference.predictor import Predictor, Recipe, recipe_of, save_recipe
 from hfexp.launch import job
+from hfexp.tasks.base import Piece
 from hfexp.tracking import lineage
 from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
@@ -32,7 +33,7 @@ from hfexp.tracking.names import experiment_name
 from hfexp.tracking.notes import NOTE, summarize
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.facts import ReportFacts, SplitScores, store
+from hfexp.tracking.report.facts import ItemScores, ReportFacts, SplitScores, store
 from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
 from hfexp.tracking.run_directory import RunDirectory
@@ -45,6 +46,8 @@ from hfexp.training.model import ModelSummary
 
 logger = logging.getLogger(__name__)
 
+MARKED_ROWS = 20
+"""Validation rows that the report shows with what the model finds in them."""
 VERIFIED_EXAMPLES = 4
 """Validation rows on which the saved model is compared with the trained one."""
 RESULTS = "results.json"
@@ -131,7 +134,7 @@ class Recorder:
         self,
         trainer: Any,
         metrics: dict[str, float],
-        scores: dict[str, SplitScores],
+        scores: dict[str, SplitScores | ItemScores],
         splits: dict[str, Any],
         seconds: float,
         pictures: bool,
@@ -152,12 +155,14 @@ class Recorder:
         console.status("drawing the report")
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        for part in [part for part in scores.values() if isinstance(part, ItemScores)][:1]:  # that of the validation
+            part.examples = self._marked_rows(model)
         self._draw_samples(pictures)
         store(self.directory.path, facts, scores)
         drawn = Pictures(self.directory.artifacts, pictures)
         report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, drawn)
         self.tracker.set_tags({NOTE: summarize(task.metric, metrics, report, self.origin.command)})
-        model = trainer.accelerator.unwrap_model(trainer.model)
         card = model_card(self._card(model, metrics))
         (self.directory.model / "README.md").write_text(card)
         save_recipe(self.directory.model, self._recipe())
@@ -227,6 +232,17 @@ class Recorder:
         inputs = self.inputs
         quick = inputs.task.quick_options
         return Predictor(model, inputs.processor, inputs.task, inputs.transforms, inputs.id2label, options=quick)
+
+    def _marked_rows(self, model: Any) -> list[list[Piece]]:
+        """Return the first validation rows as texts in which the model has marked what it finds."""
+        task, rows = self.inputs.task, first_rows(self.inputs.dataset["validation"], MARKED_ROWS)
+        inputs = [{name: row[name] for name in task.columns if name != task.label_column} for row in rows]
+        outputs = self._predictor(model).outputs(dict, inputs)
+        return [
+            task.marked(row, output)
+            for row, output in zip(rows, outputs, strict=True)
+            if not isinstance(output, DataError)
+        ]
 
     def _examples(self) -> list[bytes | str]:
         rows = self.inputs.dataset["validation"]

@@ -11,6 +11,7 @@ from hfexp.tasks.base import Task
 MODELS = {
     "AutoModelForImageClassification": ("image",),
     "AutoModelForSequenceClassification": ("text", "causal_lm"),
+    "AutoModelForTokenClassification": ("text", "causal_lm"),
     "AutoModelForCausalLM": ("causal_lm",),
 }
 """Values of `model.kind` that a task can train, by the task's `model_class`."""

@@ -23,7 +23,7 @@ from hfexp.launch import world
 from hfexp.tasks.base import CLASS
 from hfexp.tracking.membership import is_best_so_far
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.facts import SplitScores
+from hfexp.tracking.report.facts import ItemScores, SplitScores
 from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
 from hfexp.training import adapters
@@ -200,11 +200,12 @@ def require_finite(trainer: Trainer) -> None:
 
 def evaluate(
     trainer: Trainer, inputs: Inputs, splits: dict[str, Any]
-) -> tuple[dict[str, float], dict[str, SplitScores]]:
+) -> tuple[dict[str, float], dict[str, SplitScores | ItemScores]]:
     """Evaluate the final model on the validation split and, once, on the held-out test split.
 
     Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and the predictions of single-label classification by split.
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and by split the predictions of single-label classification, or
+        the items found.
     """
     metrics = recorded_best(trainer) if trainer.args.load_best_model_at_end else {}
     scores = {}
@@ -213,7 +214,10 @@ def evaluate(
             continue
         output = trainer.predict(splits[split], metric_key_prefix=prefix)
         metrics |= {k: float(v) for k, v in (output.metrics or {}).items()}
-        if inputs.id2label and inputs.task.label_kind == CLASS:
+        items = inputs.task.found_by_class(output.predictions, output.label_ids)  # pyright: ignore
+        if items is not None:
+            scores[split] = ItemScores(items)
+        elif inputs.id2label and inputs.task.label_kind == CLASS:
             metric_inputs = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = metric_inputs.get("prediction_scores")
             scores[split] = SplitScores.of(probabilities, metric_inputs["predictions"], metric_inputs["references"])

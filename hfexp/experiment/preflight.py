@@ -17,6 +17,7 @@ from hfexp.core.training_args import build_arguments, check_choices
 from hfexp.data import dataset as processing
 from hfexp.data import streaming
 from hfexp.data.dataset import num_rows
+from hfexp.data.labels import label_counts
 from hfexp.data.prepare import PreparedCache, require_deterministic
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.data.streaming import check_streaming
@@ -39,7 +40,6 @@ from hfexp.experiment.checks import (
 from hfexp.experiment.context import Inputs
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet, build_metrics
-from hfexp.tracking.lineage import class_counts
 from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
@@ -106,6 +106,7 @@ def load_inputs(config: Config) -> Inputs:
             load_dataset(config.dataset, _need(task), allowed), config.dataset, _need(task)
         )
         id2label = _need(task).id2label(dataset)
+        _need(task).set_classes(id2label)
         problems.add(check_labels(id2label, dataset))
     console.status("checking that data, model and transforms fit together")
     with problems:
@@ -136,7 +137,7 @@ def load_inputs(config: Config) -> Inputs:
 
 def _build_loss(config: Config, task: Task, dataset: DatasetDict, id2label: dict[int, str] | None) -> Loss | None:
     def count() -> dict[str, int] | None:
-        return None if config.dataset.streaming else class_counts(dataset["train"], task)
+        return None if config.dataset.streaming else label_counts(dataset["train"], task)
 
     smoothing = float(config.trainer.args.get("label_smoothing_factor") or 0)
     allowed = config.security.allowed_targets

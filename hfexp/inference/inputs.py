@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow
-from datasets import ClassLabel, Dataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
@@ -252,7 +252,7 @@ def _from_split(split: str, rows: Dataset, task: Task, columns: Mapping[str, str
 def _row_names(split: str, rows: Dataset) -> Iterator[str]:
     """Name each row of a split by its text or its image's path; else by split and index."""
     first, *others = rows.column_names
-    if others:
+    if others or not isinstance(rows.features[first], Value | Image):
         yield from (f"{split}[{index}]" for index in range(len(rows)))
     elif isinstance(rows.features[first], Value):
         yield from map(str, rows[first])

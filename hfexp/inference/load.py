@@ -258,7 +258,7 @@ def _infer_task(config: Config) -> str:
     saved_from = set(getattr(stored, "architectures", None) or [])
     processors: dict[str, Any] = {}
     for name, task in sorted(tasks.items(), key=lambda pair: len(pair[1].columns)):
-        if task.label_column is not None and task.label_kind != _label_kind(stored):
+        if task.label_column is not None and task.label_kind in PROBLEMS and task.label_kind != _label_kind(stored):
             continue
         mapping = getattr(transformers, task.model_class)._model_mapping
         known = mapping.get(type(stored), None)

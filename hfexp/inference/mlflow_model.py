@@ -69,8 +69,8 @@ def _load_pyfunc(path: str) -> ServedModel:
 
 
 def input_column(task: Task) -> str:
-    """Return the column that the task predicts from: its first one that is not the label."""
-    return next(name for name in task.columns if name != task.label_column)
+    """Return the column of the raw inputs: as the task calls it, or the first one that is not the label."""
+    return task.raw_column or next(name for name in task.columns if name != task.label_column)
 
 
 def _values(model_input: Any, column: str) -> list[Any]:
@@ -208,14 +208,22 @@ def quiet_mlflow() -> Iterator[None]:
 def signature(task: Task) -> Any:
     """Return MLflow's signature: the types of the task's documented input, output and options."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    types = {"doubles": Array(DataType.double), "strings": Array(DataType.string)}
-    outputs = [ColSpec(types.get(kind, kind), name) for name, kind in task.answer_types.items()]
+    outputs = [ColSpec(_answer_type(kind), name) for name, kind in task.answer_types.items()]
     options = [ParamSpec(name, _mlflow_type(value), value) for name, value in task.serving_options().items()]
     inputs = [ColSpec(task.raw_type, input_column(task))]  # pyright: ignore
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options) if options else None)  # pyright: ignore
+
+
+def _answer_type(kind: Any) -> Any:
+    """Return MLflow's type of a field of an answer, by its type in `Task.answer_types`."""
+    from mlflow.types import DataType
+    from mlflow.types.schema import Array, Object, Property
+
+    if isinstance(kind, dict):
+        return Array(Object([Property(name, _answer_type(part)) for name, part in kind.items()]))
+    return {"doubles": Array(DataType.double), "strings": Array(DataType.string)}.get(kind) or DataType[kind]
 
 
 def _mlflow_type(value: Any) -> Any:
@@ -322,6 +330,9 @@ def _difference(expected: pandas.DataFrame, actual: pandas.DataFrame) -> float:
     for name, column in expected.items():
         if name not in actual:
             return float("inf")
+        if any(isinstance(value, list) and value and isinstance(value[0], dict) for value in column):
+            numbers, largest = True, max(largest, _distance(column.tolist(), actual[name].tolist()))
+            continue
         ours, theirs = (np.asarray(values.tolist()) for values in (column, actual[name]))
         if ours.dtype.kind == "f":
             numbers = True
@@ -332,3 +343,14 @@ def _difference(expected: pandas.DataFrame, actual: pandas.DataFrame) -> float:
             )
     same = expected.equals(actual[list(expected.columns)])
     return largest if numbers or same else float("inf")
+
+
+def _distance(ours: Any, theirs: Any) -> float:
+    """Return the largest difference of numbers in two structures; infinity if anything else differs."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        return max((_distance(value, theirs[name]) for name, value in ours.items()), default=0.0)
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        return max(map(_distance, ours, theirs), default=0.0)
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return abs(ours - theirs) / max(abs(ours), 1)
+    return 0.0 if ours == theirs else float("inf")

@@ -245,12 +245,18 @@ class RowCollector:
 
 
 def _cell(value: Any) -> str:
+    if _are_structures(value):
+        return "; ".join(" ".join(map(_cell, item.values())) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
 
 
+def _are_structures(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
 def _plain(value: Any) -> Any:
-    """Join a list into one cell, and write a mapping as JSON; return other values as they are."""
-    if isinstance(value, dict):
+    """Join a list into one cell, and write a mapping or a list of them as JSON; return other values as they are."""
+    if isinstance(value, dict) or _are_structures(value):
         return json.dumps(value, ensure_ascii=False, default=str)
     return SEPARATOR.join(map(str, value)) if isinstance(value, list) else value
 

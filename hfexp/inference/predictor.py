@@ -10,6 +10,9 @@ Each task has one documented input and output:
 * Text classification. Input: a text (`str`). Output: as above; if a text can have several classes, `labels` (list of
   str, the classes of the text, the most probable first) and `probabilities`.
 
+* Token classification. Input: a text, or a list of words, which count as a text with spaces between them. Output:
+  `entities`, a list of mappings with `type` (str), `score` (float), `start` and `end` (places in the text) and `text`.
+
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 
@@ -227,6 +230,7 @@ class Predictor:
         self.processor = processor
         self.task = task
         self.id2label = id2label
+        task.set_classes(id2label)
         self.batch_size = batch_size
         self.options = dict(options or {})
         self.transforms = transforms
@@ -302,7 +306,9 @@ class Predictor:
         batch.pop("labels", None)
         weights = next(self.model.parameters())
         with torch.inference_mode():
-            batch = {name: as_weights(tensor, weights) for name, tensor in batch.items()}
+            batch = {
+                name: as_weights(value, weights) if torch.is_tensor(value) else value for name, value in batch.items()
+            }
             return self.task.respond(self.model, batch, self.processor, options)
 
     @row_of_images

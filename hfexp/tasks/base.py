@@ -1,9 +1,10 @@
 """Base class of the tasks: all that the pipeline asks of one."""
 
 import math
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.tasks.cells import is_number
@@ -18,12 +19,24 @@ if TYPE_CHECKING:
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-CLASS, CLASSES, NUMBER = "class", "classes", "number"
-"""Kinds of labels: one class, any number of classes, or a number."""
+CLASS, CLASSES, NUMBER, TAGS = "class", "classes", "number", "tags"
+"""Kinds of labels: one class, any number of classes, a number, or one class for each item of another column's list."""
 PROBLEMS = {
     CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
 }  # fmt: skip
-"""`problem_type` in a model's config by kind of label: it selects the loss. A checkpoint may come with another one."""
+"""`problem_type` in a model's config by kind of label: it selects the loss. A checkpoint may come with another one.
+
+A model that has one loss only, as those for tags have, needs none."""
+
+
+class Piece(NamedTuple):
+    """A part of a text, plain or marked."""
+
+    text: str
+    note: str = ""
+    """What the part is, e.g. the type of an entity; empty for plain text."""
+    verdict: str = ""
+    """`right`, `wrong` or `missed`; empty for plain text."""
 
 
 class Task(ABC):
@@ -41,7 +54,9 @@ class Task(ABC):
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
-    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them) or `NUMBER`."""
+    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER` or `TAGS`."""
+    tagged_column: ClassVar[str | None] = None
+    """Column of lists whose items have a label each, where labels are `TAGS`."""
     label_separator: str | None = None
     """Separator between the classes of a row where the label is a single text."""
     metric: ClassVar[str]
@@ -49,7 +64,10 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
-    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples."""
+    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples.
+
+    `preprocess_logits` then has to reduce the tokens to a row each, (B, ...), and `metric_inputs` gets no labels.
+    """
 
     takes_columns: ClassVar[bool] = False
     """True if `preprocess` and the collator also take whole batches: each field stacked to (B, ...)."""
@@ -59,6 +77,8 @@ class Task(ABC):
 
     raw_type: ClassVar[str] = "binary"
     """MLflow type of a raw input: `binary` or `string`."""
+    raw_column: ClassVar[str | None] = None
+    """Name of the raw inputs in a served model; None: that of the first column that the task predicts from."""
 
     streams: ClassVar[bool] = False
     """True if `respond` calls its option `on_text` with each new piece of text."""
@@ -69,19 +89,32 @@ class Task(ABC):
     block_size: int | None = None
     """Tokens per row when all texts are concatenated and cut into blocks; None: each row stays a row."""
 
-    answer_types: ClassVar[dict[str, str]] = {}
-    """Fields that `answer` returns, and their types: `string`, `strings` (a list), `double` or `doubles`."""
+    class_names: Mapping[int, str] = types.MappingProxyType({})
+    """Class names by id, once they are known."""
+
+    answer_types: ClassVar[dict[str, Any]] = {}
+    """Fields that `answer` returns, and their types: `string`, `strings` (a list), `double`, `doubles`, `long`.
+
+    A list of structures has a dict of their fields and types in place of a name."""
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Return the class names by id, from the label column; None for a task without classes."""
         if self.label_column is None or self.label_kind == NUMBER:
             return None
         feature = dataset["train"].features[self.label_column]
-        return dict(enumerate(feature.names if self.label_kind == CLASS else feature))
+        feature = feature.feature if self.label_kind == TAGS else feature
+        return dict(enumerate(feature if self.label_kind == CLASSES else feature.names))
+
+    def set_classes(self, id2label: Mapping[int, str] | None) -> None:
+        """Take note of the class names; it is called once they are known, before a model computes anything."""
+        self.class_names = dict(id2label or {})
+
+    def fit_processor(self, processor: Any) -> None:  # noqa: B027 - most tasks have nothing to change
+        """Change those settings of a newly loaded tokenizer with which this task can't use it."""
 
     def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:
         """Return the fields of the model's config that depend on the labels: problem type, head size, names."""
-        problem = {"problem_type": PROBLEMS[self.label_kind]}
+        problem = {"problem_type": PROBLEMS[self.label_kind]} if self.label_kind in PROBLEMS else {}
         if id2label is None:
             return {"num_labels": 1, **problem} if self.label_column and self.label_kind == NUMBER else {}
         label2id = {name: number for number, name in id2label.items()}
@@ -123,6 +156,7 @@ class Task(ABC):
         """Run a trained model on a batch of inputs that are on its device; return one output per row.
 
         Args:
+            batch: what the collator has made of the rows, without labels; what is no tensor comes as it is.
             options: options of this request, e.g. for generation; empty for a task that knows none.
         """
         return self.preprocess_logits(main_output(model(**batch)), None).cpu().numpy()
@@ -147,6 +181,20 @@ class Task(ABC):
             id2label: class names by id; a class without one is named by its id.
         """
         raise NotImplementedError(f"{type(self).__name__} has no answer: it can't predict on raw inputs")
+
+    def found_by_class(
+        self, predictions: "np.ndarray", references: "np.ndarray"
+    ) -> dict[str, tuple[int, int, int]] | None:
+        """Count right, predicted and true items of each class, where a row has any number of them, e.g. entities.
+
+        Returns:
+            The counts by class name; None for a task without such items.
+        """
+        return None
+
+    def marked(self, row: dict[str, Any], output: Any) -> list[Piece]:
+        """Return a stored row as text in which the found items and the missed ones are marked."""
+        raise NotImplementedError(f"{type(self).__name__} finds no items in a text")
 
     def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
         """Return a row as a small raw input to save with the model; None if the task can't predict on those."""

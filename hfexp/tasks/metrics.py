@@ -15,6 +15,7 @@ import numpy as np
 from hfexp.core.errors import ConfigError, RunError, one_of
 from hfexp.tasks import resampling
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER
+from hfexp.tasks.entities import PREDICTED, RIGHT, TRUE
 
 IDS = datasets.Value("int64")
 NUMBERS = datasets.Value("float64")
@@ -410,6 +411,37 @@ class TokenAccuracy(_ArrayMetric):
 
     def resample(self, counts: np.ndarray, correct: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
         return {"token_accuracy": counts @ correct / np.maximum(counts @ tokens, 1)}
+
+
+class EntityF1(_ArrayMetric):
+    """Precision, recall and F1 of whole entities: `precision`, `recall`, `f1`, and `f1_TYPE` of each type.
+
+    An entity is right if it has the type, the first and the last word of a true one. `precision`, `recall` and `f1`
+    are micro averages, as in the shared task CoNLL-2003 (E. Tjong Kim Sang and F. De Meulder) and in seqeval's default
+    mode. A value without a denominator is 0.
+    """
+
+    inputs = {"entities": IDS}
+    summary = "Precision, recall and F1 of whole entities, micro averages, and F1 of each type."
+
+    def _compute(self, entities: np.ndarray) -> dict[str, float]:
+        values = self.resample(np.ones((1, len(entities))), entities)
+        return {name: float(value[0]) for name, value in values.items()}
+
+    def resample(self, counts: np.ndarray, entities: np.ndarray) -> dict[str, np.ndarray]:
+        of_types = {name: counts @ entities[name] for name in entities.dtype.names or ()}
+        total = np.sum(list(of_types.values()), axis=0) if of_types else np.zeros((len(counts), 3))
+        result = {
+            "precision": resampling.ratio(total[:, RIGHT], total[:, PREDICTED], 0.0),
+            "recall": resampling.ratio(total[:, RIGHT], total[:, TRUE], 0.0),
+            "f1": _entity_f1(total),
+        }
+        return result | {f"f1_{name}": _entity_f1(found) for name, found in of_types.items()}
+
+
+def _entity_f1(found: np.ndarray) -> np.ndarray:
+    """Return F1 (R,) from the counts of right, predicted and true entities (R, 3)."""
+    return resampling.ratio(2 * found[:, RIGHT], found[:, PREDICTED] + found[:, TRUE], 0.0)
 
 
 # A set of metrics, computed together from the arrays that a task provides.

@@ -34,12 +34,7 @@ class Tokenize(torch.nn.Module):
             ConfigError: `max_length` is out of range, or it is None and the model's limit is unknown.
         """
         super().__init__()
-        limit = min(int(processor.model_max_length), UNLIMITED)
-        if max_length is None and limit == UNLIMITED:
-            raise ConfigError("neither the tokenizer nor the model defines a maximum length: set max_length")
-        if max_length is not None and not 1 <= max_length <= limit:
-            raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the maximum length of the model")
-        self.max_length = max_length or limit
+        self.max_length = max_length_of(processor, max_length)
         # The first call sets the truncation of the copy: doing so later, from several threads, would be an error.
         self.tokenizer = copy.deepcopy(processor)
         self.forward({TEXT: "a"})
@@ -51,6 +46,20 @@ class Tokenize(torch.nn.Module):
         kept = {name: list(tokens[name]) for name in self.tokenizer.model_input_names if name in tokens}
         kept.pop("attention_mask", None)
         return {**{name: value for name, value in row.items() if name not in (TEXT, PAIR)}, **kept}
+
+
+def max_length_of(processor: Any, max_length: int | None) -> int:
+    """Return the number of tokens to keep of a row: `max_length`, or as many as the tokenizer says.
+
+    Raises:
+        ConfigError: `max_length` is out of range, or it is None and the model's limit is unknown.
+    """
+    limit = min(int(processor.model_max_length), UNLIMITED)
+    if max_length is None and limit == UNLIMITED:
+        raise ConfigError("neither the tokenizer nor the model defines a maximum length: set max_length")
+    if max_length is not None and not 1 <= max_length <= limit:
+        raise ConfigError(f"max_length={max_length} must be from 1 to {limit}, the maximum length of the model")
+    return max_length or limit
 
 
 class TextCollator:
@@ -127,7 +136,7 @@ def subword_tokenizer(
 
     Args:
         source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not used.
-        column: the column of the texts.
+        column: the column of the texts, or of lists of words.
         vocab_size: number of tokens, including BERT's special tokens and the 256 bytes.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -142,7 +151,8 @@ def subword_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
     )
-    made.train_from_iterator((text or "" for text in rows[column]), trainer)
+    texts = (" ".join(text) if isinstance(text, list) else text for text in rows[column])
+    made.train_from_iterator((text or "" for text in texts), trainer)
     return _as_bert(made, model_max_length, generates=False)
 
 

@@ -10,11 +10,11 @@ from hydra.errors import HydraException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.targets import instantiate, locate
-from hfexp.tasks.base import CLASS, NUMBER, Task
+from hfexp.tasks.base import CLASS, NUMBER, TAGS, Task
 
 BALANCED = "balanced"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Takes logits (B, ...) and labels (B, ...); returns their mean loss over the rows, a scalar."""
+"""Takes logits (B, ...) and labels (B, ...); returns their mean loss over the rows (or labelled tokens), a scalar."""
 
 
 class ClassWeights:
@@ -68,7 +68,7 @@ def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: 
     if "_target_" not in node:
         raise ConfigError("trainer.loss must have a _target_, a function of logits and labels")
     if task.label_column is None:
-        raise ConfigError("trainer.loss is for tasks with a label for each row; this task's loss is over tokens")
+        raise ConfigError("trainer.loss is for tasks with a column of labels; this task's loss is over tokens")
     if smoothing:
         raise ConfigError("trainer.args.label_smoothing_factor has no effect on trainer.loss: remove one of them")
     target = locate(str(node["_target_"]), "trainer.loss._target_", allowed)
@@ -92,9 +92,8 @@ def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: 
 def _try(loss: Loss, task: Task, num_classes: int, name: str) -> None:
     """Compute the loss of two made-up rows, so that a mistake in it shows before anything is loaded."""
     logits = torch.zeros(2, num_classes if task.label_kind != NUMBER else 1, requires_grad=True)
-    labels = {CLASS: torch.zeros(2, dtype=torch.long), NUMBER: torch.zeros(2)}.get(
-        task.label_kind, torch.zeros_like(logits)
-    )
+    ids = torch.zeros(2, dtype=torch.long)
+    labels = {CLASS: ids, TAGS: ids, NUMBER: torch.zeros(2)}.get(task.label_kind, torch.zeros_like(logits))
     try:
         loss(logits, labels)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
@@ -118,8 +117,10 @@ def _weights(
     `class_weight="balanced"` does (G. King and L. Zeng, "Logistic Regression in Rare Events Data", Political Analysis
     9, 2001). A class without training rows gets 1.
     """
-    if task.label_kind != CLASS or not id2label:
-        raise ConfigError(f"trainer.class_weights is for tasks with one class per row, not for {type(task).__name__}")
+    if task.label_kind not in (CLASS, TAGS) or not id2label:
+        raise ConfigError(
+            f"trainer.class_weights is for tasks with one class per row or word, not for {type(task).__name__}"
+        )
     names = [id2label[number] for number in sorted(id2label)]
     if given == BALANCED:
         counts = count()

@@ -118,7 +118,7 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
     if not set(tensors) - missing:
         return Head()  # the checkpoint has no head
     nameless = all(name == f"LABEL_{place}" for place, name in enumerate(theirs))
-    why = _why_foreign(stored, labels["problem_type"], ours, theirs, nameless)
+    why = _why_foreign(stored, labels.get("problem_type"), ours, theirs, nameless)
     if why is None and set(tensors) & new_tensors:
         why = f"the checkpoint's has {len(theirs)} outputs, the task needs {len(ours) or 1}"
     if why is not None:
@@ -137,7 +137,7 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
     return Head(moved=sorted(tensors), message=f"reordered the head's rows to match the classes: {_shown(ours)}")
 
 
-def _why_foreign(stored: Any, problem: str, ours: list[str], theirs: list[str], nameless: bool) -> str | None:
+def _why_foreign(stored: Any, problem: str | None, ours: list[str], theirs: list[str], nameless: bool) -> str | None:
     """Say why the checkpoint's outputs do not mean the dataset's labels; None if they do, as far as one can tell."""
     stored_problem = getattr(stored, "problem_type", None)
     problems = (stored_problem, problem)

@@ -28,6 +28,13 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     Raises:
         ConfigError: the checkpoint has no processor, or a setting does not exist.
     """
+    processor = _load(config, task, allowed)
+    if isinstance(processor, PreTrainedTokenizerBase):
+        task.fit_processor(processor)
+    return processor
+
+
+def _load(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     if config.processor.get("_target_"):
         try:
             return instantiate(config.processor, "model.processor", allowed)

@@ -26,7 +26,7 @@ from hfexp.tasks.metrics import MetricSet
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
 from hfexp.training.losses import Loss
-from hfexp.training.weighting import WeightedLosses
+from hfexp.training.weighting import IGNORED, WeightedLosses
 
 # Time and memory of a training: seconds of waiting for data, of computing, and of evaluating and saving.
 
@@ -383,7 +383,10 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels)."""
+        """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels).
+
+        Where each token has a label, `loss_function` gets the labelled tokens of all rows in place of rows.
+        """
         labels = inputs.get("labels")
         is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
         if labels is None or not (is_soft or self.loss_function):
@@ -391,7 +394,8 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         if self.loss_function is not None:
-            loss = self.loss_function(logits, labels)
+            counted = labels != IGNORED if self.loss_per_token else slice(None)
+            loss = self.loss_function(logits[counted], labels[counted])
         else:
             smoothing = float(self.args.label_smoothing_factor)
             loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)

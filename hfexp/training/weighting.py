@@ -15,6 +15,7 @@ Accelerate fills up the last batches so that all processes have equally many row
 import functools
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ class WeightedLosses(TrainerMixin):
         """Divisors of the losses of the next step's batches, in their order."""
         self._eval_sums = (0.0, 0, 0)
         """Sum of losses, number of items and number of rows of the current evaluation, in this process."""
+        self._reduce: Callable[[Any, Any], Any] | None = None
+        """In an evaluation of tokens: `preprocess_logits_for_metrics`."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Return the Trainer's batches without fillers, and prepare the divisors of their losses."""
@@ -132,7 +135,15 @@ class WeightedLosses(TrainerMixin):
             RunError: the evaluation has not scored every row of the split.
         """
         self._eval_sums = (0.0, 0, 0)
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        reduce = self.preprocess_logits_for_metrics
+        if self.loss_per_token:
+            self._reduce, self.preprocess_logits_for_metrics = reduce, None
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self._reduce, self.preprocess_logits_for_metrics = None, reduce
         scored = torch.tensor(self._eval_sums, dtype=torch.float64)
         if self.args.world_size > 1:
             scored = self.accelerator.reduce(scored.to(self.accelerator.device), reduction="sum")
@@ -147,7 +158,11 @@ class WeightedLosses(TrainerMixin):
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """Run the Trainer's prediction step without fillers in the loss."""
+        """Run the Trainer's prediction step without fillers in the loss.
+
+        Tokens are reduced to what the task keeps of each row (B, ...), and their labels to zeros (B,), before they are
+        gathered: those of a whole split would need as much memory as the split has tokens.
+        """
         size = find_batch_size(inputs) or 0
         state, real = self.accelerator.gradient_state, size
         if self.args.world_size > 1 and state.end_of_dataloader and state.remainder > 0:
@@ -163,4 +178,6 @@ class WeightedLosses(TrainerMixin):
             labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
             labels = labels[0] if labels is not None and len(labels) == 1 else labels
             logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)
+        if self._reduce is not None and logits is not None and torch.is_tensor(labels):
+            logits, labels = self._reduce(logits, labels), labels.new_zeros(size)
         return loss, logits, labels  # pyright: ignore

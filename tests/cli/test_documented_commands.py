@@ -144,6 +144,11 @@ class Machine:
         ]
         for name in ("chats", "conversations"):
             (home / f"{name}.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
+        tagged = {"tokens": ["Ada", "Lovelace", "lived", "in", "London"], "ner_tags": ["B-P", "I-P", "O", "O", "B-L"]}
+        (home / "tagged.jsonl").write_text("\n".join([json.dumps(tagged)] * 40))
+        lines = "\n".join(map(" ".join, zip(*tagged.values(), strict=True)))
+        for name in ("train", "dev", "test"):
+            (home / f"{name}.conll").write_text(f"{lines}\n\n" * 40)
         self.models = {
             "image": train(*SMALL_DIGITS, "metrics=classification", "name=vit_digits-digits").run_dir,
             "photos": train(*SMALL_MODEL, "dataset=imagefolder", "dataset.source.data_dir=photos", *LIMITS).run_dir,

@@ -4,7 +4,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from hfexp.core.files import replace_file
 from hfexp.core.outside import DamagedRecord, read_bytes, read_record
+from hfexp.tasks.base import Piece
 
 FACTS, SCORES = "report.json", "report.npz"
-"""Files of a run directory with the `ReportFacts`, and with the `SplitScores` of all splits."""
+"""Files of a run directory with `Stored`, and with the `SplitScores` of all splits."""
 
 
 @dataclass
@@ -38,6 +39,16 @@ class SplitScores:
     def labelled(self, num_classes: int) -> np.ndarray:
         """Return a mask (N,) of the samples that have a label."""
         return (self.references >= 0) & (self.references < num_classes)
+
+
+@dataclass
+class ItemScores:
+    """What the final model has found in one split, where a row has any number of items, e.g. entities."""
+
+    counts: dict[str, tuple[int, int, int]]
+    """Right, predicted and true items by class."""
+    examples: list[list[Piece]] = field(default_factory=list)
+    """Texts of some rows in which the items are marked."""
 
 
 @dataclass
@@ -72,35 +83,43 @@ class ReportFacts:
         return None
 
 
-def store(directory: Path, facts: ReportFacts, scores: Mapping[str, SplitScores]) -> None:
+@dataclass
+class Stored:
+    """Content of `FACTS`."""
+
+    facts: ReportFacts
+    items: dict[str, ItemScores]
+
+
+def store(directory: Path, facts: ReportFacts, scores: Mapping[str, SplitScores | ItemScores]) -> None:
     """Write facts and scores to a run directory, for `read_stored`."""
-    arrays = {f"{split}/{name}": array for split, part in scores.items() for name, array in vars(part).items()}
+    items = {split: part for split, part in scores.items() if isinstance(part, ItemScores)}
+    rows = {split: vars(part) for split, part in scores.items() if isinstance(part, SplitScores)}
+    arrays = {f"{split}/{name}": array for split, part in rows.items() for name, array in part.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
     replace_file(directory / SCORES, buffer.getvalue())
-    replace_file(directory / FACTS, json.dumps(asdict(facts)))
+    replace_file(directory / FACTS, json.dumps(asdict(Stored(facts, items))))
 
 
-def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, SplitScores]]:
+def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, SplitScores | ItemScores]]:
     """Read what `store` wrote; the splits keep their order.
 
     Raises:
         FileNotFoundError: the run has not ended, or an older version of hfexp trained it.
         DamagedRecord: a file is damaged.
     """
-    facts = read_record(directory / FACTS, ReportFacts)
+    stored = read_record(directory / FACTS, Stored)
+    content = read_bytes(directory / SCORES)
     try:
-        with np.load(io.BytesIO(read_bytes(directory / SCORES)), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        splits = dict.fromkeys(name.rpartition("/")[0] for name in arrays)
-        scores = {
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        rows = {
             split: SplitScores(
                 arrays.get(f"{split}/confidence"), arrays[f"{split}/predictions"], arrays[f"{split}/references"]
             )
-            for split in splits
+            for split in dict.fromkeys(name.rpartition("/")[0] for name in arrays)
         }
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise DamagedRecord(f"{directory / SCORES} is damaged: {error}") from error
-    return facts, scores
+    return stored.facts, {**rows, **stored.items}

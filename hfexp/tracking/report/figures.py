@@ -373,7 +373,11 @@ def draw_samples(dataset: "ProcessedDataset", task: Task, processor: Any, drawn:
         names = task.id2label(DatasetDict({"train": dataset.rows}))
         shown = [task.picture(row, processor) for row in rows]
         labels = [label_of(row, names) for row in rows]
-        texts = [f"[{label}] {text}" for text, label in zip(shown, labels, strict=True) if isinstance(text, str)]
+        texts = [
+            f"[{label}] {text}" if label else text
+            for text, label in zip(shown, labels, strict=True)
+            if isinstance(text, str)
+        ]
         drawn.directory.mkdir(parents=True, exist_ok=True)
         if texts:
             (drawn.directory / "samples.txt").write_text(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hfexp.core.console import plain, printable
+from hfexp.tasks.base import Piece
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6169; --line: #d9dce1; --page: #fff; --box: #f5f6f8;
@@ -38,6 +39,10 @@ table.small td:first-child { white-space: nowrap; color: var(--soft); }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: 6px; padding: 10px 12px; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+mark { background: none; color: inherit; border-bottom: 3px solid; border-radius: 2px; }
+mark.right { border-color: #2e8b57; } mark.wrong { border-color: #c0392b; } mark.missed { border-color: #d68910;
+  border-bottom-style: dashed; }
+mark small { color: var(--soft); padding-left: 4px; }
 @media print { :root { --ink: #000; --soft: #444; --line: #bbb; --page: #fff; --box: #fff; }
   body { max-width: none; padding: 0; font-size: 11px; } nav { display: none; }
   figure, tr, pre { break-inside: avoid; } h2, h3 { break-after: avoid; } }
@@ -92,7 +97,14 @@ class Table:
         return column > 0 if self.numbers is None else column in self.numbers
 
 
-Block = Text | Picture | Table
+@dataclass
+class Marked:
+    """A text in which parts are marked."""
+
+    pieces: Sequence[Piece]
+
+
+Block = Text | Picture | Table | Marked
 
 
 @dataclass
@@ -156,7 +168,20 @@ def _html_block(block: Block, images: dict[str, bytes]) -> str:
     if isinstance(block, Picture):
         data = base64.b64encode(images[block.name]).decode()
         return f'<figure><img src="data:image/png;base64,{data}" alt="{_html(block.alt)}"/></figure>'
+    if isinstance(block, Marked):
+        return f"<p>{''.join(map(_html_piece, block.pieces))}</p>"
     return f"<{block.tag}>{_html(block.text)}</{block.tag}>"
+
+
+def _html_piece(piece: Piece) -> str:
+    if not piece.verdict:
+        return _html(piece.text)
+    return f'<mark class="{piece.verdict}">{_html(piece.text)}<small>{_html(_note(piece))}</small></mark>'
+
+
+def _note(piece: Piece) -> str:
+    """Return what stands behind a marked part, so that it can be read without its colour."""
+    return piece.note if piece.verdict == "right" else f"{piece.note} {piece.verdict}"
 
 
 def _html_table(table: Table) -> str:
@@ -178,6 +203,9 @@ def _md_block(block: Block) -> str:
         return _md_table(block)
     if isinstance(block, Picture):
         return f"![{plain(block.alt)}]({block.name})"
+    if isinstance(block, Marked):
+        shown = (f"**{plain(p.text)}** ({plain(_note(p))})" if p.verdict else plain(p.text) for p in block.pieces)
+        return " ".join(filter(None, shown))
     if isinstance(block, Heading):
         return f"### {plain(block.text)}"
     if isinstance(block, Code):

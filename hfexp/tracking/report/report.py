@@ -14,9 +14,9 @@ from hfexp.tasks.base import Task
 from hfexp.tracking.report import figures
 from hfexp.tracking.report.canvas import Pictures, guarded, style
 from hfexp.tracking.report.classes import ClassReport, digits, write_csv
-from hfexp.tracking.report.facts import ReportFacts, SplitScores
+from hfexp.tracking.report.facts import ItemScores, ReportFacts, SplitScores
 from hfexp.tracking.report.figures import MAX_PICTURES, Mistakes, mistakes_sheet
-from hfexp.tracking.report.page import Block, Code, Heading, Picture, Report, Section, Table, Text
+from hfexp.tracking.report.page import Block, Code, Heading, Marked, Picture, Report, Section, Table, Text
 
 MAX_CLASS_ROWS = 50
 WORST_CLASSES = 25
@@ -39,7 +39,13 @@ class SplitParts:
     """Mistakes of a task with text inputs: true class, predicted class, text."""
 
 
-def _sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str], directory: Path) -> list[Section]:
+def _sections(
+    facts: ReportFacts,
+    parts: dict[str, SplitParts],
+    items: dict[str, ItemScores],
+    made: list[str],
+    directory: Path,
+) -> list[Section]:
     """Build all sections; `made` has the file names of the pictures that exist."""
     return [
         Section("Result", _result(facts, parts)),
@@ -47,6 +53,8 @@ def _sections(facts: ReportFacts, parts: dict[str, SplitParts], made: list[str],
         Section("Data", _data(facts) + _pictures(made, ("classes.png", "Samples of each class"))),
         Section("Training samples", _samples(made, directory)),
         Section("Classes", [block for split, part in parts.items() for block in _classes(split, part, made)]),
+        Section("Types", [block for split, found in items.items() for block in _items(split, found)]),
+        Section("Marked texts", [Marked(pieces) for found in items.values() for pieces in found.examples]),
         Section("Calibration", _pictures(made, *((f"calibration_{s}.png", f"Calibration, {s}") for s in parts))),
         Section("Mistakes", [block for split, part in parts.items() for block in _mistakes(split, part, made)]),
         Section("Model", _pairs(facts.model)),
@@ -140,6 +148,16 @@ def _classes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     return blocks
 
 
+def _items(split: str, found: ItemScores) -> list[Block]:
+    """Build a table of one row for each class of items."""
+    rows = []
+    for name, (right, predicted, true) in found.counts.items():
+        scores = (right / predicted if predicted else 0.0, right / true if true else 0.0)
+        f1 = 2 * right / (predicted + true) if predicted + true else 0.0
+        rows.append([name, *map(_number, (*scores, f1)), f"{true:,}", f"{predicted:,}"])
+    return [Table(["type", "precision", "recall", "F1", "true", "predicted"], rows, title=split)]
+
+
 def _mistakes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     if part.mistakes is None:
         return []
@@ -166,7 +184,7 @@ def _pictures(made: list[str], *wanted: tuple[str, str]) -> list[Block]:
 
 def draw_report(
     facts: ReportFacts,
-    scores: dict[str, SplitScores],
+    scores: Mapping[str, SplitScores | ItemScores],
     id2label: dict[int, str] | None,
     splits: Mapping[str, Any],
     task: Task,
@@ -188,19 +206,20 @@ def draw_report(
     directory = drawn.directory
     directory.mkdir(parents=True, exist_ok=True)
     parts: dict[str, SplitParts] = {}
+    items = {split: found for split, found in scores.items() if isinstance(found, ItemScores)}
     with style() if drawn.wanted else contextlib.nullcontext():
         drawn.draw("learning_curves.png", figures.learning_curves, facts)
         drawn.draw("classes.png", figures.class_histogram, facts.data)
         drawn.take("samples.png")
         for split, split_scores in scores.items() if id2label else ():
-            if split_scores.labelled(len(id2label or {})).any():
+            if isinstance(split_scores, SplitScores) and split_scores.labelled(len(id2label or {})).any():
                 parts[split] = _draw_split(split, split_scores, id2label or {}, drawn)
                 _draw_mistakes(
                     split, parts[split], split_scores, id2label or {}, splits.get(split), task, processor, drawn
                 )
     with guarded("report"):
         lead = (facts.experiment, facts.status, duration(facts.seconds), f"metric: {facts.metric}")
-        report = Report(facts.name, " \u00b7 ".join(lead), _sections(facts, parts, list(drawn.made), directory))
+        report = Report(facts.name, " \u00b7 ".join(lead), _sections(facts, parts, items, list(drawn.made), directory))
         (directory / "report.html").write_text(report.html(drawn.made), encoding="utf-8", errors="backslashreplace")
         (directory / "report.md").write_text(report.markdown(), encoding="utf-8", errors="backslashreplace")
     return list(parts.values())[-1].classes if parts else None
