@@ -9,8 +9,9 @@ from sweeps import make_sweep
 
 from hfexp.commands import api, cli
 from hfexp.core.outside import DamagedRecord
+from hfexp.tasks.base import Piece
 from hfexp.tracking.membership import BEST, TrialKey, is_best_so_far
-from hfexp.tracking.report.facts import FACTS, SCORES, read_stored
+from hfexp.tracking.report.facts import FACTS, SCORES, ItemScores, ReportFacts, SplitScores, read_stored, store
 
 
 def pictures(artifacts: Path) -> dict[str, bytes]:
@@ -62,13 +63,23 @@ def test_stored_scores_keep_their_types(place: Path) -> None:
     run_dir = api.train(*SMALL_DIGITS, "tracking=none").run_dir
     facts, scores = read_stored(run_dir)
     assert list(scores) == ["validation", "test"]
-    validation = scores["validation"]
+    validation, test = scores["validation"], scores["test"]
+    assert isinstance(validation, SplitScores)
+    assert isinstance(test, SplitScores)
     assert facts.metrics["final_eval_accuracy"] == np.mean(validation.predictions == validation.references)
-    assert scores["test"].confidence is not None
-    assert scores["test"].confidence.dtype == np.float32
+    assert test.confidence is not None
+    assert test.confidence.dtype == np.float32
     (run_dir / SCORES).write_bytes((run_dir / SCORES).read_bytes()[:-40])
     with pytest.raises(DamagedRecord):
         read_stored(run_dir)
+
+
+def test_stored_items_are_what_they_were(tmp_path: Path) -> None:
+    facts = ReportFacts("n", "e", "finished", "hfexp", {"f1": float("nan")}, [], {}, {}, {}, {}, "f1", 1.0)
+    scores = ItemScores({"PER": (1, 2, 3)}, [[Piece("Ada", "PER", "right"), Piece(" wrote")], []])
+    store(tmp_path, facts, {"validation": scores})
+    _, read = read_stored(tmp_path)
+    assert read == {"validation": scores}
 
 
 @pytest.mark.parametrize(
