@@ -12,6 +12,7 @@ from benchmarks.harness import ROOT, parser
 NAMES = (
     "training",
     "loading",
+    "large",
     "predicting",
     "startup",
     "small_jobs",
