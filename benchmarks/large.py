@@ -49,7 +49,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
             rows.append([name, unit, f"{measured.median:.1f}", spread(values, ".1f"), measured.verdict()])
     report.blocks.append(table(["", "unit", "median", "from, to", "bound"], rows))
     report.blocks.append(f"{turns(count)}; memory is the most that was resident, libraries included.")
-    report.data = {name: facts for name, facts in found.items()}
+    report.data = dict(found)
     return report
 
 
