@@ -1,4 +1,4 @@
-"""Time of `hfexp compare` on a store of 1,000 runs, beside MLflow's own search for the same runs, and on one of 10,000.
+"""Time of `hfexp compare` on stores of 1,000 and 10,000 runs, beside MLflow's own search for the runs of the first.
 
 Each run has about 150 params, 60 metrics with a history, and 30 tags. Whole processes are timed, imports included, in
 turns; `search_runs` alone is timed once more inside a process that has MLflow imported already. On 10,000 runs, where
