@@ -9,7 +9,8 @@ import transformers
 
 from hfexp.core import console
 from hfexp.core.config import Config
-from hfexp.core.errors import RunError
+from hfexp.core.errors import ConfigError, RunError
+from hfexp.core.outside import DamagedRecord
 from hfexp.core.training_args import TIMINGS, build_arguments
 from hfexp.data import dataset
 from hfexp.data.prepare import PreparedCache
@@ -117,7 +118,10 @@ def wants_pictures(config: Config, trainer: Trainer, metrics: dict[str, float], 
     if config.tracking.pictures is not None or config.point is None:
         return config.tracking.pictures is not False
     objective, _ = best_metric_and_step(trainer, metrics)
-    return is_best_so_far(config.point, values_of_point(config.point, metrics, objective, train_seconds))
+    try:
+        return is_best_so_far(config.point, values_of_point(config.point, metrics, objective, train_seconds))
+    except (OSError, DamagedRecord, ConfigError):  # reported once the run is recorded, by `summarise`
+        return True
 
 
 def build_splits(config: Config, inputs: Inputs) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`hfexp report`: the report of a run, drawn from its record after it has ended."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from sweeps import make_sweep
 
 from hfexp.commands import api, cli
 from hfexp.core.outside import DamagedRecord
+from hfexp.experiment import fit
 from hfexp.tasks.base import Piece
-from hfexp.tracking.membership import BEST, TrialKey, is_best_so_far
+from hfexp.tracking.membership import BEST, DEFINITION, TrialKey, is_best_so_far
 from hfexp.tracking.report.facts import FACTS, SCORES, ItemScores, ReportFacts, SplitScores, read_stored, store
 
 
@@ -111,3 +113,26 @@ def test_a_job_of_a_sweep_draws_only_if_it_is_the_best_so_far(place: Path) -> No
     assert runs[2].metrics["best_eval_loss"] < runs[0].metrics["best_eval_loss"]
     assert [bool(pictures(run.run_dir / "artifacts")) for run in runs] == [True, False, True]
     assert all((run.run_dir / "artifacts" / "report.html").is_file() for run in runs)
+
+
+def test_a_run_is_recorded_before_the_loss_of_its_sweep_ends_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = make_sweep("found", directions=["minimize"])
+    monkeypatch.setattr("hfexp.experiment.fit.evaluate", lose_sweep := Losing(fit.evaluate, sweep))
+    with pytest.raises(FileNotFoundError):
+        api.train(*SMALL_DIGITS, "tracking=none", f"point={sweep}:0:0")
+    assert lose_sweep.called
+    (results,) = place.glob("outputs/digits/*/artifacts/results.json")
+    assert results.with_name("report.html").is_file()
+
+
+class Losing:
+    """Calls a function, and then loses what a sweep has told its jobs."""
+
+    def __init__(self, function: Any, sweep: Path) -> None:
+        self.function, self.sweep, self.called = function, sweep, False
+
+    def __call__(self, *args: Any) -> Any:
+        result = self.function(*args)
+        (self.sweep / DEFINITION).unlink()
+        self.called = True
+        return result
