@@ -30,11 +30,7 @@ class FillMask(Task):
     quick_options: ClassVar[dict[str, Any]] = {"top_k": 1}
 
     def __init__(
-        self,
-        block_size: int | None = None,
-        mlm_probability: float = 0.15,
-        whole_words: bool = False,
-        top_k: int = 5,
+        self, block_size: int | None = None, mlm_probability: float = 0.15, whole_words: bool = False, top_k: int = 5
     ) -> None:
         """Set up the task.
 
@@ -48,9 +44,8 @@ class FillMask(Task):
             raise ConfigError(f"task.block_size={block_size} must be at least 2")
         if not 0 < mlm_probability < 1:
             raise ConfigError(f"task.mlm_probability={mlm_probability} must be between 0 and 1")
-        self.block_size, self.mlm_probability, self.whole_words, self.top_k = (
-            block_size, mlm_probability, whole_words, top_k,
-        )  # fmt: skip
+        self.block_size, self.mlm_probability = block_size, mlm_probability
+        self.whole_words, self.top_k = whole_words, top_k
         self.check_options({"top_k": top_k})
         self._masking: Any = None
 
@@ -70,25 +65,27 @@ class FillMask(Task):
         Raises:
             ConfigError: whole words are to be masked, and the tokenizer does not tell where they begin.
         """
-        from hfexp.tasks.masking import STARTS, Masking
+        from hfexp.tasks.masking import STARTS
 
-        if self._masking is None or self._masking.tokenizer is not processor:
-            self._masking = Masking(processor, self.mlm_probability)
         if self.whole_words and STARTS not in row:
             raise ConfigError(
                 f"task.whole_words=true: {type(processor).__name__} is a slow tokenizer, which does not tell a "
                 "token's word; set task.whole_words=false"
             )
-        row = row if self.block_size is not None else self._masking.cut(row, processor.model_max_length)
-        return self._masking(row["input_ids"], row[STARTS] if self.whole_words else None, draw)
+        masking = self._masking_with(processor)
+        row = row if self.block_size is not None else masking.cut(row, processor.model_max_length)
+        return masking(row["input_ids"], row[STARTS] if self.whole_words else None, draw)
+
+    def _masking_with(self, processor: Any) -> Any:
+        from hfexp.tasks.masking import Masking
+
+        if self._masking is None or self._masking.tokenizer is not processor:
+            self._masking = Masking(processor, self.mlm_probability)
+        return self._masking
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
-        """Return a masked row as it is; check a row to predict on."""
-        from hfexp.tasks.masking import check_question
-
-        if "labels" not in row:
-            check_question(row["input_ids"], processor)
-        return row
+        """Return a masked row as it is; check a row to predict on, and cut it to what the model takes."""
+        return row if "labels" in row else self._masking_with(processor).asked(row, processor.model_max_length)
 
     def picture(self, inputs: dict[str, Any], processor: Any) -> str:
         """Decode the tokens to text, masks and other special tokens included."""
@@ -101,10 +98,10 @@ class FillMask(Task):
         return {"question": value}
 
     def inference_example(self, row: dict[str, Any]) -> str:
-        """Return the first `SHOWN_EXAMPLE` characters of the text with a mask in place of the last word."""
+        """Return the first `SHOWN_EXAMPLE` characters of the text with a mask in place of the first word."""
         from hfexp.tasks.masking import MASK
 
-        return " ".join([*row["text"][:SHOWN_EXAMPLE].split()[:-1], MASK])
+        return " ".join([MASK, *row["text"][:SHOWN_EXAMPLE].split()[1:]])
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that pads to the longest row of a batch."""

@@ -74,6 +74,8 @@ class Masking:
         self.tokenizer, self.probability = tokenizer, probability
         special = np.isin(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         self.is_special, self.ordinary = special, np.flatnonzero(~special)
+        inner = [token for token in (tokenizer.mask_token_id, tokenizer.unk_token_id) if token is not None]
+        self.is_frame = special & ~np.isin(np.arange(len(tokenizer)), inner)
 
     def __call__(
         self, tokens: Sequence[int], starts: Sequence[int] | None, draw: Callable[[int], np.ndarray]
@@ -104,13 +106,26 @@ class Masking:
         return {"input_ids": inputs.tolist(), "labels": labels.tolist()}
 
     def cut(self, row: dict[str, Any], limit: int) -> dict[str, Any]:
-        """Cut a row to so many tokens; the special ones at its end stay there."""
+        """Cut a row to so many tokens; the special ones at its end that the tokenizer has added stay there."""
         count = len(row["input_ids"])
         if count <= limit:
             return row
-        ordinary = np.flatnonzero(~self.is_special[row["input_ids"]])
-        ends = min(count - 1 - int(ordinary[-1]), limit) if len(ordinary) else 0
+        content = np.flatnonzero(~self.is_frame[row["input_ids"]])
+        ends = min(count - 1 - int(content[-1]), limit) if len(content) else 0
         return {name: [*values[: limit - ends], *values[count - ends :]] for name, values in row.items()}
+
+    def asked(self, row: dict[str, Any], limit: int) -> dict[str, Any]:
+        """Cut a row to predict on; raise DataError if it has no mask, or one behind the cut."""
+        cut = self.cut(row, limit)
+        before, after = (tokens["input_ids"].count(self.tokenizer.mask_token_id) for tokens in (row, cut))
+        if not before:
+            raise DataError(f"the text has no {MASK}: put one in place of each word to fill in")
+        if after < before:
+            raise DataError(
+                f"the text has {len(row['input_ids'])} tokens, and a {MASK} behind the {limit} that the model takes: "
+                "shorten what is before it"
+            )
+        return cut
 
 
 def _fill(words: list[np.ndarray], order: np.ndarray, wanted: int) -> np.ndarray:
@@ -128,14 +143,6 @@ def _fill(words: list[np.ndarray], order: np.ndarray, wanted: int) -> np.ndarray
         if count >= wanted:
             break
     return np.concatenate(taken)
-
-
-def check_question(tokens: Sequence[int], processor: Any) -> None:
-    """Raise DataError unless a model can be asked about these tokens: they have a mask, and are not too many."""
-    if processor.mask_token_id not in tokens:
-        raise DataError(f"the text has no {MASK}: put one in place of each word to fill in")
-    if len(tokens) > processor.model_max_length:
-        raise DataError(f"the text has {len(tokens)} tokens, but the model takes {processor.model_max_length}")
 
 
 def fill_masks(model: Any, batch: Mapping[str, torch.Tensor], tokenizer: Any, top_k: int) -> list[dict[str, Any]]:

@@ -278,7 +278,8 @@ def test_a_text_that_no_model_can_be_asked_about_is_named(
     said = capsys.readouterr()
     assert "1 " in said.out
     assert "the text has no [MASK]: put one in place of each word to fill in" in said.err
-    assert "tokens, but the model takes 24" in said.err
+    assert "and a [MASK] behind the 24 that the model takes: shorten what is before it" in said.err
+    assert cli.main([*words, f"text=[MASK] {'a ' * 30}"]) == 0
     assert cli.main([*words, "generation.temperature=2"]) == 2
     assert "generation.temperature is unknown" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"expected a text, got \['a'\]"):
