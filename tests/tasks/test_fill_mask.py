@@ -10,6 +10,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import trainings
 import transformers
 from faults import fault_at
 
@@ -296,6 +297,23 @@ def test_the_model_is_a_start_for_other_tasks(filler: tuple[Path, Any], monkeypa
     encoder = [name for name in theirs if name.startswith("bert.")]
     assert len(encoder) > 15
     assert all(torch.equal(ours[name], theirs[name]) for name in encoder)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+def test_a_checkpoint_is_asked_as_by_a_pipeline_and_its_task_is_inferred(
+    architecture: str, tokenizer: Any, place: Path
+) -> None:
+    tokenizer.save_pretrained(place / "checkpoint")
+    config = transformers.AutoConfig.for_model(
+        architecture, **{**trainings.CONFIGS[architecture], "vocab_size": len(tokenizer), "pad_token_id": 0}
+    )
+    torch.manual_seed(0)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(place / "checkpoint")
+    text = "Ada Lovelace [MASK] to York"
+    (fillers,) = predict("model=local", "model.path=checkpoint", inputs=text)["fillers"]
+    theirs: Any = transformers.pipeline("fill-mask", "checkpoint")(text)
+    assert [one["token"] for one in fillers] == [one["token_str"] for one in theirs]
+    assert [one["score"] for one in fillers] == pytest.approx([one["score"] for one in theirs], abs=1e-6)
 
 
 @pytest.mark.slow
