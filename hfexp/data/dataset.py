@@ -57,7 +57,7 @@ class ProcessedDataset(TorchDataset):
         self.decode, done = task.decoder(steps.fixed)
         self.rest = steps.fixed[done:] if prepared is None else prepared.rest
         self.reads_columns = (
-            task.takes_columns and prepared is not None and prepared.is_whole and not steps.random
+            task.takes_columns and not task.draws and prepared is not None and prepared.is_whole and not steps.random
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -264,7 +264,8 @@ class PackedDataset(ProcessedDataset):
                 for name, values in row.items():
                     if isinstance(values, list) and len(values) == len(row[TOKENS]):
                         parts.setdefault(name, []).append(np.asarray(values, dtype=np.int32))
-        return {name: np.concatenate(values) if values else np.zeros(0, np.int32) for name, values in parts.items()}
+        whole = {name: np.concatenate(values) if values else np.zeros(0, np.int32) for name, values in parts.items()}
+        return {name: values for name, values in whole.items() if len(values) == len(whole[TOKENS])}
 
     @functools.cached_property
     def _length(self) -> int:

@@ -237,6 +237,9 @@ def test_a_model_is_trained_and_evaluated_on_the_same_masks(filler: tuple[Path, 
     found = dict(zip(scores["metric"], scores["value"], strict=True))
     for name in ("perplexity", "token_accuracy"):
         assert found[name] == pytest.approx(result.metrics[f"test_{name}"], rel=1e-6)
+    saved = transformers.AutoModelForMaskedLM.from_pretrained(result.run_dir / "model").state_dict()
+    assert saved.keys() == result.model.state_dict().keys()
+    assert all(torch.equal(value, saved[name]) for name, value in result.model.state_dict().items())
     assert "[MASK]" in next(home.glob("outputs/**/samples.txt")).read_text()
 
 
@@ -327,6 +330,27 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows: Path) -> Non
     assert resumed.metrics["test_loss"] == whole.metrics["test_loss"]
     first, second = (result.model.state_dict() for result in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(rows: Path) -> None:
+    """Rows have unequal numbers of masks, and the last batches are uneven."""
+    words = [
+        *SMALL, "tracking=none", "model.config.hidden_dropout_prob=0", "trainer.args.per_device_eval_batch_size=7",
+        "model.config.attention_probs_dropout_prob=0", "trainer.args.num_train_epochs=1", "trainer.args.optim=sgd",
+    ]  # fmt: skip
+    one = train(*words, "output_dir=one")
+    two = train(
+        *words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
+        "trainer.args.per_device_train_batch_size=4",
+    )  # fmt: skip
+    parts = train(
+        *words, "output_dir=parts", "trainer.args.per_device_train_batch_size=4",
+        "trainer.args.gradient_accumulation_steps=2",
+    )  # fmt: skip
+    for other in (two, parts):
+        for name in ("test_perplexity", "test_token_accuracy", "test_loss", "final_eval_loss"):
+            assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-5)
 
 
 # Wrong inputs
