@@ -302,6 +302,23 @@ def test_the_model_is_a_start_for_other_tasks(filler: tuple[Path, Any], monkeypa
     assert all(torch.equal(ours[name], theirs[name]) for name in encoder)
 
 
+def test_an_adapter_needs_a_model_with_a_head_for_masks(
+    filler: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    home, result = filler
+    monkeypatch.chdir(home)
+    start = [word for word in SMALL if not word.startswith("model")]
+    start += ["model=local", "tracking=none", "trainer.args.num_train_epochs=1", "model.peft.r=2"]
+    adapted = train(*start, f"model.path={result.run_dir}/model")
+    (ours,) = predict(run=adapted.run_dir, inputs="Number 3 is [MASK] by")["fillers"]
+    assert len(ours) == 5
+    result.model.bert.save_pretrained(home / "encoder")
+    transformers.AutoTokenizer.from_pretrained(result.run_dir / "model").save_pretrained(home / "encoder")
+    with pytest.raises(ConfigError, match=r"model\.peft: cls\.predictions\.decoder would be trained whole"):
+        train(*start, "model.path=encoder")
+
+
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
 def test_a_checkpoint_is_asked_as_by_a_pipeline_and_its_task_is_inferred(
     architecture: str, tokenizer: Any, place: Path
