@@ -2,8 +2,9 @@
 
 Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
 regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
-two neighbours on either side; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The
-zero-frequency problem", IEEE Transactions on Information Theory 37, 1991).
+two neighbours on either side; of the filler of masks, the share of each token in the training split; of the language
+model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions on
+Information Theory 37, 1991).
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
-TAGGER = "token_classification_demo"
+TAGGER, FILLER = "token_classification_demo", "fill_mask_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -30,7 +31,10 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     words = QUICK if quick else []
     rows = []
     with scratch() as place:
-        demos = ((CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (GENERATOR, "perplexity", n_grams))
+        demos = (
+            (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (FILLER, "perplexity", shares),
+            (GENERATOR, "perplexity", n_grams),
+        )  # fmt: skip
         for name, score, baselines in demos:
             seconds, found = train(name, words, place / name)
             compared = baselines([f"experiment={name}", *words])
@@ -117,6 +121,31 @@ def entity_f1(inputs: Any, predictions: list[list[int]], truth: list[list[int]])
     rows = zip(predictions, truth, strict=True)
     counts = np.concatenate([inputs.task.scheme.count(*(np.array([tags]) for tags in pair)) for pair in rows])
     return inputs.metrics.scalars(dict(inputs.task.metric_inputs(counts, counts)))["f1"]
+
+
+def shares(words: list[str]) -> dict[str, float]:
+    """Perplexity of the same masked tokens of the test split by the tokens' shares in training; one is added to each.
+
+    The accuracy is that of the most frequent token.
+    """
+    import numpy as np
+
+    from hfexp.experiment.fit import build_splits
+    from hfexp.tasks.entities import IGNORED
+
+    config, inputs = prepare(words)
+    splits, processor = build_splits(config, inputs), inputs.processor
+    encode = inputs.transforms.train.fixed[0]
+    learnt = np.concatenate([encode(row)["input_ids"] for row in inputs.dataset["train"]])
+    asked = np.concatenate([row["labels"] for row in splits["test"]])
+    asked = asked[asked != IGNORED]
+    counts = np.bincount(learnt, minlength=len(processor))
+    counts[processor.all_special_ids] = 0
+    found = (counts + 1) / (counts + 1).sum()
+    return {
+        "token shares": float(np.exp(-np.log(found[asked]).mean())),
+        "accuracy of the most frequent token": float((asked == counts.argmax()).mean()),
+    }
 
 
 def n_grams(words: list[str]) -> dict[str, float]:

@@ -48,13 +48,14 @@ IMAGES, TEXTS, LANGUAGE = ("vit", "dinov2", "swin", "convnext", "resnet", "timm_
     "bert", "distilbert", "modernbert",
 ), ("llama", "qwen3", "gemma3_text")  # fmt: skip
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
-PER_TOKEN = ("tokens", "tags")
-"""Kinds whose loss is a mean over tokens: each the next one, or some with a class of their own."""
+PER_TOKEN = ("tokens", "tags", "masked")
+"""Kinds whose loss is a mean over tokens: each the next one, some with a class of their own, or some to be guessed."""
 CASES = [
     *((name, KINDS[0]) for name in IMAGES),
     *((name, kind) for name in TEXTS for kind in KINDS),
     *((name, "tokens") for name in LANGUAGE),
     *((name, "tags") for name in TEXTS),
+    *((name, "masked") for name in TEXTS),
 ]
 SHIPPED = {
     "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
@@ -72,6 +73,7 @@ TOGETHER = [
     ("llama", "tokens", {"train_sampling_strategy": "group_by_length"}),
     ("llama", "tokens", {"gradient_accumulation_steps": 2}),
     ("bert", "tags", {"gradient_accumulation_steps": 2}),
+    ("bert", "masked", {"gradient_accumulation_steps": 2}),
     ("vit", KINDS[0], {"gradient_accumulation_steps": 2}),
     ("resnet", KINDS[0], {"batch_norm": True, "num_rows": 56}),
 ]
@@ -99,7 +101,8 @@ class Rows(ProcessedDataset):
                 inputs = {"input_ids": torch.randint(3, VOCABULARY, (size,), generator=draw)}
             if kind in PER_TOKEN:
                 own = inputs["input_ids"]
-                truth = own if kind == "tokens" else torch.where(own % 3 > 0, own % CLASSES, -100)
+                classes = own if kind in ("tokens", "masked") else own % CLASSES
+                truth = own if kind == "tokens" else torch.where(own % 3 > 0, classes, -100)
             else:
                 truth = labels[kind][row]
             self.made.append({**inputs, "labels": truth})
@@ -133,12 +136,13 @@ def build(architecture: str, kind: str, batch_norm: bool) -> Any:
     config = transformers.AutoConfig.for_model(architecture, **CONFIGS[architecture])
     if kind == "tags":
         config.num_labels = CLASSES
-    elif kind != "tokens":
+    elif kind not in ("tokens", "masked"):
         config.num_labels, config.problem_type = 1 if kind == KINDS[2] else CLASSES, kind
     classes = {"tokens": transformers.AutoModelForCausalLM, KINDS[0]: transformers.AutoModelForImageClassification}
     texts = transformers.AutoModelForSequenceClassification
     auto_class = classes.get(kind, texts) if architecture not in TEXTS else texts
-    auto_class = transformers.AutoModelForTokenClassification if kind == "tags" else auto_class
+    own = {"tags": transformers.AutoModelForTokenClassification, "masked": transformers.AutoModelForMaskedLM}
+    auto_class = own.get(kind, auto_class)
     torch.manual_seed(0)
     model = auto_class.from_config(config)
     for module in model.modules():

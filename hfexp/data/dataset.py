@@ -19,12 +19,16 @@ from hfexp.data.transforms import Steps, Transforms, apply
 from hfexp.tasks.base import Task
 from hfexp.tasks.images import row_of_images
 
+EVALUATION_SEED = 0
+"""Seed of what a task draws for the rows of evaluated splits: equal in all runs, whose metrics are compared."""
+
 
 class ProcessedDataset(TorchDataset):
     """Rows of a `datasets.Dataset` as model inputs, processed when they are read, a batch at a time.
 
     It is indexed by keys `epoch * len + index` (see `hfexp.data.sampling`). A random transform draws from a generator
-    seeded by (seed, key), so a row looks the same in an epoch whichever process reads it, and whenever.
+    seeded by (seed, key), so a row looks the same in an epoch whichever process reads it, and whenever. What the task
+    itself draws (`Task.vary`) follows from (seed, key) too, or on an evaluated split from the row's index alone.
     """
 
     def __init__(
@@ -35,18 +39,25 @@ class ProcessedDataset(TorchDataset):
         steps: Steps,
         seed: int | None = None,
         prepared: Prepared | None = None,
+        task_seed: int | None = None,
     ) -> None:
-        """`seed`: None for a split without randomness; `prepared`: the rows after all or some of `steps.fixed`."""
+        """Set up the rows.
+
+        Args:
+            seed: of the random transform; None for a split without one.
+            prepared: the rows after all or some of `steps.fixed`.
+            task_seed: of what the task draws; None for an evaluated split, whose rows are the same in every epoch.
+        """
         self.rows = rows
         self.task = task
         self.processor = processor
         self.steps = steps
-        self.seed = seed
+        self.seed, self.task_seed = seed, task_seed
         self.prepared = prepared
         self.decode, done = task.decoder(steps.fixed)
         self.rest = steps.fixed[done:] if prepared is None else prepared.rest
         self.reads_columns = (
-            task.takes_columns and prepared is not None and prepared.is_whole and not steps.random
+            task.takes_columns and not task.draws and prepared is not None and prepared.is_whole and not steps.random
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -67,11 +78,15 @@ class ProcessedDataset(TorchDataset):
             assert self.prepared is not None
             inputs: Any = self.task.preprocess(self._batched(self.prepared.columns(indices), keys), self.processor)
             return inputs if self.seed is None else {**inputs, "sample_key": keys}
+        return self.finished(self.fixed_rows(indices), indices if self.task_seed is None else keys)
+
+    def fixed_rows(self, indices: list[int]) -> list[Row]:
+        """Return rows after the deterministic operations."""
         if self.prepared is not None:
             rows = self.prepared.rows(indices)
-            return self.finished(map_batch_in_threads(self.fixed, rows) if self.rest else rows, keys)
+            return map_batch_in_threads(self.fixed, rows) if self.rest else rows
         stored = list(zip(indices, rows_of(self.rows[indices]), strict=True))
-        return self.finished(map_batch_in_threads(self._fixed_in_row, stored), keys)
+        return map_batch_in_threads(self._fixed_in_row, stored)
 
     def __iter__(self) -> Iterator[Row]:
         """Yield each row once; every key is valid, so that Python's default iteration would never end."""
@@ -98,11 +113,19 @@ class ProcessedDataset(TorchDataset):
 
     def finished(self, rows: list[Row], keys: list[int]) -> list[Row]:
         """Turn rows into model inputs after the deterministic operations; random numbers follow from the keys."""
-        if self.seed is None:
-            return [self.task.preprocess(row, self.processor) for row in rows]
-        rows = self._random(rows, keys, self.seed)
+        if self.seed is not None:
+            rows = self._random(rows, keys, self.seed)
+        if self.task.draws:
+            rows = [self._varied(row, key) for row, key in zip(rows, keys, strict=True)]
         inputs = [self.task.preprocess(row, self.processor) for row in rows]
+        if self.seed is None:
+            return inputs
         return [{**row, "sample_key": key} for row, key in zip(inputs, keys, strict=True)]
+
+    def _varied(self, row: Row, key: int) -> Row:
+        """Let the task change a row by numbers that follow from its key."""
+        seed = EVALUATION_SEED if self.task_seed is None else self.task_seed
+        return self.task.vary(row, self.processor, lambda count: uniforms(seed, [key], count)[0])
 
     def _random(self, rows: list[Row], keys: list[int], seed: int) -> list[Row]:
         """Apply the random operations to each row, with a generator seeded by its key."""
@@ -182,7 +205,8 @@ def process(
         steps = transforms.train if split == "train" else transforms.evaluation
         draws = split == "train" and transforms.is_random
         prepared = prepared_cache.get(str(split), rows, steps.fixed) if prepared_cache else None
-        splits[str(split)] = kind(rows, task, processor, steps, seed if draws else None, prepared)
+        task_seed = seed if split == "train" else None
+        splits[str(split)] = kind(rows, task, processor, steps, seed if draws else None, prepared, task_seed)
     return splits
 
 
@@ -215,8 +239,8 @@ TOKENS = "input_ids"
 class PackedDataset(ProcessedDataset):
     """A split's texts as blocks of `task.block_size` tokens, in their order; an incomplete last block is dropped.
 
-    Prepared tokens are read from disk, a block at a time. Otherwise, all texts are tokenized once and stay in memory
-    (4 bytes per token).
+    Fields that have a value for each token are cut likewise. Prepared tokens are read from disk, a block at a time.
+    Otherwise, all texts are tokenized once and stay in memory (4 bytes per value).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -227,28 +251,25 @@ class PackedDataset(ProcessedDataset):
             raise ConfigError("transform.augment can't be used for texts that are cut into blocks (task.block_size)")
 
     @functools.cached_property
-    def _in_memory(self) -> np.ndarray:
+    def _in_memory(self) -> dict[str, np.ndarray]:
         """Return the tokens of all texts, for a split that is not prepared."""
         return self._of_texts(len(self.rows))
 
-    def _of_texts(self, count: int) -> np.ndarray:
-        """Return the tokens of the first `count` texts."""
+    def _of_texts(self, count: int) -> dict[str, np.ndarray]:
+        """Return the tokens of the first `count` texts, and the other fields with a value for each token."""
         size = 256
-        parts = [
-            np.asarray(row[TOKENS], dtype=np.int32)
-            for start in range(0, count, size)
-            for row in self._texts(range(start, min(start + size, count)))
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int32)
-
-    def _texts(self, indices: range) -> list[Any]:
-        rows = super().__getitems__(list(indices))
-        assert isinstance(rows, list)
-        return rows
+        parts: dict[str, list[np.ndarray]] = {TOKENS: []}
+        for start in range(0, count, size):
+            for row in self.fixed_rows(list(range(start, min(start + size, count)))):
+                for name, values in row.items():
+                    if isinstance(values, list) and len(values) == len(row[TOKENS]):
+                        parts.setdefault(name, []).append(np.asarray(values, dtype=np.int32))
+        whole = {name: np.concatenate(values) if values else np.zeros(0, np.int32) for name, values in parts.items()}
+        return {name: values for name, values in whole.items() if len(values) == len(whole[TOKENS])}
 
     @functools.cached_property
     def _length(self) -> int:
-        total = len(self._in_memory) if self.prepared is None else self.prepared.reader.total(TOKENS)
+        total = len(self._in_memory[TOKENS]) if self.prepared is None else self.prepared.reader.total(TOKENS)
         if total < self.block:
             raise ConfigError(
                 f"the texts of a split have {total} tokens, fewer than one block (task.block_size={self.block})"
@@ -265,24 +286,27 @@ class PackedDataset(ProcessedDataset):
 
     def __getitems__(self, keys: list[int]) -> list[Row]:
         """Return blocks as rows of model inputs."""
-        return [self._row(self._tokens(key % len(self) * self.block)) for key in keys]
+        indices = [key % len(self) for key in keys]
+        blocks = [self._block(index * self.block) for index in indices]
+        return self.finished(blocks, indices if self.task_seed is None else keys)
 
-    def _tokens(self, start: int) -> np.ndarray:
+    def _block(self, start: int) -> Row:
+        """Return the tokens of a block from a place on, and the other fields with a value for each of them."""
         if self.prepared is None:
-            return self._in_memory[start : start + self.block]
-        return self.prepared.reader.stretch(TOKENS, start, self.block)
-
-    def _row(self, tokens: np.ndarray) -> Row:
-        return self.task.preprocess({TOKENS: tokens.tolist()}, self.processor)
+            return {name: values[start : start + self.block].tolist() for name, values in self._in_memory.items()}
+        reader = self.prepared.reader
+        names = [name for name in reader.fields if reader.total(name) == reader.total(TOKENS)]
+        return {name: reader.stretch(name, start, self.block).tolist() for name in names}
 
     def _first(self) -> Row:
         """Return the first block without tokenizing all texts for it."""
-        count, tokens = 1, self._of_texts(1)
-        while len(tokens) < self.block and count < len(self.rows):
+        count, fields = 1, self._of_texts(1)
+        while len(fields[TOKENS]) < self.block and count < len(self.rows):
             count = min(2 * count, len(self.rows))
-            tokens = self._of_texts(count)
-        # `self[1]` raises the ConfigError of a split that is shorter than one block.
-        return self._row(tokens[: self.block]) if len(tokens) >= self.block else self[1]
+            fields = self._of_texts(count)
+        if len(fields[TOKENS]) < self.block:
+            return self[1]  # raises the ConfigError of a split that is shorter than one block
+        return self.finished([{name: values[: self.block].tolist() for name, values in fields.items()}], [0])[0]
 
     def lengths(self, name: str) -> list[int]:
         """Return the same length, the block size, for every row."""

@@ -266,7 +266,7 @@ class ProcessedStream(TorchIterableDataset):
         @row_of_images
         def decoded(item: Item) -> tuple[int, Row]:
             row, ready = item
-            if self.seed is None:
+            if self.seed is None and not self.processed.task.draws:
                 key = 0
             else:
                 row = with_content(row)  # read the file once, both for the key and to decode it

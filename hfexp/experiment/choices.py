@@ -12,6 +12,7 @@ MODELS = {
     "AutoModelForImageClassification": ("image",),
     "AutoModelForSequenceClassification": ("text", "causal_lm"),
     "AutoModelForTokenClassification": ("text", "causal_lm"),
+    "AutoModelForMaskedLM": ("text",),
     "AutoModelForCausalLM": ("causal_lm",),
 }
 """Values of `model.kind` that a task can train, by the task's `model_class`."""

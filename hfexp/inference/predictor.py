@@ -13,6 +13,9 @@ Each task has one documented input and output:
 * Token classification. Input: a text, or a list of words, which count as a text with spaces between them. Output:
   `entities`, a list of mappings with `type` (str), `score` (float), `start` and `end` (places in the text) and `text`.
 
+* Filling of masks. Input: a text with `[MASK]`, or the tokenizer's own mask token, in place of words. Output: `text`
+  (str) with the best fillers, and `fillers`, a list of mappings with `mask` (int, from 1), `token` and `score`.
+
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 

@@ -75,6 +75,9 @@ class Task(ABC):
     varying_shapes: ClassVar[bool] = False
     """True if rows differ in shape, e.g. texts in length, and the collator brings them to one shape."""
 
+    draws: ClassVar[bool] = False
+    """True if `vary` changes the rows of a dataset at random."""
+
     raw_type: ClassVar[str] = "binary"
     """MLflow type of a raw input: `binary` or `string`."""
     raw_column: ClassVar[str | None] = None
@@ -131,6 +134,15 @@ class Task(ABC):
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Return the function that decodes rows for these operations, and how many of the first ones it covers."""
         return self.decode, 0
+
+    def vary(self, row: dict[str, Any], processor: Any, draw: "Callable[[int], np.ndarray]") -> dict[str, Any]:
+        """Change a transformed row of a dataset at random, before `preprocess`; called if `draws` is true.
+
+        Args:
+            draw: returns so many numbers in [0, 1). In training they follow from the seed, the epoch and the row, on
+                evaluated splits from the row alone; a second call returns the same ones.
+        """
+        return row
 
     @abstractmethod
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:

@@ -205,8 +205,13 @@ def token_scores(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     Args:
         logits: (B, T, V); `labels`: (B, T), IGNORED where nothing counts. Token t is predicted from those before it.
     """
+    return scores_in_place(logits[:, :-1], labels[:, 1:])
+
+
+def scores_in_place(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Score each row as `token_scores` does, where the logits of a token stand at its own place."""
     scores = []
-    for row, truth in zip(logits[:, :-1], labels[:, 1:], strict=True):  # row by row to save memory: V can be 262,144
+    for row, truth in zip(logits, labels, strict=True):  # row by row to save memory: V can be 262,144
         counted = truth != IGNORED
         row, truth = row[counted].float(), truth[counted]
         loss = torch.nn.functional.cross_entropy(row, truth, reduction="sum") if len(truth) else row.new_zeros(())

@@ -86,6 +86,7 @@ def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
     """
     from peft import get_peft_model
 
+    _require_untied(model, getattr(config, "modules_to_save", None) or ())
     try:
         with _quiet():
             adapted = get_peft_model(model, config, adapter_name=ADAPTER)
@@ -95,6 +96,18 @@ def adapt(model: Any, config: Any, path: str, revision: str | None) -> Any:
     made = adapted.peft_config[ADAPTER]
     made.base_model_name_or_path, made.revision = str(directory.absolute()) if directory.is_dir() else path, revision
     return adapted
+
+
+def _require_untied(model: Any, whole: Iterable[str]) -> None:
+    """Raise ConfigError for a layer to train whole whose weights are another's: PEFT (0.21) can't load it again."""
+    for name in getattr(model, "all_tied_weights_keys", None) or {}:
+        layer = name.rpartition(".")[0]
+        if layer in whole:
+            raise ConfigError(
+                f"model.peft: {layer} would be trained whole, as the checkpoint lacks parts of it, but shares weights "
+                "with the embeddings, which PEFT can't load again: take a checkpoint that has this layer, or leave "
+                "model.peft out"
+            )
 
 
 @contextlib.contextmanager

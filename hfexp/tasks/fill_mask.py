@@ -1,0 +1,148 @@
+"""Masked language modelling: guess the masked tokens of texts, as a model like BERT is pretrained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from hfexp.core.errors import ConfigError, DataError, did_you_mean
+from hfexp.tasks.base import Task
+
+FILLER = {"mask": "long", "token": "string", "score": "double"}
+"""Fields of a filler in an answer; `mask` counts the masks of the text from 1."""
+SHOWN_EXAMPLE = 200
+"""Characters of a text that are kept as an input example."""
+
+
+class FillMask(Task):
+    """Masked language modelling on the column `text`, which `transform` encodes (`hfexp.tasks.masking.EncodeText`)."""
+
+    model_class: ClassVar[str] = "AutoModelForMaskedLM"
+    processor_class: ClassVar[str] = "AutoTokenizer"
+    columns: ClassVar[tuple[str, ...]] = ("text",)
+    metric: ClassVar[str] = "perplexity"
+    greater_is_better: ClassVar[bool] = False
+    loss_per_token: ClassVar[bool] = True
+    varying_shapes: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+    raw_type: ClassVar[str] = "string"
+    answer_types: ClassVar[dict[str, Any]] = {"text": "string", "fillers": FILLER}
+    quick_options: ClassVar[dict[str, Any]] = {"top_k": 1}
+
+    def __init__(
+        self, block_size: int | None = None, mlm_probability: float = 0.15, whole_words: bool = False, top_k: int = 5
+    ) -> None:
+        """Set up the task.
+
+        Args:
+            block_size: tokens per row when all texts are concatenated and cut; None: each text is a row.
+            mlm_probability: share of the tokens that are masked.
+            whole_words: mask all tokens of a word together.
+            top_k: fillers of each mask in an answer.
+        """
+        if block_size is not None and block_size < 2:
+            raise ConfigError(f"task.block_size={block_size} must be at least 2")
+        if not 0 < mlm_probability < 1:
+            raise ConfigError(f"task.mlm_probability={mlm_probability} must be between 0 and 1")
+        self.block_size, self.mlm_probability = block_size, mlm_probability
+        self.whole_words, self.top_k = whole_words, top_k
+        self.check_options({"top_k": top_k})
+        self._masking: Any = None
+
+    def decode(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Return the row if its text is a string, and not empty unless it is cut into blocks; DataError otherwise."""
+        if "question" in row:
+            return row
+        if not isinstance(row["text"], str):
+            raise DataError(f"column 'text' holds {row['text']!r:.80}, expected a string")
+        if self.block_size is None and not row["text"].strip():
+            raise DataError("column 'text' holds an empty text, in which there is nothing to mask")
+        return row
+
+    def vary(self, row: dict[str, Any], processor: Any, draw: Callable[[int], np.ndarray]) -> dict[str, Any]:
+        """Mask tokens, and add `labels`; a text that is a row of its own is cut to what the model takes.
+
+        Raises:
+            ConfigError: whole words are to be masked, and the tokenizer does not tell where they begin.
+        """
+        from hfexp.tasks.masking import STARTS
+
+        if self.whole_words and STARTS not in row:
+            raise ConfigError(
+                f"task.whole_words=true: {type(processor).__name__} is a slow tokenizer, which does not tell a "
+                "token's word; set task.whole_words=false"
+            )
+        masking = self._masking_with(processor)
+        row = row if self.block_size is not None else masking.cut(row, processor.model_max_length)
+        return masking(row["input_ids"], row[STARTS] if self.whole_words else None, draw)
+
+    def _masking_with(self, processor: Any) -> Any:
+        from hfexp.tasks.masking import Masking
+
+        if self._masking is None or self._masking.tokenizer is not processor:
+            self._masking = Masking(processor, self.mlm_probability)
+        return self._masking
+
+    def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
+        """Return a masked row as it is; check a row to predict on, and cut it to what the model takes."""
+        return row if "labels" in row else self._masking_with(processor).asked(row, processor.model_max_length)
+
+    def picture(self, inputs: dict[str, Any], processor: Any) -> str:
+        """Decode the tokens to text, masks and other special tokens included."""
+        return processor.decode(inputs["input_ids"])
+
+    def inference_row(self, value: Any) -> dict[str, Any]:
+        """Turn a text with masks into a row."""
+        if not isinstance(value, str):
+            raise DataError(f"expected a text, got {value!r:.80}")
+        return {"question": value}
+
+    def inference_example(self, row: dict[str, Any]) -> str:
+        """Return the first `SHOWN_EXAMPLE` characters of the text with a mask in place of the first word."""
+        from hfexp.tasks.masking import MASK
+
+        return " ".join([MASK, *row["text"][:SHOWN_EXAMPLE].split()[1:]])
+
+    def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
+        """Return a collator that pads to the longest row of a batch."""
+        from hfexp.tasks.entities import IGNORED
+        from hfexp.tasks.text import TextCollator
+
+        return TextCollator(processor, padding={"labels": IGNORED})
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ConfigError unless the only option is `top_k`, a whole number from 1 on."""
+        for name, value in options.items():
+            if name != "top_k":
+                raise ConfigError(f"generation.{name} is unknown.{did_you_mean(name, ['top_k'])} Allowed: top_k")
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"top_k={value!r}: expected a whole number from 1 on")
+
+    def serving_options(self) -> dict[str, bool | int | float | str]:
+        """Return the number of fillers."""
+        return {"top_k": self.top_k}
+
+    def respond(self, model: Any, batch: dict[str, Any], processor: Any, options: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the most probable fillers of each mask, which equal those of Transformers' pipeline for one mask."""
+        from hfexp.tasks.masking import fill_masks
+
+        return fill_masks(model, batch, processor, options.get("top_k", self.top_k))
+
+    def answer(self, output: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:
+        """Return the text with the best filler in each mask, and the fillers, each with the fields of `FILLER`."""
+        return output
+
+    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
+        """Reduce logits to the (B, 3) scores of `hfexp.tasks.causal_lm.scores_in_place`."""
+        from hfexp.tasks.causal_lm import scores_in_place
+
+        return scores_in_place(logits[0] if isinstance(logits, tuple) else logits, labels)
+
+    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        """Return per row `nll` in nats, the number of masked `tokens`, and the `correct` ones of them."""
+        counts = predictions[:, 1:].astype(np.int64)
+        return {"nll": predictions[:, 0], "tokens": counts[:, 0], "correct": counts[:, 1]}
+
+    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Make scores of two rows of ten tokens, half of them predicted right."""
+        return np.array([[10.0, 10, 5]] * 2, dtype=np.float32), np.zeros((2, 11), np.int64)
