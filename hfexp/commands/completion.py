@@ -209,7 +209,7 @@ def _values(name: str) -> list[str]:
     key = keys().get(name)
     if key is None:
         return []
-    if key.type == "bool":
+    if key.type.split(" | ")[0] == "bool":
         return ["true", "false"]
     listed = key.allowed.split("\n") if "\n" in key.allowed else key.allowed.split(", ")
     values = [text.partition(":")[0].strip() for text in listed]
