@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from hfexp.core.machine import (
 )
 
 MULTIRUN = {"-m", "--multirun"}
+SOON = 0.01
+"""Seconds after which Ctrl-C is repeated if nothing could be interrupted."""
 
 
 def program() -> int:
@@ -45,6 +48,7 @@ def program() -> int:
         print("hfexp: error: the current directory has been removed; cd to another one", file=sys.stderr)
         return EXIT_WRONG_INPUT
     name_a_home()
+    keep_interrupts()
     if split_command(sys.argv[1:])[0] in BEGIN_WITH_IMPORTS:
         put_off_collection()
     try:
@@ -62,6 +66,23 @@ def _open_streams() -> None:
                 continue
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
             setattr(sys, name, os.fdopen(number, "r" if name == "stdin" else "w"))
+
+
+def keep_interrupts() -> None:
+    """Let Ctrl-C end the program also if it arrives in a finalizer or in the callback of a weak reference.
+
+    Python only reports an exception that is raised there (`sys.unraisablehook`), and SQLAlchemy has many of both.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Later, from another thread: here, this function would be interrupted, and nothing else.
+            threading.Timer(SOON, signal.raise_signal, [signal.SIGINT]).start()
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def name_a_home() -> None:

@@ -172,3 +172,30 @@ def test_ui_without_a_store_says_what_to_do(place: Path, capsys: pytest.CaptureF
     assert cli.main(["ui"]) == 2
     assert "run `hfexp` first" in capsys.readouterr().err
     assert list(place.iterdir()) == []
+
+
+LOST = """
+import signal, sys, time
+from hfexp.commands import cli
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)  # Python handles it here, where nothing can be raised
+        sum(range(1000))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+cli.keep_interrupts()
+try:
+    Held()
+    time.sleep(10)
+    print("lost")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+    without = LOST.replace("cli.keep_interrupts()", "").replace("sleep(10)", "sleep(0)")
+    assert "lost" in subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, timeout=60).stdout
