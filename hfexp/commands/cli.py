@@ -78,7 +78,7 @@ def keep_interrupts() -> None:
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             # Later, from another thread: here, this function would be interrupted, and nothing else.
-            threading.Timer(SOON, signal.raise_signal, [signal.SIGINT]).start()
+            threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
         else:
             report(unraisable)
 

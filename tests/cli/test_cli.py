@@ -187,7 +187,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.keep_interrupts()
 try:
     Held()
-    time.sleep(10)
+    time.sleep(60)
     print("lost")
 except KeyboardInterrupt:
     print("interrupted")
@@ -195,7 +195,7 @@ except KeyboardInterrupt:
 
 
 def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:
-    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=50)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
-    without = LOST.replace("cli.keep_interrupts()", "").replace("sleep(10)", "sleep(0)")
+    without = LOST.replace("cli.keep_interrupts()", "").replace("sleep(60)", "sleep(0)")
     assert "lost" in subprocess.run([sys.executable, "-c", without], capture_output=True, text=True, timeout=60).stdout
