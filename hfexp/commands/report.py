@@ -52,6 +52,7 @@ def draw(run: RunRecord, home: Path, state: RunState) -> None:
     Raises:
         ConfigError: the run has no final scores, or its data has changed.
     """
+    from hfexp.core.machine import begin_collection
     from hfexp.experiment.preflight import load_inputs, process_splits
     from hfexp.tracking.lineage import split_digests
     from hfexp.tracking.report.canvas import Pictures
@@ -59,6 +60,7 @@ def draw(run: RunRecord, home: Path, state: RunState) -> None:
     from hfexp.tracking.report.figures import draw_samples
     from hfexp.tracking.report.report import draw_report
 
+    begin_collection()  # the slow imports are done by now
     try:
         facts, scores = read_stored(home)
     except FileNotFoundError as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
 from omegaconf import OmegaConf
@@ -112,9 +113,11 @@ def _is_text(feature: Any) -> bool:
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
 
 
-def _with_column(rows: Dataset, column: str, values: Sequence[Any] | np.ndarray, feature: Any) -> Dataset:
-    """Replace the values of a column; `datasets` (5.2) hashes a list value by value, an array all at once."""
-    return rows.remove_columns(column).add_column(column, values, feature=feature)  # pyright: ignore
+def _with_column(rows: Dataset, column: str, values: Sequence[Any], feature: Any) -> Dataset:
+    """Replace the values of a column."""
+    # An array, because `datasets` (5.2) hashes a list value by value, 5 us each, for the fingerprint of the result.
+    array: Any = pa.array(values, Features({column: feature}).arrow_schema.field(column).type)
+    return rows.remove_columns(column).add_column(column, array, feature=feature)  # pyright: ignore
 
 
 def class_column(task: Task) -> str | None:
@@ -191,8 +194,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         _require_labels(dataset[split], labels, split)
         _require_known(labels, ids, split)
         feature = ClassLabel(names=list(names))
-        numbers = np.array([ids[str(label)] for label in labels], dtype=np.int64)
-        result[split] = _with_column(dataset[split], column, numbers, feature)
+        result[split] = _with_column(dataset[split], column, [ids[str(label)] for label in labels], feature)
     return DatasetDict(result)
 
 

@@ -64,7 +64,7 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
     require_finite(trainer)
     pruned_step = pruning.pruned_step if pruning else None
     train_seconds = trainer.seconds_before + progress.train_seconds
-    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, (context.started, train_seconds))
+    metrics, report = conclude(trainer, inputs, splits, recorder, pruned_step, context.started, train_seconds)
     best_metric, best_step = best_metric_and_step(trainer, metrics)
     return Outcome(
         metrics=metrics,
@@ -84,12 +84,13 @@ def conclude(
     splits: dict[str, Any],
     recorder: Recorder,
     pruned_step: int | None,
-    times: tuple[float, float],
+    started: float,
+    train_seconds: float,
 ) -> tuple[dict[str, float], ClassReport | None]:
     """Evaluate, save and record the model; for a pruned run, record only what it has measured.
 
     Args:
-        times: when this start of the run began, in seconds of `time.monotonic`, and the seconds of training.
+        started: when this start of the run began, in seconds of `time.monotonic`.
 
     Returns:
         The final metrics, and in the first process the report on the classes of the last split.
@@ -108,7 +109,6 @@ def conclude(
     console.status("saving the model")
     save_model(trainer, inputs, recorder.directory)
     note_skipped(splits)
-    started, train_seconds = times
     pictures = wants_pictures(recorder.config, trainer, metrics, train_seconds)
     return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started, pictures)
 

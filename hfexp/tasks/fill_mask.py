@@ -6,26 +6,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError, DataError, did_you_mean
-from hfexp.tasks.base import Task
+from hfexp.tasks.language_model import SHOWN_EXAMPLE, LanguageModelling
 
 FILLER = {"mask": "long", "token": "string", "score": "double"}
 """Fields of a filler in an answer; `mask` counts the masks of the text from 1."""
-SHOWN_EXAMPLE = 200
-"""Characters of a text that are kept as an input example."""
 
 
-class FillMask(Task):
+class FillMask(LanguageModelling):
     """Masked language modelling on the column `text`, which `transform` encodes (`hfexp.tasks.masking.EncodeText`)."""
 
     model_class: ClassVar[str] = "AutoModelForMaskedLM"
-    processor_class: ClassVar[str] = "AutoTokenizer"
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    metric: ClassVar[str] = "perplexity"
-    greater_is_better: ClassVar[bool] = False
-    loss_per_token: ClassVar[bool] = True
-    varying_shapes: ClassVar[bool] = True
     draws: ClassVar[bool] = True
-    raw_type: ClassVar[str] = "string"
     answer_types: ClassVar[dict[str, Any]] = {"text": "string", "fillers": FILLER}
     quick_options: ClassVar[dict[str, Any]] = {"top_k": 1}
 
@@ -40,12 +31,10 @@ class FillMask(Task):
             whole_words: mask all tokens of a word together.
             top_k: fillers of each mask in an answer.
         """
-        if block_size is not None and block_size < 2:
-            raise ConfigError(f"task.block_size={block_size} must be at least 2")
+        super().__init__(block_size)
         if not 0 < mlm_probability < 1:
             raise ConfigError(f"task.mlm_probability={mlm_probability} must be between 0 and 1")
-        self.block_size, self.mlm_probability = block_size, mlm_probability
-        self.whole_words, self.top_k = whole_words, top_k
+        self.mlm_probability, self.whole_words, self.top_k = mlm_probability, whole_words, top_k
         self.check_options({"top_k": top_k})
         self._masking: Any = None
 
@@ -86,10 +75,6 @@ class FillMask(Task):
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """Return a masked row as it is; check a row to predict on, and cut it to what the model takes."""
         return row if "labels" in row else self._masking_with(processor).asked(row, processor.model_max_length)
-
-    def picture(self, inputs: dict[str, Any], processor: Any) -> str:
-        """Decode the tokens to text, masks and other special tokens included."""
-        return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a text with masks into a row."""
@@ -137,12 +122,3 @@ class FillMask(Task):
         from hfexp.tasks.causal_lm import scores_in_place
 
         return scores_in_place(logits[0] if isinstance(logits, tuple) else logits, labels)
-
-    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """Return per row `nll` in nats, the number of masked `tokens`, and the `correct` ones of them."""
-        counts = predictions[:, 1:].astype(np.int64)
-        return {"nll": predictions[:, 0], "tokens": counts[:, 0], "correct": counts[:, 1]}
-
-    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Make scores of two rows of ten tokens, half of them predicted right."""
-        return np.array([[10.0, 10, 5]] * 2, dtype=np.float32), np.zeros((2, 11), np.int64)

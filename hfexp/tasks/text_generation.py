@@ -3,26 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.base import Task
-
-SHOWN_EXAMPLE = 200
-"""Characters of a text that are kept as an input example."""
+from hfexp.tasks.language_model import SHOWN_EXAMPLE, LanguageModelling
 
 
-class TextGeneration(Task):
+class TextGeneration(LanguageModelling):
     """Text generation on the column `text`; `transform` must encode it (`hfexp.tasks.causal_lm.Encode`)."""
 
     model_class: ClassVar[str] = "AutoModelForCausalLM"
-    processor_class: ClassVar[str] = "AutoTokenizer"
-    columns: ClassVar[tuple[str, ...]] = ("text",)
-    metric: ClassVar[str] = "perplexity"
-    greater_is_better: ClassVar[bool] = False
-    loss_per_token: ClassVar[bool] = True
-    varying_shapes: ClassVar[bool] = True
-    raw_type: ClassVar[str] = "string"
     streams: ClassVar[bool] = True
     answer_types: ClassVar[dict[str, str]] = {"text": "string"}
     quick_options: ClassVar[dict[str, Any]] = {"max_new_tokens": 8, "do_sample": False}
@@ -36,9 +24,7 @@ class TextGeneration(Task):
         """
         from hfexp.tasks.causal_lm import check_generation
 
-        if block_size is not None and block_size < 2:
-            raise ConfigError(f"task.block_size={block_size} must be at least 2")
-        self.block_size = block_size
+        super().__init__(block_size)
         self.generation = dict(generation or {})
         check_generation(self.generation)
 
@@ -59,10 +45,6 @@ class TextGeneration(Task):
             cut = (name for name in ("input_ids", "labels") if name in row)
             row = {**row, **{name: row[name][: processor.model_max_length] for name in cut}}
         return row if "labels" in row else {**row, "labels": list(row["input_ids"])}
-
-    def picture(self, inputs: dict[str, Any], processor: Any) -> str:
-        """Decode the tokens to text, special tokens included."""
-        return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a text to continue, or the messages of a conversation, into a row."""
@@ -136,18 +118,6 @@ class TextGeneration(Task):
         from hfexp.tasks.causal_lm import token_scores
 
         return token_scores(logits[0] if isinstance(logits, tuple) else logits, labels)
-
-    def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        """Return per row `nll` in nats, the number of scored `tokens`, and the `correct` ones of them."""
-        return {
-            "nll": predictions[:, 0],
-            "tokens": predictions[:, 1].astype(np.int64),
-            "correct": predictions[:, 2].astype(np.int64),
-        }
-
-    def fake_predictions(self, id2label: dict[int, str] | None) -> tuple[np.ndarray, np.ndarray]:
-        """Make scores of two rows of ten tokens, half of them predicted right."""
-        return np.array([[10.0, 10, 5]] * 2, dtype=np.float32), np.zeros((2, 11), np.int64)
 
 
 class ChatGeneration(TextGeneration):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset
 
 from hfexp.core.config import Config, to_dict
@@ -14,6 +13,7 @@ from hfexp.core.hub import PACKAGE, local_model
 from hfexp.core.secrets import mask_values
 from hfexp.data.dataset import num_rows
 from hfexp.data.fingerprint import digest
+from hfexp.data.labels import label_counts
 from hfexp.data.prepare import settings_of
 from hfexp.data.sources import name_of
 from hfexp.tasks.base import Task
@@ -67,12 +67,8 @@ def evaluated_input(config: Config, task: Task, rows: Dataset) -> dict[str, Any]
 
 def class_counts(rows: Dataset, task: Task) -> dict[str, int] | None:
     """Count the rows of each class, by name; None if the labels are not single classes."""
-    column = task.label_column or ""
-    feature = rows.features.get(column)
-    if not isinstance(feature, ClassLabel):
-        return None
-    counts = np.bincount(np.asarray(rows[column][:]), minlength=len(feature.names))
-    return dict(zip(feature.names, map(int, counts), strict=True))
+    is_class = isinstance(rows.features.get(task.label_column or ""), ClassLabel)
+    return label_counts(rows, task) if is_class else None
 
 
 def transform_hash(config: Config, processor: Any) -> str:

@@ -81,14 +81,38 @@ def read_runs(
     """
     chosen = None if run_ids is None else list(dict.fromkeys(run_ids))
     where = (where or "").strip()
-    runs = _in_database(uri, lambda connection: _sql_runs(connection, experiment, chosen))
-    if runs is not None and where:
-        runs = _matching(runs, where)
-    return _client_runs(uri, experiment, chosen, where) if runs is None else runs
+    readable = not where or _database_path(uri) is None or _asks_records_only(where)
+    runs = _in_database(uri, lambda connection: _sql_runs(connection, experiment, chosen)) if readable else None
+    if runs is None:
+        return _client_runs(uri, experiment, chosen, where)
+    return _matching(runs, where) if where else runs
 
 
-def _matching(runs: list[RunRecord], where: str) -> list[RunRecord] | None:
-    """Choose the runs that match a filter as MLflow reads it; None if the filter asks for what records don't have.
+def _asks_records_only(where: str) -> bool:
+    """Tell whether a filter compares only what a `RunRecord` has, in ways that mean the same in memory.
+
+    Raises:
+        ConfigError: the filter is not valid.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.search_utils import SearchUtils
+
+    try:
+        clauses = SearchUtils.parse_search_filter(where)
+    except MlflowException as error:
+        raise _invalid_filter(where, error) from error
+    return all(
+        clause["comparator"].upper() in COMPARATORS
+        and (
+            clause["type"] in FILTERED
+            or (clause["type"] == "attribute" and SearchUtils.translate_key_alias(clause["key"]) in ATTRIBUTES)
+        )
+        for clause in clauses
+    )
+
+
+def _matching(runs: list[RunRecord], where: str) -> list[RunRecord]:
+    """Choose the runs that match a filter, as MLflow reads it.
 
     MLflow's search in a database builds an object for each param, metric and tag, which takes ten times as long.
 
@@ -98,21 +122,12 @@ def _matching(runs: list[RunRecord], where: str) -> list[RunRecord] | None:
     from mlflow.exceptions import MlflowException
     from mlflow.utils.search_utils import SearchUtils
 
+    infos = (SimpleNamespace(**{name: getattr(run, own) for name, own in ATTRIBUTES.items()}) for run in runs)
+    views = [SimpleNamespace(data=run, info=info) for run, info in zip(runs, infos, strict=True)]
     try:
-        for clause in SearchUtils.parse_search_filter(where):
-            of_record = clause["type"] in FILTERED or SearchUtils.translate_key_alias(clause["key"]) in ATTRIBUTES
-            if not of_record or clause["comparator"].upper() not in COMPARATORS:
-                return None
-        views = [
-            SimpleNamespace(
-                data=run, info=SimpleNamespace(**{name: getattr(run, own) for name, own in ATTRIBUTES.items()})
-            )
-            for run in runs
-        ]
-        kept = {id(view.data) for view in SearchUtils.filter(views, where)}
+        return [view.data for view in SearchUtils.filter(views, where)]
     except MlflowException as error:
         raise _invalid_filter(where, error) from error
-    return [run for run in runs if id(run) in kept]
 
 
 def _invalid_filter(where: str, error: Any) -> ConfigError:
