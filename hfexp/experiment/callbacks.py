@@ -137,12 +137,13 @@ class Recorder:
         scores: dict[str, SplitScores | ItemScores],
         splits: dict[str, Any],
         seconds: float,
-        pictures: bool,
+        is_best: bool,
     ) -> ClassReport | None:
         """Record final metrics, report and model, at the step that the saved model comes from.
 
         Args:
-            pictures: draw pictures for the report.
+            is_best: no run of its sweep is better so far. By default, only such a run draws pictures for its report
+                and checks its recorded model: the others would take as long for what nobody looks at.
 
         Returns:
             The class report of the last split.
@@ -158,6 +159,7 @@ class Recorder:
         model = trainer.accelerator.unwrap_model(trainer.model)
         for part in [part for part in scores.values() if isinstance(part, ItemScores)][:1]:  # that of the validation
             part.examples = self._marked_rows(model)
+        pictures = is_best if self.config.tracking.pictures is None else self.config.tracking.pictures
         self._draw_samples(pictures)
         store(self.directory.path, facts, scores)
         drawn = Pictures(self.directory.artifacts, pictures)
@@ -168,7 +170,7 @@ class Recorder:
         save_recipe(self.directory.model, self._recipe())
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
             console.status("recording the model")
-            self._record_model(model, card, step, metrics)
+            self._record_model(model, card, step, metrics, verify=is_best)
         return report
 
     def give_up(self, metrics: dict[str, float], step: int, pruned_step: int) -> None:
@@ -181,8 +183,8 @@ class Recorder:
         self.tracker.log_metrics(metrics, step)
         self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
 
-    def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float]) -> None:
-        """Record the final model as an MLflow model; check its predictions first, unless it needs foreign code."""
+    def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float], verify: bool) -> None:
+        """Record the final model as an MLflow model; `verify` its predictions first, unless it needs foreign code."""
         saved = self._save(model, self.directory.path / "mlflow_model", self.directory.model, card)
         if saved is None:
             self.tracker.log_artifacts(self.directory.model, "model")
@@ -192,7 +194,7 @@ class Recorder:
             console.note("the model is recorded as files: MLflow can't load a model that the user's own code builds")
         elif self.config.model.trust_remote_code:
             console.note("the recorded model was not checked: it needs code from the Hub")
-        else:
+        elif verify:
             self._verify(saved, model)
         model_metrics = {k: v for k, v in metrics.items() if k.startswith(("final_eval_", "test_"))}
         content = {"directory": str(saved.path.relative_to(self.directory.path)), "name": "model", "key": FINAL}

@@ -109,14 +109,14 @@ def conclude(
     console.status("saving the model")
     save_model(trainer, inputs, recorder.directory)
     note_skipped(splits)
-    pictures = wants_pictures(recorder.config, trainer, metrics, train_seconds)
-    return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started, pictures)
+    is_best = is_best_of_sweep(recorder.config, trainer, metrics, train_seconds)
+    return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started, is_best)
 
 
-def wants_pictures(config: Config, trainer: Trainer, metrics: dict[str, float], train_seconds: float) -> bool:
-    """Tell whether the report of a run that ends gets pictures: by default, unless a better run of its sweep has."""
-    if config.tracking.pictures is not None or config.point is None:
-        return config.tracking.pictures is not False
+def is_best_of_sweep(config: Config, trainer: Trainer, metrics: dict[str, float], train_seconds: float) -> bool:
+    """Tell whether no run of its sweep is better so far than the one that ends; a run without a sweep is the best."""
+    if config.point is None:
+        return True
     objective, _ = best_metric_and_step(trainer, metrics)
     try:
         return is_best_so_far(config.point, values_of_point(config.point, metrics, objective, train_seconds))

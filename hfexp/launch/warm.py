@@ -33,6 +33,7 @@ MODULES = (
     "rich.progress",
     "rich.table",
     "sklearn.datasets",
+    "sklearn.metrics",
     "transformers.modeling_layers",
 )
 

@@ -166,6 +166,9 @@ class PrecisionRecallF1(_ArrayMetric):
         return result
 
 
+CLASSES_AT_ONCE = 50
+
+
 class _MeanOverClasses(_ArrayMetric):
     """An area under a curve of each class against the others, averaged over the classes present."""
 
@@ -173,8 +176,11 @@ class _MeanOverClasses(_ArrayMetric):
     kinds = (CLASS, CLASSES)
     name_of_value = ""
 
-    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
-        """Return the area of one class from the truth (N,) and the scores (N,) of all rows."""
+    rare: int | None = None
+    """Rows for each row of a class from which on `resampling.area_of_rare_class` computes its area."""
+
+    def _areas_of(self, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Return the areas (C,) of some classes from the truth (N, C) and the scores (N, C) of all rows."""
         raise NotImplementedError
 
     def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -182,19 +188,25 @@ class _MeanOverClasses(_ArrayMetric):
         raise NotImplementedError
 
     def _compute(self, prediction_scores: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        areas = [self._area(*pair) for pair in _one_vs_rest(prediction_scores, references)]
-        return {self.name_of_value: float(np.mean(areas)) if areas else float("nan")}
+        pairs = list(_one_vs_rest(prediction_scores, references))
+        areas = np.empty(len(pairs))
+        usual = []
+        for number, (truth, scores) in enumerate(pairs):
+            if self.rare is not None and truth.sum() * self.rare < len(truth):
+                areas[number] = resampling.area_of_rare_class(truth, scores)
+            else:
+                usual.append(number)
+        for start in range(0, len(usual), CLASSES_AT_ONCE):  # scikit-learn checks its arguments once per call
+            numbers = usual[start : start + CLASSES_AT_ONCE]
+            truths, columns = zip(*(pairs[number] for number in numbers), strict=True)
+            areas[numbers] = self._areas_of(np.stack(truths, axis=-1), np.stack(columns, axis=-1))
+        return {self.name_of_value: float(areas.mean()) if pairs else float("nan")}
 
     def resample(
         self, counts: np.ndarray, prediction_scores: np.ndarray, references: np.ndarray
     ) -> dict[str, np.ndarray]:
         areas = [self._areas(counts, *pair) for pair in _one_vs_rest(prediction_scores, references)]
         return {self.name_of_value: resampling.mean_over_classes(areas, len(counts))}
-
-
-RARE = 500
-"""Rows for each row of a class from which `area_of_rare_class` computes its area. For thousands of classes,
-scikit-learn, which sorts all rows for each class, takes minutes. The value is the same up to rounding."""
 
 
 class RocAuc(_MeanOverClasses):
@@ -205,13 +217,14 @@ class RocAuc(_MeanOverClasses):
 
     summary = "Area under the ROC curve, one-vs-rest, macro average over the classes present."
     name_of_value = "roc_auc"
+    # For thousands of classes, scikit-learn, which sorts all rows for each class, takes minutes. The value is the same
+    # up to rounding.
+    rare = 500
 
-    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
-        if truth.sum() * RARE < len(truth):
-            return resampling.area_of_rare_class(truth, scores)
+    def _areas_of(self, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         from sklearn.metrics import roc_auc_score
 
-        return float(roc_auc_score(truth, scores))
+        return np.asarray(roc_auc_score(truth, scores, average=None))  # pyright: ignore[reportArgumentType]
 
     def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return resampling.area_under_roc(counts, truth, scores)
@@ -226,10 +239,10 @@ class MeanAveragePrecision(_MeanOverClasses):
     summary = "Mean over the classes present of the average precision."
     name_of_value = "mean_average_precision"
 
-    def _area(self, truth: np.ndarray, scores: np.ndarray) -> float:
+    def _areas_of(self, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         from sklearn.metrics import average_precision_score
 
-        return float(average_precision_score(truth, scores))
+        return np.asarray(average_precision_score(truth, scores, average=None))  # pyright: ignore[reportArgumentType]
 
     def _areas(self, counts: np.ndarray, truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return resampling.average_precision(counts, truth, scores)

@@ -101,9 +101,11 @@ def test_the_best_run_so_far(
     assert is_best_so_far(str(TrialKey(sweep, 9, 0)), values[1])
 
 
-def test_a_job_of_a_sweep_draws_only_if_it_is_the_best_so_far(place: Path) -> None:
+def test_a_job_of_a_sweep_draws_and_checks_its_model_only_if_it_is_the_best_so_far(place: Path) -> None:
+    import mlflow
+
     sweep = make_sweep("found", directions=["minimize"], metrics=["loss"])
-    words = (*SMALL_DIGITS, "tracking=none", "tracking.pictures=null")
+    words = (*SMALL_DIGITS, "tracking.pictures=null")
     rates = {0: 1e-3, 1: 1e-12, 2: 3e-3}
     runs = [
         api.train(*words, f"point={sweep}:{trial}:0", f"trainer.args.learning_rate={rate}")
@@ -112,6 +114,8 @@ def test_a_job_of_a_sweep_draws_only_if_it_is_the_best_so_far(place: Path) -> No
     assert runs[0].metrics["best_eval_loss"] < runs[1].metrics["best_eval_loss"]
     assert runs[2].metrics["best_eval_loss"] < runs[0].metrics["best_eval_loss"]
     assert [bool(pictures(run.run_dir / "artifacts")) for run in runs] == [True, False, True]
+    tags = [mlflow.MlflowClient(str(run.tracking_uri)).get_run(str(run.run_id)).data.tags for run in runs]
+    assert [entry.get("hfexp.model_verified") for entry in tags] == ["true", None, "true"]
     assert all((run.run_dir / "artifacts" / "report.html").is_file() for run in runs)
 
 
