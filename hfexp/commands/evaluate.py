@@ -112,6 +112,7 @@ def evaluate(
     from datasets import concatenate_datasets
 
     from hfexp.core.secrets import mask_override, mask_secrets
+    from hfexp.data.columns import plain_names
     from hfexp.inference.evaluation import as_dicts, compose_data, load_splits, score_slices, show_scores
     from hfexp.tasks.metrics import build_metrics
 
@@ -120,7 +121,7 @@ def evaluate(
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and loaded.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    standard = {own: name for name, own in data.config.dataset.columns.items()}  # the names that the rows get
+    standard = {own: name for name, own in plain_names(data.config.dataset.columns).items()}  # those that the rows get
     loaded_as = {name: standard.get(name, name) for name in columns}
     rows = concatenate_datasets(list(load_splits(data, loaded, list(loaded_as.values())).values()))
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
