@@ -244,7 +244,7 @@ class Recorder:
             if not isinstance(output, DataError)
         ]
 
-    def _examples(self) -> list[bytes | str]:
+    def _examples(self) -> list[Any]:
         rows = self.inputs.dataset["validation"]
         examples = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
         return [example for example in examples if example is not None]

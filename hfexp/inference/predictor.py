@@ -8,7 +8,11 @@ Each task has one documented input and output:
   `probabilities` (list of floats, in the order of `id2label`).
 
 * Text classification. Input: a text (`str`). Output: as above; if a text can have several classes, `labels` (list of
-  str, the classes of the text, the most probable first) and `probabilities`.
+  str, the classes of the text, the most probable first) and `probabilities`. For pairs, the input is a mapping with
+  `text` and `text_pair`, or its JSON text, as for every input of several fields.
+
+* Multiple choice. Input: a mapping with `text`, `choices` (list of str) and maybe `text_pair`. Output: `choice` (str),
+  `score` (float, its probability) and `scores` (list of floats, in the order of the choices).
 
 * Token classification. Input: a text, or a list of words, which count as a text with spaces between them. Output:
   `entities`, a list of mappings with `type` (str), `score` (float), `start` and `end` (places in the text) and `text`.
@@ -321,7 +325,7 @@ class Predictor:
             row = to_row(value)
             if self.task.label_column is not None:
                 # Tasks compute `labels` of every row, so it needs a label; `_respond` removes them from the batch.
-                row = {self.task.label_column: 0, **row}
+                row = {self.task.label_column: self.task.no_label, **row}
             row = self.decode(row)
             for operation in self.operations:
                 row = apply(operation, row)

@@ -1,5 +1,7 @@
 """Base class of the tasks: all that the pipeline asks of one."""
 
+import contextlib
+import json
 import math
 import types
 from abc import ABC, abstractmethod
@@ -19,8 +21,11 @@ if TYPE_CHECKING:
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-CLASS, CLASSES, NUMBER, TAGS = "class", "classes", "number", "tags"
-"""Kinds of labels: one class, any number of classes, a number, or one class for each item of another column's list."""
+CLASS, CLASSES, NUMBER, TAGS, OWN = "class", "classes", "number", "tags", "own"
+"""Kinds of labels: one class, any number of classes, a number, one class for each item of another column's list, or a
+form of the task's own, which its `decode` checks."""
+CLASSLESS = (NUMBER, OWN)
+"""Kinds of labels without names of classes."""
 PROBLEMS = {
     CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
 }  # fmt: skip
@@ -51,10 +56,14 @@ class Task(ABC):
     """Name of the processor's class in `transformers`, e.g. `AutoImageProcessor`."""
     columns: ClassVar[tuple[str, ...]]
     """Columns that the task reads, by their standard names."""
+    defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """Columns that a dataset may lack or leave empty, and the value that the rows of one that lacks them have."""
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
-    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER` or `TAGS`."""
+    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS` or `OWN`."""
+    no_label: ClassVar[Any] = 0
+    """Label of a row to predict on."""
     tagged_column: ClassVar[str | None] = None
     """Column of lists whose items have a label each, where labels are `TAGS`."""
     label_separator: str | None = None
@@ -64,10 +73,7 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
-    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples.
-
-    `preprocess_logits` then has to reduce the tokens to a row each, (B, ...), and `metric_inputs` gets no labels.
-    """
+    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples."""
 
     takes_columns: ClassVar[bool] = False
     """True if `preprocess` and the collator also take whole batches: each field stacked to (B, ...)."""
@@ -80,6 +86,8 @@ class Task(ABC):
 
     raw_type: ClassVar[str] = "binary"
     """MLflow type of a raw input: `binary` or `string`."""
+    raw_fields: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """Fields of a raw input that is a mapping, and their types as in `answer_types`; empty: it is a single value."""
     raw_column: ClassVar[str | None] = None
     """Name of the raw inputs in a served model; None: that of the first column that the task predicts from."""
 
@@ -102,7 +110,7 @@ class Task(ABC):
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Return the class names by id, from the label column; None for a task without classes."""
-        if self.label_column is None or self.label_kind == NUMBER:
+        if self.label_column is None or self.label_kind in CLASSLESS:
             return None
         feature = dataset["train"].features[self.label_column]
         feature = feature.feature if self.label_kind == TAGS else feature
@@ -130,6 +138,10 @@ class Task(ABC):
             DataError: the sample can't be read; the message names it.
         """
         return row
+
+    def shown_label(self, row: dict[str, Any]) -> Any:
+        """Return the label of a stored row as a person reads it, where labels are of the task's own form (`OWN`)."""
+        return row[self.label_column or ""]
 
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Return the function that decodes rows for these operations, and how many of the first ones it covers."""
@@ -160,6 +172,20 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
 
+    def raw_mapping(self, value: Any) -> dict[str, Any]:
+        """Return the fields of a raw input that is a mapping, or the text of one in JSON.
+
+        Raises:
+            DataError: it is something else, or lacks a field that has no default.
+        """
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        needed = [name for name in self.raw_fields if name not in self.defaults]
+        if not isinstance(value, Mapping) or not set(needed) <= set(value):
+            raise DataError(f"expected a mapping with {' and '.join(needed)}, got {value!r:.80}")
+        return {name: value[name] if name in value else self.defaults[name] for name in self.raw_fields}
+
     def suits(self, processor: Any) -> bool:
         """Return True if a pretrained model that came with this processor can do this task."""
         return True
@@ -187,11 +213,13 @@ class Task(ABC):
         raise ConfigError(f"system=...: {type(self).__name__} does not take a system prompt")
 
     def answer(self, output: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
-        """Convert one output of `respond` to the fields of `answer_types`.
+        """Convert one output of `respond` to the fields of `answer_types`; a mapping has these fields already.
 
         Args:
             id2label: class names by id; a class without one is named by its id.
         """
+        if isinstance(output, Mapping):
+            return dict(output)
         raise NotImplementedError(f"{type(self).__name__} has no answer: it can't predict on raw inputs")
 
     def found_by_class(
@@ -208,7 +236,7 @@ class Task(ABC):
         """Return a stored row as text in which the found items and the missed ones are marked."""
         raise NotImplementedError(f"{type(self).__name__} finds no items in a text")
 
-    def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
+    def inference_example(self, row: dict[str, Any]) -> bytes | str | dict[str, Any] | None:
         """Return a row as a small raw input to save with the model; None if the task can't predict on those."""
         return None
 
@@ -220,8 +248,21 @@ class Task(ABC):
         """
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Reduce the model's output on its device before it is gathered for the metrics."""
+        """Reduce the model's output on its device before it is gathered for the metrics.
+
+        If a row has several labels that are whole numbers, (B, T), it has to reduce them to a row each, (B, ...), as
+        `metric_inputs` then gets no labels.
+        """
         return logits
+
+    def loss(self, logits: Any, labels: "torch.Tensor") -> "torch.Tensor":
+        """Compute the mean loss of a batch in place of the model's own; a task that leaves it to the model has none.
+
+        Args:
+            logits: the model's output, or several in a tuple.
+            labels: (B, ...).
+        """
+        raise NotImplementedError(f"{type(self).__name__} leaves the loss to the model")
 
     @abstractmethod
     def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:

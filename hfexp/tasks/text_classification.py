@@ -59,15 +59,15 @@ class TextPairs(Texts):
     """Base of tasks on the columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    raw_fields: ClassVar[dict[str, Any]] = {"text": "string", "text_pair": "string"}
 
     def inference_row(self, value: Any) -> dict[str, Any]:
         """Turn a mapping with `text` and `text_pair` into a row."""
-        if not isinstance(value, dict) or not {"text", "text_pair"} <= set(value):
-            raise DataError("expected a mapping with the texts `text` and `text_pair`")
-        return self.decode({"text": value["text"], "text_pair": value["text_pair"], "label": 0})
+        return self.decode({**self.raw_mapping(value), "label": 0})
 
-    def inference_example(self, row: dict[str, Any]) -> None:
-        """Return None: the MLflow model takes one input column, and a pair has two."""
+    def inference_example(self, row: dict[str, Any]) -> dict[str, str]:
+        """Return the texts."""
+        return {name: row[name] for name in self.raw_fields}
 
 
 class TextClassification(Texts, Classification):

@@ -21,7 +21,7 @@ from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset
 from hfexp.data.sampling import EpochSampler
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import Task, main_output
 from hfexp.tasks.metrics import MetricSet
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
@@ -392,7 +392,7 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         if labels is None or not (is_soft or self.loss_function):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        logits = logits_of(outputs)
         if self.loss_function is not None:
             counted = labels != IGNORED if self.loss_per_token else slice(None)
             loss = self.loss_function(logits[counted], labels[counted])
@@ -400,6 +400,13 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             smoothing = float(self.args.label_smoothing_factor)
             loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return a model's logits; where they have other names, all its outputs in a tuple."""
+    if isinstance(outputs, dict):
+        return outputs["logits"] if "logits" in outputs else main_output(outputs)
+    return outputs[0]
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
