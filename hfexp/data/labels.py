@@ -1,5 +1,6 @@
 """Label columns: a class, several classes, a number or a list of tags per row, in the same form in every split."""
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -73,22 +74,31 @@ def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
     return DatasetDict(result)
 
 
-def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | None:
+def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[int], DataError] | None:
     """Find the labels that are not of the task's kind: return the positions of all, and the error of the first.
 
     Where the kind is the task's own, other columns can be at fault too.
+
+    Args:
+        learns: the rows are to be learnt from, not only to be scored.
     """
     column = task.label_column or ""
     if task.label_column is None or task.label_kind == CLASS:  # `cast_class` has checked every label
         return None
     if task.label_kind == OWN:
-        return _faults(rows.select_columns(list(task.columns)), task.decode)
+        return _faults(rows.select_columns(list(task.columns)), functools.partial(_check_row, task, learns))
     values = rows[column][:]
     if task.label_kind == TAGS:
         return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
     if task.label_kind == NUMBER:
         return _faults(values, to_number)
     return _faults(values, _truth_values)
+
+
+def _check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
+    task.decode(row)
+    if learns:
+        task.check_learnable(row)
 
 
 def _truth_values(label: dict[str, Any] | None) -> list[int]:

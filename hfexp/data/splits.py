@@ -271,7 +271,7 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
             missing = [] if name == task.label_column or name in task.defaults else _missing(rows, name)
             if missing:
                 raise ConfigError(_bad_rows(rows, split, missing, f"no value in column {name!r}"))
-        faults = first_faults(rows, task)
+        faults = first_faults(rows, task, split == "train")
         if faults:
             numbers = [source_row(rows, number) for number in faults[0]]
             lack = "a fault" if task.label_kind == OWN else "no usable label"

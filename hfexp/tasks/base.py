@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.errors import ConfigError, DataError, did_you_mean
 from hfexp.tasks.cells import is_number
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ PROBLEMS = {
 """`problem_type` in a model's config by kind of label: it selects the loss. A checkpoint may come with another one.
 
 A model that has one loss only, as those for tags have, needs none."""
+
+
+WINDOWS = "windows"
+"""Field of a row that `transform` has cut into windows: the number of tokens of each; they lie end to end."""
+ASKED = ()
+"""Label of a row to predict on that no dataset holds."""
 
 
 class Piece(NamedTuple):
@@ -63,7 +69,7 @@ class Task(ABC):
     label_kind: ClassVar[str] = CLASS
     """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS` or `OWN`."""
     no_label: ClassVar[Any] = 0
-    """Label of a row to predict on."""
+    """Label of a row to predict on; `ASKED` where one must be told from all others."""
     tagged_column: ClassVar[str | None] = None
     """Column of lists whose items have a label each, where labels are `TAGS`."""
     label_separator: str | None = None
@@ -80,6 +86,12 @@ class Task(ABC):
 
     varying_shapes: ClassVar[bool] = False
     """True if rows differ in shape, e.g. texts in length, and the collator brings them to one shape."""
+
+    windowed: ClassVar[bool] = False
+    """True if `transform` cuts a row into windows (`WINDOWS`), each an input of the model; `merge` puts them together.
+
+    `preprocess` then gets a window, which has the fields with a value for each token.
+    """
 
     draws: ClassVar[bool] = False
     """True if `vary` changes the rows of a dataset at random."""
@@ -139,6 +151,9 @@ class Task(ABC):
         """
         return row
 
+    def check_learnable(self, row: dict[str, Any]) -> None:  # noqa: B027 - most tasks can learn from all they can score
+        """Raise DataError for a stored row that can be scored, but not learnt from (`OWN`)."""
+
     def shown_label(self, row: dict[str, Any]) -> Any:
         """Return the label of a stored row as a person reads it, where labels are of the task's own form (`OWN`)."""
         return row[self.label_column or ""]
@@ -170,6 +185,8 @@ class Task(ABC):
         Raises:
             DataError: the value is not an input of this task.
         """
+        if self.raw_fields and self.label_column:
+            return {**self.raw_mapping(value), self.label_column: self.no_label}
         raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
 
     def raw_mapping(self, value: Any) -> dict[str, Any]:
@@ -204,9 +221,16 @@ class Task(ABC):
         return {}
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError for options that `respond` does not know."""
-        if options:
+        """Raise ConfigError for options that `respond` does not know, or that are no whole numbers from 1 on."""
+        known = self.serving_options()
+        if options and not known:
             raise ConfigError(f"generation.{next(iter(options))}: {type(self).__name__} does not generate text")
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigError(
+                    f"generation.{name} is unknown.{did_you_mean(name, known)} Allowed: {', '.join(known)}"
+                )
+            check_count(name, value)
 
     def with_system(self, system: str, prompt: Any) -> Any:
         """Put a system prompt before a raw input; ConfigError if the task does not take one."""
@@ -238,7 +262,7 @@ class Task(ABC):
 
     def inference_example(self, row: dict[str, Any]) -> bytes | str | dict[str, Any] | None:
         """Return a row as a small raw input to save with the model; None if the task can't predict on those."""
-        return None
+        return {name: row[name] for name in self.raw_fields} or None
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[..., dict[str, "torch.Tensor"]]:
@@ -263,6 +287,20 @@ class Task(ABC):
             labels: (B, ...).
         """
         raise NotImplementedError(f"{type(self).__name__} leaves the loss to the model")
+
+    def merge(
+        self, row: dict[str, Any], inputs: dict[str, Any], outputs: "np.ndarray", options: Mapping[str, Any]
+    ) -> Any:
+        """Merge what `preprocess_logits` returns for the windows of a row (W, ...) into one output, as of `respond`.
+
+        `metric_inputs` gets these outputs of all rows, and the stored labels, as arrays of objects.
+
+        Args:
+            row: the stored row, without label if it is to predict on.
+            inputs: the same after `transform`.
+            options: those of `respond`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no windows")
 
     @abstractmethod
     def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
@@ -356,3 +394,9 @@ def to_truth(value: Any, name: str) -> int:
     if known is None:
         raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, expected 0, 1, false or true")
     return known
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ConfigError unless an option is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 on")

@@ -6,13 +6,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import DataError
-from hfexp.tasks.base import OWN, main_output
+from hfexp.tasks.base import ASKED, OWN, main_output
 from hfexp.tasks.cells import place_of
 from hfexp.tasks.entities import IGNORED
 from hfexp.tasks.text_classification import Texts
-
-ASKED = ()
-"""Label of a row to predict on; no dataset holds it."""
 
 
 class MultipleChoice(Texts):
@@ -49,10 +46,6 @@ class MultipleChoice(Texts):
     def shown_label(self, row: dict[str, Any]) -> str:
         """Return the text of the right choice."""
         return texts_of(row["choices"])[right_of(row)]
-
-    def inference_row(self, value: Any) -> dict[str, Any]:
-        """Turn a mapping with `text`, `choices` and maybe `text_pair` into a row without label."""
-        return {**self.raw_mapping(value), "label": ASKED}
 
     def inference_example(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the texts."""

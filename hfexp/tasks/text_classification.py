@@ -41,12 +41,14 @@ class Texts(Task):
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Turn a text into a row."""
+        """Turn a text, or a mapping of several, into a row."""
+        if self.raw_fields:
+            return super().inference_row(value)
         return self.decode({"text": value, "label": 0})
 
-    def inference_example(self, row: dict[str, Any]) -> str:
-        """Return the text."""
-        return row["text"]
+    def inference_example(self, row: dict[str, Any]) -> Any:
+        """Return the text, or the texts by name."""
+        return super().inference_example(row) or row["text"]
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that pads to the longest row of a batch."""
@@ -60,14 +62,6 @@ class TextPairs(Texts):
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
     raw_fields: ClassVar[dict[str, Any]] = {"text": "string", "text_pair": "string"}
-
-    def inference_row(self, value: Any) -> dict[str, Any]:
-        """Turn a mapping with `text` and `text_pair` into a row."""
-        return self.decode({**self.raw_mapping(value), "label": 0})
-
-    def inference_example(self, row: dict[str, Any]) -> dict[str, str]:
-        """Return the texts."""
-        return {name: row[name] for name in self.raw_fields}
 
 
 class TextClassification(Texts, Classification):

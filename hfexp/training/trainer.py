@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
-from hfexp.data.dataset import ProcessedDataset
+from hfexp.data.dataset import ProcessedDataset, WindowedDataset
 from hfexp.data.sampling import EpochSampler
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task, main_output
@@ -379,6 +379,24 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             self.add_callback(SetEpochCallback(sampler))
             return sampler
         return super()._get_train_sampler(train_dataset)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the evaluation; outputs of windows are merged into those of their rows before metrics are computed."""
+        dataset, compute = getattr(dataloader, "dataset", None), self.compute_metrics
+        if not isinstance(dataset, WindowedDataset) or compute is None:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        merged: list[Any] = []
+
+        def of_rows(prediction: Any) -> dict[str, float]:
+            merged[:] = dataset.merged(prediction.predictions)
+            return compute(transformers.EvalPrediction(*merged))
+
+        self.compute_metrics = of_rows
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+        return output._replace(predictions=merged[0], label_ids=merged[1])
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
