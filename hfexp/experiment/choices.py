@@ -14,6 +14,7 @@ MODELS = {
     "AutoModelForTokenClassification": ("text", "causal_lm"),
     "AutoModelForMaskedLM": ("text",),
     "AutoModelForMultipleChoice": ("text",),
+    "AutoModelForQuestionAnswering": ("text",),
     "AutoModelForCausalLM": ("causal_lm",),
 }
 """Values of `model.kind` that a task can train, by the task's `model_class`."""
