@@ -86,7 +86,7 @@ def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[
     if task.label_column is None or task.label_kind == CLASS:  # `cast_class` has checked every label
         return None
     if task.label_kind == OWN:
-        return _faults(rows.select_columns(list(task.columns)), functools.partial(_check_row, task, learns))
+        return _faults(rows.select_columns(list(task.columns)), functools.partial(check_row, task, learns))
     values = rows[column][:]
     if task.label_kind == TAGS:
         return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
@@ -95,7 +95,8 @@ def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[
     return _faults(values, _truth_values)
 
 
-def _check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
+def check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
+    """Raise DataError for a stored row that can't be read or, if it `learns` from it, not be learnt from."""
     task.decode(row)
     if learns:
         task.check_learnable(row)

@@ -19,7 +19,16 @@ from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_
 from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data.columns import rename_columns
 from hfexp.data.dataset import num_rows
-from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, require_distinct, way_out
+from hfexp.data.labels import (
+    cast_labels,
+    check_row,
+    class_column,
+    class_ids,
+    classes_of,
+    first_faults,
+    require_distinct,
+    way_out,
+)
 from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
@@ -100,7 +109,8 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
             for start in range(0, len(rows), READ_AHEAD):
                 part = [dict(row) for row in rows.select(range(start, min(start + READ_AHEAD, len(rows))))]
                 numbers = range(start, start + len(part))
-                readable = pool.map(functools.partial(_is_readable, rows, task), numbers, part)
+                learns = split == "train"
+                readable = pool.map(functools.partial(_is_readable, rows, task, learns), numbers, part)
                 good += [start + index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
@@ -110,10 +120,10 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
 
 
 @row_of_images
-def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) -> bool:
+def _is_readable(rows: Dataset, task: Task, learns: bool, number: int, row: dict[str, Any]) -> bool:
     try:
         with in_row(lambda: source_row(rows, number)):
-            task.decode(row)
+            check_row(task, learns, row)
     except DataError as error:
         logger.warning("skipped: %s", error)
         return False

@@ -45,6 +45,7 @@ class TokenizeQuestion(torch.nn.Module):
         self.stride = min(stride, self.max_length // 3)
         self.tokenizer = copy.deepcopy(processor)
         self.tokenizer.model_max_length = 10**30  # no warning about long contexts, which are cut below
+        self.tokenizer("a", "a")  # it resets the truncation: doing so later, from several threads, would be an error
         self.names = [name for name in processor.model_input_names if name != "attention_mask"]
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
@@ -379,6 +381,13 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             self.add_callback(SetEpochCallback(sampler))
             return sampler
         return super()._get_train_sampler(train_dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Return the rows in their order, in which the report and the windows of a row expect them.
+
+        With `group_by_length`, Transformers (5.23) would draw another order, from the model's random numbers.
+        """
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """Run the evaluation; outputs of windows are merged into those of their rows before metrics are computed."""

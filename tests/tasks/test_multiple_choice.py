@@ -202,6 +202,17 @@ def test_an_input_may_be_written_as_json(chooser: tuple[Path, Any], capsys: pyte
     assert "expected a mapping with text and choices" in said.err
 
 
+def test_a_checkpoint_is_asked_and_its_task_is_inferred(place: Path) -> None:
+    byte_tokenizer(48).save_pretrained("checkpoint")
+    model = tiny()
+    model.save_pretrained("checkpoint")
+    (row,) = made_rows(1)
+    batch = batch_of([row])
+    batch.pop("labels")
+    (scores,) = predict("model=local", "model.path=checkpoint", inputs=row)["scores"]
+    assert scores == pytest.approx(model(**batch).logits[0].softmax(-1).tolist(), abs=1e-6)
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(place: Path) -> None:
     write(made_rows())

@@ -9,6 +9,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import trainings
 import transformers
 from datasets import Dataset
 from faults import fault_at
@@ -33,6 +34,7 @@ SMALL = (
     "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
     "model.config.max_position_embeddings=48", "trainer.args.num_train_epochs=2", "transform.prepare.0.stride=6",
     "trainer.args.per_device_train_batch_size=8", "trainer.args.learning_rate=0.01",
+    "trainer.args.train_sampling_strategy=group_by_length",
 )  # fmt: skip
 PLACES = ("Oslo", "Rome", "\u00c5rhus", "New York", "Z\u00fcrich")
 
@@ -429,6 +431,43 @@ def test_flat_columns_and_squad_files_give_the_same_rows(place: Path) -> None:
         made.append(build_splits(config, load_inputs(config)))
     for split in ("train", "validation", "test"):
         assert list(made[0][split]) == list(made[1][split])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+def test_a_checkpoint_is_asked_and_its_task_is_inferred(architecture: str, place: Path) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.save_pretrained("checkpoint")
+    size = {"vocab_size": len(tokenizer), "pad_token_id": 0, "max_position_embeddings": 64}
+    config = transformers.AutoConfig.for_model(architecture, **{**trainings.CONFIGS[architecture], **size})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForQuestionAnswering.from_config(config).eval()
+    model.save_pretrained("checkpoint")
+    row = {"question": "where ?", "context": "ada met bob in new york ."}
+    answers: Any = predict("model=local", "model.path=checkpoint", inputs=row)
+    tokens = tokenizer(*row.values(), return_tensors="pt", return_offsets_mapping=True)
+    inside = [place for place, part in enumerate(tokens.sequence_ids(0)) if part == 1]
+    offsets = tokens.pop("offset_mapping")[0].tolist()
+    if architecture != "bert":
+        tokens.pop("token_type_ids")
+    output = model(**tokens)
+    start, end = output.start_logits[0], output.end_logits[0]
+    first, last = max(
+        ((a, b) for a in inside for b in inside if a <= b), key=lambda pair: (start[pair[0]] + end[pair[1]]).item()
+    )
+    assert (answers["start"][0], answers["end"][0]) == (offsets[first][0], offsets[last][1])
+
+
+def test_rows_that_can_not_be_learnt_from_are_skipped_in_training_only(place: Path) -> None:
+    several = {**GOOD, "answers": {"text": ["Oslo", "In"], "answer_start": [3, 0]}}
+    write([GOOD] * 9 + [several])
+    write([GOOD, several], "dev.jsonl")
+    inputs = load_inputs(
+        compose(
+            *(word for word in SMALL if "test_size" not in word), "dataset.on_bad_sample=skip",
+            "dataset.source.data_files={train: rows.jsonl, validation: dev.jsonl}",
+        )
+    )  # fmt: skip
+    assert inputs.dropped == {"train": 1, "validation": 0}
 
 
 @pytest.mark.slow

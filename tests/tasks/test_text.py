@@ -208,6 +208,10 @@ def test_pairs_are_classified(rows: str, place: Path) -> None:
     pairs = [{"text": "sun", "text_pair": "fire"}, {"text": "ice", "text_pair": "snow"}]
     asked: Any = predict(run=result.run_dir, inputs=pairs)
     assert list(asked["label"]) == [predict(run=result.run_dir, inputs=pair)["label"][0] for pair in pairs]
+    rows_of_report = pandas.read_csv(next(place.glob("outputs/**/predictions_test.csv")))
+    of_split: Any = predict(run=result.run_dir, split="test")
+    for name, own in (("true", "true"), ("predicted", "label")):  # in the order of the rows
+        assert list(rows_of_report[name]) == list(of_split[own])
     loaded = mlflow.pyfunc.load_model(str(next(place.glob("outputs/**/MLmodel")).parent))
     served: Any = loaded.predict(pandas.DataFrame(pairs))
     assert served["score"].tolist() == pytest.approx(asked["score"].tolist(), abs=1e-6)
