@@ -333,15 +333,16 @@ QUESTIONS = {
     "module": "Which module is imported?", "parameter": "Which parameter is declared?",
 }  # fmt: skip
 """The question that asks for the name of each role."""
-IMPOSSIBLE = 4
-"""Of so many lines, one gets a question without an answer."""
+IMPOSSIBLE = 2
+"""Of so many lines, one gets a further question, which has no answer."""
 
 
-def python_questions(most: int = 4000) -> DatasetDict:
-    """Build a dataset of lines of code with a question each: which name has a certain role, if one has.
+def python_questions(most: int = 12000) -> DatasetDict:
+    """Build a dataset of questions about lines of code: which name has a certain role, if one has.
 
-    A row is a line as for `python_names`, its words with spaces between them. The question asks for a role that one
-    name of the line has, or for every fourth line for a role that none has. The rows depend on the version of Python.
+    The context is a line as for `python_names`, its words with spaces between them. There is a question for each role
+    that one name of the line has, and for every other line one for a role that none has. The rows depend on the
+    version of Python.
 
     Args:
         most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
@@ -349,28 +350,24 @@ def python_questions(most: int = 4000) -> DatasetDict:
     splits = {}
     features = Features({"question": Value("string"), "context": Value("string"), "answers": FEATURES["answers"]})
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
-        rows = [row for row in map(_question, lines) if row]
+        rows = [row for line in lines for row in _questions(*line)]
         step = max(1.0, len(rows) / count)
         chosen = [rows[int(place * step)] for place in range(min(count, len(rows)))]
-        splits[split] = Dataset.from_dict(
-            {name: [row[name] for row in chosen] for name in features}, features=features
-        )
+        table = {name: [row[name] for row in chosen] for name in features}
+        splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
 
 
-def _question(line: tuple[tuple[str, ...], tuple[str, ...]]) -> dict[str, Any] | None:
-    """Return a question about a line of tagged words, which follows from the line alone; None if there is none."""
-    words, tags = line
-    context = " ".join(words)
-    spans = TagScheme(names := sorted(set(tags))).places(words, [names.index(tag) for tag in tags])
+def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the questions about a line of tagged words, which follow from the line alone."""
+    context, names = " ".join(words), sorted(set(tags))
+    spans = TagScheme(names).places(words, [names.index(tag) for tag in tags])
     found = Counter(role for _, _, role in spans)
-    draw = zlib.crc32(context.encode())
-    absent = draw % IMPOSSIBLE == 0
-    roles = [role for role in QUESTIONS if found[role] == (0 if absent else 1)]
-    if not roles:
-        return None
-    role = roles[draw // IMPOSSIBLE % len(roles)]
-    places = [(start, end) for start, end, other in spans if other == role]
-    texts = [context[start:end] for start, end in places]
-    answers = {"text": texts, "answer_start": [start for start, _ in places]}
-    return {"question": QUESTIONS[role], "context": context, "answers": answers}
+    for start, end, role in spans:
+        if found[role] == 1:
+            answers = {"text": [context[start:end]], "answer_start": [start]}
+            yield {"question": QUESTIONS[role], "context": context, "answers": answers}
+    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if not found[role]]
+    if draw % IMPOSSIBLE == 0 and absent:
+        role = absent[draw // IMPOSSIBLE % len(absent)]
+        yield {"question": QUESTIONS[role], "context": context, "answers": {"text": [], "answer_start": []}}

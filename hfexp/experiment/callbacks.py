@@ -81,6 +81,8 @@ class Recorder:
         sizes = {split: num_rows(rows) for split, rows in self.inputs.dataset.items()}
         params |= {f"dataset.num_{split}_samples": n for split, n in sizes.items() if n is not None}
         params |= {f"dataset.num_{split}_skipped": count for split, count in self.inputs.dropped.items()}
+        if self.inputs.task.windowed:
+            params["dataset.num_train_windows"] = len(train_dataset)
         self.tracker.log_params(params)
         transform = lineage.transform_hash(self.config, self.inputs.processor)
         splits = {str(split): rows for split, rows in self.inputs.dataset.items()}

@@ -74,7 +74,7 @@ def _pairs(answers: Any) -> list[tuple[str, int]]:
     texts, starts = (value if isinstance(value, list) else [value] for value in map(answers.get, FIELDS))
     if len(texts) != len(starts):
         raise DataError(f"column 'answers' holds {len(texts)} texts and {len(starts)} places (answer_start)")
-    pairs = [(text, start) for text, start in zip(texts, starts, strict=True) if text]
+    pairs: list[tuple[Any, Any]] = [(text, start) for text, start in zip(texts, starts, strict=True) if text]
     for text, start in pairs:
         if not isinstance(text, str) or not re.fullmatch(r"\d{1,9}", str(start)):
             raise DataError(f"column 'answers' holds {text!r:.80} at {start!r:.20}, expected a text and its character")
@@ -89,7 +89,7 @@ def require_one(answers: Any, context: str) -> None:
         raise DataError(f"column 'answers' holds {len(places)} different answers, {shown:.80}: keep one to learn")
 
 
-def count_right(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> tuple[int, int, int]:
+def count_right(answers: np.ndarray, truths: np.ndarray) -> tuple[int, int, int]:
     """Count right answers, which match a true one after normalisation, given ones, and questions that have one."""
     right = sum(bool(answer) and score(answer, true)[0] == 1 for answer, true in zip(answers, truths, strict=True))
     return right, sum(map(bool, answers)), sum(map(bool, truths))
