@@ -3,6 +3,8 @@
 import contextlib
 import json
 import math
+import re
+import string
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -400,3 +402,25 @@ def check_count(name: str, value: Any) -> None:
     """Raise ConfigError unless an option is a whole number from 1 on."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r}: expected a whole number from 1 on")
+
+
+def place_of(value: Any, items: Sequence[str], names: Sequence[str] | None, column: str) -> int:
+    """Return the number of the item, from 0, that a cell names: by its text, else its name, else its number.
+
+    Args:
+        names: of the items; None: A, B, C, ...
+        column: of the cell, for the message.
+
+    Raises:
+        DataError: there is no such item.
+    """
+    for known in (items, names or string.ascii_uppercase[: len(items)]):
+        if value in list(known):
+            return list(known).index(value)
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(items):
+        raise DataError(
+            f"column {column!r} holds {value!r:.80}, expected one of the {len(items)} items, its letter or its number "
+            f"from 0 to {len(items) - 1}"
+        )
+    return number

@@ -6,8 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import DataError
-from hfexp.tasks.base import ASKED, OWN, main_output
-from hfexp.tasks.cells import place_of
+from hfexp.tasks.base import ASKED, OWN, main_output, place_of
 from hfexp.tasks.entities import IGNORED
 from hfexp.tasks.text_classification import Texts
 

@@ -37,8 +37,7 @@ class QuestionAnswering(Texts):
         """Set up the task.
 
         Args:
-            null_threshold: a question has no answer if that scores higher than the best span by more than this; None:
-                every question has one.
+            null_threshold: no answer if that scores higher than the best span by more than this; None: always one.
             max_answer_length: most tokens of an answer.
             n_best: answers over whose scores probabilities are a softmax.
             top_k: candidates that come with an answer.

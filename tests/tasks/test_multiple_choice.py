@@ -16,7 +16,7 @@ from faults import fault_at
 from hfexp import evaluate, predict, train
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.cells import place_of
+from hfexp.tasks.base import place_of
 from hfexp.tasks.entities import IGNORED
 from hfexp.tasks.multiple_choice import MultipleChoice
 from hfexp.tasks.text import NestedCollator, Tokenize, byte_tokenizer
