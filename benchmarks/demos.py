@@ -2,9 +2,10 @@
 
 Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
 regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
-two neighbours on either side; of the filler of masks, the share of each token in the training split; of the language
-model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions on
-Information Theory 37, 1991).
+two neighbours on either side; of the answerer, the place in a line that most often has the answer to the question, and
+logistic regression on a word and its neighbours for each question; of the filler of masks, the share of each token in
+the training split; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency
+problem", IEEE Transactions on Information Theory 37, 1991).
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from typing import Any
 from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
-TAGGER, FILLER = "token_classification_demo", "fill_mask_demo"
+TAGGER, FILLER, ANSWERER = "token_classification_demo", "fill_mask_demo", "question_answering_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -32,8 +33,8 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     rows = []
     with scratch() as place:
         demos = (
-            (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (FILLER, "perplexity", shares),
-            (GENERATOR, "perplexity", n_grams),
+            (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (ANSWERER, "f1", answers),
+            (FILLER, "perplexity", shares), (GENERATOR, "perplexity", n_grams),
         )  # fmt: skip
         for name, score, baselines in demos:
             seconds, found = train(name, words, place / name)
@@ -121,6 +122,55 @@ def entity_f1(inputs: Any, predictions: list[list[int]], truth: list[list[int]])
     rows = zip(predictions, truth, strict=True)
     counts = np.concatenate([inputs.task.scheme.count(*(np.array([tags]) for tags in pair)) for pair in rows])
     return inputs.metrics.scalars(dict(inputs.task.metric_inputs(counts, counts)))["f1"]
+
+
+def answers(words: list[str]) -> dict[str, float]:
+    """F1 of the answers to the questions of the test split."""
+    from collections import Counter, defaultdict
+
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    inputs = prepare(words)[1]
+    learnt, asked = (inputs.dataset[split] for split in ("train", "test"))
+    places = defaultdict(Counter)
+    for row in learnt:
+        places[row["question"]][answer_place(row)] += 1
+    most = {question: counts.most_common(1)[0][0] for question, counts in places.items()}
+    model = make_pipeline(DictVectorizer(), LogisticRegression(max_iter=300))
+    truth = [place == answer_place(row) for row in learnt for place in range(len(row["context"].split(" ")))]
+    model.fit([features for row in learnt for features in asked_neighbours(row)], truth)
+    found: dict[str, list[str]] = {"most frequent place": [], "neighbours + logistic regression": []}
+    for row in asked:
+        line, scores = row["context"].split(" "), model.predict_proba(asked_neighbours(row))[:, 1]
+        place = most[row["question"]]
+        found["most frequent place"].append(line[place] if 0 <= place < len(line) else "")
+        best = int(scores.argmax())
+        found["neighbours + logistic regression"].append(line[best] if scores[best] > 0.5 else "")
+    return {name: answers_f1(inputs, texts, asked) for name, texts in found.items()}
+
+
+def answer_place(row: dict[str, Any]) -> int:
+    """Number of the word at which the answer begins; -1 if there is none."""
+    starts = row["answers"]["answer_start"]
+    return row["context"][: starts[0]].count(" ") if starts else -1
+
+
+def asked_neighbours(row: dict[str, Any]) -> list[dict[str, str]]:
+    """Each word of a line, with two on either side, seen by the question."""
+    question = row["question"]
+    return [
+        {f"{question} {away}": word for away, word in found.items()} for found in neighbours(row["context"].split(" "))
+    ]
+
+
+def answers_f1(inputs: Any, texts: list[str], rows: Any) -> float:
+    """F1 of answers."""
+    from hfexp.tasks.answers import objects
+
+    truths = objects(answers["text"] for answers in rows["answers"])
+    return inputs.metrics.scalars({"answers": objects(texts), "truths": truths})["f1"]
 
 
 def shares(words: list[str]) -> dict[str, float]:

@@ -112,7 +112,8 @@ def evaluate(
     from datasets import concatenate_datasets
 
     from hfexp.core.secrets import mask_override, mask_secrets
-    from hfexp.inference.evaluation import as_dicts, compose_data, load_splits, score_slices, show_scores
+    from hfexp.data.columns import plain_names
+    from hfexp.inference.evaluation import as_dicts, compose_data, load_splits, predict_rows, score_slices, show_scores
     from hfexp.tasks.metrics import build_metrics
 
     loaded = load_model(settings, [override for override in composed if configures_model(override)], config_dir)
@@ -120,13 +121,14 @@ def evaluate(
     columns = [name for name in (settings.by or "").split(",") if name]
     if columns and loaded.predictor.task.block_size is not None:
         raise ConfigError("by=...: texts that are cut into blocks have no columns; set task.block_size=null")
-    standard = {own: name for name, own in data.config.dataset.columns.items()}  # the names that the rows get
+    standard = {own: name for name, own in plain_names(data.config.dataset.columns).items()}  # those that the rows get
     loaded_as = {name: standard.get(name, name) for name in columns}
     rows = concatenate_datasets(list(load_splits(data, loaded, list(loaded_as.values())).values()))
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, column, name) for name, column in loaded_as.items()}
     input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
-    metric_inputs = _metric_inputs(data.config, loaded, input_rows, settings.batch_size)
+    with progress(len(input_rows), "evaluating") as move:
+        metric_inputs = predict_rows(loaded.predictor, input_rows, settings.batch_size, move)
     slices = score_slices(metric_inputs, metrics, values, settings.resamples, settings.seed)
     name = settings.name or data.name
     if show:
@@ -143,22 +145,6 @@ def evaluate(
             f"not recorded: the run of {loaded.name} is not in MLflow, or its tracking store is unknown (set uri=...)"
         )
     return slices
-
-
-def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_size: int) -> dict[str, Any]:
-    """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
-    import numpy as np
-
-    from hfexp.inference.evaluation import predict_rows
-
-    predictor = loaded.predictor
-    predictions, references = [], []
-    with progress(len(rows), "evaluating") as move:
-        for outputs, labels in predict_rows(predictor, rows, batch_size):
-            predictions.append(outputs)
-            references.append(labels)
-            move(sum(map(len, predictions)))
-    return dict(predictor.task.metric_inputs(np.concatenate(predictions), np.concatenate(references)))
 
 
 def _values(rows: Any, column: str, name: str) -> list[Any]:

@@ -94,8 +94,8 @@ class PredictSettings(ModelSettings):
     """Texts that are themselves inputs."""
     system: str | None = None
     """System prompt for a chat model."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Names that the task's columns have in the input tables."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Names that the task's columns have in the input tables, or lists or mappings of names to make one of."""
     top_k: int | str = 1
     """Number of most probable classes to show, or `all`."""
     batch_size: int = 32
@@ -155,7 +155,7 @@ def parse(args: Sequence[str]) -> PredictSettings:
         elif key in KEYS and equals and key not in SECTIONS:
             settings.set("text" if key in TEXTS else key, value)
         elif head in SECTIONS and rest and equals:
-            getattr(settings, head)[rest] = value if head == "columns" else _parse_value(value, key)
+            getattr(settings, head)[rest] = _column(value, key) if head == "columns" else _parse_value(value, key)
         elif equals and not os.path.exists(arg) and "://" not in key and key.replace("_", "").isalnum():
             raise ConfigError(f"unknown key {key!r}.{did_you_mean(key, known)} Known keys: {one_of(known)}")
         else:
@@ -169,8 +169,12 @@ def as_args(settings: Mapping[str, Any]) -> list[str]:
     args = []
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            spell = str if name == "columns" else json.dumps  # JSON is valid YAML; column names are not parsed
-            args += [f"{name}.{key}={spell(item)}" for key, item in value.items()]
+            # JSON is valid YAML; a column's name is not parsed.
+            is_name = name == "columns"
+            args += [
+                f"{name}.{key}={item if is_name and isinstance(item, str) else json.dumps(item)}"
+                for key, item in value.items()
+            ]
         else:
             items = value if isinstance(value, list | tuple) else [] if value is None else [value]
             args += [f"{name}={str(item).lower() if isinstance(item, bool) else item}" for item in items]
@@ -199,6 +203,11 @@ def check_paths(inputs: Sequence[str]) -> None:
             raise ConfigError(f"{name} is neither a regular file nor a folder")
 
 
+def _column(value: str, key: str) -> Any:
+    """Return a column's name, or a list or mapping of names, which begin with a bracket."""
+    return _parse_value(value, key) if value.startswith(("[", "{")) else value
+
+
 def _parse_value(value: str, key: str) -> Any:
     return load_yaml(value, f"{key}={value}")
 
@@ -223,7 +232,7 @@ inputs
   files, folders, patterns, URLs, - (standard input, one per line), tables (.csv .tsv .jsonl .parquet)
   text= or prompt=    a text; may be given several times
   system=             system prompt of a chat model; for a conversation, give a .json file of messages
-  columns.NAME=       name of the task's column NAME in the tables
+  columns.NAME=       name of the task's column NAME in the tables, or [A,B,...] to make a list of several
   split=              train, validation, test or all: rows of the run's own dataset, or of another with dataset=...
 options
   batch_size=32  device=  top_k=1 (or all)  generation.max_new_tokens=, ...do_sample=, ... (GenerationConfig)

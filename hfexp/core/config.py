@@ -237,8 +237,11 @@ class DatasetConfig:
     """`_target_` and arguments of a callable that returns a `Dataset` or `DatasetDict`."""
     kind: str | None = None
     """`image` or `text`: what the rows hold; null: anything."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Maps standard column names to the dataset's own, e.g. `{image: img, label: fine_label}`."""
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Maps standard column names to the dataset's own, e.g. `{image: img, label: fine_label}`.
+
+    A column is made of several by a list of their names, or by a mapping of names.
+    """
     labels: list[str] | None = None
     """Label names in the order of their ids; null: the dataset's own names, or else the sorted labels."""
     splits: SplitsConfig = field(default_factory=SplitsConfig)

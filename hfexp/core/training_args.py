@@ -329,6 +329,7 @@ def build_arguments(
             run_name=run_name,
             report_to="none",
             remove_unused_columns=False,
+            label_names=["labels"],  # as in every batch; some models would have others
             disable_tqdm=fields.pop("disable_tqdm", True),
             full_determinism=deterministic,
             **fields,

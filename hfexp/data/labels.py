@@ -1,5 +1,6 @@
 """Label columns: a class, several classes, a number or a list of tags per row, in the same form in every split."""
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.data.tables import places
-from hfexp.tasks.base import CLASS, NUMBER, TAGS, TRUTH, Task, to_number, to_truth
+from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, OWN, TAGS, TRUTH, Task, to_number, to_truth
 from hfexp.tasks.cells import in_order
 from hfexp.tasks.entities import OUTSIDE
 
@@ -28,7 +29,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     * Several classes become a mapping of names to truth values; see `cast_classes`.
     * A number that is written as text becomes a float.
     * A list of tags becomes a list of `ClassLabel`; see `cast_tags`.
-    * Without a label column, the dataset stays as it is.
+    * Without a label column, or with labels of the task's own form, the dataset stays as it is.
 
     Args:
         labels: names of the classes in the order of their ids; None: the dataset's own, or the sorted labels.
@@ -36,7 +37,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     Raises:
         ConfigError: the column holds something else, or a class that `labels` does not name.
     """
-    if task.label_column is None:
+    if task.label_column is None or task.label_kind == OWN:
         return dataset
     if task.label_kind == NUMBER:
         return cast_number(dataset, task.label_column)
@@ -73,17 +74,32 @@ def cast_number(dataset: DatasetDict, column: str) -> DatasetDict:
     return DatasetDict(result)
 
 
-def first_faults(rows: Dataset, task: Task) -> tuple[list[int], DataError] | None:
-    """Find the labels that are not of the task's kind: return the positions of all, and the error of the first."""
+def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[int], DataError] | None:
+    """Find the labels that are not of the task's kind: return the positions of all, and the error of the first.
+
+    Where the kind is the task's own, other columns can be at fault too.
+
+    Args:
+        learns: the rows are to be learnt from, not only to be scored.
+    """
     column = task.label_column or ""
     if task.label_column is None or task.label_kind == CLASS:  # `cast_class` has checked every label
         return None
+    if task.label_kind == OWN:
+        return _faults(rows.select_columns(list(task.columns)), functools.partial(check_row, task, learns))
     values = rows[column][:]
     if task.label_kind == TAGS:
         return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
     if task.label_kind == NUMBER:
         return _faults(values, to_number)
     return _faults(values, _truth_values)
+
+
+def check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
+    """Raise DataError for a stored row that can't be read or, if it `learns` from it, not be learnt from."""
+    task.decode(row)
+    if learns:
+        task.check_learnable(row)
 
 
 def _truth_values(label: dict[str, Any] | None) -> list[int]:
@@ -131,7 +147,7 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
     feature: Any = rows.features[column]
     if task.label_kind == CLASS:
         return {feature.names[number] for number in np.unique(class_ids(rows, column))}
-    if task.label_kind == NUMBER:
+    if task.label_kind in CLASSLESS:
         return set()
     if task.label_kind == TAGS:
         return {feature.feature.names[number] for number in {tag for row in rows[column][:] for tag in row}}

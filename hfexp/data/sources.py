@@ -4,6 +4,7 @@ import ast
 import functools
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.source_code import lines_by_split, standard_library
+from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
+from hfexp.tasks.entities import TagScheme
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -149,6 +152,25 @@ def conll(
         for name in names:
             require_text(name)
         splits[split] = with_origin(read_sentences(names, columns), "conll", names, None)
+    return DatasetDict(splits)
+
+
+def squad(data_files: str | list[str] | Mapping[str, Any]) -> DatasetDict:
+    """Read SQuAD's JSON files, of version 1 or 2: articles, their paragraphs, and questions about each.
+
+    Args:
+        data_files: as for `table`.
+
+    Returns:
+        Splits with the columns `id`, `title`, `question`, `context` and `answers`, a row for each question.
+
+    Raises:
+        ConfigError: a file has another form; the message names the place in it.
+    """
+    splits = {}
+    for split, paths in files_of(data_files, "squad").items():
+        names = [str(path.absolute()) for path in paths]
+        splits[split] = with_origin(read_questions(names), "squad", names, None)
     return DatasetDict(splits)
 
 
@@ -299,3 +321,53 @@ def python_names(most: int = 4000) -> DatasetDict:
         table = {"words": [list(words) for words, _ in chosen], "tags": [list(tags) for _, tags in chosen]}
         splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
+
+
+# Questions about the same lines: which name has a role. Some have no answer.
+
+
+QUESTIONS = {
+    "attribute": "Which attribute is read?", "call": "Which function is called?", "class": "Which class is defined?",
+    "function": "Which function is defined?", "keyword": "Which argument has a name?",
+    "method": "Which method is called?",
+    "module": "Which module is imported?", "parameter": "Which parameter is declared?",
+}  # fmt: skip
+"""The question that asks for the name of each role."""
+IMPOSSIBLE = 2
+"""Of so many lines, one gets a further question, which has no answer."""
+
+
+def python_questions(most: int = 12000) -> DatasetDict:
+    """Build a dataset of questions about lines of code: which name has a certain role, if one has.
+
+    The context is a line as for `python_names`, its words with spaces between them. There is a question for each role
+    that one name of the line has, and for every other line one for a role that none has. The rows depend on the
+    version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+    """
+    splits = {}
+    features = Features({"question": Value("string"), "context": Value("string"), "answers": FEATURES["answers"]})
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        rows = [row for line in lines for row in _questions(*line)]
+        step = max(1.0, len(rows) / count)
+        chosen = [rows[int(place * step)] for place in range(min(count, len(rows)))]
+        table = {name: [row[name] for row in chosen] for name in features}
+        splits[split] = Dataset.from_dict(table, features=features)
+    return DatasetDict(splits)
+
+
+def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """Yield the questions about a line of tagged words, which follow from the line alone."""
+    context, names = " ".join(words), sorted(set(tags))
+    spans = TagScheme(names).places(words, [names.index(tag) for tag in tags])
+    found = Counter(role for _, _, role in spans)
+    for start, end, role in spans:
+        if found[role] == 1:
+            answers = {"text": [context[start:end]], "answer_start": [start]}
+            yield {"question": QUESTIONS[role], "context": context, "answers": answers}
+    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if not found[role]]
+    if draw % IMPOSSIBLE == 0 and absent:
+        role = absent[draw // IMPOSSIBLE % len(absent)]
+        yield {"question": QUESTIONS[role], "context": context, "answers": {"text": [], "answer_start": []}}

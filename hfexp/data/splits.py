@@ -17,14 +17,24 @@ from hfexp.core.config import DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.core.targets import instantiate, locate, parameters
+from hfexp.data.columns import rename_columns
 from hfexp.data.dataset import num_rows
-from hfexp.data.labels import cast_labels, class_column, class_ids, classes_of, first_faults, require_distinct, way_out
+from hfexp.data.labels import (
+    cast_labels,
+    check_row,
+    class_column,
+    class_ids,
+    classes_of,
+    first_faults,
+    require_distinct,
+    way_out,
+)
 from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
-from hfexp.data.tables import header_hint, places
-from hfexp.tasks.base import CLASSES, TAGS, Task
+from hfexp.data.tables import places
+from hfexp.tasks.base import CLASSES, OWN, TAGS, Task
 from hfexp.tasks.images import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -64,7 +74,8 @@ def load_dataset(
         cause = " ".join(str(error.__cause__ or error).split())
         raise ConfigError(f"dataset.source: {name_of(config.source)} can't be read: {cause}") from error
     dataset = _select_splits(source, config, needed is None)
-    dataset = _rename_columns(dataset, config, task, keep)
+    renamed = {split: rename_columns(rows, str(split), config.columns, task, keep) for split, rows in dataset.items()}
+    dataset = DatasetDict(renamed)
     if config.streaming:
         dataset = _make_stream_splits(dataset, config, task)
     else:
@@ -98,7 +109,8 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
             for start in range(0, len(rows), READ_AHEAD):
                 part = [dict(row) for row in rows.select(range(start, min(start + READ_AHEAD, len(rows))))]
                 numbers = range(start, start + len(part))
-                readable = pool.map(functools.partial(_is_readable, rows, task), numbers, part)
+                learns = split == "train"
+                readable = pool.map(functools.partial(_is_readable, rows, task, learns), numbers, part)
                 good += [start + index for index, ok in enumerate(readable) if ok]
         dropped[str(split)] = len(rows) - len(good)
         kept[split] = rows if len(good) == len(rows) else rows.select(good)
@@ -108,10 +120,10 @@ def drop_bad_samples(dataset: DatasetDict, config: DatasetConfig, task: Task) ->
 
 
 @row_of_images
-def _is_readable(rows: Dataset, task: Task, number: int, row: dict[str, Any]) -> bool:
+def _is_readable(rows: Dataset, task: Task, learns: bool, number: int, row: dict[str, Any]) -> bool:
     try:
         with in_row(lambda: source_row(rows, number)):
-            task.decode(row)
+            check_row(task, learns, row)
     except DataError as error:
         logger.warning("skipped: %s", error)
         return False
@@ -171,44 +183,6 @@ def _select_splits(source: DatasetDict, config: DatasetConfig, needs_train: bool
     if needs_train and "train" not in selected or not selected:
         raise ConfigError(f"no training split: set dataset.splits.train to one of: {one_of(source)}")
     return DatasetDict(selected)
-
-
-def _rename_columns(
-    dataset: DatasetDict, config: DatasetConfig, task: Task, keep: tuple[str, ...] | None = ()
-) -> DatasetDict:
-    """Rename the task's columns to their standard names, and drop all others but those in `keep` (None: keep all).
-
-    A column that is kept and has the standard name of another one becomes `input.NAME`.
-    """
-    result = {}
-    for split, rows in dataset.items():
-        problems = []
-        own_names = {standard: config.columns.get(standard, standard) for standard in task.columns}
-        for standard, own in own_names.items():
-            if own not in rows.column_names:
-                problems.append(
-                    f"the {split} split has no column {own!r} for the task's {standard!r}."
-                    f"{did_you_mean(own, rows.column_names)} It has: {one_of(rows.column_names) or 'none'}; "
-                    f"map one with dataset.columns.{standard}=NAME"
-                )
-        hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
-        unknown = sorted(set(config.columns) - set(task.columns))
-        if unknown:
-            problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
-        if problems:
-            raise ConfigError("; ".join(problems) + hint)
-        others = [name for name in (rows.column_names if keep is None else keep) if name not in own_names.values()]
-        missing = [name for name in others if name not in rows.column_names]
-        if missing:
-            raise ConfigError(
-                f"the {split} split has no column {missing[0]!r}.{did_you_mean(missing[0], rows.column_names)} "
-                f"It has: {one_of(rows.column_names)}"
-            )
-        rows = rows.select_columns([*own_names.values(), *others] if keep is not None else rows.column_names)
-        new_names = {name: f"input.{name}" for name in others if name in own_names}
-        new_names |= {own: standard for standard, own in own_names.items() if own != standard}
-        result[split] = rows.rename_columns(new_names)
-    return DatasetDict(result)
 
 
 def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:
@@ -304,13 +278,14 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
     """
     for split, rows in dataset.items():
         for name in task.columns:
-            missing = _missing(rows, name) if name != task.label_column else []
+            missing = [] if name == task.label_column or name in task.defaults else _missing(rows, name)
             if missing:
                 raise ConfigError(_bad_rows(rows, split, missing, f"no value in column {name!r}"))
-        faults = first_faults(rows, task)
+        faults = first_faults(rows, task, split == "train")
         if faults:
             numbers = [source_row(rows, number) for number in faults[0]]
-            raise ConfigError(_bad_rows(rows, split, numbers, f"no usable label: {faults[1]}"))
+            lack = "a fault" if task.label_kind == OWN else "no usable label"
+            raise ConfigError(_bad_rows(rows, split, numbers, f"{lack}: {faults[1]}"))
 
 
 def _missing(rows: Dataset, name: str) -> list[int]:
@@ -396,8 +371,8 @@ class _NotHeldOut:
 
 
 def _stream_labels(rows: IterableDataset, config: DatasetConfig, task: Task) -> Labels | None:
-    if task.label_kind in (CLASSES, TAGS) and task.label_column is not None:
-        kind = "tags" if task.label_kind == TAGS else "several classes"
+    kind = {CLASSES: "several classes", TAGS: "tags", OWN: "labels of this task"}.get(task.label_kind)
+    if kind is not None and task.label_column is not None:
         raise ConfigError(f"dataset.streaming=true: rows with {kind} can't be streamed")
     column = class_column(task)
     if column is None:

@@ -26,6 +26,7 @@ from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.data.conll_files import sentences
 from hfexp.data.csv_dataset import Csv, features_of, stream
 from hfexp.data.csv_files import GZIP_ERRORS, CsvFile, Dialect, shown
+from hfexp.data.squad_files import questions
 
 FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet",
@@ -443,7 +444,7 @@ def places(rows: Dataset, numbers: Iterable[int]) -> str:
     located = [place for number, place in enumerate(itertools.islice(positions, max(chosen) + 1)) if number in wanted]
     for (file, kind), group in itertools.groupby(located, key=lambda place: place[:2]):
         lines = [str(line) for *_, line in group]
-        unit = "row" if kind == "parquet" else "line"
+        unit = {"parquet": "row", "squad": "question"}.get(kind, "line")
         named.append(f"{unit}{'s' * (len(lines) > 1)} {', '.join(lines)} of {shown(file)}")
     return "; ".join(named) + more
 
@@ -456,6 +457,8 @@ def _lines(file: str, kind: str, dialect: Dialect | None) -> Iterator[int]:
         return (line for line, _ in _json_rows(file))
     if kind == "conll":
         return (line for line, _ in sentences(file))
+    if kind == "squad":
+        return (number for number, _ in enumerate(questions(file), 1))
     if kind == "parquet":
         return iter(range(1, pyarrow.parquet.read_metadata(file).num_rows + 1))
     return itertools.count(1)

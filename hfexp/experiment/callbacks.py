@@ -81,6 +81,8 @@ class Recorder:
         sizes = {split: num_rows(rows) for split, rows in self.inputs.dataset.items()}
         params |= {f"dataset.num_{split}_samples": n for split, n in sizes.items() if n is not None}
         params |= {f"dataset.num_{split}_skipped": count for split, count in self.inputs.dropped.items()}
+        if self.inputs.task.windowed:
+            params["dataset.num_train_windows"] = len(train_dataset)
         self.tracker.log_params(params)
         transform = lineage.transform_hash(self.config, self.inputs.processor)
         splits = {str(split): rows for split, rows in self.inputs.dataset.items()}
@@ -246,7 +248,7 @@ class Recorder:
             if not isinstance(output, DataError)
         ]
 
-    def _examples(self) -> list[bytes | str]:
+    def _examples(self) -> list[Any]:
         rows = self.inputs.dataset["validation"]
         examples = [self.inputs.task.inference_example(row) for row in first_rows(rows, VERIFIED_EXAMPLES)]
         return [example for example in examples if example is not None]

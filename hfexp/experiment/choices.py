@@ -13,6 +13,8 @@ MODELS = {
     "AutoModelForSequenceClassification": ("text", "causal_lm"),
     "AutoModelForTokenClassification": ("text", "causal_lm"),
     "AutoModelForMaskedLM": ("text",),
+    "AutoModelForMultipleChoice": ("text",),
+    "AutoModelForQuestionAnswering": ("text",),
     "AutoModelForCausalLM": ("causal_lm",),
 }
 """Values of `model.kind` that a task can train, by the task's `model_class`."""

@@ -44,7 +44,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
-from hfexp.training.trainer import check_own, trainer_class
+from hfexp.training.trainer import check_own, logits_of, trainer_class
 
 
 class _Problems:
@@ -253,8 +253,14 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
         return None
     fit_tokenizer(inputs.processor, skeleton, inputs.task)
     skeleton.train()
+    batch = {name: value.to("meta") for name, value in batch.items()}
     try:
-        skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
+        if type(inputs.task).loss is Task.loss:
+            loss = skeleton(**batch).loss
+        else:
+            labels = batch.pop("labels")
+            loss = inputs.task.loss(logits_of(skeleton(**batch)), labels)
+        loss.backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         return None  # e.g. an operation that the meta device does not support because it needs real numbers
     return any(p.requires_grad and p.grad is None for p in skeleton.parameters())

@@ -1,13 +1,12 @@
 """Evaluation of a trained model: the data to score, its predictions on them, and metrics with intervals."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset, DatasetDict
 
 from hfexp.core.compose import compose, recorded_options
@@ -16,41 +15,41 @@ from hfexp.core.console import progress, say
 from hfexp.core.errors import ConfigError, one_of
 from hfexp.core.provenance import file_name
 from hfexp.core.targets import targets_in
-from hfexp.data.dataset import process
+from hfexp.data.dataset import WindowedDataset, process
 from hfexp.data.sources import name_of
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.inference.load import LoadedModel, recorded_file
-from hfexp.inference.predictor import Predictor, as_weights
-from hfexp.tasks.base import main_output
+from hfexp.inference.predictor import Predictor
 from hfexp.tasks.cells import in_order
 from hfexp.tasks.metrics import MetricSet
 
 
-def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield, batch by batch, what the Trainer's evaluation passes to `Task.metric_inputs`.
+def predict_rows(
+    predictor: Predictor, rows: Dataset, batch_size: int, move: Callable[[int], None]
+) -> dict[str, np.ndarray]:
+    """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them.
 
-    Yields:
-        The model's reduced outputs, (B, ...), and the labels, (B,) or (B, num_labels); zeros (B,) if they are tokens.
+    Args:
+        move: called after each batch with the number of rows done.
     """
     splits = process(DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0)
     processed, was_training = splits["test"], predictor.model.training
+    predictions, references, total = [], [], len(processed)
     predictor.model.eval()
     try:
-        for start in range(0, len(processed), batch_size):
-            batch = predictor.collate(
-                processed.__getitems__(list(range(start, min(start + batch_size, len(processed)))))
-            )
-            labels = batch["labels"]
-            weights = next(predictor.model.parameters())
-            with torch.inference_mode():
-                inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items() if name != "labels"}
-                outputs = main_output(predictor.model(**inputs))
-                scores = predictor.task.preprocess_logits(outputs, labels.to(weights.device))
+        for start in range(0, total, batch_size):
+            stop = min(start + batch_size, total)
+            scores, labels = predictor.scores(processed.__getitems__(list(range(start, stop))))  # pyright: ignore
             of_rows = labels.ndim == 1 or labels.is_floating_point()
-            plain = labels.numpy() if of_rows else np.zeros(len(labels))
-            yield scores.cpu().numpy(), plain
+            predictions.append(scores)
+            references.append(labels.numpy() if of_rows else np.zeros(len(labels)))
+            move(len(rows) * stop // total)
     finally:
         predictor.model.train(was_training)
+    found = np.concatenate(predictions), np.concatenate(references)
+    if isinstance(processed, WindowedDataset):
+        found = processed.merged(found[0])
+    return dict(predictor.task.metric_inputs(*found))
 
 
 # The data of `hfexp evaluate`: the run's own dataset, split as in training, or another dataset as it is.

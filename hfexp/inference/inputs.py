@@ -16,12 +16,13 @@ from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import STANDARD_INPUT
+from hfexp.data.columns import Spec, parts_of, plain_names, with_made
 from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.labels import readable
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
 from hfexp.inference.outputs import TRUE
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import OWN, Task
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
 READ_TOGETHER = 100
@@ -52,13 +53,13 @@ class Input:
         return row | {name: readable(features[name], row[name]) for name in classes}
 
 
-def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, str]) -> list[Input]:
+def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, columns: Mapping[str, Spec]) -> list[Input]:
     """Return all inputs, in order.
 
     Args:
         sources: paths, patterns, URLs, `-`; from Python also values that `task.inference_row` takes.
         texts: raw inputs, taken as they are.
-        columns: for columns of the task, their names in the tables.
+        columns: for columns of the task, their names in the tables, or those of several to make one of.
 
     Raises:
         ConfigError: there are no inputs, a path does not exist, or a table lacks a column.
@@ -88,7 +89,7 @@ def _raw(value: Any, task: Task) -> Input:
     return Input(value if isinstance(value, str) else f"<{type(value).__name__}>", lambda: task.inference_row(value))
 
 
-def _from_source(source: Any, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_source(source: Any, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     """Yield the inputs that an argument stands for; a value that is neither text nor path is itself an input."""
     if not isinstance(source, str | Path):
         yield _raw(source, task)
@@ -102,7 +103,7 @@ def _from_source(source: Any, task: Task, columns: Mapping[str, str]) -> Iterato
             yield from _from_path(path, task, columns)
 
 
-def _from_line(line: str, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_line(line: str, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     if takes_texts(task):
         yield _raw(line, task)
     elif line:
@@ -139,7 +140,7 @@ def _images_below(path: Path) -> list[Path]:
     return sorted(path / os.path.relpath(image, path) for image in images)
 
 
-def _from_path(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_path(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     suffix = path.suffix.lower()
     if takes_texts(task) and suffix == ".json":
         yield _chat(path, task)
@@ -177,17 +178,21 @@ def _chat(path: Path, task: Task) -> Input:
     return Input(str(path), lambda: task.inference_row(value))
 
 
-def _from_table(path: Path, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     """Yield an input per row of a table: the value if the task reads one column, otherwise a mapping."""
-    rows = table(str(path))["train"]
-    own = {standard: columns.get(standard, standard) for standard in input_columns(task)}
-    for standard, name in own.items():
-        if name not in rows.column_names:
-            raise ConfigError(
-                f"{path} has no column {name!r}.{did_you_mean(name, rows.column_names)} It has: "
-                f"{one_of(rows.column_names)}; name one with columns.{standard}=NAME"
-            )
-    kept = _without_binary(rows)
+    rows, own = table(str(path))["train"], {}
+    stored = rows
+    rows = with_made(rows, columns, task.defaults)
+    for standard in input_columns(task):
+        spec = columns.get(standard, standard)
+        own[standard] = spec if isinstance(spec, str) else standard
+        for name in parts_of(spec):
+            if name not in rows.column_names:
+                raise ConfigError(
+                    f"{path} has no column {name!r}.{did_you_mean(name, rows.column_names)} It has: "
+                    f"{one_of(rows.column_names)}; name one with columns.{standard}=NAME"
+                )
+    kept = _without_binary(stored)
     for index, row in enumerate(rows.select_columns(list(own.values()))):
         values = {standard: row[name] for standard, name in own.items()}
         value = values if len(own) > 1 else next(iter(values.values()))
@@ -223,7 +228,7 @@ def column_types(inputs: Iterable[Input]) -> dict[str, pyarrow.DataType]:
     return types
 
 
-def split_inputs(splits: Mapping[str, Dataset], task: Task, columns: Mapping[str, str]) -> list[Input]:
+def split_inputs(splits: Mapping[str, Dataset], task: Task, columns: Mapping[str, Spec]) -> list[Input]:
     """Return the rows of splits as inputs, with the columns of their source beside them.
 
     Args:
@@ -233,20 +238,28 @@ def split_inputs(splits: Mapping[str, Dataset], task: Task, columns: Mapping[str
     return [item for split, rows in splits.items() for item in _from_split(split, rows, task, columns)]
 
 
-def _from_split(split: str, rows: Dataset, task: Task, columns: Mapping[str, str]) -> Iterator[Input]:
+def _from_split(split: str, rows: Dataset, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     sources, label = rows.select_columns(input_columns(task)), task.label_column
-    own_names = dict(columns) | {f"input.{name}": name for name in columns}
+    plain = plain_names(columns)
+    own_names = plain | {f"input.{name}": name for name in columns}
     table = rows.rename_columns({name: own for name, own in own_names.items() if name in rows.column_names})
     added = {"split": [split] * len(rows), "index": list(range(len(rows)))}
     if label is not None:
-        added[TRUE] = [readable(rows.features[label], value) for value in rows[label][:]]
-        table = table.remove_columns(own_names.get(label, label))
+        added[TRUE] = _shown_labels(rows, task, label)
+        table = table.remove_columns(plain.get(label, label))
     for name, values in added.items():
         table = table.rename_columns({name: f"input.{name}"} if name in table.column_names else {})
         table = table.add_column(name, values)  # pyright: ignore[reportCallIssue]
     table = _without_binary(table)
     for index, name in enumerate(_row_names(split, sources)):
         yield Input(name, functools.partial(sources.__getitem__, index), table, index)
+
+
+def _shown_labels(rows: Dataset, task: Task, column: str) -> list[Any]:
+    """Return the labels of rows as a person reads them."""
+    if task.label_kind == OWN:
+        return [task.shown_label(row) for row in rows.select_columns(list(task.columns))]  # pyright: ignore
+    return [readable(rows.features[column], value) for value in rows[column][:]]
 
 
 def _row_names(split: str, rows: Dataset) -> Iterator[str]:

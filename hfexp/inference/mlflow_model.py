@@ -9,6 +9,7 @@ The model's directory holds:
 """
 
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -42,7 +43,6 @@ class ServedModel:
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
-        self.column = input_column(predictor.task)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pandas.DataFrame:
         """Return one row of predictions per input; `hfexp.inference` documents both.
@@ -54,7 +54,7 @@ class ServedModel:
 
         try:
             self.predictor.task.check_options(params or {})
-            return self.predictor.predict(_values(model_input, self.column), params or {})
+            return self.predictor.predict(_values(model_input, self.predictor.task), params or {})
         except (DataError, ConfigError) as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 
@@ -68,13 +68,25 @@ def _load_pyfunc(path: str) -> ServedModel:
     return ServedModel(load_predictor(Path(path)))
 
 
-def input_column(task: Task) -> str:
-    """Return the column of the raw inputs: as the task calls it, or the first one that is not the label."""
-    return task.raw_column or next(name for name in task.columns if name != task.label_column)
+def input_fields(task: Task) -> dict[str, Any]:
+    """Return the columns of the raw inputs and their types.
+
+    A single one is named as the task calls it, or as the first of its columns that is not the label.
+    """
+    first = next(name for name in task.columns if name != task.label_column)
+    return dict(task.raw_fields) or {task.raw_column or first: task.raw_type}
 
 
-def _values(model_input: Any, column: str) -> list[Any]:
+def input_table(task: Task, inputs: list[Any]) -> pandas.DataFrame:
+    """Return raw inputs as a table, as MLflow passes them to a model."""
+    return pandas.DataFrame(inputs if task.raw_fields else {next(iter(input_fields(task))): inputs})
+
+
+def _values(model_input: Any, task: Task) -> list[Any]:
     """Extract the raw inputs from what MLflow passes: a table, a dict of columns, a list of rows, or plain values."""
+    if task.raw_fields:
+        return _mappings(model_input)
+    column = next(iter(input_fields(task)))
     if isinstance(model_input, pandas.DataFrame | dict):
         if column not in model_input:
             raise DataError(f"there is no column {column!r}; the columns are: {', '.join(map(str, model_input))}")
@@ -84,6 +96,20 @@ def _values(model_input: Any, column: str) -> list[Any]:
     values = list(np.atleast_1d(model_input)) if isinstance(model_input, np.ndarray) else model_input
     values = [values] if isinstance(values, str | bytes) else values
     return [value[column] if isinstance(value, dict) and column in value else value for value in values]
+
+
+def _mappings(model_input: Any) -> list[Any]:
+    """Extract raw inputs of several fields."""
+    if isinstance(model_input, dict):
+        is_table = all(isinstance(values, list | np.ndarray) for values in model_input.values())
+        model_input = pandas.DataFrame(model_input) if is_table else [model_input]
+    rows = model_input.to_dict("records") if isinstance(model_input, pandas.DataFrame) else list(model_input)
+    return [
+        {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+        if isinstance(row, dict)
+        else row
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -107,7 +133,7 @@ def save_mlflow_model(
     recipe: Recipe,
     directory: Path,
     *,
-    example: bytes | str,
+    example: bytes | str | dict[str, Any],
     weights: Path | None = None,
     card: str | None = None,
     metadata: dict[str, Any] | None = None,
@@ -157,7 +183,7 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def _write_flavors(
-    model: Any, processor: Any, task: Task, directory: Path, example: bytes | str, metadata: dict[str, Any] | None
+    model: Any, processor: Any, task: Task, directory: Path, example: Any, metadata: dict[str, Any] | None
 ) -> tuple[str, ...]:
     """Write MLmodel and its companion files around the saved weights; return the names of the flavors."""
     staging = directory / ".envelope"
@@ -172,7 +198,7 @@ def _write_flavors(
             code_paths=[str(Path(__file__).parents[1])],
             mlflow_model=spec,
             signature=signature(task),
-            input_example=pandas.DataFrame({input_column(task): [example]}),
+            input_example=input_table(task, [example]),
             pip_requirements=requirements(model),
             metadata=metadata,
         )
@@ -210,19 +236,22 @@ def signature(task: Task) -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
-    outputs = [ColSpec(_answer_type(kind), name) for name, kind in task.answer_types.items()]
+    outputs = [ColSpec(_mlflow_kind(kind), name) for name, kind in task.answer_types.items()]
     options = [ParamSpec(name, _mlflow_type(value), value) for name, value in task.serving_options().items()]
-    inputs = [ColSpec(task.raw_type, input_column(task))]  # pyright: ignore
+    inputs = [
+        ColSpec(_mlflow_kind(kind), name, required=name not in task.defaults)
+        for name, kind in input_fields(task).items()
+    ]
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema(options) if options else None)  # pyright: ignore
 
 
-def _answer_type(kind: Any) -> Any:
-    """Return MLflow's type of a field of an answer, by its type in `Task.answer_types`."""
+def _mlflow_kind(kind: Any) -> Any:
+    """Return MLflow's type of a field of an input or answer, by its type in `Task.answer_types`."""
     from mlflow.types import DataType
     from mlflow.types.schema import Array, Object, Property
 
     if isinstance(kind, dict):
-        return Array(Object([Property(name, _answer_type(part)) for name, part in kind.items()]))
+        return Array(Object([Property(name, _mlflow_kind(part)) for name, part in kind.items()]))
     return {"doubles": Array(DataType.double), "strings": Array(DataType.string)}.get(kind) or DataType[kind]
 
 
@@ -296,7 +325,7 @@ Both compute the same, but not always with the same kernels: loading chooses the
 """
 
 
-def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[bytes | str]) -> None:
+def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[Any]) -> None:
     """Load the directory as MLflow does, and compare its answers with those of the model in memory.
 
     Raises:
@@ -312,8 +341,7 @@ def verify_model(saved: SavedModel, predictor: Predictor, examples: Iterable[byt
 
             loaded = mlflow.pyfunc.load_model(str(saved.path))
             loaded.get_raw_model().to(next(predictor.model.parameters()).device)
-            frame = pandas.DataFrame({input_column(predictor.task): inputs})
-            table = loaded.predict(frame, predictor.options or None)
+            table = loaded.predict(input_table(predictor.task, inputs), predictor.options or None)
     except Exception as error:
         raise RunError(f"the saved model {saved.path} can't be used: {type(error).__name__}: {error}") from error
     finally:
@@ -330,7 +358,7 @@ def _difference(expected: pandas.DataFrame, actual: pandas.DataFrame) -> float:
     for name, column in expected.items():
         if name not in actual:
             return float("inf")
-        if any(isinstance(value, list) and value and isinstance(value[0], dict) for value in column):
+        if any(isinstance(value, list) for value in column):  # of structures, or of unequal lengths
             numbers, largest = True, max(largest, _distance(column.tolist(), actual[name].tolist()))
             continue
         ours, theirs = (np.asarray(values.tolist()) for values in (column, actual[name]))
@@ -352,5 +380,6 @@ def _distance(ours: Any, theirs: Any) -> float:
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         return max(map(_distance, ours, theirs), default=0.0)
     if isinstance(ours, float) and isinstance(theirs, float):
-        return abs(ours - theirs) / max(abs(ours), 1)
+        distance = abs(ours - theirs) / max(abs(ours), 1)
+        return float("inf") if math.isnan(distance) else distance
     return 0.0 if ours == theirs else float("inf")

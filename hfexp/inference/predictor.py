@@ -8,7 +8,15 @@ Each task has one documented input and output:
   `probabilities` (list of floats, in the order of `id2label`).
 
 * Text classification. Input: a text (`str`). Output: as above; if a text can have several classes, `labels` (list of
-  str, the classes of the text, the most probable first) and `probabilities`.
+  str, the classes of the text, the most probable first) and `probabilities`. For pairs, the input is a mapping with
+  `text` and `text_pair`, or its JSON text, as for every input of several fields.
+
+* Multiple choice. Input: a mapping with `text`, `choices` (list of str) and maybe `text_pair`. Output: `choice` (str),
+  `score` (float, its probability) and `scores` (list of floats, in the order of the choices).
+
+* Question answering. Input: a mapping with `question` and `context`. Output: `text` (str, the best answer, empty if
+  there is none), `score` (float), `start` and `end` (places in the context), and `candidates`, a list of mappings with
+  the same fields, the best first.
 
 * Token classification. Input: a text, or a list of words, which count as a text with spaces between them. Output:
   `entities`, a list of mappings with `type` (str), `score` (float), `start` and `end` (places in the text) and `text`.
@@ -47,7 +55,8 @@ from hfexp.data.dataset import Collator
 from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
-from hfexp.tasks.base import Task
+from hfexp.data.windows import cut
+from hfexp.tasks.base import Task, main_output
 from hfexp.tasks.images import row_of_images
 from hfexp.training.adapters import load_saved
 from hfexp.training.model import build_own
@@ -305,6 +314,8 @@ class Predictor:
         return results
 
     def _respond(self, rows: list[Row], options: Mapping[str, Any]) -> Sequence[Any]:
+        if self.task.windowed:
+            return self._merged(rows, options)
         batch = self.collate(rows)
         batch.pop("labels", None)
         weights = next(self.model.parameters())
@@ -314,6 +325,35 @@ class Predictor:
             }
             return self.task.respond(self.model, batch, self.processor, options)
 
+    def _merged(self, rows: list[Row], options: Mapping[str, Any]) -> list[Any]:
+        """Run the model on the windows of rows and merge their outputs.
+
+        Args:
+            rows: each the stored row and its `inputs` after the operations.
+        """
+        windows = [cut(row["inputs"]) for row in rows]
+        inputs = [self.task.preprocess(window, self.processor) for of_row in windows for window in of_row]
+        batches = [inputs[start : start + self.batch_size] for start in range(0, len(inputs), self.batch_size)]
+        outputs = iter(np.concatenate([self.scores(batch)[0] for batch in batches]))
+        return [
+            self.task.merge(
+                row["stored"], row["inputs"], np.stack(list(itertools.islice(outputs, len(of_row)))), options
+            )
+            for row, of_row in zip(rows, windows, strict=True)
+        ]
+
+    def scores(self, inputs: list[Row]) -> tuple[np.ndarray, torch.Tensor]:
+        """Compute what the Trainer's evaluation keeps of some rows of model inputs.
+
+        Returns:
+            The model's reduced outputs, (B, ...), and the labels, (B, ...).
+        """
+        batch = self.collate(inputs)
+        labels, weights = batch.pop("labels"), next(self.model.parameters())
+        with torch.inference_mode():
+            outputs = main_output(self.model(**{name: as_weights(value, weights) for name, value in batch.items()}))
+            return self.task.preprocess_logits(outputs, labels.to(weights.device)).cpu().numpy(), labels
+
     @row_of_images
     def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
         """Turn one value into model inputs, as `ProcessedDataset` does for a split without randomness."""
@@ -321,11 +361,13 @@ class Predictor:
             row = to_row(value)
             if self.task.label_column is not None:
                 # Tasks compute `labels` of every row, so it needs a label; `_respond` removes them from the batch.
-                row = {self.task.label_column: 0, **row}
-            row = self.decode(row)
+                row = {self.task.label_column: self.task.no_label, **row}
+            inputs = self.decode(row)
             for operation in self.operations:
-                row = apply(operation, row)
-            return self.task.preprocess(row, self.processor)
+                inputs = apply(operation, inputs)
+            if self.task.windowed:
+                return {"stored": row, "inputs": inputs}
+            return self.task.preprocess(inputs, self.processor)
         except DataError as error:
             return error
         except (TypeError, ValueError, RuntimeError) as error:
@@ -333,6 +375,7 @@ class Predictor:
 
 
 def _length(row: Any) -> int:
+    row = row.get("inputs", row)
     return max((len(value) for value in row.values() if isinstance(value, list)), default=0)
 
 

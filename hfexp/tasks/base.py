@@ -1,12 +1,16 @@
 """Base class of the tasks: all that the pipeline asks of one."""
 
+import contextlib
+import json
 import math
+import re
+import string
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from hfexp.core.errors import ConfigError, DataError
+from hfexp.core.errors import ConfigError, DataError, did_you_mean
 from hfexp.tasks.cells import is_number
 
 if TYPE_CHECKING:
@@ -19,14 +23,23 @@ if TYPE_CHECKING:
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-CLASS, CLASSES, NUMBER, TAGS = "class", "classes", "number", "tags"
-"""Kinds of labels: one class, any number of classes, a number, or one class for each item of another column's list."""
+CLASS, CLASSES, NUMBER, TAGS, OWN = "class", "classes", "number", "tags", "own"
+"""Kinds of labels: one class, any number of classes, a number, one class for each item of another column's list, or a
+form of the task's own, which its `decode` checks."""
+CLASSLESS = (NUMBER, OWN)
+"""Kinds of labels without names of classes."""
 PROBLEMS = {
     CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
 }  # fmt: skip
 """`problem_type` in a model's config by kind of label: it selects the loss. A checkpoint may come with another one.
 
 A model that has one loss only, as those for tags have, needs none."""
+
+
+WINDOWS = "windows"
+"""Field of a row that `transform` has cut into windows: the number of tokens of each; they lie end to end."""
+ASKED = ()
+"""Label of a row to predict on that no dataset holds."""
 
 
 class Piece(NamedTuple):
@@ -51,10 +64,14 @@ class Task(ABC):
     """Name of the processor's class in `transformers`, e.g. `AutoImageProcessor`."""
     columns: ClassVar[tuple[str, ...]]
     """Columns that the task reads, by their standard names."""
+    defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """Columns that a dataset may lack or leave empty, and the value that the rows of one that lacks them have."""
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
-    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER` or `TAGS`."""
+    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS` or `OWN`."""
+    no_label: ClassVar[Any] = 0
+    """Label of a row to predict on; `ASKED` where one must be told from all others."""
     tagged_column: ClassVar[str | None] = None
     """Column of lists whose items have a label each, where labels are `TAGS`."""
     label_separator: str | None = None
@@ -64,10 +81,7 @@ class Task(ABC):
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
-    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples.
-
-    `preprocess_logits` then has to reduce the tokens to a row each, (B, ...), and `metric_inputs` gets no labels.
-    """
+    """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples."""
 
     takes_columns: ClassVar[bool] = False
     """True if `preprocess` and the collator also take whole batches: each field stacked to (B, ...)."""
@@ -75,11 +89,19 @@ class Task(ABC):
     varying_shapes: ClassVar[bool] = False
     """True if rows differ in shape, e.g. texts in length, and the collator brings them to one shape."""
 
+    windowed: ClassVar[bool] = False
+    """True if `transform` cuts a row into windows (`WINDOWS`), each an input of the model; `merge` puts them together.
+
+    `preprocess` then gets a window, which has the fields with a value for each token.
+    """
+
     draws: ClassVar[bool] = False
     """True if `vary` changes the rows of a dataset at random."""
 
     raw_type: ClassVar[str] = "binary"
     """MLflow type of a raw input: `binary` or `string`."""
+    raw_fields: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
+    """Fields of a raw input that is a mapping, and their types as in `answer_types`; empty: it is a single value."""
     raw_column: ClassVar[str | None] = None
     """Name of the raw inputs in a served model; None: that of the first column that the task predicts from."""
 
@@ -102,7 +124,7 @@ class Task(ABC):
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Return the class names by id, from the label column; None for a task without classes."""
-        if self.label_column is None or self.label_kind == NUMBER:
+        if self.label_column is None or self.label_kind in CLASSLESS:
             return None
         feature = dataset["train"].features[self.label_column]
         feature = feature.feature if self.label_kind == TAGS else feature
@@ -131,6 +153,13 @@ class Task(ABC):
         """
         return row
 
+    def check_learnable(self, row: dict[str, Any]) -> None:  # noqa: B027 - most tasks can learn from all they can score
+        """Raise DataError for a stored row that can be scored, but not learnt from (`OWN`)."""
+
+    def shown_label(self, row: dict[str, Any]) -> Any:
+        """Return the label of a stored row as a person reads it, where labels are of the task's own form (`OWN`)."""
+        return row[self.label_column or ""]
+
     def decoder(self, operations: list[Any]) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], int]:
         """Return the function that decodes rows for these operations, and how many of the first ones it covers."""
         return self.decode, 0
@@ -158,7 +187,23 @@ class Task(ABC):
         Raises:
             DataError: the value is not an input of this task.
         """
+        if self.raw_fields and self.label_column:
+            return {**self.raw_mapping(value), self.label_column: self.no_label}
         raise NotImplementedError(f"{type(self).__name__} has no inference_row: it can't predict on raw inputs")
+
+    def raw_mapping(self, value: Any) -> dict[str, Any]:
+        """Return the fields of a raw input that is a mapping, or the text of one in JSON.
+
+        Raises:
+            DataError: it is something else, or lacks a field that has no default.
+        """
+        if isinstance(value, str):
+            with contextlib.suppress(ValueError):
+                value = json.loads(value)
+        needed = [name for name in self.raw_fields if name not in self.defaults]
+        if not isinstance(value, Mapping) or not set(needed) <= set(value):
+            raise DataError(f"expected a mapping with {' and '.join(needed)}, got {value!r:.80}")
+        return {name: value[name] if name in value else self.defaults[name] for name in self.raw_fields}
 
     def suits(self, processor: Any) -> bool:
         """Return True if a pretrained model that came with this processor can do this task."""
@@ -178,20 +223,29 @@ class Task(ABC):
         return {}
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError for options that `respond` does not know."""
-        if options:
+        """Raise ConfigError for options that `respond` does not know, or that are no whole numbers from 1 on."""
+        known = self.serving_options()
+        if options and not known:
             raise ConfigError(f"generation.{next(iter(options))}: {type(self).__name__} does not generate text")
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigError(
+                    f"generation.{name} is unknown.{did_you_mean(name, known)} Allowed: {', '.join(known)}"
+                )
+            check_count(name, value)
 
     def with_system(self, system: str, prompt: Any) -> Any:
         """Put a system prompt before a raw input; ConfigError if the task does not take one."""
         raise ConfigError(f"system=...: {type(self).__name__} does not take a system prompt")
 
     def answer(self, output: Any, id2label: Mapping[int, str]) -> dict[str, Any]:
-        """Convert one output of `respond` to the fields of `answer_types`.
+        """Convert one output of `respond` to the fields of `answer_types`; a mapping has these fields already.
 
         Args:
             id2label: class names by id; a class without one is named by its id.
         """
+        if isinstance(output, Mapping):
+            return dict(output)
         raise NotImplementedError(f"{type(self).__name__} has no answer: it can't predict on raw inputs")
 
     def found_by_class(
@@ -208,9 +262,9 @@ class Task(ABC):
         """Return a stored row as text in which the found items and the missed ones are marked."""
         raise NotImplementedError(f"{type(self).__name__} finds no items in a text")
 
-    def inference_example(self, row: dict[str, Any]) -> bytes | str | None:
+    def inference_example(self, row: dict[str, Any]) -> bytes | str | dict[str, Any] | None:
         """Return a row as a small raw input to save with the model; None if the task can't predict on those."""
-        return None
+        return {name: row[name] for name in self.raw_fields} or None
 
     @abstractmethod
     def collator(self, processor: Any) -> Callable[..., dict[str, "torch.Tensor"]]:
@@ -220,8 +274,35 @@ class Task(ABC):
         """
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Reduce the model's output on its device before it is gathered for the metrics."""
+        """Reduce the model's output on its device before it is gathered for the metrics.
+
+        If a row has several labels that are whole numbers, (B, T), it has to reduce them to a row each, (B, ...), as
+        `metric_inputs` then gets no labels.
+        """
         return logits
+
+    def loss(self, logits: Any, labels: "torch.Tensor") -> "torch.Tensor":
+        """Compute the mean loss of a batch in place of the model's own; a task that leaves it to the model has none.
+
+        Args:
+            logits: the model's output, or several in a tuple.
+            labels: (B, ...).
+        """
+        raise NotImplementedError(f"{type(self).__name__} leaves the loss to the model")
+
+    def merge(
+        self, row: dict[str, Any], inputs: dict[str, Any], outputs: "np.ndarray", options: Mapping[str, Any]
+    ) -> Any:
+        """Merge what `preprocess_logits` returns for the windows of a row (W, ...) into one output, as of `respond`.
+
+        `metric_inputs` gets these outputs of all rows, and the stored labels, as arrays of objects.
+
+        Args:
+            row: the stored row, without label if it is to predict on.
+            inputs: the same after `transform`.
+            options: those of `respond`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no windows")
 
     @abstractmethod
     def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
@@ -315,3 +396,31 @@ def to_truth(value: Any, name: str) -> int:
     if known is None:
         raise DataError(f"the truth value of the class {name!r} is {value!r:.80}, expected 0, 1, false or true")
     return known
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ConfigError unless an option is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r}: expected a whole number from 1 on")
+
+
+def place_of(value: Any, items: Sequence[str], names: Sequence[str] | None, column: str) -> int:
+    """Return the number of the item, from 0, that a cell names: by its text, else its name, else its number.
+
+    Args:
+        names: of the items; None: A, B, C, ...
+        column: of the cell, for the message.
+
+    Raises:
+        DataError: there is no such item.
+    """
+    for known in (items, names or string.ascii_uppercase[: len(items)]):
+        if value in list(known):
+            return list(known).index(value)
+    number = int(value) if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value.strip()) else value
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(items):
+        raise DataError(
+            f"column {column!r} holds {value!r:.80}, expected one of the {len(items)} items, its letter or its number "
+            f"from 0 to {len(items) - 1}"
+        )
+    return number

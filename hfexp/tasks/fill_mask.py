@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hfexp.core.errors import ConfigError, DataError, did_you_mean
+from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks.base import check_count
 from hfexp.tasks.language_model import SHOWN_EXAMPLE, LanguageModelling
 
 FILLER = {"mask": "long", "token": "string", "score": "double"}
@@ -35,7 +36,7 @@ class FillMask(LanguageModelling):
         if not 0 < mlm_probability < 1:
             raise ConfigError(f"task.mlm_probability={mlm_probability} must be between 0 and 1")
         self.mlm_probability, self.whole_words, self.top_k = mlm_probability, whole_words, top_k
-        self.check_options({"top_k": top_k})
+        check_count("task.top_k", top_k)
         self._masking: Any = None
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -94,14 +95,6 @@ class FillMask(LanguageModelling):
         from hfexp.tasks.text import TextCollator
 
         return TextCollator(processor, padding={"labels": IGNORED})
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError unless the only option is `top_k`, a whole number from 1 on."""
-        for name, value in options.items():
-            if name != "top_k":
-                raise ConfigError(f"generation.{name} is unknown.{did_you_mean(name, ['top_k'])} Allowed: top_k")
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"top_k={value!r}: expected a whole number from 1 on")
 
     def serving_options(self) -> dict[str, bool | int | float | str]:
         """Return the number of fillers."""

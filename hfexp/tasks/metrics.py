@@ -14,6 +14,7 @@ import numpy as np
 
 from hfexp.core.errors import ConfigError, RunError, one_of
 from hfexp.tasks import resampling
+from hfexp.tasks.answers import score
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER
 from hfexp.tasks.entities import PREDICTED, RIGHT, TRUE
 
@@ -455,6 +456,40 @@ class EntityF1(_ArrayMetric):
 def _entity_f1(found: np.ndarray) -> np.ndarray:
     """Return F1 (R,) from the counts of right, predicted and true entities (R, 3)."""
     return resampling.ratio(2 * found[:, RIGHT], found[:, PREDICTED] + found[:, TRUE], 0.0)
+
+
+class Squad(_ArrayMetric):
+    """Exact match and F1 of the words of answers, as by SQuAD's evaluation, but from 0 to 1.
+
+    Where some rows have no answer, both also for the rows with one (`has_answer_*`) and without (`no_answer_*`).
+    """
+
+    inputs = {"answers": datasets.Value("string"), "truths": datasets.Sequence(datasets.Value("string"))}
+    summary = "Exact match and F1 of the words of answers, after SQuAD's normalisation."
+
+    def _parts(self, answers: np.ndarray, truths: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return for each metric the values of the rows (N,), and a mask of the rows that count."""
+        scores = np.array([score(answer, texts) for answer, texts in zip(answers, truths, strict=True)])
+        has_answer = np.array([bool(texts) for texts in truths])
+        parts = {"": np.ones(len(answers), bool)}
+        if not has_answer.all():
+            parts |= {"has_answer_": has_answer, "no_answer_": ~has_answer}
+        return {
+            f"{prefix}{name}": (scores[:, place], rows)
+            for prefix, rows in parts.items()
+            for place, name in enumerate(("exact_match", "f1"))
+            if rows.any()
+        }
+
+    def _compute(self, answers: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+        return {name: float(values[rows].mean()) for name, (values, rows) in self._parts(answers, truths).items()}
+
+    def resample(self, counts: np.ndarray, answers: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+        parts = self._parts(answers, truths)
+        return {
+            name: resampling.ratio(counts @ (values * rows), counts @ rows.astype(np.float64))
+            for name, (values, rows) in parts.items()
+        }
 
 
 # A set of metrics, computed together from the arrays that a task provides.

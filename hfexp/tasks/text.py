@@ -1,6 +1,7 @@
 """Tokenize texts once for all epochs, and pad each batch to its longest row."""
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,12 @@ import torch
 import transformers
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks.entities import IGNORED
 
 TEXT, PAIR = "text", "text_pair"
-"""Columns of a text, and of an optional second one."""
+"""Columns of a text, and of an optional second one, or of several second ones."""
+LENGTHS = "lengths"
+"""Field of a row whose text has several second ones: the number of tokens of each pair, which lie end to end."""
 UNLIMITED = 10**6
 """Tokens from which on `model_max_length` is no limit (Transformers writes 10**30 if it knows none)."""
 MULTIPLE = 8
@@ -21,7 +25,10 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenize(torch.nn.Module):
-    """Operation for `transform.prepare`: turn a row's `text` (and `text_pair`) into `input_ids` and related fields."""
+    """Operation for `transform.prepare`: turn a row's `text` (and `text_pair`) into `input_ids` and related fields.
+
+    Where `text_pair` is a list, the tokens of the pairs lie end to end, and `lengths` has their numbers.
+    """
 
     def __init__(self, processor: Any, max_length: int | None = None) -> None:
         """Copy the tokenizer and set its truncation.
@@ -41,11 +48,20 @@ class Tokenize(torch.nn.Module):
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the columns of texts by lists of token ids; the collator adds the attention mask."""
+        if isinstance(row.get(PAIR), list):
+            return self._pairs(row)
         given = (row[TEXT], row[PAIR]) if PAIR in row else (row[TEXT],)
         tokens = self.tokenizer(*given, truncation=True, max_length=self.max_length)
         kept = {name: list(tokens[name]) for name in self.tokenizer.model_input_names if name in tokens}
         kept.pop("attention_mask", None)
         return {**{name: value for name, value in row.items() if name not in (TEXT, PAIR)}, **kept}
+
+    def _pairs(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace a text and several second ones by the tokens of all pairs."""
+        parts = [self.forward({TEXT: row[TEXT], PAIR: other}) for other in row[PAIR]]
+        kept = {name: value for name, value in row.items() if name not in (TEXT, PAIR)}
+        tokens = {name: [value for part in parts for value in part[name]] for name in parts[0]}
+        return {**kept, **tokens, LENGTHS: [len(part["input_ids"]) for part in parts]}
 
 
 def max_length_of(processor: Any, max_length: int | None) -> int:
@@ -105,6 +121,36 @@ class TextCollator:
             start = length - len(row) if self.left else 0
             padded[place, start : start + len(row)] = torch.tensor(row, dtype=torch.int64)
         return padded
+
+
+class NestedCollator:
+    """Collator for rows of several pairs each: (B, C, T) int64 padded in both ways, with `attention_mask`.
+
+    C is the most pairs of a row. `labels`, one for each pair, become (B, C); a pair that a row lacks has `IGNORED`.
+    It is one padding token that attends to itself, because attention to nothing is NaN. Lists of texts stay as they
+    are.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.pad = TextCollator(tokenizer)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        size = max(len(row[LENGTHS]) for row in rows)
+        flat = self.pad([pair for row in rows for pair in self._pairs(row, size)])
+        batch: dict[str, Any] = {name: values.unflatten(0, (len(rows), size)) for name, values in flat.items()}
+        batch["labels"] = torch.full((len(rows), size), IGNORED)
+        for labels, row in zip(batch["labels"], rows, strict=True):
+            labels[: len(row["labels"])] = torch.tensor(row["labels"])
+        texts = [name for name, value in rows[0].items() if isinstance(value, list) and isinstance(value[0], str)]
+        return batch | {name: [row[name] for row in rows] for name in texts}
+
+    def _pairs(self, row: dict[str, Any], size: int) -> list[dict[str, list[int]]]:
+        """Return the tokens of each pair, and for those that the row lacks the padding token."""
+        tokens = {n: v for n, v in row.items() if n not in ("labels", LENGTHS) and isinstance(v[0], int)}
+        ends = list(itertools.accumulate(row[LENGTHS]))
+        pairs = [{n: v[start:end] for n, v in tokens.items()} for start, end in zip([0, *ends], ends, strict=False)]
+        absent = {name: [self.pad.padding.get(name, self.pad.pad_id)] for name in tokens}
+        return [*pairs, *[absent] * (size - len(pairs))]
 
 
 def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> transformers.PreTrainedTokenizerFast:

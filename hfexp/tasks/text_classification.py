@@ -41,12 +41,14 @@ class Texts(Task):
         return processor.decode(inputs["input_ids"])
 
     def inference_row(self, value: Any) -> dict[str, Any]:
-        """Turn a text into a row."""
+        """Turn a text, or a mapping of several, into a row."""
+        if self.raw_fields:
+            return super().inference_row(value)
         return self.decode({"text": value, "label": 0})
 
-    def inference_example(self, row: dict[str, Any]) -> str:
-        """Return the text."""
-        return row["text"]
+    def inference_example(self, row: dict[str, Any]) -> Any:
+        """Return the text, or the texts by name."""
+        return super().inference_example(row) or row["text"]
 
     def collator(self, processor: Any) -> Callable[..., dict[str, Any]]:
         """Return a collator that pads to the longest row of a batch."""
@@ -59,15 +61,7 @@ class TextPairs(Texts):
     """Base of tasks on the columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
-
-    def inference_row(self, value: Any) -> dict[str, Any]:
-        """Turn a mapping with `text` and `text_pair` into a row."""
-        if not isinstance(value, dict) or not {"text", "text_pair"} <= set(value):
-            raise DataError("expected a mapping with the texts `text` and `text_pair`")
-        return self.decode({"text": value["text"], "text_pair": value["text_pair"], "label": 0})
-
-    def inference_example(self, row: dict[str, Any]) -> None:
-        """Return None: the MLflow model takes one input column, and a pair has two."""
+    raw_fields: ClassVar[dict[str, Any]] = {"text": "string", "text_pair": "string"}
 
 
 class TextClassification(Texts, Classification):

@@ -110,7 +110,7 @@ def match_head(model: Any, stored: Any, labels: dict[str, Any], new_tensors: set
         labels: `Task.model_fields` of the dataset.
         new_tensors: tensors that were not loaded, because the checkpoint lacks them (`missing`) or their size differs.
     """
-    if not labels:
+    if not {"id2label", "problem_type"} & labels.keys():
         return Head()
     tensors = _head_tensors(model)
     ours = [str(name) for name in labels.get("id2label", {}).values()]

@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.data import SequentialSampler
 from transformers.trainer_pt_utils import find_batch_size
+from transformers.trainer_utils import has_length
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
-from hfexp.data.dataset import ProcessedDataset
+from hfexp.data.dataset import ProcessedDataset, WindowedDataset
 from hfexp.data.sampling import EpochSampler
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import Task, main_output
 from hfexp.tasks.metrics import MetricSet
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
@@ -380,6 +382,31 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             return sampler
         return super()._get_train_sampler(train_dataset)
 
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Return the rows in their order, in which the report and the windows of a row expect them.
+
+        With `group_by_length`, Transformers (5.23) would draw another order, from the model's random numbers.
+        """
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the evaluation; outputs of windows are merged into those of their rows before metrics are computed."""
+        dataset, compute = getattr(dataloader, "dataset", None), self.compute_metrics
+        if not isinstance(dataset, WindowedDataset) or compute is None:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        merged: list[Any] = []
+
+        def of_rows(prediction: Any) -> dict[str, float]:
+            merged[:] = dataset.merged(prediction.predictions)
+            return compute(transformers.EvalPrediction(*merged))
+
+        self.compute_metrics = of_rows
+        try:
+            output = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = compute
+        return output._replace(predictions=merged[0], label_ids=merged[1])
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -392,7 +419,7 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         if labels is None or not (is_soft or self.loss_function):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        logits = logits_of(outputs)
         if self.loss_function is not None:
             counted = labels != IGNORED if self.loss_per_token else slice(None)
             loss = self.loss_function(logits[counted], labels[counted])
@@ -400,6 +427,13 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             smoothing = float(self.args.label_smoothing_factor)
             loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+
+def logits_of(outputs: Any) -> Any:
+    """Return a model's logits; where they have other names, all its outputs in a tuple."""
+    if isinstance(outputs, dict):
+        return outputs["logits"] if "logits" in outputs else main_output(outputs)
+    return outputs[0]
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:

@@ -44,7 +44,7 @@ class WeightedLosses(TrainerMixin):
         self._eval_sums = (0.0, 0, 0)
         """Sum of losses, number of items and number of rows of the current evaluation, in this process."""
         self._reduce: Callable[[Any, Any], Any] | None = None
-        """In an evaluation of tokens: `preprocess_logits_for_metrics`."""
+        """In an evaluation: `preprocess_logits_for_metrics`."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Return the Trainer's batches without fillers, and prepare the divisors of their losses."""
@@ -136,8 +136,7 @@ class WeightedLosses(TrainerMixin):
         """
         self._eval_sums = (0.0, 0, 0)
         reduce = self.preprocess_logits_for_metrics
-        if self.loss_per_token:
-            self._reduce, self.preprocess_logits_for_metrics = reduce, None
+        self._reduce, self.preprocess_logits_for_metrics = reduce, None
         try:
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -160,8 +159,8 @@ class WeightedLosses(TrainerMixin):
     ) -> tuple[Any, Any, Any]:
         """Run the Trainer's prediction step without fillers in the loss.
 
-        Tokens are reduced to what the task keeps of each row (B, ...), and their labels to zeros (B,), before they are
-        gathered: those of a whole split would need as much memory as the split has tokens.
+        The model's output is reduced to what the task keeps of each row (B, ...), and labels of tokens to zeros (B,),
+        before they are gathered: those of a whole split would need as much memory as the split has tokens.
         """
         size = find_batch_size(inputs) or 0
         state, real = self.accelerator.gradient_state, size
@@ -178,6 +177,8 @@ class WeightedLosses(TrainerMixin):
             labels = None if labels is None else tuple(inputs[name] for name in self.label_names)
             labels = labels[0] if labels is not None and len(labels) == 1 else labels
             logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)
-        if self._reduce is not None and logits is not None and torch.is_tensor(labels):
-            logits, labels = self._reduce(logits, labels), labels.new_zeros(size)
+        if self._reduce is not None and logits is not None:
+            logits = self._reduce(logits, labels)
+            if torch.is_tensor(labels) and labels.ndim > 1 and not labels.is_floating_point():
+                labels = labels.new_zeros(size)
         return loss, logits, labels  # pyright: ignore

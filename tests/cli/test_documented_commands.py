@@ -149,6 +149,13 @@ class Machine:
         lines = "\n".join(map(" ".join, zip(*tagged.values(), strict=True)))
         for name in ("train", "dev", "test"):
             (home / f"{name}.conll").write_text(f"{lines}\n\n" * 40)
+        choice = {"text": "It rains.", "choices": ["She swims.", "She opens her umbrella."], "label": 1}
+        (home / "questions.jsonl").write_text("\n".join([json.dumps(choice)] * 40))
+        answers = [{"text": "Oslo", "answer_start": 3}]
+        paragraph = {"context": "In Oslo.", "qas": [{"question": "Where?", "answers": answers}] * 40}
+        for name in ("train", "dev"):
+            (home / f"{name}-v1.1.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+        (home / "questions.csv").write_text("question,context,answer,answer_start\n" + "Where?,In Oslo.,Oslo,3\n" * 40)
         self.models = {
             "image": train(*SMALL_DIGITS, "metrics=classification", "name=vit_digits-digits").run_dir,
             "photos": train(*SMALL_MODEL, "dataset=imagefolder", "dataset.source.data_dir=photos", *LIMITS).run_dir,

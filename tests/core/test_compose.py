@@ -22,6 +22,7 @@ NEEDED = {
     "dataset=hub": ["dataset.source.path=x"],
     "dataset=disk": ["dataset.source.path=x"],
     "dataset=conll": ["dataset.source.data_files=x"],
+    "dataset=squad": ["dataset.source.data_files=x"],
     "dataset=csv": ["dataset.source.data_files=x"],
     "dataset=parquet": ["dataset.source.data_files=x"],
     "model=local": ["model.path=x"],

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 import torch
 import transformers
@@ -114,7 +115,7 @@ def test_batches_are_as_long_as_their_longest_row(side: str) -> None:
 def test_what_is_no_text_is_named() -> None:
     with pytest.raises(DataError, match="column 'text' holds None"):
         TextClassification().decode({"text": None, "label": 0})
-    with pytest.raises(DataError, match="`text_pair`"):
+    with pytest.raises(DataError, match="expected a mapping with text and text_pair, got 'alone'"):
         TextPairClassification().inference_row("alone")
 
 
@@ -199,12 +200,22 @@ def test_rows_that_have_no_lengths_are_not_grouped_by_them(place: Path) -> None:
 
 
 def test_pairs_are_classified(rows: str, place: Path) -> None:
-    words = ("trainer.args.train_sampling_strategy=group_by_length", "tracking=none")
+    import mlflow.pyfunc
+
+    words = ("trainer.args.train_sampling_strategy=group_by_length",)
     result = train("task=text_pair_classification", *SMALL, rows, *words)
     assert 0 <= result.metrics["test_accuracy"] <= 1
     pairs = [{"text": "sun", "text_pair": "fire"}, {"text": "ice", "text_pair": "snow"}]
-    asked = predict(run=result.run_dir, inputs=pairs)
+    asked: Any = predict(run=result.run_dir, inputs=pairs)
     assert list(asked["label"]) == [predict(run=result.run_dir, inputs=pair)["label"][0] for pair in pairs]
+    rows_of_report = pandas.read_csv(next(place.glob("outputs/**/predictions_test.csv")))
+    of_split: Any = predict(run=result.run_dir, split="test")
+    for name, own in (("true", "true"), ("predicted", "label")):  # in the order of the rows
+        assert list(rows_of_report[name]) == list(of_split[own])
+    loaded = mlflow.pyfunc.load_model(str(next(place.glob("outputs/**/MLmodel")).parent))
+    served: Any = loaded.predict(pandas.DataFrame(pairs))
+    assert served["score"].tolist() == pytest.approx(asked["score"].tolist(), abs=1e-6)
+    assert json.loads(loaded.metadata.signature.inputs.to_json())[1]["name"] == "text_pair"
 
 
 def test_a_row_without_text_is_named_before_anything_starts(place: Path) -> None:

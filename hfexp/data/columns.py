@@ -1,0 +1,115 @@
+"""Columns of a source under the standard names of a task; a column may be made of several, or be missing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, Features, List
+
+from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.data.labels import way_out
+from hfexp.data.tables import header_hint
+from hfexp.tasks.base import Task
+
+Spec = str | list[str] | dict[str, str]
+"""A column of a source, or columns to make one of: a list of values, or a mapping of them by name."""
+
+
+def parts_of(spec: Any) -> list[str]:
+    """Return the names of the source's columns that a standard column is made of.
+
+    Raises:
+        ConfigError: the value is no name, list of names or mapping of names.
+    """
+    names = list(spec.values()) if isinstance(spec, Mapping) else [spec] if isinstance(spec, str) else spec
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"dataset.columns: expected a name, a list of names or a mapping of them, got {spec!r:.80}")
+    return list(names)
+
+
+def plain_names(columns: Mapping[str, Spec]) -> dict[str, str]:
+    """Return the standard columns that are one column of the source each, and its name."""
+    return {standard: spec for standard, spec in columns.items() if isinstance(spec, str)}
+
+
+def make_column(rows: Dataset, spec: Spec) -> tuple[list[Any], Any]:
+    """Make one column of several: values, and their feature. An empty cell is no item of a list."""
+    names = parts_of(spec)
+    values = zip(*(rows[name][:] for name in names), strict=True)
+    if isinstance(spec, Mapping):
+        return [dict(zip(spec, row, strict=True)) for row in values], {k: rows.features[v] for k, v in spec.items()}
+    return [[value for value in row if value is not None] for row in values], List(rows.features[names[0]])
+
+
+def with_made(rows: Any, columns: Mapping[str, Spec], defaults: Mapping[str, Any]) -> Any:
+    """Add to a table the columns that are made of several, and those that it lacks and that have a default.
+
+    Args:
+        columns: for standard columns, the source's own or the parts of one; one with a part that is missing is left
+            out. A column of the source that has the name of one that is made becomes `input.NAME`.
+        defaults: values of standard columns that `columns` need not name.
+
+    Raises:
+        ConfigError: the rows are a stream, in which no column can be made.
+    """
+    made = {name: spec for name, spec in columns.items() if not isinstance(spec, str)}
+    made = {name: spec for name, spec in made.items() if set(parts_of(spec)) <= set(rows.column_names)}
+    if made and not isinstance(rows, Dataset):
+        raise ConfigError(f"dataset.streaming=true: no column can be made of several: dataset.columns.{min(made)}")
+    for name, spec in made.items():
+        values, feature = make_column(rows, spec)
+        if name in rows.column_names:
+            rows = rows.rename_column(name, f"input.{name}")
+        rows = _add(rows, name, values, feature)
+    missing = [name for name in defaults if name not in columns and name not in rows.column_names]
+    for name in missing if isinstance(rows, Dataset) else ():
+        rows = rows.add_column(name, pa.array([defaults[name]] * len(rows)))  # pyright: ignore
+    return rows
+
+
+def _add(rows: Dataset, name: str, values: Sequence[Any], feature: Any) -> Dataset:
+    # An array, because `datasets` (5.2) hashes a list value by value for the fingerprint of the result.
+    array: Any = pa.array(values, Features({name: feature}).arrow_schema.field(name).type)
+    return rows.add_column(name, array, feature=feature)  # pyright: ignore
+
+
+def rename_columns(
+    rows: Any, split: str, columns: Mapping[str, Spec], task: Task, keep: tuple[str, ...] | None = ()
+) -> Any:
+    """Give the task's columns of a split their standard names; drop all others but those in `keep` (None: keep all).
+
+    A column that is kept and has the standard name of another one becomes `input.NAME`.
+
+    Raises:
+        ConfigError: a column is missing, or the task reads no column of a name in `columns`.
+    """
+    columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
+    unknown = sorted(set(columns) - set(task.columns))
+    rows = with_made(rows, {name: spec for name, spec in columns.items() if name not in unknown}, task.defaults)
+    problems, own_names = [], {}
+    for standard in task.columns:
+        spec = columns.get(standard, standard)
+        missing = [name for name in parts_of(spec) if name not in rows.column_names]
+        own_names[standard] = spec if isinstance(spec, str) else standard
+        if missing:
+            problems.append(
+                f"the {split} split has no column {missing[0]!r} for the task's {standard!r}."
+                f"{did_you_mean(missing[0], rows.column_names)} It has: {one_of(rows.column_names) or 'none'}; "
+                f"map one with dataset.columns.{standard}=NAME"
+            )
+    hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
+    if unknown:
+        problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
+    if problems:
+        raise ConfigError("; ".join(problems) + hint)
+    others = [name for name in (rows.column_names if keep is None else keep) if name not in own_names.values()]
+    for name in others:
+        if name not in rows.column_names:
+            raise ConfigError(
+                f"the {split} split has no column {name!r}.{did_you_mean(name, rows.column_names)} "
+                f"It has: {one_of(rows.column_names)}"
+            )
+    rows = rows.select_columns([*own_names.values(), *others] if keep is not None else rows.column_names)
+    new_names = {name: f"input.{name}" for name in others if name in own_names}
+    new_names |= {own: standard for standard, own in own_names.items() if own != standard}
+    return rows.rename_columns(new_names)
