@@ -149,7 +149,7 @@ def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_siz
     """Return the inputs of the metrics, one entry per row, as the Trainer's evaluation computes them."""
     import numpy as np
 
-    from hfexp.inference.evaluation import predict_rows
+    from hfexp.inference.evaluation import joined, predict_rows
 
     predictor = loaded.predictor
     predictions, references = [], []
@@ -157,8 +157,8 @@ def _metric_inputs(config: "Config", loaded: "LoadedModel", rows: Any, batch_siz
         for outputs, labels in predict_rows(predictor, rows, batch_size):
             predictions.append(outputs)
             references.append(labels)
-            move(sum(map(len, predictions)))
-    return dict(predictor.task.metric_inputs(np.concatenate(predictions), np.concatenate(references)))
+            move(sum(map(len, references)))
+    return dict(predictor.task.metric_inputs(joined(predictions), np.concatenate(references)))
 
 
 def _values(rows: Any, column: str, name: str) -> list[Any]:

@@ -183,7 +183,7 @@ def _rename_columns(
     result = {}
     for split, rows in dataset.items():
         problems = []
-        own_names = {standard: config.columns.get(standard, standard) for standard in task.columns}
+        own_names = {name: config.columns.get(name) or _usual_name(rows, name, task) for name in task.columns}
         for standard, own in own_names.items():
             if own not in rows.column_names:
                 problems.append(
@@ -209,6 +209,15 @@ def _rename_columns(
         new_names |= {own: standard for standard, own in own_names.items() if own != standard}
         result[split] = rows.rename_columns(new_names)
     return DatasetDict(result)
+
+
+def _usual_name(rows: Any, name: str, task: Task) -> str:
+    """Return the name of a column in the source: the standard one, or else another usual one if there is only one."""
+    others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
+    if name in rows.column_names or len(others) != 1:
+        return name
+    note(f"column {others[0]!r} is read as {name!r}; dataset.columns.{name}=NAME names another one")
+    return others[0]
 
 
 def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:

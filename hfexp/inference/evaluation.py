@@ -26,11 +26,12 @@ from hfexp.tasks.cells import in_order
 from hfexp.tasks.metrics import MetricSet
 
 
-def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield, batch by batch, what the Trainer's evaluation passes to `Task.metric_inputs`.
 
     Yields:
-        The model's reduced outputs, (B, ...), and the labels, (B,) or (B, num_labels); zeros (B,) if they are tokens.
+        The model's reduced outputs, (B, ...), or a tuple of them and of what the task generates; and the labels, (B,)
+        or (B, num_labels); zeros (B,) if they are tokens.
     """
     splits = process(DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0)
     processed, was_training = splits["test"], predictor.model.training
@@ -42,15 +43,34 @@ def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterat
             )
             labels = batch["labels"]
             weights = next(predictor.model.parameters())
-            with torch.inference_mode():
-                inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items() if name != "labels"}
-                outputs = main_output(predictor.model(**inputs))
-                scores = predictor.task.preprocess_logits(outputs, labels.to(weights.device))
+            inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items()}
+            inputs["labels"] = labels.to(weights.device)
             of_rows = labels.ndim == 1 or labels.is_floating_point()
-            plain = labels.numpy() if of_rows else np.zeros(len(labels))
-            yield scores.cpu().numpy(), plain
+            yield _evaluated(predictor, inputs), labels.numpy() if of_rows else np.zeros(len(labels))
     finally:
         predictor.model.train(was_training)
+
+
+def _evaluated(predictor: Predictor, batch: dict[str, Any]) -> Any:
+    """Return the reduced outputs for a labelled batch on the model's device, with what the task generates."""
+    model, task = predictor.model, predictor.task
+    with torch.inference_mode():
+        outputs = main_output(model(**task.unlabelled(model, batch)))
+        scores = task.preprocess_logits(outputs, batch["labels"]).cpu().numpy()
+        if not task.generates:
+            return scores
+        return (scores, *(part.cpu().numpy() for part in task.generate(model, batch, predictor.processor)))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Join the predictions of batches, each an array (B, ...) or a tuple of them; fill up rows as the Trainer does."""
+    if isinstance(batches[0], tuple):
+        return tuple(map(joined, zip(*batches, strict=True)))
+    width = max(batch.shape[1:] for batch in batches)
+    if batches[0].ndim != 2 or all(batch.shape[1:] == width for batch in batches):
+        return np.concatenate(batches)
+    filled = [np.pad(batch, ((0, 0), (0, width[0] - batch.shape[1])), constant_values=-100) for batch in batches]
+    return np.concatenate(filled)
 
 
 # The data of `hfexp evaluate`: the run's own dataset, split as in training, or another dataset as it is.

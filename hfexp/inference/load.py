@@ -15,7 +15,7 @@ from hfexp.core.outside import read_yaml, why_foreign
 from hfexp.core.targets import instantiate
 from hfexp.data.transforms import build_transforms
 from hfexp.inference.predictor import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
-from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, Task
+from hfexp.tasks.base import CLASS, NUMBER, PROBLEMS, TEXT, Task
 from hfexp.tracking.run_directory import STATE, read_state
 from hfexp.tracking.runs import RunRecord, best_run_of_sweep, find_one, home_of, read_runs
 from hfexp.tracking.store import tracking_uri
@@ -226,7 +226,7 @@ def _load_pretrained(overrides: list[str], device: str | None, config_dir: str |
     if summary.new_tensors or config.model.path is None:
         tensors = one_of(summary.new_tensors, 3) or "all weights"
         raise ConfigError(f"{_name(config)} was not trained for {type(task).__name__}: {tensors} would be random")
-    has_classes = task.label_column is not None and task.label_kind != NUMBER
+    has_classes = task.label_column is not None and task.label_kind not in (NUMBER, TEXT)
     names = getattr(model.config, "id2label", None) if has_classes else None
     id2label = {int(key): str(name) for key, name in names.items()} if names else None
     fit_tokenizer(processor, model, task)

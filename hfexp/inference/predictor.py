@@ -47,7 +47,7 @@ from hfexp.data.dataset import Collator
 from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
-from hfexp.tasks.base import Task
+from hfexp.tasks.base import TEXT, Task
 from hfexp.tasks.images import row_of_images
 from hfexp.training.adapters import load_saved
 from hfexp.training.model import build_own
@@ -198,6 +198,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
             )
         except OSError as error:
             raise ConfigError(f"the processor in {directory} can't be read: {first_line(error)}") from error
+        task.fit_processor(processor)
         if recipe.model is not None:
             model = build_own(recipe.model, task, recipe.id2label, trusted)
             safetensors.torch.load_model(model, directory / "model.safetensors")
@@ -319,7 +320,7 @@ class Predictor:
         """Turn one value into model inputs, as `ProcessedDataset` does for a split without randomness."""
         try:
             row = to_row(value)
-            if self.task.label_column is not None:
+            if self.task.label_column is not None and self.task.label_kind != TEXT:
                 # Tasks compute `labels` of every row, so it needs a label; `_respond` removes them from the batch.
                 row = {self.task.label_column: 0, **row}
             row = self.decode(row)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-CLASS, CLASSES, NUMBER, TAGS = "class", "classes", "number", "tags"
-"""Kinds of labels: one class, any number of classes, a number, or one class for each item of another column's list."""
+CLASS, CLASSES, NUMBER, TAGS, TEXT = "class", "classes", "number", "tags", "text"
+"""Kinds of labels: one class, any number of classes, a number, one class for each item of another column's list, or a
+text."""
 PROBLEMS = {
     CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
 }  # fmt: skip
@@ -51,10 +52,12 @@ class Task(ABC):
     """Name of the processor's class in `transformers`, e.g. `AutoImageProcessor`."""
     columns: ClassVar[tuple[str, ...]]
     """Columns that the task reads, by their standard names."""
+    usual_names: ClassVar[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({})
+    """Other names that a column often has; one of them is read if the dataset has no column of the standard name."""
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
-    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER` or `TAGS`."""
+    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS` or `TEXT`."""
     tagged_column: ClassVar[str | None] = None
     """Column of lists whose items have a label each, where labels are `TAGS`."""
     label_separator: str | None = None
@@ -74,6 +77,9 @@ class Task(ABC):
 
     varying_shapes: ClassVar[bool] = False
     """True if rows differ in shape, e.g. texts in length, and the collator brings them to one shape."""
+
+    generates: bool = False
+    """True if evaluated rows are also answered by `generate`, so that metrics can compare what the model writes."""
 
     draws: ClassVar[bool] = False
     """True if `vary` changes the rows of a dataset at random."""
@@ -102,7 +108,7 @@ class Task(ABC):
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Return the class names by id, from the label column; None for a task without classes."""
-        if self.label_column is None or self.label_kind == NUMBER:
+        if self.label_column is None or self.label_kind in (NUMBER, TEXT):
             return None
         feature = dataset["train"].features[self.label_column]
         feature = feature.feature if self.label_kind == TAGS else feature
@@ -113,7 +119,11 @@ class Task(ABC):
         self.class_names = dict(id2label or {})
 
     def fit_processor(self, processor: Any) -> None:  # noqa: B027 - most tasks have nothing to change
-        """Change those settings of a newly loaded tokenizer with which this task can't use it."""
+        """Change those settings of a newly loaded tokenizer with which this task can't use it.
+
+        Raises:
+            ConfigError: an option of the task does not suit the tokenizer.
+        """
 
     def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:
         """Return the fields of the model's config that depend on the labels: problem type, head size, names."""
@@ -219,13 +229,31 @@ class Task(ABC):
         If it has a method `finish`, that is called on the batch on the model's device, e.g. the GPU.
         """
 
+    def unlabelled(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs from which the model computes the outputs of a labelled batch, but no loss."""
+        return {name: value for name, value in batch.items() if name != "labels"}
+
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce the model's output on its device before it is gathered for the metrics."""
         return logits
 
+    def generate(self, model: Any, batch: dict[str, Any], processor: Any) -> "tuple[torch.Tensor, ...]":
+        """Let the model write its answers to a labelled batch on its device; called if `generates` is true.
+
+        Returns:
+            What the metrics need of them, whole numbers (B, ...). `metric_inputs` gets a tuple in place of the
+            reduced outputs: these and then the tensors returned here, filled up with -100 to one shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no generate")
+
     @abstractmethod
-    def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
-        """Return the arrays that metrics are computed from, by the names of `evaluate`'s features."""
+    def metric_inputs(self, predictions: Any, references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
+        """Return the arrays that metrics are computed from, by the names of `evaluate`'s features.
+
+        Args:
+            predictions: what `preprocess_logits` has made of the outputs, or a tuple of it and of what `generate` has
+                returned.
+        """
 
     @abstractmethod
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
@@ -298,6 +326,15 @@ def to_number(value: Any) -> float:
         )
         raise DataError(f"column 'label' holds {value!r:.80}, expected a number{comma}")
     return float(number)
+
+
+def to_text(value: Any) -> str:
+    """Return a label that is a text; raise DataError if it is something else, or empty."""
+    if not isinstance(value, str):
+        raise DataError(f"expected a text, found {value!r:.80}")
+    if not value.strip():
+        raise DataError("the text is empty")
+    return value
 
 
 def to_truth(value: Any, name: str) -> int:
