@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -183,6 +184,7 @@ def _rename_columns(
     result = {}
     for split, rows in dataset.items():
         problems = []
+        rows = _flattened(rows, config.columns.values())
         own_names = {name: config.columns.get(name) or _usual_name(rows, name, task) for name in task.columns}
         for standard, own in own_names.items():
             if own not in rows.column_names:
@@ -209,6 +211,12 @@ def _rename_columns(
         new_names |= {own: standard for standard, own in own_names.items() if own != standard}
         result[split] = rows.rename_columns(new_names)
     return DatasetDict(result)
+
+
+def _flattened(rows: Any, names: Iterable[str]) -> Any:
+    """Make columns of the parts of columns (`translation.en`) if a name is one of a part."""
+    is_part = any("." in name and name not in rows.column_names for name in names)
+    return rows.flatten() if is_part and isinstance(rows, Dataset) else rows
 
 
 def _usual_name(rows: Any, name: str, task: Task) -> str:

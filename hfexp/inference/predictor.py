@@ -16,6 +16,8 @@ Each task has one documented input and output:
 * Filling of masks. Input: a text with `[MASK]`, or the tokenizer's own mask token, in place of words. Output: `text`
   (str) with the best fillers, and `fillers`, a list of mappings with `mask` (int, from 1), `token` and `score`.
 
+* Summarization and translation. Input: a text (`str`). Output: `text` (str), which the model has written.
+
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 
