@@ -113,7 +113,7 @@ def test_a_missing_package_is_named(rows: Path, monkeypatch: pytest.MonkeyPatch,
 def test_texts_come_back_from_their_characters() -> None:
     texts = ["", "naïve", "日本語 \U0001f600", "a\ud800"]
     characters = to_characters(texts)
-    assert characters.shape == (4, 6)
+    assert characters.shape == (4, 5)
     assert to_texts(np.pad(characters.numpy(), ((0, 0), (0, 3)), constant_values=-100)).tolist() == texts
 
 
