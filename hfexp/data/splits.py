@@ -25,7 +25,7 @@ from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
 from hfexp.data.tables import header_hint, places
-from hfexp.tasks.base import CLASSES, TAGS, Task
+from hfexp.tasks.base import CLASSES, TAGS, TEXT, Task
 from hfexp.tasks.images import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -327,7 +327,8 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
         faults = first_faults(rows, task)
         if faults:
             numbers = [source_row(rows, number) for number in faults[0]]
-            raise ConfigError(_bad_rows(rows, split, numbers, f"no usable label: {faults[1]}"))
+            label = task.label_column if task.label_kind == TEXT else "label"
+            raise ConfigError(_bad_rows(rows, split, numbers, f"no usable {label}: {faults[1]}"))
 
 
 def _missing(rows: Dataset, name: str) -> list[int]:

@@ -92,7 +92,7 @@ class Recorder:
         goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
         # compare.py warns of runs without this tag: older versions did not weight the losses of accumulated batches.
         weighting = {"hfexp.loss_weighting": "items"}
-        signatures = {f"hfexp.signature_{name}": text for name, text in self.inputs.metrics.signatures().items()}
+        signatures = {f"hfexp.sacrebleu_{name}": text for name, text in self.inputs.metrics.signatures().items()}
         self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting, **signatures})
         self.tracker.log_artifacts(self.directory.artifacts)
         self._not_drawn = train_dataset

@@ -177,6 +177,8 @@ def _wrapped(made: Any, model_max_length: int, single: str) -> transformers.PreT
     from tokenizers import decoders, processors
 
     made.decoder = decoders.ByteLevel()
+    if single == ENDED:  # a text that is written does not begin with the space that subwords put before it
+        made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(
         single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
