@@ -63,7 +63,10 @@ class Task(ABC):
     label_separator: str | None = None
     """Separator between the classes of a row where the label is a single text."""
     metric: ClassVar[str]
-    """Metric that chooses the best model unless the user names another one."""
+    """Metric that chooses the best model unless the user names another one.
+
+    A task that takes it as an option calls the option `metric`, as a sweep reads it before the task is built.
+    """
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
