@@ -306,7 +306,7 @@ def python_names(most: int = 4000) -> DatasetDict:
 
 
 def number_words(most: int = 5000, seed: int = 0) -> Dataset:
-    """Build a dataset of different whole numbers below a million, in English and in German words.
+    """Build a dataset of different whole numbers below a million, in German words with their English translation.
 
     Args:
         most: number of rows.
@@ -317,4 +317,4 @@ def number_words(most: int = 5000, seed: int = 0) -> Dataset:
     draw, numbers = np.random.default_rng(seed), dict[int, None]()
     while len(numbers) < most:
         numbers[int(draw.integers(10 ** draw.integers(1, DIGITS + 1)))] = None
-    return Dataset.from_dict({"text": [english(n) for n in numbers], "target": [german(n) for n in numbers]})
+    return Dataset.from_dict({"text": [german(n) for n in numbers], "target": [english(n) for n in numbers]})
