@@ -288,7 +288,8 @@ def test_signatures_of_the_metrics_are_recorded(writer: tuple[Path, Any], monkey
 
 
 def test_labels_are_smoothed_as_transformers_does(rows: Path) -> None:
-    words = [*SMALL, "tracking=none", "trainer.args.label_smoothing_factor=0.1", "trainer.args.max_steps=1"]
+    words = ["task=summarization", *SMALL[1:], "tracking=none", "trainer.args.label_smoothing_factor=0.1"]
+    words += ["trainer.args.max_steps=1"]
     result = train(*words, "trainer.args.learning_rate=0")
     config = compose(*words)
     inputs = load_inputs(config)
@@ -302,6 +303,8 @@ def test_labels_are_smoothed_as_transformers_does(rows: Path) -> None:
     truth = -logs.gather(-1, batch["labels"][kept][:, None])
     expected = 0.9 * truth.mean() + 0.1 * -logs.mean()
     assert result.metrics["test_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert result.task_metric == "rougeL"
+    assert {"test_rouge1", "test_rouge2", "test_rougeL", "test_rougeLsum"} <= result.metrics.keys()
 
 
 def test_evaluations_may_leave_out_the_writing(rows: Path) -> None:
