@@ -22,7 +22,7 @@ from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.result import show_model
 from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
-from hfexp.tasks.base import CLASS
+from hfexp.tasks.base import CLASS, TEXT
 from hfexp.tracking.membership import is_best_so_far
 from hfexp.tracking.report.classes import ClassReport
 from hfexp.tracking.report.facts import ItemScores, Scores, SplitScores, TextScores, WrittenText
@@ -227,7 +227,7 @@ def evaluate(trainer: Trainer, inputs: Inputs, splits: dict[str, Any]) -> tuple[
             metric_inputs = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = metric_inputs.get("prediction_scores")
             scores[split] = SplitScores.of(probabilities, metric_inputs["predictions"], metric_inputs["references"])
-        elif inputs.task.generates:
+        elif inputs.task.generates and inputs.task.label_kind == TEXT:
             written = dict(inputs.task.metric_inputs(output.predictions, output.label_ids))  # pyright: ignore
             scores[split] = best_and_worst(inputs, inputs.dataset[split], written)
     _compare_with_best(trainer, metrics)
