@@ -4,8 +4,9 @@ Baselines: of the classifier, always the most frequent class, and scikit-learn's
 regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
 two neighbours on either side; of the answerer, the place in a line that most often has the answer to the question, and
 logistic regression on a word and its neighbours for each question; of the filler of masks, the share of each token in
-the training split; of the language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency
-problem", IEEE Transactions on Information Theory 37, 1991).
+the training split; of the translator, the text itself, and the translation of the most similar training text; of the
+language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions
+on Information Theory 37, 1991).
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
 TAGGER, FILLER, ANSWERER = "token_classification_demo", "fill_mask_demo", "question_answering_demo"
+TRANSLATOR = "translation_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -34,7 +36,7 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     with scratch() as place:
         demos = (
             (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (ANSWERER, "f1", answers),
-            (FILLER, "perplexity", shares), (GENERATOR, "perplexity", n_grams),
+            (FILLER, "perplexity", shares), (TRANSLATOR, "chrf", translations), (GENERATOR, "perplexity", n_grams),
         )  # fmt: skip
         for name, score, baselines in demos:
             seconds, found = train(name, words, place / name)
@@ -196,6 +198,25 @@ def shares(words: list[str]) -> dict[str, float]:
         "token shares": float(np.exp(-np.log(found[asked]).mean())),
         "accuracy of the most frequent token": float((asked == counts.argmax()).mean()),
     }
+
+
+def translations(words: list[str]) -> dict[str, float]:
+    """Score the texts themselves, and the targets of the most similar training texts, on the test split.
+
+    Texts are as similar as the angle of their TF-IDF vectors of one to four characters is small.
+    """
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    inputs = prepare(words)[1]
+    learnt, asked = (inputs.dataset[split][:] for split in ("train", "test"))
+    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4)).fit(learnt["text"])
+    similar = vectorizer.transform(asked["text"]) @ vectorizer.transform(learnt["text"]).T
+    nearest = [learnt["target"][place] for place in np.asarray(similar.argmax(axis=1)).ravel()]
+    answers = {"the text itself": asked["text"], "most similar training text": nearest}
+    chrf, truth = inputs.metrics.metrics["chrf"], np.array(asked["target"], dtype=object)
+    scored = {name: np.array(texts, dtype=object) for name, texts in answers.items()}
+    return {name: chrf.compute(predictions=texts, references=truth)["chrf"] for name, texts in scored.items()}
 
 
 def n_grams(words: list[str]) -> dict[str, float]:

@@ -24,6 +24,10 @@ ROWS, CLASSES, VOCABULARY = 54, 3, 40
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 TEXT = {**SMALL, "vocab_size": VOCABULARY, "max_position_embeddings": 32}
 CAUSAL = {**TEXT, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+BOTH = {"vocab_size": VOCABULARY, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "dropout": 0.0,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "max_position_embeddings": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "decoder_start_token_id": 0, "forced_eos_token_id": None}  # fmt: skip
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 IMAGE = {"image_size": 8, "patch_size": 4}
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -42,27 +46,35 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": CAUSAL,
     "qwen3": {**CAUSAL, "head_dim": 8},
     "gemma3_text": {**CAUSAL, "head_dim": 8, "sliding_window": 16},
+    "t5": {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2,
+           "dropout_rate": 0.0, "pad_token_id": 0, "decoder_start_token_id": 0},
+    "bart": BOTH,
+    "marian": BOTH,
 }  # fmt: skip
 """One layer of each architecture, without anything random."""
 IMAGES, TEXTS, LANGUAGE = ("vit", "dinov2", "swin", "convnext", "resnet", "timm_wrapper"), (
     "bert", "distilbert", "modernbert",
 ), ("llama", "qwen3", "gemma3_text")  # fmt: skip
+ENCODER_DECODERS = ("t5", "bart", "marian")
 KINDS = ("single_label_classification", "multi_label_classification", "regression")
-PER_TOKEN = ("tokens", "tags", "masked")
-"""Kinds whose loss is a mean over tokens: each the next one, some with a class of their own, or some to be guessed."""
+PER_TOKEN = ("tokens", "tags", "masked", "targets")
+"""Kinds whose loss is a mean over tokens: each the next one, some with a class of their own, some to be guessed, or
+those of another text."""
 CASES = [
     *((name, KINDS[0]) for name in IMAGES),
     *((name, kind) for name in TEXTS for kind in KINDS),
     *((name, "tokens") for name in LANGUAGE),
     *((name, "tags") for name in TEXTS),
     *((name, "masked") for name in TEXTS),
+    *((name, "targets") for name in ENCODER_DECODERS),
 ]
 SHIPPED = {
     "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
     "resnet50": "resnet", "dinov2_small": "dinov2", "timm": "timm_wrapper", "bert_base": "bert", "minilm": "bert",
     "minilm_packaged": "bert", "tiny_bert": "bert", "tiny_bert_subwords": "bert", "distilbert": "distilbert",
     "modernbert_base": "modernbert", "gemma_3_1b": "gemma3_text", "qwen3_0_6b": "qwen3", "smollm2_135m": "llama",
-    "tiny_gpt": "llama",
+    "tiny_gpt": "llama", "t5_small": "t5", "tiny_t5": "t5", "tiny_t5_subwords": "t5", "bart_base": "bart",
+    "opus_mt": "marian",
 }  # fmt: skip
 """The architecture of each option of the group `model`."""
 
@@ -74,6 +86,7 @@ TOGETHER = [
     ("llama", "tokens", {"gradient_accumulation_steps": 2}),
     ("bert", "tags", {"gradient_accumulation_steps": 2}),
     ("bert", "masked", {"gradient_accumulation_steps": 2}),
+    ("t5", "targets", {"gradient_accumulation_steps": 2}),
     ("vit", KINDS[0], {"gradient_accumulation_steps": 2}),
     ("resnet", KINDS[0], {"batch_norm": True, "num_rows": 56}),
 ]
@@ -103,6 +116,7 @@ class Rows(ProcessedDataset):
                 own = inputs["input_ids"]
                 classes = own if kind in ("tokens", "masked") else own % CLASSES
                 truth = own if kind == "tokens" else torch.where(own % 3 > 0, classes, -100)
+                truth = own.flip(0)[: 1 + size // 2] if kind == "targets" else truth
             else:
                 truth = labels[kind][row]
             self.made.append({**inputs, "labels": truth})
@@ -136,12 +150,13 @@ def build(architecture: str, kind: str, batch_norm: bool) -> Any:
     config = transformers.AutoConfig.for_model(architecture, **CONFIGS[architecture])
     if kind == "tags":
         config.num_labels = CLASSES
-    elif kind not in ("tokens", "masked"):
+    elif kind not in ("tokens", "masked", "targets"):
         config.num_labels, config.problem_type = 1 if kind == KINDS[2] else CLASSES, kind
     classes = {"tokens": transformers.AutoModelForCausalLM, KINDS[0]: transformers.AutoModelForImageClassification}
     texts = transformers.AutoModelForSequenceClassification
     auto_class = classes.get(kind, texts) if architecture not in TEXTS else texts
     own = {"tags": transformers.AutoModelForTokenClassification, "masked": transformers.AutoModelForMaskedLM}
+    own["targets"] = transformers.AutoModelForSeq2SeqLM
     auto_class = own.get(kind, auto_class)
     torch.manual_seed(0)
     model = auto_class.from_config(config)

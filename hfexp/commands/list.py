@@ -8,7 +8,7 @@ from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.options import GROUPS, Option, list_options
 
 USAGE = "usage: hfexp list [GROUP] [WORD] [--config-dir DIR]"
-FITS = {"image": "images", "text": "texts", "causal_lm": "texts, generation"}
+FITS = {"image": "images", "text": "texts", "causal_lm": "texts, generation", "seq2seq": "texts to texts"}
 """What a model or a dataset of a kind is for."""
 
 

@@ -212,7 +212,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model; only an override may set it, no config file."""
     kind: str | None = None
-    """`image`, `text` or `causal_lm`: the tasks that the model fits; null: any."""
+    """`image`, `text`, `causal_lm` or `seq2seq`: the tasks that the model fits; null: any."""
     build: dict[str, Any] | None = None
     """`_target_` and arguments of a function of your own that builds the model; it also gets `task` and `id2label`."""
 

@@ -1,11 +1,12 @@
 """Columns of a source under the standard names of a task; a column may be made of several, or be missing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features, List
 
+from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.data.labels import way_out
 from hfexp.data.tables import header_hint
@@ -85,10 +86,11 @@ def rename_columns(
     """
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.columns))
+    rows = _flattened(rows, columns.values())
     rows = with_made(rows, {name: spec for name, spec in columns.items() if name not in unknown}, task.defaults)
     problems, own_names = [], {}
     for standard in task.columns:
-        spec = columns.get(standard, standard)
+        spec = columns.get(standard) or _usual_name(rows, standard, task)
         missing = [name for name in parts_of(spec) if name not in rows.column_names]
         own_names[standard] = spec if isinstance(spec, str) else standard
         if missing:
@@ -113,3 +115,19 @@ def rename_columns(
     new_names = {name: f"input.{name}" for name in others if name in own_names}
     new_names |= {own: standard for standard, own in own_names.items() if own != standard}
     return rows.rename_columns(new_names)
+
+
+def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:
+    """Make columns of the parts of columns (`translation.en`) if a name is one of a part."""
+    names = [name for spec in specs for name in parts_of(spec)]
+    is_part = any("." in name and name not in rows.column_names for name in names)
+    return rows.flatten() if is_part and isinstance(rows, Dataset) else rows
+
+
+def _usual_name(rows: Any, name: str, task: Task) -> str:
+    """Return the name of a column in the source: the standard one, or else another usual one if there is only one."""
+    others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
+    if name in rows.column_names or len(others) != 1:
+        return name
+    note(f"column {others[0]!r} is read as {name!r}; dataset.columns.{name}=NAME names another one")
+    return others[0]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.data.tables import places
-from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, OWN, TAGS, TRUTH, Task, to_number, to_truth
+from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, OWN, TAGS, TEXT, TRUTH, Task, to_number, to_text, to_truth
 from hfexp.tasks.cells import in_order
 from hfexp.tasks.entities import OUTSIDE
 
@@ -29,7 +29,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     * Several classes become a mapping of names to truth values; see `cast_classes`.
     * A number that is written as text becomes a float.
     * A list of tags becomes a list of `ClassLabel`; see `cast_tags`.
-    * Without a label column, or with labels of the task's own form, the dataset stays as it is.
+    * With texts as labels, with labels of the task's own form, or without a label column, the dataset stays as it is.
 
     Args:
         labels: names of the classes in the order of their ids; None: the dataset's own, or the sorted labels.
@@ -37,7 +37,7 @@ def cast_labels(dataset: DatasetDict, task: Task, labels: list[str] | None) -> D
     Raises:
         ConfigError: the column holds something else, or a class that `labels` does not name.
     """
-    if task.label_column is None or task.label_kind == OWN:
+    if task.label_column is None or task.label_kind in (TEXT, OWN):
         return dataset
     if task.label_kind == NUMBER:
         return cast_number(dataset, task.label_column)
@@ -90,8 +90,8 @@ def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[
     values = rows[column][:]
     if task.label_kind == TAGS:
         return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
-    if task.label_kind == NUMBER:
-        return _faults(values, to_number)
+    if task.label_kind in (NUMBER, TEXT):
+        return _faults(values, to_number if task.label_kind == NUMBER else to_text)
     return _faults(values, _truth_values)
 
 

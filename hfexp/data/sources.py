@@ -17,6 +17,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
+from hfexp.data.number_words import DIGITS, english, german
 from hfexp.data.source_code import lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
@@ -371,3 +372,21 @@ def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[s
     if draw % IMPOSSIBLE == 0 and absent:
         role = absent[draw // IMPOSSIBLE % len(absent)]
         yield {"question": QUESTIONS[role], "context": context, "answers": {"text": [], "answer_start": []}}
+
+
+# Pairs of texts that follow from rules: numbers in the words of two languages.
+
+
+def number_words(most: int = 5000, seed: int = 0) -> Dataset:
+    """Build a dataset of different whole numbers below a million, in German words with their English translation.
+
+    Args:
+        most: number of rows.
+        seed: of the numbers. One is drawn below 10, 100, ... or 1,000,000, each as often, until enough are different.
+    """
+    import numpy as np
+
+    draw, numbers = np.random.default_rng(seed), dict[int, None]()
+    while len(numbers) < most:
+        numbers[int(draw.integers(10 ** draw.integers(1, DIGITS + 1)))] = None
+    return Dataset.from_dict({"text": [german(n) for n in numbers], "target": [english(n) for n in numbers]})

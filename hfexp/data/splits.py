@@ -34,7 +34,7 @@ from hfexp.data.sampling import mix
 from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
 from hfexp.data.tables import places
-from hfexp.tasks.base import CLASSES, OWN, TAGS, Task
+from hfexp.tasks.base import CLASSES, OWN, TAGS, TEXT, Task
 from hfexp.tasks.images import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -284,7 +284,8 @@ def _require_values(dataset: DatasetDict, task: Task) -> None:
         faults = first_faults(rows, task, split == "train")
         if faults:
             numbers = [source_row(rows, number) for number in faults[0]]
-            lack = "a fault" if task.label_kind == OWN else "no usable label"
+            name = task.label_column if task.label_kind == TEXT else "label"
+            lack = "a fault" if task.label_kind == OWN else f"no usable {name}"
             raise ConfigError(_bad_rows(rows, split, numbers, f"{lack}: {faults[1]}"))
 
 

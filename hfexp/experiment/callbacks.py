@@ -33,7 +33,7 @@ from hfexp.tracking.names import experiment_name
 from hfexp.tracking.notes import NOTE, summarize
 from hfexp.tracking.report.canvas import Pictures
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.facts import ItemScores, ReportFacts, SplitScores, store
+from hfexp.tracking.report.facts import ItemScores, ReportFacts, Scores, store
 from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
 from hfexp.tracking.run_directory import RunDirectory
@@ -94,7 +94,8 @@ class Recorder:
         goal["hfexp.metric_direction"] = "max" if task.greater_is_better else "min"
         # compare.py warns of runs without this tag: older versions did not weight the losses of accumulated batches.
         weighting = {"hfexp.loss_weighting": "items"}
-        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting})
+        signatures = {f"hfexp.sacrebleu_{name}": text for name, text in self.inputs.metrics.signatures().items()}
+        self.tracker.set_tags({"hfexp.transform_hash": transform, **self.model, **goal, **weighting, **signatures})
         self.tracker.log_artifacts(self.directory.artifacts)
         self._not_drawn = train_dataset
 
@@ -136,7 +137,7 @@ class Recorder:
         self,
         trainer: Any,
         metrics: dict[str, float],
-        scores: dict[str, SplitScores | ItemScores],
+        scores: dict[str, Scores],
         splits: dict[str, Any],
         seconds: float,
         is_best: bool,

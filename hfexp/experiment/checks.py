@@ -275,10 +275,10 @@ def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[
 
 
 def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
-    """Check that a model on the meta device takes a batch of these shapes."""
+    """Check that a model on the meta device takes a batch of these shapes, which has no labels."""
     import torch
 
-    inputs = {name: value.to("meta") for name, value in batch.items() if name != "labels"}
+    inputs = {name: value.to("meta") for name, value in batch.items()}
     try:
         with torch.no_grad():
             skeleton(**inputs)

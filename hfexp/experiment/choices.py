@@ -16,11 +16,12 @@ MODELS = {
     "AutoModelForMultipleChoice": ("text",),
     "AutoModelForQuestionAnswering": ("text",),
     "AutoModelForCausalLM": ("causal_lm",),
+    "AutoModelForSeq2SeqLM": ("seq2seq",),
 }
 """Values of `model.kind` that a task can train, by the task's `model_class`."""
 ROWS = {"AutoImageProcessor": ("image",), "AutoTokenizer": ("text",)}
 """Values of `dataset.kind` that a task can read, by the task's `processor_class`."""
-VERBS = {"image": "reads images", "text": "reads text", "causal_lm": "generates text"}
+VERBS = {"image": "reads images", "text": "reads text", "causal_lm": "generates text", "seq2seq": "rewrites text"}
 HOLDS = {"image": "holds images", "text": "holds text"}
 KINDS = {"model": VERBS, "dataset": HOLDS}
 

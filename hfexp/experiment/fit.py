@@ -5,6 +5,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import transformers
 
 from hfexp.core import console
@@ -21,10 +22,10 @@ from hfexp.experiment.pruning import PruningCallback, pruning_callback
 from hfexp.experiment.result import show_model
 from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
-from hfexp.tasks.base import CLASS
+from hfexp.tasks.base import CLASS, TEXT
 from hfexp.tracking.membership import is_best_so_far
 from hfexp.tracking.report.classes import ClassReport
-from hfexp.tracking.report.facts import ItemScores, SplitScores
+from hfexp.tracking.report.facts import ItemScores, Scores, SplitScores, TextScores, WrittenText
 from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
 from hfexp.training import adapters
@@ -33,6 +34,9 @@ from hfexp.training.model import build_model, share_statistics
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
+
+SHOWN_TEXTS = 10
+"""Best texts, and as many of the worst ones, that the report shows of a split."""
 
 
 def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSignal) -> Outcome:
@@ -178,7 +182,7 @@ def build_trainer(
     vars(trainer).update(config.trainer.options)
     trainer.add_callback(DrawSamples(recorder, trainer.aside))
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.finish_batch, trainer.loss_function = collator.finish, inputs.loss
+    trainer.task, trainer.finish_batch, trainer.loss_function = task, collator.finish, inputs.loss
     trainer.config_hash = directory.state.config_hash
     trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
     return trainer, progress
@@ -202,17 +206,15 @@ def require_finite(trainer: Trainer) -> None:
         )
 
 
-def evaluate(
-    trainer: Trainer, inputs: Inputs, splits: dict[str, Any]
-) -> tuple[dict[str, float], dict[str, SplitScores | ItemScores]]:
+def evaluate(trainer: Trainer, inputs: Inputs, splits: dict[str, Any]) -> tuple[dict[str, float], dict[str, Scores]]:
     """Evaluate the final model on the validation split and, once, on the held-out test split.
 
     Returns:
-        Metrics (`best_*`, `final_eval_*`, `test_*`), and by split the predictions of single-label classification, or
-        the items found.
+        Metrics (`best_*`, `final_eval_*`, `test_*`), and by split the predictions of single-label classification, the
+        items found, or texts written.
     """
     metrics = recorded_best(trainer) if trainer.args.load_best_model_at_end else {}
-    scores = {}
+    scores: dict[str, Scores] = {}
     for split, prefix in (("validation", "final_eval"), ("test", "test")):
         if split not in splits:
             continue
@@ -225,8 +227,25 @@ def evaluate(
             metric_inputs = inputs.task.metric_inputs(output.predictions, output.label_ids)  # pyright: ignore
             probabilities = metric_inputs.get("prediction_scores")
             scores[split] = SplitScores.of(probabilities, metric_inputs["predictions"], metric_inputs["references"])
+        elif inputs.task.generates and inputs.task.label_kind == TEXT:
+            written = dict(inputs.task.metric_inputs(output.predictions, output.label_ids))  # pyright: ignore
+            scores[split] = best_and_worst(inputs, inputs.dataset[split], written)
     _compare_with_best(trainer, metrics)
     return metrics, scores
+
+
+def best_and_worst(inputs: Inputs, rows: Any, metric_inputs: dict[str, np.ndarray]) -> TextScores:
+    """Return the texts of some rows of a split: those that the task's metric scores best, then the worst ones."""
+    of_rows = inputs.metrics.of_rows(metric_inputs)
+    name = inputs.task.metric if inputs.task.metric in of_rows else next(iter(of_rows))
+    order = np.argsort(-of_rows[name], kind="stable").tolist()
+    chosen = dict.fromkeys([*order[:SHOWN_TEXTS], *order[-SHOWN_TEXTS:]])
+    column = next(column for column in inputs.task.columns if column != inputs.task.label_column)
+    sources = {place: str(rows[place][column]) if dataset.num_rows(rows) else "" for place in chosen}
+    truth, written = metric_inputs["references"], metric_inputs["predictions"]
+    return TextScores(
+        name, [WrittenText(float(of_rows[name][p]), sources[p], str(truth[p]), str(written[p])) for p in chosen]
+    )
 
 
 def best_metric_and_step(trainer: Trainer, metrics: dict[str, float]) -> tuple[float | None, int | None]:

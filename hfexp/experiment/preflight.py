@@ -237,7 +237,7 @@ def _check_fit(
         )
     if skeleton is not None:
         problems += check_activation_checkpointing(skeleton, config.trainer.args)
-        problems += check_forward(skeleton, first["train"], shapes["train"])
+        problems += check_forward(skeleton, task.unlabelled(skeleton, first["train"]), shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))
     return problems

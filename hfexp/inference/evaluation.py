@@ -46,10 +46,21 @@ def predict_rows(
             move(len(rows) * stop // total)
     finally:
         predictor.model.train(was_training)
-    found = np.concatenate(predictions), np.concatenate(references)
+    found = joined(predictions), np.concatenate(references)
     if isinstance(processed, WindowedDataset):
         found = processed.merged(found[0])
     return dict(predictor.task.metric_inputs(*found))
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Join the predictions of batches, each an array (B, ...) or a tuple of them; fill up rows as the Trainer does."""
+    if isinstance(batches[0], tuple):
+        return tuple(map(joined, zip(*batches, strict=True)))
+    width = max(batch.shape[1:] for batch in batches)
+    if batches[0].ndim != 2 or all(batch.shape[1:] == width for batch in batches):
+        return np.concatenate(batches)
+    filled = [np.pad(batch, ((0, 0), (0, width[0] - batch.shape[1])), constant_values=-100) for batch in batches]
+    return np.concatenate(filled)
 
 
 # The data of `hfexp evaluate`: the run's own dataset, split as in training, or another dataset as it is.

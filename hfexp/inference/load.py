@@ -15,7 +15,7 @@ from hfexp.core.outside import read_yaml, why_foreign
 from hfexp.core.targets import instantiate
 from hfexp.data.transforms import build_transforms
 from hfexp.inference.predictor import RECIPE_FILE, Predictor, load_predictor, load_recipe, trusting
-from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, PROBLEMS, Task
+from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, PROBLEMS, TEXT, Task
 from hfexp.tracking.run_directory import STATE, read_state
 from hfexp.tracking.runs import RunRecord, best_run_of_sweep, find_one, home_of, read_runs
 from hfexp.tracking.store import tracking_uri
@@ -242,7 +242,8 @@ def _name(config: Config) -> str:
 def _infer_task(config: Config) -> str:
     """Return the `task` option that fits the checkpoint's model class, kind of labels and processor.
 
-    If several fit, the one that reads the fewest columns is chosen: a text rather than a pair.
+    If several fit, the one that reads the fewest columns is chosen: a text rather than a pair. An encoder-decoder
+    writes texts, although Transformers also lists BART and its relatives among the models for masked words.
 
     Raises:
         ConfigError: no task fits.
@@ -257,7 +258,12 @@ def _infer_task(config: Config) -> str:
     stored = load_model_config(config.model, first, config.security.allowed_targets)
     saved_from = set(getattr(stored, "architectures", None) or [])
     processors: dict[str, Any] = {}
-    for name, task in sorted(tasks.items(), key=lambda pair: len(pair[1].columns)):
+    writes = bool(getattr(stored, "is_encoder_decoder", False))
+
+    def order(pair: tuple[str, Task]) -> tuple[bool, int]:
+        return writes and pair[1].label_kind != TEXT, len(pair[1].columns)
+
+    for name, task in sorted(tasks.items(), key=order):
         if task.label_column is not None and task.label_kind in PROBLEMS and task.label_kind != _label_kind(stored):
             continue
         mapping = getattr(transformers, task.model_class)._model_mapping

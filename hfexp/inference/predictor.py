@@ -24,6 +24,8 @@ Each task has one documented input and output:
 * Filling of masks. Input: a text with `[MASK]`, or the tokenizer's own mask token, in place of words. Output: `text`
   (str) with the best fillers, and `fillers`, a list of mappings with `mask` (int, from 1), `token` and `score`.
 
+* Summarization and translation. Input: a text (`str`). Output: `text` (str), which the model has written.
+
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 
@@ -56,7 +58,7 @@ from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
 from hfexp.data.windows import cut
-from hfexp.tasks.base import Task, main_output
+from hfexp.tasks.base import TEXT, Task, main_output
 from hfexp.tasks.images import row_of_images
 from hfexp.training.adapters import load_saved
 from hfexp.training.model import build_own
@@ -207,6 +209,7 @@ def load_predictor(directory: Path, allowed: Iterable[str] = (), device: str | N
             )
         except OSError as error:
             raise ConfigError(f"the processor in {directory} can't be read: {first_line(error)}") from error
+        task.fit_processor(processor)
         if recipe.model is not None:
             model = build_own(recipe.model, task, recipe.id2label, trusted)
             safetensors.torch.load_model(model, directory / "model.safetensors")
@@ -342,24 +345,32 @@ class Predictor:
             for row, of_row in zip(rows, windows, strict=True)
         ]
 
-    def scores(self, inputs: list[Row]) -> tuple[np.ndarray, torch.Tensor]:
+    def scores(self, inputs: list[Row]) -> tuple[Any, torch.Tensor]:
         """Compute what the Trainer's evaluation keeps of some rows of model inputs.
 
         Returns:
-            The model's reduced outputs, (B, ...), and the labels, (B, ...).
+            The model's reduced outputs, (B, ...), or a tuple of them and of what the task generates; and the labels,
+            (B, ...).
         """
-        batch = self.collate(inputs)
-        labels, weights = batch.pop("labels"), next(self.model.parameters())
+        task, batch, weights = self.task, self.collate(inputs), next(self.model.parameters())
+        labels = batch["labels"]
+        batch = {name: as_weights(value, weights) for name, value in batch.items()} | {
+            "labels": labels.to(weights.device)
+        }
         with torch.inference_mode():
-            outputs = main_output(self.model(**{name: as_weights(value, weights) for name, value in batch.items()}))
-            return self.task.preprocess_logits(outputs, labels.to(weights.device)).cpu().numpy(), labels
+            outputs = main_output(self.model(**task.unlabelled(self.model, batch)))
+            scores = task.preprocess_logits(outputs, batch["labels"]).cpu().numpy()
+            if not task.generates:
+                return scores, labels
+            written = task.generate(self.model, batch, self.processor)
+            return (scores, *(part.cpu().numpy() for part in written)), labels
 
     @row_of_images
     def _inputs(self, to_row: Callable[[Any], Row], value: Any) -> Row | DataError:
         """Turn one value into model inputs, as `ProcessedDataset` does for a split without randomness."""
         try:
             row = to_row(value)
-            if self.task.label_column is not None:
+            if self.task.label_column is not None and self.task.label_kind != TEXT:
                 # Tasks compute `labels` of every row, so it needs a label; `_respond` removes them from the batch.
                 row = {self.task.label_column: self.task.no_label, **row}
             inputs = self.decode(row)

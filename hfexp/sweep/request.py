@@ -352,7 +352,8 @@ def _best_model_goal(config: Mapping[str, Any]) -> tuple[str, str | None] | None
     if name is None:
         allowed = (config.get("security") or {}).get("allowed_targets")
         task = targets.locate(str(config["task"].get("_target_")), "task._target_", allowed)
-        name, greater = task.metric, task.greater_is_better
+        own = config["task"].get("metric")
+        name, greater = (own, not lower_is_better(own)) if own else (task.metric, task.greater_is_better)
     elif greater is None:
         lower = lower_is_better(name)
         greater = None if lower is None else not lower

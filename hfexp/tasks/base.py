@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 TRUTH = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 
 
-CLASS, CLASSES, NUMBER, TAGS, OWN = "class", "classes", "number", "tags", "own"
-"""Kinds of labels: one class, any number of classes, a number, one class for each item of another column's list, or a
-form of the task's own, which its `decode` checks."""
-CLASSLESS = (NUMBER, OWN)
+CLASS, CLASSES, NUMBER, TAGS, TEXT, OWN = "class", "classes", "number", "tags", "text", "own"
+"""Kinds of labels: one class, any number of classes, a number, one class for each item of another column's list, a
+text, or a form of the task's own, which its `decode` checks."""
+CLASSLESS = (NUMBER, TEXT, OWN)
 """Kinds of labels without names of classes."""
 PROBLEMS = {
     CLASS: "single_label_classification", CLASSES: "multi_label_classification", NUMBER: "regression",
@@ -66,10 +66,12 @@ class Task(ABC):
     """Columns that the task reads, by their standard names."""
     defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     """Columns that a dataset may lack or leave empty, and the value that the rows of one that lacks them have."""
+    usual_names: ClassVar[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({})
+    """Other names that a column often has; one of them is read if the dataset has no column of the standard name."""
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
-    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS` or `OWN`."""
+    """Kind of label in that column: `CLASS`, `CLASSES` (any number of them), `NUMBER`, `TAGS`, `TEXT` or `OWN`."""
     no_label: ClassVar[Any] = 0
     """Label of a row to predict on; `ASKED` where one must be told from all others."""
     tagged_column: ClassVar[str | None] = None
@@ -77,7 +79,10 @@ class Task(ABC):
     label_separator: str | None = None
     """Separator between the classes of a row where the label is a single text."""
     metric: ClassVar[str]
-    """Metric that chooses the best model unless the user names another one."""
+    """Metric that chooses the best model unless the user names another one.
+
+    A task that takes it as an option calls the option `metric`, as a sweep reads it before the task is built.
+    """
     greater_is_better: ClassVar[bool] = True
 
     loss_per_token: ClassVar[bool] = False
@@ -94,6 +99,9 @@ class Task(ABC):
 
     `preprocess` then gets a window, which has the fields with a value for each token.
     """
+
+    generates: bool = False
+    """True if evaluated rows are also answered by `generate`, so that metrics can compare what the model writes."""
 
     draws: ClassVar[bool] = False
     """True if `vary` changes the rows of a dataset at random."""
@@ -135,7 +143,11 @@ class Task(ABC):
         self.class_names = dict(id2label or {})
 
     def fit_processor(self, processor: Any) -> None:  # noqa: B027 - most tasks have nothing to change
-        """Change those settings of a newly loaded tokenizer with which this task can't use it."""
+        """Change those settings of a newly loaded tokenizer with which this task can't use it.
+
+        Raises:
+            ConfigError: an option of the task does not suit the tokenizer.
+        """
 
     def model_fields(self, id2label: dict[int, str] | None) -> dict[str, Any]:
         """Return the fields of the model's config that depend on the labels: problem type, head size, names."""
@@ -273,6 +285,10 @@ class Task(ABC):
         If it has a method `finish`, that is called on the batch on the model's device, e.g. the GPU.
         """
 
+    def unlabelled(self, model: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the inputs from which the model computes the outputs of a labelled batch, but no loss."""
+        return {name: value for name, value in batch.items() if name != "labels"}
+
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce the model's output on its device before it is gathered for the metrics.
 
@@ -304,9 +320,23 @@ class Task(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no windows")
 
+    def generate(self, model: Any, batch: dict[str, Any], processor: Any) -> "tuple[torch.Tensor, ...]":
+        """Let the model write its answers to a labelled batch on its device; called if `generates` is true.
+
+        Returns:
+            What the metrics need of them, whole numbers (B, ...). `metric_inputs` gets a tuple in place of the
+            reduced outputs: these and then the tensors returned here, filled up with -100 to one shape.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no generate")
+
     @abstractmethod
-    def metric_inputs(self, predictions: "np.ndarray", references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
-        """Return the arrays that metrics are computed from, by the names of `evaluate`'s features."""
+    def metric_inputs(self, predictions: Any, references: "np.ndarray") -> Mapping[str, "np.ndarray"]:
+        """Return the arrays that metrics are computed from, by the names of `evaluate`'s features.
+
+        Args:
+            predictions: what `preprocess_logits` has made of the outputs, or a tuple of it and of what `generate` has
+                returned.
+        """
 
     @abstractmethod
     def fake_predictions(self, id2label: dict[int, str] | None) -> tuple["np.ndarray", "np.ndarray"]:
@@ -379,6 +409,15 @@ def to_number(value: Any) -> float:
         )
         raise DataError(f"column 'label' holds {value!r:.80}, expected a number{comma}")
     return float(number)
+
+
+def to_text(value: Any) -> str:
+    """Return a label that is a text; raise DataError if it is something else, or empty."""
+    if not isinstance(value, str):
+        raise DataError(f"expected a text, found {value!r:.80}")
+    if not value.strip():
+        raise DataError("the text is empty")
+    return value
 
 
 def to_truth(value: Any, name: str) -> int:

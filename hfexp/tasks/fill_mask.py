@@ -109,9 +109,3 @@ class FillMask(LanguageModelling):
     def answer(self, output: dict[str, Any], id2label: Mapping[int, str]) -> dict[str, Any]:
         """Return the text with the best filler in each mask, and the fillers, each with the fields of `FILLER`."""
         return output
-
-    def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Reduce logits to the (B, 3) scores of `hfexp.tasks.causal_lm.scores_in_place`."""
-        from hfexp.tasks.causal_lm import scores_in_place
-
-        return scores_in_place(logits[0] if isinstance(logits, tuple) else logits, labels)

@@ -4,6 +4,7 @@ They take the inputs that a task provides by name (`predictions`, `prediction_sc
 like any other `evaluate` module, alone or combined.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,18 +16,21 @@ import numpy as np
 from hfexp.core.errors import ConfigError, RunError, one_of
 from hfexp.tasks import resampling
 from hfexp.tasks.answers import score
-from hfexp.tasks.base import CLASS, CLASSES, NUMBER
+from hfexp.tasks.base import CLASS, CLASSES, NUMBER, TEXT
 from hfexp.tasks.entities import PREDICTED, RIGHT, TRUE
 
 IDS = datasets.Value("int64")
 NUMBERS = datasets.Value("float64")
 SCORES = datasets.Sequence(datasets.Value("float32"))
+TEXTS = datasets.Value("string")
 
-_KIND_NAMES = {CLASS: "one class per row", CLASSES: "several classes per row", NUMBER: "numbers"}
+_KIND_NAMES = {CLASS: "one class per row", CLASSES: "several classes per row", NUMBER: "numbers", TEXT: "texts"}
 
 
 def _kind(references: np.ndarray) -> str:
-    """Return the kind of the labels: class ids (N,), truth values of all classes (N, C), or numbers (N,)."""
+    """Return the kind of the labels: class ids, numbers or texts (N,), or truth values of all classes (N, C)."""
+    if references.dtype.kind in "OU":
+        return TEXT
     return CLASSES if references.ndim == 2 else NUMBER if references.dtype.kind == "f" else CLASS
 
 
@@ -258,13 +262,14 @@ def _one_vs_rest(scores: np.ndarray, references: np.ndarray) -> Iterator[tuple[n
 
 
 class ExactMatch(_RowMean):
-    """Share of rows whose predicted classes are exactly the true ones: `exact_match`."""
+    """Share of rows whose predicted classes, or whose text, are exactly the true ones: `exact_match`."""
 
-    kinds = (CLASSES,)
-    summary = "Share of rows whose set of classes is exactly right."
+    kinds = (CLASSES, TEXT)
+    summary = "Share of rows whose set of classes, or whose text, is exactly right."
 
     def _rows(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
-        return {"exact_match": (predictions == references).all(-1)}
+        right = predictions == references
+        return {"exact_match": right.all(-1) if right.ndim == 2 else right}
 
 
 class RegressionErrors(_ArrayMetric):
@@ -492,6 +497,100 @@ class Squad(_ArrayMetric):
         }
 
 
+# Metrics of texts.
+
+
+class Rouge(_RowMean):
+    """ROUGE of summaries, F1 from 0 to 1: `rouge1`, `rouge2`, `rougeL`, `rougeLsum`, means over the rows.
+
+    C.-Y. Lin, "ROUGE: A Package for Automatic Evaluation of Summaries", ACL 2004, as the package `rouge-score`
+    computes it. `rougeLsum` takes the lines of a text for its sentences.
+    """
+
+    inputs = {"predictions": TEXTS, "references": TEXTS}
+    kinds = (TEXT,)
+    summary = "ROUGE-1, -2, -L and -Lsum: F1 of words, pairs of words and longest common subsequences."
+
+    def __init__(self, use_stemmer: bool = False) -> None:
+        """Set up the metric.
+
+        Args:
+            use_stemmer: compare words without their English endings (Porter's stemmer).
+        """
+        _require_package("rouge_score")
+        from rouge_score.rouge_scorer import RougeScorer
+
+        super().__init__()
+        self.scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=use_stemmer)
+
+    def _rows(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        pairs = zip(references, predictions, strict=True)
+        found = [self.scorer.score(truth, written) for truth, written in pairs]
+        return {name: np.array([row[name].fmeasure for row in found]) for name in self.scorer.rouge_types}
+
+
+class _SacreBleu(_ArrayMetric):
+    """A score of a corpus by the package `sacrebleu`, from 0 to 100; it follows from sums of counts over the rows."""
+
+    inputs = {"predictions": TEXTS, "references": TEXTS}
+    kinds = (TEXT,)
+    name_of_value = ""
+
+    def __init__(self, **options: Any) -> None:
+        """Set up the metric; `options` are those of `sacrebleu`'s class."""
+        _require_package("sacrebleu")
+        import sacrebleu
+
+        super().__init__()
+        try:
+            self.metric = getattr(sacrebleu, type(self).__name__.upper())(**options)
+        except (TypeError, KeyError, AssertionError) as error:
+            raise ConfigError(f"sacrebleu does not take {options}: {error}") from error
+
+    @property
+    def signature(self) -> str:
+        """Return what a published score must be accompanied by, once the metric has been computed."""
+        return str(self.metric.get_signature())
+
+    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        return {self.name_of_value: self.metric.corpus_score(predictions.tolist(), [references.tolist()]).score}
+
+    def resample(self, counts: np.ndarray, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
+        # The methods that sacrebleu's own bootstrap (`sacrebleu.significance`) is made of.
+        of_rows = self.metric._extract_corpus_statistics(predictions.tolist(), [references.tolist()])
+        sums = counts @ np.array(of_rows, dtype=np.float64)
+        return {self.name_of_value: np.array([self.metric._compute_score_from_stats(list(row)).score for row in sums])}
+
+
+class Bleu(_SacreBleu):
+    """BLEU of translations: `bleu`, from 0 to 100.
+
+    K. Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002; M. Post, "A Call
+    for Clarity in Reporting BLEU Scores", WMT 2018. Options are those of `sacrebleu.BLEU`, e.g. `tokenize: zh`.
+    """
+
+    summary = "BLEU of a corpus: precision of sequences of one to four words, with a penalty for short texts."
+    name_of_value = "bleu"
+
+
+class Chrf(_SacreBleu):
+    """The character n-gram F-score of translations: `chrf`, from 0 to 100.
+
+    M. Popovic, "chrF: character n-gram F-score for automatic MT evaluation", WMT 2015. Options are those of
+    `sacrebleu.CHRF`; `word_order: 2` makes it chrF++.
+    """
+
+    summary = "chrF of a corpus: F2 of sequences of one to six characters."
+    name_of_value = "chrf"
+
+
+def _require_package(name: str) -> None:
+    """Raise ConfigError if a package is not installed on which only the metrics of texts depend."""
+    if importlib.util.find_spec(name) is None:
+        package = name.replace("_", "-")
+        raise ConfigError(f"the metrics of texts need the package {package}: pip install 'hfexp[text2text]'")
+
+
 # A set of metrics, computed together from the arrays that a task provides.
 
 
@@ -562,6 +661,18 @@ class MetricSet:
             at_once = metric.resample(counts, **inputs) if isinstance(metric, _ArrayMetric) else None
             result |= _one_by_one(metric, inputs, counts) if at_once is None else at_once
         return result
+
+    def of_rows(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Compute those metrics that are single numbers for each row by itself: values by name, each (N,)."""
+        size, found = len(next(iter(arrays.values()))), []
+        for start in range(0, size, ROWS_AT_ONCE):
+            part = {key: array[start : start + ROWS_AT_ONCE] for key, array in arrays.items()}
+            found.append(self.resample(part, np.eye(min(ROWS_AT_ONCE, size - start))))
+        return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+    def signatures(self) -> dict[str, str]:
+        """Return the signatures of metrics that have one, by their name in the config."""
+        return {name: metric.signature for name, metric in self.metrics.items() if isinstance(metric, _SacreBleu)}
 
     def scalars(self, arrays: dict[str, np.ndarray]) -> dict[str, float]:
         """Compute the metrics and return those that are single numbers."""

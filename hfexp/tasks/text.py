@@ -153,13 +153,16 @@ class NestedCollator:
         return [*pairs, *[absent] * (size - len(pairs))]
 
 
-def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> transformers.PreTrainedTokenizerFast:
+def byte_tokenizer(
+    model_max_length: int = 512, generates: bool = False, ends: bool = False
+) -> transformers.PreTrainedTokenizerFast:
     """Build a tokenizer from no file: its 261 tokens are the 256 bytes and BERT's special tokens.
 
     Saved with a model, it loads as `AutoTokenizer`.
 
     Args:
         generates: for a causal language model: texts begin with [CLS], and [SEP] is the end-of-text token.
+        ends: for an encoder-decoder: texts end with [SEP], the end-of-text token, as those of ByT5 do.
     """
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -168,11 +171,15 @@ def byte_tokenizer(model_max_length: int = 512, generates: bool = False) -> tran
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *letters))}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return _as_bert(made, model_max_length, generates)
+    return _wrapped(made, model_max_length, CAUSAL if generates else ENDED if ends else BERT)
 
 
 def subword_tokenizer(
-    source: Any, column: str = TEXT, vocab_size: int = 4096, model_max_length: int = 512
+    source: Any,
+    column: str | list[str] = TEXT,
+    vocab_size: int = 4096,
+    model_max_length: int = 512,
+    ends: bool = False,
 ) -> transformers.PreTrainedTokenizerFast:
     """Train a tokenizer on texts; its tokens are subwords in lower case.
 
@@ -182,14 +189,17 @@ def subword_tokenizer(
 
     Args:
         source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not used.
-        column: the column of the texts, or of lists of words.
+        column: the column of the texts, or of lists of words; or several such columns.
         vocab_size: number of tokens, including BERT's special tokens and the 256 bytes.
+        ends: for an encoder-decoder: texts end with [SEP], the end-of-text token.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     rows = source["train"] if isinstance(source, Mapping) else source
-    if column not in rows.column_names:
-        raise ConfigError(f"model.processor.column={column}: the source has only {', '.join(rows.column_names)}")
+    columns = [column] if isinstance(column, str) else list(column)
+    for name in columns:
+        if name not in rows.column_names:
+            raise ConfigError(f"model.processor.column={name}: the source has only {', '.join(rows.column_names)}")
     made = Tokenizer(models.BPE(unk_token="[UNK]"))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -197,22 +207,29 @@ def subword_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
     )
-    texts = (" ".join(text) if isinstance(text, list) else text for text in rows[column])
+    values = itertools.chain.from_iterable(rows[name] for name in columns)
+    texts = (" ".join(text) if isinstance(text, list) else text for text in values)
     made.train_from_iterator((text or "" for text in texts), trainer)
-    return _as_bert(made, model_max_length, generates=False)
+    return _wrapped(made, model_max_length, ENDED if ends else BERT)
 
 
-def _as_bert(made: Any, model_max_length: int, generates: bool) -> transformers.PreTrainedTokenizerFast:
+BERT, CAUSAL, ENDED = "[CLS] $A [SEP]", "[CLS] $A", "$A [SEP]"
+"""Places of the special tokens of a text: as BERT, causal language models, and encoder-decoders read it."""
+
+
+def _wrapped(made: Any, model_max_length: int, single: str) -> transformers.PreTrainedTokenizerFast:
     """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places."""
     from tokenizers import decoders, processors
 
     made.decoder = decoders.ByteLevel()
+    if single == ENDED:  # a text that is written does not begin with the space that subwords put before it
+        made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     made.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A" if generates else "[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
+        single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
     )
-    inputs = ["input_ids", "attention_mask"] if generates else ["input_ids", "token_type_ids", "attention_mask"]
-    roles = {"bos_token": "[CLS]", "eos_token": "[SEP]"} if generates else {}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"] if single == BERT else ["input_ids", "attention_mask"]
+    roles = {} if single == BERT else {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, model_max_length=model_max_length, pad_token="[PAD]", unk_token="[UNK]",
         cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", model_input_names=inputs, **roles,

@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.language_model import SHOWN_EXAMPLE, LanguageModelling
+from hfexp.tasks.language_model import LanguageModelling, TextWriting
 
 
-class TextGeneration(LanguageModelling):
+class TextGeneration(TextWriting, LanguageModelling):
     """Text generation on the column `text`; `transform` must encode it (`hfexp.tasks.causal_lm.Encode`)."""
 
     model_class: ClassVar[str] = "AutoModelForCausalLM"
     streams: ClassVar[bool] = True
-    answer_types: ClassVar[dict[str, str]] = {"text": "string"}
-    quick_options: ClassVar[dict[str, Any]] = {"max_new_tokens": 8, "do_sample": False}
 
     def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
         """Set up the task.
@@ -22,11 +20,8 @@ class TextGeneration(LanguageModelling):
             block_size: tokens per row when all texts are concatenated and cut; None: each text is a row.
             generation: fields of `transformers.GenerationConfig` that replace the model's own.
         """
-        from hfexp.tasks.causal_lm import check_generation
-
         super().__init__(block_size)
-        self.generation = dict(generation or {})
-        check_generation(self.generation)
+        self.set_generation(generation)
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return the row if its text is a string, or if it is a prompt; DataError otherwise."""
@@ -52,10 +47,6 @@ class TextGeneration(LanguageModelling):
 
         return {"prompt": value if isinstance(value, str) else check_messages(value)}
 
-    def inference_example(self, row: dict[str, Any]) -> str:
-        """Return the first `SHOWN_EXAMPLE` characters of the text."""
-        return row["text"][:SHOWN_EXAMPLE]
-
     def with_system(self, system: str, prompt: Any) -> Any:
         """Return messages: the system prompt, then the prompt in the role of the user."""
         return [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
@@ -65,17 +56,6 @@ class TextGeneration(LanguageModelling):
         from hfexp.tasks.causal_lm import LanguageCollator
 
         return LanguageCollator(processor)
-
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ConfigError unless the options are valid fields of `transformers.GenerationConfig`."""
-        from hfexp.tasks.causal_lm import check_generation
-
-        check_generation({**self.generation, **options})
-
-    def serving_options(self) -> dict[str, bool | int | float | str]:
-        """Return the task's own scalar settings, over defaults of 256 new tokens and greedy decoding."""
-        plain = {name: value for name, value in self.generation.items() if isinstance(value, bool | int | float | str)}
-        return {"max_new_tokens": 256, "do_sample": False, **plain}
 
     def respond(self, model: Any, batch: dict[str, Any], processor: Any, options: Mapping[str, Any]) -> Sequence[str]:
         """Generate a reply to each prompt; return only the new text, without special tokens.
@@ -108,10 +88,6 @@ class TextGeneration(LanguageModelling):
         if on_text is not None and streamer is None:  # a beam search has its reply only at the end
             on_text("".join(f"{reply}\n" for reply in replies))
         return replies
-
-    def answer(self, output: str, id2label: Mapping[int, str]) -> dict[str, Any]:
-        """Return the reply as `text`."""
-        return {"text": output}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce logits to the (B, 3) scores of `hfexp.tasks.causal_lm.token_scores`."""

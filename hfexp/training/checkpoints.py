@@ -147,7 +147,8 @@ class CheckpointMixin(TrainerMixin):
         """Raise if weights are missing or unknown; missing ones would silently keep their current values."""
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, _transformers_model()):
-            optional = {*(model._keys_to_ignore_on_save or ()), *(model._tied_weights_keys or ())}
+            # Those of all parts: BART's embeddings, for example, are tied inside its `model`.
+            optional = {*(model._keys_to_ignore_on_save or ()), *model.all_tied_weights_keys}
         else:
             optional = set()
         missing = sorted(set(load_result.missing_keys) - optional)

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.targets import instantiate, locate
-from hfexp.tasks.base import CLASS, NUMBER, OWN, TAGS, Task
+from hfexp.tasks.base import CLASS, NUMBER, OWN, TAGS, TEXT, Task
 
 BALANCED = "balanced"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -77,7 +77,7 @@ def build_loss(
 def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: float, allowed: list[str]) -> Loss:
     if "_target_" not in node:
         raise ConfigError("trainer.loss must have a _target_, a function of logits and labels")
-    if task.label_column is None:
+    if task.label_column is None or task.label_kind == TEXT:
         raise ConfigError("trainer.loss is for tasks with a column of labels; this task's loss is over tokens")
     if smoothing:
         raise ConfigError("trainer.args.label_smoothing_factor has no effect on trainer.loss: remove one of them")

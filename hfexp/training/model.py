@@ -240,6 +240,8 @@ def _first_lines(error: Exception) -> str:
 
 def _require_fields(fields: dict[str, Any], defaults: Any) -> None:
     allowed = set(defaults.to_dict()) | set(getattr(defaults, "attribute_map", {}))
+    # Every encoder-decoder reads this field, but the class of T5's config (Transformers 5.23) does not declare it.
+    allowed |= {"decoder_start_token_id"} if defaults.is_encoder_decoder else set()
     for name in fields:
         if name not in allowed:
             raise ConfigError(

@@ -21,7 +21,7 @@ from transformers.trainer_utils import has_length
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset, WindowedDataset
-from hfexp.data.sampling import EpochSampler
+from hfexp.data.sampling import EpochSampler, preserved_rng, seed_cpu
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task, main_output
 from hfexp.tasks.metrics import MetricSet
@@ -302,6 +302,9 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     loss_function: Loss | None = None
     """Loss in place of the model's own."""
 
+    task: Task | None = None
+    """Task that writes answers to evaluated rows, and knows the inputs of a model whose loss is not its own."""
+
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Last step of making a batch (normalisation), done on the model's device."""
 
@@ -415,6 +418,10 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         Where each token has a label, `loss_function` gets the labelled tokens of all rows in place of rows.
         """
         labels = inputs.get("labels")
+        if self.label_smoother is not None and labels is not None and self.task is not None:
+            # Transformers smooths the labels outside the model, whose decoder then makes no inputs of its own of them.
+            own = self.task.unlabelled(self.accelerator.unwrap_model(model), inputs)
+            inputs = {**own, "labels": labels}
         is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
         if labels is None or not (is_soft or self.loss_function):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -427,6 +434,33 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             smoothing = float(self.args.label_smoothing_factor)
             loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
+        """Run the prediction step, and let the model write its answers too if the task's metrics compare texts.
+
+        Texts come as `Task.generate` returns them, behind the reduced outputs. Transformers' `Seq2SeqTrainer` does the
+        same with `predict_with_generate`. Sampling draws the same numbers in each evaluation, and none of training's.
+        """
+        loss, outputs, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if self.task is None or not self.task.generates or outputs is None:
+            return loss, outputs, labels
+        bare, batch = self.accelerator.unwrap_model(model), self._prepare_inputs(inputs)
+        with _own_draws(self.args.device, self.args.seed):
+            texts = self.task.generate(bare, batch, self.processing_class)
+        return loss, (outputs, *texts), labels
+
+
+@contextlib.contextmanager
+def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw random numbers of the CPU and of a GPU from a seed, and restore the generators after the block."""
+    on_gpu = device.type == "cuda"
+    with preserved_rng(), torch.random.fork_rng([device] if on_gpu else []):
+        seed_cpu(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def logits_of(outputs: Any) -> Any:

@@ -14,6 +14,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from hfexp.core.config import DatasetConfig, OnBadSample, SplitsConfig
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.data import sources
+from hfexp.data.number_words import english, german
+from hfexp.data.sources import number_words
 from hfexp.data.splits import drop_bad_samples, load_dataset
 from hfexp.tasks.image_classification import ImageClassification
 
@@ -239,3 +241,19 @@ def test_bad_samples_are_named_or_skipped(
     bad = next(row for part in loaded.values() for row in part if "cat/3.jpg" in row["image"]["path"])  # pyright: ignore
     with pytest.raises(DataError, match="cat/3.jpg can't be read as an image"):
         TASK.decode(dict(bad))
+
+
+def test_numbers_have_the_words_of_both_languages() -> None:
+    known = {
+        0: ("null", "zero"), 1: ("eins", "one"), 17: ("siebzehn", "seventeen"), 21: ("einundzwanzig", "twenty-one"),
+        101: ("einhunderteins", "one hundred and one"), 40_000: ("vierzigtausend", "forty thousand"),
+        1_031: ("eintausendeinunddreißig", "one thousand and thirty-one"),
+        765_432: (
+            "siebenhundertfünfundsechzigtausendvierhundertzweiunddreißig",
+            "seven hundred and sixty-five thousand four hundred and thirty-two",
+        ),
+    }  # fmt: skip
+    assert {number: (german(number), english(number)) for number in known} == known
+    rows = number_words(most=1500)
+    assert len(set(rows["text"][:])) == len(set(rows["target"][:])) == 1500
+    assert rows[:] == number_words(most=1500)[:]

@@ -52,6 +52,29 @@ class ItemScores:
 
 
 @dataclass
+class WrittenText:
+    """What the final model has written for one row, and what it should have written."""
+
+    score: float
+    source: str
+    target: str
+    written: str
+
+
+@dataclass
+class TextScores:
+    """Texts that the final model has written for one split: the best ones first, and the worst ones."""
+
+    metric: str
+    """Name of the score."""
+    examples: list[WrittenText]
+
+
+Scores = SplitScores | ItemScores | TextScores
+"""Results of the final model on one split, by the kind of its answers."""
+
+
+@dataclass
 class ReportFacts:
     """Facts about the run itself."""
 
@@ -89,20 +112,22 @@ class Stored:
 
     facts: ReportFacts
     items: dict[str, ItemScores]
+    texts: dict[str, TextScores] = field(default_factory=dict)
 
 
-def store(directory: Path, facts: ReportFacts, scores: Mapping[str, SplitScores | ItemScores]) -> None:
+def store(directory: Path, facts: ReportFacts, scores: Mapping[str, Scores]) -> None:
     """Write facts and scores to a run directory, for `read_stored`."""
     items = {split: part for split, part in scores.items() if isinstance(part, ItemScores)}
+    texts = {split: part for split, part in scores.items() if isinstance(part, TextScores)}
     rows = {split: vars(part) for split, part in scores.items() if isinstance(part, SplitScores)}
     arrays = {f"{split}/{name}": array for split, part in rows.items() for name, array in part.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **{name: array for name, array in arrays.items() if array is not None})
     replace_file(directory / SCORES, buffer.getvalue())
-    replace_file(directory / FACTS, json.dumps(asdict(Stored(facts, items))))
+    replace_file(directory / FACTS, json.dumps(asdict(Stored(facts, items, texts))))
 
 
-def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, SplitScores | ItemScores]]:
+def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, Scores]]:
     """Read what `store` wrote; the splits keep their order.
 
     Raises:
@@ -122,4 +147,4 @@ def read_stored(directory: Path) -> tuple[ReportFacts, dict[str, SplitScores | I
         }
     except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise DamagedRecord(f"{directory / SCORES} is damaged: {error}") from error
-    return stored.facts, {**rows, **stored.items}
+    return stored.facts, {**rows, **stored.items, **stored.texts}

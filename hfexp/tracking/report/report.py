@@ -14,7 +14,7 @@ from hfexp.tasks.base import Task
 from hfexp.tracking.report import figures
 from hfexp.tracking.report.canvas import Pictures, guarded, style
 from hfexp.tracking.report.classes import ClassReport, digits, write_csv
-from hfexp.tracking.report.facts import ItemScores, ReportFacts, SplitScores
+from hfexp.tracking.report.facts import ItemScores, ReportFacts, Scores, SplitScores, TextScores
 from hfexp.tracking.report.figures import MAX_PICTURES, Mistakes, mistakes_sheet
 from hfexp.tracking.report.page import Block, Code, Heading, Marked, Picture, Report, Section, Table, Text
 
@@ -42,11 +42,13 @@ class SplitParts:
 def _sections(
     facts: ReportFacts,
     parts: dict[str, SplitParts],
-    items: dict[str, ItemScores],
+    scores: Mapping[str, Scores],
     made: list[str],
     directory: Path,
 ) -> list[Section]:
     """Build all sections; `made` has the file names of the pictures that exist."""
+    items = {split: found for split, found in scores.items() if isinstance(found, ItemScores)}
+    texts = {split: found for split, found in scores.items() if isinstance(found, TextScores)}
     return [
         Section("Result", _result(facts, parts)),
         Section("Learning curves", _pictures(made, ("learning_curves.png", "Learning curves"))),
@@ -55,6 +57,7 @@ def _sections(
         Section("Classes", [block for split, part in parts.items() for block in _classes(split, part, made)]),
         Section("Types", [block for split, found in items.items() for block in _items(split, found)]),
         Section("Marked texts", [Marked(pieces) for found in items.values() for pieces in found.examples]),
+        Section("Written texts", [_written(split, found) for split, found in texts.items()]),
         Section("Calibration", _pictures(made, *((f"calibration_{s}.png", f"Calibration, {s}") for s in parts))),
         Section("Mistakes", [block for split, part in parts.items() for block in _mistakes(split, part, made)]),
         Section("Model", _pairs(facts.model)),
@@ -158,6 +161,15 @@ def _items(split: str, found: ItemScores) -> list[Block]:
     return [Table(["type", "precision", "recall", "F1", "true", "predicted"], rows, title=split)]
 
 
+def _written(split: str, found: TextScores) -> Block:
+    """Build a table of the best and the worst texts."""
+    rows = [
+        [_number(row.score), *(t[:MAX_TEXT] for t in (row.source, row.target, row.written))] for row in found.examples
+    ]
+    header = [f"{found.metric} of the row", "source", "target", "written"]
+    return Table(header, rows, numbers=frozenset({0}), title=f"{split}: the best and the worst")
+
+
 def _mistakes(split: str, part: SplitParts, made: list[str]) -> list[Block]:
     if part.mistakes is None:
         return []
@@ -184,7 +196,7 @@ def _pictures(made: list[str], *wanted: tuple[str, str]) -> list[Block]:
 
 def draw_report(
     facts: ReportFacts,
-    scores: Mapping[str, SplitScores | ItemScores],
+    scores: Mapping[str, Scores],
     id2label: dict[int, str] | None,
     splits: Mapping[str, Any],
     task: Task,
@@ -206,7 +218,6 @@ def draw_report(
     directory = drawn.directory
     directory.mkdir(parents=True, exist_ok=True)
     parts: dict[str, SplitParts] = {}
-    items = {split: found for split, found in scores.items() if isinstance(found, ItemScores)}
     with style() if drawn.wanted else contextlib.nullcontext():
         drawn.draw("learning_curves.png", figures.learning_curves, facts)
         drawn.draw("classes.png", figures.class_histogram, facts.data)
@@ -219,7 +230,9 @@ def draw_report(
                 )
     with guarded("report"):
         lead = (facts.experiment, facts.status, duration(facts.seconds), f"metric: {facts.metric}")
-        report = Report(facts.name, " \u00b7 ".join(lead), _sections(facts, parts, items, list(drawn.made), directory))
+        report = Report(
+            facts.name, " \u00b7 ".join(lead), _sections(facts, parts, scores, list(drawn.made), directory)
+        )
         (directory / "report.html").write_text(report.html(drawn.made), encoding="utf-8", errors="backslashreplace")
         (directory / "report.md").write_text(report.markdown(), encoding="utf-8", errors="backslashreplace")
     return list(parts.values())[-1].classes if parts else None
