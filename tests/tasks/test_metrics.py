@@ -222,7 +222,7 @@ def test_numbers() -> None:
         (
             metrics.ExactMatch(),
             np.ones(3, np.int64),
-            "for several classes per row, not for one class",
+            "for several classes per row or texts, not for one class",
         ),
     ],
 )
