@@ -82,7 +82,7 @@ TEXT = ("task=text_classification", "dataset=table", "dataset.source.data_files=
         ([*TEXT[:1], "model=bert_base", "dataset=digits"], ["dataset=digits holds images", "docstrings"]),
         (["model=bert_base", "dataset=docstrings"], ["task=image_classification reads images", "text_regression"]),
         (["task=text_generation", "model=bert_base", "dataset=docstrings"], ["reads text", "generates text"]),
-        (["model=vit_base", "model.kind=pictures", "dataset=digits"], ["model.kind=pictures", "image, text"]),
+        (["model=vit_base", "model.kind=pictures", "dataset=digits"], ["model.kind=pictures", "image, seq2seq, text"]),
     ],
 )
 def test_what_is_chosen_must_be_there_and_fit(words: list[str], said: list[str]) -> None:
