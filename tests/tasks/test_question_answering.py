@@ -365,7 +365,7 @@ def test_a_model_is_evaluated_as_trained(answerer: tuple[Path, Any]) -> None:
 @pytest.mark.parametrize("threshold", [None, 0.1, -0.5])
 def test_answers_are_those_of_the_examples_loop(answerer: tuple[Path, Any], threshold: float | None) -> None:
     """The tokenizer's own windows, the saved model, and the loop of utils_qa.py."""
-    result, rows = answerer[1], made_rows(12)
+    result, rows = answerer[1], made_rows(4)
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(result.run_dir / "model")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(result.run_dir / "model")
     encode, task = TokenizeQuestion(tokenizer, stride=6), QuestionAnswering(threshold, n_best=2000)
@@ -433,7 +433,10 @@ def test_flat_columns_and_squad_files_give_the_same_rows(place: Path) -> None:
         assert list(made[0][split]) == list(made[1][split])
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["distilbert", pytest.param("bert", marks=pytest.mark.slow), pytest.param("modernbert", marks=pytest.mark.slow)],
+)
 def test_a_checkpoint_is_asked_and_its_task_is_inferred(architecture: str, place: Path) -> None:
     tokenizer = word_tokenizer()
     tokenizer.save_pretrained("checkpoint")
