@@ -165,7 +165,7 @@ def chooser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, An
 
 def test_a_model_is_evaluated_as_trained(chooser: tuple[Path, Any]) -> None:
     _, result = chooser
-    scores = evaluate(run=result.run_dir, resamples=20, record=False, by="kind")
+    scores: Any = evaluate(run=result.run_dir, resamples=20, record=False, by="kind")
     whole = scores[scores["slice"] == "all"].set_index("metric")["value"]
     assert whole["accuracy"] == pytest.approx(result.metrics["test_accuracy"])
     assert set(scores["slice"]) == {"all", "kind=0", "kind=1"}
