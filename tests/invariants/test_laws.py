@@ -34,6 +34,8 @@ from hfexp.tracking.run_directory import read_state
 
 QUICK = {"token_classification"}
 """Tasks whose cells run in `make test`; those of the others are marked as slow."""
+LONG = {3, 8}
+"""Laws whose cells are all slow: they start processes, or a whole sweep."""
 UNTRACKED = "tracking=none"
 
 
@@ -124,7 +126,8 @@ def law(number: int) -> Callable[[Any], Any]:
         test.law = number
         tasks = []
         for name, entry in ENTRIES.items():
-            marks = [pytest.mark.xdist_group(name)] + ([] if name in QUICK else [pytest.mark.slow])
+            is_slow = name not in QUICK or number in LONG
+            marks = [pytest.mark.xdist_group(name), *([pytest.mark.slow] if is_slow else [])]
             if number in entry.does_not_apply:
                 marks.append(pytest.mark.skip(reason=entry.does_not_apply[number]))
             tasks.append(pytest.param(name, marks=marks))
