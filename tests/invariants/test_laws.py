@@ -16,14 +16,12 @@ import torch
 import transformers
 import yaml
 from checkpoints import assert_equal_weights
-from laws import ENTRIES, LAWS, PLAIN, SIZES, TRAINING, Row, having, prolonged, without, write_rows
-from laws_page import listed
+from laws import ENTRIES, PLAIN, SIZES, TRAINING, Row, having, prolonged, without, write_rows
 from safetensors.torch import load_file
 from sweeps import make_study, make_sweep, run_point
 
 from hfexp import compose, evaluate, predict, train
 from hfexp.commands import cli
-from hfexp.core.compose import conf_dir
 from hfexp.core.training_args import TIMINGS
 from hfexp.data.sampling import EpochSampler
 from hfexp.experiment import fit
@@ -543,9 +541,3 @@ def test_the_report_and_slices(subject: Subject) -> None:
         found = slices[f"place={part}"]
         assert found["value"].to_dict() == pytest.approx(alone["value"].to_dict(), rel=1e-5, abs=1e-6, nan_ok=True)
         assert set(found["rows"]) == set(alone["rows"])
-
-
-def test_the_page_lists_the_tasks_and_the_laws_of_the_code() -> None:
-    assert set(ENTRIES) == {path.stem for path in (conf_dir() / "task").glob("*.yaml")}
-    assert listed() == (list(ENTRIES), LAWS)
-    assert [test.law for test in list(globals().values()) if hasattr(test, "law")] == list(LAWS)
