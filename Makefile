@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # names: those with the fewest tests last, as is usual, would leave the longest of all, chaos, to one process.
 PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install run demos test test-all chaos fuzz lint audit format type ui notebook docs wheel dist bench clean
+.PHONY: help install run demos test test-all chaos laws fuzz lint audit format type ui notebook docs wheel dist bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ chaos: install ## kill commands two hundred times and more (two hours): they mus
 
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)
+
+laws: install ## test each law on each task, and write docs/laws.md from the results (several minutes)
+	PYTHONPATH=tests $(BIN)/python -m pytest -p laws_page -n 2 --dist loadgroup tests/invariants/test_laws.py
 
 fuzz: install ## read 100,000 damaged files, records and commands (about ten minutes): each is read or refused, soon
 	$(BIN)/python tests/fuzz.py

@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -208,7 +208,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
     result = {}
     for split, labels in values.items():
         _require_labels(dataset[split], labels, split)
-        _require_known(labels, ids, split)
+        _require_known(dataset[split], column, split, labels, ids)
         feature = ClassLabel(names=list(names))
         result[split] = _with_column(dataset[split], column, [ids[str(label)] for label in labels], feature)
     return DatasetDict(result)
@@ -262,15 +262,27 @@ def _num_rows(count: int) -> str:
     return f"{count} row{'s' * (count > 1)}"
 
 
-def _require_known(labels: Sequence[Any], ids: dict[str, int], split: Any) -> None:
+def _require_known(
+    rows: Dataset, column: str, split: Any, labels: Sequence[Any], ids: Mapping[Any, int], numbers: Sequence[int] = ()
+) -> None:
+    """Raise ConfigError for the most frequent label that is unknown.
+
+    Args:
+        ids: ids of the known labels.
+        numbers: the row of each label; empty: there is one in each row.
+    """
     unknown = {label: count for label, count in Counter(labels).items() if label not in ids}
     if unknown:
         label = max(unknown, key=lambda name: unknown[name])
-        count = unknown[label]
-        raise ConfigError(
-            f"the {split} split has unknown label {label!r} ({count} rows).{_yaml_hint(label, ids)}"
-            f"{did_you_mean(label, ids)} Labels are: {one_of(ids)}{way_out(split)}"
-        )
+        found = [number for number, other in zip(numbers or range(len(labels)), labels, strict=True) if other == label]
+        raise _unknown_label(column, split, label, list(map(str, ids)), f" ({places(rows, found)})")
+
+
+def _unknown_label(column: str, split: Any, label: Any, names: Sequence[str], where: str = "") -> ConfigError:
+    return ConfigError(
+        f"the {split} split has unknown label {label!r} in column {column!r}{where}."
+        f"{_yaml_hint(str(label), names)}{did_you_mean(str(label), names)} Labels are: {one_of(names)}{way_out(split)}"
+    )
 
 
 def _yaml_hint(label: str, names: Iterable[str]) -> str:
@@ -292,12 +304,9 @@ def _check_label_range(dataset: DatasetDict, column: str, names: list[str]) -> D
     for split, rows in dataset.items():
         labels = rows[column][:]
         _require_labels(rows, labels, split)
-        wrong = [label for label in labels if not 0 <= label < len(names)]
+        wrong = [number for number, label in enumerate(labels) if not 0 <= label < len(names)]
         if wrong:
-            raise ConfigError(
-                f"the {split} split has unknown label {wrong[0]!r} ({len(wrong)} rows). Labels are: {one_of(names)}"
-                f"{way_out(split)}"
-            )
+            raise _unknown_label(column, split, labels[wrong[0]], names, f" ({places(rows, wrong)})")
         other = rows.features[column]
         if isinstance(other, ClassLabel) and other.names != names:
             raise ConfigError(
@@ -341,7 +350,8 @@ def cast_classes(
     ids = {name: index for index, name in enumerate(names)}
     truth: dict[Any, list[list[bool]]] = {}
     for split, lists in values.items():
-        _require_known([str(name) for name in seen[split]], ids, split)
+        numbers = [number for number, row in enumerate(lists) for _ in row]
+        _require_known(dataset[split], column, split, [str(name) for name in seen[split]], ids, numbers)
         truth[split] = [[name in set(map(str, row)) for name in names] for row in lists]
     return _with_truth(dataset, column, names, truth)
 
@@ -393,7 +403,9 @@ def _named_truth(
 def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
     """Put the classes of the mappings into the order of `names`, which is the order of the model's outputs."""
     feature: Any = rows.features[column]
-    _require_known(list(feature), {name: index for index, name in enumerate(names)}, split)
+    unknown = [name for name in feature if name not in names]
+    if unknown:
+        raise _unknown_label(column, split, unknown[0], names)
     missing = [name for name in names if name not in feature]
     if missing:
         raise ConfigError(f"the {split} split's column {column!r} has no truth value for {one_of(missing)}")

@@ -23,7 +23,6 @@ from hfexp.experiment.preflight import load_inputs
 from hfexp.tasks.entities import IGNORED
 from hfexp.tasks.fill_mask import FillMask
 from hfexp.tasks.masking import STARTS, EncodeText, Masking
-from hfexp.tasks.metrics import MetricSet, Perplexity, TokenAccuracy
 from hfexp.tasks.text import byte_tokenizer
 
 SMALL = (
@@ -192,28 +191,6 @@ def test_a_stream_is_masked_anew_in_each_epoch_and_alike_in_each_evaluation(rows
     assert len({tuple(mask) for mask in masks}) > 1  # not the same in all rows
 
 
-# Metrics
-
-
-def test_metrics_equal_a_loop_over_masked_tokens() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(4, 9, 11, generator=generator), torch.randint(0, 11, (4, 9), generator=generator)
-    labels[torch.rand(4, 9, generator=generator) < 0.6] = IGNORED
-    labels[2] = IGNORED
-    task = FillMask()
-    scores = task.preprocess_logits((logits, "hidden"), labels).numpy()
-    offered = task.metric_inputs(scores, np.zeros(4))
-    found = MetricSet({"perplexity": Perplexity(), "accuracy": TokenAccuracy()}).scalars(dict(offered))
-    losses, right = [], []
-    for row in range(4):
-        for place in range(9):
-            if labels[row, place] != IGNORED:
-                losses.append(-math.log(logits[row, place].softmax(-1)[labels[row, place]].item()))
-                right.append(logits[row, place].argmax().item() == labels[row, place].item())
-    assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
-    assert found["token_accuracy"] == pytest.approx(sum(right) / len(right))
-
-
 # From rows to answers
 
 
@@ -347,27 +324,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(rows: Path) -> Non
     assert resumed.metrics["test_loss"] == whole.metrics["test_loss"]
     first, second = (result.model.state_dict() for result in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(rows: Path) -> None:
-    """Rows have unequal numbers of masks, and the last batches are uneven."""
-    words = [
-        *SMALL, "tracking=none", "model.config.hidden_dropout_prob=0", "trainer.args.per_device_eval_batch_size=7",
-        "model.config.attention_probs_dropout_prob=0", "trainer.args.num_train_epochs=1", "trainer.args.optim=sgd",
-    ]  # fmt: skip
-    one = train(*words, "output_dir=one")
-    two = train(
-        *words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
-        "trainer.args.per_device_train_batch_size=4",
-    )  # fmt: skip
-    parts = train(
-        *words, "output_dir=parts", "trainer.args.per_device_train_batch_size=4",
-        "trainer.args.gradient_accumulation_steps=2",
-    )  # fmt: skip
-    for other in (two, parts):
-        for name in ("test_perplexity", "test_token_accuracy", "test_loss", "final_eval_loss"):
-            assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-5)
 
 
 # Wrong inputs

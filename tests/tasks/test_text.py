@@ -175,12 +175,6 @@ def test_a_classifier_of_texts_is_trained_and_asked_as_a_pipeline_does(rows: str
         evaluate(*words, run=result.run_dir, by="place", record=False)
 
 
-def test_kept_tokens_give_what_fresh_ones_give(rows: str, place: Path) -> None:
-    kept = train("task=text_classification", *SMALL, rows, "tracking=none")
-    fresh = train("task=text_classification", *SMALL, rows, "tracking=none", "transform.cache.enabled=false")
-    assert kept.metrics["final_eval_loss"] == fresh.metrics["final_eval_loss"]
-
-
 def test_batches_of_rows_that_are_about_as_long_follow_from_seed_and_epoch() -> None:
     lengths = [index % 50 + 1 for index in range(400)]
     sampler = EpochSampler(400, 3, lengths=lengths, group=8)

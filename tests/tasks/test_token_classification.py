@@ -13,7 +13,6 @@ import torch
 import trainings
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, List
-from faults import fault_at
 
 from hfexp import evaluate, predict, train
 from hfexp.commands import cli
@@ -466,34 +465,3 @@ def test_answers_are_written_whole(rows: list[Any], place: Path, capsys: pytest.
     assert list(map(json.loads, pandas.read_csv("a.csv")["entities"].fillna("[]").replace("", "[]"))) == answers
     assert cli.main(["predict", f"run={result.run_dir}", "split=test", "show=1", "record=false"]) == 0
     assert "B-PER" in capsys.readouterr().out
-    kept = train(*SMALL, "tracking=none", "transform.cache.enabled=false")
-    assert kept.metrics["test_loss"] == result.metrics["test_loss"]
-
-
-@pytest.mark.slow
-def test_a_resumed_tagger_is_an_uninterrupted_one(rows: list[Any], place: Path) -> None:
-    words = [*SMALL, *fault_at(6), "tracking=none", "trainer.args.train_sampling_strategy=group_by_length"]
-    whole = train(*words, "output_dir=whole")
-    Path("fault").write_text("error")
-    with pytest.raises(RuntimeError, match="caught fire"):
-        train(*words)
-    resumed = train(*words)
-    assert resumed.metrics["test_loss"] == whole.metrics["test_loss"]
-    first, second = (result.model.state_dict() for result in (whole, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.slow
-def test_two_processes_evaluate_a_tagger_as_one_does(rows: list[Any], place: Path) -> None:
-    """Nothing is learnt, so that scores are equal; the last batches are uneven."""
-    words = [
-        *SMALL, "tracking=none", "trainer.args.max_steps=1", "trainer.args.learning_rate=0",
-        "trainer.args.weight_decay=0", "trainer.args.per_device_eval_batch_size=7", "task.label_all_tokens=true",
-    ]  # fmt: skip
-    one = train(*words, "output_dir=one")
-    two = train(
-        *words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
-        "trainer.args.per_device_train_batch_size=8",
-    )  # fmt: skip
-    for name in ("test_f1", "test_token_accuracy", "test_loss", "final_eval_f1", "final_eval_loss"):
-        assert two.metrics[name] == pytest.approx(one.metrics[name], abs=1e-5)

@@ -1,0 +1,489 @@
+"""What the laws in tests/invariants/test_laws.py need of each task: one entry, with a tiny model and tiny data.
+
+A task joins by its entry in `ENTRIES`. `make laws` runs the whole table and writes docs/laws.md.
+"""
+
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LAWS = {
+    1: "A training that is resumed in mid-epoch equals an uninterrupted one, bit for bit, with and without LoRA.",
+    2: "The best recorded model is the one that is evaluated and saved, and the saved one loaded anew.",
+    3: "Two processes train and evaluate as one does with the same whole batch; last batches and tokens are uneven.",
+    4: "A batch of 8 equals four accumulated batches of 2.",
+    5: "Data that is cached, that is prepared when it is read, and that is streamed gives the same training.",
+    6: "Any number of data loader workers and any order of the rows give the same samples and augmentation.",
+    7: "`hfexp predict` answers as Transformers' pipeline does, as the MLflow model, and as that model when served.",
+    8: "A point of a sweep equals the single run, also in replicates, and up to the step at which it is pruned.",
+    9: "Metrics equal those of the field's own implementation, on random examples in batches.",
+    10: "An evaluation keeps of each row nothing that grows with the row's tokens or pixels.",
+    11: "Wrong data gives one message with its row and column, before any weights are loaded.",
+    12: "The report shows what the task is about; `hfexp evaluate by=` scores a slice as it scores the slice's rows.",
+}
+SIZES = {"train": 54, "validation": 21, "test": 13}
+"""Rows by split: in batches of 8, and of 4 in each of two processes, every last batch is shorter than the others."""
+TRAINING = (
+    "trainer=scratch", "tracking.pictures=false", "security.allowed_targets=[faults,laws]",
+    "trainer.callbacks.fault={_target_: faults.Fault, at: 12}",
+    "trainer.args.max_steps=21", "trainer.args.per_device_train_batch_size=8",
+    "trainer.args.per_device_eval_batch_size=8", "trainer.args.learning_rate=0.01",
+    "trainer.args.eval_strategy=steps", "trainer.args.eval_steps=5",
+    "trainer.args.save_strategy=steps", "trainer.args.save_steps=5", "trainer.args.logging_steps=3",
+    # The highest loss is sought, which is that of the first evaluation: the best model is not the last one.
+    "trainer.args.metric_for_best_model=loss", "trainer.args.greater_is_better=true",
+)  # fmt: skip
+"""Three epochs of 7 steps; an armed fault ends it in step 12, and the checkpoint of step 10 is in mid-epoch."""
+PLAIN = ("trainer.args.optim=sgd", "trainer.args.learning_rate=0.1", "trainer.args.lr_scheduler_type=constant",
+         "trainer.args.max_grad_norm=1e9", "trainer.args.weight_decay=0", "trainer.args.logging_steps=1")  # fmt: skip
+"""Stochastic gradient descent, whose steps are proportional to the gradients: Adam would blow up rounding errors."""
+BERT = (
+    "model=tiny_bert", "model.config.hidden_size=16", "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
+    "model.config.max_position_embeddings=48",
+)  # fmt: skip
+SUBWORDS = ("model=tiny_bert_subwords", *BERT[1:], "model.config.vocab_size=300")
+GPT = (
+    "model=tiny_gpt", "model.config.hidden_size=16", "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2", "model.config.num_key_value_heads=2", "model.config.intermediate_size=16",
+    "model.config.max_position_embeddings=96", "++model.config.attention_dropout=0.1",
+    "task.generation.max_new_tokens=4",
+)  # fmt: skip
+VIT = (
+    "model=vit_digits", "model.config.hidden_size=16", "model.config.num_hidden_layers=1",
+    "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
+    "++model.config.hidden_dropout_prob=0.1",
+)  # fmt: skip
+NO_DROPOUT = ("model.config.hidden_dropout_prob=0", "++model.config.attention_probs_dropout_prob=0")
+IGNORED = -100
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the laws ask of a task, by the name of its option in conf/task."""
+
+    overrides: tuple[str, ...]
+    """A tiny model, and what else differs from `TRAINING`."""
+    row: Callable[[int], Row]
+    """Writes a row of data by its number; rows differ in length."""
+    still: tuple[str, ...]
+    """Switches off all that is random, dropout and augmentation; also what else differs from `PLAIN`."""
+    asks: list[Any]
+    """Raw inputs of a prediction."""
+    peer: Callable[[str, list[Any]], list[Row]]
+    """Answers by Transformers' pipeline (or by hand) with the model of a directory, in the form of `Task.answer`."""
+    reference: Callable[[Any, np.random.Generator], tuple[list[tuple[np.ndarray, np.ndarray]], dict[str, float]]]
+    """Random batches of logits and labels, and their metrics by the field's own implementation."""
+    longer: tuple[str, ...] = ()
+    """Makes the inputs of the model longer, beside the rows that are written `LONGER` times as long."""
+    as_rows: tuple[str, ...] = ()
+    """Makes each row of the data a row of the model, where it is not."""
+    streams: tuple[str, ...] | None = ()
+    """What a stream needs; None: the task's labels can't be streamed."""
+    content: Callable[[Row], Any] = lambda row: row
+    """Undoes what is drawn at random for a row of model inputs."""
+    wrong: Mapping[str, tuple[Callable[[Row], Row], str]] = field(default_factory=dict)
+    """Ways to spoil one row, and what the message has to match."""
+    shown: tuple[str, ...] = ()
+    """Patterns that the page of the report has to match: what the people of this task look at."""
+    does_not_apply: Mapping[int, str] = field(default_factory=dict)
+    """Laws that make no sense for this task, and why."""
+    notes: Mapping[int, str] = field(default_factory=dict)
+    """What a law means for this task, where that is less than it says."""
+
+
+# Rows
+
+
+NAMES = ("cold", "hot", "mild")
+WORDS = {"cold": ("ice", "snow"), "hot": ("sun", "fire"), "mild": ("rain", "cloud")}
+LONGER = 3
+
+
+def sentence(number: int, word: str) -> str:
+    return " ".join([word] * (1 + number % 4))
+
+
+def text_row(number: int) -> Row:
+    name = NAMES[number % 3]
+    return {"text": sentence(number, WORDS[name][number // 3 % 2]), "label": name}
+
+
+def pair_row(number: int) -> Row:
+    return {**text_row(number), "text_pair": "or not"[: number % 5 + 2]}
+
+
+def classes_row(number: int) -> Row:
+    names = [name for bit, name in enumerate(NAMES) if number >> bit & 1]
+    return {"text": " ".join(WORDS[name][0] for name in names) or "nothing", "label": names}
+
+
+def number_row(number: int) -> Row:
+    """No two texts are equal: ranks of equal numbers would depend on the last bit."""
+    return {"text": f"{'abcde'[number % 5] * (1 + number % 4)} {number}", "label": number % 5 / 2}
+
+
+def number_pair_row(number: int) -> Row:
+    return {**number_row(number), "text_pair": "x" * (1 + number % 3)}
+
+
+def tagged_row(number: int) -> Row:
+    words = ["Ada", "Lovelace", "went", "to", "Oslo", "and", "back"][: 4 + number % 4]
+    tags = ["B-PER", "I-PER", "O", "O", "B-LOC", "O", "O"][: len(words)]
+    return {"words": words[number % 2 :], "tags": ["B-PER", *tags[2:]] if number % 2 else tags}
+
+
+def line_row(number: int) -> Row:
+    return {"text": f"{number} is before {number + 1}. " * (1 + number % 2)}
+
+
+def chat_row(number: int) -> Row:
+    return {
+        "messages": [
+            {"role": "user", "content": "Count" + "!" * (number % 3)},
+            {"role": "assistant", "content": "12345"[: 1 + number % 5]},
+        ]
+    }
+
+
+def image_row(number: int) -> Row:
+    """A noisy image, bright at its left, in the middle or at its right."""
+    import PIL.Image
+
+    pixels = np.random.default_rng(number).integers(0, 120, (8, 8, 3), dtype=np.uint8)
+    pixels[:, number % 3 * 3 : number % 3 * 3 + 2] += 130
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return {"image": {"bytes": file.getvalue(), "path": f"{number}.png"}, "label": NAMES[number % 3]}
+
+
+def prolonged(row: Row) -> Row:
+    """The same row with `LONGER` times as many words."""
+    text = {
+        name: " ".join([value] * LONGER) for name, value in row.items() if name in ("text", "text_pair")
+    }  # fmt: skip
+    lists = {name: value * LONGER for name, value in row.items() if name in ("words", "tags", "messages")}
+    return {**row, **text, **lists}
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Write JSON lines or, with images inside, Parquet."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+    import datasets
+
+    made = datasets.Dataset.from_list(rows)
+    image = datasets.Image(decode=False)
+    (made.cast_column("image", image) if "image" in made.column_names else made).to_parquet(path)
+
+
+# Answers of Transformers' pipelines
+
+
+def pipeline(name: str, model: str, **options: Any) -> Any:
+    import transformers
+
+    return transformers.pipeline(name, model, **options)  # pyright: ignore
+
+
+def class_answer(scores: list[Row], names: tuple[str, ...] = NAMES) -> Row:
+    found = {score["label"]: score["score"] for score in scores}
+    best = max(found, key=lambda name: found[name])
+    return {"label": best, "score": found[best], "probabilities": [found[name] for name in names]}
+
+
+def classify(model: str, asks: list[Any]) -> list[Row]:
+    ask = pipeline("text-classification", model, top_k=None)
+    return [class_answer(ask([one])[0]) for one in asks]
+
+
+def classify_images(model: str, asks: list[bytes]) -> list[Row]:
+    import PIL.Image
+
+    ask = pipeline("image-classification", model, top_k=len(NAMES))
+    return [class_answer(ask(PIL.Image.open(io.BytesIO(one)))) for one in asks]
+
+
+def find_classes(model: str, asks: list[str]) -> list[Row]:
+    answers = [class_answer(scores) for scores in pipeline("text-classification", model, top_k=None)(asks)]
+    result = []
+    for answer in answers:
+        scores = dict(zip(NAMES, answer["probabilities"], strict=True))
+        labels = sorted((name for name in NAMES if scores[name] >= 0.5), key=lambda name: -scores[name])
+        result.append({"labels": labels, "probabilities": answer["probabilities"]})
+    return result
+
+
+def regress(model: str, asks: list[Any]) -> list[Row]:
+    ask = pipeline("text-classification", model, function_to_apply="none")
+    answers = [ask([one]) for one in asks]
+    return [{"value": (answer[0][0] if isinstance(answer[0], list) else answer[0])["score"]} for answer in answers]
+
+
+def find_entities(model: str, asks: list[str]) -> list[Row]:
+    ask = pipeline("token-classification", model, aggregation_strategy="first")
+    return [
+        {
+            "entities": [
+                {
+                    "type": found["entity_group"], "score": float(found["score"]), "start": found["start"],
+                    "end": found["end"], "text": text[found["start"] : found["end"]],
+                }
+                for found in ask(text)
+            ]
+        }
+        for text in asks
+    ]  # fmt: skip
+
+
+def fill_masks(model: str, asks: list[str]) -> list[Row]:
+    ask = pipeline("fill-mask", model)
+    return [
+        {
+            "text": fillers[0]["sequence"],
+            "fillers": [{"mask": 1, "token": one["token_str"], "score": one["score"]} for one in fillers],
+        }
+        for fillers in (ask(text) for text in asks)
+    ]
+
+
+def generate(model: str, asks: list[str]) -> list[Row]:
+    ask = pipeline("text-generation", model)
+    settings = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
+    return [{"text": ask(text, **settings)[0]["generated_text"]} for text in asks]
+
+
+def reply(model: str, asks: list[str]) -> list[Row]:
+    ask = pipeline("text-generation", model)
+    talks = [[{"role": "user", "content": text}] for text in asks]
+    replies = [ask(talk, max_new_tokens=4, do_sample=False)[0]["generated_text"] for talk in talks]
+    return [{"text": messages[-1]["content"]} for messages in replies]
+
+
+def chat_tokenizer(model_max_length: int = 512, generates: bool = True) -> Any:
+    """A tokenizer of bytes with a chat template."""
+    from hfexp.tasks.text import byte_tokenizer
+
+    tokenizer = byte_tokenizer(model_max_length, generates)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    return tokenizer
+
+
+# Metrics of the field
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def in_batches(logits: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(logits[start : start + 8], labels[start : start + 8]) for start in range(0, len(labels), 8)]
+
+
+def score_classes(task: Any, draw: np.random.Generator) -> Any:
+    """scikit-learn, and for the calibration error of 15 bins a plain loop (C. Guo et al., ICML 2017)."""
+    from sklearn import metrics as sk
+
+    logits, labels = draw.normal(size=(90, 3)).astype(np.float32), draw.integers(0, 3, 90)
+    scores = softmax(logits)
+    found = scores.argmax(1)
+    expected = {"accuracy": sk.accuracy_score(labels, found), "top5_accuracy": 1.0}
+    for kind in ("macro", "weighted"):
+        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+            expected[f"{name}_{kind}"] = score(labels, found, average=kind)
+    expected["roc_auc"] = sk.roc_auc_score(labels, scores, multi_class="ovr", average="macro")
+    bins = np.minimum((scores.max(1) * 15).astype(int), 14)
+    gaps = [abs((scores.max(1) - (found == labels))[bins == place].sum()) for place in range(15)]
+    expected["ece"] = sum(gaps) / len(labels)
+    expected["brier"] = ((scores - np.eye(3)[labels]) ** 2).sum(1).mean()
+    return in_batches(logits, labels), expected
+
+
+def score_several(task: Any, draw: np.random.Generator) -> Any:
+    """scikit-learn."""
+    from sklearn import metrics as sk
+
+    logits, labels = draw.normal(size=(90, 3)).astype(np.float32), draw.integers(0, 2, (90, 3))
+    scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    found = (scores >= 0.5).astype(int)
+    expected = {"exact_match": sk.accuracy_score(labels, found)}
+    for kind in ("micro", "macro"):
+        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
+            expected[f"{name}_{kind}"] = score(labels, found, average=kind)
+    expected["mean_average_precision"] = sk.average_precision_score(labels, scores, average="macro")
+    expected["roc_auc"] = sk.roc_auc_score(labels, scores, average="macro")
+    return in_batches(logits, labels.astype(np.float32)), expected
+
+
+def score_numbers(task: Any, draw: np.random.Generator) -> Any:
+    """scikit-learn and SciPy."""
+    import scipy.stats
+    from sklearn import metrics as sk
+
+    labels = draw.normal(size=90).astype(np.float32)
+    found = (labels + draw.normal(size=90) / 2).astype(np.float32)
+    expected = {
+        "rmse": sk.root_mean_squared_error(labels, found), "mae": sk.mean_absolute_error(labels, found),
+        "r2": sk.r2_score(labels, found), "pearson": scipy.stats.pearsonr(labels, found)[0],
+        "spearman": scipy.stats.spearmanr(labels, found)[0],
+    }  # fmt: skip
+    return in_batches(found[:, None], labels), expected
+
+
+def random_tokens(draw: np.random.Generator, classes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of several lengths; some tokens, and all of one row, do not count."""
+    batches = []
+    for length in (9, 4, 12):
+        labels = draw.integers(0, classes, (8, length))
+        labels[draw.random(labels.shape) < 0.3] = IGNORED
+        labels[2] = IGNORED
+        batches.append((draw.normal(size=(*labels.shape, classes)).astype(np.float32), labels))
+    return batches
+
+
+def score_entities(task: Any, draw: np.random.Generator) -> Any:
+    """seqeval."""
+    from seqeval import metrics
+
+    batches = random_tokens(draw, len(task.class_names))
+    true: list[list[str]] = []
+    found: list[list[str]] = []
+    for logits, labels in batches:
+        for tags, row in zip(logits.argmax(-1), labels, strict=True):
+            true.append([task.class_names[int(tag)] for tag in row[row != IGNORED]])
+            found.append([task.class_names[int(tag)] for tag in tags[row != IGNORED]])
+    report: Any = metrics.classification_report(true, found, output_dict=True, zero_division=0)
+    expected = {"token_accuracy": metrics.accuracy_score(true, found)}
+    expected |= {name: getattr(metrics, f"{name}_score")(true, found) for name in ("precision", "recall", "f1")}
+    return batches, expected | {f"f1_{kind}": report[kind]["f1-score"] for kind in ("LOC", "PER")}
+
+
+def score_tokens(shift: int) -> Callable[[Any, np.random.Generator], Any]:
+    """A plain loop over the tokens; a causal model guesses the next one, `shift` places on."""
+
+    def score(task: Any, draw: np.random.Generator) -> Any:
+        batches = random_tokens(draw, 11)
+        losses, right = [], []
+        for logits, labels in batches:
+            for row_logits, row_labels in zip(logits, labels, strict=True):
+                for place in range(shift, len(row_labels)):
+                    if row_labels[place] != IGNORED:
+                        scores = softmax(row_logits[place - shift])
+                        losses.append(-math.log(scores[row_labels[place]]))
+                        right.append(scores.argmax() == row_labels[place])
+        expected = {"perplexity": math.exp(sum(losses) / len(losses)), "token_accuracy": float(np.mean(right))}
+        return batches, expected
+
+    return score
+
+
+# Entries
+
+
+def without(*names: str) -> Callable[[Row], Row]:
+    return lambda row: {name: value for name, value in row.items() if name not in names}
+
+
+def having(**values: Any) -> Callable[[Row], Row]:
+    return lambda row: {**row, **values}
+
+
+def unmasked(row: Row) -> Row:
+    """The tokens before some were masked."""
+    tokens = [
+        token if label == IGNORED else label for token, label in zip(row["input_ids"], row["labels"], strict=True)
+    ]
+    return {"input_ids": tokens}
+
+
+NO_MLFLOW = "Without an MLflow model, which takes one column; a pair has two."
+NO_VIEW = "The report shows the metrics and the rows as the model sees them; it has no view of single mistakes."
+PER_ROW = "The probabilities of each row are kept, as ranking metrics and the report need them; no token is."
+MASKED_STREAMS = "Rows of a stream have other masks: these follow from the row, which has no number."
+MASKED_SLICES = (
+    "The masks of a row follow from its number, so the rows of a slice have other masks alone; the scores of all rows "
+    "lie between those of the slices."
+)
+CLASS_LABELS = f"dataset.labels=[{','.join(NAMES)}]"
+TEXTS: dict[str, Any] = {
+    "still": NO_DROPOUT, "asks": ["ice ice", "sun", "rain and snow on the hills"], "peer": classify,
+    "reference": score_classes, "streams": (CLASS_LABELS,), "shown": ("Classes</h2>", "Mistakes</h2>", "accuracy"),
+    "notes": {10: PER_ROW},
+}  # fmt: skip
+PAIRS = [{"text": "ice ice", "text_pair": "or"}, {"text": "sun", "text_pair": "or not, as you like"}]
+SPREAD = "model.config.initializer_range=0.3"
+"""Lets the numbers that a model predicts differ: the correlation of nearly equal ones is mostly rounding error."""
+NUMBERS: dict[str, Any] = {
+    "still": (*NO_DROPOUT, "trainer.args.learning_rate=0.01"), "asks": ["a", "ccc c", "eeee"],
+    "peer": regress, "reference": score_numbers,
+    "shown": ("rmse", "spearman", "r2"), "notes": {12: NO_VIEW},
+    "wrong": {"a text in place of a number": (having(label="much"), "column 'label' holds 'much', expected a number")},
+}  # fmt: skip
+
+ENTRIES: dict[str, Entry] = {
+    "image_classification": Entry(
+        (*VIT, "transform=jitter"), image_row, ("transform=eval", "++model.config.hidden_dropout_prob=0"),
+        [image_row(number)["image"]["bytes"] for number in (100, 101, 102)], classify_images, score_classes,
+        longer=("model.config.image_size=16",), streams=(CLASS_LABELS,), notes={10: PER_ROW},
+        shown=("Classes</h2>", "Mistakes</h2>", "accuracy"),
+    ),
+    "text_classification": Entry((*BERT,), text_row, **TEXTS),
+    "text_pair_classification": Entry(
+        (*BERT,), pair_row, **{**TEXTS, "asks": PAIRS, "notes": {7: NO_MLFLOW, 10: PER_ROW}}
+    ),
+    "multi_label_text_classification": Entry(
+        (*BERT,), classes_row, NO_DROPOUT, TEXTS["asks"], find_classes, score_several, streams=None,
+        shown=("f1_micro", "mean_average_precision"),
+        notes={5: "Not streamed: labels of several classes are read whole.", 10: PER_ROW, 12: NO_VIEW},
+    ),
+    "text_regression": Entry((*BERT, SPREAD), number_row, **NUMBERS),
+    "text_pair_regression": Entry(
+        (*BERT, SPREAD), number_pair_row, **{**NUMBERS, "asks": PAIRS, "notes": {7: NO_MLFLOW, 12: NO_VIEW}}
+    ),
+    "token_classification": Entry(
+        (*SUBWORDS, "model.processor.column=words", "model.config.vocab_size=320", "task.label_all_tokens=true",
+         "trainer.args.train_sampling_strategy=group_by_length"),
+        tagged_row, NO_DROPOUT,
+        ["Ada Lovelace went to Oslo", "Ada went to Oslo and back", "nothing"], find_entities, score_entities,
+        streams=None,
+        wrong={
+            "tags of another length": (having(tags=["O"]), "1 tags for 6 words"),
+            "too many words": (having(words=["a"] * 60, tags=["O"] * 60), "of 60 words only .* fit into"),
+        },
+        shown=("Types</h2>", "Marked texts</h2>", "<mark class=", "f1_PER"),
+        notes={5: "Not streamed: the tags are read whole."},
+    ),
+    "fill_mask": Entry(
+        (*SUBWORDS, "task.whole_words=true"), line_row, NO_DROPOUT,
+        ["[MASK] is before 4.", "3 is [MASK] 4. 3 is before 4."], fill_masks, score_tokens(0), content=unmasked,
+        shown=("perplexity", r"\[MASK\]"),
+        notes={5: MASKED_STREAMS, 12: MASKED_SLICES},
+        wrong={"an empty text": (having(text=" "), "column 'text' holds an empty text")},
+    ),
+    "text_generation": Entry(
+        (*GPT, "task.block_size=24"), line_row, ("++model.config.attention_dropout=0",), ["1 is", "12 is before"],
+        generate, score_tokens(1), longer=("task.block_size=48",), as_rows=("task.block_size=null",),
+        shown=("perplexity", "is before"),
+        notes={5: "Streamed without blocks.", 12: f"Sliced without blocks. {NO_VIEW}"},
+    ),
+    "chat": Entry(
+        (*GPT, "model.processor._target_=laws.chat_tokenizer"), chat_row, ("++model.config.attention_dropout=0",),
+        ["Count", "Count!!"], reply, score_tokens(1), shown=("perplexity", "Count"), notes={12: NO_VIEW},
+        wrong={
+            "no reply": (having(messages=[{"role": "user", "content": "a"}]), "has no message of the assistant"),
+            "unknown role": (having(messages=[{"role": "boss", "content": "a"}]), "the unknown role 'boss'"),
+        },
+    ),
+}  # fmt: skip
