@@ -16,7 +16,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
-from hfexp.data.source_code import lines_by_split, standard_library
+from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
 
 
@@ -298,4 +298,24 @@ def python_names(most: int = 4000) -> DatasetDict:
         chosen = [lines[int(place * step)] for place in range(min(count, len(lines)))]
         table = {"words": [list(words) for words, _ in chosen], "tags": [list(tags) for _, tags in chosen]}
         splits[split] = Dataset.from_dict(table, features=features)
+    return DatasetDict(splits)
+
+
+def python_functions(most: int = 2000) -> DatasetDict:
+    """Build a dataset of the public functions of Python's standard library: what one does, and its signature.
+
+    Whole packages are held out: about a tenth for validation, and two tenths for the test.
+
+    Args:
+        most: number of training rows; at most a quarter as many for validation, and as many for the test.
+
+    Returns:
+        Splits with the columns `anchor` and `positive`.
+    """
+    splits = {}
+    for (split, pairs), count in zip(functions_by_split().items(), (most, most // 4, most), strict=True):
+        step = max(1.0, len(pairs) / count)
+        chosen = [pairs[int(place * step)] for place in range(min(count, len(pairs)))]
+        rows = [{"anchor": text, "positive": signature} for text, signature in chosen]
+        splits[split] = Dataset.from_list(rows)
     return DatasetDict(splits)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -184,6 +185,7 @@ def _rename_columns(
     for split, rows in dataset.items():
         problems = []
         own_names = {standard: config.columns.get(standard, standard) for standard in task.columns}
+        own_names |= _optional_names(rows, config, task)
         for standard, own in own_names.items():
             if own not in rows.column_names:
                 problems.append(
@@ -192,9 +194,9 @@ def _rename_columns(
                     f"map one with dataset.columns.{standard}=NAME"
                 )
         hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
-        unknown = sorted(set(config.columns) - set(task.columns))
+        unknown = sorted(set(config.columns) - set(task.all_columns))
         if unknown:
-            problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
+            problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.all_columns)}")
         if problems:
             raise ConfigError("; ".join(problems) + hint)
         others = [name for name in (rows.column_names if keep is None else keep) if name not in own_names.values()]
@@ -208,7 +210,23 @@ def _rename_columns(
         new_names = {name: f"input.{name}" for name in others if name in own_names}
         new_names |= {own: standard for standard, own in own_names.items() if own != standard}
         result[split] = rows.rename_columns(new_names)
+    _require_in_all(result, task.optional_columns)
     return DatasetDict(result)
+
+
+def _optional_names(rows: Dataset, config: DatasetConfig, task: Task) -> dict[str, str]:
+    """Return the names in a split of the task's optional columns, by their standard names."""
+    names = {standard: config.columns.get(standard, standard) for standard in task.optional_columns}
+    return {k: own for k, own in names.items() if k in config.columns or own in rows.column_names}
+
+
+def _require_in_all(splits: Mapping[str, Dataset], names: Iterable[str]) -> None:
+    """Raise ConfigError if a column is in one split and not in another."""
+    for name in names:
+        lacking = [split for split, rows in splits.items() if name not in rows.column_names]
+        if lacking and len(lacking) < len(splits):
+            having = next(split for split in splits if split not in lacking)
+            raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
 def _make_splits(dataset: DatasetDict, config: DatasetConfig, task: Task) -> DatasetDict:

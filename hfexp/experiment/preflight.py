@@ -36,6 +36,7 @@ from hfexp.experiment.checks import (
     check_semaphores,
     check_strategies,
     check_support,
+    loss_of,
 )
 from hfexp.experiment.context import Inputs
 from hfexp.tasks.base import Task
@@ -140,6 +141,9 @@ def _build_loss(config: Config, task: Task, dataset: DatasetDict, id2label: dict
         return None if config.dataset.streaming else label_counts(dataset["train"], task)
 
     smoothing = float(config.trainer.args.get("label_smoothing_factor") or 0)
+    if smoothing and task.has_own_loss:
+        raise ConfigError(f"trainer.args.label_smoothing_factor has no effect on the loss of {type(task).__name__}")
+    task.build_loss()
     allowed = config.security.allowed_targets
     return build_loss(config.trainer.loss, config.trainer.class_weights, task, id2label, count, smoothing, allowed)
 
@@ -237,7 +241,7 @@ def _check_fit(
         )
     if skeleton is not None:
         problems += check_activation_checkpointing(skeleton, config.trainer.args)
-        problems += check_forward(skeleton, first["train"], shapes["train"])
+        problems += check_forward(skeleton, task, first["train"], shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))
     return problems
@@ -254,7 +258,7 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
     fit_tokenizer(inputs.processor, skeleton, inputs.task)
     skeleton.train()
     try:
-        skeleton(**{name: value.to("meta") for name, value in batch.items()}).loss.backward()
+        loss_of(skeleton, inputs.task, {name: value.to("meta") for name, value in batch.items()}).backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         return None  # e.g. an operation that the meta device does not support because it needs real numbers
     return any(p.requires_grad and p.grad is None for p in skeleton.parameters())

@@ -44,10 +44,12 @@ def predict_rows(predictor: Predictor, rows: Dataset, batch_size: int) -> Iterat
             weights = next(predictor.model.parameters())
             with torch.inference_mode():
                 inputs = {name: as_weights(tensor, weights) for name, tensor in batch.items() if name != "labels"}
-                outputs = main_output(predictor.model(**inputs))
+                if predictor.task.has_own_loss:
+                    outputs = predictor.task.forward(predictor.model, inputs)
+                else:
+                    outputs = main_output(predictor.model(**inputs))
                 scores = predictor.task.preprocess_logits(outputs, labels.to(weights.device))
-            of_rows = labels.ndim == 1 or labels.is_floating_point()
-            plain = labels.numpy() if of_rows else np.zeros(len(labels))
+            plain = np.zeros(len(labels)) if predictor.task.loss_per_token else labels.numpy()
             yield scores.cpu().numpy(), plain
     finally:
         predictor.model.train(was_training)
@@ -171,7 +173,7 @@ def load_splits(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str] |
         config.dataset.labels = class_names(loaded.predictor.id2label, loaded.name)
     if config.dataset.streaming:
         raise ConfigError("dataset.streaming=true: streams can't be scored; give a split that fits on disk")
-    further = None if keep is None else tuple(name for name in keep if name not in task.columns)
+    further = None if keep is None else tuple(name for name in keep if name not in task.all_columns)
     needed = None if data.is_own else () if split == ALL else (split,)
     splits = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
     dataset, dropped = drop_bad_samples(splits, config.dataset, task)

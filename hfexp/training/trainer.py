@@ -383,10 +383,15 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels).
+        """Compute the loss of the model, the task or `loss_function`, or the cross entropy of class probabilities.
 
-        Where each token has a label, `loss_function` gets the labelled tokens of all rows in place of rows.
+        Class probabilities are labels (B, num_labels). Where each token has a label, `loss_function` gets the labelled
+        tokens of all rows in place of rows.
         """
+        if self.objective is not None:
+            outputs = self.objective.forward(model, inputs)
+            loss = self.objective.loss(outputs, inputs)
+            return (loss, {"logits": outputs}) if return_outputs else loss
         labels = inputs.get("labels")
         is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
         if labels is None or not (is_soft or self.loss_function):

@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from hfexp.core.errors import RunError
+from hfexp.tasks.base import Task
 from hfexp.training.callbacks import TrainerMixin
 
 IGNORED = -100
@@ -35,6 +36,9 @@ class WeightedLosses(TrainerMixin):
 
     loss_per_token: bool = False
     """True if the model's loss is a mean over the labelled tokens of a batch, not over its rows."""
+
+    objective: Task | None = None
+    """Task that computes the loss in place of the model."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,7 +121,7 @@ class WeightedLosses(TrainerMixin):
         if real == size:
             return batch
         kept: Any = recursively_apply(lambda tensor: tensor[: max(real, 1)], batch)
-        if real == 0 and self.loss_per_token:
+        if real == 0 and (self.loss_per_token or self.objective is not None):
             kept["labels"] = torch.full_like(kept["labels"], IGNORED)
         return kept
 
