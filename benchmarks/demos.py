@@ -2,9 +2,9 @@
 
 Baselines: of the classifier, always the most frequent class, and scikit-learn's TF-IDF of words with logistic
 regression; of the tagger, always the most frequent tag of a word in training, and logistic regression on a word and
-two neighbours on either side; of the filler of masks, the share of each token in the training split; of the language
-model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions on
-Information Theory 37, 1991).
+two neighbours on either side; of the filler of masks, the share of each token in the training split; of the search,
+the cosine of TF-IDF vectors of words, and the model before the training; of the language model, n-grams of bytes,
+interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions on Information Theory 37, 1991).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
-TAGGER, FILLER = "token_classification_demo", "fill_mask_demo"
+TAGGER, FILLER, SEARCH = "token_classification_demo", "fill_mask_demo", "embedding_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -33,11 +33,12 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     with scratch() as place:
         demos = (
             (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (FILLER, "perplexity", shares),
-            (GENERATOR, "perplexity", n_grams),
+            (SEARCH, "ndcg_at_10", searches), (GENERATOR, "perplexity", n_grams),
         )  # fmt: skip
         for name, score, baselines in demos:
-            seconds, found = train(name, words, place / name)
-            compared = baselines([f"experiment={name}", *words])
+            own = [word for word in words if name != SEARCH or "hidden_size" not in word]  # its weights have a size
+            seconds, found = train(name, own, place / name)
+            compared = baselines([f"experiment={name}", *own])
             shown = ", ".join(f"{what} {value:.3f}" for what, value in compared.items())
             rows.append([name, f"{score} {found[f'test_{score}']:.3f}", shown, f"{seconds:.0f}"])
             report.data[name] = {"seconds": seconds, "metrics": found, "baselines": compared}
@@ -145,6 +146,29 @@ def shares(words: list[str]) -> dict[str, float]:
     return {
         "token shares": float(np.exp(-np.log(found[asked]).mean())),
         "accuracy of the most frequent token": float((asked == counts.argmax()).mean()),
+    }
+
+
+def searches(words: list[str]) -> dict[str, float]:
+    """NDCG of the test split: words of descriptions and signatures, and the model before the training."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from hfexp import predict
+    from hfexp.tasks.metrics import Retrieval
+    from hfexp.tasks.vectors import ranks
+
+    dataset = prepare(words)[1].dataset
+    texts = [[row[name] for name in ("anchor", "positive")] for row in dataset["test"]]
+    asked = sum(texts, [])
+    known = [text for row in dataset["train"] for text in (row["anchor"], row["positive"])]
+    vectorizer = TfidfVectorizer(token_pattern=r"[A-Za-z]+").fit(known + asked)
+    before = predict("model=minilm_packaged", "task=embedding", "task.max_length=48", inputs=asked)["vector"]
+    vectors = {"TF-IDF": vectorizer.transform(asked).toarray(), "before the training": np.array(list(before))}
+    ids = np.array([[number] for number in range(len(texts))])
+    return {
+        name: Retrieval().compute(ranks=ranks(found.reshape(len(texts), 2, -1).astype(np.float32), ids))["ndcg_at_10"]
+        for name, found in vectors.items()
     }
 
 

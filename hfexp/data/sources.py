@@ -301,7 +301,7 @@ def python_names(most: int = 4000) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def python_functions(most: int = 2000) -> DatasetDict:
+def python_functions(most: int = 1000) -> DatasetDict:
     """Build a dataset of the public functions of Python's standard library: what one does, and its signature.
 
     Whole packages are held out: about a tenth for validation, and two tenths for the test.

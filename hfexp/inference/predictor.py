@@ -19,6 +19,10 @@ Each task has one documented input and output:
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 
+* Embeddings. Input: a text. Output: `vector` (list of floats).
+
+* Rewards. Input: a text with its prompt, or messages. Output: `score` (float).
+
 `Task.inference_row` defines the raw inputs of a task: it turns one into a row as the task's dataset stores it.
 """
 
