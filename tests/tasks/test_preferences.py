@@ -75,8 +75,8 @@ def losses(logged: list[dict[str, float]]) -> list[float]:
     return [entry["loss"] for entry in logged if "loss" in entry]
 
 
-def trl_trainer(task: str, form: str, **options: Any) -> Any:
-    """TRL's trainer, trained on the same rows; all of them are one batch, so that their order makes no difference."""
+def trl_trainer(task: str, form: str, trains: bool = True, **options: Any) -> Any:
+    """TRL's trainer, by default trained; all rows are one batch, so that their order makes no difference."""
     trl = pytest.importorskip("trl")
     import datasets
 
@@ -98,13 +98,17 @@ def trl_trainer(task: str, form: str, **options: Any) -> Any:
             eval_dataset=datasets.Dataset.from_list(rows(form, range(24, 37))),
             processing_class=transformers.AutoTokenizer.from_pretrained("start"),
         )  # fmt: skip
-        trainer.train()
+        if trains:
+            trainer.train()
     return trainer
 
 
 @pytest.mark.parametrize(("task", "form", "loss"), [
-    ("reward", "prompt", None), ("reward", CHAT, None), *(("preference", form, "sigmoid") for form in FORMS),
-    *(pytest.param("preference", "prompt", loss, marks=pytest.mark.slow) for loss in LOSSES if loss != "sigmoid"),
+    ("reward", "prompt", None), ("preference", CHAT, "sigmoid"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in [
+        ("reward", CHAT, None), ("preference", "whole", "sigmoid"),
+        *(("preference", "prompt", loss) for loss in LOSSES),
+    ]),
 ])  # fmt: skip
 def test_a_training_is_that_of_trl(task: str, form: str, loss: str | None, place: Path) -> None:
     write_place(form, task)
@@ -131,7 +135,7 @@ def test_tokens_are_those_of_trl(place: Path) -> None:
     pytest.importorskip("trl")
     for form in FORMS:
         write_place(form, "preference")
-        trainer = trl_trainer("preference", form)
+        trainer = trl_trainer("preference", form, trains=False)
         encode = EncodeAnswers(transformers.AutoTokenizer.from_pretrained("start"))
         for row, theirs in zip(rows(form, range(24)), trainer.train_dataset, strict=True):
             ours = encode(check_answers(row))
@@ -199,6 +203,7 @@ def test_answers_are_those_of_the_saved_model(trained: tuple[str, Any]) -> None:
     assert list(again) == pytest.approx(answers) if task == "reward" else list(again) == answers
 
 
+@pytest.mark.slow
 def test_an_adapter_is_compared_with_its_base(place: Path) -> None:
     """In the first evaluation nothing has been learnt, so that all rewards are 0; then they are not."""
     pytest.importorskip("peft")
