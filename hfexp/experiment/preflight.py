@@ -44,6 +44,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
+from hfexp.training.recipes import check_names, check_recipes
 from hfexp.training.trainer import check_own, trainer_class
 
 
@@ -99,7 +100,7 @@ def load_inputs(config: Config) -> Inputs:
             callbacks += [instantiate(node, f"trainer.callbacks.{name}", allowed)] if node else []
     with problems:
         task = instantiate(config.task, "task", allowed)
-        problems.add(_try_arguments(config, task))
+        problems.add(_try_arguments(config, task) + check_recipes(config, task))
     console.status("reading the data")
     with problems:
         dataset, dropped = drop_bad_samples(
@@ -119,6 +120,7 @@ def load_inputs(config: Config) -> Inputs:
         skeleton = build_skeleton(config, _need(task), model_config)
         if skeleton is not None:
             fit_tokenizer(_need(processor), skeleton, _need(task))
+            check_names(config, skeleton)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))

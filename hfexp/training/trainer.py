@@ -19,13 +19,16 @@ from transformers.trainer_pt_utils import find_batch_size
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset
-from hfexp.data.sampling import EpochSampler
+from hfexp.data.sampling import EpochSampler, balanced_rows
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
+from hfexp.training.averaging import AveragedWeights
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
-from hfexp.training.losses import Loss
+from hfexp.training.losses import Loss, divergence
+from hfexp.training.rates import LearningRates
+from hfexp.training.thawing import Thawing
 from hfexp.training.weighting import IGNORED, WeightedLosses
 
 # Time and memory of a training: seconds of waiting for data, of computing, and of evaluating and saving.
@@ -291,7 +294,17 @@ class StreamTraining(TrainerMixin):
         return f"stream_{self.args.process_index}.json"
 
 
-class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
+class Trainer(
+    CheckpointMixin,
+    TimingMixin,
+    StreamTraining,
+    StopWhenDiverged,
+    Thawing,
+    AveragedWeights,
+    LearningRates,
+    WeightedLosses,
+    transformers.Trainer,
+):
     """The Transformers `Trainer` with checkpoints that restore all weights, timing, keyed sampling and soft labels."""
 
     soft_labels: bool = False
@@ -299,6 +312,12 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
 
     loss_function: Loss | None = None
     """Loss in place of the model's own."""
+
+    r_drop: float = 0.0
+    """Weight of the difference between the answers of two passes with other dropout."""
+
+    balanced_sampling: bool = False
+    """Draw equally many rows of each class."""
 
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Last step of making a batch (normalisation), done on the model's device."""
@@ -374,6 +393,8 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             draws = type(self).draw_rows is not Trainer.draw_rows
             draw = functools.partial(self.draw_rows, dataset.rows) if draws else None
+            if self.balanced_sampling:
+                draw = functools.partial(balanced_rows, torch.tensor(dataset.rows[str(dataset.task.label_column)][:]))
             sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group, draw)
             self.remove_callback(SetEpochCallback)
             self.add_callback(SetEpochCallback(sampler))
@@ -383,6 +404,25 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Compute the loss of a batch; with R-Drop, in training, its mean over two passes and their divergence.
+
+        Both passes are one batch of twice the rows, whose dropout differs, as in the authors' code (dropreg/R-Drop).
+        """
+        if not (self.r_drop and model.training and "labels" in inputs):
+            loss, outputs = self._loss_of_pass(model, inputs, num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+        twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        labels = twice["labels"]
+        loss, outputs = self._loss_of_pass(model, twice, num_items_in_batch)
+        logits = _logits(outputs)
+        if self.loss_per_token:
+            if self._loss_shifts_labels:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            logits = logits[labels != IGNORED]
+        loss = loss + self.r_drop * divergence(logits)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_pass(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Any, Any]:
         """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels).
 
         Where each token has a label, `loss_function` gets the labelled tokens of all rows in place of rows.
@@ -390,16 +430,21 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         labels = inputs.get("labels")
         is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
         if labels is None or not (is_soft or self.loss_function):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, True, num_items_in_batch)  # pyright: ignore
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        logits = _logits(outputs)
         if self.loss_function is not None:
             counted = labels != IGNORED if self.loss_per_token else slice(None)
-            loss = self.loss_function(logits[counted], labels[counted])
-        else:
-            smoothing = float(self.args.label_smoothing_factor)
-            loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return (loss, outputs) if return_outputs else loss
+            logits, labels = logits[counted], labels[counted]
+            # The mean over no tokens is undefined; such a batch, e.g. a filler of an uneven one, counts nothing.
+            return self.loss_function(logits, labels) if len(labels) else logits.sum() * 0, outputs
+        smoothing = float(self.args.label_smoothing_factor)
+        return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), outputs
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    """Return the logits of a model's output; in a tuple, they are the first part that is no single number."""
+    return outputs["logits"] if isinstance(outputs, dict) else next(part for part in outputs if part.ndim)
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:

@@ -96,6 +96,16 @@ def test_layers_to_train_whole_are_added_to_new_ones(words: list[str]) -> None:
     assert whole == {f"base_model.model.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
+@pytest.mark.slow
+def test_the_average_of_an_adapter_is_saved_without_the_model(words: list[str], place: Path) -> None:
+    words += ["trainer.ema.decay=0.9", "trainer.lr_factors={.*lora_B: 4}", "trainer.layer_decay=0.5"]
+    test_what_is_evaluated_is_what_is_saved_and_resuming_changes_nothing(words, True, place)
+    newest = max(place.glob("whole/*/*/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    kept = safetensors.torch.load_file(newest / "trained_weights.safetensors")
+    assert {"lora" in name or "modules_to_save" in name for name in kept} == {True}
+    assert len(kept) == len(_weights(newest))
+
+
 @pytest.mark.parametrize("load_best", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_what_is_evaluated_is_what_is_saved_and_resuming_changes_nothing(
     words: list[str], load_best: bool, place: Path
