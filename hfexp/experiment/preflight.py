@@ -154,7 +154,8 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     problems.add(check_streaming(config) + check_sampling(config) + check_semaphores(config))
     with problems:
         kind = trainer_class(config.trainer._target_, config.security.allowed_targets)
-        problems.add(check_own(kind, config.trainer.options, config.dataset.streaming))
+        recipe = config.trainer
+        problems.add(check_own(kind, recipe.options, config.dataset.streaming, recipe.balanced_sampling))
 
 
 def _try_arguments(config: Config, task: Task) -> list[str]:

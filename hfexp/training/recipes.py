@@ -3,11 +3,9 @@
 from typing import Any
 
 from hfexp.core.config import Config
-from hfexp.core.errors import ConfigError
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER, Task
 from hfexp.training.model import frozen_parameters
 from hfexp.training.rates import check_rates, rate_factors
-from hfexp.training.trainer import Trainer, trainer_class
 
 
 def check_recipes(config: Config, task: Task) -> list[str]:
@@ -49,12 +47,7 @@ def _check_balance(config: Config, task: Task) -> list[str]:
         return [f"{key} can't draw the rows of a stream; set dataset.streaming=false"]
     if strategy != "random":
         return [f"{key} and trainer.args.train_sampling_strategy={strategy} both choose the rows: remove one of them"]
-    try:
-        kind = trainer_class(config.trainer._target_, config.security.allowed_targets)
-    except ConfigError:  # reported by itself
-        return []
-    own = kind.draw_rows is not Trainer.draw_rows
-    return [f"{key} and {kind.__name__}.draw_rows both choose the rows: remove one of them"] if own else []
+    return []
 
 
 def notes(config: Config) -> list[str]:
@@ -72,12 +65,12 @@ def notes(config: Config) -> list[str]:
 
 
 def check_names(config: Config, model: Any) -> None:
-    """Raise ConfigError if the learning rates don't fit the names of a model's parameters."""
+    """Raise ConfigError if the learning rates do not fit the names of a model's parameters."""
     rate_factors(model, config.trainer.lr_factors, config.trainer.layer_decay)
 
 
-def use_recipes(trainer: Trainer, config: Config) -> None:
-    """Give the recipes of the config to a Trainer."""
+def use_recipes(trainer: Any, config: Config) -> None:
+    """Give the recipes of the config to a `hfexp.training.trainer.Trainer`."""
     recipe = config.trainer
     trainer.ema_decay, trainer.ema_warmup = recipe.ema.decay, recipe.ema.warmup
     trainer.lr_factors, trainer.layer_decay = recipe.lr_factors, recipe.layer_decay

@@ -470,12 +470,13 @@ def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
     return target
 
 
-def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) -> list[str]:
+def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool, balanced: bool) -> list[str]:
     """Check what a Trainer of the user's own gets: its options, and rows that it can draw.
 
     Args:
         options: `trainer.options`, values for attributes that the class declares.
         streams: whether the rows are streamed.
+        balanced: `trainer.balanced_sampling`.
     """
     bases = kind.__mro__[: kind.__mro__.index(Trainer)]
     declared = {name: value for base in reversed(bases) for name, value in vars(base).items() if name[0] != "_"}
@@ -493,6 +494,10 @@ def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) ->
             problems.append(f"trainer.options.{name}={value}: expected a {type(declared[name]).__name__}")
     if kind._get_train_sampler is not Trainer._get_train_sampler:
         problems.append(f"{kind.__name__} overrides _get_train_sampler; override draw_rows(rows, generator) instead")
+    if balanced and kind.draw_rows is not Trainer.draw_rows:
+        problems.append(
+            f"trainer.balanced_sampling and {kind.__name__}.draw_rows both choose the rows: remove one of them"
+        )
     if streams and kind.draw_rows is not Trainer.draw_rows:
         problems.append(f"{kind.__name__}.draw_rows can't draw the rows of a stream; set dataset.streaming=false")
     return problems
