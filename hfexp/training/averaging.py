@@ -97,12 +97,11 @@ class AveragedWeights(TrainerMixin):
     """Begin with a smaller share, so that the first weights are soon forgotten."""
     _average: MovingAverage | None = None
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the Trainer's optimizer, and begin the average of all weights that it trains."""
-        optimizer = super().create_optimizer(*args, **kwargs)
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin the average of the weights, which is read from the checkpoint where the optimizer's state is."""
         if self.ema_decay is not None:
             self._average = MovingAverage(self.model, self.ema_decay, self.ema_warmup, self.state.global_step)  # pyright: ignore
-        return optimizer
+        return super()._prepare_for_training(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -86,16 +86,20 @@ class LearningRates(TrainerMixin):
 
     lr_factors: Mapping[str, float] = {}
     layer_decay: float | None = None
+    _divided: Any = None
+    """Optimizer whose groups have been divided."""
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Create the Trainer's optimizer, and divide its groups by learning rate; their weight decay stays."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and (self.lr_factors or self.layer_decay is not None):
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Divide the optimizer's groups by learning rate, and create the Trainer's schedule, which multiplies these.
+
+        The groups keep their weight decay. The optimizer may come from a `create_optimizer` of the user's.
+        """
+        if self._divided is not self.optimizer and (self.lr_factors or self.layer_decay is not None):
             factors = rate_factors(self.model, self.lr_factors, self.layer_decay)
             of_parameter = {id(p): factors[name] for name, p in base_of(self.model).named_parameters()}
-            divide_groups(optimizer, of_parameter)
-        return optimizer
+            divide_groups(self.optimizer, of_parameter)
+            self._divided = self.optimizer
+        return super().create_scheduler(*args, **kwargs)
 
 
 def divide_groups(optimizer: Any, factors: Mapping[int, float]) -> None:

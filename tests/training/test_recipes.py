@@ -168,7 +168,8 @@ def test_rates_that_can_not_be_told_are_refused() -> None:
 def test_groups_keep_their_weight_decay(tmp_path: Path) -> None:
     trainer = make_trainer("bert", KINDS[0], SIZE, tmp_path, weight_decay=0.1, optim="adamw_torch")
     trainer.lr_factors = {"classifier": 4}
-    optimizer = trainer.create_optimizer()
+    trainer.create_optimizer_and_scheduler(10)
+    optimizer: Any = trainer.optimizer
     names = {id(p): name for name, p in trainer.model.named_parameters()}  # pyright: ignore
     groups = optimizer.param_groups
     found = {(round(g["lr"] / RATE), g["weight_decay"]): {names[id(p)] for p in g["params"]} for g in groups}
