@@ -119,12 +119,12 @@ def divide_groups(optimizer: Any, factors: Mapping[int, float]) -> None:
     optimizer.param_groups[:] = [group for factor, group in sorted(divided, key=lambda pair: pair[0] != 1)]
 
 
-def check_rates(lr_factors: Mapping[str, Any], layer_decay: float | None) -> list[str]:
+def check_rates(lr_factors: Mapping[str, float], layer_decay: float | None) -> list[str]:
     """Check the values of `trainer.lr_factors` and `trainer.layer_decay`."""
     problems = [
         f"trainer.lr_factors.{pattern}={factor!r}: expected a number above 0; to train nothing there, set model.freeze"
         for pattern, factor in lr_factors.items()
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < math.inf
+        if not 0 < factor < math.inf
     ]
     if layer_decay is not None and not 0 < layer_decay <= 1:
         problems.append(f"trainer.layer_decay={layer_decay} must be above 0 and at most 1")

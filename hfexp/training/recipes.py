@@ -74,6 +74,7 @@ def use_recipes(trainer: Any, config: Config) -> None:
     recipe = config.trainer
     trainer.ema_decay, trainer.ema_warmup = recipe.ema.decay, recipe.ema.warmup
     trainer.lr_factors, trainer.layer_decay = recipe.lr_factors, recipe.layer_decay
+    check_names(config, trainer.model)  # of a model that was not checked before it was built
     trainer.r_drop, trainer.balanced_sampling = recipe.r_drop or 0.0, recipe.balanced_sampling
     if recipe.thaw_at is not None:
         trainer.thaw_at, trainer.frozen = recipe.thaw_at, frozen_parameters(trainer.model, config.model.freeze)
