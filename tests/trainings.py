@@ -61,7 +61,8 @@ SHIPPED = {
     "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
     "resnet50": "resnet", "dinov2_small": "dinov2", "timm": "timm_wrapper", "bert_base": "bert", "minilm": "bert",
     "minilm_packaged": "bert", "tiny_bert": "bert", "tiny_bert_subwords": "bert", "distilbert": "distilbert",
-    "modernbert_base": "modernbert", "gemma_3_1b": "gemma3_text", "qwen3_0_6b": "qwen3", "smollm2_135m": "llama",
+    "tiny_modernbert": "modernbert", "modernbert_base": "modernbert",
+    "gemma_3_1b": "gemma3_text", "qwen3_0_6b": "qwen3", "smollm2_135m": "llama",
     "tiny_gpt": "llama",
 }  # fmt: skip
 """The architecture of each option of the group `model`."""
