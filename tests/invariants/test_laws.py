@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ import torch
 import transformers
 import yaml
 from checkpoints import assert_equal_weights
-from laws import ENTRIES, PLAIN, SIZES, TRAINING, Row, having, prolonged, without, write_rows
+from laws import ENTRIES, PLAIN, SIZES, TRAINING, Batch, Row, having, prolonged, without, write_rows
 from safetensors.torch import load_file
 from sweeps import make_study, make_sweep, run_point
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hfexp import compose, evaluate, predict, train
 from hfexp.commands import cli
@@ -26,6 +29,7 @@ from hfexp.core.training_args import TIMINGS
 from hfexp.data.sampling import EpochSampler
 from hfexp.experiment import fit
 from hfexp.experiment.preflight import load_inputs
+from hfexp.tasks.answers import objects
 from hfexp.tasks.base import CLASS, CLASSES, TAGS
 from hfexp.tracking.membership import TrialKey
 from hfexp.tracking.run_directory import read_state
@@ -351,14 +355,16 @@ def test_workers_and_order_change_nothing(subject: Subject) -> None:
     assert_same_training(subject.whole, subject.trained("trainer.args.dataloader_num_workers=2", UNTRACKED))
 
 
-def served(model: Any, column: str, asks: list[Any]) -> list[Row]:
+def served(model: Any, asks: list[Row]) -> list[Row]:
     """Answers of the application that `mlflow models serve` starts, asked without a network."""
     from fastapi.testclient import TestClient
     from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
     from mlflow.pyfunc import scoring_server
 
-    sent = [base64.b64encode(ask).decode() if isinstance(ask, bytes) else ask for ask in asks]
-    body = {"dataframe_split": {"columns": [column], "data": [[ask] for ask in sent]}}
+    sent = [
+        [base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell for cell in ask.values()] for ask in asks
+    ]
+    body = {"dataframe_split": {"columns": list(asks[0]), "data": sent}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name, "true")  # as `init` does, for ever
         with TestClient(scoring_server.init(model)) as client:
@@ -375,13 +381,11 @@ def test_asked_as_trained(subject: Subject) -> None:
     entry, whole = subject.entry, subject.whole
     expected = entry.peer(str(whole.run_dir / "model"), entry.asks)
     assert_alike_answers(answers(predict(run=whole.run_dir, inputs=entry.asks)), expected)
-    path = whole.run_dir / "mlflow_model"
-    assert path.is_dir() == (not isinstance(entry.asks[0], dict))
-    if path.is_dir():
-        model = mlflow.pyfunc.load_model(str(path))
-        column = model.metadata.get_input_schema().input_names()[0]
-        assert_alike_answers(answers(model.predict(pandas.DataFrame({column: entry.asks}))), expected)
-        assert_alike_answers(served(model, column, entry.asks), expected)
+    model = mlflow.pyfunc.load_model(str(whole.run_dir / "mlflow_model"))
+    column = model.metadata.get_input_schema().input_names()[0]
+    asks = [ask if isinstance(ask, dict) else {column: ask} for ask in entry.asks]
+    assert_alike_answers(answers(model.predict(pandas.DataFrame(asks))), expected)
+    assert_alike_answers(served(model, asks), expected)
 
 
 @law(8)
@@ -413,19 +417,38 @@ def compose_seed(path: Path) -> int:
     return yaml.safe_load(path.read_text())["seed"]
 
 
+def kept_of(inputs: Any, batch: Batch) -> Any:
+    """What the Trainer's evaluation keeps of a batch; texts are written by a model that writes given tokens."""
+    task, labels = inputs.task, torch.from_numpy(batch.labels)
+    outputs = batch.logits if isinstance(batch.logits, tuple) else (batch.logits,)
+    kept = task.preprocess_logits((*map(torch.from_numpy, outputs), "other outputs"), labels)
+    if batch.written is None:
+        return kept
+    writer = SimpleNamespace(config=None, generate=lambda **_: torch.from_numpy(batch.written))
+    return kept, *task.generate(writer, {"labels": labels}, inputs.processor)
+
+
+def merged_windows(inputs: Any, batches: list[Batch]) -> tuple[Any, Any]:
+    """Predictions and stored labels of rows, each of which is a batch of windows."""
+    rows = [batch.cut for batch in batches if batch.cut]
+    merged = [
+        inputs.task.merge(*cut, kept_of(inputs, batch).numpy(), {}) for cut, batch in zip(rows, batches, strict=True)
+    ]
+    return objects(merged), objects(row[inputs.task.label_column] for row, _ in rows)
+
+
 @law(9)
 def test_metrics_are_the_fields(subject: Subject) -> None:
     inputs = subject.inputs()
     for seed in range(3):
-        batches, expected = subject.entry.reference(inputs.task, np.random.default_rng(seed))
-        reduced = [
-            inputs.task.preprocess_logits(
-                (torch.from_numpy(logits), "other outputs"), torch.from_numpy(labels)
-            ).numpy()
-            for logits, labels in batches
-        ]
-        references = [np.zeros(len(labels)) if inputs.task.loss_per_token else labels for _, labels in batches]
-        offered = inputs.task.metric_inputs(np.concatenate(reduced), np.concatenate(references))
+        batches, expected = subject.entry.reference(inputs, np.random.default_rng(seed))
+        if inputs.task.windowed:
+            predictions, references = merged_windows(inputs, batches)
+        else:
+            predictions = nested_numpify(functools.reduce(nested_concat, (kept_of(inputs, one) for one in batches)))
+            several = batches[0].labels.ndim > 1 and batches[0].labels.dtype.kind == "i"
+            references = np.concatenate([np.zeros(len(one.labels)) if several else one.labels for one in batches])
+        offered = inputs.task.metric_inputs(predictions, references)
         assert inputs.metrics.scalars(dict(offered)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -454,7 +477,13 @@ def test_an_evaluation_keeps_no_tokens(subject: Subject) -> None:
     each, inputs = [], []
     for place, more in ((".", ()), ("longer", entry.longer)):
         limits = (word for word in entry.overrides if "max_position_embeddings" in word)
-        words = (*subject.source(place), *(f"{word.split('=')[0]}=400" for word in limits), *more, UNTRACKED)
+        words = (
+            *subject.source(place),
+            *(f"{word.split('=')[0]}=400" for word in limits),
+            *entry.brief,
+            *more,
+            UNTRACKED,
+        )
         rows = subject.splits(*words)["validation"]
         inputs.append(np.mean([np.size(plain(rows[index])[main_name(rows[index])]) for index in range(len(rows))]))
         with kept_bytes() as kept:
@@ -473,7 +502,7 @@ def main_name(row: Row) -> str:
 def spoilt(subject: Subject) -> Iterator[tuple[str, Callable[[Row], Row], tuple[str, ...], str]]:
     """Wrong data: its name, what spoils the fourth row of the training split or each row, words, and the message."""
     task, place = subject.inputs().task, r"(line 4 of \S*train.jsonl|row [34])"
-    for column in task.columns:
+    for column in (name for name in task.columns if name not in task.defaults):
         missing = f"no column '{column}' for the task's '{column}'|image_column={column}: the table has only: label"
         yield f"no column {column}", without(column), (), missing
         name = "label" if column == task.label_column else column
