@@ -5,8 +5,9 @@ regression; of the tagger, always the most frequent tag of a word in training, a
 two neighbours on either side; of the answerer, the place in a line that most often has the answer to the question, and
 logistic regression on a word and its neighbours for each question; of the filler of masks, the share of each token in
 the training split; of the translator, the text itself, and the translation of the most similar training text; of the
-language model, n-grams of bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions
-on Information Theory 37, 1991).
+search, the cosine of TF-IDF vectors of words, and the model before the training; of the language model, n-grams of
+bytes, interpolated as by Witten and Bell ("The zero-frequency problem", IEEE Transactions on Information Theory 37,
+1991).
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from benchmarks.harness import Report, child, parser, publish, scratch, table
 
 CLASSIFIER, GENERATOR = "text_classification_demo", "text_generation_demo"
 TAGGER, FILLER, ANSWERER = "token_classification_demo", "fill_mask_demo", "question_answering_demo"
-TRANSLATOR = "translation_demo"
+TRANSLATOR, SEARCH = "translation_demo", "embedding_demo"
 QUICK = ["trainer.args.max_steps=2", "dataset.max_train_samples=100", "model.config.hidden_size=16"]
 VOCABULARY = 261
 """Of `hfexp.tasks.text.byte_tokenizer`."""
@@ -36,11 +37,13 @@ def run(rounds: int | None = None, quick: bool = False) -> Report:
     with scratch() as place:
         demos = (
             (CLASSIFIER, "accuracy", classes), (TAGGER, "f1", tags), (ANSWERER, "f1", answers),
-            (FILLER, "perplexity", shares), (TRANSLATOR, "chrf", translations), (GENERATOR, "perplexity", n_grams),
+            (FILLER, "perplexity", shares), (TRANSLATOR, "chrf", translations), (SEARCH, "ndcg_at_10", searches),
+            (GENERATOR, "perplexity", n_grams),
         )  # fmt: skip
         for name, score, baselines in demos:
-            seconds, found = train(name, words, place / name)
-            compared = baselines([f"experiment={name}", *words])
+            own = [word for word in words if name != SEARCH or "hidden_size" not in word]  # its weights have a size
+            seconds, found = train(name, own, place / name)
+            compared = baselines([f"experiment={name}", *own])
             shown = ", ".join(f"{what} {value:.3f}" for what, value in compared.items())
             rows.append([name, f"{score} {found[f'test_{score}']:.3f}", shown, f"{seconds:.0f}"])
             report.data[name] = {"seconds": seconds, "metrics": found, "baselines": compared}
@@ -217,6 +220,29 @@ def translations(words: list[str]) -> dict[str, float]:
     chrf, truth = inputs.metrics.metrics["chrf"], np.array(asked["target"], dtype=object)
     scored = {name: np.array(texts, dtype=object) for name, texts in answers.items()}
     return {name: chrf.compute(predictions=texts, references=truth)["chrf"] for name, texts in scored.items()}
+
+
+def searches(words: list[str]) -> dict[str, float]:
+    """NDCG of the test split: words of descriptions and signatures, and the model before the training."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from hfexp import predict
+    from hfexp.tasks.metrics import Retrieval
+    from hfexp.tasks.vectors import ranks
+
+    dataset = prepare(words)[1].dataset
+    texts = [[row[name] for name in ("anchor", "positive")] for row in dataset["test"]]
+    asked = sum(texts, [])
+    known = [text for row in dataset["train"] for text in (row["anchor"], row["positive"])]
+    vectorizer = TfidfVectorizer(token_pattern=r"[A-Za-z]+").fit(known + asked)
+    before = predict("model=minilm_packaged", "task=embedding", "task.max_length=48", inputs=asked)["vector"]
+    vectors = {"TF-IDF": vectorizer.transform(asked).toarray(), "before the training": np.array(list(before))}
+    ids = np.array([[number] for number in range(len(texts))])
+    return {
+        name: Retrieval().compute(ranks=ranks(found.reshape(len(texts), 2, -1).astype(np.float32), ids))["ndcg_at_10"]
+        for name, found in vectors.items()
+    }
 
 
 def n_grams(words: list[str]) -> dict[str, float]:

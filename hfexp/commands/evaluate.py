@@ -126,7 +126,7 @@ def evaluate(
     rows = concatenate_datasets(list(load_splits(data, loaded, list(loaded_as.values())).values()))
     metrics = build_metrics(data.config.metrics, data.config.security.allowed_targets)
     values = {name: _values(rows, column, name) for name, column in loaded_as.items()}
-    input_rows = rows.select_columns([name for name in loaded.predictor.task.columns if name in rows.column_names])
+    input_rows = rows.select_columns([name for name in loaded.predictor.task.all_columns if name in rows.column_names])
     with progress(len(input_rows), "evaluating") as move:
         metric_inputs = predict_rows(loaded.predictor, input_rows, settings.batch_size, move)
     slices = score_slices(metric_inputs, metrics, values, settings.resamples, settings.seed)

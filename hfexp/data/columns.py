@@ -85,11 +85,12 @@ def rename_columns(
         ConfigError: a column is missing, or the task reads no column of a name in `columns`.
     """
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
-    unknown = sorted(set(columns) - set(task.columns))
+    unknown = sorted(set(columns) - set(task.all_columns))
     rows = _flattened(rows, columns.values())
     rows = with_made(rows, {name: spec for name, spec in columns.items() if name not in unknown}, task.defaults)
     problems, own_names = [], {}
-    for standard in task.columns:
+    present = [name for name in task.optional_columns if name in columns or name in rows.column_names]
+    for standard in (*task.columns, *present):
         spec = columns.get(standard) or _usual_name(rows, standard, task)
         missing = [name for name in parts_of(spec) if name not in rows.column_names]
         own_names[standard] = spec if isinstance(spec, str) else standard
@@ -101,7 +102,7 @@ def rename_columns(
             )
     hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
     if unknown:
-        problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.columns)}")
+        problems.append(f"dataset.columns.{unknown[0]}: the task reads only: {one_of(task.all_columns)}")
     if problems:
         raise ConfigError("; ".join(problems) + hint)
     others = [name for name in (rows.column_names if keep is None else keep) if name not in own_names.values()]
@@ -115,6 +116,15 @@ def rename_columns(
     new_names = {name: f"input.{name}" for name in others if name in own_names}
     new_names |= {own: standard for standard, own in own_names.items() if own != standard}
     return rows.rename_columns(new_names)
+
+
+def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
+    """Raise ConfigError if a column is in one split and not in another."""
+    for name in names:
+        lacking = [split for split, rows in splits.items() if name not in rows.column_names]
+        if lacking and len(lacking) < len(splits):
+            having = next(split for split in splits if split not in lacking)
+            raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
 def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:

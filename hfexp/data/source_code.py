@@ -13,7 +13,7 @@ from pathlib import Path
 LEFT_OUT = ("test", "tests", "idlelib", "lib2to3", "site-packages", "pydoc_data", "turtledemo", "ensurepip")
 """Directories of the standard library to skip, as they hold no documentation of their own."""
 FEWEST, MOST = 4, 32
-"""Words of a line that is used."""
+"""Words of a line, or of a description, that is used."""
 LARGEST = 16_000
 """Bytes of a file that is used: `tokenize` reads about a megabyte in two seconds."""
 LITERAL = '""'
@@ -48,6 +48,32 @@ def standard_library(largest: float = math.inf) -> Iterator[tuple[str, str, ast.
 
 
 @functools.cache
+def functions_by_split() -> dict[str, list[tuple[str, str]]]:
+    """Return description and signature of the public functions, each once; no package is in two splits.
+
+    The description is the first sentence of the docstring.
+    """
+    splits: dict[str, list[tuple[str, str]]] = {"train": [], "validation": [], "test": []}
+    seen: set[str] = set()
+    for package, _, tree in standard_library():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+                continue
+            text = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+            text, signature = text.partition(". ")[0], f"{node.name}({ast.unparse(node.args)})"
+            if FEWEST <= len(text.split()) <= MOST and not {text, signature} & seen:
+                seen |= {text, signature}
+                splits[_split_of(package)].append((text, signature))
+    return splits
+
+
+def _split_of(package: str) -> str:
+    """Return the split of a package's rows: of ten packages, two are for the test, and one is for validation."""
+    tenth = zlib.crc32(package.encode()) % 10
+    return "test" if tenth < 2 else "validation" if tenth == 2 else "train"
+
+
+@functools.cache
 def lines_by_split() -> dict[str, list[Line]]:
     """Return the lines that hold a module or two other names with a role, each once; no package is in two splits."""
     splits: dict[str, dict[Line, None]] = {"train": {}, "validation": {}, "test": {}}
@@ -55,8 +81,7 @@ def lines_by_split() -> dict[str, list[Line]]:
     for package, text, tree in standard_library(LARGEST):
         if not text.isascii():  # the tree counts bytes, the tokens characters
             continue
-        tenth = zlib.crc32(package.encode()) % 10
-        split = "test" if tenth < 2 else "validation" if tenth == 2 else "train"
+        split = _split_of(package)
         for words, tags in tagged_lines(text, tree):
             enough = "B-module" in tags or sum(tag[0] == "B" for tag in tags) >= 2
             if enough and FEWEST <= len(words) <= MOST and words not in seen:

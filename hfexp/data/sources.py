@@ -18,7 +18,7 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.number_words import DIGITS, english, german
-from hfexp.data.source_code import lines_by_split, standard_library
+from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
 from hfexp.tasks.entities import TagScheme
@@ -390,3 +390,23 @@ def number_words(most: int = 5000, seed: int = 0) -> Dataset:
     while len(numbers) < most:
         numbers[int(draw.integers(10 ** draw.integers(1, DIGITS + 1)))] = None
     return Dataset.from_dict({"text": [german(n) for n in numbers], "target": [english(n) for n in numbers]})
+
+
+def python_functions(most: int = 1000) -> DatasetDict:
+    """Build a dataset of the public functions of Python's standard library: what one does, and its signature.
+
+    Whole packages are held out: about a tenth for validation, and two tenths for the test.
+
+    Args:
+        most: number of training rows; at most a quarter as many for validation, and as many for the test.
+
+    Returns:
+        Splits with the columns `anchor` and `positive`.
+    """
+    splits = {}
+    for (split, pairs), count in zip(functions_by_split().items(), (most, most // 4, most), strict=True):
+        step = max(1.0, len(pairs) / count)
+        chosen = [pairs[int(place * step)] for place in range(min(count, len(pairs)))]
+        rows = [{"anchor": text, "positive": signature} for text, signature in chosen]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)

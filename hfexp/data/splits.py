@@ -17,7 +17,7 @@ from hfexp.core.config import DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.core.targets import instantiate, locate, parameters
-from hfexp.data.columns import rename_columns
+from hfexp.data.columns import rename_columns, require_in_all
 from hfexp.data.dataset import num_rows
 from hfexp.data.labels import (
     cast_labels,
@@ -75,6 +75,7 @@ def load_dataset(
         raise ConfigError(f"dataset.source: {name_of(config.source)} can't be read: {cause}") from error
     dataset = _select_splits(source, config, needed is None)
     renamed = {split: rename_columns(rows, str(split), config.columns, task, keep) for split, rows in dataset.items()}
+    require_in_all(renamed, task.optional_columns)
     dataset = DatasetDict(renamed)
     if config.streaming:
         dataset = _make_stream_splits(dataset, config, task)

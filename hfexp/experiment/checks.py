@@ -274,14 +274,17 @@ def check_labels(id2label: dict[int, str] | None, dataset: DatasetDict) -> list[
     return []
 
 
-def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
-    """Check that a model on the meta device takes a batch of these shapes, which has no labels."""
+def check_forward(skeleton: Any, task: Task, batch: dict[str, Any], shapes: dict[str, Any]) -> list[str]:
+    """Check that a model on the meta device takes a batch of these shapes, and a loss of the task its outputs."""
     import torch
 
     inputs = {name: value.to("meta") for name, value in batch.items()}
     try:
         with torch.no_grad():
-            skeleton(**inputs)
+            if task.has_own_loss:
+                loss_of(skeleton, task, inputs)
+            else:
+                task.forward(skeleton, inputs)
     except (ValueError, RuntimeError) as error:
         if "meta" in str(error):  # an operation needs real values; no shape is wrong
             return []
@@ -289,6 +292,17 @@ def check_forward(skeleton: Any, batch: dict[str, Any], shapes: dict[str, Any]) 
         reason = " ".join(str(error).split())
         return [f"the model can't take {sizes}: {reason}. Check model.processor (size), model.config and transform"]
     return []
+
+
+def loss_of(skeleton: Any, task: Task, batch: dict[str, Any]) -> Any:
+    """Return the loss of a batch, all on the meta device; a task that needs a reference gets the model itself."""
+    if not task.has_own_loss:
+        return skeleton(**batch).loss
+    task.reference = skeleton if task.needs_reference else None
+    try:
+        return task.loss(task.forward(skeleton, batch), batch)
+    finally:
+        task.reference = None
 
 
 def check_disk(config: Config, num_parameters: int) -> list[str]:

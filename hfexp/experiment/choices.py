@@ -9,6 +9,7 @@ from hfexp.core.targets import locate
 from hfexp.tasks.base import Task
 
 MODELS = {
+    "AutoModel": ("text", "causal_lm"),
     "AutoModelForImageClassification": ("image",),
     "AutoModelForSequenceClassification": ("text", "causal_lm"),
     "AutoModelForTokenClassification": ("text", "causal_lm"),

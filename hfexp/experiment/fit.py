@@ -1,5 +1,6 @@
 """What each process of a run does: from data and weights to a trained, evaluated, saved and recorded model."""
 
+import json
 import logging
 import math
 import time
@@ -31,6 +32,7 @@ from hfexp.tracking.tracker import Tracker
 from hfexp.training import adapters
 from hfexp.training.callbacks import StopOnSignal, early_stopping
 from hfexp.training.model import build_model, share_statistics
+from hfexp.training.reference import keep_reference
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -183,6 +185,8 @@ def build_trainer(
     trainer.add_callback(DrawSamples(recorder, trainer.aside))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.task, trainer.finish_batch, trainer.loss_function = task, collator.finish, inputs.loss
+    if task.needs_reference:
+        task.reference = keep_reference(model, trainer.accelerator)
     trainer.config_hash = directory.state.config_hash
     trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
     return trainer, progress
@@ -295,6 +299,10 @@ def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> Non
     else:
         trainer.save_model(str(directory.model))
     inputs.processor.save_pretrained(directory.model)
+    files = inputs.task.companion_files(getattr(model, "config", None), inputs.processor)
+    for name, content in files.items():
+        (directory.model / name).parent.mkdir(exist_ok=True)
+        (directory.model / name).write_text(json.dumps(content, indent=2))
 
 
 def note_skipped(splits: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from hfexp.experiment.checks import (
     check_semaphores,
     check_strategies,
     check_support,
+    loss_of,
 )
 from hfexp.experiment.context import Inputs
 from hfexp.tasks.base import Task
@@ -44,7 +45,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
-from hfexp.training.trainer import check_own, logits_of, trainer_class
+from hfexp.training.trainer import check_own, trainer_class
 
 
 class _Problems:
@@ -140,6 +141,7 @@ def _build_loss(config: Config, task: Task, dataset: DatasetDict, id2label: dict
         return None if config.dataset.streaming else label_counts(dataset["train"], task)
 
     smoothing = float(config.trainer.args.get("label_smoothing_factor") or 0)
+    task.build_loss()
     allowed = config.security.allowed_targets
     return build_loss(config.trainer.loss, config.trainer.class_weights, task, id2label, count, smoothing, allowed)
 
@@ -237,7 +239,7 @@ def _check_fit(
         )
     if skeleton is not None:
         problems += check_activation_checkpointing(skeleton, config.trainer.args)
-        problems += check_forward(skeleton, task.unlabelled(skeleton, first["train"]), shapes["train"])
+        problems += check_forward(skeleton, task, first["train"], shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))
     return problems
@@ -255,12 +257,7 @@ def leaves_parameters_unused(config: Config, inputs: Inputs, batch: dict[str, An
     skeleton.train()
     batch = {name: value.to("meta") for name, value in batch.items()}
     try:
-        if type(inputs.task).loss is Task.loss:
-            loss = skeleton(**batch).loss
-        else:
-            labels = batch.pop("labels")
-            loss = inputs.task.loss(logits_of(skeleton(**batch)), labels)
-        loss.backward()
+        loss_of(skeleton, inputs.task, batch).backward()
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
         return None  # e.g. an operation that the meta device does not support because it needs real numbers
     return any(p.requires_grad and p.grad is None for p in skeleton.parameters())

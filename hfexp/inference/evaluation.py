@@ -40,9 +40,9 @@ def predict_rows(
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
             scores, labels = predictor.scores(processed.__getitems__(list(range(start, stop))))  # pyright: ignore
-            of_rows = labels.ndim == 1 or labels.is_floating_point()
+            reduced = predictor.task.loss_per_token or predictor.task.reduces_labels
             predictions.append(scores)
-            references.append(labels.numpy() if of_rows else np.zeros(len(labels)))
+            references.append(np.zeros(len(labels)) if reduced else labels.numpy())
             move(len(rows) * stop // total)
     finally:
         predictor.model.train(was_training)
@@ -181,7 +181,7 @@ def load_splits(data: EvaluationData, loaded: LoadedModel, keep: Sequence[str] |
         config.dataset.labels = class_names(loaded.predictor.id2label, loaded.name)
     if config.dataset.streaming:
         raise ConfigError("dataset.streaming=true: streams can't be scored; give a split that fits on disk")
-    further = None if keep is None else tuple(name for name in keep if name not in task.columns)
+    further = None if keep is None else tuple(name for name in keep if name not in task.all_columns)
     needed = None if data.is_own else () if split == ALL else (split,)
     splits = load_dataset(config.dataset, task, config.security.allowed_targets, further, needed)
     dataset, dropped = drop_bad_samples(splits, config.dataset, task)

@@ -64,9 +64,9 @@ def read_inputs(sources: Iterable[Any], texts: Iterable[Any], task: Task, column
     Raises:
         ConfigError: there are no inputs, a path does not exist, or a table lacks a column.
     """
-    unknown = sorted(set(columns) - set(input_columns(task)))
+    unknown = sorted(set(columns) - set(table_columns(task)))
     if unknown:
-        raise ConfigError(f"columns.{unknown[0]}: the task reads only: {one_of(input_columns(task))}")
+        raise ConfigError(f"columns.{unknown[0]}: the task reads only: {one_of(table_columns(task))}")
     inputs = [item for source in sources for item in _from_source(source, task, columns)]
     inputs += [_raw(text, task) for text in texts]
     if not inputs:
@@ -83,6 +83,11 @@ def takes_texts(task: Task) -> bool:
 def input_columns(task: Task) -> list[str]:
     """Return the columns that the task predicts from."""
     return [name for name in task.columns if name != task.label_column]
+
+
+def table_columns(task: Task) -> list[str]:
+    """Return the columns of a table to predict on."""
+    return list(task.inference_columns) or input_columns(task)
 
 
 def _raw(value: Any, task: Task) -> Input:
@@ -183,7 +188,7 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator
     rows, own = table(str(path))["train"], {}
     stored = rows
     rows = with_made(rows, columns, task.defaults)
-    for standard in input_columns(task):
+    for standard in table_columns(task):
         spec = columns.get(standard, standard)
         own[standard] = spec if isinstance(spec, str) else standard
         for name in parts_of(spec):

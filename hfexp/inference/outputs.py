@@ -146,7 +146,7 @@ class AnswerFile:
                     writer.writerow(map(csv_cell, rows[0]))
                 # pandas would write whole numbers of a column with a missing value as fractions.
                 writer.writerows(
-                    [csv_cell(None if value != value else value) for value in row.values()] for row in rows
+                    [csv_cell(None if value != value else _as_text(value)) for value in row.values()] for row in rows
                 )
             return
         import pyarrow
@@ -255,10 +255,20 @@ def _are_structures(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Join a list into one cell, and write a mapping or a list of them as JSON; return other values as they are."""
+    """Join a list into one cell, and write a mapping or a list of them as JSON; return other values as they are.
+
+    A vector (a list of floats) stays a list, which a Parquet file can hold.
+    """
     if isinstance(value, dict) or _are_structures(value):
         return json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
+        return value
     return SEPARATOR.join(map(str, value)) if isinstance(value, list) else value
+
+
+def _as_text(value: Any) -> Any:
+    """Write a vector as JSON; return other values as they are."""
+    return json.dumps(value) if isinstance(value, list) else value
 
 
 def _print_table(rows: Sequence[Mapping[str, str]]) -> None:

@@ -29,6 +29,10 @@ Each task has one documented input and output:
 * Text generation. Input: a text to continue; for conversations, the user's message, or a list of messages (`role`,
   `content`). Output: `text` (str), which holds only the new text.
 
+* Embeddings. Input: a text. Output: `vector` (list of floats).
+
+* Rewards. Input: a text with its prompt, or messages. Output: `score` (float).
+
 `Task.inference_row` defines the raw inputs of a task: it turns one into a row as the task's dataset stores it.
 """
 
@@ -58,7 +62,7 @@ from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
 from hfexp.data.windows import cut
-from hfexp.tasks.base import TEXT, Task, main_output
+from hfexp.tasks.base import TEXT, Task
 from hfexp.tasks.images import row_of_images
 from hfexp.training.adapters import load_saved
 from hfexp.training.model import build_own
@@ -358,8 +362,7 @@ class Predictor:
             "labels": labels.to(weights.device)
         }
         with torch.inference_mode():
-            outputs = main_output(self.model(**task.unlabelled(self.model, batch)))
-            scores = task.preprocess_logits(outputs, batch["labels"]).cpu().numpy()
+            scores = task.preprocess_logits(task.forward(self.model, batch), batch["labels"]).cpu().numpy()
             if not task.generates:
                 return scores, labels
             written = task.generate(self.model, batch, self.processor)

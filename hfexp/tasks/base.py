@@ -68,6 +68,10 @@ class Task(ABC):
     """Columns that a dataset may lack or leave empty, and the value that the rows of one that lacks them have."""
     usual_names: ClassVar[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({})
     """Other names that a column often has; one of them is read if the dataset has no column of the standard name."""
+    optional_columns: ClassVar[tuple[str, ...]] = ()
+    """Further columns, which the task reads if the dataset has them."""
+    inference_columns: ClassVar[tuple[str, ...]] = ()
+    """Columns of a table to predict on; empty: those that the task predicts from."""
     label_column: ClassVar[str | None] = None
     """Column to predict, if any; the task predicts it from the other columns."""
     label_kind: ClassVar[str] = CLASS
@@ -87,6 +91,17 @@ class Task(ABC):
 
     loss_per_token: ClassVar[bool] = False
     """True if the model's loss is a mean over the labelled tokens of a batch, not over its samples."""
+
+    reduces_labels: ClassVar[bool] = False
+    """True if `preprocess_logits` reduces labels of several numbers, (B, T), so that `metric_inputs` gets none."""
+    has_own_loss: ClassVar[bool] = False
+    """True if `forward` and `loss` compute the loss in place of the model."""
+    compares_rows: ClassVar[bool] = False
+    """True if a row's loss depends on the other rows, in all processes; rows that only fill up have labels of -100."""
+    needs_reference: ClassVar[bool] = False
+    """True if `forward` compares the model with `reference`."""
+    reference: Any = None
+    """The model as it is before the training; one with an adapter is its own reference, without the adapter."""
 
     takes_columns: ClassVar[bool] = False
     """True if `preprocess` and the collator also take whole batches: each field stacked to (B, ...)."""
@@ -129,6 +144,11 @@ class Task(ABC):
     """Fields that `answer` returns, and their types: `string`, `strings` (a list), `double`, `doubles`, `long`.
 
     A list of structures has a dict of their fields and types in place of a name."""
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """Return the columns that the task reads, and those that it reads if they are there."""
+        return self.columns + self.optional_columns
 
     def id2label(self, dataset: "DatasetDict") -> dict[int, str] | None:
         """Return the class names by id, from the label column; None for a task without classes."""
@@ -289,21 +309,30 @@ class Task(ABC):
         """Return the inputs from which the model computes the outputs of a labelled batch, but no loss."""
         return {name: value for name, value in batch.items() if name != "labels"}
 
+    def build_loss(self) -> None:  # noqa: B027 - most tasks have nothing to build
+        """Build what `loss` needs before the training; raise ConfigError if that can't be."""
+
+    def forward(self, model: Any, batch: dict[str, Any]) -> Any:
+        """Run a model on a labelled batch.
+
+        Returns:
+            Tensors (B, ...) for `loss` and `preprocess_logits`.
+        """
+        return main_output(model(**self.unlabelled(model, batch)))
+
+    def companion_files(self, model_config: Any, processor: Any) -> dict[str, Any]:
+        """Return files that other libraries need beside the saved model: by path, the content to write as JSON."""
+        return {}
+
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce the model's output on its device before it is gathered for the metrics.
 
-        If a row has several labels that are whole numbers, (B, T), it has to reduce them to a row each, (B, ...), as
-        `metric_inputs` then gets no labels.
+        If `loss_per_token` or `reduces_labels` is true, it has to reduce the labels (B, T), too, to a row each.
         """
         return logits
 
-    def loss(self, logits: Any, labels: "torch.Tensor") -> "torch.Tensor":
-        """Compute the mean loss of a batch in place of the model's own; a task that leaves it to the model has none.
-
-        Args:
-            logits: the model's output, or several in a tuple.
-            labels: (B, ...).
-        """
+    def loss(self, outputs: Any, batch: dict[str, Any]) -> "torch.Tensor":
+        """Return the loss of what `forward` has returned, the mean over the rows; called if `has_own_loss` is true."""
         raise NotImplementedError(f"{type(self).__name__} leaves the loss to the model")
 
     def merge(
@@ -394,11 +423,11 @@ class Classification(Task):
         return np.full((rows, count), 1 / count, dtype=np.float32), np.arange(rows) % min(count, MOST_FAKE)
 
 
-def to_number(value: Any) -> float:
-    """Convert a label to float: a number, or the text of one as in CSV files.
+def to_number(value: Any, column: str = "label") -> float:
+    """Convert a value of a column to float: a number, or the text of one as in CSV files.
 
     Raises:
-        DataError: the label is not a number, or not finite.
+        DataError: the value is not a number, or not finite.
     """
     number = float(value) if isinstance(value, str) and is_number(value) else value
     if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
@@ -407,7 +436,7 @@ def to_number(value: Any) -> float:
             if isinstance(value, str) and "," in value
             else ""
         )
-        raise DataError(f"column 'label' holds {value!r:.80}, expected a number{comma}")
+        raise DataError(f"column {column!r} holds {value!r:.80}, expected a number{comma}")
     return float(number)
 
 

@@ -24,6 +24,9 @@ class Encode(torch.nn.Module):
     continue, or messages to answer; the model learns nothing).
     """
 
+    needs_end = True
+    """True if the tokenizer must have an end-of-text token."""
+
     def __init__(self, processor: Any, max_length: int | None = None) -> None:
         """Copy the tokenizer and set the number of tokens to keep.
 
@@ -32,7 +35,7 @@ class Encode(torch.nn.Module):
             max_length: tokens to keep of a row; None keeps all of a text, and as many of messages as the model takes.
         """
         super().__init__()
-        if processor.eos_token_id is None:
+        if self.needs_end and processor.eos_token_id is None:
             raise ConfigError("the tokenizer has no end-of-text token; set model.processor.eos_token")
         limit = int(processor.model_max_length)
         if max_length is not None and not 1 <= max_length <= limit:
@@ -59,9 +62,12 @@ class Encode(torch.nn.Module):
 
     def _prompt(self, prompt: str | Messages) -> list[int]:
         """Return the tokens of a prompt; of one that is too long, the last tokens that fit."""
+        return self._whole_prompt(prompt)[-self.longest :]
+
+    def _whole_prompt(self, prompt: str | Messages) -> list[int]:
         if isinstance(prompt, str):
-            return self._tokens(prompt)[-self.longest :]
-        return self._tokens(self._text(prompt, add_generation_prompt=True), special=False)[-self.longest :]
+            return self._tokens(prompt)
+        return self._tokens(self._text(prompt, add_generation_prompt=True), special=False)
 
     def _text(self, messages: Messages, **options: Any) -> str:
         if not self.tokenizer.chat_template:

@@ -432,6 +432,45 @@ class TokenAccuracy(_ArrayMetric):
         return {"token_accuracy": counts @ correct / np.maximum(counts @ tokens, 1)}
 
 
+class Retrieval(_RowMean):
+    """Scores of a search with one right document: `recall_at_{k}`, `mrr_at_{n}` and `ndcg_at_{n}`, n the largest k.
+
+    The reciprocal rank and the discounted gain of a document behind the first n are 0. With one right document, NDCG
+    (K. Jarvelin and J. Kekalainen, "Cumulated gain-based evaluation of IR techniques", ACM TOIS 20, 2002) is
+    1 / log2(1 + rank).
+    """
+
+    inputs = {"ranks": IDS}
+    summary = "Recall, mean reciprocal rank and NDCG of a search."
+
+    def __init__(self, k: list[int] | tuple[int, ...] = (1, 10)) -> None:
+        if not k or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in k):
+            raise ConfigError(f"metrics: k={k} must be a list of whole numbers from 1 on")
+        super().__init__()
+        self.k = sorted(k)
+
+    def _rows(self, ranks: np.ndarray) -> dict[str, np.ndarray]:
+        last = self.k[-1]
+        found = ranks <= last
+        values: dict[str, np.ndarray] = {f"recall_at_{k}": ranks <= k for k in self.k}
+        values[f"mrr_at_{last}"] = np.where(found, 1 / ranks, 0.0)
+        values[f"ndcg_at_{last}"] = np.where(found, 1 / np.log2(1 + ranks), 0.0)
+        return values
+
+
+class Preferences(_RowMean):
+    """Scores of two answers: how often the chosen one has more (`accuracy`), by how much (`margin`), and the means."""
+
+    inputs = {"chosen": NUMBERS, "rejected": NUMBERS}
+    summary = "Accuracy and margin of the chosen answers, and mean scores."
+
+    def _rows(self, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, np.ndarray]:
+        return {
+            "accuracy": chosen > rejected, "margin": chosen - rejected, "chosen_score": chosen,
+            "rejected_score": rejected,
+        }  # fmt: skip
+
+
 class EntityF1(_ArrayMetric):
     """Precision, recall and F1 of whole entities: `precision`, `recall`, `f1`, and `f1_TYPE` of each type.
 

@@ -23,6 +23,8 @@ class MultipleChoice(Texts):
     label_kind: ClassVar[str] = OWN
     no_label: ClassVar[Any] = ASKED
     metric: ClassVar[str] = "accuracy"
+    has_own_loss: ClassVar[bool] = True
+    reduces_labels: ClassVar[bool] = True
     raw_fields: ClassVar[dict[str, Any]] = {"text": "string", "text_pair": "string", "choices": "strings"}
     answer_types: ClassVar[dict[str, Any]] = {"choice": "string", "score": "double", "scores": "doubles"}
 
@@ -56,11 +58,11 @@ class MultipleChoice(Texts):
 
         return NestedCollator(processor)
 
-    def loss(self, logits: Any, labels: Any) -> Any:
-        """Compute the mean cross entropy of the choices that each row has."""
+    def loss(self, outputs: Any, batch: dict[str, Any]) -> Any:
+        """Return the mean cross entropy of the choices that each row has."""
         import torch
 
-        return torch.nn.functional.cross_entropy(scores_of(logits, labels), labels.argmax(-1))
+        return torch.nn.functional.cross_entropy(scores_of(outputs, batch["labels"]), batch["labels"].argmax(-1))
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce logits (B, C) to the numbers of the chosen and of the right choice, (B, 2)."""

@@ -28,6 +28,8 @@ class QuestionAnswering(Texts):
     no_label: ClassVar[Any] = ASKED
     metric: ClassVar[str] = "f1"
     windowed: ClassVar[bool] = True
+    has_own_loss: ClassVar[bool] = True
+    reduces_labels: ClassVar[bool] = True
     raw_fields: ClassVar[dict[str, Any]] = {"question": "string", "context": "string"}
     answer_types: ClassVar[dict[str, Any]] = {**ANSWER, "candidates": ANSWER}
 
@@ -81,11 +83,11 @@ class QuestionAnswering(Texts):
         """Return the number of candidates."""
         return {"top_k": self.top_k}
 
-    def loss(self, logits: Any, labels: Any) -> Any:
-        """Compute the mean loss of the answers' first and last tokens."""
+    def loss(self, outputs: Any, batch: dict[str, Any]) -> Any:
+        """Return the mean loss of the answers' first and last tokens."""
         from hfexp.tasks.spans import span_loss
 
-        return span_loss(logits, labels)
+        return span_loss(outputs, batch["labels"])
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
         """Reduce the logits of windows to their best spans (B, 1 + 3 n_best), see `hfexp.tasks.spans.best_spans`."""

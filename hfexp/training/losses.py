@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.targets import instantiate, locate
-from hfexp.tasks.base import CLASS, NUMBER, OWN, TAGS, TEXT, Task
+from hfexp.tasks.base import CLASS, NUMBER, TAGS, TEXT, Task
 
 BALANCED = "balanced"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -49,9 +49,9 @@ def build_loss(
     smoothing: float,
     allowed: list[str],
 ) -> Loss | None:
-    """Build the loss that `trainer.loss` or `trainer.class_weights` describes, else that of the task if it has one.
+    """Build the loss that `trainer.loss` or `trainer.class_weights` describes.
 
-    None: the model computes its own.
+    None: the model, or the task, computes its own.
 
     Args:
         count: counts the training rows by class, which reads all labels; returns None if the rows are streamed.
@@ -63,15 +63,13 @@ def build_loss(
         raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
     if class_weights is not None:
         return ClassWeights(_weights(class_weights, task, id2label, count), smoothing)
-    if node and task.label_kind == OWN:
+    if node and task.has_own_loss:
         raise ConfigError(f"trainer.loss can't replace the loss of {type(task).__name__}: leave it out")
     if node:
         return _own_loss(node, task, len(id2label or ()), smoothing, allowed)
-    if type(task).loss is Task.loss:
-        return None
-    if smoothing:
+    if smoothing and task.has_own_loss:
         raise ConfigError(f"trainer.args.label_smoothing_factor has no effect on {type(task).__name__}: leave it out")
-    return task.loss
+    return None
 
 
 def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: float, allowed: list[str]) -> Loss:

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from hfexp.core.collective import gather_rows
 from hfexp.core.config import ModelConfig
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.hub import check_path, explain_hub_errors, local_model
@@ -66,16 +67,8 @@ def _forward_with_all_rows(module: nn.Module, rows: torch.Tensor) -> torch.Tenso
     forward = type(module).forward
     if not module.training:
         return forward(module, rows)
-    from torch.distributed import all_gather_object, get_rank, get_world_size
-    from torch.distributed.nn.functional import all_gather
-
-    sizes: list[int] = [0] * get_world_size()
-    all_gather_object(sizes, len(rows))
-    largest, before = max(sizes), sum(sizes[: get_rank()])
-    # all_gather needs equal shapes, and processes can have different numbers of rows.
-    filled = torch.cat([rows, rows.new_zeros(largest - len(rows), *rows.shape[1:])])
-    everything = [part[:size] for part, size in zip(all_gather(filled), sizes, strict=True)]
-    return forward(module, torch.cat(everything))[before : before + len(rows)]
+    everything, before = gather_rows(rows)
+    return forward(module, everything)[before : before + len(rows)]
 
 
 logger = logging.getLogger(__name__)

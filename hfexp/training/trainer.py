@@ -302,9 +302,6 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     loss_function: Loss | None = None
     """Loss in place of the model's own."""
 
-    task: Task | None = None
-    """Task that writes answers to evaluated rows, and knows the inputs of a model whose loss is not its own."""
-
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Last step of making a batch (normalisation), done on the model's device."""
 
@@ -413,10 +410,15 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Compute the model's loss, `loss_function`, or the cross entropy of class probabilities (B, num_labels).
+        """Compute the loss of the model, the task or `loss_function`, or the cross entropy of class probabilities.
 
-        Where each token has a label, `loss_function` gets the labelled tokens of all rows in place of rows.
+        Class probabilities are labels (B, num_labels). Where each token has a label, `loss_function` gets the labelled
+        tokens of all rows in place of rows.
         """
+        if self.task is not None and self.task.has_own_loss:
+            outputs = self.task.forward(model, inputs)
+            loss = self.task.loss(outputs, inputs)
+            return (loss, {"logits": outputs}) if return_outputs else loss
         labels = inputs.get("labels")
         if self.label_smoother is not None and labels is not None and self.task is not None:
             # Transformers smooths the labels outside the model, whose decoder then makes no inputs of its own of them.

@@ -24,6 +24,7 @@ from transformers.trainer_pt_utils import find_batch_size
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from hfexp.core.errors import RunError
+from hfexp.tasks.base import Task
 from hfexp.training.callbacks import TrainerMixin
 
 IGNORED = -100
@@ -35,6 +36,9 @@ class WeightedLosses(TrainerMixin):
 
     loss_per_token: bool = False
     """True if the model's loss is a mean over the labelled tokens of a batch, not over its rows."""
+
+    task: Task | None = None
+    """The task: it may compute the loss in place of the model, and write answers to evaluated rows."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -117,7 +121,7 @@ class WeightedLosses(TrainerMixin):
         if real == size:
             return batch
         kept: Any = recursively_apply(lambda tensor: tensor[: max(real, 1)], batch)
-        if real == 0 and self.loss_per_token:
+        if real == 0 and (self.loss_per_token or (self.task is not None and self.task.compares_rows)):
             kept["labels"] = torch.full_like(kept["labels"], IGNORED)
         return kept
 
@@ -179,6 +183,6 @@ class WeightedLosses(TrainerMixin):
             logits = recursively_apply(lambda t: torch.cat([t, t[-1:].expand(size - len(t), *t.shape[1:])]), logits)
         if self._reduce is not None and logits is not None:
             logits = self._reduce(logits, labels)
-            if torch.is_tensor(labels) and labels.ndim > 1 and not labels.is_floating_point():
+            if torch.is_tensor(labels) and (self.loss_per_token or (self.task and self.task.reduces_labels)):
                 labels = labels.new_zeros(size)
         return loss, logits, labels  # pyright: ignore

@@ -146,6 +146,13 @@ class Machine:
             (home / f"{name}.jsonl").write_text("\n".join(json.dumps({"messages": turn}) for turn in turns))
         tagged = {"tokens": ["Ada", "Lovelace", "lived", "in", "London"], "ner_tags": ["B-P", "I-P", "O", "O", "B-L"]}
         (home / "tagged.jsonl").write_text("\n".join([json.dumps(tagged)] * 40))
+        answers = {"prompt": "Say more", "chosen": "Gladly.", "rejected": "No."}
+        (home / "pairs.jsonl").write_text("\n".join([json.dumps(answers)] * 40))
+        asked = "".join(f"what is {n},it is {n},what is {n},it is {n}\n" for n in range(40))
+        (home / "pairs.csv").write_text(f"anchor,positive,question,answer\n{asked}")
+        (home / "scored.csv").write_text(
+            "text,text_pair,label\n" + "".join(f"a {n},b {n},{n / 40}\n" for n in range(40))
+        )
         lines = "\n".join(map(" ".join, zip(*tagged.values(), strict=True)))
         for name in ("train", "dev", "test"):
             (home / f"{name}.conll").write_text(f"{lines}\n\n" * 40)

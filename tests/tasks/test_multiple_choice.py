@@ -126,7 +126,7 @@ def test_a_choice_that_a_row_lacks_counts_in_no_score_and_no_loss(architecture: 
         labels = batch.pop("labels")
         batch = batch if architecture == "bert" else {n: v for n, v in batch.items() if n != "token_type_ids"}
         logits = model(**batch).logits
-        return task.loss(logits, labels), task.preprocess_logits(logits, labels)
+        return task.loss(logits, {"labels": labels}), task.preprocess_logits(logits, labels)
 
     whole = batch_of(rows)
     assert whole["input_ids"].shape[:2] == (6, 4)
@@ -146,7 +146,9 @@ def test_a_loss_of_one_row_is_that_of_the_model_itself() -> None:
     model, batch = tiny(), batch_of(made_rows(1))
     own = model(**{**batch, "labels": batch["labels"].argmax(-1)}).loss
     labels = batch.pop("labels")
-    assert MultipleChoice().loss(model(**batch).logits, labels).item() == pytest.approx(own.item(), rel=1e-6)
+    assert MultipleChoice().loss(model(**batch).logits, {"labels": labels}).item() == pytest.approx(
+        own.item(), rel=1e-6
+    )
 
 
 # From rows to answers
