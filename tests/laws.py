@@ -110,6 +110,8 @@ class Entry:
     """Makes each row of the data a row of the model, where it is not."""
     streams: tuple[str, ...] | None = ()
     """What a stream needs; None: the task's labels can't be streamed."""
+    apart: bool = True
+    """Whether the metrics of a row depend on that row alone."""
     content: Callable[[Row], Any] = lambda row: row
     """Undoes what is drawn at random for a row of model inputs."""
     wrong: Mapping[str, tuple[Callable[[Row], Row], str]] = field(default_factory=dict)
@@ -215,8 +217,26 @@ def question_row(number: int) -> Row:
     return {"question": "Where?"[number % 3 :], "context": context, "answers": dict(zip(ANSWERS, found, strict=True))}
 
 
+def search_row(number: int) -> Row:
+    """A question and what belongs to it; some questions have one document in common."""
+    return {"anchor": f"what is {number} + {number}", "positive": f"{number // 2 * 4} " * (1 + number % 4)}
+
+
+def alike_row(number: int) -> Row:
+    return {
+        "text": f"{number} and {number + 1}",
+        "text_pair": f"{number + 1} " * (1 + number % 4),
+        "label": number % 7 / 6,
+    }
+
+
+def preferred_row(number: int) -> Row:
+    prompt = f"{number} and 1 is" + " more" * (number % 3)
+    return {"prompt": prompt, "chosen": f" {number + 1}" + "!" * (number % 4), "rejected": " not known"}
+
+
 ANSWERS = ("text", "answer_start")
-TEXT_COLUMNS = ("text", "text_pair", "target", "context")
+TEXT_COLUMNS = ("text", "text_pair", "target", "context", "anchor", "positive", "prompt", "chosen", "rejected")
 LISTS = ("words", "tags", "messages")
 
 
@@ -364,6 +384,17 @@ def find_answers(model: str, asks: list[Row]) -> list[Row]:
         ranked = best_answers(ask["context"], places, *logits, threshold=NULL_THRESHOLD)
         result.append({**ranked[0], "candidates": ranked[:3]})
     return result
+
+
+def embed(model: str, asks: list[str]) -> list[Row]:
+    """By sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    return [{"vector": vector.tolist()} for vector in SentenceTransformer(model, device="cpu").encode(asks)]
+
+
+def reward(model: str, asks: list[str]) -> list[Row]:
+    return [{"score": answer["value"]} for answer in regress(model, asks)]
 
 
 STRIDE, BEST, NULL_THRESHOLD = 6, 5, 0.1
@@ -650,6 +681,66 @@ def score_answers(inputs: Any, draw: np.random.Generator) -> Any:
     }
 
 
+def random_vectors(draw: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, 2, 6), of which the second is near the first, and its direction cosine, (N,)."""
+    vectors = draw.normal(size=(count, 2, 6)).astype(np.float32)
+    vectors[:, 1] += vectors[:, 0] / 2
+    return vectors, vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
+
+
+def score_search(inputs: Any, draw: np.random.Generator) -> Any:
+    """scikit-learn; the reciprocal rank by a plain loop."""
+    from sklearn import metrics as sk
+
+    vectors, unit = random_vectors(draw, 30)
+    vectors[7, 1], unit[7, 1] = vectors[3, 1], unit[3, 1]  # two rows have one document
+    ids = np.where(np.arange(30) == 7, 3, np.arange(30))
+    documents = [row for row in range(30) if row != 7]
+    scores, own = unit[:, 0] @ unit[documents, 1].T, np.array([documents.index(number) for number in ids])
+    reciprocal = []
+    for row, place in zip(scores, own, strict=True):
+        rank = 1 + sorted(range(len(row)), key=lambda document, row=row: -row[document]).index(place)
+        reciprocal.append(1 / rank if rank <= 10 else 0)
+    expected = {"mrr_at_10": float(np.mean(reciprocal)), "ndcg_at_10": sk.ndcg_score(np.eye(29)[own], scores, k=10)}
+    for k in (1, 10):
+        expected[f"recall_at_{k}"] = sk.top_k_accuracy_score(own, scores, k=k, labels=range(29))
+    return in_batches(vectors, ids[:, None]), expected
+
+
+def score_likeness(inputs: Any, draw: np.random.Generator) -> Any:
+    """SciPy, on the cosines of scikit-learn."""
+    import scipy.stats
+    from sklearn.metrics.pairwise import paired_cosine_distances
+
+    vectors, _ = random_vectors(draw, 30)
+    labels = draw.normal(size=30).astype(np.float32)
+    found = 1 - paired_cosine_distances(vectors[:, 0], vectors[:, 1])
+    correlations = {"pearson": scipy.stats.pearsonr, "spearman": scipy.stats.spearmanr}
+    return in_batches(vectors, labels), {name: of(labels, found)[0] for name, of in correlations.items()}
+
+
+def preferences(scores: np.ndarray) -> dict[str, float]:
+    """What TRL's trainers log of the scores of the chosen and the rejected answers, (N, 2)."""
+    chosen, rejected = scores.astype(np.float64).T
+    return {
+        "accuracy": (chosen > rejected).mean(), "margin": (chosen - rejected).mean(), "chosen_score": chosen.mean(),
+        "rejected_score": rejected.mean(),
+    }  # fmt: skip
+
+
+def score_rewards(inputs: Any, draw: np.random.Generator) -> Any:
+    """Plain means."""
+    rewards = draw.normal(size=(30, 2)).astype(np.float32)
+    return in_batches(rewards, np.zeros(30, np.int64)), preferences(rewards)
+
+
+def score_preferences(inputs: Any, draw: np.random.Generator) -> Any:
+    """Plain means of the rewards that are implicit in the log-probabilities of the model and its reference."""
+    own, before, lengths = draw.normal(size=(3, 30, 2)).astype(np.float32)
+    rewards = inputs.task.beta * (own - before)
+    return in_batches(np.stack([own, before, lengths], -1), np.zeros(30, np.int64)), preferences(rewards)
+
+
 def squad_scores(answer: str, truths: list[str]) -> tuple[float, float]:
     """Exact match and F1 by the functions of SQuAD's evaluate-v2.0.py, written out."""
 
@@ -689,6 +780,12 @@ def unmasked(row: Row) -> Row:
 
 
 NO_TEXTS = "Without written texts: metrics of texts need those and the true ones, whole."
+IN_BATCH = "The other rows of a batch are a row's wrong answers, so smaller batches are another loss."
+OF_ALL_ROWS = "The documents of all rows compete, so the rows of a slice score otherwise alone. "
+VECTORS = "The vectors of each row's texts are kept, as ranks need them; nothing of their tokens is."
+NO_REFERENCE = (
+    "The model from before the training is not saved; without it, an evaluation of a saved model is refused."
+)
 NOT_STREAMED = "Not streamed: labels of the task's own form are checked in all rows before."
 BY_HAND = "Transformers has no pipeline for this task; its model is asked by hand."
 WINDOWS = "The best spans of each window are kept, 3 numbers each; no scores of tokens are."
@@ -727,6 +824,11 @@ REWRITTEN: dict[str, Any] = {
     },
 }  # fmt: skip
 
+NO_CHOICE: dict[str, Any] = {
+    "equal answers": (having(rejected="a", chosen="a"), "the chosen and the rejected answer are equal"),
+    "an empty answer": (having(chosen=""), "column 'chosen' holds an empty answer"),
+}
+
 ENTRIES: dict[str, Entry] = {
     "image_classification": Entry(
         (*VIT, "transform=jitter"), image_row, ("transform=eval", "++model.config.hidden_dropout_prob=0"),
@@ -763,7 +865,7 @@ ENTRIES: dict[str, Entry] = {
     "fill_mask": Entry(
         (*SUBWORDS, "task.whole_words=true"), line_row, NO_DROPOUT,
         ["[MASK] is before 4.", "3 is [MASK] 4. 3 is before 4."], fill_masks, score_tokens(0), content=unmasked,
-        shown=("perplexity", r"\[MASK\]"),
+        apart=False, shown=("perplexity", r"\[MASK\]"),
         notes={5: MASKED_STREAMS, 12: MASKED_SLICES},
         wrong={"an empty text": (having(text=" "), "column 'text' holds an empty text")},
     ),
@@ -810,5 +912,24 @@ ENTRIES: dict[str, Entry] = {
             "no place": (having(answers={"text": ["zzz"], "answer_start": []}), "holds 1 texts and 0 places"),
             "too long a question": (having(question="q" * 49), "column 'question' holds 51 tokens, which leaves"),
         },
+    ),
+    "embedding": Entry(
+        (*BERT, "model.config.hidden_size=8"), search_row, NO_DROPOUT, ["what is 3", "ten", "a longer one"], embed,
+        score_search, apart=False, shown=("ndcg_at_10", "what is"), does_not_apply={4: IN_BATCH},
+        notes={10: VECTORS, 12: OF_ALL_ROWS + NO_VIEW},
+        wrong={"an empty text": (having(positive=" "), "column 'positive' holds an empty text")},
+    ),
+    "embedding_similarity": Entry(
+        (*BERT, "model.config.hidden_size=8"), alike_row, NO_DROPOUT, ["3 and 4", "ten", "a longer one"], embed,
+        score_likeness, shown=("spearman", "and"), notes={10: VECTORS, 12: NO_VIEW},
+        wrong={"no cosine": (having(label=5), "column 'label' holds 5, but a cosine is from -1 to 1")},
+    ),
+    "reward": Entry(
+        (*BERT,), preferred_row, NO_DROPOUT, ["3 and 1 is 4", "ten", "5 and 1 is more not known"], reward,
+        score_rewards, shown=("margin", "and 1 is"), notes={12: NO_VIEW}, wrong=NO_CHOICE,
+    ),
+    "preference": Entry(
+        (*GPT,), preferred_row, (), ["3 and 1 is", "12", "and"], generate, score_preferences,
+        shown=("margin", "and 1 is"), notes={2: NO_REFERENCE, 12: f"{NO_REFERENCE} {NO_VIEW}"}, wrong=NO_CHOICE,
     ),
 }  # fmt: skip
