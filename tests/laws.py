@@ -804,7 +804,7 @@ TEXTS: dict[str, Any] = {
 }  # fmt: skip
 PAIRS = [{"text": "ice ice", "text_pair": "or"}, {"text": "sun", "text_pair": "or not, as you like"}]
 SPREAD = "model.config.initializer_range=0.3"
-"""Lets the numbers that a model predicts differ: the correlation of nearly equal ones is mostly rounding error."""
+"""Lets the answers of a model differ: the correlation of nearly equal numbers is mostly rounding error."""
 NUMBERS: dict[str, Any] = {
     "still": (*NO_DROPOUT, "trainer.args.learning_rate=0.01"), "asks": ["a", "ccc c", "eeee"],
     "peer": regress, "reference": score_numbers,
@@ -870,13 +870,13 @@ ENTRIES: dict[str, Entry] = {
         wrong={"an empty text": (having(text=" "), "column 'text' holds an empty text")},
     ),
     "text_generation": Entry(
-        (*GPT, "task.block_size=24"), line_row, ("++model.config.attention_dropout=0",), ["1 is", "12 is before"],
+        (*GPT, SPREAD, "task.block_size=24"), line_row, ("++model.config.attention_dropout=0",), ["1 is", "12 is before"],
         generate, score_tokens(1), longer=("task.block_size=48",), as_rows=("task.block_size=null",),
         shown=("perplexity", "is before"),
         notes={5: "Streamed without blocks.", 12: f"Sliced without blocks. {NO_VIEW}"},
     ),
     "chat": Entry(
-        (*GPT, "model.processor._target_=laws.chat_tokenizer"), chat_row, ("++model.config.attention_dropout=0",),
+        (*GPT, SPREAD, "model.processor._target_=laws.chat_tokenizer"), chat_row, ("++model.config.attention_dropout=0",),
         ["Count", "Count!!"], reply, score_tokens(1), shown=("perplexity", "Count"), notes={12: NO_VIEW},
         wrong={
             "no reply": (having(messages=[{"role": "user", "content": "a"}]), "has no message of the assistant"),
@@ -920,7 +920,7 @@ ENTRIES: dict[str, Entry] = {
         wrong={"an empty text": (having(positive=" "), "column 'positive' holds an empty text")},
     ),
     "embedding_similarity": Entry(
-        (*BERT, "model.config.hidden_size=8"), alike_row, NO_DROPOUT, ["3 and 4", "ten", "a longer one"], embed,
+        (*BERT, "model.config.hidden_size=8"), alike_row, NUMBERS["still"], ["3 and 4", "ten", "a longer one"], embed,
         score_likeness, shown=("spearman", "and"), notes={10: VECTORS, 12: NO_VIEW},
         wrong={"no cosine": (having(label=5), "column 'label' holds 5, but a cosine is from -1 to 1")},
     ),

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from hfexp.tasks.preferences import LOSSES, EncodeAnswers, check_answers
 from hfexp.tasks.reward import Reward
 from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_groups import split
+from hfexp.training.reference import keep_reference
 
 SPLITS = "dataset.source.data_files={train: train.jsonl, validation: validation.jsonl, test: test.jsonl}"
 SMALL = (
@@ -158,6 +160,22 @@ def test_a_margin_and_centred_rewards_are_in_the_loss() -> None:
     assert Reward().loss(rewards, given) == pytest.approx(plain.item())
     centred = plain + 0.1 * (1.5**2 + 2**2) / 2
     assert Reward(0.1).loss(rewards, given) == pytest.approx(centred.item())
+
+
+@pytest.mark.parametrize(("family", "sizes"), [
+    ("llama", {**trainings.CONFIGS["llama"], "attention_dropout": 0.9}),
+    ("gpt2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "attn_pdrop": 0.9}),
+    ("opt", {"hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "ffn_dim": 16, "dropout": 0.9}),
+])  # fmt: skip
+def test_a_model_and_its_reference_compute_without_dropout(family: str, sizes: dict[str, Any]) -> None:
+    """Of both kinds: modules of dropout, and numbers that a module hands to a function."""
+    config = transformers.AutoConfig.for_model(family, **{**sizes, "vocab_size": 64})
+    model = transformers.AutoModelForCausalLM.from_config(config).train()
+    ids = torch.arange(1, 13)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    reference = keep_reference(model, SimpleNamespace(prepare_model=lambda model, evaluation_mode: model))
+    assert torch.equal(model(ids).logits, reference(ids).logits)
 
 
 @pytest.fixture(scope="module", params=["reward", "preference"])
