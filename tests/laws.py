@@ -870,14 +870,15 @@ ENTRIES: dict[str, Entry] = {
         wrong={"an empty text": (having(text=" "), "column 'text' holds an empty text")},
     ),
     "text_generation": Entry(
-        (*GPT, SPREAD, "task.block_size=24"), line_row, ("++model.config.attention_dropout=0",), ["1 is", "12 is before"],
+        (*GPT, SPREAD, "task.block_size=24"), line_row, ("++model.config.attention_dropout=0",),
+        ["1 is", "12 is before"],
         generate, score_tokens(1), longer=("task.block_size=48",), as_rows=("task.block_size=null",),
         shown=("perplexity", "is before"),
         notes={5: "Streamed without blocks.", 12: f"Sliced without blocks. {NO_VIEW}"},
     ),
     "chat": Entry(
-        (*GPT, SPREAD, "model.processor._target_=laws.chat_tokenizer"), chat_row, ("++model.config.attention_dropout=0",),
-        ["Count", "Count!!"], reply, score_tokens(1), shown=("perplexity", "Count"), notes={12: NO_VIEW},
+        (*GPT, SPREAD, "model.processor._target_=laws.chat_tokenizer"), chat_row,
+        ("++model.config.attention_dropout=0",), ["Count", "Count!!"], reply, score_tokens(1), shown=("perplexity", "Count"), notes={12: NO_VIEW},
         wrong={
             "no reply": (having(messages=[{"role": "user", "content": "a"}]), "has no message of the assistant"),
             "unknown role": (having(messages=[{"role": "boss", "content": "a"}]), "the unknown role 'boss'"),
@@ -902,7 +903,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "question_answering": Entry(
         (*BERT, f"transform.prepare.0.stride={STRIDE}", f"task.n_best={BEST}",
-         f"task.null_threshold={NULL_THRESHOLD}"),
+         f"task.null_threshold={NULL_THRESHOLD}", "trainer.args.train_sampling_strategy=group_by_length"),
         question_row, NO_DROPOUT, [without("answers")(question_row(number)) for number in (0, 1, 2, 5)],
         find_answers, score_answers, streams=None,
         shown=("Marked texts</h2>", "<mark class=", "no_answer_f1"), notes={5: NOT_STREAMED, 7: BY_HAND, 10: WINDOWS},
