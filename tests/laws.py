@@ -415,7 +415,13 @@ def tokenizer_windows(tokenizer: Any, row: Row) -> tuple[Any, list[list[tuple[in
 
 
 def best_answers(
-    context: str, places: list[Any], starts: np.ndarray, ends: np.ndarray, threshold: float, longest: int = 30
+    context: str,
+    places: list[Any],
+    starts: np.ndarray,
+    ends: np.ndarray,
+    threshold: float | None,
+    longest: int = 30,
+    best: int = BEST,
 ) -> list[Row]:
     """The answers of the loop of `postprocess_qa_predictions` in Transformers' example utils_qa.py, best first.
 
@@ -425,15 +431,16 @@ def best_answers(
     for inside, start, end in zip(places, starts.tolist(), ends.tolist(), strict=True):
         known = [place for place, token in enumerate(inside) if token is not None]
         pairs = [(start[a] + end[b], a, b) for a in known for b in known if a <= b < a + longest]
-        for score, a, b in sorted(pairs, reverse=True)[:BEST]:
+        for score, a, b in sorted(pairs, reverse=True)[:best]:
             text = context[inside[a][0] : inside[b][1]]
             span = inside[b][1] - len(text.lstrip()), inside[a][0] + len(text.rstrip())
             if text.strip():
                 found[span] = max(score, found.get(span, -math.inf))
-    ranked = sorted(((score, span) for span, score in found.items()), reverse=True)[:BEST]
+    ranked = sorted(((score, span) for span, score in found.items()), reverse=True)[:best]
     null = float((starts[:, 0] + ends[:, 0]).min())
-    is_best = not ranked or null - ranked[0][0] > threshold
-    ranked = [(null, (0, 0)), *ranked] if is_best else [*ranked, (null, (0, 0))]
+    if threshold is not None or not ranked:
+        is_best = not ranked or null - ranked[0][0] > (threshold or 0)
+        ranked = [(null, (0, 0)), *ranked] if is_best else [*ranked, (null, (0, 0))]
     shares = softmax(np.array([score for score, _ in ranked])).tolist()
     return [
         {"text": context[start:end], "score": share, "start": start, "end": end}
@@ -878,7 +885,8 @@ ENTRIES: dict[str, Entry] = {
     ),
     "chat": Entry(
         (*GPT, SPREAD, "model.processor._target_=laws.chat_tokenizer"), chat_row,
-        ("++model.config.attention_dropout=0",), ["Count", "Count!!"], reply, score_tokens(1), shown=("perplexity", "Count"), notes={12: NO_VIEW},
+        ("++model.config.attention_dropout=0",), ["Count", "Count!!"], reply, score_tokens(1),
+        shown=("perplexity", "Count"), notes={12: NO_VIEW},
         wrong={
             "no reply": (having(messages=[{"role": "user", "content": "a"}]), "has no message of the assistant"),
             "unknown role": (having(messages=[{"role": "boss", "content": "a"}]), "the unknown role 'boss'"),

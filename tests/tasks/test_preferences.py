@@ -12,7 +12,6 @@ import pytest
 import torch
 import trainings
 import transformers
-from faults import fault_at
 from test_generation import TEMPLATE
 
 from hfexp import evaluate, predict, train
@@ -232,44 +231,6 @@ def test_an_adapter_is_compared_with_its_base(place: Path) -> None:
     moved = train(*words, "trainer.args.num_train_epochs=4")
     assert moved.metrics["test_accuracy"] > 0.9
     assert len(predict(run=moved.run_dir, inputs="3 and 1 is")["text"]) == 1
-
-
-# Laws
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["reward", "preference"])
-@pytest.mark.parametrize("adapter", [(), ("model.peft.r=2",)])
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(
-    task: str, adapter: tuple[str, ...], place: Path
-) -> None:
-    write_place("prompt", task)
-    words = [*SMALL, f"task={task}", *adapter, *fault_at(5), "tracking=none"]
-    whole = train(*words, "output_dir=whole")
-    Path("fault").write_text("error")
-    with pytest.raises(RuntimeError, match="caught fire"):
-        train(*words)
-    resumed = train(*words, "trainer.args.dataloader_num_workers=2")
-    for name in ("test_loss", "test_margin"):
-        assert resumed.metrics[name] == whole.metrics[name]
-    first, second = (result.model.state_dict() for result in (whole, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["reward", "preference"])
-def test_two_processes_and_accumulated_batches_learn_what_one_learns(task: str, place: Path) -> None:
-    write_place("prompt", task)
-    Path("train.jsonl").write_text("\n".join(map(json.dumps, rows("prompt", range(17)))))
-    words = [*SMALL, f"task={task}", "tracking=none", "trainer.args.optim=sgd"]
-    smaller = "trainer.args.per_device_train_batch_size=4"
-    one = train(*words, "output_dir=one")
-    two = train(*words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1", smaller)
-    parts = train(*words, "output_dir=parts", smaller, "trainer.args.gradient_accumulation_steps=2")
-    for other in (two, parts):
-        assert losses(history(other)) == pytest.approx(losses(history(one)), rel=1e-4)
-        for name in ("test_margin", "test_loss"):
-            assert other.metrics[name] == pytest.approx(one.metrics[name], rel=1e-3, abs=1e-6)
 
 
 # Wrong inputs
