@@ -23,6 +23,10 @@ def keep_reference(model: Any, accelerator: Any) -> Any:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        # Others hand a number to a function, e.g. `attention_dropout` of a Llama, or `layerdrop`.
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
     if is_adapted(model):
         return model
     frozen = copy.deepcopy(model).eval().requires_grad_(False)

@@ -2,11 +2,13 @@
 
 import base64
 import contextlib
+import functools
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,20 @@ import torch
 import transformers
 import yaml
 from checkpoints import assert_equal_weights
-from laws import ENTRIES, PLAIN, SIZES, TRAINING, Row, having, prolonged, without, write_rows
+from laws import ENTRIES, PLAIN, SIZES, TRAINING, Batch, Row, having, prolonged, without, write_rows
 from safetensors.torch import load_file
 from sweeps import make_study, make_sweep, run_point
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
 
 from hfexp import compose, evaluate, predict, train
 from hfexp.commands import cli
+from hfexp.core.errors import ConfigError
 from hfexp.core.training_args import TIMINGS
 from hfexp.data.sampling import EpochSampler
 from hfexp.experiment import fit
 from hfexp.experiment.preflight import load_inputs
-from hfexp.tasks.base import CLASS, CLASSES, TAGS
+from hfexp.tasks.answers import objects
+from hfexp.tasks.base import CLASS, CLASSES, OWN, TAGS, TEXT
 from hfexp.tracking.membership import TrialKey
 from hfexp.tracking.run_directory import read_state
 
@@ -277,9 +282,18 @@ def test_best_is_evaluated_is_saved(subject: Subject) -> None:
     chosen = kind.from_pretrained(whole.run_dir / "checkpoints" / f"checkpoint-{step}").state_dict()
     assert_equal_weights(chosen, saved)
     for split, prefix in (("validation", "final_eval"), ("test", "test")):
+        if subject.inputs().task.needs_reference:
+            assert_not_evaluated(whole.run_dir, split=split)
+            continue
         table = evaluate(run=whole.run_dir, split=split, resamples=0, record=False)
         for name, value in zip(table["metric"], table["value"], strict=True):
             assert whole.metrics[f"{prefix}_{name}"] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), name
+
+
+def assert_not_evaluated(run_dir: Path, **choices: str) -> None:
+    """A model that is compared with what it was before the training can't be scored later."""
+    with pytest.raises(ConfigError, match="compare a model with what it was before the training"):
+        evaluate(run=run_dir, resamples=0, record=False, **choices)
 
 
 @law(3)
@@ -351,14 +365,16 @@ def test_workers_and_order_change_nothing(subject: Subject) -> None:
     assert_same_training(subject.whole, subject.trained("trainer.args.dataloader_num_workers=2", UNTRACKED))
 
 
-def served(model: Any, column: str, asks: list[Any]) -> list[Row]:
+def served(model: Any, asks: list[Row]) -> list[Row]:
     """Answers of the application that `mlflow models serve` starts, asked without a network."""
     from fastapi.testclient import TestClient
     from mlflow.environment_variables import _MLFLOW_IS_IN_SERVING_ENVIRONMENT
     from mlflow.pyfunc import scoring_server
 
-    sent = [base64.b64encode(ask).decode() if isinstance(ask, bytes) else ask for ask in asks]
-    body = {"dataframe_split": {"columns": [column], "data": [[ask] for ask in sent]}}
+    sent = [
+        [base64.b64encode(cell).decode() if isinstance(cell, bytes) else cell for cell in ask.values()] for ask in asks
+    ]
+    body = {"dataframe_split": {"columns": list(asks[0]), "data": sent}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(_MLFLOW_IS_IN_SERVING_ENVIRONMENT.name, "true")  # as `init` does, for ever
         with TestClient(scoring_server.init(model)) as client:
@@ -370,24 +386,24 @@ def served(model: Any, column: str, asks: list[Any]) -> list[Row]:
 @law(7)
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_asked_as_trained(subject: Subject) -> None:
-    import mlflow.pyfunc
-
     entry, whole = subject.entry, subject.whole
+    import mlflow.pyfunc  # the training has imported it without MLflow's warnings
+
     expected = entry.peer(str(whole.run_dir / "model"), entry.asks)
+    assert any(answer != expected[0] for answer in expected), "answers that are all equal prove little"
     assert_alike_answers(answers(predict(run=whole.run_dir, inputs=entry.asks)), expected)
-    path = whole.run_dir / "mlflow_model"
-    assert path.is_dir() == (not isinstance(entry.asks[0], dict))
-    if path.is_dir():
-        model = mlflow.pyfunc.load_model(str(path))
-        column = model.metadata.get_input_schema().input_names()[0]
-        assert_alike_answers(answers(model.predict(pandas.DataFrame({column: entry.asks}))), expected)
-        assert_alike_answers(served(model, column, entry.asks), expected)
+    model = mlflow.pyfunc.load_model(str(whole.run_dir / "mlflow_model"))
+    column = model.metadata.get_input_schema().input_names()[0]
+    asks = [ask if isinstance(ask, dict) else {column: ask} for ask in entry.asks]
+    assert_alike_answers(answers(model.predict(pandas.DataFrame(asks))), expected)
+    assert_alike_answers(served(model, asks), expected)
 
 
 @law(8)
 def test_a_point_is_a_run(subject: Subject) -> None:
     words, whole = subject.words(UNTRACKED), subject.whole
-    run_point(*words, f"point={make_sweep('found')}:0:0", "output_dir=point")
+    found_first = make_sweep("found", metrics=["loss"], directions=["minimize"])
+    run_point(*words, f"point={found_first}:0:0", "output_dir=point")
     (found,) = Path("point").glob("*/*/artifacts/results.json")
     assert exact(json.loads(found.read_text())) == exact(whole.metrics)
     assert_equal_weights(weights(found.parents[1] / "model"), weights(whole.run_dir / "model"))
@@ -413,19 +429,40 @@ def compose_seed(path: Path) -> int:
     return yaml.safe_load(path.read_text())["seed"]
 
 
+def kept_of(inputs: Any, batch: Batch) -> Any:
+    """What the Trainer's evaluation keeps of a batch; texts are written by a model that writes given tokens."""
+    task, labels = inputs.task, torch.from_numpy(batch.labels)
+    outputs = tuple(map(torch.from_numpy, batch.logits if isinstance(batch.logits, tuple) else (batch.logits,)))
+    if not task.has_own_loss:
+        outputs = (*outputs, "other outputs")
+    kept = task.preprocess_logits(outputs if len(outputs) > 1 else outputs[0], labels)
+    if batch.written is None:
+        return kept
+    writer = SimpleNamespace(config=None, generate=lambda **_: torch.from_numpy(batch.written))
+    return kept, *task.generate(writer, {"labels": labels}, inputs.processor)
+
+
+def merged_windows(inputs: Any, batches: list[Batch]) -> tuple[Any, Any]:
+    """Predictions and stored labels of rows, each of which is a batch of windows."""
+    rows = [batch.cut for batch in batches if batch.cut]
+    merged = [
+        inputs.task.merge(*cut, kept_of(inputs, batch).numpy(), {}) for cut, batch in zip(rows, batches, strict=True)
+    ]
+    return objects(merged), objects(row[inputs.task.label_column] for row, _ in rows)
+
+
 @law(9)
 def test_metrics_are_the_fields(subject: Subject) -> None:
     inputs = subject.inputs()
     for seed in range(3):
-        batches, expected = subject.entry.reference(inputs.task, np.random.default_rng(seed))
-        reduced = [
-            inputs.task.preprocess_logits(
-                (torch.from_numpy(logits), "other outputs"), torch.from_numpy(labels)
-            ).numpy()
-            for logits, labels in batches
-        ]
-        references = [np.zeros(len(labels)) if inputs.task.loss_per_token else labels for _, labels in batches]
-        offered = inputs.task.metric_inputs(np.concatenate(reduced), np.concatenate(references))
+        batches, expected = subject.entry.reference(inputs, np.random.default_rng(seed))
+        if inputs.task.windowed:
+            predictions, references = merged_windows(inputs, batches)
+        else:
+            predictions = nested_numpify(functools.reduce(nested_concat, (kept_of(inputs, one) for one in batches)))
+            several = inputs.task.loss_per_token or inputs.task.reduces_labels
+            references = np.concatenate([np.zeros(len(one.labels)) if several else one.labels for one in batches])
+        offered = inputs.task.metric_inputs(predictions, references)
         assert inputs.metrics.scalars(dict(offered)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -454,7 +491,13 @@ def test_an_evaluation_keeps_no_tokens(subject: Subject) -> None:
     each, inputs = [], []
     for place, more in ((".", ()), ("longer", entry.longer)):
         limits = (word for word in entry.overrides if "max_position_embeddings" in word)
-        words = (*subject.source(place), *(f"{word.split('=')[0]}=400" for word in limits), *more, UNTRACKED)
+        words = (
+            *subject.source(place),
+            *(f"{word.split('=')[0]}=400" for word in limits),
+            *entry.brief,
+            *more,
+            UNTRACKED,
+        )
         rows = subject.splits(*words)["validation"]
         inputs.append(np.mean([np.size(plain(rows[index])[main_name(rows[index])]) for index in range(len(rows))]))
         with kept_bytes() as kept:
@@ -473,10 +516,10 @@ def main_name(row: Row) -> str:
 def spoilt(subject: Subject) -> Iterator[tuple[str, Callable[[Row], Row], tuple[str, ...], str]]:
     """Wrong data: its name, what spoils the fourth row of the training split or each row, words, and the message."""
     task, place = subject.inputs().task, r"(line 4 of \S*train.jsonl|row [34])"
-    for column in task.columns:
+    for column in (name for name in task.columns if name not in task.defaults):
         missing = f"no column '{column}' for the task's '{column}'|image_column={column}: the table has only: label"
         yield f"no column {column}", without(column), (), missing
-        name = "label" if column == task.label_column else column
+        name = "label" if column == task.label_column and task.label_kind not in (TEXT, OWN) else column
         if column == task.label_column and task.label_kind == CLASSES:
             continue  # a row without any class
         yield f"no value in {column}", only_fourth(having(**{column: None})), (), f"{name}.*{place}"
@@ -521,6 +564,9 @@ def test_the_report_and_slices(subject: Subject) -> None:
     page = (whole.run_dir / "artifacts" / "report.html").read_text()
     missing = [pattern for pattern in subject.entry.shown if not re.search(pattern, page)]
     assert missing == []
+    if subject.inputs().task.needs_reference:
+        assert_not_evaluated(whole.run_dir, by="place")
+        return
     run = subject.trained(*subject.entry.as_rows, UNTRACKED) if subject.entry.as_rows else whole
     table = evaluate(run=run.run_dir, by="place", resamples=20, record=False)
     slices = {name: rows.set_index("metric") for name, rows in table.groupby("slice")}
@@ -529,7 +575,7 @@ def test_the_report_and_slices(subject: Subject) -> None:
         intervals = found[["low", "high"]].dropna()
         assert len(intervals) > 0
         assert (intervals["low"] <= intervals["high"]).all()
-    if subject.inputs().task.draws:
+    if not subject.entry.apart:
         parts = pandas.concat([slices[f"place={part}"]["value"] for part in "ab"], axis=1)
         assert (parts.min(axis=1) <= slices["all"]["value"]).all()
         assert (slices["all"]["value"] <= parts.max(axis=1)).all()

@@ -12,7 +12,6 @@ import pytest
 import torch
 import trainings
 import transformers
-from faults import fault_at
 from sklearn.metrics import ndcg_score
 
 from hfexp import evaluate, predict, train
@@ -234,22 +233,7 @@ def test_each_text_is_tokenized_by_itself() -> None:
     assert row["kept"] == 1
 
 
-# Laws
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(kind: str, place: Path) -> None:
-    write_place(kind)
-    words = [*SMALL, *KINDS[kind], *fault_at(5), "tracking=none"]
-    whole = train(*words, "output_dir=whole")
-    Path("fault").write_text("error")
-    with pytest.raises(RuntimeError, match="caught fire"):
-        train(*words)
-    resumed = train(*words, "trainer.args.dataloader_num_workers=2")
-    assert resumed.metrics["test_loss"] == whole.metrics["test_loss"]
-    first, second = (result.model.state_dict() for result in (whole, resumed))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+# Two processes
 
 
 @pytest.mark.slow
