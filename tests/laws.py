@@ -299,7 +299,12 @@ NO_REFERENCE = (
 )
 NOT_STREAMED = "Not streamed: labels of the task's own form are checked in all rows before."
 BY_HAND = "Transformers has no pipeline for this task; its model is asked by hand."
-WINDOWS = "The best spans of each window are kept, 3 numbers each; no scores of tokens are."
+WINDOWS = (
+    "The best spans of each window are kept, 3 numbers each, so more of a row of more windows; no scores of tokens."
+)
+SCRIPTS = "By the rules of Transformers' example and of SQuAD's evaluation, written out, as no package has them."
+SENTENCES = "By sentence-transformers in place of a pipeline."
+MEANS = "By plain means over the rows."
 NO_VIEW = "The report shows the metrics and the rows as the model sees them; it has no view of single mistakes."
 PER_ROW = "The probabilities of each row are kept, as ranking metrics and the report need them; no token is."
 MASKED_STREAMS = "Rows of a stream have other masks: these follow from the row, which has no number."
@@ -419,7 +424,7 @@ ENTRIES: dict[str, Entry] = {
          f"task.null_threshold={NULL_THRESHOLD}", "trainer.args.train_sampling_strategy=group_by_length"),
         question_row, NO_DROPOUT, [without("answers")(question_row(number)) for number in (0, 1, 2, 5)],
         peers.find_answers, peers.score_answers, streams=None,
-        shown=("Marked texts</h2>", "<mark class=", "no_answer_f1"), notes={5: NOT_STREAMED, 7: BY_HAND, 10: WINDOWS},
+        shown=("Marked texts</h2>", "<mark class=", "no_answer_f1"), notes={5: NOT_STREAMED, 7: BY_HAND, 9: SCRIPTS, 10: WINDOWS},
         wrong={
             "an empty context": (having(context=" "), "column 'context' holds ' ', expected a text"),
             "a wrong place": (having(answers={"text": ["zzz"], "answer_start": [2]}), "at character 2 the context"),
@@ -430,20 +435,20 @@ ENTRIES: dict[str, Entry] = {
     "embedding": Entry(
         (*BERT, "model.config.hidden_size=8"), search_row, NO_DROPOUT, ["what is 3", "ten", "a longer one"],
         peers.embed, peers.score_search, apart=False, shown=("ndcg_at_10", "what is"), does_not_apply={4: IN_BATCH},
-        notes={10: VECTORS, 12: OF_ALL_ROWS + NO_VIEW},
+        notes={7: SENTENCES, 10: VECTORS, 12: OF_ALL_ROWS + NO_VIEW},
         wrong={"an empty text": (having(positive=" "), "column 'positive' holds an empty text")},
     ),
     "embedding_similarity": Entry(
         (*BERT, "model.config.hidden_size=8"), alike_row, NUMBERS["still"], ["3 and 4", "ten", "a longer one"],
-        peers.embed, peers.score_likeness, shown=("spearman", "and"), notes={10: VECTORS, 12: NO_VIEW},
+        peers.embed, peers.score_likeness, shown=("spearman", "and"), notes={7: SENTENCES, 10: VECTORS, 12: NO_VIEW},
         wrong={"no cosine": (having(label=5), "column 'label' holds 5, but a cosine is from -1 to 1")},
     ),
     "reward": Entry(
         (*BERT,), preferred_row, NO_DROPOUT, ["3 and 1 is 4", "ten", "5 and 1 is more not known"], peers.reward,
-        peers.score_rewards, shown=("margin", "and 1 is"), notes={12: NO_VIEW}, wrong=NO_CHOICE,
+        peers.score_rewards, shown=("margin", "and 1 is"), notes={9: MEANS, 12: NO_VIEW}, wrong=NO_CHOICE,
     ),
     "preference": Entry(
         (*GPT,), preferred_row, (), ["3 and 1 is", "12", "and"], peers.generate, peers.score_preferences,
-        shown=("margin", "and 1 is"), notes={2: NO_REFERENCE, 12: f"{NO_REFERENCE} {NO_VIEW}"}, wrong=NO_CHOICE,
+        shown=("margin", "and 1 is"), notes={2: NO_REFERENCE, 9: MEANS, 12: f"{NO_REFERENCE} {NO_VIEW}"}, wrong=NO_CHOICE,
     ),
 }  # fmt: skip
