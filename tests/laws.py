@@ -424,7 +424,8 @@ ENTRIES: dict[str, Entry] = {
          f"task.null_threshold={NULL_THRESHOLD}", "trainer.args.train_sampling_strategy=group_by_length"),
         question_row, NO_DROPOUT, [without("answers")(question_row(number)) for number in (0, 1, 2, 5)],
         peers.find_answers, peers.score_answers, streams=None,
-        shown=("Marked texts</h2>", "<mark class=", "no_answer_f1"), notes={5: NOT_STREAMED, 7: BY_HAND, 9: SCRIPTS, 10: WINDOWS},
+        shown=("Marked texts</h2>", "<mark class=", "no_answer_f1"),
+        notes={5: NOT_STREAMED, 7: BY_HAND, 9: SCRIPTS, 10: WINDOWS},
         wrong={
             "an empty context": (having(context=" "), "column 'context' holds ' ', expected a text"),
             "a wrong place": (having(answers={"text": ["zzz"], "answer_start": [2]}), "at character 2 the context"),
@@ -449,6 +450,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "preference": Entry(
         (*GPT,), preferred_row, (), ["3 and 1 is", "12", "and"], peers.generate, peers.score_preferences,
-        shown=("margin", "and 1 is"), notes={2: NO_REFERENCE, 9: MEANS, 12: f"{NO_REFERENCE} {NO_VIEW}"}, wrong=NO_CHOICE,
+        shown=("margin", "and 1 is"), wrong=NO_CHOICE,
+        notes={2: NO_REFERENCE, 9: MEANS, 12: f"{NO_REFERENCE} {NO_VIEW}"},
     ),
 }  # fmt: skip
