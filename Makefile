@@ -34,7 +34,7 @@ chaos: install ## kill commands two hundred times and more (two hours): they mus
 test-all: install ## all tests: every model family, faults, a second environment, the MLflow page
 	$(BIN)/python -m pytest $(PARALLEL)
 
-laws: install ## test each law on each task, and write docs/laws.md from the results (several minutes)
+laws: install ## test each law on each task, and write docs/laws.md from the results (about ten minutes)
 	PYTHONPATH=tests $(BIN)/python -m pytest -p laws_page -n 2 --dist loadgroup tests/invariants/test_laws.py
 
 fuzz: install ## read 100,000 damaged files, records and commands (about ten minutes): each is read or refused, soon

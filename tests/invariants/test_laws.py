@@ -18,7 +18,8 @@ import torch
 import transformers
 import yaml
 from checkpoints import assert_equal_weights
-from laws import ENTRIES, PLAIN, SIZES, TRAINING, Batch, Row, having, prolonged, without, write_rows
+from laws import ENTRIES, PLAIN, SIZES, TRAINING, having, prolonged, without, write_rows
+from peers import Batch, Row
 from safetensors.torch import load_file
 from sweeps import make_study, make_sweep, run_point
 from transformers.trainer_pt_utils import nested_concat, nested_numpify

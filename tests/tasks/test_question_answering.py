@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import laws
 import numpy as np
 import pandas
+import peers
 import pytest
 import torch
 import trainings
@@ -304,13 +304,13 @@ def answerer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, A
 @pytest.mark.parametrize("threshold", [None, -0.5])
 def test_answers_are_those_of_the_examples_loop(answerer: tuple[Path, Any], threshold: float | None) -> None:
     """Of all spans; the laws compare the best ones, with another threshold."""
-    model, tokenizer = laws.loaded("AutoModelForQuestionAnswering", str(answerer[1].run_dir / "model"))
-    encode, task = TokenizeQuestion(tokenizer, stride=laws.STRIDE), QuestionAnswering(threshold, n_best=2000)
+    model, tokenizer = peers.loaded("AutoModelForQuestionAnswering", str(answerer[1].run_dir / "model"))
+    encode, task = TokenizeQuestion(tokenizer, stride=peers.STRIDE), QuestionAnswering(threshold, n_best=2000)
     for row in made_rows(4):
-        tokens, places = laws.tokenizer_windows(tokenizer, row)
+        tokens, places = peers.tokenizer_windows(tokenizer, row)
         output = model(**{name: tokens[name] for name in tokenizer.model_input_names})
         logits = [scores.detach().numpy() for scores in (output.start_logits, output.end_logits)]
-        theirs = laws.best_answers(row["context"], places, *logits, threshold=threshold, best=2000)[0]
+        theirs = peers.best_answers(row["context"], places, *logits, threshold=threshold, best=2000)[0]
         inputs = encode({"question": row["question"], "context": row["context"], "answer": (0, 0)})
         batch = SpanCollator(tokenizer)([task.preprocess(window, tokenizer) for window in windows.cut(inputs)])
         labels = batch.pop("labels")
