@@ -15,7 +15,6 @@ import pytest
 import sacrebleu
 import torch
 import transformers
-from rouge_score.rouge_scorer import RougeScorer
 
 from hfexp import compose, predict, train
 from hfexp.commands import cli
@@ -67,6 +66,9 @@ TRUE = np.array(["the cat is on the mat", "a dog\nbarked loudly", "some words", 
 @pytest.mark.parametrize("stemmer", [False, True])
 def test_rouge_is_the_mean_of_the_packages_scores(stemmer: bool) -> None:
     metrics = MetricSet({"rouge": Rouge(use_stemmer=stemmer)})
+    # Not at the top: absl, which it imports, would close the file to which pytest directs errors while it collects.
+    from rouge_score.rouge_scorer import RougeScorer
+
     names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     scorer = RougeScorer(names, use_stemmer=stemmer)
     scores = [scorer.score(truth, written) for truth, written in zip(TRUE, WRITTEN, strict=True)]
