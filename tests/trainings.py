@@ -72,9 +72,9 @@ SHIPPED = {
     "vit_base": "vit", "vit_tiny": "vit", "vit_digits": "vit", "swin_tiny": "swin", "convnext_tiny": "convnext",
     "resnet50": "resnet", "dinov2_small": "dinov2", "timm": "timm_wrapper", "bert_base": "bert", "minilm": "bert",
     "minilm_packaged": "bert", "tiny_bert": "bert", "tiny_bert_subwords": "bert", "distilbert": "distilbert",
-    "modernbert_base": "modernbert", "gemma_3_1b": "gemma3_text", "qwen3_0_6b": "qwen3", "smollm2_135m": "llama",
-    "tiny_gpt": "llama", "t5_small": "t5", "tiny_t5": "t5", "tiny_t5_subwords": "t5", "bart_base": "bart",
-    "opus_mt": "marian",
+    "modernbert_base": "modernbert", "tiny_modernbert": "modernbert", "gemma_3_1b": "gemma3_text",
+    "qwen3_0_6b": "qwen3", "smollm2_135m": "llama", "tiny_gpt": "llama", "t5_small": "t5", "tiny_t5": "t5",
+    "tiny_t5_subwords": "t5", "bart_base": "bart", "opus_mt": "marian",
 }  # fmt: skip
 """The architecture of each option of the group `model`."""
 

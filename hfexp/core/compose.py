@@ -235,11 +235,11 @@ DEFAULT_EXPERIMENT = "experiment=digits_vit"
 HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionException)
 
 OPEN_SECTIONS = (
-    "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.", "model.",
-    "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.", "search.sampler",
-    "search.pruner_args", "search.space",
+    "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
+    "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
+    "search.sampler", "search.pruner_args", "search.space",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
-    "dataset.source={", "dataset.columns={", "tracking.tags={",
+    "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={",
 )  # fmt: skip
 """Beginnings of overrides whose keys belong to a library or the user.
 

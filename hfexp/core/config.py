@@ -301,6 +301,16 @@ class TransformConfig:
 
 
 @dataclass
+class EmaConfig:
+    """The exponential moving average of the weights, which is evaluated and saved in their place."""
+
+    decay: float | None = None
+    """Share of the average that each step keeps, e.g. 0.999; null: no average."""
+    warmup: bool = True
+    """Begin with a smaller share, 1 - step^(-2/3), so that the first weights are soon forgotten."""
+
+
+@dataclass
 class TrainerConfig:
     """The training: the Trainer, its arguments, early stopping and callbacks."""
 
@@ -318,6 +328,17 @@ class TrainerConfig:
     """Loss in place of the model's own: the `_target_` of a function of logits and labels, and its arguments."""
     class_weights: Any = None
     """Weights of the classes in the loss: `balanced`, or numbers by name, e.g. `{cat: 2}`; null: all count alike."""
+    balanced_sampling: bool = False
+    """Draw the rows of each epoch such that all classes occur equally often."""
+    r_drop: float | None = None
+    """Weight of the difference between the answers of two passes with other dropout (R-Drop), e.g. 1; null: 0."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    lr_factors: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rate by regular expression that matches the beginning of a name: `{classifier: 10}`."""
+    layer_decay: float | None = None
+    """Learning rate of a layer as a share of that of the layer above, e.g. 0.75; null: the same in all layers."""
+    thaw_at: float | None = None
+    """Epochs after which what `model.freeze` names is trained as well; null: never."""
     options: dict[str, Any] = field(default_factory=dict)
     """Values for the attributes that a Trainer of your own declares, by name."""
     callbacks: dict[str, Any] = field(default_factory=dict)

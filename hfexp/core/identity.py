@@ -27,6 +27,11 @@ IRRELEVANT_ARGS = frozenset(
 )  # fmt: skip
 """`trainer.args` that cannot change the result."""
 
+OPTIONAL = (
+    "loss", "class_weights", "options", "balanced_sampling", "r_drop", "ema", "lr_factors", "layer_decay", "thaw_at",
+)  # fmt: skip
+"""Keys of `trainer` that change nothing while they have no value."""
+
 
 def config_hash(config: Config) -> str:
     """Return the SHA-256 (hex) of the canonical JSON of all settings that decide the result.
@@ -49,9 +54,9 @@ def config_hash(config: Config) -> str:
         plain["rules"] = rules
     plain["transform"].pop("cache")
     del plain["model"]["kind"], plain["dataset"]["kind"]
-    for key in ("loss", "class_weights", "options"):
-        if not plain["trainer"][key]:
-            del plain["trainer"][key]
+    if plain["trainer"]["ema"]["decay"] is None:
+        plain["trainer"]["ema"] = {}
+    plain["trainer"] = {key: value for key, value in plain["trainer"].items() if value or key not in OPTIONAL}
     if not plain["model"]["channels_last"]:
         del plain["model"]["channels_last"]
     if not plain["dataset"]["streaming"]:

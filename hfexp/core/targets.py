@@ -66,7 +66,7 @@ ALLOWED_TARGETS = {
     ),
     # The Trainer of Transformers is located only so that `trainer_class` can say why it is refused.
     "trainer": AllowedTargets(names=("hfexp.training.trainer.Trainer", "transformers.Trainer")),
-    "trainer.loss": AllowedTargets(modules=("torch.nn",)),
+    "trainer.loss": AllowedTargets(modules=("torch.nn",), names=("hfexp.training.losses.Focal",)),
     "trainer.callbacks": AllowedTargets(
         names=("hfexp.training.callbacks.ProfileCallback",), base_classes=(("transformers", ("TrainerCallback",)),)
     ),

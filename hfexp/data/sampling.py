@@ -93,6 +93,28 @@ class EpochSampler(Sampler[int]):
         return self.num_rows
 
 
+def balanced_rows(classes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw as many rows as there are, equally many of each class; none twice before all of its class were drawn once.
+
+    If the rows can't be divided equally, classes drawn at random get one more.
+
+    Args:
+        classes: class ids (N,) int64.
+
+    Returns:
+        Indices of rows (N,) int64, in random order.
+    """
+    places = [torch.nonzero(classes == number).flatten() for number in classes.unique().tolist()]
+    counts = torch.full((len(places),), len(classes) // len(places))
+    counts[torch.randperm(len(places), generator=generator)[: len(classes) % len(places)]] += 1
+    drawn = []
+    for own, count in zip(places, counts.tolist(), strict=True):
+        rounds = -(-count // len(own))
+        order = torch.cat([torch.randperm(len(own), generator=generator) for _ in range(rounds)])
+        drawn.append(own[order[:count]])
+    return torch.cat(drawn)[torch.randperm(len(classes), generator=generator)]
+
+
 def mix(*numbers: int) -> int:
     """Derive one well-spread 63-bit seed from several numbers (numpy's `SeedSequence`)."""
     high, low = np.random.SeedSequence([abs(int(n)) for n in numbers]).generate_state(2, np.uint32)

@@ -308,10 +308,11 @@ def loss_of(skeleton: Any, task: Task, batch: dict[str, Any]) -> Any:
 def check_disk(config: Config, num_parameters: int) -> list[str]:
     """Check that the disk has room for the checkpoints, one more while it is written, and two copies of the model.
 
-    A checkpoint holds float32 weights and Adam's moments; without `save_total_limit` the check assumes 10 checkpoints.
+    A checkpoint holds float32 weights and Adam's moments, and with an average of the weights both of them; without
+    `save_total_limit` the check assumes 10 checkpoints.
     """
     num_checkpoints = config.trainer.args.get("save_total_limit") or 10
-    moments = 0 if config.trainer.args.get("save_only_model") else 2
+    moments = 0 if config.trainer.args.get("save_only_model") else 2 + (config.trainer.ema.decay is not None)
     needed = 4 * num_parameters * ((num_checkpoints + 1) * (1 + moments) + 2)
     if config.trainer.args.get("save_strategy") == "no":
         needed = 4 * num_parameters * 2

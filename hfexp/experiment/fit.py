@@ -32,6 +32,7 @@ from hfexp.tracking.tracker import Tracker
 from hfexp.training import adapters
 from hfexp.training.callbacks import StopOnSignal, early_stopping
 from hfexp.training.model import build_model, share_statistics
+from hfexp.training.recipes import notes, use_recipes
 from hfexp.training.reference import keep_reference
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
@@ -56,6 +57,8 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
     recorder = Recorder(tracker, config, context.origin, context.environment, inputs, directory)
     if is_first:
         show_model(summary)
+        for text in notes(config):
+            console.note(text)
         recorder.begin(model, summary, splits["train"])
     pruning = pruning_callback(config.point, directory.path, "test" in splits)
     trainer, progress = build_trainer(config, inputs, splits, model, recorder, [*([pruning] if pruning else []), stop])
@@ -162,6 +165,8 @@ def build_trainer(
     if args.world_size > 1 and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
         batch = collator.finish(collator([splits["train"][0]] * 2))
         args.ddp_find_unused_parameters = leaves_parameters_unused(config, inputs, batch)
+    if config.trainer.thaw_at is not None:  # until then, processes wait for gradients that do not come
+        args.ddp_find_unused_parameters = True
     if args.world_size > 1:
         share_statistics(model, args.device.type != "cpu")
     trainer = trainer_class(config.trainer._target_, allowed)(
@@ -189,6 +194,7 @@ def build_trainer(
         task.reference = keep_reference(model, trainer.accelerator)
     trainer.config_hash = directory.state.config_hash
     trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
+    use_recipes(trainer, config)
     return trainer, progress
 
 

@@ -45,6 +45,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
+from hfexp.training.recipes import check_names, check_recipes
 from hfexp.training.trainer import check_own, trainer_class
 
 
@@ -100,7 +101,7 @@ def load_inputs(config: Config) -> Inputs:
             callbacks += [instantiate(node, f"trainer.callbacks.{name}", allowed)] if node else []
     with problems:
         task = instantiate(config.task, "task", allowed)
-        problems.add(_try_arguments(config, task))
+        problems.add(_try_arguments(config, task) + check_recipes(config, task))
     console.status("reading the data")
     with problems:
         dataset, dropped = drop_bad_samples(
@@ -120,6 +121,7 @@ def load_inputs(config: Config) -> Inputs:
         skeleton = build_skeleton(config, _need(task), model_config)
         if skeleton is not None:
             fit_tokenizer(_need(processor), skeleton, _need(task))
+            check_names(config, skeleton)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
@@ -154,7 +156,8 @@ def _check_settings(config: Config, problems: _Problems) -> None:
     problems.add(check_streaming(config) + check_sampling(config) + check_semaphores(config))
     with problems:
         kind = trainer_class(config.trainer._target_, config.security.allowed_targets)
-        problems.add(check_own(kind, config.trainer.options, config.dataset.streaming))
+        recipe = config.trainer
+        problems.add(check_own(kind, recipe.options, config.dataset.streaming, recipe.balanced_sampling))
 
 
 def _try_arguments(config: Config, task: Task) -> list[str]:

@@ -6,6 +6,7 @@ like any other `evaluate` module, alone or combined.
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -557,7 +558,12 @@ class Rouge(_RowMean):
             use_stemmer: compare words without their English endings (Porter's stemmer).
         """
         _require_package("rouge_score")
+        from absl import logging
         from rouge_score.rouge_scorer import RougeScorer
+
+        # absl, which rouge-score imports, closes what was `sys.stderr` at its import when logging is set up anew,
+        # unless that is the process's own. Where a program had put another file in its place, that is lost.
+        logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
         super().__init__()
         self.scorer = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=use_stemmer)

@@ -1,4 +1,4 @@
-"""Losses in place of the model's own: a function of the user's, or cross entropy with a weight for each class."""
+"""Losses in place of the model's own: class weights, the focal loss, a function of the user's; and R-Drop's term."""
 
 import functools
 import inspect
@@ -9,8 +9,8 @@ import torch
 from hydra.errors import HydraException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
-from hfexp.core.targets import instantiate, locate
-from hfexp.tasks.base import CLASS, NUMBER, TAGS, TEXT, Task
+from hfexp.core.targets import instantiate, locate, parameters
+from hfexp.tasks.base import CLASS, CLASSES, NUMBER, TAGS, TEXT, Task
 
 BALANCED = "balanced"
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -40,6 +40,65 @@ class ClassWeights:
         return loss / len(labels)
 
 
+class Focal:
+    """Focal loss: cross entropy in which a row counts the less, the surer the model is of the right answer.
+
+    (T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equation 4.) With several classes per row it
+    is the mean over rows and classes of `torchvision.ops.sigmoid_focal_loss`, without its alpha.
+    """
+
+    def __init__(
+        self, gamma: float = 2.0, class_weights: Sequence[float] | None = None, label_kind: str = CLASS
+    ) -> None:
+        """Set up the loss.
+
+        Args:
+            gamma: the focus; 0 gives the cross entropy.
+            class_weights: weights by class id, from `trainer.class_weights`.
+            label_kind: the task's kind of label.
+        """
+        if not 0 <= gamma < float("inf"):
+            raise ValueError(f"gamma={gamma} must be at least 0, and finite")
+        if label_kind == NUMBER:
+            raise ValueError("it is for tasks with classes")
+        self.gamma, self.label_kind = gamma, label_kind
+        self.weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the rows.
+
+        Args:
+            labels: class ids (B,), class probabilities (B, C) of mixed images, or truth values (B, C).
+        """
+        if self.label_kind == CLASSES:
+            from torchvision.ops import sigmoid_focal_loss
+
+            return sigmoid_focal_loss(logits.float(), labels.float(), alpha=-1, gamma=self.gamma, reduction="mean")
+        log_probabilities = logits.float().log_softmax(-1)
+        # The gradient of x^gamma is infinite at 0 for a gamma below 1.
+        doubts = -torch.expm1(log_probabilities).clamp(max=-torch.finfo(torch.float32).tiny)
+        losses = -(doubts**self.gamma) * log_probabilities
+        if self.weights is not None:
+            losses = losses * self.weights.to(logits.device)
+        if labels.is_floating_point():
+            return (labels * losses).sum(-1).mean()
+        return losses.gather(-1, labels[:, None]).mean()
+
+
+def divergence(logits: torch.Tensor) -> torch.Tensor:
+    """Return the mean difference between the answers of two passes, the term that R-Drop adds to the loss.
+
+    It is (KL(P||Q) + KL(Q||P)) / 2 of the answers P and Q for the same row (X. Liang et al., "R-Drop: Regularized
+    Dropout for Neural Networks", NeurIPS 2021, equation 2).
+
+    Args:
+        logits: (2 N, C): those of all rows in the first pass, then those in the second one; N may be 0.
+    """
+    first, second = logits.float().log_softmax(-1).chunk(2)
+    both = ((first.exp() - second.exp()) * (first - second)).sum() / 2
+    return both / max(len(first), 1)
+
+
 def build_loss(
     node: Mapping[str, Any],
     class_weights: Any,
@@ -59,20 +118,29 @@ def build_loss(
     Raises:
         ConfigError: the settings contradict each other, or do not suit the task.
     """
+    given: dict[str, Any] = {"label_kind": task.label_kind}
     if node and class_weights is not None:
-        raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
-    if class_weights is not None:
+        if "class_weights" not in parameters(locate(str(node.get("_target_")), "trainer.loss._target_", allowed)):
+            raise ConfigError("trainer.loss and trainer.class_weights both set the loss: give one of them")
+        given["class_weights"] = _weights(class_weights, task, id2label, count)
+    elif class_weights is not None:
         return ClassWeights(_weights(class_weights, task, id2label, count), smoothing)
     if node and task.has_own_loss:
         raise ConfigError(f"trainer.loss can't replace the loss of {type(task).__name__}: leave it out")
-    if node:
-        return _own_loss(node, task, len(id2label or ()), smoothing, allowed)
     if smoothing and task.has_own_loss:
         raise ConfigError(f"trainer.args.label_smoothing_factor has no effect on {type(task).__name__}: leave it out")
-    return None
+    return _own_loss(node, task, len(id2label or ()), smoothing, allowed, given) if node else None
 
 
-def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: float, allowed: list[str]) -> Loss:
+def _own_loss(
+    node: Mapping[str, Any],
+    task: Task,
+    num_classes: int,
+    smoothing: float,
+    allowed: list[str],
+    given: Mapping[str, Any],
+) -> Loss:
+    """Build the loss that a node describes; it gets those of the run-time objects `given` that its signature has."""
     if "_target_" not in node:
         raise ConfigError("trainer.loss must have a _target_, a function of logits and labels")
     if task.label_column is None or task.label_kind == TEXT:
@@ -80,8 +148,9 @@ def _own_loss(node: Mapping[str, Any], task: Task, num_classes: int, smoothing: 
     if smoothing:
         raise ConfigError("trainer.args.label_smoothing_factor has no effect on trainer.loss: remove one of them")
     target = locate(str(node["_target_"]), "trainer.loss._target_", allowed)
+    known = {name: value for name, value in given.items() if name in parameters(target)}
     try:
-        loss: Any = instantiate({**node, "_partial_": not isinstance(target, type)}, "trainer.loss", allowed)
+        loss: Any = instantiate({**node, "_partial_": not isinstance(target, type)}, "trainer.loss", allowed, **known)
     except (HydraException, TypeError, ValueError) as error:
         raise ConfigError(f"trainer.loss: {node['_target_']} can't be built: {error.__cause__ or error}") from error
     if isinstance(loss, torch.nn.Module) and next(loss.parameters(), None) is not None:

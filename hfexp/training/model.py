@@ -20,6 +20,7 @@ from hfexp.core.hub import check_path, explain_hub_errors, local_model
 from hfexp.core.targets import check, instantiate
 from hfexp.tasks.base import NUMBER, PROBLEMS, Task
 from hfexp.training.adapters import adapt, adapter_config, base_of
+from hfexp.training.rates import matching
 
 # Batch normalisation: frozen layers keep their statistics, trained ones normalise over the rows of all processes.
 
@@ -371,15 +372,7 @@ def frozen_parameters(model: Any, patterns: list[str]) -> list[Any]:
     named = dict(model.named_parameters())
     frozen = {}
     for pattern in patterns:
-        try:
-            regex = re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"model.freeze: {pattern!r} is not a regular expression: {error}") from error
-        matched = {name: parameter for name, parameter in named.items() if regex.match(name)}
-        if not matched:
-            first, *_, last = named
-            raise ConfigError(f"model.freeze: {pattern!r} matches no parameter; they are named like {first}, {last}")
-        frozen |= matched
+        frozen |= {name: named[name] for name in matching(pattern, list(named), "model.freeze")}
     if len(frozen) == len(named):
         raise ConfigError("model.freeze matches every parameter: nothing is left to train")
     return list(frozen.values())

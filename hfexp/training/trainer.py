@@ -21,13 +21,16 @@ from transformers.trainer_utils import has_length
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.outside import read_record
 from hfexp.data.dataset import ProcessedDataset, WindowedDataset
-from hfexp.data.sampling import EpochSampler, preserved_rng, seed_cpu
+from hfexp.data.sampling import EpochSampler, balanced_rows, preserved_rng, seed_cpu
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
-from hfexp.tasks.base import Task, main_output
+from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
+from hfexp.training.averaging import AveragedWeights
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
-from hfexp.training.losses import Loss
+from hfexp.training.losses import Loss, divergence
+from hfexp.training.rates import LearningRates
+from hfexp.training.thawing import Thawing
 from hfexp.training.weighting import IGNORED, WeightedLosses
 
 # Time and memory of a training: seconds of waiting for data, of computing, and of evaluating and saving.
@@ -293,7 +296,17 @@ class StreamTraining(TrainerMixin):
         return f"stream_{self.args.process_index}.json"
 
 
-class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, WeightedLosses, transformers.Trainer):
+class Trainer(
+    CheckpointMixin,
+    TimingMixin,
+    StreamTraining,
+    StopWhenDiverged,
+    Thawing,
+    AveragedWeights,
+    LearningRates,
+    WeightedLosses,
+    transformers.Trainer,
+):
     """The Transformers `Trainer` with checkpoints that restore all weights, timing, keyed sampling and soft labels."""
 
     soft_labels: bool = False
@@ -301,6 +314,12 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
 
     loss_function: Loss | None = None
     """Loss in place of the model's own."""
+
+    r_drop: float = 0.0
+    """Weight of the difference between the answers of two passes with other dropout."""
+
+    balanced_sampling: bool = False
+    """Draw equally many rows of each class."""
 
     finish_batch: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     """Last step of making a batch (normalisation), done on the model's device."""
@@ -376,6 +395,8 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             draws = type(self).draw_rows is not Trainer.draw_rows
             draw = functools.partial(self.draw_rows, dataset.rows) if draws else None
+            if self.balanced_sampling:
+                draw = functools.partial(balanced_rows, torch.tensor(dataset.rows[str(dataset.task.label_column)][:]))
             sampler = EpochSampler(len(dataset), self.args.seed, strategy == "random", lengths, group, draw)
             self.remove_callback(SetEpochCallback)
             self.add_callback(SetEpochCallback(sampler))
@@ -410,6 +431,25 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """Compute the loss of a batch; with R-Drop, in training, its mean over two passes and their divergence.
+
+        Both passes are one batch of twice the rows, whose dropout differs, as in the authors' code (dropreg/R-Drop).
+        """
+        if not (self.r_drop and model.training and "labels" in inputs):
+            loss, outputs = self._loss_of_pass(model, inputs, num_items_in_batch)
+            return (loss, outputs) if return_outputs else loss
+        twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
+        labels = twice["labels"]
+        loss, outputs = self._loss_of_pass(model, twice, num_items_in_batch)
+        logits = logits_of(outputs)
+        if self.loss_per_token:
+            if self._loss_shifts_labels:
+                logits, labels = logits[:, :-1], labels[:, 1:]
+            logits = logits[labels != IGNORED]
+        loss = loss + self.r_drop * divergence(logits)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_pass(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any) -> tuple[Any, Any]:
         """Compute the loss of the model, the task or `loss_function`, or the cross entropy of class probabilities.
 
         Class probabilities are labels (B, num_labels). Where each token has a label, `loss_function` gets the labelled
@@ -417,8 +457,7 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
         """
         if self.task is not None and self.task.has_own_loss:
             outputs = self.task.forward(model, inputs)
-            loss = self.task.loss(outputs, inputs)
-            return (loss, {"logits": outputs}) if return_outputs else loss
+            return self.task.loss(outputs, inputs), {"logits": outputs}
         labels = inputs.get("labels")
         if self.label_smoother is not None and labels is not None and self.task is not None:
             # Transformers smooths the labels outside the model, whose decoder then makes no inputs of its own of them.
@@ -426,16 +465,16 @@ class Trainer(CheckpointMixin, TimingMixin, StreamTraining, StopWhenDiverged, We
             inputs = {**own, "labels": labels}
         is_soft = self.soft_labels and torch.is_tensor(labels) and labels.is_floating_point()
         if labels is None or not (is_soft or self.loss_function):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, True, num_items_in_batch)  # pyright: ignore
         outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
         logits = logits_of(outputs)
         if self.loss_function is not None:
             counted = labels != IGNORED if self.loss_per_token else slice(None)
-            loss = self.loss_function(logits[counted], labels[counted])
-        else:
-            smoothing = float(self.args.label_smoothing_factor)
-            loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
-        return (loss, outputs) if return_outputs else loss
+            logits, labels = logits[counted], labels[counted]
+            # The mean over no tokens is undefined; such a batch, e.g. a filler of an uneven one, counts nothing.
+            return self.loss_function(logits, labels) if len(labels) else logits.sum() * 0, outputs
+        smoothing = float(self.args.label_smoothing_factor)
+        return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing), outputs
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -465,11 +504,9 @@ def _own_draws(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
-def logits_of(outputs: Any) -> Any:
-    """Return a model's logits; where they have other names, all its outputs in a tuple."""
-    if isinstance(outputs, dict):
-        return outputs["logits"] if "logits" in outputs else main_output(outputs)
-    return outputs[0]
+def logits_of(outputs: Any) -> torch.Tensor:
+    """Return the logits of a model's output; in a tuple, they are the first part that is no single number."""
+    return outputs["logits"] if isinstance(outputs, dict) else next(part for part in outputs if part.ndim)
 
 
 def metric_function(task: Task, metrics: MetricSet) -> Callable[[transformers.EvalPrediction], dict[str, float]]:
@@ -495,12 +532,13 @@ def trainer_class(config_target: str, allowed: list[str]) -> type[Trainer]:
     return target
 
 
-def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) -> list[str]:
+def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool, balanced: bool) -> list[str]:
     """Check what a Trainer of the user's own gets: its options, and rows that it can draw.
 
     Args:
         options: `trainer.options`, values for attributes that the class declares.
         streams: whether the rows are streamed.
+        balanced: `trainer.balanced_sampling`.
     """
     bases = kind.__mro__[: kind.__mro__.index(Trainer)]
     declared = {name: value for base in reversed(bases) for name, value in vars(base).items() if name[0] != "_"}
@@ -518,6 +556,10 @@ def check_own(kind: type[Trainer], options: Mapping[str, Any], streams: bool) ->
             problems.append(f"trainer.options.{name}={value}: expected a {type(declared[name]).__name__}")
     if kind._get_train_sampler is not Trainer._get_train_sampler:
         problems.append(f"{kind.__name__} overrides _get_train_sampler; override draw_rows(rows, generator) instead")
+    if balanced and kind.draw_rows is not Trainer.draw_rows:
+        problems.append(
+            f"trainer.balanced_sampling and {kind.__name__}.draw_rows both choose the rows: remove one of them"
+        )
     if streams and kind.draw_rows is not Trainer.draw_rows:
         problems.append(f"{kind.__name__}.draw_rows can't draw the rows of a stream; set dataset.streaming=false")
     return problems

@@ -22,7 +22,7 @@ TABLE = [
     # words, what the message says
     (["model=vit_bas"], ["no model=vit_bas", "Did you mean 'vit_base'?", "convnext_tiny"]),
     (["modle=vit_base"], ["unknown key 'modle'", "Did you mean 'model'?"]),
-    (["experiment=food"], ["no experiment=food", "digits_vit, fill_mask_demo, food101_vit"]),
+    (["experiment=food"], ["no experiment=food", "digits_vit, embedding_demo, fill_mask_demo"]),
     (["sed=3"], ["unknown key 'sed'", "Did you mean 'seed'?"]),
     (["dataset.validaton_size=0.1"], ["unknown key 'dataset.validaton_size'", "Did you mean 'validation_size'?"]),
     (["dataset.splits.trian=x"], ["unknown key 'dataset.splits.trian'", "test, train, validation"]),

@@ -296,6 +296,8 @@ def test_a_run_resumes_in_mid_epoch_to_the_same_weights(
         (["trainer.options.beta=0.5"], "Trainer declares: none"),
         (["trainer._target_=my_sampler.Balanced", "dataset.streaming=true", "dataset.validation_size=20"],
          "Balanced.draw_rows can't draw the rows of a stream"),
+        (["trainer._target_=my_sampler.Balanced", "trainer.balanced_sampling=true"],
+         "trainer.balanced_sampling and Balanced.draw_rows both choose the rows"),
         (["trainer._target_=parts_of_the_test.Few"],
          "draw_rows returned torch.int64 of shape (3,), expected 32 integers"),
         (["trainer.options.beta=high", "trainer._target_=my_optimizer.SignumTrainer"],

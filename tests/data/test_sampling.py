@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hfexp.core.errors import RunError
-from hfexp.data.sampling import EpochSampler, mix, preserved_rng, seed_cpu, uniforms
+from hfexp.data.sampling import EpochSampler, balanced_rows, mix, preserved_rng, seed_cpu, uniforms
 from hfexp.tasks.images import RandomAffine
 from hfexp.training.callbacks import SetEpochCallback
 
@@ -29,6 +29,19 @@ def test_each_epoch_is_a_permutation_of_its_own() -> None:
     assert [key - 20 for key in second] != first
     assert list(EpochSampler(20, seed=2)) != first
     assert list(EpochSampler(3, seed=2, shuffle=False)) == [0, 1, 2]
+
+
+def test_balanced_rows_are_equally_many_of_each_class() -> None:
+    classes = torch.tensor([4] * 30 + [1] * 9 + [7] * 2)  # 41 rows: 14 of two classes, 13 of one
+    drawn = balanced_rows(classes, torch.Generator().manual_seed(0))
+    assert sorted(classes[drawn].bincount(minlength=8)[[1, 4, 7]].tolist()) == [13, 14, 14]
+    times = drawn.bincount(minlength=41)
+    assert times[:30].max() == 1, "none twice before all were drawn once"
+    assert {*times[30:39].tolist()} <= {1, 2}
+    assert {*times[39:].tolist()} <= {6, 7}
+    assert torch.equal(drawn, balanced_rows(classes, torch.Generator().manual_seed(0)))
+    assert not torch.equal(drawn, balanced_rows(classes, torch.Generator().manual_seed(1)))
+    assert classes[drawn].tolist() != sorted(classes[drawn].tolist())
 
 
 def test_rows_drawn_by_a_function_have_keys_of_their_own() -> None:

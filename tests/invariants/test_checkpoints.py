@@ -12,6 +12,7 @@ import transformers
 from checkpoints import FAMILIES, VIT, assert_equal_weights, write_checkpoint
 from conftest import SMALL_DIGITS, write_images
 from faults import fault_at
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from hfexp.commands import api
@@ -67,6 +68,46 @@ def test_best_is_what_is_evaluated_and_saved(family: str, place: Path, capsys: p
 @pytest.mark.parametrize("family", ALL)
 def test_resumed_equals_uninterrupted(family: str, place: Path) -> None:
     assert_resumed_equals_uninterrupted(overrides(family, place), place)
+
+
+RECIPES = [
+    "trainer.ema.decay=0.9", "trainer.layer_decay=0.8", "trainer.lr_factors={classifier: 3}", "trainer.thaw_at=2.5",
+    "trainer.balanced_sampling=true", "trainer.r_drop=0.5", "trainer.loss._target_=hfexp.training.losses.Focal",
+    "trainer.class_weights=balanced", "+model.config.hidden_dropout_prob=0.1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", [pytest.param("vit"), pytest.param("resnet", marks=pytest.mark.slow)])
+def test_recipes_resume_likewise(family: str, place: Path) -> None:
+    own = {"vit": "model.freeze=[vit.embeddings]", "resnet": "model.freeze=[resnet.embedder]"}
+    words = [word for word in RECIPES if "dropout" not in word or family == "vit"]
+    assert_resumed_equals_uninterrupted([*overrides(family, place), *words, own[family]], place)
+    first, second = (
+        load_file(run / "checkpoints" / "checkpoint-9" / "trained_weights.safetensors")
+        for run in sorted(place.glob("*/digits/*-*"))
+    )
+    assert_equal_weights(first, second)
+    saved = weights(next(place.glob("whole/digits/*-*")) / "checkpoints" / "checkpoint-9")
+    assert not torch.equal(first["classifier.1.weight" if family == "resnet" else "classifier.weight"], saved[
+        "classifier.1.weight" if family == "resnet" else "classifier.weight"
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("load_best", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_average_is_what_is_evaluated_and_saved(load_best: bool, place: Path) -> None:
+    words = [*overrides("vit", place), "trainer.ema.decay=0.9"]
+    result = api.train(*words, f"trainer.args.load_best_model_at_end={str(load_best).lower()}")
+    evaluated = "best_eval" if load_best else "final_eval"
+    if load_best:
+        assert result.best_step is not None
+        assert result.best_step < 9, "the best model must not be the last one, or this test proves nothing"
+    step = result.best_step if load_best else 9
+    checkpoint = result.run_dir / "checkpoints" / f"checkpoint-{step}"
+    assert_equal_weights(result.model.state_dict(), weights(checkpoint))
+    assert_equal_weights(result.model.state_dict(), weights(result.run_dir / "model"))
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    (seen,) = [entry["eval_loss"] for entry in history if entry["step"] == step and "eval_loss" in entry]
+    assert seen == result.metrics["final_eval_loss"] == result.metrics[f"{evaluated}_loss"]
 
 
 @pytest.mark.slow

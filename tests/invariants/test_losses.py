@@ -17,6 +17,7 @@ from hfexp.data.sampling import EpochSampler
 from hfexp.tasks.metrics import Accuracy, MetricSet
 from hfexp.tracking.runs import RunRecord
 from hfexp.training.callbacks import Diverged
+from hfexp.training.losses import ClassWeights, Focal, Loss
 from hfexp.training.model import freeze_or_adapt
 
 
@@ -34,8 +35,14 @@ def test_the_evaluation_loss_is_the_mean_over_tokens(tmp_path: Path) -> None:
         assert trainer.evaluate()["eval_loss"] == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_a_batch_without_labelled_tokens_does_not_count(tmp_path: Path) -> None:
-    trainer = make_trainer("llama", "tokens", 1, tmp_path, gradient_accumulation_steps=2, max_steps=1)
+@pytest.mark.parametrize(("architecture", "kind", "loss"), [
+    ("llama", "tokens", None), ("bert", "tags", ClassWeights([1, 2, 3])), ("bert", "tags", Focal()),
+])  # fmt: skip
+def test_a_batch_without_labelled_tokens_does_not_count(
+    architecture: str, kind: str, loss: Loss | None, tmp_path: Path
+) -> None:
+    trainer = make_trainer(architecture, kind, 1, tmp_path, gradient_accumulation_steps=2, max_steps=1)
+    trainer.loss_function, trainer.r_drop = loss, 0.0 if loss is None else 1.0
     assert isinstance(trainer.train_dataset, trainings.Rows)
     for row in trainer.train_dataset.made:
         row["labels"] = torch.full_like(row["labels"], -100)

@@ -231,6 +231,21 @@ def test_two_processes_do_what_one_does(
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
+def test_recipes_give_two_processes_the_weights_of_one(place: Path) -> None:
+    words = [
+        *SMALL_DIGITS, "tracking=none", "trainer.args.num_train_epochs=3", "trainer.ema.decay=0.9",
+        "trainer.layer_decay=0.8", "trainer.lr_factors={classifier: 3}", "model.freeze=[vit.embeddings]",
+        "trainer.thaw_at=1.5", "trainer.balanced_sampling=true", "trainer.r_drop=0.5",
+        "trainer.loss._target_=hfexp.training.losses.Focal", "trainer.class_weights=balanced",
+    ]  # fmt: skip
+    two, one = api.train(*words, *TWO), api.train(*words, "output_dir=one", "launch.num_threads=1")
+    for name, weight in load_file(one.run_dir / "model" / "model.safetensors").items():
+        other = load_file(two.run_dir / "model" / "model.safetensors")[name]
+        torch.testing.assert_close(weight, other, rtol=1e-3, atol=1e-4)
+    assert two.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
+
+
 def start(words: list[str], cwd: Path, *, by: tuple[str, ...] = ("-m", "hfexp")) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, *by, *words],

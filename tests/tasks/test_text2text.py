@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -382,3 +384,16 @@ def test_usual_names_of_columns_are_found_if_they_are_clear(place: Path, capsys:
     table.assign(document="x").to_csv("rows.csv", index=False)
     assert cli.main(words) == 2
     assert "no column 'text' for the task's 'text'" in capsys.readouterr().err
+
+
+def test_rouge_leaves_a_replaced_standard_error_open() -> None:
+    code = (
+        "import io, logging.config, sys\n"
+        "sys.stderr = file = io.StringIO()\n"
+        "from hfexp.tasks.metrics import Rouge\n"
+        "Rouge()\n"
+        "sys.stderr = sys.__stderr__\n"
+        "logging.config.dictConfig({'version': 1})\n"  # as Hydra does
+        "assert not file.closed\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -98,8 +98,21 @@ def test_layers_to_train_whole_are_added_to_new_ones(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_resuming_changes_nothing_if_the_last_model_is_saved(words: list[str], place: Path) -> None:
+    assert_resumed_is_whole([*words, "trainer.args.load_best_model_at_end=false"], place)
+
+
+def test_the_average_of_an_adapter_is_saved_without_the_model(words: list[str], place: Path) -> None:
+    words += ["trainer.ema.decay=0.9", "trainer.lr_factors={.*lora_B: 4}", "trainer.layer_decay=0.5"]
+    assert_resumed_is_whole(words, place)
+    newest = max(place.glob("whole/*/*/checkpoints/checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    kept = safetensors.torch.load_file(newest / "trained_weights.safetensors")
+    assert {"lora" in name or "modules_to_save" in name for name in kept} == {True}
+    assert len(kept) == len(_weights(newest))
+
+
+def assert_resumed_is_whole(words: list[str], place: Path) -> None:
     every = [f"trainer.args.{name}_{what}" for name in ("eval", "save") for what in ("strategy=steps", "steps=3")]
-    words += [*every, *fault_at(8), "tracking=none", "trainer.args.load_best_model_at_end=false"]
+    words += [*every, *fault_at(8), "tracking=none"]
     whole = train(*words, "output_dir=whole")
     (place / "fault").write_text("error")
     with pytest.raises(RuntimeError, match="caught fire"):

@@ -11,10 +11,11 @@ from hfexp import compose, train
 from hfexp.core.errors import ConfigError
 from hfexp.core.identity import config_hash
 from hfexp.tasks.image_classification import ImageClassification
-from hfexp.tasks.text_classification import MultiLabelTextClassification
+from hfexp.tasks.text_classification import MultiLabelTextClassification, TextRegression
 from hfexp.tasks.text_generation import TextGeneration
 from hfexp.training.losses import ClassWeights, build_loss
 
+FOCAL = "hfexp.training.losses.Focal"
 NAMES = {0: "cat", 1: "dog", 2: "eel", 3: "fox"}
 COUNTS = {"cat": 6, "dog": 3, "eel": 1, "fox": 0}
 
@@ -45,6 +46,39 @@ def test_the_weighted_loss_is_a_mean_over_rows_however_they_are_divided() -> Non
     assert float(loss(logits, soft)) == pytest.approx(float(loss(logits, labels)))
 
 
+def test_the_focal_loss_is_its_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(8, 4, generator=generator), torch.tensor([0, 0, 0, 1, 2, 2, 3, 1])
+    right = logits.softmax(-1)[torch.arange(8), labels]
+    focal = build(node={"_target_": FOCAL, "gamma": 1.5})
+    assert float(focal(logits, labels)) == pytest.approx(float(-((1 - right) ** 1.5 * right.log()).mean()))
+    soft = torch.nn.functional.one_hot(labels, 4).float()
+    assert float(focal(logits, soft)) == pytest.approx(float(focal(logits, labels)))
+    weighted = build({"cat": 0.5, "fox": 3}, {"_target_": FOCAL, "gamma": 1.5})
+    weights = torch.tensor([0.5, 1, 1, 3])[labels]
+    expected = -(weights * (1 - right) ** 1.5 * right.log()).mean()
+    assert float(weighted(logits, labels)) == pytest.approx(float(expected))
+    assert float(build(node={"_target_": FOCAL, "gamma": 0})(logits, labels)) == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, labels))
+    )
+
+
+def test_the_focal_loss_of_several_classes_per_row_is_that_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(8, 4, generator=generator), torch.randint(2, (8, 4), generator=generator)
+    focal = build(node={"_target_": FOCAL}, task=MultiLabelTextClassification())
+    right = torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    assert float(focal(logits, labels)) == pytest.approx(float(-((1 - right) ** 2 * right.log()).mean()))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_of_sure_answers_has_a_gradient(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0, 0, 0], [0.0, 200, 0, 0]], requires_grad=True)
+    build(node={"_target_": FOCAL, "gamma": gamma})(logits, torch.tensor([0, 2])).backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -56,6 +90,10 @@ def test_the_weighted_loss_is_a_mean_over_rows_however_they_are_divided() -> Non
         ({"class_weights": "balanced", "task": MultiLabelTextClassification()}, "tasks with one class per row"),
         ({"class_weights": "balanced", "node": {"_target_": "torch.nn.CrossEntropyLoss"}}, "give one of them"),
         ({"node": {"reduction": "mean"}}, "must have a _target_"),
+        ({"node": {"_target_": FOCAL, "gamma": -1}}, "gamma=-1 must be at least 0"),
+        ({"node": {"_target_": FOCAL, "label_kind": "tags"}}, "is set by hfexp at run time"),
+        ({"node": {"_target_": FOCAL}, "task": TextRegression()}, "it is for tasks with classes"),
+        ({"node": {"_target_": FOCAL}, "smoothing": 0.1}, "has no effect on trainer.loss"),
         ({"node": {"_target_": "torch.nn.CrossEntropyLoss", "redaction": 1}}, "unknown key"),
         ({"node": {"_target_": "torch.nn.CrossEntropyLoss"}, "smoothing": 0.1}, "has no effect on trainer.loss"),
         ({"node": {"_target_": "torch.nn.CrossEntropyLoss"}, "task": TextGeneration()}, "loss is over tokens"),
