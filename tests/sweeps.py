@@ -21,7 +21,8 @@ def make_sweep(name: str, **settings: Any) -> Path:
     """A sweep's directory with its `sweep.json`; `settings`: fields of `SweepInfo`."""
     directory = Path("outputs/sweeps").absolute() / name
     storage = f"sqlite:///{directory / 'study.db'}"
-    known = {"study": name, "storage": storage, "parent_run_id": None, **settings}
+    directions = ["minimize"] * max(1, len(settings.get("metrics", ())))
+    known = {"study": name, "storage": storage, "parent_run_id": None, "directions": directions, **settings}
     write_sweep_info(directory, SweepInfo(name=name, **known))
     return directory
 
