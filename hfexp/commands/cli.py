@@ -77,12 +77,21 @@ def keep_interrupts() -> None:
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            # Later, from another thread: here, this function would be interrupted, and nothing else.
-            threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
+            _repeat_interrupt()
         else:
             report(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _repeat_interrupt() -> None:
+    """Send SIGINT soon, from another thread: sent at once, it would interrupt this function, and nothing else."""
+    while True:
+        try:
+            threading.Timer(SOON, os.kill, [os.getpid(), signal.SIGINT]).start()
+            return
+        except KeyboardInterrupt:  # on a busy machine, `start` may still be waiting for the thread
+            continue
 
 
 def name_a_home() -> None:
