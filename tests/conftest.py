@@ -1,5 +1,6 @@
 """Fixtures: a clean place to run in, small images and small checkpoints made on the spot."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -37,6 +38,15 @@ SMALL_MODEL = (
 )
 """A ViT of a few thousand parameters."""
 
+SMALL_TABLES = (
+    "model=local", "model.path=start", "dataset=table",
+    "dataset.source.data_files={train: train.jsonl, validation: validation.jsonl, test: test.jsonl}",
+    "tracking.pictures=false", "trainer.args.logging_steps=1", "trainer.args.num_train_epochs=3",
+    "trainer.args.gradient_accumulation_steps=1", "trainer.args.learning_rate=0.01",
+    "trainer.args.per_device_train_batch_size=8", "trainer.args.per_device_eval_batch_size=5",
+)  # fmt: skip
+"""A training that starts from the model in `start`, on three files of rows."""
+
 SMALL_DIGITS = (
     "experiment=digits_vit",
     *SMALL_MODEL,
@@ -55,6 +65,21 @@ SMALL_GPT = (
     "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=4", "tracking.pictures=false",
 )  # fmt: skip
 """A tiny causal language model and a short training; `dataset.source.data_files` is missing."""
+
+
+@contextlib.contextmanager
+def trained_home(
+    factory: pytest.TempPathFactory, name: str, write: Callable[[], object], *words: str
+) -> Iterator[tuple[Path, Any]]:
+    """A directory of its own, in which a model is trained on what `write` writes, and the result of the training."""
+    from hfexp import train
+
+    home = factory.mktemp(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        write()
+        yield home, train(*words)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -122,14 +147,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A directory in which a small model of digits was trained, and the result; tests leave it as it is."""
-    from hfexp import train
-
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = train(*SMALL_DIGITS, "metrics=classification", "tracking.pictures=true")
-    return home, result
+    words = (*SMALL_DIGITS, "metrics=classification", "tracking.pictures=true")
+    with trained_home(tmp_path_factory, "home", lambda: None, *words) as made:
+        return made
 
 
 def encoded_digits(count: int) -> list[bytes]:

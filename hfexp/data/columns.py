@@ -43,7 +43,7 @@ def make_column(rows: Dataset, spec: Spec) -> tuple[list[Any], Any]:
 
 
 def with_made(rows: Any, columns: Mapping[str, Spec], defaults: Mapping[str, Any]) -> Any:
-    """Add to a table the columns that are made of several, and those that it lacks and that have a default.
+    """Add to a table the columns that are parts of others or made of several, and those with a default that it lacks.
 
     Args:
         columns: for standard columns, the source's own or the parts of one; one with a part that is missing is left
@@ -53,6 +53,7 @@ def with_made(rows: Any, columns: Mapping[str, Spec], defaults: Mapping[str, Any
     Raises:
         ConfigError: the rows are a stream, in which no column can be made.
     """
+    rows = _flattened(rows, columns.values())
     made = {name: spec for name, spec in columns.items() if not isinstance(spec, str)}
     made = {name: spec for name, spec in made.items() if set(parts_of(spec)) <= set(rows.column_names)}
     if made and not isinstance(rows, Dataset):
@@ -86,12 +87,11 @@ def rename_columns(
     """
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.all_columns))
-    rows = _flattened(rows, columns.values())
     rows = with_made(rows, {name: spec for name, spec in columns.items() if name not in unknown}, task.defaults)
     problems, own_names = [], {}
     present = [name for name in task.optional_columns if name in columns or name in rows.column_names]
     for standard in (*task.columns, *present):
-        spec = columns.get(standard) or _usual_name(rows, standard, task)
+        spec = columns.get(standard) or usual_name(rows, standard, task)
         missing = [name for name in parts_of(spec) if name not in rows.column_names]
         own_names[standard] = spec if isinstance(spec, str) else standard
         if missing:
@@ -127,17 +127,17 @@ def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
             raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
-def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:
-    """Make columns of the parts of columns (`translation.en`) if a name is one of a part."""
-    names = [name for spec in specs for name in parts_of(spec)]
-    is_part = any("." in name and name not in rows.column_names for name in names)
-    return rows.flatten() if is_part and isinstance(rows, Dataset) else rows
-
-
-def _usual_name(rows: Any, name: str, task: Task) -> str:
+def usual_name(rows: Any, name: str, task: Task) -> str:
     """Return the name of a column in the source: the standard one, or else another usual one if there is only one."""
     others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
     if name in rows.column_names or len(others) != 1:
         return name
     note(f"column {others[0]!r} is read as {name!r}; dataset.columns.{name}=NAME names another one")
     return others[0]
+
+
+def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:
+    """Make columns of the parts of columns (`translation.en`) if a name is one of a part."""
+    names = [name for spec in specs for name in parts_of(spec)]
+    is_part = any("." in name and name not in rows.column_names for name in names)
+    return rows.flatten() if is_part and isinstance(rows, Dataset) else rows

@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import STANDARD_INPUT
-from hfexp.data.columns import Spec, parts_of, plain_names, with_made
+from hfexp.data.columns import Spec, parts_of, plain_names, usual_name, with_made
 from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.labels import readable
 from hfexp.data.sources import table
@@ -189,7 +189,7 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator
     stored = rows
     rows = with_made(rows, columns, task.defaults)
     for standard in table_columns(task):
-        spec = columns.get(standard, standard)
+        spec = columns.get(standard) or usual_name(rows, standard, task)
         own[standard] = spec if isinstance(spec, str) else standard
         for name in parts_of(spec):
             if name not in rows.column_names:

@@ -1,9 +1,12 @@
 """The command line: light where it must be, and its words, codes and messages."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,6 +195,24 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
+
+
+def test_ctrl_c_is_repeated_also_if_it_interrupts_its_own_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine, where a timer can be over while `start` still waits for its thread."""
+    started: list[tuple[Any, ...]] = []
+
+    class Timer:
+        def __init__(self, *args: Any) -> None:
+            self.args = args
+
+        def start(self) -> None:
+            started.append(self.args)
+            if len(started) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.threading, "Timer", Timer)
+    cli._repeat_interrupt()
+    assert started == [(cli.SOON, os.kill, [os.getpid(), signal.SIGINT])] * 2
 
 
 def test_ctrl_c_in_a_finalizer_is_not_lost() -> None:

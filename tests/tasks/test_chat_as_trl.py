@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import transformers
-from test_preferences import ALL_ROWS, CHAT, SMALL, history, losses, rows, write_place
+from conftest import SMALL_TABLES
+from test_preferences import ALL_ROWS, CHAT, history, losses, rows, write_place
 
 from hfexp import train
 
@@ -24,7 +25,7 @@ def test_a_chat_is_learnt_as_by_trl(place: Path) -> None:
     for name, numbers in (("train", range(24)), ("validation", range(24, 37)), ("test", range(40, 53))):
         lines = [{"messages": row["prompt"] + row["completion"]} for row in conversations(numbers)]
         Path(f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    ours = train(*SMALL, "task=chat", ALL_ROWS, "tracking=none", "trainer.args.load_best_model_at_end=false")
+    ours = train(*SMALL_TABLES, "task=chat", ALL_ROWS, "tracking=none", "trainer.args.load_best_model_at_end=false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer = trl.SFTTrainer(

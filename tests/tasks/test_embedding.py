@@ -12,6 +12,7 @@ import pytest
 import torch
 import trainings
 import transformers
+from conftest import SMALL_TABLES
 from sklearn.metrics import ndcg_score
 
 from hfexp import evaluate, predict, train
@@ -24,13 +25,6 @@ from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_groups import TokenizeEach, split
 from hfexp.tasks.vectors import document_id, pool, ranks
 
-SPLITS = "dataset.source.data_files={train: train.jsonl, validation: validation.jsonl, test: test.jsonl}"
-SMALL = (
-    "model=local", "model.path=start", "dataset=table", SPLITS, "tracking.pictures=false",
-    "trainer.args.logging_steps=1",
-    "trainer.args.num_train_epochs=3", "trainer.args.gradient_accumulation_steps=1", "trainer.args.learning_rate=0.01",
-    "trainer.args.per_device_train_batch_size=8", "trainer.args.per_device_eval_batch_size=5",
-)  # fmt: skip
 KINDS = {
     "pairs": ("task=embedding",),
     "triplets": ("task=embedding", "task.loss=TripletLoss", "task.loss_options={triplet_margin: 0.5}"),
@@ -90,7 +84,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_place(request.param)
-        yield request.param, train(*SMALL, *KINDS[request.param], "trainer.args.per_device_train_batch_size=24")
+        yield request.param, train(*SMALL_TABLES, *KINDS[request.param], "trainer.args.per_device_train_batch_size=24")
 
 
 def test_a_training_is_that_of_sentence_transformers(trained: tuple[str, Any]) -> None:
@@ -242,7 +236,7 @@ def test_two_processes_learn_what_one_learns(kind: str, place: Path) -> None:
     """In-batch negatives come from both of them; the last batch is uneven: one process has a row, the other none."""
     write_place(kind)
     Path("train.jsonl").write_text("\n".join(map(json.dumps, texts(kind, range(17)))))
-    words = [*SMALL, *KINDS[kind], "tracking=none", "trainer.args.optim=sgd", "trainer.args.learning_rate=0.1"]
+    words = [*SMALL_TABLES, *KINDS[kind], "tracking=none", "trainer.args.optim=sgd", "trainer.args.learning_rate=0.1"]
     one = train(*words, "output_dir=one")
     two = train(
         *words, "output_dir=two", "launch=ddp", "launch.num_processes=2", "launch.num_threads=1",
@@ -280,7 +274,7 @@ def test_a_wrong_setting_is_one_message(
     place: Path, word: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_place("pairs")
-    assert cli.main([*SMALL, "task=embedding", word]) == 2
+    assert cli.main([*SMALL_TABLES, "task=embedding", word]) == 2
     assert message in capsys.readouterr().err
     assert not (place / "outputs").exists()
 
@@ -288,7 +282,7 @@ def test_a_wrong_setting_is_one_message(
 def test_a_negative_in_one_split_only_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_place("pairs")
     Path("train.jsonl").write_text("\n".join(map(json.dumps, texts("triplets", range(24)))))
-    assert cli.main([*SMALL, "task=embedding"]) == 2
+    assert cli.main([*SMALL_TABLES, "task=embedding"]) == 2
     assert "the train split has a column 'negative', but the validation split has none" in capsys.readouterr().err
 
 

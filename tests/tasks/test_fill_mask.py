@@ -12,6 +12,7 @@ import pytest
 import torch
 import trainings
 import transformers
+from conftest import trained_home
 from faults import fault_at
 
 from hfexp import compose, evaluate, predict, train
@@ -197,12 +198,8 @@ def test_a_stream_is_masked_anew_in_each_epoch_and_alike_in_each_evaluation(rows
 @pytest.fixture(scope="module")
 def filler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
     """A directory in which a model was trained, and the result; tests leave it as it is."""
-    home = tmp_path_factory.mktemp("filler")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        write_rows()
-        yield home, train(*SMALL)
+    with trained_home(tmp_path_factory, "filler", write_rows, *SMALL) as made:
+        yield made
 
 
 def test_a_model_is_trained_and_evaluated_on_the_same_masks(filler: tuple[Path, Any]) -> None:

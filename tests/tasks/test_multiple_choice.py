@@ -11,6 +11,7 @@ import pytest
 import torch
 import trainings
 import transformers
+from conftest import trained_home
 
 from hfexp import predict, train
 from hfexp.commands import cli
@@ -156,12 +157,8 @@ def test_a_loss_of_one_row_is_that_of_the_model_itself() -> None:
 @pytest.fixture(scope="module")
 def chooser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
     """A directory in which a model was trained, and the result; tests leave it as it is."""
-    home = tmp_path_factory.mktemp("chooser")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        write(made_rows())
-        yield home, train(*SMALL)
+    with trained_home(tmp_path_factory, "chooser", lambda: write(made_rows()), *SMALL) as made:
+        yield made
 
 
 def test_a_served_model_needs_no_second_text(chooser: tuple[Path, Any]) -> None:

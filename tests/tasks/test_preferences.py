@@ -12,6 +12,7 @@ import pytest
 import torch
 import trainings
 import transformers
+from conftest import SMALL_TABLES
 from test_generation import TEMPLATE
 
 from hfexp import evaluate, predict, train
@@ -25,13 +26,6 @@ from hfexp.tasks.text import byte_tokenizer
 from hfexp.tasks.text_groups import split
 from hfexp.training.reference import keep_reference
 
-SPLITS = "dataset.source.data_files={train: train.jsonl, validation: validation.jsonl, test: test.jsonl}"
-SMALL = (
-    "model=local", "model.path=start", "dataset=table", SPLITS, "tracking.pictures=false",
-    "trainer.args.logging_steps=1",
-    "trainer.args.num_train_epochs=3", "trainer.args.gradient_accumulation_steps=1", "trainer.args.learning_rate=0.01",
-    "trainer.args.per_device_train_batch_size=8", "trainer.args.per_device_eval_batch_size=5",
-)  # fmt: skip
 ALL_ROWS = "trainer.args.per_device_train_batch_size=24"
 CHAT = "chat"
 FORMS = ("prompt", "whole", CHAT)
@@ -117,7 +111,7 @@ def test_a_training_is_that_of_trl(task: str, form: str, loss: str | None, place
     chosen = (f"task.loss={loss}", "task.beta=0.3", f"task.label_smoothing={smoothing}") if loss else ()
     extra = {"loss_type": loss, "beta": 0.3, "label_smoothing": smoothing} if loss else {}
     ours = train(
-        *SMALL, f"task={task}", *chosen, ALL_ROWS, "tracking=none", "trainer.args.load_best_model_at_end=false"
+        *SMALL_TABLES, f"task={task}", *chosen, ALL_ROWS, "tracking=none", "trainer.args.load_best_model_at_end=false"
     )
     theirs = trl_trainer(task, form, **extra)
     assert losses(history(ours)) == pytest.approx(losses(theirs.state.log_history), rel=1e-4)
@@ -185,7 +179,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         patch.chdir(home)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         write_place("prompt", request.param)
-        yield request.param, train(*SMALL, f"task={request.param}")
+        yield request.param, train(*SMALL_TABLES, f"task={request.param}")
 
 
 def test_answers_are_those_of_the_saved_model(trained: tuple[str, Any]) -> None:
@@ -225,7 +219,7 @@ def test_an_adapter_is_compared_with_its_base(place: Path) -> None:
     """In the first evaluation nothing has been learnt, so that all rewards are 0; then they are not."""
     pytest.importorskip("peft")
     write_place("prompt", "preference")
-    words = [*SMALL, "task=preference", "tracking=none", "model.peft.r=2", "model.peft.lora_dropout=0.5"]
+    words = [*SMALL_TABLES, "task=preference", "tracking=none", "model.peft.r=2", "model.peft.lora_dropout=0.5"]
     still = train(*words, "trainer.args.learning_rate=0", "output_dir=still")
     assert still.metrics["test_margin"] == still.metrics["test_chosen_score"] == 0
     moved = train(*words, "trainer.args.num_train_epochs=4")
@@ -264,6 +258,6 @@ def test_a_wrong_setting_is_one_message(
     word: str, message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_place("prompt", "preference")
-    assert cli.main([*SMALL, "task=preference", word]) == 2
+    assert cli.main([*SMALL_TABLES, "task=preference", word]) == 2
     assert message in capsys.readouterr().err
     assert not (place / "outputs").exists()

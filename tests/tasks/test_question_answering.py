@@ -12,9 +12,10 @@ import pytest
 import torch
 import trainings
 import transformers
+from conftest import trained_home
 from datasets import Dataset
 
-from hfexp import compose, predict, train
+from hfexp import compose, predict
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.data import windows
@@ -293,12 +294,10 @@ def test_cached_windows_are_those_that_are_made_when_they_are_read(place: Path) 
 @pytest.fixture(scope="module")
 def answerer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
     """A directory in which a model was trained, and the result; tests leave it as it is."""
-    home = tmp_path_factory.mktemp("answerer")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        write(made_rows())
-        yield home, train(*SMALL, "task.null_threshold=0.1")
+    with trained_home(
+        tmp_path_factory, "answerer", lambda: write(made_rows()), *SMALL, "task.null_threshold=0.1"
+    ) as made:
+        yield made
 
 
 @pytest.mark.parametrize("threshold", [None, -0.5])

@@ -15,6 +15,7 @@ import pytest
 import sacrebleu
 import torch
 import transformers
+from conftest import trained_home
 
 from hfexp import compose, predict, train
 from hfexp.commands import cli
@@ -214,12 +215,10 @@ def test_a_row_over_the_limit_is_refused_or_cut(row: dict[str, str], message: st
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
     """A directory in which a model was trained, and the result; tests leave it as it is."""
-    home = tmp_path_factory.mktemp("writer")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(home)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        write_rows()
-        yield home, train(*SMALL, "metrics.exact._target_=hfexp.tasks.metrics.ExactMatch")
+    with trained_home(
+        tmp_path_factory, "writer", write_rows, *SMALL, "metrics.exact._target_=hfexp.tasks.metrics.ExactMatch"
+    ) as made:
+        yield made
 
 
 def by_hand(result: Any, texts: list[str], **options: Any) -> list[str]:
@@ -398,4 +397,18 @@ def test_rouge_leaves_a_replaced_standard_error_open() -> None:
         "logging.config.dictConfig({'version': 1})\n"  # as Hydra does
         "assert not file.closed\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_table_is_asked_by_the_usual_names_of_its_columns_and_by_parts_of_one(writer: tuple[Path, Any]) -> None:
+    home, result = writer
+    expected = predict(run=result.run_dir, inputs=["ab", "cd"])["text"].tolist()
+    usual, nested = ([{"article": text} for text in ("ab", "cd")], [{"pair": {"de": text}} for text in ("ab", "cd")])
+    for name, rows in (("usual", usual), ("nested", nested)):
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [
+        predict(run=result.run_dir, inputs=home / "usual.jsonl"),
+        predict(run=result.run_dir, inputs=home / "nested.jsonl", columns={"text": "pair.de"}),
+    ]
+    assert [table["text"].tolist() for table in found] == [expected, expected]
