@@ -87,7 +87,8 @@ def rename_columns(
     """
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.all_columns))
-    rows = with_made(rows, {name: spec for name, spec in columns.items() if name not in unknown}, task.defaults)
+    known = {name: spec for name, spec in columns.items() if name not in unknown}
+    own_columns, rows = rows.column_names, with_made(rows, known, task.defaults)
     problems, own_names = [], {}
     present = [name for name in task.optional_columns if name in columns or name in rows.column_names]
     for standard in (*task.columns, *present):
@@ -97,7 +98,7 @@ def rename_columns(
         if missing:
             problems.append(
                 f"the {split} split has no column {missing[0]!r} for the task's {standard!r}."
-                f"{did_you_mean(missing[0], rows.column_names)} It has: {one_of(rows.column_names) or 'none'}; "
+                f"{did_you_mean(missing[0], own_columns)} It has: {one_of(own_columns) or 'none'}; "
                 f"map one with dataset.columns.{standard}=NAME"
             )
     hint = f"{header_hint(rows)}{way_out(split)}" if problems else ""
@@ -127,12 +128,16 @@ def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
             raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
-def usual_name(rows: Any, name: str, task: Task) -> str:
-    """Return the name of a column in the source: the standard one, or else another usual one if there is only one."""
+def usual_name(rows: Any, name: str, task: Task, section: str = "dataset.columns") -> str:
+    """Return the name of a column in the source: the standard one, or else another usual one if there is only one.
+
+    Args:
+        section: where the user can name another one.
+    """
     others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
     if name in rows.column_names or len(others) != 1:
         return name
-    note(f"column {others[0]!r} is read as {name!r}; dataset.columns.{name}=NAME names another one")
+    note(f"column {others[0]!r} is read as {name!r}; {section}.{name}=NAME names another one")
     return others[0]
 
 

@@ -189,13 +189,13 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator
     stored = rows
     rows = with_made(rows, columns, task.defaults)
     for standard in table_columns(task):
-        spec = columns.get(standard) or usual_name(rows, standard, task)
+        spec = columns.get(standard) or usual_name(rows, standard, task, "columns")
         own[standard] = spec if isinstance(spec, str) else standard
         for name in parts_of(spec):
             if name not in rows.column_names:
                 raise ConfigError(
-                    f"{path} has no column {name!r}.{did_you_mean(name, rows.column_names)} It has: "
-                    f"{one_of(rows.column_names)}; name one with columns.{standard}=NAME"
+                    f"{path} has no column {name!r}.{did_you_mean(name, stored.column_names)} It has: "
+                    f"{one_of(stored.column_names)}; name one with columns.{standard}=NAME"
                 )
     kept = _without_binary(stored)
     for index, row in enumerate(rows.select_columns(list(own.values()))):
