@@ -64,7 +64,7 @@ def run(rounds: int | None = None, quick: bool = False, keep: Path | None = None
         found = interleave(ways, 1 if quick else rounds or ROUNDS)
         report = describe(found, count, path.stat().st_size)
         if not keep and count == NUM_RUNS:
-            add_many(report, path, rounds or ROUNDS)
+            add_many(report, place / "many.db", rounds or ROUNDS)
         return report
 
 

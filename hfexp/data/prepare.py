@@ -7,6 +7,7 @@ the code that does the work.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -260,6 +261,7 @@ def _modules_of(target: str) -> tuple[str, str]:
     return module, str(getattr(defined, "__module__", None) or module)
 
 
+@functools.cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

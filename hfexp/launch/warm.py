@@ -72,8 +72,9 @@ def _find_problem() -> str | None:
 def _fill_caches() -> None:
     """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
     with contextlib.suppress(Exception):
-        # Hydra scans for plugins, and its parsers cache the grammar.
-        importlib.import_module("hfexp.core.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
+        # Hydra scans for plugins, its parsers cache the grammar, and hfexp reads the types of arguments.
+        config, _ = importlib.import_module("hfexp.core.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
+        importlib.import_module("hfexp.core.config").to_config(config)
     with contextlib.suppress(Exception):
         importlib.import_module("hfexp.core.machine").installed_packages()
     with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model

@@ -241,23 +241,20 @@ def _sql_runs(
     return runs
 
 
-DETAILS = ("params", "tags", "metrics")
-
-
 def _sql_details(connection: sqlite3.Connection, runs: dict[str, RunRecord]) -> None:
     """Add params, metrics, tags and inputs to the runs."""
     ids = json.dumps(list(runs))
 
-    def rows(columns: str, table: str) -> Iterator[tuple[Any, ...]]:
-        query = f"SELECT run_uuid, {columns} FROM {table} WHERE run_uuid IN (SELECT value FROM json_each(?))"  # noqa: S608
+    def rows(columns: str, table: str, end: str = "") -> Iterator[tuple[Any, ...]]:
+        chosen = "WHERE run_uuid IN (SELECT value FROM json_each(?))"
+        query = f"SELECT run_uuid, {columns} FROM {table} {chosen} {end}"  # noqa: S608
         return connection.execute(query, (ids,))  # the columns and tables are the constants below
 
-    params, tags, metrics = ({i: getattr(run, name) for i, run in runs.items()} for name in DETAILS)
-    for run_id, key, value in rows("key, value", "params"):
-        params[run_id][key] = value
-    for run_id, key, value in rows("key, value", "tags"):
-        tags[run_id][key] = value
-    for run_id, key, value, is_nan in rows("key, value, is_nan", "latest_metrics"):
+    for table in ("params", "tags"):  # a run's texts in one row take a third of the time of a row each
+        for run_id, content in rows("json_group_object(key, value)", table, "GROUP BY run_uuid"):
+            getattr(runs[run_id], table).update(json.loads(content))
+    metrics = {run_id: run.metrics for run_id, run in runs.items()}
+    for run_id, key, value, is_nan in rows("key, value, is_nan", "latest_metrics"):  # JSON would round the numbers
         metrics[run_id][key] = _number(value, is_nan)
     datasets = (
         "SELECT i.destination_id, d.name, d.digest, d.dataset_profile, t.value"
