@@ -94,7 +94,8 @@ def check_environment() -> None:
     if started:
         raise ConfigError(
             f"{started[0]}={os.environ[started[0]]} in the environment: MPI has started several processes, each of "
-            "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun"
+            "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun; for "
+            "launch.num_machines start one on each machine without MPI (srun --mpi=none)"
         )
 
 
