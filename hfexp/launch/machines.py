@@ -245,7 +245,7 @@ def _listen(endpoint: Endpoint) -> socket.socket | None:
         if error.errno == errno.EADDRINUSE and endpoint.is_loopback:
             return None
         raise ConfigError(
-            f"launch.rdzv_endpoint={endpoint.text}: this machine can't listen there: {error.strerror}; "
+            f"launch.rdzv_endpoint={endpoint.text}: this machine can't listen there: {os.strerror(error.errno or 0)}; "
             "choose another port, or end the run that uses it"
         ) from error
 

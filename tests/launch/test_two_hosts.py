@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 from conftest import SMALL_DIGITS, TESTS
@@ -33,9 +34,11 @@ pytestmark = [
 PORT = 29517
 TOGETHER = (
     "launch=ddp", "launch.num_processes=1", "launch.num_machines=2", f"launch.rdzv_endpoint=10.99.0.1:{PORT}",
-    "launch.num_threads=1", "trainer.args.per_device_train_batch_size=16", "trainer.args.use_cpu=true",
+    "launch.num_threads=1", "trainer.args.per_device_train_batch_size=16",
 )  # fmt: skip
 """The same batches of 32 as `SMALL_DIGITS`."""
+NOTICED = 60
+"""Seconds, on a busy machine, from the moment at which a loss can be noticed to the end of all processes."""
 ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
 
@@ -56,7 +59,7 @@ class Host:
         return subprocess.Popen(
             [*enter, self.name, str(self.place / "hosts"), sys.executable, *by, "-m", "hfexp", *words],
             cwd=self.place,
-            env={**os.environ, "PYTHONPATH": str(TESTS)},
+            env={**os.environ, "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -128,9 +131,9 @@ def newest_checkpoint(directory: Path) -> int:
 def test_two_hosts_do_what_one_does(hosts: tuple[Host, Host], place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = [*SMALL_DIGITS, "dataset.max_validation_samples=41", "trainer.args.logging_steps=1"]
     first, second = (host.start(*words, *TOGETHER) for host in hosts)
-    code, shown = end_of(first, 200)
+    code, shown = end_of(first, 300)
     assert code == 0, shown
-    other_code, other_shown = end_of(second, 60)
+    other_code, other_shown = end_of(second, 120)
     assert other_code == 0, other_shown
     assert shown.count("model: ViTForImageClassification") == shown.count("validation accuracy") == 1
     assert other_shown.endswith("hfexp: machine 2 of 2; hosta (10.99.0.1) prints and records the run\n")
@@ -140,7 +143,8 @@ def test_two_hosts_do_what_one_does(hosts: tuple[Host, Host], place: Path, all_r
     two = run_dir(place)
     assert {path.name for path in (two / "logs").iterdir()} == {"rank0.log", "rank1.log"}
     one = api.train(*words, "output_dir=one", "launch.num_threads=1")
-    assert one.run_dir.name == two.name, "the identity is that of the whole batch"
+    alone = mlflow.MlflowClient(f"sqlite:///{place / 'one' / 'mlflow.db'}").get_run(str(one.run_id))
+    assert alone.data.tags["hfexp.config_hash"] == run.data.tags["hfexp.config_hash"]
     for key in ("loss", "eval_loss"):
         values = [history(one.run_dir, one.run_id, key), history(two, run.info.run_id, key)]
         assert len(values[0]) >= 2
@@ -163,7 +167,7 @@ def test_torchrun_on_two_hosts_gives_one_run(
             f"--rdzv-endpoint=10.99.0.1:{PORT}", f"--rdzv-conf=is_host={1 - number}", f"--local-addr={host.address}",
         )  # fmt: skip
         processes.append(host.start(*words, before=f"export GLOO_SOCKET_IFNAME={host.link}", by=agent))
-    ends = [end_of(process, 200) for process in processes]
+    ends = [end_of(process, 300) for process in processes]
     assert [code for code, _ in ends] == [0, 0], ends
     assert sum(shown.count("model: ViTForImageClassification") for _, shown in ends) == 1
     (run,) = all_runs()
@@ -180,8 +184,8 @@ def test_a_host_that_dies_ends_the_run_which_the_same_command_continues(
     wait_for(first, "epoch 3/")
     hosts[1].kill()
     began = time.monotonic()
-    code, shown = end_of(first, 60)
-    assert time.monotonic() - began < 30
+    code, shown = end_of(first, 120)
+    assert time.monotonic() - began < NOTICED
     assert code == 1
     assert "machine hostb (10.99.0.2) is gone without a word" in shown
     assert "Traceback" not in shown
@@ -195,7 +199,7 @@ def test_a_host_that_dies_ends_the_run_which_the_same_command_continues(
     code, shown = end_of(first, 300)
     assert code == 0, shown
     assert f"continuing {run_dir(place).name} from checkpoint-{newest}" in shown
-    assert end_of(second, 60)[0] == 0
+    assert end_of(second, 120)[0] == 0
     (run,) = all_runs()
     assert (run.info.run_id, run.info.status) == (killed.info.run_id, "FINISHED")
     assert len(history(run_dir(place), run.info.run_id, "loss")) == 90, "each step once"
@@ -214,7 +218,7 @@ def test_a_host_that_comes_back_joins_the_others_again(
     code, shown = end_of(first, 300)
     assert code == 0, shown
     assert "continuing" in shown
-    assert end_of(second, 60)[0] == 0
+    assert end_of(second, 120)[0] == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert len(history(run_dir(place), run.info.run_id, "loss")) == 90
@@ -225,8 +229,8 @@ def test_without_the_first_host_the_other_ends(hosts: tuple[Host, Host]) -> None
     wait_for(first, "epoch 3/")
     hosts[0].kill()
     began = time.monotonic()
-    code, shown = end_of(second, 60)
-    assert time.monotonic() - began < 30
+    code, shown = end_of(second, 120)
+    assert time.monotonic() - began < NOTICED
     assert code == 1
     assert "the first machine, hosta (10.99.0.1), is gone" in shown
     assert "Traceback" not in shown
@@ -241,8 +245,8 @@ def test_a_cut_link_ends_both_hosts_after_the_timeout(
     wait_for(first, "epoch 3/")
     ip("-n", hosts[1].namespace, "link", "set", hosts[1].link, "down")
     began = time.monotonic()
-    ends = [end_of(process, 100) for process in (first, second)]
-    assert time.monotonic() - began < 15 + 30
+    ends = [end_of(process, 150) for process in (first, second)]
+    assert time.monotonic() - began < 15 + NOTICED
     assert [code for code, _ in ends] == [1, 1]
     assert "machine hostb (10.99.0.2) is gone without a word" in ends[0][1]
     assert "the first machine, hosta (10.99.0.1), is gone" in ends[1][1]
@@ -257,7 +261,7 @@ def test_a_stop_on_one_host_stops_both_with_one_checkpoint(
     first, second = (host.start(*LONG) for host in hosts)
     wait_for(first, "epoch 3/")
     second.send_signal(signal.SIGTERM)
-    ends = [end_of(process, 60) for process in (first, second)]
+    ends = [end_of(process, 120) for process in (first, second)]
     assert [code for code, _ in ends] == [143, 143], ends
     (run,) = all_runs()
     assert run.info.status == "KILLED"
@@ -269,7 +273,7 @@ def test_a_host_without_the_folder_is_refused(hosts: tuple[Host, Host], place: P
     blind = f"mount -t tmpfs none {place / 'outputs'}"
     first = hosts[0].start(*LONG)
     second = hosts[1].start(*LONG, before=blind)
-    for code, shown in (end_of(first, 100), end_of(second, 60)):
+    for code, shown in (end_of(first, 200), end_of(second, 120)):
         assert code == 2, shown
         (error,) = re.findall(r"hfexp: error: .*", shown)
         assert f"hostb (10.99.0.2) can't see the folder {place / 'outputs'} of hosta (10.99.0.1)" in error
