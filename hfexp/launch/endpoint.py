@@ -5,7 +5,6 @@ import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import ConfigError, one_of
 
 
@@ -34,14 +33,14 @@ class Endpoint:
         return _family(self.address)
 
 
-def find_endpoint(launch: LaunchConfig) -> Endpoint:
+def find_endpoint(text: str) -> Endpoint:
     """Resolve `launch.rdzv_endpoint` with this machine's names, addresses and routes; nothing is sent.
 
     Raises:
         ConfigError: it is not HOST:PORT, its name is unknown here, or other machines can't reach what it means here.
     """
-    key = f"launch.rdzv_endpoint={launch.rdzv_endpoint}"
-    host, port = _split(key, launch.rdzv_endpoint or "")
+    key = f"launch.rdzv_endpoint={text}"
+    host, port = _split(key, text)
     addresses = _resolve(key, host, port)
     own = own_addresses()
     reachable = [address for address in addresses if not _is_loopback(address)]
@@ -57,7 +56,7 @@ def find_endpoint(launch: LaunchConfig) -> Endpoint:
     local = address if is_here else address_towards(address, port)
     if local is None:
         raise ConfigError(f"{key}: this machine has no route to {address}; are both in the same network?")
-    return Endpoint(str(launch.rdzv_endpoint), address, port, is_here, local, own.get(local, ""))
+    return Endpoint(text, address, port, is_here, local, own.get(local, ""))
 
 
 def own_addresses() -> dict[str, str]:

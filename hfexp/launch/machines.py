@@ -104,7 +104,7 @@ def start(launch: LaunchConfig, facts: dict[str, str], entry: Callable[..., Any]
         See `hfexp.launch.workers.run_agent` for the others.
     """
     rendezvous_handler_registry.register(BACKEND, MachinesRendezvous)
-    endpoint, processes = find_endpoint(launch), int(launch.num_processes)
+    endpoint, processes = find_endpoint(str(launch.rdzv_endpoint)), int(launch.num_processes)
     with tempfile.TemporaryDirectory(prefix="hfexp-") as temporary:
         monitor = WorkerMonitor(Path(temporary), processes)
         meeting = Meeting(endpoint, launch.num_machines, processes, launch.timeout, facts, monitor)

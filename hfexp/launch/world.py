@@ -191,7 +191,7 @@ def _check_machines(launch: LaunchConfig) -> None:
             f"{number} needs launch.rdzv_endpoint=HOST:PORT: an address of the first machine that all machines can "
             "reach, and a free port of it"
         )
-    find_endpoint(launch)
+    find_endpoint(launch.rdzv_endpoint)
 
 
 def _processes_here(requested: int | str, devices: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import SMALL_DIGITS
 from test_ddp import among_others, start
-from torch.distributed import HashStore
+from torch.distributed import HashStore  # pyright: ignore
 
 from hfexp.commands import api, cli
 from hfexp.core.config import LaunchConfig, Strategy
@@ -58,22 +58,21 @@ def test_a_name_that_means_this_machine_alone_is_refused(monkeypatch: pytest.Mon
     names_mean(monkeypatch, hosta="127.0.1.1")
     monkeypatch.setattr("hfexp.launch.endpoint.own_addresses", lambda: {"127.0.0.1": "lo", "10.99.0.1": "eth0"})
     with pytest.raises(ConfigError, match=r"hosta means 127.0.1.1, .* This machine has 10.99.0.1 \(eth0\)"):
-        find_endpoint(replace(MACHINES, rdzv_endpoint="hosta:29500"))
+        find_endpoint("hosta:29500")
 
 
 def test_the_first_machine_is_the_one_with_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     names_mean(monkeypatch, hosta="10.99.0.1")
-    at_a = replace(MACHINES, rdzv_endpoint="hosta:29500")
     monkeypatch.setattr("hfexp.launch.endpoint.address_towards", lambda address, port: "10.99.0.2")
     monkeypatch.setattr("hfexp.launch.endpoint.own_addresses", lambda: {"10.99.0.1": "eth0", "10.99.0.7": "eth1"})
-    here = find_endpoint(at_a)
+    here = find_endpoint("hosta:29500")
     assert (here.is_here, here.local_address, here.interface) == (True, "10.99.0.1", "eth0")
     monkeypatch.setattr("hfexp.launch.endpoint.own_addresses", lambda: {"10.99.0.2": "ib0"})
-    there = find_endpoint(at_a)
+    there = find_endpoint("hosta:29500")
     assert (there.is_here, there.local_address, there.interface) == (False, "10.99.0.2", "ib0")
     monkeypatch.setattr("hfexp.launch.endpoint.address_towards", lambda address, port: None)
     with pytest.raises(ConfigError, match=r"no route to 10.99.0.1"):
-        find_endpoint(at_a)
+        find_endpoint("hosta:29500")
 
 
 def test_under_torchrun_the_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +97,7 @@ def test_a_sweep_is_not_for_several_machines(place: Path, capsys: pytest.Capture
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    endpoint = replace(find_endpoint(replace(MACHINES, rdzv_endpoint=f"127.0.0.1:{free_port()}")), is_here=False)
+    endpoint = replace(find_endpoint(f"127.0.0.1:{free_port()}"), is_here=False)
     began = time.monotonic()
     with pytest.raises(RunError, match=r"nobody has answered for 1 s \(launch.timeout\).*start the same command"):
         machines.open_store(endpoint, 1)
@@ -107,7 +106,7 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_store_listens_at_the_endpoint_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
-    endpoint = find_endpoint(replace(MACHINES, rdzv_endpoint=f"127.0.0.1:{port}"))
+    endpoint = find_endpoint(f"127.0.0.1:{port}")
     store, is_first = machines.open_store(endpoint, 5)
     other, is_other_first = machines.open_store(endpoint, 5)
     assert (is_first, is_other_first) == (True, False)
