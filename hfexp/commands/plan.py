@@ -233,6 +233,10 @@ def _composed(composer: Composer, job: PlannedJob) -> PlannedJob:
         choices = compose.choices_of(composed)
         config = to_config(compose.without_hydra(composed))
         check_choices(config, choices)
+        if config.launch.num_machines > 1:
+            raise ConfigError(
+                f"launch.num_machines={config.launch.num_machines}: a plan is made on one machine; leave it out"
+            )
         world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
         return replace(job, config=config, identity=config_hash(config))
     except ConfigError as error:

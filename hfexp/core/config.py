@@ -385,6 +385,10 @@ class LaunchConfig:
     strategy: Strategy = Strategy.single
     num_processes: int | str = 1
     """Training processes on this machine; `auto`: one per visible accelerator."""
+    num_machines: int = 1
+    """With `ddp`: machines that train together, on each of which the same command is started."""
+    rdzv_endpoint: str | None = None
+    """With several machines: HOST:PORT, an address of the first machine that all can reach, and a free port of it."""
     num_threads: int | None = None
     """Threads per process with which torch computes on the CPU; null: as many as it has processors.
 
@@ -393,7 +397,7 @@ class LaunchConfig:
     max_restarts: int = 0
     """With `ddp`: times that all processes restart from the newest checkpoint after one has died."""
     timeout: int = 1800
-    """With `ddp`: seconds that a process waits for the others in one exchange before it gives up."""
+    """With `ddp`: seconds that a process waits for the others in one exchange, and a machine for the others."""
     grace_seconds: int = 60
     """With `ddp`: seconds that the processes have to write a checkpoint and end when the run is stopped."""
 

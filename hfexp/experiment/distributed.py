@@ -1,29 +1,44 @@
-"""One run in several processes, started by the process that composes, or by torchrun or `accelerate launch`."""
+"""One run in several processes, started by the process that composes, on several machines, or by torchrun."""
 
 import contextlib
 import logging
+import os
+import platform
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from hfexp.core import console
+from hfexp.core import __version__, console
 from hfexp.core.checkpoint import newest_whole, set_aside_newer
+from hfexp.core.config import Config, flatten, to_dict
+from hfexp.core.errors import ConfigError, one_of
 from hfexp.core.machine import keep_freed_memory
-from hfexp.core.secrets import share_secrets
+from hfexp.core.provenance import Origin
+from hfexp.core.secrets import share_secrets, without_secrets
 from hfexp.data.threads import use_threads
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.preflight import load_inputs
-from hfexp.launch import forkserver, job, workers, world
+from hfexp.experiment.result import Result
+from hfexp.launch import forkserver, job, lost, workers, world
+from hfexp.tracking.lineage import split_digests
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.training import callbacks
-from hfexp.training.callbacks import StopOnSignal, StopTogether
+from hfexp.training.callbacks import StopFiles, StopKeys, StopOnSignal, StopTogether
 
 logger = logging.getLogger(__name__)
 
 Fit = Callable[[RunContext, Inputs, Tracker, StopOnSignal], Outcome]
 """`hfexp.experiment.fit.fit`, which each process of a run calls."""
+
+Record = Callable[[Config, Origin], Result]
+"""`hfexp.experiment.run.record`, which each process calls that joins others."""
+OWN_KEYS = ("launch.num_processes", "launch.num_threads")
+"""Keys that may differ between the machines of a run."""
 
 # Forwarding of rank 0's tracking and console calls to the process that started the workers.
 #
@@ -119,6 +134,94 @@ def start_processes(fit: Fit, context: RunContext, tracker: Tracker) -> Outcome:
         )
 
 
+def start_among_machines(record: Record, config: Config, origin: Origin) -> tuple[Result, bool]:
+    """Run this machine's part of a run on several machines: processes that join those of the others as torchrun's do.
+
+    Returns:
+        The result, and whether this is the first machine, which shows it.
+    """
+    from hfexp.launch import machines
+
+    inputs = load_inputs(config)  # what this machine lacks is said before it waits for the others
+    facts = common_facts(config, inputs)
+    receiver, sender = forkserver.context().Pipe(duplex=False)
+    arguments = (record, config, origin, sender, console.is_terminal(), share_secrets())
+    with relayed(receiver, sender, NullTracker(), pass_on=job.pass_on):
+        result, is_first = machines.start(config.launch, facts, _machine_process, *arguments)
+    return replace(result, processor=inputs.processor), is_first
+
+
+def common_facts(config: Config, inputs: Inputs) -> dict[str, str]:
+    """Return what must be the same on all machines of a run: versions, settings and rows."""
+    versions = {name: version(name) for name in ("torch", "transformers", "accelerate", "datasets")}
+    settings = flatten(without_secrets(to_dict(config)))
+    rows = {
+        f"the {split} split": f"{facts['rows']} rows with digest {facts['digest'][:8]}"
+        for split, facts in split_digests(inputs.dataset).items()
+        if facts["rows"] is not None
+    }
+    own = {"hfexp": __version__, "python": ".".join(platform.python_version_tuple()[:2])} | versions
+    return own | {key: str(value) for key, value in settings.items() if key not in OWN_KEYS} | rows
+
+
+def _machine_process(
+    record: Record, config: Config, origin: Origin, sender: Connection, terminal: bool, known_secrets: frozenset[str]
+) -> Result:
+    """Join the processes of the other machines; `sender` leads to the process that has started this one."""
+    share_secrets(known_secrets)
+    console.quiet_libraries()
+    config.launch.num_processes = world.size()
+    use_threads(config.launch)
+    keep_freed_memory()
+    if world.rank() == 0:
+        relay = Relay(sender, None, None)
+        console.redirect(relay.send, terminal)
+        job.listen(lambda progress: relay.send("pass_on", progress))
+    result = record(config, origin)
+    return replace(result, processor=None, _model=None)
+
+
+@contextlib.contextmanager
+def joined_processes(config: Config) -> Iterator[bool]:
+    """Connect to the other processes if this is one of several that were started, here or on other machines.
+
+    Yields:
+        True in the first process, whose config holds for all, and which opens and records the run.
+    """
+    if not world.is_together():
+        yield True
+        return
+    world.connect(config.launch, bool(config.trainer.args.get("use_cpu")))
+    with lost.explained():
+        if world.spans_machines():
+            check_output_shared(Path(config.output_dir))
+        yield world.rank() == 0
+    world.disconnect()  # not after an error: the other processes may be waiting in a collective call
+
+
+def check_output_shared(output_dir: Path) -> None:
+    """Check that all machines see the first one's output directory: each reads and writes its part of a checkpoint.
+
+    Raises:
+        ConfigError: names the machines that do not see it.
+    """
+    mark = output_dir.absolute() / f".shared-{uuid4().hex}"
+    if world.rank() == 0:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    mark = world.share(mark)
+    seen = world.gather(mark.exists())
+    if world.rank() == 0:
+        mark.unlink()
+    blind = {world.machine_of(rank) for rank, sees in enumerate(seen) if not sees}
+    if blind:
+        raise ConfigError(
+            f"output_dir={output_dir}: {one_of(blind)} can't see the folder {mark.parent} of {world.machine_of(0)}; "
+            "all machines of a run write and read its checkpoints: give output_dir=FOLDER in a file system that all "
+            "of them share under the same path"
+        )
+
+
 def lead(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
     """Run `fit` as the first of several processes that torchrun or `accelerate launch` started."""
     return _fit_together(fit, world.share(context), inputs, tracker)
@@ -138,8 +241,12 @@ def follow(fit: Fit, context: RunContext) -> tuple[Inputs, Outcome]:
 
 def _fit_together(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
     """Run `fit` as one of several connected processes."""
-    is_first = world.rank() == 0
-    with StopTogether(context.directory.path, is_first) as signals:
+    is_first, run_dir = world.rank() == 0, context.directory.path
+    if os.environ.get(world.ATTEMPT):
+        (run_dir / workers.LOGS).mkdir(exist_ok=True)
+        workers.write_log_to(run_dir / workers.LOGS, world.rank())
+    agreement = StopKeys(world.store()) if world.spans_machines() else StopFiles(run_dir)
+    with lost.explained(), StopTogether(agreement, is_first) as signals:
         return fit(context, inputs, tracker if is_first else NullTracker(), signals)
 
 

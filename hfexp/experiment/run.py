@@ -1,9 +1,7 @@
 """One run of an experiment, from a typed config to a recorded result."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
@@ -35,20 +33,34 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config, origin: Origin) -> Result:
-    """Run one experiment, step by step in the order in which the data flows.
+    """Run one experiment and show its result.
 
     Raises:
         ConfigError: the experiment can't run as configured; nothing was created.
         Terminated: SIGTERM or SIGHUP arrived; the same command continues from the checkpoint that was written.
     """
-    started = time.monotonic()
     console.quiet_libraries()
-    use_cpu = bool(config.trainer.args.get("use_cpu"))
-    world.resolve(config.launch, use_cpu)
+    world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
     use_threads(config.launch)
     keep_freed_memory()
-    processes = int(config.launch.num_processes)
-    with joined_processes(config) as is_first:
+    if config.launch.num_machines > 1:
+        result, is_first = distributed.start_among_machines(record, config, origin)
+    else:
+        result, is_first = record(config, origin), world.rank() == 0
+    if is_first:
+        show_result(result)
+    return result
+
+
+def record(config: Config, origin: Origin) -> Result:
+    """Run one experiment, step by step in the order in which the data flows.
+
+    Args:
+        config: its `launch` section is resolved.
+    """
+    started = time.monotonic()
+    use_cpu, processes = bool(config.trainer.args.get("use_cpu")), int(config.launch.num_processes)
+    with distributed.joined_processes(config) as is_first:
         if not is_first:
             return follow()
         inputs = load_inputs(config)
@@ -77,7 +89,6 @@ def run(config: Config, origin: Origin) -> Result:
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
             save_result(result)
         result.run_id = tracker.run_id  # a server that was unreachable at the start may have assigned it since
-    show_result(result)
     return result
 
 
@@ -100,7 +111,7 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
         if config.tracking.backend != "none":
             close_finished(path, state, uri, Path(config.output_dir))
     console.note(f"{path.name} had already finished when its process was killed: not training again")
-    result = Result(
+    return Result(
         **{entry.name: getattr(stored, entry.name) for entry in fields(StoredResult)},
         task_metric=inputs.task.metric,
         run_dir=path,
@@ -114,8 +125,6 @@ def complete_end(config: Config, origin: Origin, inputs: Inputs) -> Result | Non
         _model_class=inputs.task.model_class,
         _remote_code=config.model.trust_remote_code,
     )
-    show_result(result)
-    return result
 
 
 def train(context: RunContext, inputs: Inputs, tracker: Tracker, stop_on_signal: StopOnSignal) -> Outcome:
@@ -126,21 +135,6 @@ def train(context: RunContext, inputs: Inputs, tracker: Tracker, stop_on_signal:
     if world.is_together():
         return distributed.lead(fit, context, inputs, tracker)
     return distributed.start_processes(fit, context, tracker)
-
-
-@contextlib.contextmanager
-def joined_processes(config: Config) -> Iterator[bool]:
-    """Connect to the other processes if torchrun or `accelerate launch` started several.
-
-    Yields:
-        True in the first process, whose config holds for all, and which opens and records the run.
-    """
-    if not world.is_together():
-        yield True
-        return
-    world.connect(config.launch, bool(config.trainer.args.get("use_cpu")))
-    yield world.rank() == 0
-    world.disconnect()  # not after an error: the other processes may be waiting in a collective call
 
 
 def follow() -> Result:

@@ -143,7 +143,8 @@ class WorkerMonitor:
     def _error(self, failure: FailureNote) -> BaseException:
         if failure.code in STOP_EXIT_CODES:
             return Terminated(failure.code)
-        kind = getattr(errors, failure.type, None)
+        own = {kind.__name__: kind for kind in (WorkerError, WorkerKilledError)}
+        kind = own.get(failure.type) or getattr(errors, failure.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
             error: Exception = kind(failure.message)
         elif failure.code is not None:
@@ -160,14 +161,14 @@ def _note_path(directory: Path, rank: int) -> Path:
 
 LOGS = "logs"
 RESULT = "result.pickle"
-"""File in the notes' directory for the return value of rank 0.
+"""File in the notes' directory for the return value of this machine's first process.
 
 The agent would take it from a pipe, and wait forever for the rest of what a killed worker has half written.
 """
 
 
 def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args: Any) -> Any:
-    """Call `entry(*args)` in `launch.num_processes` workers of one process group, and wait for them.
+    """Call `entry(*args)` in `launch.num_processes` workers of one process group on this machine, and wait for them.
 
     Args:
         launch: resolved by `hfexp.launch.world.resolve`.
@@ -179,6 +180,39 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
         The return value of rank 0.
 
     Raises:
+        See `run_agent`.
+    """
+    from hfexp.launch import rendezvous
+
+    rendezvous.register()
+    (run_dir / LOGS).mkdir(exist_ok=True)
+    alone = {"min_nodes": 1, "max_nodes": 1, "run_id": uuid4().hex, "rdzv_backend": rendezvous.BACKEND}
+    with tempfile.TemporaryDirectory(prefix="hfexp-") as temporary:
+        monitor = WorkerMonitor(Path(temporary), int(launch.num_processes))
+        return run_agent(launch, alone, monitor, run_dir / LOGS, None, entry, args)
+
+
+def run_agent(
+    launch: LaunchConfig,
+    settings: dict[str, Any],
+    monitor: WorkerMonitor,
+    log_dir: Path,
+    interface: str | None,
+    entry: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> Any:
+    """Let torch's elastic agent call `entry(*args)` in this machine's workers, and wait for them.
+
+    Args:
+        settings: those of torch's `LaunchConfig` that say how agents meet.
+        monitor: its directory, which no other user can enter, takes the workers' notes.
+        log_dir: takes the workers' output.
+        interface: network interface to the other machines; None: the workers stay on this machine.
+
+    Returns:
+        The return value of this machine's first worker.
+
+    Raises:
         KeyboardInterrupt, Terminated: this process was asked to stop; the workers got SIGTERM, and up to
             `launch.grace_seconds` to write a checkpoint, and have ended.
         WorkerError: a worker failed and `max_restarts` is used up; hfexp's own errors keep their type.
@@ -188,41 +222,29 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
 
-    from hfexp.launch import rendezvous
-
-    rendezvous.register()
     forkserver.start()
-    (run_dir / LOGS).mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="hfexp-") as temporary,
-        _stop_on_signals() as signals,
-        forkserver.hidden_main(),
-    ):
-        notes_dir = Path(temporary)
-        monitor = WorkerMonitor(notes_dir, int(launch.num_processes))
+    with _stop_on_signals() as signals, forkserver.hidden_main():
         elastic = Elastic(
-            min_nodes=1,
-            max_nodes=1,
+            **settings,
             nproc_per_node=int(launch.num_processes),
-            run_id=uuid4().hex,
-            rdzv_backend=rendezvous.BACKEND,
             max_restarts=launch.max_restarts,
             monitor_interval=0.1,
             start_method="forkserver",
-            logs_specs=DefaultLogsSpecs(log_dir=str(notes_dir / "agent")),
+            logs_specs=DefaultLogsSpecs(log_dir=str(monitor.directory / "agent")),
             signals_to_handle="",  # `_stop_on_signals` handles them
             shutdown_timeout=launch.grace_seconds,
         )
+        own = (ProcessEnv.capture(), os.getpgrp(), log_dir, monitor.directory, launch.grace_seconds, interface)
         try:
             with monitor.watching():
-                worker_args = (ProcessEnv.capture(), os.getpgrp(), run_dir, notes_dir, launch.grace_seconds)
-                elastic_launch(elastic, _worker)(*worker_args, entry, args)
+                elastic_launch(elastic, _worker)(*own, entry, args)
         except SignalException:
             raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
         except ChildFailedError as error:
             cause = monitor.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
-        return pickle.loads((notes_dir / RESULT).read_bytes())  # noqa: S301  (written by rank 0, in a private directory)
+    # Written by this machine's first worker, in a private directory.
+    return pickle.loads((monitor.directory / RESULT).read_bytes())  # noqa: S301
 
 
 @contextlib.contextmanager
@@ -261,7 +283,14 @@ def _stop_on_signals() -> Iterator[list[int]]:
 
 
 def _worker(
-    env: ProcessEnv, group: int, run_dir: Path, notes_dir: Path, grace: float, entry: Callable[..., Any], args: tuple
+    env: ProcessEnv,
+    group: int,
+    log_dir: Path,
+    notes_dir: Path,
+    grace: float,
+    interface: str | None,
+    entry: Callable[..., Any],
+    args: tuple,
 ) -> None:
     """Set this worker up as if a user had started it in the launcher's directory, and call `entry`."""
     rank = int(os.environ["RANK"])
@@ -269,26 +298,34 @@ def _worker(
     own |= {k: v for k, v in os.environ.items() if k.endswith("WORLD_SIZE")}
     env.enter()
     os.environ.update(own)
-    world.stay_on_this_machine(notes_dir)
+    if interface is None:
+        world.stay_on_this_machine(notes_dir)
+    else:
+        world.reach_other_machines(os.environ["TORCHELASTIC_RUN_ID"], interface)
     with contextlib.suppress(OSError):
         os.setpgid(0, group)  # join the starting process's group, so that killing that group kills this worker
     for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to all; the agent passes them on as SIGTERM
         signal.signal(number, signal.SIG_IGN)
-    log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    os.close(log)
+    write_log_to(log_dir, rank)
     console.redirect(lambda name, *args: None)
     stop_when_orphaned(grace)
     begin(notes_dir, rank)
     try:
         result = entry(*args)
-        if rank == 0:
+        if os.environ["LOCAL_RANK"] == "0":
             replace_file(notes_dir / RESULT, pickle.dumps(result))
     except BaseException as error:
         note(notes_dir, rank, error)
         raise
     _end_without_waiting()
+
+
+def write_log_to(directory: Path, rank: int) -> None:
+    """Let this process write what it prints to `rank<i>.log` in a directory from now on."""
+    log = os.open(directory / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)
 
 
 def _end_without_waiting() -> None:

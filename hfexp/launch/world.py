@@ -2,17 +2,20 @@
 
 import contextlib
 import os
+import queue
 import signal
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hfexp.core import console
 from hfexp.core.config import LaunchConfig, Strategy
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.machine import visible_devices
+from hfexp.launch.endpoint import address_towards, find_endpoint
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun and `accelerate launch` set for each process."""
@@ -20,10 +23,16 @@ MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables in which MPI launchers pass the number of processes; Accelerate reads these as well."""
 RENDEZVOUS = "HFEXP_RENDEZVOUS"
 """Variable that gives the workers started by hfexp the path of their `FileStore`."""
+ATTEMPT = "HFEXP_ATTEMPT"
+"""Variable that gives the workers of a run over several machines the name of the attempt."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Variables that name the network interface over which torch's backends exchange gradients."""
 QUIET_SECONDS = 10
 """Seconds of waiting for the other processes before a reminder is printed."""
+
+T = TypeVar("T")
+_machines: tuple[str, ...] = ()
+"""Name and address of the machine of each rank, once `connect` has joined processes that others have started."""
 
 
 def rank() -> int:
@@ -39,6 +48,21 @@ def size() -> int:
 def is_together() -> bool:
     """Tell whether this is one of several processes: our own worker, or one of torchrun or `accelerate launch`."""
     return "RANK" in os.environ and size() > 1
+
+
+def is_joined() -> bool:
+    """Tell whether this process has joined others that its machine's command does not watch on its own."""
+    return bool(_machines)
+
+
+def machine_of(rank: int) -> str:
+    """Return name and address of the machine of a rank."""
+    return _machines[rank]
+
+
+def spans_machines() -> bool:
+    """Tell whether the processes of this run are on several machines."""
+    return len(set(_machines)) > 1
 
 
 def _number(name: str, default: int) -> int:
@@ -70,7 +94,8 @@ def check_environment() -> None:
     if started:
         raise ConfigError(
             f"{started[0]}={os.environ[started[0]]} in the environment: MPI has started several processes, each of "
-            "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun"
+            "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun; for "
+            "launch.num_machines start one on each machine without MPI (srun --mpi=none)"
         )
 
 
@@ -94,6 +119,21 @@ def stay_on_this_machine(directory: Path) -> None:
         os.environ[name] = loopback
 
 
+def reach_other_machines(attempt: str, interface: str) -> None:
+    """Make this process meet those of the other machines, and exchange data over an interface that leads to them.
+
+    A machine's own name does not tell gloo which interface that is: many systems let it mean 127.0.1.1. An interface
+    that the user has named stays.
+
+    Args:
+        attempt: name of the attempt, the same on all machines.
+        interface: name of the interface; empty if it is not known.
+    """
+    os.environ[ATTEMPT] = attempt
+    for name in INTERFACES if interface else ():
+        os.environ.setdefault(name, interface)
+
+
 def _loopback() -> str:
     """Return the name of the loopback interface (`lo`, `lo0`, ...); empty if this machine has none."""
     import psutil
@@ -107,9 +147,10 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
     """Resolve `launch.num_processes=auto`, and adopt the world size under torchrun or `accelerate launch`.
 
     Raises:
-        ConfigError: the requested number of processes is not possible here.
+        ConfigError: the requested numbers of processes and machines are not possible here.
     """
     check_environment()
+    _check_machines(launch)
     requested = launch.num_processes
     if is_together():
         if requested not in (1, "auto", size()):
@@ -124,6 +165,33 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
         launch.num_processes = 1
         return
     launch.num_processes = _processes_here(requested, 0 if use_cpu else len(visible_devices()))
+
+
+def _check_machines(launch: LaunchConfig) -> None:
+    """Check the number of machines, and that they can meet at the endpoint."""
+    number = f"launch.num_machines={launch.num_machines}"
+    if launch.num_machines < 1:
+        raise ConfigError(f"{number} must be at least 1")
+    if launch.num_machines == 1:
+        if launch.rdzv_endpoint is not None:
+            raise ConfigError(
+                f"launch.rdzv_endpoint={launch.rdzv_endpoint} is where several machines meet: "
+                "set launch.num_machines too"
+            )
+        return
+    if is_together():
+        raise ConfigError(
+            f"{number}, but this was started as one of {size()} processes, which join each other by themselves; leave "
+            "out launch.num_machines and launch.rdzv_endpoint"
+        )
+    if launch.strategy is Strategy.single:
+        raise ConfigError(f"{number} needs launch=ddp")
+    if launch.rdzv_endpoint is None:
+        raise ConfigError(
+            f"{number} needs launch.rdzv_endpoint=HOST:PORT: an address of the first machine that all machines can "
+            "reach, and a free port of it"
+        )
+    find_endpoint(launch.rdzv_endpoint)
 
 
 def _processes_here(requested: int | str, devices: int) -> int:
@@ -163,6 +231,63 @@ def connect(launch: LaunchConfig, use_cpu: bool) -> None:
     joined = torch.distributed.get_world_size()
     if joined != launch.num_processes:
         raise RuntimeError(f"{launch.num_processes} processes were started, but {joined} joined")
+    if not os.environ.get(RENDEZVOUS):
+        _find_machines()
+
+
+def _find_machines() -> None:
+    """Learn on which machine each process of the group is."""
+    global _machines
+    address = address_towards(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    place = store()
+    place.set(f"hfexp/machine/{rank()}", f"{socket.gethostname()} ({address})")
+    _machines = tuple(place.get(f"hfexp/machine/{other}").decode() for other in range(size()))
+
+
+def store() -> Any:
+    """Return the store by which the processes of the group have found each other."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def within(seconds: float, function: Callable[..., T], *args: Any) -> T:
+    """Return what a function returns, or give up waiting for it; it goes on in a thread of its own.
+
+    Where a link was cut, torch's calls on a store wait as long as TCP does, a quarter of an hour, and nothing can
+    interrupt them.
+
+    Raises:
+        TimeoutError: it has not returned in time.
+    """
+    results: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            results.put((True, function(*args)))
+        except BaseException as error:
+            results.put((False, error))
+
+    threading.Thread(target=call, name="hfexp-within", daemon=True).start()
+    try:
+        returned, value = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer for {seconds} s") from None
+    if not returned:
+        raise value
+    return value
+
+
+@contextlib.contextmanager
+def reminder(text: str) -> Iterator[None]:
+    """Print a text if the block takes longer than `QUIET_SECONDS`."""
+    timer = threading.Timer(QUIET_SECONDS, console.note, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager
@@ -176,16 +301,11 @@ def _waiting(seconds: int) -> Iterator[None]:
         f"process {rank()} of {size()} (RANK, WORLD_SIZE) is waiting for {others} at {where}, "
         f"up to {seconds} s (launch.timeout)"
     )
-    reminder = threading.Timer(QUIET_SECONDS, console.note, (text,))
-    reminder.daemon = True
-    reminder.start()
     try:
-        with _ended_by_ctrl_c():
+        with reminder(text), _ended_by_ctrl_c():
             yield
     except torch.distributed.DistError as error:
         raise RunError(f"{text}; they did not join: {first_line(error)}") from error
-    finally:
-        reminder.cancel()
 
 
 @contextlib.contextmanager
@@ -205,9 +325,10 @@ def _ended_by_ctrl_c() -> Iterator[None]:
 def _store_arguments(timeout: timedelta) -> dict[str, Any]:
     """Return the arguments of `init_process_group` that choose the store; empty: torch's default.
 
-    Workers started by hfexp use a file, as torch's TCPStore listens on all addresses, whichever it is given (torch
-    2.14). Torch's elastic agent keeps its store when it restarts the processes
+    Workers started by hfexp on one machine use a file, as torch's TCPStore listens on all addresses, whichever it is
+    given (torch 2.14). Torch's elastic agent keeps its store when it restarts the processes
     (`DynamicRendezvousHandler.next_rendezvous`): without a prefix they would look for those of the attempt before.
+    The agents of several machines may count the attempts differently, so hfexp gives their attempts names.
     """
     from torch.distributed import FileStore, PrefixStore, TCPStore  # pyright: ignore
 
@@ -218,7 +339,7 @@ def _store_arguments(timeout: timedelta) -> dict[str, Any]:
         return {}
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size=size(), is_master=False, timeout=timeout)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = os.environ.get(ATTEMPT) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return {"store": PrefixStore(f"hfexp/{attempt}", store), **own}
 
 
@@ -238,6 +359,15 @@ def disconnect() -> None:
 
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all processes, which must be picklable, in the order of their ranks."""
+    import torch
+
+    values: list[Any] = [None] * size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def share(value: Any) -> Any:

@@ -467,6 +467,11 @@ class Composer:
             return None
         config = to_config(composed)
         check_choices(config, choices)
+        if config.launch.num_machines > 1:
+            raise ConfigError(
+                f"launch.num_machines={config.launch.num_machines} is for a single run; -m can't be used with it: "
+                "start the runs one after the other, or a sweep on each machine"
+            )
         problems = find_foreign_settings(config.trainer.args)
         if problems:
             raise ConfigError(join_problems(problems))

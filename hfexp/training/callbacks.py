@@ -231,18 +231,62 @@ def forget(run_dir: Path) -> None:
     shutil.rmtree(run_dir / STOP_DIR, ignore_errors=True)
 
 
+class StopFiles:
+    """Files in the run directory by which the processes of one machine agree on their last step."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / STOP_DIR
+
+    def ask(self) -> None:
+        """Ask for the end of the run."""
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / REQUEST_FILE).touch()
+
+    def last_step(self, step: int, is_first: bool) -> int | None:
+        """Return the last step, which rank 0 chooses at the end of `step` if someone has asked; None: not chosen."""
+        if not self._folder.is_dir():
+            return None
+        agreed = self._folder / STEP_FILE
+        if is_first and not agreed.exists():
+            replace_file(agreed, str(step + 1))
+        return int(agreed.read_text()) if agreed.exists() else None
+
+
+class StopKeys:
+    """Keys in the store of the process group by which processes of several machines agree on their last step.
+
+    Files would not do: on a network file system a file can stay unseen for a minute after another machine has made it.
+    Every call returns only after the store has answered.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def ask(self) -> None:
+        """Ask for the end of the run; do nothing if the store is gone, as the run then ends anyway."""
+        with contextlib.suppress(RuntimeError):
+            self._store.add("hfexp/stop/asked", 1)
+
+    def last_step(self, step: int, is_first: bool) -> int | None:
+        """Return the last step, which rank 0 chooses at the end of `step` if someone has asked; None: not chosen."""
+        if not is_first:
+            return self._store.add("hfexp/stop/step", 0) or None
+        return self._store.add("hfexp/stop/step", step + 1) if self._store.check(["hfexp/stop/asked"]) else None
+
+
 class StopTogether(StopOnSignal):
     """`StopOnSignal` for a run of several processes, any of which may get the signal.
 
-    The process that gets the signal creates a file. Rank 0, at the end of step s, sees it and writes that s+1 is the
+    The process that gets the signal asks for the end. Rank 0, at the end of step s, sees that and says that s+1 is the
     last step. No process can have ended step s+1 by then, because that needs the gradients of rank 0; so every
-    process sees the agreed step in time. Checking for a file costs microseconds per step; a collective would cost
-    more and would stall an accelerator.
+    process sees the agreed step in time. Looking costs microseconds per step, or over a network a round trip; a
+    collective would cost more and would stall an accelerator.
     """
 
-    def __init__(self, run_dir: Path, is_first: bool) -> None:
+    def __init__(self, agreement: StopFiles | StopKeys, is_first: bool) -> None:
         super().__init__()
-        self._folder = run_dir / STOP_DIR
+        self._agreement = agreement
         self._is_first = is_first
         self._last_step: int | None = None
         self._step = 0
@@ -259,25 +303,16 @@ class StopTogether(StopOnSignal):
             raise Terminated(exit_code(number))
         self._signals.append(number)
         self.requested = True
-        with contextlib.suppress(OSError):
-            self._folder.mkdir(exist_ok=True)
-            (self._folder / REQUEST_FILE).touch()
+        self._agreement.ask()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._step = state.global_step
-        if self._last_step is None and self._folder.is_dir():
-            self._agree()
+        if self._last_step is None:
+            self._last_step = self._agreement.last_step(self._step, self._is_first)
+            self.requested = self.requested or self._last_step is not None
         super().on_step_end(args, state, control, **kwargs)
-
-    def _agree(self) -> None:
-        agreed = self._folder / STEP_FILE
-        if self._is_first and not agreed.exists():
-            replace_file(agreed, str(self._step + 1))
-        if agreed.exists():
-            self._last_step = int(agreed.read_text())
-            self.requested = True
 
 
 def early_stopping(patience: int | None, threshold: float) -> list[TrainerCallback]:

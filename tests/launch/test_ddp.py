@@ -28,7 +28,7 @@ from hfexp.core.process import how_it_ended
 from hfexp.experiment.distributed import Relay, relayed
 from hfexp.experiment.preflight import leaves_parameters_unused, load_inputs
 from hfexp.launch import workers, world
-from hfexp.training.callbacks import StopTogether, forget
+from hfexp.training.callbacks import StopFiles, StopTogether, forget
 
 TWO = ("launch=ddp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
 """The same batches of 32 as `SMALL_DIGITS`."""
@@ -99,7 +99,7 @@ def step_ends(stop: StopTogether, step: int) -> bool:
 
 
 def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
-    first, second = StopTogether(tmp_path, is_first=True), StopTogether(tmp_path, is_first=False)
+    first, second = StopTogether(StopFiles(tmp_path), True), StopTogether(StopFiles(tmp_path), False)
     for stop in (first, second):
         stop.on_train_begin(TrainingArguments(use_cpu=True, report_to="none"), TrainerState(), TrainerControl())
     assert not step_ends(first, 3)
@@ -113,7 +113,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path: Path) -> None:
     with pytest.raises(Terminated):
         first.on_save(TrainingArguments(use_cpu=True, report_to="none"), TrainerState(), TrainerControl())
     forget(tmp_path)
-    assert not step_ends(StopTogether(tmp_path, is_first=True), 6)
+    assert not step_ends(StopTogether(StopFiles(tmp_path), True), 6)
 
 
 def test_parameters_without_a_gradient_are_found_beforehand() -> None:
