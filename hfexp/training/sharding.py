@@ -9,8 +9,9 @@ of its accelerator. So a run goes on with any number of processes, one included.
 its own parts.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 
 Others factor or quantise whole matrices, or begin their state before the parameters are divided (adagrad).
 """
+GETTERS = ("get_input_embeddings", "get_output_embeddings")
+"""Methods of a Transformers model that return modules, or None."""
 ENVIRONMENT = "FSDP_"
 """Beginning of the environment variables from which Accelerate's plugin takes what the config does not set."""
 
@@ -144,10 +147,10 @@ def check_layers(config: Config, skeleton: Any) -> list[str]:
     else:
         layers = [m for m in skeleton.modules() if type(m).__name__ in named]
     problems += [
-        f"launch.fsdp: {type(layer).__name__} would be gathered with the embeddings in it, which Accelerate gathers "
-        "by themselves; leave it out of transformer_layer_cls_to_wrap, or choose another min_num_params"
+        f"launch.fsdp: {type(layer).__name__} can't be gathered by itself, as others use its parameters or Accelerate "
+        "gathers its embeddings; leave it out of transformer_layer_cls_to_wrap, or choose another min_num_params"
         for layer in layers
-        if layer is not skeleton and _holds_embeddings(layer, skeleton, layers)
+        if layer is not skeleton and not _stands_alone(layer, skeleton, layers)
     ]
     scalars = [name for name, parameter in skeleton.named_parameters() if parameter.ndim == 0]
     if scalars:
@@ -160,23 +163,57 @@ def check_layers(config: Config, skeleton: Any) -> list[str]:
 def gathered_layers(model: Any) -> list[str]:
     """Return the classes of a model's layers, which are gathered one by one, as Transformers names them.
 
-    Accelerate (1.15) fails at a name that the model does not have, e.g. that of CLIP's layers for texts, and at one of
-    a layer that holds the embeddings.
+    Accelerate (1.15) fails at a name that the model does not have, e.g. that of CLIP's layers for texts.
     """
     named = set(getattr(model, "_no_split_modules", None) or ())
     layers = {type(module).__name__: module for module in model.modules() if type(module).__name__ in named}
-    return sorted(name for name, layer in layers.items() if not _holds_embeddings(layer, model, ()))
+    return sorted(name for name, layer in layers.items() if _stands_alone(layer, model))
 
 
-def _holds_embeddings(layer: Any, model: Any, others: Sequence[Any]) -> bool:
-    """Return True if the embeddings of the model's inputs or outputs are inside a layer, and are none of the others.
+def _stands_alone(layer: Any, model: Any, others: Sequence[Any] = ()) -> bool:
+    """Return True if a layer can be divided by itself: torch refuses to divide a parameter with two modules.
 
-    Accelerate (1.15) divides them after the layers (`fsdp2_prepare_model`), which torch refuses if that is done.
+    Args:
+        others: what is divided before it if it is inside.
     """
-    getters = (getattr(model, f"get_{which}_embeddings", None) for which in ("input", "output"))
-    embeddings = [getter() for getter in getters if getter is not None]
-    alone = [module for module in embeddings if module is not None and all(module is not other for other in others)]
-    return any(module is inner for module in alone for inner in layer.modules() if inner is not layer)
+    embeddings = [module for module in embeddings_of(model) if all(module is not other for other in others)]
+    holds = any(module is inner for module in embeddings for inner in layer.modules() if inner is not layer)
+    return not holds and not _are_shared([layer], model)
+
+
+def _are_shared(modules: Sequence[Any], model: Any) -> bool:
+    """Return True if modules of the model outside of these have the same parameters."""
+    inside = {id(inner) for module in modules for inner in module.modules()}
+    own = {id(parameter) for module in modules for parameter in module.parameters()}
+    outside = (module for module in model.modules() if id(module) not in inside)
+    return any(id(parameter) in own for module in outside for parameter in module.parameters(recurse=False))
+
+
+def embeddings_of(model: Any) -> list[Any]:
+    """Return the embeddings of inputs and outputs, which Accelerate (1.15) divides after the layers, by themselves.
+
+    There are none where that would fail (`fsdp2_prepare_model`): if the model does not tell them (ResNet), or if other
+    modules have the same parameters (the embeddings of BART's encoder and decoder, the bias of BERT's head).
+    """
+    getters = [getattr(model, name, None) for name in GETTERS]
+    try:
+        found = [module for getter in getters if getter is not None and (module := getter()) is not None]
+    except NotImplementedError:
+        return []
+    return [] if _are_shared(found, model) else found
+
+
+@contextlib.contextmanager
+def hidden_embeddings(model: Any) -> Iterator[None]:
+    """Keep Accelerate from dividing embeddings by themselves if it can't; they go with all that is in no layer."""
+    hides = not embeddings_of(model)
+    if hides:
+        vars(model).update(dict.fromkeys(GETTERS, lambda: None))
+    try:
+        yield
+    finally:
+        for name in GETTERS if hides else ():
+            del vars(model)[name]
 
 
 def let_go(model: Any) -> None:
@@ -219,10 +256,13 @@ class Sharding(TrainerMixin):
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = gathered_layers(self.model)
-        prepared = super()._prepare_for_training(*args, **kwargs)
+        with hidden_embeddings(self.model):
+            prepared = super()._prepare_for_training(*args, **kwargs)
         undivided = [name for name, p in self.model.named_parameters() if not isinstance(p, DTensor)]  # pyright: ignore
         if undivided:
             raise RuntimeError(f"launch=fsdp: {len(undivided)} parameters are not divided, e.g. {undivided[0]}")
+        # Transformers' generation then goes on in all processes until the longest text is done: each step is shared.
+        self.model._is_fsdp_managed_module = True  # pyright: ignore
         return prepared
 
     # Checkpoints: whole tensors in the files, parts in the model.

@@ -14,7 +14,7 @@ import pytest
 import torch
 import trainings
 import transformers
-from conftest import SMALL_DIGITS
+from conftest import SMALL_DIGITS, SMALL_TABLES
 from faults import fault_at
 from safetensors.torch import load_file
 from torch import nn
@@ -25,6 +25,7 @@ from hfexp.core.errors import ConfigError, RunError, Terminated
 from hfexp.core.identity import config_hash
 from hfexp.experiment.preflight import load_inputs
 from hfexp.launch import world
+from hfexp.tasks.text import byte_tokenizer
 from hfexp.training.sharding import Sharding, check_layers, check_sharding, gathered_layers
 
 TWO = ("launch=fsdp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
@@ -103,8 +104,11 @@ def test_layers_that_the_model_does_not_have_are_named() -> None:
     assert gathered_layers(model) == ["ViTLayer"]  # `ViTEmbeddings` holds what Accelerate divides by itself
     for words, message in (
         (["launch.fsdp.transformer_layer_cls_to_wrap=[VitLayer]"], "has no VitLayer. Did you mean 'ViTLayer'?"),
-        (["launch.fsdp.transformer_layer_cls_to_wrap=ViTEmbeddings"], "ViTEmbeddings would be gathered with"),
-        (["launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP", "launch.fsdp.min_num_params=900"], "ViTModel would be"),
+        (["launch.fsdp.transformer_layer_cls_to_wrap=ViTEmbeddings"], "ViTEmbeddings can't be gathered by itself"),
+        (
+            ["launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP", "launch.fsdp.min_num_params=900"],
+            "ViTModel can't be gathered",
+        ),
     ):
         assert message in "\n".join(check_layers(api.compose(*SMALL_DIGITS, *TWO, *words), model))
     assert check_layers(api.compose(*SMALL_DIGITS, *TWO, "launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP"), model) == []
@@ -196,6 +200,63 @@ def test_four_parts_do_what_the_whole_does(place: Path) -> None:
     four, one = api.train(*words, *FOUR), api.train(*words, *ONE, "output_dir=one")
     assert_equal_weights(one, four)
     assert four.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
+
+
+@pytest.fixture
+def base(place: Path) -> tuple[str, ...]:
+    """A pretrained model without a head in `start`, and a table of texts."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(vocab_size=261, max_position_embeddings=40, **sizes, **trainings.NO_DROPOUT)
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained("start")
+    byte_tokenizer(40).save_pretrained("start")
+    for split, count in (("train", 46), ("validation", 13), ("test", 9)):
+        rows = [{"text": "ice snow"[: 2 + n % 7], "label": ("cold", "warm")[n % 3 == 0]} for n in range(count)]
+        Path(f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return (*SMALL_TABLES, "task=text_classification", "trainer=scratch", "metrics=accuracy", "tracking=none")
+
+
+TWO_OF_FOUR = (*TWO[:2], "trainer.args.per_device_train_batch_size=4", TWO[3])
+
+
+@pytest.mark.slow
+def test_an_adapter_in_parts_is_the_adapter_of_the_whole(base: tuple[str, ...], place: Path) -> None:
+    words = [*base, "model.peft.r=2", "trainer.args.activation_checkpointing=true", *fault_at(8)]
+    (place / "fault").write_text("SIGTERM")
+    with pytest.raises(Terminated):
+        api.train(*words, *TWO_OF_FOUR)
+    two, one = api.train(*words, *TWO_OF_FOUR), api.train(*words, *ONE, "output_dir=one")
+    assert re.search(r"continuing from checkpoint-[89]\b", (two.run_dir / "hfexp.log").read_text())
+    ours, theirs = (load_file(run.run_dir / "model" / "adapter_model.safetensors") for run in (two, one))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4)
+    assert two.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
+    assert two.metrics["best_eval_loss"] == pytest.approx(two.metrics["final_eval_loss"], rel=1e-5)
+    answers = api.predict(run=two.run_dir, inputs=["ice"])
+    assert answers["probabilities"].tolist() == pytest.approx(
+        api.predict(run=one.run_dir, inputs=["ice"])["probabilities"].tolist(), abs=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_texts_of_all_lengths_are_written_by_parts_as_by_the_whole(place: Path) -> None:
+    """In an evaluation; the processes' texts have different lengths, and each token needs all of them."""
+    numbers = ["one", "two", "three", "four", "five", "six", "seven"]
+    rows = [{"text": " ".join(numbers[: 1 + n % 5]), "target": " ".join(numbers[n % 3 :])} for n in range(40)]
+    Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = (
+        "task=translation", "model=tiny_t5_subwords", "model.config.vocab_size=300", "trainer=scratch", "tracking=none",
+        "dataset=table", "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2", "model.config.d_model=16",
+        "model.config.d_kv=8", "model.config.d_ff=16", "model.config.num_layers=1", "model.config.num_decoder_layers=1",
+        "model.config.num_heads=2", "++model.config.dropout_rate=0", "task.generation.max_new_tokens=12",
+        "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=8", "tracking.pictures=false",
+        "trainer.args.learning_rate=0.01", "trainer.args.per_device_eval_batch_size=3",
+    )  # fmt: skip
+    two, one = api.train(*words, *TWO_OF_FOUR), api.train(*words, *ONE, "output_dir=one")
+    for name in ("test_loss", "test_chrf", "final_eval_chrf"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], rel=2e-4), name
+    assert_equal_weights(one, two)
 
 
 @pytest.mark.slow
