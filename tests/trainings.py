@@ -1,6 +1,7 @@
 """Short trainings of tiny models of every architecture that ships, in one process or in several.
 
-python invariants.py FILE     as one of several processes: all of `TOGETHER`, with the results in FILE
+python trainings.py FILE [fsdp]     as one of several processes: all of `TOGETHER`, or all of `IN_PARTS` with the
+                                    model in parts, with the results in FILE
 """
 
 import json
@@ -92,6 +93,17 @@ TOGETHER = [
 ]
 """Architecture, labels and settings of the trainings that are compared with those of one process."""
 
+IN_PARTS = [
+    *((name, KINDS[0], {}) for name in ("vit", "swin", "convnext", "timm_wrapper")),
+    ("resnet", KINDS[0], {"batch_norm": True, "num_rows": 56}),
+    *((name, kind, {}) for name in TEXTS for kind in ("tags", "masked")),
+    *((name, "tokens", {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5}) for name in LANGUAGE),
+    ("bart", "targets", {"activation_checkpointing": True}),
+    ("marian", "targets", {}),
+    ("vit", KINDS[0], {"optim": "adamw_torch_fused", "weight_decay": 0.1, "activation_checkpointing": True}),
+]
+"""The same for trainings in which each process has a part of the model."""
+
 
 class Rows(ProcessedDataset):
     """Made-up rows of unequal lengths."""
@@ -174,6 +186,7 @@ def make_trainer(
     gradient_accumulation_steps: int = 1,
     batch_norm: bool = False,
     num_rows: int = ROWS,
+    fsdp: dict[str, Any] | None = None,
     **args: Any,
 ) -> Trainer:
     """hfexp's Trainer of a small model for two short epochs."""
@@ -186,7 +199,7 @@ def make_trainer(
             "use_cpu": True, **args,
         },
         output_dir=place, seed=1, run_name="check", metric="loss", greater_is_better=False,
-        deterministic=False, loss_per_token=kind in PER_TOKEN,
+        deterministic=False, loss_per_token=kind in PER_TOKEN, fsdp=fsdp,
     )  # fmt: skip
     if arguments.world_size > 1:
         arguments.ddp_find_unused_parameters = True
@@ -204,7 +217,8 @@ def train(architecture: str, kind: str, size: int, **settings: Any) -> dict[str,
         trainer = make_trainer(architecture, kind, size, Path(place), **settings)
         trainer.train()
         steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        state = trainer.whole_weights()
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict() if state is None else state
         return {
             "loss": [entry["loss"] for entry in steps],
             "grad_norm": [entry["grad_norm"] for entry in steps],
@@ -213,12 +227,15 @@ def train(architecture: str, kind: str, size: int, **settings: Any) -> dict[str,
         }
 
 
-def main(path: Path) -> None:
-    """Train all of `TOGETHER` among other processes."""
-    found = [train(architecture, kind, 4, **settings) for architecture, kind, settings in TOGETHER]
+def main(path: Path, fsdp: bool) -> None:
+    """Train all of `TOGETHER`, or of `IN_PARTS`, among other processes."""
+    size = 8 // int(os.environ["WORLD_SIZE"])
+    more: dict[str, Any] = {"fsdp": {}} if fsdp else {}
+    cases = IN_PARTS if fsdp else TOGETHER
+    found = [train(architecture, kind, size, **settings, **more) for architecture, kind, settings in cases]
     if os.environ["RANK"] == "0":
         path.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "fsdp" in sys.argv[2:])

@@ -237,9 +237,10 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionExcepti
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
+    "launch.fsdp.",
     "search.sampler", "search.pruner_args", "search.space",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
-    "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={",
+    "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={", "launch.fsdp={",
 )  # fmt: skip
 """Beginnings of overrides whose keys belong to a library or the user.
 

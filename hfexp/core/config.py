@@ -64,6 +64,7 @@ HABITS = {
     "train_file": "dataset=table dataset.source.data_files=FILE",
     "trainer=cpu": "trainer.args.use_cpu=true",
     "trainer=ddp": "launch=ddp",
+    "trainer=fsdp": "launch=fsdp",
     "trainer=gpu": "nothing: an accelerator is used when there is one",
     "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
     "tensorboard": "tracking.also=[tensorboard]",
@@ -376,6 +377,8 @@ class Strategy(Enum):
     """One process, one device."""
     ddp = "ddp"
     """A copy of the model in each process, gradients averaged (torch's `DistributedDataParallel`)."""
+    fsdp = "fsdp"
+    """A part of the model in each process (torch's `fully_shard`, FSDP2)."""
 
 
 @dataclass
@@ -386,7 +389,7 @@ class LaunchConfig:
     num_processes: int | str = 1
     """Training processes on this machine; `auto`: one per visible accelerator."""
     num_machines: int = 1
-    """With `ddp`: machines that train together, on each of which the same command is started."""
+    """With several processes: machines that train together, on each of which the same command is started."""
     rdzv_endpoint: str | None = None
     """With several machines: HOST:PORT, an address of the first machine that all can reach, and a free port of it."""
     num_threads: int | None = None
@@ -395,11 +398,13 @@ class LaunchConfig:
     The last bits of a result depend on this number.
     """
     max_restarts: int = 0
-    """With `ddp`: times that all processes restart from the newest checkpoint after one has died."""
+    """With several processes: times that all restart from the newest checkpoint after one has died."""
     timeout: int = 1800
-    """With `ddp`: seconds that a process waits for the others in one exchange, and a machine for the others."""
+    """With several processes: seconds that one waits for the others in an exchange, and a machine for the others."""
     grace_seconds: int = 60
-    """With `ddp`: seconds that the processes have to write a checkpoint and end when the run is stopped."""
+    """With several processes: seconds that they have to write a checkpoint and end when the run is stopped."""
+    fsdp: dict[str, Any] = field(default_factory=dict)
+    """With `fsdp`: keys of Transformers' `fsdp_config` (`hfexp.training.sharding.SETTINGS`)."""
 
 
 @dataclass

@@ -32,7 +32,7 @@ def _tf32(value: str, args: Mapping[str, Any], accelerator: bool) -> bool:
     return not accelerator or args.get("tf32") is (value not in OFF)
 
 
-NO_SUCH_STRATEGY = "launch=single or launch=ddp"
+NO_SUCH_STRATEGY = "launch=single, launch=ddp or launch=fsdp"
 PRECISION = "trainer.args.bf16=true or trainer.args.fp16=true"
 TF32 = "trainer.args.tf32=true or trainer.args.tf32=false"
 FPMATH = "trainer.args.bf16=true (or nothing, for float32)"

@@ -43,7 +43,8 @@ def lower_is_better(name: str) -> bool | None:
 
 AUTOMATIC = "nothing: hfexp trains, evaluates afterwards, and evaluates the test split if there is one"
 NOT_YET_PUSHED = "nothing: hfexp does not push models; `hf upload` does, with the run's directory model/"
-ONE_STRATEGY = "launch=ddp, which keeps a copy of the model in each process"
+SHARDED = "launch=fsdp, which spreads the model over the processes, with its settings in launch.fsdp"
+STRATEGIES = "launch=ddp, or launch=fsdp for a model that no single device holds"
 
 OWNED = {
     "output_dir": "output_dir (top level)",
@@ -77,11 +78,11 @@ REFUSED = {
     "trackio_space_id": "tracking.also=[trackio], which records on this machine",
     "trackio_bucket_id": "tracking.also=[trackio], which records on this machine",
     "trackio_static_space_id": "tracking.also=[trackio], which records on this machine",
-    "fsdp": ONE_STRATEGY,
-    "fsdp_config": ONE_STRATEGY,
-    "deepspeed": ONE_STRATEGY,
-    "parallelism_config": ONE_STRATEGY,
-    "accelerator_config": ONE_STRATEGY,
+    "fsdp": SHARDED,
+    "fsdp_config": SHARDED,
+    "deepspeed": STRATEGIES,
+    "parallelism_config": STRATEGIES,
+    "accelerator_config": STRATEGIES,
     "auto_find_batch_size": "a smaller trainer.args.per_device_train_batch_size with more "
     "gradient_accumulation_steps: a batch size that depends on the machine would change the experiment",
     "eval_do_concat_batches": "nothing: metrics need all predictions at once",
@@ -295,6 +296,7 @@ def build_arguments(
     deterministic: bool,
     loads_little: bool = True,
     loss_per_token: bool = False,
+    fsdp: dict[str, Any] | None = None,
 ) -> Any:
     """Build `TrainingArguments` from the user's fields and those that hfexp owns.
 
@@ -306,6 +308,7 @@ def build_arguments(
         loads_little: a batch takes a millisecond or two to load, so data loader workers would only cost time.
         loss_per_token: the loss is a mean over tokens. Processes can have different numbers of tokens, which must be
             counted over all of them at each step; they have the same number of samples, which need no such count.
+        fsdp: `launch.fsdp` if the model is spread over the processes; else None.
     """
     import torch
     import transformers
@@ -316,6 +319,8 @@ def build_arguments(
     elif fields.get("greater_is_better") is None:
         fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
+    if fsdp is not None:
+        fields |= {"fsdp": True, "fsdp_config": {**fsdp, "version": 2}}
     if not torch.accelerator.is_available():
         # Without `use_cpu`, each process that torchrun starts would train alone, with a world size of 1.
         fields.setdefault("use_cpu", True)

@@ -38,7 +38,7 @@ from hfexp.tracking.report.figures import draw_samples
 from hfexp.tracking.report.report import draw_report
 from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import Tracker
-from hfexp.training.adapters import base_of, is_adapted
+from hfexp.training.adapters import class_of, is_adapted
 from hfexp.training.model import ModelSummary
 
 # The recorder: passes an experiment's inputs, metrics, checkpoints, report and model to the tracker.
@@ -160,7 +160,8 @@ class Recorder:
         facts = self._facts(metrics, trainer.state.log_history, seconds)
         task, processor = self.inputs.task, self.inputs.processor
         model = trainer.accelerator.unwrap_model(trainer.model)
-        for part in [part for part in scores.values() if isinstance(part, ItemScores)][:1]:  # that of the validation
+        found = [part for part in scores.values() if isinstance(part, ItemScores)][:1]  # that of the validation
+        for part in found if not trainer.is_sharded else []:  # no process alone can compute with a model in parts
             part.examples = self._marked_rows(model)
         pictures = is_best if self.config.tracking.pictures is None else self.config.tracking.pictures
         self._draw_samples(pictures)
@@ -173,7 +174,7 @@ class Recorder:
         save_recipe(self.directory.model, self._recipe())
         if self.config.tracking.backend != "none" and self.config.tracking.checkpoints is not Checkpoints.none:
             console.status("recording the model")
-            self._record_model(model, card, step, metrics, verify=is_best)
+            self._record_model(model, card, step, metrics, verify=is_best and not trainer.is_sharded)
         return report
 
     def give_up(self, metrics: dict[str, float], step: int, pruned_step: int) -> None:
@@ -291,7 +292,7 @@ class Recorder:
         from_hub = source.get("_target_") == "datasets.load_dataset"
         return CardFacts(
             name=self.directory.title,
-            architecture=type(base_of(model)).__name__,
+            architecture=class_of(model).__name__,
             model_class=inputs.task.model_class,
             processor_class=inputs.task.processor_class,
             pipeline=pipeline_name(inputs.task),

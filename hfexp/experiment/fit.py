@@ -10,7 +10,7 @@ import numpy as np
 import transformers
 
 from hfexp.core import console
-from hfexp.core.config import Config
+from hfexp.core.config import Config, Strategy
 from hfexp.core.errors import ConfigError, RunError
 from hfexp.core.outside import DamagedRecord
 from hfexp.core.training_args import TIMINGS, build_arguments
@@ -83,7 +83,7 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
         report=report,
         train_seconds=train_seconds,
         pruned_step=pruned_step,
-        model=trainer.model,
+        model=None if trainer.is_sharded else trainer.model,
     )
 
 
@@ -113,10 +113,11 @@ def conclude(
     if is_first:
         console.status("evaluating the saved model")
     metrics, scores = evaluate(trainer, inputs, splits)
+    weights = trainer.whole_weights()
     if not is_first:
         return metrics, None
     console.status("saving the model")
-    save_model(trainer, inputs, recorder.directory)
+    save_model(trainer, inputs, recorder.directory, weights)
     note_skipped(splits)
     is_best = is_best_of_sweep(recorder.config, trainer, metrics, train_seconds)
     return metrics, recorder.finish(trainer, metrics, scores, splits, time.monotonic() - started, is_best)
@@ -159,10 +160,12 @@ def build_trainer(
         deterministic=config.trainer.deterministic,
         loads_little=splits["train"].reads_columns,
         loss_per_token=task.loss_per_token,
+        fsdp=config.launch.fsdp if config.launch.strategy is Strategy.fsdp and world.is_together() else None,
     )
     progress = ShowProgress(task.metric)
     collator = dataset.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)
-    if args.world_size > 1 and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
+    copies = args.world_size > 1 and config.launch.strategy is not Strategy.fsdp
+    if copies and args.ddp_find_unused_parameters is None and not config.dataset.streaming:
         batch = collator.finish(collator([splits["train"][0]] * 2))
         args.ddp_find_unused_parameters = leaves_parameters_unused(config, inputs, batch)
     if config.trainer.thaw_at is not None:  # until then, processes wait for gradients that do not come
@@ -297,13 +300,19 @@ def recorded_best(trainer: Trainer) -> dict[str, float]:
     return {}
 
 
-def save_model(trainer: Trainer, inputs: Inputs, directory: RunDirectory) -> None:
-    """Save the final model and its processor in the format of `from_pretrained`."""
+def save_model(
+    trainer: Trainer, inputs: Inputs, directory: RunDirectory, weights: dict[str, Any] | None = None
+) -> None:
+    """Save the final model and its processor in the format of `from_pretrained`.
+
+    Args:
+        weights: what `Trainer.whole_weights` returns.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "save_pretrained"):
-        adapters.save(model, directory.model)
+        adapters.save(model, directory.model, weights)
     else:
-        trainer.save_model(str(directory.model))
+        trainer._save(str(directory.model), weights)
     inputs.processor.save_pretrained(directory.model)
     files = inputs.task.companion_files(getattr(model, "config", None), inputs.processor)
     for name, content in files.items():

@@ -46,6 +46,7 @@ from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
 from hfexp.training.recipes import check_names, check_recipes
+from hfexp.training.sharding import check_layers, check_sharding
 from hfexp.training.trainer import check_own, trainer_class
 
 
@@ -101,7 +102,7 @@ def load_inputs(config: Config) -> Inputs:
             callbacks += [instantiate(node, f"trainer.callbacks.{name}", allowed)] if node else []
     with problems:
         task = instantiate(config.task, "task", allowed)
-        problems.add(_try_arguments(config, task) + check_recipes(config, task))
+        problems.add(_try_arguments(config, task) + check_recipes(config, task) + check_sharding(config, task))
     console.status("reading the data")
     with problems:
         dataset, dropped = drop_bad_samples(
@@ -241,7 +242,7 @@ def _check_fit(
             "trainer.args.train_sampling_strategy=group_by_length: all rows of this task have the same length"
         )
     if skeleton is not None:
-        problems += check_activation_checkpointing(skeleton, config.trainer.args)
+        problems += check_activation_checkpointing(skeleton, config.trainer.args) + check_layers(config, skeleton)
         problems += check_forward(skeleton, task, first["train"], shapes["train"])
         saved = [p for p in skeleton.parameters() if p.requires_grad or not is_adapted(skeleton)]
         problems += check_disk(config, sum(p.numel() for p in saved))

@@ -27,7 +27,7 @@ from hfexp.core.machine import installed_packages
 from hfexp.inference.predictor import Predictor, Recipe, load_predictor, load_recipe, save_recipe, trusting
 from hfexp.tasks.base import Task
 from hfexp.training import adapters
-from hfexp.training.adapters import base_of, is_adapted
+from hfexp.training.adapters import base_of, class_of, is_adapted
 
 WEIGHTS = "model"
 """Folder of the weights inside an MLflow model."""
@@ -265,7 +265,7 @@ def _mlflow_type(value: Any) -> Any:
 
 def requirements(model: Any) -> list[str]:
     """Return the packages that loading the model needs, at their installed versions (without parts such as `+cpu`)."""
-    names = [*PACKAGES, *(["timm"] if "timm_wrapper" in type(base_of(model)).__module__ else [])]
+    names = [*PACKAGES, *(["timm"] if "timm_wrapper" in class_of(model).__module__ else [])]
     names += ["peft"] if is_adapted(model) else []
     versions = installed_packages()
     # A package that is installed under another name (e.g. a faster build of pillow) gets no version.
@@ -305,7 +305,7 @@ def _transformers_flavor(model: Any, processor: Any, task: Task) -> dict[str, An
         "transformers_version": transformers.__version__,
         "task": name,
         "instance_type": str(SUPPORTED_TASKS[name]["impl"]).rpartition(".")[2],
-        "pipeline_model_type": type(model).__name__,
+        "pipeline_model_type": class_of(model).__name__,
         "source_model_name": str(model.name_or_path),
         "model_binary": WEIGHTS,
         "torch_dtype": str(model.dtype),

@@ -157,14 +157,20 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
             raise ConfigError(
                 f"launch.num_processes={requested}, but this was started as one of {size()} processes; leave it out"
             )
-        launch.strategy, launch.num_processes = Strategy.ddp, size()
+        launch.num_processes = size()
+        launch.strategy = Strategy.fsdp if launch.strategy is Strategy.fsdp else Strategy.ddp
         return
     if launch.strategy is Strategy.single:
         if requested not in (1, "auto"):
-            raise ConfigError(f"launch.num_processes={requested} needs launch=ddp")
+            raise ConfigError(f"launch.num_processes={requested} needs launch=ddp or launch=fsdp")
         launch.num_processes = 1
         return
     launch.num_processes = _processes_here(requested, 0 if use_cpu else len(visible_devices()))
+    if launch.strategy is Strategy.fsdp and launch.num_processes == 1:
+        raise ConfigError(
+            "launch=fsdp spreads a model over several processes, and there is only one (launch.num_processes); "
+            "use launch=single"
+        )
 
 
 def _check_machines(launch: LaunchConfig) -> None:
@@ -195,7 +201,7 @@ def _check_machines(launch: LaunchConfig) -> None:
 
 
 def _processes_here(requested: int | str, devices: int) -> int:
-    """Return the number of processes to start for `launch=ddp`, given the number of accelerators."""
+    """Return the number of processes to start for a run, given the number of accelerators."""
     if requested == "auto" and not devices:
         raise ConfigError(
             "launch.num_processes=auto is the number of accelerators, and there are none; "

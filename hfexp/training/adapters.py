@@ -40,6 +40,12 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if is_adapted(model) else model
 
 
+def class_of(model: Any) -> type:
+    """Return the class of the model inside a PEFT model, and of one whose class FSDP2 has replaced by its own."""
+    kind = type(base_of(model))
+    return kind.__bases__[-1] if kind.__module__.startswith("torch.distributed.") else kind
+
+
 def adapter_config(node: Mapping[str, Any], new_tensors: Iterable[str], allowed: list[str]) -> Any:
     """Build PEFT's config of an adapter.
 
@@ -118,13 +124,17 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def save(model: Any, directory: Path) -> None:
-    """Save a whole model, or an adapter and its base model's config (label maps), for `load_saved`."""
+def save(model: Any, directory: Path, weights: dict[str, Any] | None = None) -> None:
+    """Save a whole model, or an adapter and its base model's config (label maps), for `load_saved`.
+
+    Args:
+        weights: tensors by name, if the model itself has only parts of them.
+    """
     if not is_adapted(model):
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, state_dict=weights)
         return
     # By default PEFT asks the Hub at each save whether the vocabulary has grown.
-    model.save_pretrained(directory, save_embedding_layers=False)
+    model.save_pretrained(directory, save_embedding_layers=False, state_dict=weights)
     base_of(model).config.save_pretrained(directory / BASE)
 
 
@@ -179,6 +189,13 @@ def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) ->
     return model
 
 
+def weights_of(model: Any) -> dict[str, Any]:
+    """Return the weights of a model's adapter by the names of its file; they share the model's memory."""
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
 def require_same_weights(model: Any, directory: Path) -> None:
     """Check that an adapter file fits the model: PEFT would ignore an adapter of other layers without an error.
 
@@ -186,11 +203,10 @@ def require_same_weights(model: Any, directory: Path) -> None:
         DataError: the file does not hold exactly the weights of the model's adapter.
     """
     import safetensors
-    from peft import get_peft_model_state_dict
 
     with safetensors.safe_open(directory / WEIGHTS_FILE, "pt") as file:
         saved = set(file.keys())
-    ours = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    ours = set(weights_of(model))
     if saved != ours:
         raise DataError(
             f"the adapter in {directory} does not fit the model: {len(ours - saved)} weights missing "

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from hfexp.core.collective import local, part_of, whole
 from hfexp.training.callbacks import TrainerMixin
+from hfexp.training.sharding import let_go
 
 FILE = "trained_weights.safetensors"
 """File of a checkpoint with the weights that training goes on with; `model.safetensors` has their averages."""
@@ -25,6 +27,7 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool, step: int) -> None:
         """Begin with the weights as they are after `step` steps."""
+        self.model = model
         self.tensors = averaged_tensors(model)
         self.values = [tensor.detach().to(torch.float32, copy=True) for tensor in self.tensors.values()]
         self.decay, self.warmup, self.step = decay, warmup, step
@@ -41,7 +44,8 @@ class MovingAverage:
         """Take the weights after a step into the averages, once."""
         if step != self.step:
             average = get_ema_multi_avg_fn(self.decay_at(step))
-            average(self.values, [tensor.detach().float() for tensor in self.tensors.values()], step)
+            tensors = [local(tensor).float() for tensor in self.tensors.values()]
+            average([local(value) for value in self.values], tensors, step)
             self.step = step
 
     @torch.no_grad()
@@ -49,6 +53,7 @@ class MovingAverage:
         """Copy values into the model."""
         for tensor, value in zip(self.tensors.values(), values, strict=True):
             tensor.copy_(value)
+        let_go(self.model)
 
     @contextlib.contextmanager
     def in_model(self) -> Iterator[None]:
@@ -61,21 +66,27 @@ class MovingAverage:
             self.put(self.trained)
             self.trained = []
 
-    def save(self, path: Path) -> None:
-        """Save what a resumed training needs beside the model, which holds the averages."""
+    def save(self, path: Path, writes: bool) -> None:
+        """Save what a resumed training needs beside the model, which holds the averages.
+
+        All processes must call this if the model is spread over them; `writes` is true for the one that writes.
+        """
         stored = dict(zip(self.tensors, self.trained, strict=True))
         for (name, tensor), value in zip(self.tensors.items(), self.values, strict=True):
             if tensor.dtype != value.dtype:
                 stored[EXACT + name] = value
-        safetensors.torch.save_file({name: value.contiguous() for name, value in stored.items()}, path)
+        gathered = {name: whole(value) for name, value in stored.items()}
+        if writes:
+            safetensors.torch.save_file({name: value.contiguous() for name, value in gathered.items()}, path)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
         """Continue from what `save` wrote; the model must have been loaded, with the averages."""
         stored = safetensors.torch.load_file(path)
         for (name, tensor), value in zip(self.tensors.items(), self.values, strict=True):
-            value.copy_(stored.get(EXACT + name, tensor.detach()))
-        self.put(stored[name] for name in self.tensors)
+            exact = stored.get(EXACT + name)
+            value.copy_(tensor.detach() if exact is None else part_of(exact, value))
+        self.put(part_of(stored[name], tensor) for name, tensor in self.tensors.items())
 
 
 def averaged_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -97,11 +108,14 @@ class AveragedWeights(TrainerMixin):
     """Begin with a smaller share, so that the first weights are soon forgotten."""
     _average: MovingAverage | None = None
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin the average of the weights, which is read from the checkpoint where the optimizer's state is."""
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin the average of the weights, now that they are where they are trained; then create the schedule.
+
+        The average is read from the checkpoint where the optimizer's state is.
+        """
         if self.ema_decay is not None:
             self._average = MovingAverage(self.model, self.ema_decay, self.ema_warmup, self.state.global_step)  # pyright: ignore
-        return super()._prepare_for_training(*args, **kwargs)
+        return super().create_scheduler(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -118,8 +132,8 @@ class AveragedWeights(TrainerMixin):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        if self._average is not None and self.args.should_save:
-            self._average.save(Path(output_dir, FILE))
+        if self._average is not None:
+            self._average.save(Path(output_dir, FILE), self.args.should_save)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         if self._average is not None:

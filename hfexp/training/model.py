@@ -69,7 +69,8 @@ def _forward_with_all_rows(module: nn.Module, rows: torch.Tensor) -> torch.Tenso
     if not module.training:
         return forward(module, rows)
     everything, before = gather_rows(rows)
-    return forward(module, everything)[before : before + len(rows)]
+    # A copy: where a model changes a view in place (ResNet adds so), FSDP2's hook on it would not be called.
+    return forward(module, everything)[before : before + len(rows)].clone()
 
 
 logger = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, Trainer
 from hfexp.training.checkpoints import CheckpointMixin
 from hfexp.training.losses import Loss, divergence
 from hfexp.training.rates import LearningRates
+from hfexp.training.sharding import Sharding
 from hfexp.training.thawing import Thawing
 from hfexp.training.weighting import IGNORED, WeightedLosses
 
@@ -305,6 +306,7 @@ class Trainer(
     AveragedWeights,
     LearningRates,
     WeightedLosses,
+    Sharding,
     transformers.Trainer,
 ):
     """The Transformers `Trainer` with checkpoints that restore all weights, timing, keyed sampling and soft labels."""
