@@ -246,9 +246,11 @@ def test_texts_of_all_lengths_are_written_by_parts_as_by_the_whole(place: Path) 
     rows = [{"text": " ".join(numbers[: 1 + n % 5]), "target": " ".join(numbers[n % 3 :])} for n in range(40)]
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = (
-        "task=translation", "model=tiny_t5_subwords", "model.config.vocab_size=300", "trainer=scratch", "tracking=none",
+        "task=translation", "model=tiny_t5_subwords", "model.config.vocab_size=300", "trainer=scratch",
+        "tracking=none",
         "dataset=table", "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2", "model.config.d_model=16",
-        "model.config.d_kv=8", "model.config.d_ff=16", "model.config.num_layers=1", "model.config.num_decoder_layers=1",
+        "model.config.d_kv=8", "model.config.d_ff=16", "model.config.num_layers=1",
+        "model.config.num_decoder_layers=1",
         "model.config.num_heads=2", "++model.config.dropout_rate=0", "task.generation.max_new_tokens=12",
         "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=8", "tracking.pictures=false",
         "trainer.args.learning_rate=0.01", "trainer.args.per_device_eval_batch_size=3",
