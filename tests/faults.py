@@ -50,6 +50,53 @@ class Hold(TrainerCallback):
                 time.sleep(0.05)
 
 
+class Gate(TrainerCallback):
+    """At step `at`: write the file `held-<seed>` and wait for SIGTERM, or for the file `go`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            Path(f"held-{args.seed}").write_text(str(os.getpid()))
+            stop: Any = signal.getsignal(signal.SIGTERM)  # a method of StopOnSignal
+            while not (stop.__self__.requested or Path("go").exists()):
+                time.sleep(0.05)
+
+
+class SmallMemory(TrainerCallback):
+    """From step `at` on, there is room for `rows` rows: at the end of its backward pass, a larger batch fails.
+
+    Of several training processes, in the one with this rank; all of `spare` larger batches fit nevertheless. With
+    `evaluating`, larger batches of evaluations fail as well.
+    """
+
+    def __init__(self, rows: int, at: int = 0, rank: int = 0, spare: int = 0, evaluating: bool = False) -> None:
+        self.rows, self.at, self.rank, self.spare, self.evaluating = rows, at, rank, spare, evaluating
+        self.errors = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if os.environ.get("RANK", "0") == str(self.rank):
+            self.state = state
+            model.register_forward_pre_hook(self._enter, with_kwargs=True)
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            trained[0].register_hook(lambda gradient: self._need(self.state.global_step >= self.at))
+
+    def _enter(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.size = len(next(iter(kwargs.values())))
+        if not module.training:
+            self._need(self.evaluating)
+
+    def _need(self, applies: bool) -> None:
+        if not applies or self.size <= self.rows:
+            return
+        if self.spare:
+            self.spare -= 1
+            return
+        self.errors += 1
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 PiB.")
+
+
 def error(_: str) -> None:
     raise RuntimeError("the disk caught fire")
 

@@ -340,6 +340,8 @@ class TrainerConfig:
     """Learning rate of a layer as a share of that of the layer above, e.g. 0.75; null: the same in all layers."""
     thaw_at: float | None = None
     """Epochs after which what `model.freeze` names is trained as well; null: never."""
+    auto_batch: bool = False
+    """After an out-of-memory error, pass half as many rows at once through the model; the batch stays what it is."""
     options: dict[str, Any] = field(default_factory=dict)
     """Values for the attributes that a Trainer of your own declares, by name."""
     callbacks: dict[str, Any] = field(default_factory=dict)

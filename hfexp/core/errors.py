@@ -33,8 +33,20 @@ class ConfigError(_ExplainedError, ValueError):
     """Raised when a request can't be met as written; the message names the key or file and what is allowed."""
 
 
+class AlreadyRunning(ConfigError):
+    """Raised when another process runs the same experiment or sweep now."""
+
+
 class RunError(_ExplainedError, RuntimeError):
     """Raised when a run fails for a reason that its message explains without a traceback."""
+
+
+class OutOfMemory(RunError):
+    """Raised when one of several processes has no memory for the rows that its model takes at once."""
+
+
+class EvaluationOutOfMemory(OutOfMemory):
+    """Raised when that happens in an evaluation."""
 
 
 class Interrupted(RunError):

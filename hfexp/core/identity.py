@@ -53,6 +53,7 @@ def config_hash(config: Config) -> str:
     if rules:
         plain["rules"] = rules
     plain["transform"].pop("cache")
+    plain["trainer"].pop("auto_batch")
     del plain["model"]["kind"], plain["dataset"]["kind"]
     if plain["trainer"]["ema"]["decay"] is None:
         plain["trainer"]["ema"] = {}

@@ -83,8 +83,8 @@ REFUSED = {
     "deepspeed": STRATEGIES,
     "parallelism_config": STRATEGIES,
     "accelerator_config": STRATEGIES,
-    "auto_find_batch_size": "a smaller trainer.args.per_device_train_batch_size with more "
-    "gradient_accumulation_steps: a batch size that depends on the machine would change the experiment",
+    "auto_find_batch_size": "trainer.auto_batch=true, which passes a batch through the model in parts: a batch size "
+    "that depends on the machine would change the experiment",
     "eval_do_concat_batches": "nothing: metrics need all predictions at once",
     "include_for_metrics": "nothing: metrics get predictions and labels",
     "prediction_loss_only": "nothing: metrics need all predictions at once",

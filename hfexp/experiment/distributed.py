@@ -16,7 +16,7 @@ from uuid import uuid4
 from hfexp.core import __version__, console
 from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.config import Config, flatten, to_dict
-from hfexp.core.errors import ConfigError, one_of
+from hfexp.core.errors import ConfigError, EvaluationOutOfMemory, OutOfMemory, one_of
 from hfexp.core.machine import keep_freed_memory
 from hfexp.core.provenance import Origin
 from hfexp.core.secrets import share_secrets, without_secrets
@@ -26,6 +26,7 @@ from hfexp.experiment.preflight import load_inputs
 from hfexp.experiment.result import Result
 from hfexp.launch import forkserver, job, lost, workers, world
 from hfexp.tracking.lineage import split_digests
+from hfexp.tracking.run_directory import RunDirectory
 from hfexp.tracking.tracker import MlflowTracker, NullTracker, Tracker
 from hfexp.training import callbacks
 from hfexp.training.callbacks import StopFiles, StopKeys, StopOnSignal, StopTogether
@@ -120,7 +121,18 @@ def _pass_on(receiver: Connection, functions: dict[str, Callable[..., None]]) ->
 
 
 def start_processes(fit: Fit, context: RunContext, tracker: Tracker) -> Outcome:
-    """Run `fit` in processes of its own; the first of them tells this process what to record and to show."""
+    """Run `fit` in processes of its own; start them again with fewer rows at once when one is out of memory."""
+    while True:
+        try:
+            return _start_once(fit, context, tracker)
+        except OutOfMemory as error:
+            context = _with_fewer_rows(context, tracker, error)
+            if isinstance(tracker, MlflowTracker):
+                tracker.continue_journal()
+
+
+def _start_once(fit: Fit, context: RunContext, tracker: Tracker) -> Outcome:
+    """Run `fit` in several processes; the first of them tells this process what to record and to show."""
     receiver, sender = forkserver.context().Pipe(duplex=False)
 
     def restarted() -> None:
@@ -222,6 +234,37 @@ def check_output_shared(output_dir: Path) -> None:
         )
 
 
+def _with_fewer_rows(context: RunContext, tracker: Tracker, error: OutOfMemory) -> RunContext:
+    """Return a run that goes on from its newest checkpoint with half the rows at once in each process.
+
+    The others wait for the gradients of a process that is out of memory, so none of them can go on.
+    """
+    config, directory = context.config, context.directory
+    evaluates = isinstance(error, EvaluationOutOfMemory)
+    key = "per_device_eval_batch_size" if evaluates else "per_device_train_batch_size"
+    asked = int(config.trainer.args.get(key, 8))  # the default of TrainingArguments
+    limits = [] if evaluates else [rows for _, rows in directory.state.rows_at_once]
+    rows = max(min([asked, *limits]) // 2, 1)
+    if evaluates:
+        config = replace(config, trainer=replace(config.trainer, args={**config.trainer.args, key: rows}))
+    else:
+        directory.state.rows_at_once = [*directory.state.rows_at_once, [0, rows]]
+        directory.save_state()
+    callbacks.forget(directory.path)
+    _find_checkpoint(directory)
+    start = directory.checkpoint.name if directory.checkpoint else "the start"
+    parts = str(rows) if evaluates else f"{-(-asked // rows)} x {rows}"
+    logger.warning("%s. All processes go on from %s with %s", str(error).partition(";")[0], start, parts)
+    tracker.set_tags({f"hfexp.{'eval_' if evaluates else ''}rows_at_once": str(rows)})
+    return replace(context, config=config)
+
+
+def _find_checkpoint(directory: RunDirectory) -> None:
+    """Let a run that was started again resume from its newest checkpoint."""
+    directory.checkpoint, directory.resumed = newest_whole(directory.checkpoints), True
+    set_aside_newer(directory.checkpoints, directory.checkpoint)
+
+
 def lead(fit: Fit, context: RunContext, inputs: Inputs, tracker: Tracker) -> Outcome:
     """Run `fit` as the first of several processes that torchrun or `accelerate launch` started."""
     return _fit_together(fit, world.share(context), inputs, tracker)
@@ -268,9 +311,7 @@ def _started_process(
         if world.restarts():
             relay.send("restarted")
             callbacks.forget(directory.path)
-            directory.checkpoint = newest_whole(directory.checkpoints)
-            directory.resumed = True
-            set_aside_newer(directory.checkpoints, directory.checkpoint)
+            _find_checkpoint(directory)
     directory.checkpoint, directory.resumed = world.share((directory.checkpoint, directory.resumed))
     log = directory.path / ("hfexp.log" if rank == 0 else f"{workers.LOGS}/rank{rank}.log")
     with console.log_to(log):

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,9 +197,23 @@ def build_trainer(
     if task.needs_reference:
         task.reference = keep_reference(model, trainer.accelerator)
     trainer.config_hash = directory.state.config_hash
+    trainer.limits, trainer.on_limit = directory.state.rows_at_once, partial(note_rows_at_once, trainer, recorder)
     trainer.soft_labels, trainer.loss_per_token = inputs.transforms.batch is not None, task.loss_per_token
     use_recipes(trainer, config)
     return trainer, progress
+
+
+def note_rows_at_once(trainer: Trainer, recorder: Recorder, text: str) -> None:
+    """Tell the user that memory ran out, and record the rows at once that the run goes on with."""
+    logger.warning(text)
+    recorder.directory.state.rows_at_once = [list(limit) for limit in trainer.limits]
+    recorder.directory.save_state()
+    recorder.tracker.set_tags(
+        {
+            "hfexp.rows_at_once": str(trainer.rows_at_once),
+            "hfexp.eval_rows_at_once": str(trainer.args.per_device_eval_batch_size),
+        }
+    )
 
 
 # The end of a training run: check the result, evaluate the final model and save it.

@@ -45,7 +45,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
-from hfexp.training.recipes import check_names, check_recipes
+from hfexp.training.recipes import check_model, check_recipes
 from hfexp.training.sharding import check_layers, check_sharding
 from hfexp.training.trainer import check_own, trainer_class
 
@@ -122,7 +122,7 @@ def load_inputs(config: Config) -> Inputs:
         skeleton = build_skeleton(config, _need(task), model_config)
         if skeleton is not None:
             fit_tokenizer(_need(processor), skeleton, _need(task))
-            check_names(config, skeleton)
+            check_model(config, skeleton)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
         problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))

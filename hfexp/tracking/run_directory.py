@@ -16,7 +16,7 @@ from filelock import Timeout
 from hfexp.core.checkpoint import newest_whole, set_aside_newer
 from hfexp.core.config import Config, OnExisting
 from hfexp.core.console import note
-from hfexp.core.errors import ConfigError
+from hfexp.core.errors import AlreadyRunning, ConfigError
 from hfexp.core.files import replace_file
 from hfexp.core.identity import config_hash, local_files_fingerprint
 from hfexp.core.locks import SharedLock
@@ -73,6 +73,8 @@ class RunState:
     """Objective values of a finished point of a sweep."""
     pruned_step: int | None = None
     """Step of the evaluation after which a sweep pruned the run."""
+    rows_at_once: list[list[int]] = field(default_factory=list)
+    """Pairs of a step and a number: from that step on, the model takes at most so many rows at once."""
     closed: bool = True
     """True once the run's record has been delivered, as far as the tracking store accepted it."""
     others: dict[str, Any] = field(default_factory=dict)
@@ -260,7 +262,7 @@ def _refuse_or_wait(lock: SharedLock, kind: str, holder: tuple[Path, RunState] |
     noun, change = ("experiment", "change something (e.g. seed)") if kind == "run" else ("sweep", "set search.name")
     if not ProcessId(state.host, state.pid, state.process).is_gone():
         where = f" (pid {state.pid} on {state.host}) in {holder[0]}" if holder else ""
-        raise ConfigError(f"this {noun} is already running{where}; wait for it, or {change}")
+        raise AlreadyRunning(f"this {noun} is already running{where}; wait for it, or {change}")
     note(f"waiting for another process that delivers the record of this {noun}'s previous start")
     lock.acquire(timeout=-1)
 

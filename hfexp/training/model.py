@@ -49,6 +49,14 @@ def _evaluate(module: nn.Module, inputs: Any) -> None:
     module.training = False
 
 
+def normalises_over_rows(model: nn.Module) -> bool:
+    """Return True if a trained layer normalises over the rows of a batch."""
+    return any(
+        isinstance(module, _BatchNorm) and _evaluate not in module._forward_pre_hooks.values()
+        for module in model.modules()
+    )
+
+
 def share_statistics(model: nn.Module, on_accelerator: bool) -> None:
     """Let trained layers normalise over the rows of all processes, as one process with all these rows would."""
     for parent in list(model.modules()):

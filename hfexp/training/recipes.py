@@ -3,9 +3,16 @@
 from typing import Any
 
 from hfexp.core.config import Config
+from hfexp.core.errors import ConfigError
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER, Task
-from hfexp.training.model import frozen_parameters
+from hfexp.training.model import frozen_parameters, normalises_over_rows
 from hfexp.training.rates import check_rates, rate_factors
+
+AUTO_BATCH = "trainer.auto_batch=true"
+NO_PARTS = (
+    "so that fewer rows at once would train something else; lower trainer.args.per_device_train_batch_size, or try "
+    "trainer.args.activation_checkpointing=true"
+)
 
 
 def check_recipes(config: Config, task: Task) -> list[str]:
@@ -19,6 +26,8 @@ def check_recipes(config: Config, task: Task) -> list[str]:
         problems.append(f"trainer.r_drop={recipe.r_drop} must be at least 0, and finite")
     if recipe.r_drop and (task.has_own_loss or task.label_kind in (CLASSES, NUMBER)):
         problems.append(f"trainer.r_drop is for tasks with one class per row or token, not for {type(task).__name__}")
+    if recipe.auto_batch and task.compares_rows:
+        problems.append(f"{AUTO_BATCH}: {type(task).__name__} compares the rows of a batch, {NO_PARTS}")
     return problems + (_check_balance(config, task) if recipe.balanced_sampling else [])
 
 
@@ -64,9 +73,11 @@ def notes(config: Config) -> list[str]:
     return found
 
 
-def check_names(config: Config, model: Any) -> None:
-    """Raise ConfigError if the learning rates do not fit the names of a model's parameters."""
+def check_model(config: Config, model: Any) -> None:
+    """Raise ConfigError if the recipes do not fit a model: the names of its parameters, or its layers."""
     rate_factors(model, config.trainer.lr_factors, config.trainer.layer_decay)
+    if config.trainer.auto_batch and normalises_over_rows(model):
+        raise ConfigError(f"{AUTO_BATCH}: the model's batch normalisation looks at all rows of a batch, {NO_PARTS}")
 
 
 def use_recipes(trainer: Any, config: Config) -> None:
@@ -74,7 +85,8 @@ def use_recipes(trainer: Any, config: Config) -> None:
     recipe = config.trainer
     trainer.ema_decay, trainer.ema_warmup = recipe.ema.decay, recipe.ema.warmup
     trainer.lr_factors, trainer.layer_decay = recipe.lr_factors, recipe.layer_decay
-    check_names(config, trainer.model)  # of a model that was not checked before it was built
+    check_model(config, trainer.model)  # one that was not checked before it was built
+    trainer.auto_batch = recipe.auto_batch
     trainer.r_drop, trainer.balanced_sampling = recipe.r_drop or 0.0, recipe.balanced_sampling
     if recipe.thaw_at is not None:
         trainer.thaw_at, trainer.frozen = recipe.thaw_at, frozen_parameters(trainer.model, config.model.freeze)

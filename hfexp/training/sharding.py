@@ -117,6 +117,8 @@ def _check_companions(config: Config, task: Task) -> list[str]:
         problems.append(f"trainer.args.optim={args['optim']} {sharded}; use {one_of(OPTIMIZERS)}")
     if args.get("save_only_model") and args.get("load_best_model_at_end"):
         problems.append(f"trainer.args.save_only_model with load_best_model_at_end {sharded}; remove one of them")
+    if config.trainer.auto_batch:
+        problems.append(f"trainer.auto_batch {sharded}; lower trainer.args.per_device_train_batch_size")
     if config.trainer.thaw_at is not None:
         problems.append(f"trainer.thaw_at {sharded}: FSDP2 settles at the start which parameters are trained")
     if config.model.trust_remote_code:

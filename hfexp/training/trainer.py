@@ -25,6 +25,7 @@ from hfexp.data.sampling import EpochSampler, balanced_rows, preserved_rng, seed
 from hfexp.data.streaming import EvaluationStream, TrainingStream, as_it_is
 from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
+from hfexp.training.auto_batch import AutoBatch
 from hfexp.training.averaging import AveragedWeights
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
 from hfexp.training.checkpoints import CheckpointMixin
@@ -298,6 +299,7 @@ class StreamTraining(TrainerMixin):
 
 
 class Trainer(
+    AutoBatch,
     CheckpointMixin,
     TimingMixin,
     StreamTraining,

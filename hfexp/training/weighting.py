@@ -43,32 +43,37 @@ class WeightedLosses(TrainerMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs, self.loss_is_scaled_for_ga = False, False
-        self._divisors: deque[Any] = deque()
-        """Divisors of the losses of the next step's batches, in their order."""
+        self._items: deque[Any] = deque()
+        """Numbers of items of the next step's batches, in their order."""
+        self._items_of_step: Any = 0
+        """Number of items of the whole step, in all processes."""
         self._eval_sums = (0.0, 0, 0)
         """Sum of losses, number of items and number of rows of the current evaluation, in this process."""
         self._reduce: Callable[[Any, Any], Any] | None = None
         """In an evaluation: `preprocess_logits_for_metrics`."""
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
-        """Return the Trainer's batches without fillers, and prepare the divisors of their losses."""
+        """Return the Trainer's batches without fillers, and count the items of their losses."""
         rows: list[tuple[int, int]] = []
         real_batches = (self._without_fillers(batch, rows) for batch in epoch_iterator)
         batches, _ = super().get_batch_samples(real_batches, num_batches, device)
-        # DistributedDataParallel averages the processes' gradients, but their sum is needed.
-        processes = self.args.world_size
         if self.loss_per_token and batches:
             tokens = [self._num_tokens(batch) for batch in batches]
-            total = self._over_processes(torch.stack(tokens).sum(), device).clamp(min=1)
-            self._divisors = deque(total / (processes * own) for own in tokens)
+            self._items_of_step = self._over_processes(torch.stack(tokens).sum(), device).clamp(min=1)
+            self._items = deque(tokens)
         else:
-            of_all = sum(everywhere for _, everywhere in rows)
-            self._divisors = deque(of_all / (processes * own) if own else float("inf") for own, _ in rows)
+            self._items_of_step = sum(everywhere for _, everywhere in rows)
+            self._items = deque(own for own, _ in rows)
         return batches, None
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Run the Trainer's step, with the batch's own divisor in place of the number of accumulated batches."""
-        self.current_gradient_accumulation_steps = self._divisors.popleft()
+        items = self._items.popleft()
+        # DistributedDataParallel averages the processes' gradients, but their sum is needed.
+        counts = torch.is_tensor(items) or items > 0  # a division by a tensor of 0 gives infinity
+        self.current_gradient_accumulation_steps = (
+            self._items_of_step / (self.args.world_size * items) if counts else float("inf")
+        )
         return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
