@@ -46,6 +46,7 @@ HABITS = {
     "logger": "tracking=mlflow or tracking=none; tracking.also=[wandb] for another one as well",
     "max_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
     "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
+    "max_time": "launch.time_limit=11h50m",
     "model_name": MODEL,
     "model_name_or_path": MODEL,
     "n_trials": "search.trials=N",
@@ -396,6 +397,8 @@ class LaunchConfig:
     """With `ddp`: seconds that a process waits for the others in one exchange before it gives up."""
     grace_seconds: int = 60
     """With `ddp`: seconds that the processes have to write a checkpoint and end when the run is stopped."""
+    time_limit: str | None = None
+    """Time since the command's start (`11h50m`, `1-12:00:00`) after which the run stops with a checkpoint."""
 
 
 @dataclass

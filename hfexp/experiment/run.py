@@ -22,6 +22,7 @@ from hfexp.experiment.preflight import load_inputs
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
 from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
+from hfexp.launch.time_limit import limited
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
 from hfexp.tracking.recovery import close_finished
@@ -34,12 +35,15 @@ from hfexp.training.callbacks import StopOnSignal
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, origin: Origin) -> Result:
+def run(config: Config, origin: Origin, began: float | None = None) -> Result:
     """Run one experiment, step by step in the order in which the data flows.
+
+    Args:
+        began: time of the monotonic clock from which `launch.time_limit` counts; None: now.
 
     Raises:
         ConfigError: the experiment can't run as configured; nothing was created.
-        Terminated: SIGTERM or SIGHUP arrived; the same command continues from the checkpoint that was written.
+        Terminated: a signal or the time limit stopped it; the same command continues from the checkpoint.
     """
     started = time.monotonic()
     console.quiet_libraries()
@@ -68,6 +72,7 @@ def run(config: Config, origin: Origin) -> Result:
             console.log_to(directory.path / "hfexp.log"),
             open_run(config, directory, origin, environment) as tracker,
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),
+            limited(config.launch.time_limit, started if began is None else began),
         ):
             announce(directory, inputs, environment.git, processes)
             opened = (tracker.uri, tracker.run_id, console.is_terminal())

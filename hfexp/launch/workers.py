@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from hfexp.core import console, errors
 from hfexp.core.config import LaunchConfig
-from hfexp.core.errors import STOP_EXIT_CODES, RunError, Terminated, exit_code
+from hfexp.core.errors import EXIT_HANGUP, STOP_EXIT_CODES, RunError, Terminated
 from hfexp.core.files import replace_file
 from hfexp.core.process import count_once, handled, how_it_ended
 from hfexp.launch import forkserver, world
@@ -142,7 +142,7 @@ class WorkerMonitor:
 
     def _error(self, failure: FailureNote) -> BaseException:
         if failure.code in STOP_EXIT_CODES:
-            return Terminated(failure.code)
+            return Terminated(signal.SIGHUP if failure.code == EXIT_HANGUP else signal.SIGTERM)
         kind = getattr(errors, failure.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
             error: Exception = kind(failure.message)
@@ -218,7 +218,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
                 worker_args = (ProcessEnv.capture(), os.getpgrp(), run_dir, notes_dir, launch.grace_seconds)
                 elastic_launch(elastic, _worker)(*worker_args, entry, args)
         except SignalException:
-            raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
+            raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(signals[0])) from None
         except ChildFailedError as error:
             cause = monitor.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
@@ -227,7 +227,7 @@ def start(launch: LaunchConfig, run_dir: Path, entry: Callable[..., Any], *args:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM or SIGHUP; leave no worker behind.
+    """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP; leave no worker behind.
 
     Yields:
         The list of signals that this process has received so far.
@@ -272,7 +272,8 @@ def _worker(
     world.stay_on_this_machine(notes_dir)
     with contextlib.suppress(OSError):
         os.setpgid(0, group)  # join the starting process's group, so that killing that group kills this worker
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to all; the agent passes them on as SIGTERM
+    # Terminals and queues send these to all processes; the agent passes them on as SIGTERM.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     log = os.open(run_dir / LOGS / f"rank{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
