@@ -276,6 +276,13 @@ def plan(args: list[str]) -> int:
     return command.main(_with_models_of_runs(args), COMMANDS)
 
 
+def submit(args: list[str]) -> int:
+    """Send one run to SLURM."""
+    from hfexp.commands import submit as command
+
+    return command.main(_with_models_of_runs(args), COMMANDS, main)
+
+
 def show_help(args: list[str]) -> int:
     """Explain the commands, a key or a task."""
     from hfexp.commands import help as helping
@@ -311,6 +318,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "rerun": rerun,
     "plan": plan,
+    "submit": submit,
+    "status": _command("status"),
     "show": _command("show"),
     "init": _command("init"),
     "predict": _command("predict"),

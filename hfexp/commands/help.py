@@ -28,6 +28,8 @@ hfexp: the shell command is the experiment.
 Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
   plan -m ...                         list the jobs of a sweep, estimate their time
+  submit ...                          send a run to SLURM, and return at once
+  status                              list the jobs of SLURM with their last metric
   show data|model ...                 look at the data or the model before training
   init NAME                           write a project of your own, which runs at once
   rerun RUN [KEY=VALUE ...]           repeat a recorded run or sweep, with changes

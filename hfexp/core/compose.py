@@ -237,7 +237,7 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionExcepti
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
-    "search.sampler", "search.pruner_args", "search.space",
+    "search.sampler", "search.pruner_args", "search.space", "hydra.launcher.additional_parameters",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
     "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={",
 )  # fmt: skip
@@ -253,7 +253,7 @@ MAX_NAME = 240
 """Bytes that the name of an option may have: file systems take 255 for the name of its file."""
 NON_TEXT = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
 """Matches what Hydra's grammar reads as a value other than text."""
-PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
+PLUGINS = ("LocalLauncher", "SlurmLauncher", "ExperimentSweeper", "Planner")
 """Names of the plugin classes in `hydra_plugins.hfexp`."""
 
 
