@@ -23,7 +23,6 @@ hfexp: the shell command is the experiment.
   hfexp trainer.args.learning_rate=3e-4 seed=1    change any setting
   hfexp -m seed=1,2,3                 one run per value
   hfexp launch=ddp                    one process per GPU
-  hfexp predict run=RUN photos/       predict with a trained model
 
 Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep

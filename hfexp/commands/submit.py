@@ -61,7 +61,7 @@ def _submit(cfg: Any, whole: Any, words: list[str], program: Callable[[list[str]
     from hfexp.core.provenance import Origin, command_line, file_name
     from hfexp.experiment.choices import check_choices
     from hfexp.launch.job import ProcessEnv
-    from hfexp.launch.slurm import FOLDER
+    from hfexp.launch.slurm import FOLDER, own_folder
     from hfexp.launch.time_limit import seconds_of
     from hfexp.tracking.names import run_name
 
@@ -76,7 +76,8 @@ def _submit(cfg: Any, whole: Any, words: list[str], program: Callable[[list[str]
     place.mkdir(parents=True, exist_ok=True)
     env = replace(ProcessEnv.capture(variables=False), argv=(sys.argv[0], *own))
     name = file_name(run_name(config, Origin(choices, own, command_line(own))))
-    job = launcher.submit(Task(partial(run_command, program, own), env, str(place / "%j.log")), place / FOLDER, name)
+    task = Task(partial(run_command, program, own), env, str(place / "%j.log"))
+    job = launcher.submit(task, own_folder(place / FOLDER), name)
     log = os.path.relpath(place / f"{job.job_id}.log")
     say(f"submitted as SLURM job {job.job_id}: {name}")
     say(f"  hfexp status              how it is\n  tail -f {log}\n  scancel {job.job_id}")

@@ -6,7 +6,7 @@ Hydra imports this module at every start of the command line, so nothing heavy i
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,8 @@ class SlurmLauncher(Launcher):
                     f"{KEY}.{key}={self.parameters[key]} must be 1: a run uses one node, on which launch=ddp starts "
                     "the processes itself"
                 )
+        if any("\n" in text for text in _texts(self.parameters)):
+            raise ConfigError(f"{KEY}: no value may have several lines: it would end the line of the batch script")
         self._executor(Path(FOLDER), "hfexp")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -141,7 +143,7 @@ class SlurmLauncher(Launcher):
         """Submit a job.
 
         Args:
-            folder: for the files of submitit.
+            folder: made by `own_folder`.
             name: the job's name in the queue.
 
         Raises:
@@ -149,7 +151,6 @@ class SlurmLauncher(Launcher):
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             return self._executor(folder, f"{self.name}-{name}" if self.name else name).submit(task)
         except (FailedJobError, FailedSubmissionError) as error:
@@ -166,6 +167,25 @@ class SlurmLauncher(Launcher):
             raise ConfigError("hydra/launcher=slurm: this machine has no commands of SLURM (sbatch, srun)") from error
         except ValueError as error:
             raise ConfigError(f"{KEY}: {error}") from error
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Yield all texts in a tree, keys too."""
+    items = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else ()
+    yield from (node,) if isinstance(node, str) else (text for item in items for text in _texts(item))
+
+
+def own_folder(path: Path) -> Path:
+    """Create the folder for the files of submitit, which only its owner can enter.
+
+    Raises:
+        RunError: it belongs to another user, whose pickles would be read here.
+    """
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.stat().st_uid != os.getuid():
+        raise RunError(f"{path} belongs to another user; use an output_dir of your own")
+    path.chmod(0o700)
+    return path
 
 
 class _Batch:
@@ -202,7 +222,7 @@ class _Service:
         from hfexp.launch.pool import LineDisplay
 
         self.launcher, self.source, self.logs = launcher, source, logs
-        self.folder = logs.parent / FOLDER
+        self.folder = own_folder(logs.parent / FOLDER)
         state = (launcher.hydra_context, launcher.config, launcher.task_function, Singleton.get_state())
         self.payload = cloudpickle.dumps(state)
         self.display = LineDisplay(source.total)

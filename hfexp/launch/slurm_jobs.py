@@ -110,6 +110,7 @@ class Task:
         finally:
             for late in (number, signal.SIGTERM):  # from here on a signal would only cut the result short
                 signal.signal(late, signal.SIG_IGN)
+            machine.leave_all()
 
     def checkpoint(self) -> DelayedSubmission:
         """Return what submitit calls in the requeued job."""

@@ -126,6 +126,7 @@ def test_jobs_of_any_application_run_one_after_the_other_if_one_may_be_open(
         (["-m", "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partion=gpu"], "Did you mean 'partition'?"),
         (["submit", "-m", "seed=1,2"], "hfexp submit sends one run; a sweep submits its jobs itself"),
         (["submit", "hydra/launcher=local"], "hydra/launcher=local runs no jobs of SLURM"),
+        (["submit", "hydra.launcher.comment='a\nb'"], "no value may have several lines"),
         (["submit", "launch.time_limit=90"], "launch.time_limit=90 must be a time"),
         (["submit", "seed=1"], "this machine has no commands of SLURM"),
     ],
@@ -141,3 +142,13 @@ def test_what_can_not_be_submitted_is_refused_before_anything_is_created(
     assert cli.main([*command, *SMALL_DIGITS, *rest]) == 2
     assert message in capsys.readouterr().err
     assert not (place / "outputs").exists()
+
+
+def test_a_config_file_starts_no_programs_in_a_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "mine/hydra/launcher").mkdir(parents=True)
+    option, words = place / "mine/hydra/launcher/cluster.yaml", ["--config-dir", "mine", "hydra/launcher=cluster"]
+    for setting in ("setup: [rm x]", "additional_parameters: {export: LD_PRELOAD=x}"):
+        option.write_text(f"defaults: [slurm]\npartition: gpu\n{setting}\n")
+        assert cli.main([*words, "--cfg", "job"]) == 2
+        assert f"a config file sets hydra.launcher.{setting.partition(':')[0]}" in capsys.readouterr().err
+    assert cli.main([*words, "--cfg", "job", "hydra.launcher.additional_parameters.export=NONE"]) == 0
