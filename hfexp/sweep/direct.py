@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hfexp.core.compose import as_typed, config_flags, opened
 from hfexp.core.config import Optimise
 from hfexp.core.console import note, say
-from hfexp.core.errors import ConfigError, Terminated
+from hfexp.core.errors import ConfigError
 from hfexp.core.process import stop_raises
 from hfexp.core.provenance import Origin, command_line
 from hfexp.core.secrets import mask_override
@@ -45,7 +45,6 @@ class SweepRunner:
         Raises:
             ConfigError: it can't be run as asked; wrong overrides are found before anything is created.
             SweepError: some jobs failed.
-            Terminated: jobs were stopped, each by a signal of its own or by `launch.time_limit`.
         """
         request = Composer(self.context, self.config).request(overrides)
         sampler, pruner = make_sampler(request)
@@ -113,8 +112,6 @@ class _SweepStart:
                 error = parent_run.failure_of(view, schedule.errors, schedule.total, retries, early)
                 if error is not None:
                     raise error
-                if schedule.stopped:
-                    raise Terminated(reason=f"{schedule.stopped} of its points were stopped before their end")
         finally:
             close_study(study)
 

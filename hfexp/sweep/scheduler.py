@@ -499,12 +499,6 @@ class Schedule:
         return sum(trial.state is State.failed for trial in self._views.values())
 
     @property
-    def stopped(self) -> int:
-        """Return the number of points with jobs that were stopped before their end; the next start continues them."""
-        ours = (entry for entry in self.store.entries.values() if not entry.closed and not entry.foreign)
-        return sum(any(run.state is State.running for run in entry.runs.values()) for entry in ours)
-
-    @property
     def ended_early(self) -> bool:
         """Return True if so many trials have failed that no further job is started (`search.max_failures`)."""
         limit = self.plan.search.max_failures

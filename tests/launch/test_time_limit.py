@@ -79,9 +79,9 @@ def test_a_run_stops_in_time_and_the_same_command_continues_it(
 @pytest.mark.slow
 def test_the_limit_holds_for_each_job_of_a_sweep(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = ["-m", *SMALL_DIGITS, "seed=1,2", "trainer.args.num_train_epochs=4", *hold_at(3)]
-    assert Program(place, [*words, "launch.time_limit=20s"]).exit_code(300) == 143
+    assert Program(place, [*words, "launch.time_limit=20s"]).exit_code(300) == 1
     shown = (place / OUTPUT).read_text()
-    assert "stopped: 0 points are finished; the same command continues the sweep" in shown, shown
+    assert "job 1 (seed=2): stopped by launch.time_limit=20s; the same command continues it" in shown, shown
     assert {run.info.status for run in all_runs()} == {"KILLED"}
     assert Program(place, [*words, "launch.time_limit=1d"]).exit_code(300) == 0, (place / OUTPUT).read_text()
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED"] * 3
