@@ -115,7 +115,7 @@ MEANINGS = {
     errors.EXIT_HANGUP: f"SIGHUP: the terminal was closed; {CONTINUE}",
     errors.EXIT_INTERRUPTED: f"Ctrl-C; {CONTINUE}",
     errors.exit_code(signal.SIGPIPE): "the program that read the output has ended, as `| head` does",
-    errors.EXIT_TERMINATED: f"SIGTERM: a checkpoint was written; {CONTINUE}",
+    errors.EXIT_TERMINATED: f"SIGTERM, SIGUSR1 or `launch.time_limit`: a checkpoint was written; {CONTINUE}",
 }
 
 PAGES: dict[str, Callable[[], Iterable[str]]] = {

@@ -37,16 +37,19 @@ class Fault(TrainerCallback):
 
 
 class Hold(TrainerCallback):
-    """At step `at`: write the file `held-<seed>` into the current directory and wait for SIGTERM, or even longer."""
+    """At step `at`: write the file `held-<seed>` into the current directory and wait for SIGTERM, or even longer.
 
-    def __init__(self, at: int, stubborn: bool = False) -> None:
-        self.at, self.stubborn = at, stubborn
+    It also ends when there is a file `go`, and it holds only runs of these seeds, if there are any.
+    """
+
+    def __init__(self, at: int, stubborn: bool = False, seeds: list[int] | None = None) -> None:
+        self.at, self.stubborn, self.seeds = at, stubborn, seeds
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == self.at:
+        if state.global_step == self.at and (not self.seeds or args.seed in self.seeds):
             Path(f"held-{args.seed}").write_text(str(os.getpid()))
             stop: Any = signal.getsignal(signal.SIGTERM)  # a method of StopOnSignal
-            while self.stubborn or not stop.__self__.requested:
+            while not Path("go").exists() and (self.stubborn or not stop.__self__.requested):
                 time.sleep(0.05)
 
 
@@ -141,11 +144,11 @@ def fault_at(step: int, rank: int = 0) -> list[str]:
     ]
 
 
-def hold_at(step: int, stubborn: bool = False) -> list[str]:
+def hold_at(step: int, stubborn: bool = False, *seeds: int) -> list[str]:
     """Overrides that add the callback."""
     return [
         "security.allowed_targets=[faults]",
-        f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}, stubborn: {stubborn}}}",
+        f"trainer.callbacks.hold={{_target_: faults.Hold, at: {step}, stubborn: {stubborn}, seeds: {list(seeds)}}}",
     ]
 
 

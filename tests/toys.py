@@ -22,7 +22,7 @@ def job_class(task: Callable[[Any], Any]) -> Any:
     class Toy:
         error = None
 
-        def __init__(self, words: list[str]) -> None:
+        def __init__(self, words: list[str], began: float | None) -> None:
             pass
 
         def run(self, cfg: Any) -> Any:

@@ -103,7 +103,8 @@ def name_a_home() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 success; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 141 output pipe closed; 143 SIGTERM.
+    0 success; 1 failed while running; 2 wrong input; 129 SIGHUP; 130 Ctrl-C; 141 output pipe closed; 143 SIGTERM,
+    SIGUSR1 or `launch.time_limit`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     full_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -149,13 +150,14 @@ def train(args: list[str]) -> int:
     from hfexp.core import console, hydra_app
     from hfexp.core.foreign_settings import drop_unused_mlflow_variables
 
+    began = time.monotonic()
     console.status("reading the configuration")
     args = _with_models_of_runs(args)
     _refuse_sweep_among_processes(args)
     drop_unused_mlflow_variables(console.note)
     if MULTIRUN & set(args):
         begin_collection()  # jobs run in processes of their own; this one may live for days
-    job = _Job(args)
+    job = _Job(args, None if MULTIRUN & set(args) else began)
     hydra_app.run(args, job.run, COMMANDS)
     if job.error is not None:
         raise job.error
@@ -174,8 +176,10 @@ def _with_models_of_runs(args: list[str]) -> list[str]:
 class _Job:
     """The task function that Hydra calls for each job, possibly in another process."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], began: float | None = None) -> None:
         self.args = args
+        self.began = began
+        """Time of the monotonic clock when the command of a single run began; None: each job begins when it is run."""
         self.error: Exception | None = None
         """Error of a single run, kept for `main`: Hydra would print lines of its own."""
 
@@ -190,6 +194,7 @@ class _Job:
             return None
 
     def _run(self, cfg: Any) -> float | tuple[float, ...] | None:
+        began = time.monotonic() if self.began is None else self.began
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
@@ -227,8 +232,8 @@ class _Job:
         if config.point is not None:
             from hfexp.sweep import point
 
-            return point.run(config, origin)
-        return experiment.run(config, origin).objective
+            return point.run(config, origin, began)
+        return experiment.run(config, origin, began).objective
 
 
 def _is_multirun() -> bool:
@@ -271,6 +276,13 @@ def plan(args: list[str]) -> int:
     return command.main(_with_models_of_runs(args), COMMANDS)
 
 
+def submit(args: list[str]) -> int:
+    """Send one run to SLURM."""
+    from hfexp.commands import submit as command
+
+    return command.main(_with_models_of_runs(args), COMMANDS, main)
+
+
 def show_help(args: list[str]) -> int:
     """Explain the commands, a key or a task."""
     from hfexp.commands import help as helping
@@ -306,6 +318,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "rerun": rerun,
     "plan": plan,
+    "submit": submit,
+    "status": _command("status"),
     "show": _command("show"),
     "init": _command("init"),
     "predict": _command("predict"),

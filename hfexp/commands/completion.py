@@ -63,8 +63,8 @@ Print the code that completes commands, options, keys, values and runs. Add one 
   zsh   (~/.zshrc, after compinit)      eval "$(hfexp completion zsh)"
   fish  (~/.config/fish/config.fish)    hfexp completion fish | source"""
 FLAGS = ("-m", "--multirun", "--cfg", "--config-dir", "--config-name", "--help", "--hydra-help", "--info", "--version")
-"""Flags of `hfexp` and `hfexp plan`, most of which are Hydra's."""
-COMPOSING = ("train", "plan", "predict", "evaluate")
+"""Flags of `hfexp`, `hfexp plan` and `hfexp submit`, most of which are Hydra's."""
+COMPOSING = ("train", "plan", "submit", "predict", "evaluate")
 """Commands that take overrides."""
 NAMING_RUNS = ("runs", "compare", "note", "tag", "remove", "rerun")
 """Commands whose words are runs, experiments and sweeps."""
@@ -112,7 +112,7 @@ def _candidates(command: str, words: list[str], current: str, commands: Commands
     from hfexp.core.compose import own_directories, own_options_first, split_config_dir
 
     if current.startswith("-"):
-        return FLAGS if command in ("train", "plan") else _flags(commands[command])
+        return FLAGS if command in ("train", "plan", "submit") else _flags(commands[command])
     with own_options_first(*own_directories(split_config_dir(words)[1])):
         if command in COMPOSING:
             return [*_settings(command), *_overrides(words, current)]

@@ -23,11 +23,12 @@ hfexp: the shell command is the experiment.
   hfexp trainer.args.learning_rate=3e-4 seed=1    change any setting
   hfexp -m seed=1,2,3                 one run per value
   hfexp launch=ddp                    one process per GPU
-  hfexp predict run=RUN photos/       predict with a trained model
 
 Commands
   [train] [GROUP=OPTION ...] [KEY=VALUE ...]    train; with -m, run a sweep
   plan -m ...                         list the jobs of a sweep, estimate their time
+  submit ...                          send a run to SLURM, and return at once
+  status                              list the jobs of SLURM with their last metric
   show data|model ...                 look at the data or the model before training
   init NAME                           write a project of your own, which runs at once
   rerun RUN [KEY=VALUE ...]           repeat a recorded run or sweep, with changes

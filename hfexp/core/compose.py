@@ -238,7 +238,7 @@ OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
     "launch.fsdp.",
-    "search.sampler", "search.pruner_args", "search.space",
+    "search.sampler", "search.pruner_args", "search.space", "hydra.launcher.additional_parameters",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
     "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={", "launch.fsdp={",
 )  # fmt: skip
@@ -248,13 +248,16 @@ They need no `+`, and are checked where they are used; a mapping sets several ke
 """
 
 
-TYPED_ONLY = ("security.allowed_targets", "model.trust_remote_code")
+TYPED_ONLY = (
+    "security.allowed_targets", "model.trust_remote_code", "hydra.launcher.setup", "hydra.launcher.srun_args",
+    "hydra.launcher.additional_parameters",
+)  # fmt: skip
 """Keys that let other people's code run: only overrides, which the user has typed, may set them."""
 MAX_NAME = 240
 """Bytes that the name of an option may have: file systems take 255 for the name of its file."""
 NON_TEXT = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
 """Matches what Hydra's grammar reads as a value other than text."""
-PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
+PLUGINS = ("LocalLauncher", "SlurmLauncher", "ExperimentSweeper", "Planner")
 """Names of the plugin classes in `hydra_plugins.hfexp`."""
 
 
@@ -509,10 +512,10 @@ def require_typed(cfg: Any) -> None:
         ConfigError: a config file sets one of `TYPED_ONLY`, and no override does.
     """
     # Overrides may hold interpolations, which only the whole config can resolve.
-    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task + cfg.hydra.overrides.hydra, resolve=False)
     parts = [override.lstrip("+").partition("=") for override in typed]
     keys = {key for key, _, _ in parts} | {f"{key}." for key, _, value in parts if value.startswith("{")}
-    for key in TYPED_ONLY:
+    for key in _leaves(cfg, TYPED_ONLY):
         value = OmegaConf.select(cfg, key)
         if value and key not in keys and not any(key.startswith(prefix) for prefix in keys if prefix.endswith(".")):
             shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
@@ -520,6 +523,13 @@ def require_typed(cfg: Any) -> None:
                 f"a config file sets {key}={shown}, which allows other people's code to run; if you trust it, set it "
                 f"on the command line: {key}={shown}"
             )
+
+
+def _leaves(cfg: Any, keys: Iterable[str]) -> Iterator[str]:
+    """Yield the keys, and instead of a mapping's key those of its values."""
+    for key in keys:
+        value = OmegaConf.select(cfg, key)
+        yield from (f"{key}.{name}" for name in value) if OmegaConf.is_dict(value) else (key,)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,7 @@ HABITS = {
     "logger": "tracking=mlflow or tracking=none; tracking.also=[wandb] for another one as well",
     "max_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
     "max_seq_length": "transform.prepare (conf/transform/tokenize.yaml), which truncates texts",
+    "max_time": "launch.time_limit=11h50m",
     "model_name": MODEL,
     "model_name_or_path": MODEL,
     "n_trials": "search.trials=N",
@@ -407,6 +408,8 @@ class LaunchConfig:
     """With several processes: seconds that they have to write a checkpoint and end when the run is stopped."""
     fsdp: dict[str, Any] = field(default_factory=dict)
     """With `fsdp`: keys of Transformers' `fsdp_config` (`hfexp.training.sharding.SETTINGS`)."""
+    time_limit: str | None = None
+    """Time since the command's start (`11h50m`, `1-12:00:00`) after which the run stops with a checkpoint."""
 
 
 @dataclass

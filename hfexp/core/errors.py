@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 EXIT_FAILED = 1
@@ -11,7 +12,7 @@ EXIT_HANGUP = 129
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 STOP_EXIT_CODES = (EXIT_HANGUP, EXIT_TERMINATED)
-"""Exit codes of a process that ended because SIGHUP or SIGTERM asked it to."""
+"""Exit codes of a process that ended because a signal asked it to: SIGHUP, or SIGTERM or SIGUSR1."""
 
 NOT_ON_WINDOWS = (
     "hfexp does not run on Windows itself, which has no fork, file locks and signals of POSIX; use WSL, Linux within "
@@ -90,17 +91,22 @@ def exit_code(number: int) -> int:
 
 
 class Terminated(SystemExit):
-    """Raised when SIGTERM or SIGHUP asks the process to stop; a checkpoint was written if training had begun."""
+    """Raised when a signal asks the process to stop; a checkpoint was written if training had begun.
 
-    def __init__(self, code: int = EXIT_TERMINATED) -> None:
-        super().__init__(code)
+    The signals are SIGTERM, SIGHUP and SIGUSR1, by which queues announce that a job's time is nearly over.
+    """
 
-    @property
-    def reason(self) -> str:
-        """Return the signal that stopped the process, in words."""
-        return (
-            "stopped by SIGHUP (hangup: its terminal was closed)" if self.code == EXIT_HANGUP else "stopped by SIGTERM"
-        )
+    def __init__(self, number: int = signal.SIGTERM, reason: str = "") -> None:
+        """Take the signal's number, and the reason in words if another than the signal is known."""
+        super().__init__(EXIT_HANGUP if number == signal.SIGHUP else EXIT_TERMINATED)
+        hangup = " (hangup: its terminal was closed)" if number == signal.SIGHUP else ""
+        self.number = number
+        self.reason = reason or f"stopped by {signal.Signals(number).name}{hangup}"
+
+    @classmethod
+    def with_code(cls, code: int) -> "Terminated":
+        """Return the error of a process that ended with one of `STOP_EXIT_CODES`."""
+        return cls(signal.SIGHUP if code == EXIT_HANGUP else signal.SIGTERM)
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

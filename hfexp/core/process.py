@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from hfexp.core.errors import Terminated, exit_code
+from hfexp.core.errors import Terminated
 
 UNKNOWN = "?"
 
@@ -123,11 +123,13 @@ def _read(path: str) -> str:
 
 
 Handler = Callable[[int, FrameType | None], None]
+URGENT = (signal.SIGTERM, signal.SIGUSR1)
+"""Signals by which users and queues ask a process to stop soon."""
 
 
 @contextlib.contextmanager
 def handled(handler: Handler, *more: signal.Signals) -> Iterator[None]:
-    """Call `handler` on SIGTERM, SIGHUP and `more` while the block runs; do nothing outside of the main thread.
+    """Call `handler` on SIGTERM, SIGUSR1, SIGHUP and `more` in the block; do nothing outside of the main thread.
 
     A SIGHUP that is ignored stays ignored: under `nohup`, and after `count_once`.
     """
@@ -135,7 +137,7 @@ def handled(handler: Handler, *more: signal.Signals) -> Iterator[None]:
         yield
         return
     hangup = () if _ignores_hangups() else (signal.SIGHUP,)
-    before = {number: signal.signal(number, handler) for number in (*more, signal.SIGTERM, *hangup)}
+    before = {number: signal.signal(number, handler) for number in (*more, *URGENT, *hangup)}
     try:
         yield
     finally:
@@ -156,11 +158,11 @@ def count_once(number: int) -> None:
 
 @contextlib.contextmanager
 def stop_raises() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and SIGHUP while the block runs, as Ctrl-C raises `KeyboardInterrupt`."""
+    """Raise `Terminated` on SIGTERM, SIGUSR1 and SIGHUP in the block, as Ctrl-C raises `KeyboardInterrupt`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         count_once(number)
-        raise Terminated(exit_code(number))
+        raise Terminated(number)
 
     with handled(stop):
         yield
@@ -168,7 +170,7 @@ def stop_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """Collect the SIGINTs, SIGTERMs and SIGHUPs that arrive while the block runs, without acting on them."""
+    """Collect the signals to stop, SIGINT among them, that arrive while the block runs, without acting on them."""
     arrived: list[int] = []
     with handled(lambda number, frame: arrived.append(number), signal.SIGINT):
         yield arrived
@@ -176,7 +178,7 @@ def noted() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C, SIGTERM and SIGHUP until the block has ended, also by an error, which they then replace."""
+    """Delay Ctrl-C and the signals to stop until the block has ended, also by an error, which they then replace."""
     arrived: list[int] = []
     try:
         with noted() as arrived:

@@ -47,7 +47,7 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
     """Train, evaluate, save and record; of several processes, the first one saves and records.
 
     Raises:
-        Terminated: SIGTERM or SIGHUP arrived; starting the experiment again continues from the written checkpoint.
+        Terminated: a signal asked to stop; starting the experiment again continues from the written checkpoint.
     """
     config, directory, is_first = context.config, context.directory, world.rank() == 0
     transformers.set_seed(config.seed, deterministic=config.trainer.deterministic)

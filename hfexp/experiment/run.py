@@ -1,5 +1,6 @@
 """One run of an experiment, from a typed config to a recorded result."""
 
+import functools
 import logging
 import time
 from dataclasses import fields
@@ -20,6 +21,7 @@ from hfexp.experiment.preflight import load_inputs
 from hfexp.experiment.result import RESULT, Result, StoredResult, save_result, show_result
 from hfexp.experiment.sweep_values import values_of_point
 from hfexp.launch import world
+from hfexp.launch.time_limit import limited
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
 from hfexp.tracking.recovery import close_finished
@@ -32,31 +34,37 @@ from hfexp.training.callbacks import StopOnSignal
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config, origin: Origin) -> Result:
+def run(config: Config, origin: Origin, began: float | None = None) -> Result:
     """Run one experiment and show its result.
+
+    Args:
+        began: time of the monotonic clock from which `launch.time_limit` counts; None: now.
 
     Raises:
         ConfigError: the experiment can't run as configured; nothing was created.
-        Terminated: SIGTERM or SIGHUP arrived; the same command continues from the checkpoint that was written.
+        Terminated: a signal or the time limit stopped it; the same command continues from the checkpoint.
     """
     console.quiet_libraries()
     world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
     use_threads(config.launch)
     keep_freed_memory()
+    began = time.monotonic() if began is None else began
     if config.launch.num_machines > 1:
-        result, is_first = distributed.start_among_machines(record, config, origin)
+        recording = functools.partial(record, began=began)
+        result, is_first = distributed.start_among_machines(recording, config, origin)
     else:
-        result, is_first = record(config, origin), world.rank() == 0
+        result, is_first = record(config, origin, began), world.rank() == 0
     if is_first:
         show_result(result)
     return result
 
 
-def record(config: Config, origin: Origin) -> Result:
+def record(config: Config, origin: Origin, began: float) -> Result:
     """Run one experiment, step by step in the order in which the data flows.
 
     Args:
         config: its `launch` section is resolved.
+        began: as of `run`.
     """
     started = time.monotonic()
     use_cpu, processes = bool(config.trainer.args.get("use_cpu")), int(config.launch.num_processes)
@@ -80,6 +88,7 @@ def record(config: Config, origin: Origin) -> Result:
             console.log_to(directory.path / "hfexp.log"),
             open_run(config, directory, origin, environment) as tracker,
             SystemMonitor(tracker, config.tracking.system_metrics_interval, directory.state.first_started, processes),
+            limited(config.launch.time_limit, began),
         ):
             announce(directory, inputs, environment.git, processes)
             opened = (tracker.uri, tracker.run_id, console.is_terminal())

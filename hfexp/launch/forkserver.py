@@ -20,7 +20,7 @@ WARM = "hfexp.launch.warm"
 """Module that the server imports before it forks."""
 MODULES_VARIABLE = "HFEXP_WARM_MODULES"
 """Environment variable that passes `modules` on to `WARM`."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that wait while the server starts."""
 
 modules: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from hfexp.core.errors import EXIT_FAILED, EXIT_TERMINATED, Interrupted, RunError, Terminated
+from hfexp.core.errors import EXIT_TERMINATED, Interrupted, RunError, Terminated
 
 # The environment, directory and paths of a launcher, restored in processes forked from the server.
 
@@ -33,18 +33,23 @@ class ProcessEnv:
     """Start method of multiprocessing, which data loader workers use; None: the platform's default."""
 
     @classmethod
-    def capture(cls) -> "ProcessEnv":
+    def capture(cls, variables: bool = True) -> "ProcessEnv":
+        """Return the state of this process; without its environment variables if something else passes these on."""
         method = multiprocessing.get_start_method(allow_none=True)
-        return cls(dict(os.environ), os.getcwd(), tuple(sys.path), tuple(sys.argv), method)
+        return cls(dict(os.environ) if variables else {}, os.getcwd(), tuple(sys.path), tuple(sys.argv), method)
 
     def enter(self) -> None:
         os.environ.clear()
         os.environ.update(self.environment)
+        self.enter_directory()
+        # Python makes a process that comes from a fork server use fork servers for all its own children.
+        multiprocessing.set_start_method(self.start_method, force=True)  # pyright: ignore
+
+    def enter_directory(self) -> None:
+        """Restore the current directory, the module path and the arguments, but not the environment."""
         os.chdir(self.directory)
         sys.path[:] = [path or self.directory for path in self.path]
         sys.argv[:] = self.argv
-        # Python makes a process that comes from a fork server use fork servers for all its own children.
-        multiprocessing.set_start_method(self.start_method, force=True)  # pyright: ignore
 
 
 # Progress reports from a job to its launcher; they are dropped when nobody listens.
@@ -160,16 +165,29 @@ def main(spec: JobSpec, connection: Connection) -> None:
         listen(lambda progress: _send_progress(connection, progress))
         code = 0
         try:
-            result = _run(spec)
-        except BaseException as error:
-            result = failure(spec.overrides, _explain(error))
-            code = error.code if isinstance(error, Terminated) else EXIT_FAILED
-        content = _pickle(spec, result)
+            content = perform(spec)
+        except Terminated as error:
+            content, code = _pickle(spec, failure(spec.overrides, _explain(error))), error.code
         for number in (signal.SIGTERM, signal.SIGHUP):  # from here on a signal would only cut the result short
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the launcher is gone
             connection.send_bytes(content)
     sys.exit(code)
+
+
+def perform(spec: JobSpec) -> bytes:
+    """Run a job and return Hydra's `JobReturn`, pickled; it has the job's error, if there is one.
+
+    Raises:
+        Terminated: a signal stopped the job.
+    """
+    try:
+        result = _run(spec)
+    except Terminated:
+        raise
+    except BaseException as error:
+        result = failure(spec.overrides, _explain(error))
+    return _pickle(spec, result)
 
 
 def failure(overrides: Sequence[str], error: Exception) -> Any:
@@ -210,7 +228,7 @@ def _enter(spec: JobSpec) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if spec.log is not None:
-        _redirect_output(spec.log)
+        redirect_output(spec.log)
     spec.env.enter()
     os.environ.update(spec.variables)
     # torch and numpy read their variables and drew their seeds when the server imported them.
@@ -224,7 +242,8 @@ def _enter(spec: JobSpec) -> None:
         np.random.seed()
 
 
-def _redirect_output(log: Path) -> None:
+def redirect_output(log: Path) -> None:
+    """Append what this process prints from now on to a file."""
     with log.open("ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)

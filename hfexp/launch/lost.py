@@ -94,7 +94,7 @@ def _error(rank: int, kind: str, message: str, code: Any) -> BaseException:
     if kind == ConfigError.__name__:
         return ConfigError(message)
     if kind == Terminated.__name__:
-        return Terminated(code)
+        return Terminated.with_code(code)
     return WorkerError(f"process {rank} of {world.size()} on {world.machine_of(rank)}: {kind}: {message}")
 
 

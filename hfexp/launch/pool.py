@@ -16,7 +16,7 @@ from typing import Any
 
 from hfexp.core import machine
 from hfexp.core.console import build_table, cell, console, note, say
-from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.errors import ConfigError, Interrupted, RunError, first_line
 from hfexp.core.process import how_it_ended, noted, stop_raises
 from hfexp.launch import forkserver, job
 from hfexp.launch.job import JobSpec, Progress, error_of
@@ -44,7 +44,8 @@ class JobDisplay:
         error = error_of(result)
         if error is not None:
             where = f" (log: {os.path.relpath(spec.log)})" if spec.log else ""
-            note(f"job {spec.name} failed after {seconds:.1f} s: {first_line(error)}{where}")
+            verb = "ended" if isinstance(error, Interrupted) else "failed"
+            note(f"job {spec.name} {verb} after {seconds:.1f} s: {first_line(error)}{where}")
 
     def refresh(self) -> None:
         """Redraw what changes with time."""

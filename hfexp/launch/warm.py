@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from hfexp.launch.forkserver import MODULES_VARIABLE
+from hfexp.launch.forkserver import MODULES_VARIABLE, SIGNALS
 
 MODULES = (
     "cloudpickle",
@@ -42,10 +42,11 @@ problem: str | None = None
 
 
 def _prepare_signals() -> None:
-    """Ignore Ctrl-C, SIGTERM and SIGHUP in the server: the launcher needs it until its jobs have ended.
+    """Ignore the signals to stop in the server: the launcher needs it until its jobs have ended.
 
     Forked jobs get their SIGTERM and SIGHUP handling back at once; under `nohup` SIGHUP stays ignored. The forkserver
-    module itself restores SIGINT in the processes that it forks.
+    module itself restores SIGINT in the processes that it forks. The other signals of queues (SIGUSR1, SIGUSR2) also
+    reach the launcher, which passes them on as SIGTERM; so a job ignores them until it runs an experiment.
     """
     server, hangup = os.getpid(), signal.getsignal(signal.SIGHUP)
 
@@ -54,11 +55,10 @@ def _prepare_signals() -> None:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGHUP, hangup)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in signals:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.register_at_fork(after_in_child=reset)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _find_problem() -> str | None:

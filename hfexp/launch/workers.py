@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from hfexp.core import console, errors
 from hfexp.core.config import LaunchConfig
-from hfexp.core.errors import STOP_EXIT_CODES, RunError, Terminated, exit_code
+from hfexp.core.errors import STOP_EXIT_CODES, RunError, Terminated
 from hfexp.core.files import replace_file
 from hfexp.core.process import count_once, handled, how_it_ended
 from hfexp.launch import forkserver, world
@@ -142,7 +142,7 @@ class WorkerMonitor:
 
     def _error(self, failure: FailureNote) -> BaseException:
         if failure.code in STOP_EXIT_CODES:
-            return Terminated(failure.code)
+            return Terminated.with_code(failure.code)
         own = {kind.__name__: kind for kind in (WorkerError, WorkerKilledError)}
         kind = own.get(failure.type) or getattr(errors, failure.type, None)
         if isinstance(kind, type) and issubclass(kind, errors.ConfigError | RunError):
@@ -239,7 +239,7 @@ def run_agent(
             with monitor.watching():
                 elastic_launch(elastic, _worker)(*own, entry, args)
         except SignalException:
-            raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(exit_code(signals[0]))) from None
+            raise (KeyboardInterrupt if signals[0] == signal.SIGINT else Terminated(signals[0])) from None
         except ChildFailedError as error:
             cause = monitor.explain({rank: failure.exitcode for rank, failure in error.failures.items()})
             raise cause from cause.__cause__
@@ -249,7 +249,7 @@ def run_agent(
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM or SIGHUP; leave no worker behind.
+    """Have the agent send SIGTERM to the workers on Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP; leave no worker behind.
 
     Yields:
         The list of signals that this process has received so far.
@@ -304,7 +304,8 @@ def _worker(
         world.reach_other_machines(os.environ["TORCHELASTIC_RUN_ID"], interface)
     with contextlib.suppress(OSError):
         os.setpgid(0, group)  # join the starting process's group, so that killing that group kills this worker
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to all; the agent passes them on as SIGTERM
+    # Terminals and queues send these to all processes; the agent passes them on as SIGTERM.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     write_log_to(log_dir, rank)
     console.redirect(lambda name, *args: None)

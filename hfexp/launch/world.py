@@ -16,6 +16,7 @@ from hfexp.core.config import LaunchConfig, Strategy
 from hfexp.core.errors import ConfigError, RunError, first_line
 from hfexp.core.machine import visible_devices
 from hfexp.launch.endpoint import address_towards, find_endpoint
+from hfexp.launch.time_limit import seconds_of
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun and `accelerate launch` set for each process."""
@@ -147,9 +148,11 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
     """Resolve `launch.num_processes=auto`, and adopt the world size under torchrun or `accelerate launch`.
 
     Raises:
-        ConfigError: the requested numbers of processes and machines are not possible here.
+        ConfigError: the requested numbers of processes and machines are not possible here, or the time limit is not a
+            time.
     """
     check_environment()
+    seconds_of(launch.time_limit)
     _check_machines(launch)
     requested = launch.num_processes
     if is_together():

@@ -135,6 +135,7 @@ class _SweepStart:
             request.search, request.space, self.directory.path, request.total, tuple(request.directions),
             seed=request.seed, has_point_key="point" in request.example, waiting=waiting,
             grace_seconds=float(getattr(self.runner.launcher, "grace_seconds", Plan.grace_seconds)),
+            jobs_survive=getattr(self.runner.launcher, "jobs_survive", False),
         )  # fmt: skip
 
     def _choose(self, trial: Any) -> Point:

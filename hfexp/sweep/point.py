@@ -14,8 +14,11 @@ from hfexp.tracking.run_directory import RunState, read_state
 Values = float | tuple[float, ...]
 
 
-def run(config: Config, origin: Origin) -> Values:
+def run(config: Config, origin: Origin, began: float | None = None) -> Values:
     """Run or continue a point, or return its values if it has finished before.
+
+    Args:
+        began: as of `hfexp.experiment.run.run`.
 
     Returns:
         The values that the sweep optimises: a number, or one for each of its metrics.
@@ -35,7 +38,7 @@ def run(config: Config, origin: Origin) -> Values:
 
     from hfexp.experiment import run as experiment
 
-    result = experiment.run(_in_experiment_of_sweep(config, origin, point), origin)
+    result = experiment.run(_in_experiment_of_sweep(config, origin, point), origin, began)
     return _as_returned(result.values or [])
 
 

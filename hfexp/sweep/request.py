@@ -44,6 +44,8 @@ HASHED = {"configuration": "its files were edited since", "data": "its files hav
 """Parts of a definition that are hashes, and what to say instead of their values if they differ."""
 LEFT_OUT = ("search", "hydra", "output_dir", "tracking", "on_existing", "point", "security")
 """Sections whose overrides are not in `fixed`: they do not change results, or the definition has their values."""
+TIME_LIMIT = "time_limit"
+"""Key of `launch` that does not define a sweep: it says only when its jobs pause."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,19 @@ def define(
 def configuration_hash(config: Config | None, examples: list[dict[str, Any]]) -> str:
     """Hash the composed configs, so that an edited file of options makes another sweep of the same overrides."""
     first = [config_hash(replace(config, launch=LaunchConfig()))] if config else []  # `fixed` has launch's overrides
-    plain = [without_secrets({k: v for k, v in example.items() if k not in LEFT_OUT}) for example in examples]
+    plain = [without_secrets(_defining(example)) for example in examples]
     others = plain[len(first) :]
     if not others:
         return first[0]
     return hashlib.sha256(json.dumps([*first, *others], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _defining(example: dict[str, Any]) -> dict[str, Any]:
+    """Return the sections of a point's config by which a sweep is another one."""
+    sections = {key: value for key, value in example.items() if key not in LEFT_OUT}
+    if isinstance(sections.get("launch"), dict):
+        sections["launch"] = {key: value for key, value in sections["launch"].items() if key != TIME_LIMIT}
+    return sections
 
 
 def data_hash(sources: list[dict[str, Any]]) -> str:
@@ -127,7 +137,7 @@ def data_hash(sources: list[dict[str, Any]]) -> str:
 
 def _affects_results(override: str) -> bool:
     key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-    return re.split(r"[./]", key)[0] not in LEFT_OUT
+    return re.split(r"[./]", key)[0] not in LEFT_OUT and key != f"launch.{TIME_LIMIT}"
 
 
 @dataclass

@@ -405,6 +405,8 @@ class Plan:
     """True if the application's config has the key `point`."""
     grace_seconds: float = 60.0
     """Most seconds that a job takes to write a checkpoint and end once its launcher is gone."""
+    jobs_survive: bool = False
+    """True if jobs go on when their command is killed; the launcher finds them again."""
     waiting: list[Trial] = field(default_factory=list)
     """Trials of a grid as the table shows them before the study is asked for them."""
 
@@ -445,7 +447,8 @@ class Schedule:
         taken = self.store.load(self.plan.total)
         for entry in self.store.entries.values():
             self._update_view(entry)
-        self._wait_for_leftovers(taken)
+        if not self.plan.jobs_survive:
+            self._wait_for_leftovers(taken)
         for entry in taken:
             self._take_up(entry)
 

@@ -14,6 +14,9 @@ from hfexp.core.process import ProcessId
 from hfexp.core.provenance import Origin, git_state
 from hfexp.core.secrets import MASK, is_secret_variable, mask_secrets
 
+SLURM_JOB = "hfexp.slurm_job"
+"""Tag of a run: the id of the job of SLURM in which it was started last."""
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -73,6 +76,7 @@ class Environment:
             "hfexp.platform": self.platform,
             "hfexp.device": ", ".join(self.devices) or self.cpu,
             "hfexp.threads": str(self.threads or ""),
+            SLURM_JOB: os.environ.get("SLURM_JOB_ID", ""),
             "hfexp.packages_hash": hashlib.sha256(json.dumps(self.packages).encode()).hexdigest()[:16],
         }
         if self.git:

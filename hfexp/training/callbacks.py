@@ -12,7 +12,7 @@ import transformers
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hfexp.core.errors import RunError, Terminated, exit_code
+from hfexp.core.errors import RunError, Terminated
 from hfexp.core.files import replace_file
 from hfexp.core.process import count_once, handled
 from hfexp.data.sampling import EpochSampler
@@ -36,10 +36,10 @@ class SetEpochCallback(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Callback for SIGTERM and SIGHUP: finish the step, write a checkpoint, and end the run (exit code 143 or 129).
+    """Callback for SIGTERM, SIGUSR1 and SIGHUP: finish the step, write a checkpoint, and end the run.
 
-    Outside of training the run ends at once, as it does on a second SIGTERM. At the end of an epoch the checkpoint
-    waits for that epoch's evaluation, which a resumed run would not repeat.
+    Its exit code is 143, or 129 for SIGHUP. Outside of training the run ends at once, as on a second SIGTERM. At the
+    end of an epoch the checkpoint waits for that epoch's evaluation, which a resumed run would not repeat.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class StopOnSignal(TrainerCallback):
     @property
     def ending(self) -> Terminated:
         """Return the exception that ends the run; its exit code is that of the first signal."""
-        return Terminated(exit_code(self._signals[0])) if self._signals else Terminated()
+        return Terminated(self._signals[0]) if self._signals else Terminated()
 
     @property
     def due(self) -> bool:
@@ -69,7 +69,7 @@ class StopOnSignal(TrainerCallback):
     def _request(self, number: int, frame: FrameType | None) -> None:
         count_once(number)
         if number in self._signals or not self._training:
-            raise Terminated(exit_code(number))
+            raise Terminated(number)
         self._signals.append(number)
         self.requested = True
 
@@ -300,7 +300,7 @@ class StopTogether(StopOnSignal):
         # it more than once, and kills processes that take too long.
         count_once(number)
         if not self._training:
-            raise Terminated(exit_code(number))
+            raise Terminated(number)
         self._signals.append(number)
         self.requested = True
         self._agreement.ask()

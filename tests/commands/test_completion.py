@@ -54,7 +54,7 @@ def store(place: Path) -> Store:
         ("hfexp list searches tp", ["tpe"]),
         ("hfexp list nothing ", []),
         ("hfexp help text_class", ["text_classification"]),
-        ("hfexp help launch.ti", ["launch.timeout"]),
+        ("hfexp help launch.ti", ["launch.time_limit", "launch.timeout"]),
         ("hfexp completion z", ["zsh"]),
         ("hfexp --cf", ["--cfg"]),
         ("hfexp nothing_begins_so", []),
