@@ -1,8 +1,8 @@
 """The sweep's own MLflow run where several hosts share the sweep: one of them writes it at a time, under a lease."""
 
 import contextlib
-import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +15,13 @@ from hfexp.core.console import note
 from hfexp.core.errors import SweepError, first_line
 from hfexp.core.provenance import Origin
 from hfexp.sweep.parent_run import Parent, mark_failed, open_parent
-from hfexp.sweep.scheduler import INTERVAL, Owner
+from hfexp.sweep.scheduler import GAP, INTERVAL, Owner
 from hfexp.sweep.study import KEY, WRITER, agreed, claim
 from hfexp.sweep.trials import Sweep
 from hfexp.tracking.membership import opening_of
 from hfexp.tracking.names import experiment_name
 from hfexp.tracking.restore import restore_sweep
 from hfexp.tracking.store import tracking_uri, why_unreachable
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +37,10 @@ class Lease:
         if holder == self.owner.text:
             return True
         return not (holder and self.owner.is_alive(holder)) and claim(self.study, WRITER, holder, self.owner.text)
+
+    def is_taken(self) -> bool:
+        """Tell whether another sweeper holds the lease."""
+        return self.study.user_attrs.get(WRITER) not in (None, "", self.owner.text)
 
     def release(self) -> None:
         claim(self.study, WRITER, self.owner.text, "")
@@ -66,7 +68,7 @@ class SharedParent:
     _published: Sweep | None = None
     _wake: threading.Event = field(default_factory=threading.Event)
     _done: threading.Event = field(default_factory=threading.Event)
-    _noted: bool = False
+    _problem: str = ""
 
     @property
     def experiment(self) -> str:
@@ -119,7 +121,7 @@ class SharedParent:
                     self._try_to_open()
                 self._publish()
             except Exception as error:  # the study or the server is away; the sweep goes on
-                logger.warning("could not update the sweep's run in the tracking store: %s", first_line(error))
+                self._warn_once(f"could not update the sweep's run in the tracking store: {first_line(error)}")
             self._wake.wait(INTERVAL)
             self._wake.clear()
 
@@ -127,9 +129,7 @@ class SharedParent:
         uri, output_dir = tracking_uri(self.config.tracking.uri, self.config.output_dir), self.config.output_dir
         problem = why_unreachable(uri)
         if problem is not None:
-            if not self._noted:
-                note(f"{problem}; the sweep's own run is written once it answers")
-                self._noted = True
+            self._warn_once(f"{problem}; the sweep's own run is written once it answers")
             return
         if not self.lease.take():
             return
@@ -141,6 +141,11 @@ class SharedParent:
         except BaseException:
             self.lease.release()
             raise
+
+    def _warn_once(self, text: str) -> None:
+        if text != self._problem:
+            note(text)
+        self._problem = text
 
     def _publish(self) -> None:
         if self._parent is None:
@@ -155,11 +160,7 @@ class SharedParent:
             self._parent.update(sweep)
 
     def _close(self, error: SweepError | None) -> None:
-        """Write the final state, unless another host is at it, which then sees what this one has stored in the study.
-
-        A host that ends while this one writes finds the lease taken. So this one looks once more after it has given
-        the lease back.
-        """
+        """Write the final state, unless another host does so, which then sees what this one has stored in the study."""
         while True:
             if self._parent is None:
                 self._try_to_open()
@@ -169,8 +170,20 @@ class SharedParent:
             self._published = self.view()
             self._parent.update(self._published)
             self._leave(error)
-            if self.view().trials == self._published.trials:
+            if self._is_complete():
                 return
+
+    def _is_complete(self) -> bool:
+        """Tell whether nothing is left to write for this host, which has just given the lease back.
+
+        A host that ended meanwhile found the lease taken and wrote nothing; one that goes on takes it in `INTERVAL`.
+        """
+        deadline = time.monotonic() + GAP * INTERVAL
+        while time.monotonic() < deadline:
+            if self.lease.is_taken() or (self._published and self.view().trials == self._published.trials):
+                return True
+            time.sleep(0.2)
+        return False
 
     def _leave(self, error: BaseException | None) -> None:
         """Close the record as the sweep has ended here, and give the lease back."""
