@@ -160,7 +160,7 @@ class SharedParent:
             self._parent.update(sweep)
 
     def _close(self, error: SweepError | None) -> None:
-        """Write the final state, unless another host does so, which then sees what this one has stored in the study."""
+        """Write the final state, unless another host does, which then sees what this one has stored in the study."""
         while True:
             if self._parent is None:
                 self._try_to_open()
