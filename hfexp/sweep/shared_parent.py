@@ -189,8 +189,6 @@ class SharedParent:
         """Close the record as the sweep has ended here, and give the lease back."""
         record, self._record, self._parent = self._record, contextlib.ExitStack(), None
         try:
-            with contextlib.suppress(type(error) if error else ()), record:
-                if error is not None:
-                    raise error
+            record.__exit__(*((type(error), error, error.__traceback__) if error else (None, None, None)))
         finally:
             self.lease.release()

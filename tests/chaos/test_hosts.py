@@ -19,6 +19,8 @@ from conftest import SMALL_DIGITS
 from programs import Program, kill, kill_all, suspend
 from servers import MlflowServer, Postgres
 
+from hfexp.experiment.sweep_storage import close_storage, open_storage
+
 POINTS = int(os.environ.get("HFEXP_HOSTS_POINTS", "40"))
 KILLS = int(os.environ.get("HFEXP_HOSTS_KILLS", "20"))
 LONGEST = 4.0
@@ -119,7 +121,9 @@ def finish(hosts: list[Host]) -> None:
 
 def check(uri: str, storage: str) -> None:
     """Every trial once, with the value that its only run has; one parent with the whole table."""
-    trials = optuna.load_study(study_name="hosts", storage=storage).get_trials()
+    opened = open_storage(storage)
+    trials = optuna.load_study(study_name="hosts", storage=opened).get_trials()
+    close_storage(opened)
     assert Counter(trial.state.name for trial in trials) == {"COMPLETE": POINTS}
     client: Any = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("hosts")
