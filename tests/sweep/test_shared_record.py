@@ -54,9 +54,10 @@ class Hosts:
     def interrupt(self, host: str) -> None:
         """Begin the point, as a process on that host, and interrupt it after its first checkpoint."""
         Path("fault").write_text("SIGINT")
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
-            self.run(host)
+            with pytest.raises(KeyboardInterrupt):
+                self.run(host)
 
     def runs(self) -> list[Any]:
         return list(self.client.search_runs([e.experiment_id for e in self.client.search_experiments()]))
