@@ -98,7 +98,7 @@ class _SweepStart:
 
         try:
             if owner:
-                agree(study, self.request.definition)
+                agree(study, self.request.definition, self.request.on_existing)
             with (
                 owner.signing() if owner else contextlib.nullcontext(),
                 self._parent(schedule, owner if shared else None) as parent,

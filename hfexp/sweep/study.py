@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.core import targets
-from hfexp.core.config import Method
+from hfexp.core.config import Method, OnExisting
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.locks import SharedLock
@@ -63,18 +63,21 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
             ) from error
 
 
-def agree(study: Study, definition: Definition) -> None:
+def agree(study: Study, definition: Definition, on_existing: OnExisting) -> None:
     """Check that a study shared by several machines is of this sweep; store the definition if the study is new.
 
     The machines' local files may differ.
 
     Raises:
-        ConfigError: the study is of another sweep; the message names what differs.
+        ConfigError: the study is of another sweep (the message names what differs), or exists under
+            `on_existing=error`, whichever host has begun it.
     """
     stored = study.user_attrs.get(DEFINITION)
     if stored is None:
         study.set_user_attr(DEFINITION, asdict(definition))
         return
+    if on_existing is OnExisting.error:
+        raise ConfigError(f"on_existing=error: search.storage already holds this sweep, {study.study_name}")
     differing = definition.differences(stored, ignored=HASHED)
     if differing:
         raise ConfigError(f"search.storage already holds another sweep named {study.study_name}:{differing}")
