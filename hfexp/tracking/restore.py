@@ -5,7 +5,6 @@ newest checkpoint if the server has it (`tracking.checkpoints=all`), and `run.js
 with its values, as any other does.
 """
 
-import json
 import logging
 import shutil
 import tempfile
@@ -186,16 +185,21 @@ def _state_of(run: Any, config: Config, point: TrialKey) -> RunState:
 
 def _splits(run: Any) -> dict[str, dict[str, Any]] | None:
     """Return digest and row count of each split from the run's inputs, to compare them with this host's data."""
-    inputs = run.inputs.dataset_inputs if run.inputs else []
-    splits = {
-        item.dataset.name.rpartition("-")[2]: {
-            "digest": item.dataset.digest,
-            "rows": json.loads(item.dataset.profile or "{}").get("num_rows"),
-        }
-        for item in inputs
-        if {tag.key: tag.value for tag in item.tags}.get("mlflow.data.context") in CONTEXTS.values()
-    }
+    splits = {}
+    for item in run.inputs.dataset_inputs if run.inputs else []:
+        context = {tag.key: tag.value for tag in item.tags}.get("mlflow.data.context")
+        if context in CONTEXTS.values():  # not of a later `hfexp evaluate`
+            name, profile = item.dataset.name.rpartition("-")[2], _parse_profile(item.dataset.profile)
+            splits[name] = {"digest": item.dataset.digest, "rows": profile.get("num_rows")}
     return splits or None
+
+
+def _parse_profile(text: str | None) -> dict[str, Any]:
+    """Parse the profile of a dataset in MLflow; empty if it is missing or damaged."""
+    try:
+        return parse((text or "{}").encode(), dict[str, Any], "profile")
+    except DamagedRecord:
+        return {}
 
 
 def _restore_record(client: Any, run: Any, uri: str, directory: Path, experiment: str) -> None:
