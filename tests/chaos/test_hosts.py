@@ -16,7 +16,7 @@ import optuna
 import psutil
 import pytest
 from conftest import SMALL_DIGITS
-from programs import Program, kill, kill_all, suspend
+from programs import Fork, kill, suspend
 from servers import MlflowServer, Postgres
 
 from hfexp.experiment.sweep_storage import close_storage, open_storage
@@ -42,10 +42,19 @@ class Host:
         self.place, self.words = place, words
         self.process = self.start()
 
-    def start(self) -> Program:
+    def start(self) -> Fork:
         self.before = self.jobs()
-        self.process = Program(self.place, self.words)
+        self.process = Fork(self.place, self.words)
         return self.process
+
+    def family(self) -> list[psutil.Process]:
+        """The processes of this host: both hosts fork theirs from one server, and each works in its directory."""
+        members = []
+        for member in self.process.family():
+            with contextlib.suppress(psutil.Error):
+                if member.cwd() == str(self.place):
+                    members.append(member)
+        return members
 
     def jobs(self) -> int:
         return len(list((self.place / "outputs/sweeps/hosts/points").glob("*.json")))
@@ -62,17 +71,16 @@ class Host:
             time.sleep(0.05)
 
     def strike(self, how: str) -> None:
-        """Kill everything and empty the directory, or only the sweeper, or only its youngest process (a job)."""
-        family = self.process.family()
-        if how == "job" and len(family) > 2:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                max(family[1:], key=lambda member: member.create_time()).kill()
-            return
-        if how == "sweeper" and family:
-            kill(family[:1])
-            psutil.wait_procs(family[1:], timeout=120)
-            return
-        kill_all(self.process)
+        """Kill everything and perhaps empty the directory, or only the sweeper, or only its jobs."""
+        sweeper = self.process.itself()
+        jobs = [member for member in self.family() if member not in sweeper]
+        if how == "jobs":
+            kill(jobs)
+        elif how == "sweeper":
+            kill(sweeper)
+            psutil.wait_procs(jobs, timeout=300)
+        else:
+            kill(suspend(self.family))
         if how == "emptied":
             shutil.rmtree(self.place / "outputs", ignore_errors=True)
 
@@ -93,7 +101,7 @@ def test_two_hosts_killed_again_and_again_do_each_point_once(postgres: Postgres,
         check(server.uri, storage)
     finally:
         for host in hosts:
-            kill(suspend(host.process.family))
+            kill(suspend(host.family))
         server.stop()
 
 
@@ -104,7 +112,7 @@ def strike_again_and_again(hosts: list[Host], moments: random.Random) -> None:
         host.wait_for_a_job()
         time.sleep(moments.uniform(0, LONGEST))
         if not host.is_over():
-            host.strike(moments.choice(["all", "emptied", "emptied", "sweeper", "job"]))
+            host.strike(moments.choice(["all", "emptied", "emptied", "sweeper", "jobs"]))
         for each in hosts:
             if each.is_over():
                 each.start()
