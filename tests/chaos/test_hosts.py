@@ -100,9 +100,9 @@ def test_two_hosts_killed_again_and_again_do_each_point_once(postgres: Postgres,
         finish(hosts)
         check(server.uri, storage)
     finally:
+        server.stop()
         for host in hosts:
             kill(suspend(host.family))
-        server.stop()
 
 
 def strike_again_and_again(hosts: list[Host], moments: random.Random) -> None:
