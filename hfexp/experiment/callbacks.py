@@ -27,7 +27,7 @@ from hfexp.tasks.base import Piece
 from hfexp.tracking import lineage
 from hfexp.tracking.delivery import CHECKPOINT_MODELS
 from hfexp.tracking.environment import Environment
-from hfexp.tracking.membership import register_of_run
+from hfexp.tracking.membership import PRUNED, register_of_run
 from hfexp.tracking.models import FINAL
 from hfexp.tracking.names import experiment_name
 from hfexp.tracking.notes import NOTE, summarize
@@ -185,7 +185,7 @@ class Recorder:
         """
         (self.directory.artifacts / RESULTS).write_text(json.dumps(metrics, indent=1) + "\n")
         self.tracker.log_metrics(metrics, step)
-        self.tracker.set_tags({"hfexp.pruned": str(pruned_step)})
+        self.tracker.set_tags({PRUNED: str(pruned_step)})
 
     def _record_model(self, model: Any, card: str, step: int, metrics: dict[str, float], verify: bool) -> None:
         """Record the final model as an MLflow model; `verify` its predictions first, unless it needs foreign code."""

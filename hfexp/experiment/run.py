@@ -1,6 +1,8 @@
 """One run of an experiment, from a typed config to a recorded result."""
 
+import contextlib
 import functools
+import json
 import logging
 import time
 from dataclasses import fields
@@ -24,6 +26,7 @@ from hfexp.launch import world
 from hfexp.launch.time_limit import limited
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.lineage import split_digests
+from hfexp.tracking.membership import VALUES
 from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.run_directory import RunDirectory, find_run, held_run, open_run_directory
 from hfexp.tracking.store import tracking_uri
@@ -96,6 +99,8 @@ def record(config: Config, origin: Origin, began: float) -> Result:
             outcome = train(context, inputs, tracker, stop_on_signal)
             result = summarise(context, inputs, outcome)
             directory.state.values, directory.state.pruned_step = result.values, result.pruned_step
+            if result.values is not None:
+                tracker.set_tags({VALUES: json.dumps(result.values)})
             save_result(result)
         result.run_id = tracker.run_id  # a server that was unreachable at the start may have assigned it since
     return result

@@ -1,8 +1,9 @@
 """The Optuna storage of a sweep: connections for the sweeper and its jobs, and retries while the database is away."""
 
+import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.storages._rdb.models import TrialUserAttributeModel
-from sqlalchemy import update
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from optuna.storages._rdb.models import StudyUserAttributeModel, TrialUserAttributeModel
+from sqlalchemy import create_engine, insert, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, RunError, first_line
@@ -20,6 +21,8 @@ from hfexp.core.files import sqlite_address
 from hfexp.core.secrets import mask_secrets
 
 DATABASE = "study.db"
+FIRST_USE = 0x68666578705F7377
+"""Key of the advisory lock under which the tables of a study are created (`hfexp_sw` in ASCII)."""
 BUSY_SECONDS = 60
 """Seconds that a process waits for another process's write to SQLite."""
 CONNECT_SECONDS = 10
@@ -49,11 +52,44 @@ def open_storage(url: str, patient: bool = False) -> RDBStorage:
     timeouts = {"sqlite": {"timeout": BUSY_SECONDS}, "postgresql": {"connect_timeout": CONNECT_SECONDS}}
     connect_args = timeouts.get(url.partition(":")[0].partition("+")[0], {})
     try:
-        storage_class = PatientStorage if patient else RDBStorage
-        return storage_class(url, engine_kwargs={"connect_args": connect_args, "pool_pre_ping": True})
+        options = {"connect_args": connect_args, "pool_pre_ping": True}
+        if not patient:
+            return RDBStorage(url, engine_kwargs=options)
+        with _first_use(url):
+            return PatientStorage(url, engine_kwargs=options)
     except ImportError as error:
         hint = " (pip install 'hfexp[postgres]')" if "psycopg" in str(error) else ""
         raise ConfigError(f"search.storage={mask_secrets(url)} needs a driver: {first_line(error)}{hint}") from error
+
+
+def check_url(url: str) -> None:
+    """Refuse a storage that can't give each trial to one sweeper.
+
+    Raises:
+        ConfigError: it is one of MLflow's (`mlflow.optuna.storage.MlflowStorage`, of MLflow 3.17).
+    """
+    if url.partition(":")[0] in ("mlflow", "http", "https", "databricks"):
+        raise ConfigError(
+            f"search.storage={mask_secrets(url)}: an MLflow server can't keep a study, as it can't give a trial to "
+            "one sweeper alone; use a database that all hosts reach, e.g. "
+            "search.storage=postgresql://USER@HOST/DATABASE (pip install 'hfexp[postgres]'), and give the server as "
+            "tracking.uri"
+        )
+
+
+@contextlib.contextmanager
+def _first_use(url: str) -> Iterator[None]:
+    """Let one process at a time create tables in PostgreSQL: Optuna 5 creates them without a lock."""
+    if not url.startswith("postgresql"):
+        yield
+        return
+    engine, key = create_engine(url, connect_args={"connect_timeout": CONNECT_SECONDS}), {"key": FIRST_USE}
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT pg_advisory_lock(:key)"), key)
+            yield  # the end of the connection gives the lock back
+    finally:
+        engine.dispose()
 
 
 def close_storage(storage: Any) -> None:
@@ -111,6 +147,24 @@ class PatientStorage(RDBStorage):
         with self.engine.begin() as connection:
             changed = connection.execute(update(column).where(*same).values(value_json=json.dumps(now)))
         return changed.rowcount == 1
+
+    @_patiently
+    def claim_of_study(self, study_id: int, name: str, before: str | None, now: str) -> bool:
+        """Set an attribute of the study if it is still `before` (None: not set): one of several processes succeeds.
+
+        After a lost answer, the process that has succeeded is told that it has not, and reads the attribute.
+        """
+        column, value = StudyUserAttributeModel, json.dumps(now)
+        same = (column.study_id == study_id, column.key == name, column.value_json == json.dumps(before))
+        with self.engine.begin() as connection:
+            if before is not None:
+                return connection.execute(update(column).where(*same).values(value_json=value)).rowcount == 1
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(insert(column).values(study_id=study_id, key=name, value_json=value))
+        except IntegrityError:
+            return False
+        return True
 
 
 for _name in (

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from hfexp.sweep.request import Composer, Request, SweepDirectory, hold_sweep
 from hfexp.sweep.space import Point
 from hfexp.sweep.trials import State, Sweep, Trial
 from hfexp.tracking.membership import SweepInfo, write_sweep_info
+from hfexp.tracking.store import is_shared, tracking_uri
 
 if TYPE_CHECKING:
     from hfexp.sweep.parent_run import Parent
-    from hfexp.sweep.scheduler import Plan, Schedule
+    from hfexp.sweep.scheduler import Owner, Plan, Schedule
+    from hfexp.sweep.shared_parent import SharedParent
 
 LOGS = "logs"
 
@@ -84,6 +86,8 @@ class _SweepStart:
         url, plan = storage_url(self.directory.path, search.storage), self._plan()
         study = open_study(url, self.directory.name, self.request.directions, sampler, pruner)
         owner = Owner(study) if search.storage else None
+        shared = owner is not None and self._shares_record()
+        plan.shares_record = shared
         schedule = Schedule(
             plan, TrialStore(study, self._choose, owner), lambda: changed(), lambda *died: parent.close_failed(*died)
         )
@@ -94,13 +98,13 @@ class _SweepStart:
 
         try:
             if owner:
-                agree(study, self.request.definition)
+                agree(study, self.request.definition, self.request.on_existing)
             with (
                 owner.signing() if owner else contextlib.nullcontext(),
-                self._parent(self._view(schedule)) as parent,
+                self._parent(schedule, owner if shared else None) as parent,
                 self._stopping(schedule),
             ):
-                write_sweep_info(self.directory.path, self._sweep_info(url, parent.run_id))
+                write_sweep_info(self.directory.path, self._sweep_info(url, parent))
                 self._announce(plan)
                 schedule.begin()
                 changed()
@@ -157,20 +161,27 @@ class _SweepStart:
             raise ConfigError(f"search.space: {node['_target_']} returned {params!r}, expected a dict of key to value")
         return {opened(f"{key}=").removesuffix("="): value for key, value in params.items()}
 
-    def _sweep_info(self, url: str, parent_run_id: str | None) -> SweepInfo:
-        search = self.request.search
+    def _sweep_info(self, url: str, parent: Any) -> SweepInfo:
+        search, key = self.request.search, getattr(parent, "key", None)
         return SweepInfo(
-            self.directory.name, self.directory.name, url, parent_run_id, search.metrics, self.request.directions,
-            search.pruner.value, search.pruner_args,
+            self.directory.name, self.directory.name, url, parent.run_id, search.metrics, self.request.directions,
+            search.pruner.value, search.pruner_args, key, parent.experiment if key else None,
         )  # fmt: skip
 
-    def _view(self, schedule: "Schedule") -> Sweep:
+    def _shares_record(self) -> bool:
+        """Tell whether the tracking store is one that the hosts of this sweep share."""
+        config = self.request.config
+        if config is None or config.tracking.backend == "none":
+            return False
+        return is_shared(tracking_uri(config.tracking.uri, config.output_dir), Path(config.output_dir))
+
+    def _view(self, schedule: "Schedule", trials: Sequence[Trial] | None = None) -> Sweep:
         request = self.request
         return Sweep(
             self.directory.name, self.directory.path, _command(), request.search.method.value, tuple(request.metrics),
             tuple(request.directions), tuple(map(mask_override, request.space.fixed)), request.space.texts,
             self.directory.seconds, bound=request.search.optimise is Optimise.bound,
-            flags=tuple(config_flags(sys.argv[1:])), trials=schedule.trials,
+            flags=tuple(config_flags(sys.argv[1:])), trials=tuple(schedule.trials if trials is None else trials),
         )  # fmt: skip
 
     def _announce(self, plan: "Plan") -> None:
@@ -188,14 +199,27 @@ class _SweepStart:
             note(f"stopped: {parent_run.progress(schedule.trials)}; the same command continues the sweep")
             raise
 
-    def _parent(self, sweep: Sweep) -> contextlib.AbstractContextManager["Parent | _NoParent"]:
-        """Open the sweep's own run in the tracking store; a sweep of another application's jobs has none."""
-        if self.request.config is None:
-            return contextlib.nullcontext(_NoParent())
-        from hfexp.sweep.parent_run import open_parent
+    def _parent(
+        self, schedule: "Schedule", owner: "Owner | None"
+    ) -> contextlib.AbstractContextManager["Parent | SharedParent | _NoParent"]:
+        """Open the sweep's own run in the tracking store; a sweep of another application's jobs has none.
 
+        Args:
+            owner: this sweeper, if several hosts share the run; else None.
+        """
+        config, path = self.request.config, self.directory.path
+        if config is None:
+            return contextlib.nullcontext(_NoParent())
         origin = _origin(self.runner.config, self.request.space.fixed)
-        return open_parent(self.request.config, origin, sweep, self.directory.path)
+        if owner is None:
+            return parent_run.open_parent(config, origin, self._view(schedule), path)
+        from hfexp.sweep.shared_parent import Lease, SharedParent, key_of
+
+        study = schedule.store.study
+        return SharedParent(
+            config, origin, path, key_of(study, path), Lease(study, owner),
+            lambda: self._view(schedule, schedule.stored_trials),
+        ).kept()  # fmt: skip
 
 
 class _NoParent:

@@ -44,12 +44,15 @@ MOST_RANKED = 500
 
 
 @contextlib.contextmanager
-def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -> Iterator["Parent"]:
+def open_parent(
+    config: Config, origin: Origin, sweep: Sweep, directory: Path, key: str | None = None
+) -> Iterator["Parent"]:
     """Open or continue the sweep's own run, and close it with the way in which the sweep ended.
 
     Args:
         config: a job's config, without the swept overrides.
         directory: the sweep's directory; the journal is kept there until it is delivered, as in a run directory.
+        key: key of the run if several hosts share it.
 
     Raises:
         ConfigError: another process runs the sweep, or MLflow can't be used as asked.
@@ -58,7 +61,8 @@ def open_parent(config: Config, origin: Origin, sweep: Sweep, directory: Path) -
     with open_sweep_directory(directory, environment.git.get("sha", "")) as opened:
         tags = common_tags(opened, origin, environment) | {KIND: SWEEP} | config.tracking.tags
         files = {DEFINITION: _definition(sweep)}
-        opening = Opening(experiment_name(config, origin), files, _params(config, sweep), tags)
+        params = _params(config, sweep)
+        opening = Opening(experiment_name(config, origin), files, params, tags, key=key, shared=key is not None)
         output_dir = Path(config.output_dir)
         with open_record(config.tracking, output_dir, opened, origin, environment, opening) as tracker:
             parent = Parent(opened, tracker, output_dir, register_of_sweep(config), sweep)
@@ -105,10 +109,7 @@ class Parent:
 
     def close_failed(self, run_dir: Path, reason: str) -> None:
         """Mark the run of a job whose process has died as failed."""
-        try:
-            close_failed(run_dir, self.output_dir, reason)
-        except Exception as error:  # the store is away: `hfexp sync` or the next run delivers the end
-            logger.warning("could not mark %s as failed in the store yet: %s", run_dir.name, first_line(error))
+        mark_failed(run_dir, self.output_dir, reason)
 
     def close(self, is_over: bool) -> None:
         """Publish the last state of the sweep, and register its best model.
@@ -126,12 +127,12 @@ class Parent:
         totals = {f"trials_{state}": float(count) for state, count in states(sweep).items()}
         self.tracker.log_metrics({**totals, "hours": sweep.seconds / 3600}, round(sweep.seconds))
         best_trials = best(sweep.trials, sweep.directions)
+        is_over = is_over and not any(trial.state is State.running for trial in sweep.trials)  # on other hosts
         if is_over and self.register and best_trials:
-            run_dirs = [
-                run.run_dir for run in best_runs_first(best_trials[0], sweep.directions) if run.values and run.run_dir
-            ]
-            if run_dirs:
-                self.tracker.record("register", run_dir=str(run_dirs[0]), name=self.register)
+            runs = [run for run in best_runs_first(best_trials[0], sweep.directions) if run.values and run.run_dir]
+            if runs:  # the directory may be on another host
+                content = {"run_dir": str(runs[0].run_dir), "run_id": runs[0].run_id}
+                self.tracker.record("register", **content, name=self.register)
 
     def _keep_up(self) -> None:
         """Publish the newest state after each update, as often as `INTERVAL` and `LARGEST_SHARE` allow."""
@@ -172,6 +173,14 @@ class Parent:
         """Read the learning curves so far, by trial number."""
         curves = self._curves.setdefault(metric, Curves(metric))
         return {t.number: [curves.of(run.run_dir) for run in t.runs if run.run_dir] for t in trials}
+
+
+def mark_failed(run_dir: Path, output_dir: Path, reason: str) -> None:
+    """Mark the run of a job whose process has died as failed."""
+    try:
+        close_failed(run_dir, output_dir, reason)
+    except Exception as error:  # the store is away: `hfexp sync` or the next run delivers the end
+        logger.warning("could not mark %s as failed in the store yet: %s", run_dir.name, first_line(error))
 
 
 def _definition(sweep: Sweep) -> str:

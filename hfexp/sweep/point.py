@@ -9,6 +9,7 @@ from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import Origin
 from hfexp.tracking.membership import TrialKey, opening_of, run_directory_of, sweep_info_of
 from hfexp.tracking.names import experiment_name
+from hfexp.tracking.restore import restore_point
 from hfexp.tracking.run_directory import RunState, read_state
 
 Values = float | tuple[float, ...]
@@ -27,7 +28,9 @@ def run(config: Config, origin: Origin, began: float | None = None) -> Values:
         ConfigError: the point can't be run as asked.
     """
     point = TrialKey.parse(str(config.point))
-    sweep_info_of(str(config.point))  # raises ConfigError if the sweep's directory is missing or damaged
+    sweep_info = sweep_info_of(str(config.point))
+    if sweep_info.key is not None and point.marker.exists():
+        restore_point(_in_experiment_of_sweep(config, origin, point), origin, point, sweep_info)
     finished = finished_run(point)
     if finished and config.on_existing is not OnExisting.rerun:
         path, state = finished
@@ -54,9 +57,10 @@ def finished_run(point: TrialKey) -> tuple[Path, RunState] | None:
 def _in_experiment_of_sweep(config: Config, origin: Origin, point: TrialKey) -> Config:
     """Put the run into the sweep's MLflow experiment: in a sweep over datasets, each would have one of its own."""
     opened = opening_of(point.directory)
-    if opened is None or experiment_name(config, origin) == opened["experiment"]:
+    name = sweep_info_of(str(point)).experiment or (opened["experiment"] if opened else None)
+    if name is None or experiment_name(config, origin) == name:
         return config
-    return replace(config, tracking=replace(config.tracking, experiment=opened["experiment"]))
+    return replace(config, tracking=replace(config.tracking, experiment=name))
 
 
 def _as_returned(values: list[float]) -> Values:

@@ -323,6 +323,15 @@ def check_directions(search: SearchConfig) -> None:
         raise ConfigError("search=cmaes optimises one metric; for several use search=nsga2, tpe, gp or random")
 
 
+def check_storage(search: SearchConfig, on_existing: OnExisting) -> None:
+    """Refuse to start a shared sweep over: the next free name on this host may be another one elsewhere."""
+    if search.storage and on_existing is OnExisting.rerun:
+        raise ConfigError(
+            "on_existing=rerun names a new sweep by the outputs of this host, but search.storage is for several; "
+            "choose another search.name instead"
+        )
+
+
 def check_counts(search: SearchConfig) -> None:
     """Refuse missing or too small counts, and settings that do not go with the number of replicates.
 
@@ -425,6 +434,8 @@ class Composer:
             ConfigError: the sweep can't be run as asked.
         """
         search, settings = self._settings()
+        on_existing = OnExisting(settings.get("on_existing") or OnExisting.resume)
+        check_storage(search, on_existing)
         check_counts(search)
         check_directions(search)
         parser = OverridesParser.create(config_loader=self.context.config_loader)
@@ -441,10 +452,9 @@ class Composer:
         definition = define(
             search, space, metrics, directions, configuration_hash(config, examples), data_hash(sources)
         )
-        on_existing = settings.get("on_existing") or OnExisting.resume
         return Request(
             search, space, points, metrics, directions, definition, examples[0], config, seed,
-            Path(str(settings.get("output_dir") or ".")), OnExisting(on_existing),
+            Path(str(settings.get("output_dir") or ".")), on_existing,
         )  # fmt: skip
 
     def compose(self, overrides: tuple[str, ...]) -> Any:

@@ -201,6 +201,14 @@ class TrialStore:
                 taken.append(entry)
         return sorted(taken, key=lambda entry: entry.number)
 
+    def read(self, total: int) -> list[TrialEntry]:
+        """Read the trials up to a number from the study, and change nothing."""
+        entries = [_read(trial) for trial in storage.trials_of(self.study) if trial.number < total]
+        for entry in entries:
+            if not entry.closed and any(run.state is State.failed for run in entry.runs.values()):
+                entry.state = State.failed
+        return entries
+
     def ask(self, total: int) -> TrialEntry | None:
         """Ask for a new trial; return None if there are enough, as another sweeper may have been faster."""
         trial = storage.ask(self.study, self._owner.text if self._owner else None)
@@ -409,6 +417,8 @@ class Plan:
     """True if jobs go on when their command is killed; the launcher finds them again."""
     waiting: list[Trial] = field(default_factory=list)
     """Trials of a grid as the table shows them before the study is asked for them."""
+    shares_record: bool = False
+    """True if all hosts of the sweep record at one MLflow server, from which a job can be continued."""
 
     @property
     def replicates(self) -> int:
@@ -445,6 +455,7 @@ class Schedule:
     def begin(self) -> None:
         """Take up trials that earlier starts have left, after waiting for jobs of theirs that still run."""
         taken = self.store.load(self.plan.total)
+        self._mark(taken)
         for entry in self.store.entries.values():
             self._update_view(entry)
         if not self.plan.jobs_survive:
@@ -504,9 +515,29 @@ class Schedule:
         limit = self.plan.search.max_failures
         return limit is not None and self.failed >= limit
 
+    @property
+    def stored_trials(self) -> tuple[Trial, ...]:
+        """Return all trials as the study has them, those of other sweepers included; any thread may ask."""
+        views = {trial.number: trial for trial in self.plan.waiting}
+        for entry in self.store.read(self.plan.total):
+            views[entry.number] = entry.view(self.plan.directions, self.plan.bound)
+        return tuple(views[number] for number in sorted(views))
+
+    def _mark(self, taken: list[TrialEntry]) -> None:
+        """Tell the jobs of trials that were taken over to ask the server how far they are."""
+        if not self.plan.shares_record:
+            return
+        for entry in taken:
+            for replicate in range(self.plan.replicates):
+                marker = self._point(entry, replicate).marker
+                marker.parent.mkdir(exist_ok=True)
+                marker.touch()
+
     def _new_trial(self) -> TrialEntry | None:
         if self.plan.search.storage:  # other sweepers add and abandon trials too
-            for entry in self.store.load(self.plan.total):
+            taken = self.store.load(self.plan.total)
+            self._mark(taken)
+            for entry in taken:
                 self._take_up(entry)
             for entry in self.store.entries.values():
                 self._update_view(entry)
@@ -530,7 +561,7 @@ class Schedule:
         missing = [replicate for replicate in range(self.plan.replicates) if replicate not in entry.runs]
         for replicate in missing:
             run = finished_before(self._point(entry, replicate), len(self.plan.directions))
-            if run is None:
+            if run is None or self.plan.shares_record:  # the job asks the server whether another host went on
                 self._queue.append((entry, replicate))
             else:
                 self.store.keep_run(entry, run)

@@ -19,18 +19,20 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from hfexp.core import targets
-from hfexp.core.config import Method
+from hfexp.core.config import Method, OnExisting
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.locks import SharedLock
 from hfexp.core.secrets import mask_secrets
-from hfexp.experiment.sweep_storage import close_storage, open_storage
+from hfexp.experiment.sweep_storage import check_url, close_storage, open_storage
 from hfexp.sweep.request import HASHED, Definition
 from hfexp.sweep.trials import State, TrialRun
 
 WORDS, PARAMS, RUN = "hfexp.words", "hfexp.params", "hfexp.run."
 DEFINITION = "hfexp.definition"
 """Attribute of the study: the sweep's definition."""
+KEY, WRITER = "hfexp.key", "hfexp.writer"
+"""Attributes of the study: key of the sweep's own MLflow run, and the sweeper that writes it now."""
 ATTEMPTS, ERROR, OWNER = "hfexp.attempts", "hfexp.error", "hfexp.owner"
 """Attributes of a trial, as `WORDS`, `PARAMS` and `RUN` followed by the replicate."""
 
@@ -46,6 +48,7 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     path = sqlite_path(url)
     if path is not None:
         _create_file(path, name, directions)
+    check_url(url)
     with quiet():
         try:
             return optuna.create_study(
@@ -60,18 +63,21 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
             ) from error
 
 
-def agree(study: Study, definition: Definition) -> None:
+def agree(study: Study, definition: Definition, on_existing: OnExisting) -> None:
     """Check that a study shared by several machines is of this sweep; store the definition if the study is new.
 
     The machines' local files may differ.
 
     Raises:
-        ConfigError: the study is of another sweep; the message names what differs.
+        ConfigError: the study is of another sweep (the message names what differs), or exists under
+            `on_existing=error`, whichever host has begun it.
     """
     stored = study.user_attrs.get(DEFINITION)
     if stored is None:
         study.set_user_attr(DEFINITION, asdict(definition))
         return
+    if on_existing is OnExisting.error:
+        raise ConfigError(f"on_existing=error: search.storage already holds this sweep, {study.study_name}")
     differing = definition.differences(stored, ignored=HASHED)
     if differing:
         raise ConfigError(f"search.storage already holds another sweep named {study.study_name}:{differing}")
@@ -142,6 +148,19 @@ def take_over(study: Study, trial: FrozenTrial, owner: str) -> bool:
     before = trial.user_attrs.get(OWNER)
     backend: Any = getattr(study._storage, "_backend", study._storage)
     return before == owner or (before is not None and backend.claim(trial._trial_id, OWNER, before, owner))
+
+
+def claim(study: Study, name: str, before: str | None, now: str) -> bool:
+    """Set an attribute of the study if it is still `before` (None: not set); False if another sweeper was faster."""
+    backend: Any = getattr(study._storage, "_backend", study._storage)
+    return backend.claim_of_study(study._study_id, name, before, now)
+
+
+def agreed(study: Study, name: str, proposal: str) -> str:
+    """Return an attribute of the study on which all sweepers agree: what the first of them has proposed."""
+    if study.user_attrs.get(name) is None:
+        claim(study, name, None, proposal)
+    return study.user_attrs[name]
 
 
 def owner_of(study: Study, trial_id: int) -> str | None:

@@ -13,7 +13,7 @@ from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.outside import DamagedRecord, inside, why_foreign, why_not_contained
 from hfexp.core.secrets import mask_secrets
 from hfexp.tracking import membership
-from hfexp.tracking.journal import DeliveryState, Entry, Journal
+from hfexp.tracking.journal import PROCESS, DeliveryState, Entry, Journal, process_in
 from hfexp.tracking.models import CheckpointLinks, LinkedCheckpoints, deliver_model, register_final
 from hfexp.tracking.notes import NOTE, join_note, split_note
 from hfexp.tracking.store import open_store
@@ -57,6 +57,9 @@ class Delivery:
         self._run_checked = False
         """True once the store was asked whether the run of an earlier process still exists."""
         self._links: LinkedCheckpoints | None = None
+        self._processes: set[tuple[str, ...]] = set()
+        """Processes that have worked in this directory, as far as `_is_lost` has read the journal."""
+        self._read_until = 0
 
     @property
     def pending(self) -> bool:
@@ -73,6 +76,9 @@ class Delivery:
             self._forget_missing_run()
         self._run_checked = True
         while self.state.offset < self.journal.size():
+            if self._is_lost():
+                self._drop_rest()
+                return
             self._step()
             self.journal.sync()
             self.save_state()
@@ -84,6 +90,8 @@ class Delivery:
             Exception: the last error, if any of them failed again.
         """
         problem = None
+        if self.state.deferred and self._is_lost():
+            self._drop_rest()
         for position in list(self.state.deferred):
             try:
                 self._deliver_one(self.journal.entry_at(position))
@@ -113,6 +121,27 @@ class Delivery:
             logger.warning("the MLflow run %s no longer exists; recording in a new one", self.state.run_id)
             self.state = DeliveryState(self.state.uri, experiment_id=self.state.experiment_id)
 
+    def _is_lost(self) -> bool:
+        """Tell whether another host continues this run, so that nothing from here belongs into it any more.
+
+        Only runs of sweeps that several hosts share are asked for. Who continues a run sets the tags of its process
+        before anything else. All processes that this directory's journal names have worked here.
+        """
+        if not next(self.journal.read(), ({}, 0))[0].get("shared"):
+            return False
+        if self.state.run_id is None:
+            return self.state.offset > 0  # even the beginning was left out: see `create`
+        for entry, after in self.journal.read(self._read_until):
+            self._read_until = after
+            if entry["kind"] in ("create", "tags") and PROCESS[-1] in entry["tags"]:
+                self._processes.add(process_in(entry["tags"]))
+        return process_in(self.client().get_run(self.state.run_id).data.tags) not in self._processes
+
+    def _drop_rest(self) -> None:
+        self._warn_once("another host continues this run; what this one has measured since is not recorded")
+        self.state.offset, self.state.deferred = self.journal.size(), []
+        self.save_state()
+
     def _step(self) -> None:
         """Deliver the next entry if it creates, resumes or ends the run, or else all entries before the next such one.
 
@@ -127,7 +156,7 @@ class Delivery:
             if entry["kind"] in TURNING_POINTS:
                 if not batch and not others:
                     self._deliver_one(entry)
-                    end = after
+                    end = max(after, self.state.offset)  # beyond it if the rest was dropped
                 break
             if entry["kind"] in BATCHED:
                 batch.append(entry)
@@ -208,7 +237,10 @@ class Delivery:
     def create(self, entry: Entry) -> None:
         """Create the run, or find it: an earlier attempt may have died before it stored the id of the new run."""
         client = self.client()
-        if self.state.creating:
+        if self.state.run_id is None and entry.get("shared") and self._is_superseded(entry):
+            self._drop_rest()
+            return
+        if self.state.creating or (self.state.run_id is None and entry.get("shared")):
             runs = client.search_runs([self.state.experiment_id], f"tags.`{membership.KEY}` = '{entry['key']}'")
             self.state.run_id = runs[0].info.run_id if runs else None
         if self.state.run_id is None:
@@ -220,6 +252,15 @@ class Delivery:
         membership.connect(client, self.state.experiment_id, self.state.run_id, entry)
         self.state.creating = False
         self.save_state()
+
+    def _is_superseded(self, entry: Entry) -> bool:
+        """Tell whether another host has begun this point of a sweep since, while this one could not record it."""
+        if membership.TRIAL not in entry["tags"]:
+            return False
+        runs = membership.runs_of_point(self.client(), self.state.experiment_id, entry["tags"])
+        return any(
+            run.info.start_time > entry["time"] and run.data.tags.get(membership.KEY) != entry["key"] for run in runs
+        )
 
     def resume(self, entry: Entry) -> None:
         self.client().update_run(self.state.run_id, status="RUNNING")
@@ -273,11 +314,13 @@ class Delivery:
 
     def register_best(self, entry: Entry) -> None:
         """Register the final model of another run; raise an error until that run is recorded."""
-        run_dir = Path(entry["run_dir"])
-        problem = why_foreign(run_dir, self.output_dir)
-        if problem:
-            raise DamagedRecord(problem)
-        run_id = membership.recorded_run(run_dir)
+        run_id = entry.get("run_id")
+        if not run_id:
+            run_dir = Path(entry["run_dir"])
+            problem = why_foreign(run_dir, self.output_dir)
+            if problem:
+                raise DamagedRecord(problem)
+            run_id = membership.recorded_run(run_dir)
         register_final(self.client(), run_id, entry["name"])
 
     def link_checkpoints(self, entry: Entry) -> None:

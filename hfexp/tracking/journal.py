@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired
@@ -28,7 +28,9 @@ Entry = dict[str, Any]
 
 Texts = dict[str, str]
 _SHAPES: dict[str, dict[str, Any]] = {
-    "create": {"tags": Texts, "time": int, "experiment": str, "name": str, "key": str},
+    "create": {
+        "tags": Texts, "time": int, "experiment": str, "name": str, "key": str, "shared": NotRequired[bool],
+    },
     "resume": {"time": int},
     "end": {"status": Literal["finished", "failed", "killed"], "reason": str, "time": int},
     "params": {"params": Texts},
@@ -40,7 +42,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
         "directory": str, "name": str, "key": str, "step": int, "metrics": dict[str, float], "register": str | None,
         "temporary": NotRequired[bool],
     },
-    "register": {"run_dir": str, "name": str},
+    "register": {"run_dir": str, "name": str, "run_id": NotRequired[str | None]},
     "checkpoints": {"last": NotRequired[bool]},
 }  # fmt: skip
 """Fields of the entries by kind; an entry of another kind or shape is of another version, or not ours, and skipped."""
@@ -50,7 +52,9 @@ FOLDER = "tracking"
 JOURNAL = "journal.jsonl"
 MAX_KEPT_ON_FULL_DISK = 10_000
 """Entries that wait in memory while the disk is full; further metrics are dropped."""
-ADDRESSES = ("hfexp.host", "hfexp.pid", "hfexp.process", "hfexp.run_dir")
+PROCESS = ("hfexp.host", "hfexp.pid", "hfexp.process")
+"""Tags that identify the process of a run."""
+ADDRESSES = (*PROCESS, "hfexp.run_dir")
 """Tags that identify the process and directory of a run: never masked, even if a password is e.g. `postgres`."""
 RESERVE = ".reserve"
 RESERVED_BYTES = 2**18
@@ -196,6 +200,11 @@ class Journal:
 def mask_tags(tags: dict[str, str]) -> dict[str, str]:
     """Mask the secrets in tags."""
     return mask_values(tags) | {name: tags[name] for name in ADDRESSES if name in tags}
+
+
+def process_in(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the tags that identify the process of a run."""
+    return tuple(tags.get(name, "") for name in PROCESS)
 
 
 def parse_entry(line: bytes) -> Entry | None:

@@ -7,7 +7,7 @@ moment can tell, when it is started again, which runs have finished and which ar
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,10 @@ class SweepInfo:
     directions: list[str] = field(default_factory=list)
     pruner: str = "none"
     pruner_args: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
+    """Key of the sweep's own MLflow run if several hosts share it (`hfexp.run_key`); None: `directory` has it."""
+    experiment: str | None = None
+    """MLflow experiment of all runs of a sweep that several hosts share."""
 
 
 @dataclass
@@ -69,6 +73,11 @@ class TrialKey:
     def file(self) -> Path:
         """Return the file with the path of this point's run directory."""
         return self.directory / POINTS / f"{self.trial}.{self.replicate}.json"
+
+    @property
+    def marker(self) -> Path:
+        """Return the file that exists if this point was taken over from an earlier start or from another host."""
+        return self.directory / POINTS / f"{self.trial}.{self.replicate}.taken"
 
 
 def write_sweep_info(directory: Path, sweep_info: SweepInfo) -> None:
@@ -131,6 +140,9 @@ def _no_worse(costs: Sequence[float], others: Sequence[float]) -> bool:
 
 
 PARENT = "mlflow.parentRunId"
+TRIAL, REPLICATE = "hfexp.trial", "hfexp.replicate"
+VALUES, PRUNED = "hfexp.values", "hfexp.pruned"
+"""Tags of a sweep's run: the values that the sweep optimises, as JSON, and the step at which it was pruned."""
 KEY = "hfexp.run_key"
 """Tag of every run: its own key, which it has before the store gives it an id."""
 SWEEP_KEY = "hfexp.sweep_key"
@@ -176,12 +188,24 @@ def child_tags(point: str | None) -> dict[str, str]:
     if point is None:
         return {}
     parsed, sweep_info = TrialKey.parse(point), sweep_info_of(point)
-    tags = {"hfexp.sweep": sweep_info.name, "hfexp.trial": str(parsed.trial), "hfexp.replicate": str(parsed.replicate)}
+    tags = {"hfexp.sweep": sweep_info.name, TRIAL: str(parsed.trial), REPLICATE: str(parsed.replicate)}
     opened = opening_of(parsed.directory)
-    if opened:
-        tags[SWEEP_KEY] = opened["key"]
+    if sweep_info.key or opened:
+        tags[SWEEP_KEY] = sweep_info.key or (opened or {})["key"]
     parent = sweep_info.parent_run_id or recorded_run_id(parsed.directory)
     return tags | ({PARENT: parent} if parent else {})
+
+
+def is_shared(point: str | None) -> bool:
+    """Tell whether a run is of a sweep whose record several hosts share."""
+    return point is not None and sweep_info_of(point).key is not None
+
+
+def runs_of_point(client: Any, experiment_id: str | None, tags: Mapping[str, str]) -> list[Any]:
+    """Return the MLflow runs of the point that these tags of a run name, the latest start first."""
+    names = (SWEEP_KEY, TRIAL, REPLICATE)
+    condition = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
+    return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
 
 
 def opening_of(directory: Path) -> Entry | None:

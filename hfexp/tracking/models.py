@@ -59,7 +59,7 @@ def deliver_model(
         model = client.create_logged_model(
             experiment_id, name=name, source_run_id=run_id, tags={**(tags or {}), KEY_TAG: key}, params=params or {}
         )
-    if not _is_ready(model):
+    if not is_ready(model):
         _name_in_file(directory, model)
         client.log_model_artifacts(model.model_id, str(directory))
         client.finalize_logged_model(model.model_id, "READY")
@@ -77,7 +77,7 @@ def register_final(client: Any, run_id: str, name: str) -> None:
         LookupError: the run has no complete model in the store (yet).
     """
     model = _find_model(client, client.get_run(run_id).info.experiment_id, run_id, FINAL)
-    if model is None or not _is_ready(model):
+    if model is None or not is_ready(model):
         raise LookupError(f"the run {run_id} has no model in the store yet")
     _register(client, model, run_id, name)
 
@@ -101,11 +101,11 @@ def fetch_final(client: Any, run_id: str, uri: str, place: str) -> Path:
 
 def _find_model(client: Any, experiment_id: str, run_id: str, key: str) -> Any | None:
     """Find the oldest model of this run with the key."""
-    models = [model for model in _models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
+    models = [model for model in models_of(client, experiment_id, run_id) if model.tags.get(KEY_TAG) == key]
     return min(models, key=lambda model: model.creation_timestamp, default=None)
 
 
-def _models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
+def models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
     """List all models of a run that are not deleted."""
     models, token = [], None
     while True:
@@ -118,7 +118,7 @@ def _models_of(client: Any, experiment_id: str, run_id: str) -> list[Any]:
             return models
 
 
-def _is_ready(model: Any) -> bool:
+def is_ready(model: Any) -> bool:
     return str(getattr(model.status, "value", model.status)) == "READY"
 
 
@@ -255,7 +255,7 @@ class CheckpointLinks:
 
     def _read(self) -> dict[int, Any]:
         """Read the links of this run from the store, by step."""
-        models = _models_of(self.client, self.experiment_id, self.run_id)
+        models = models_of(self.client, self.experiment_id, self.run_id)
         prefix = f"{self.run_id}/checkpoint-"
         keys = {model.tags.get(KEY_TAG, ""): model for model in models}
         return {int(key.removeprefix(prefix)): model for key, model in keys.items() if key.startswith(prefix)}
@@ -272,7 +272,7 @@ class CheckpointLinks:
         model = known or self.client.create_logged_model(
             self.experiment_id, name=f"checkpoint-{step}", source_run_id=self.run_id, tags=tags
         )
-        if not _is_ready(model):
+        if not is_ready(model):
             with tempfile.TemporaryDirectory() as place:
                 get_external_mlflow_model_spec(model).save(str(Path(place, "MLmodel")))
                 self.client.log_model_artifacts(model.model_id, place)

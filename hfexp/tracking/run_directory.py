@@ -198,6 +198,13 @@ def find_run(config: Config, origin: Origin) -> tuple[Path, RunState] | None:
     return _latest(location, config.point) if location.parent.is_dir() else None
 
 
+def new_directory(config: Config, origin: Origin) -> Path:
+    """Create the directory of a run that is restored; until it has a `run.json`, nothing takes notice of it."""
+    location = _Location.of(config, origin)
+    location.parent.mkdir(parents=True, exist_ok=True)
+    return _create(location, config.point).path
+
+
 @dataclass(frozen=True)
 class _Location:
     """Where the runs of one experiment are."""
@@ -304,7 +311,7 @@ def _lock(parent: Path, state: RunState) -> SharedLock:
         locks.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output_dir: {parent} can't be written: {error.strerror}") from error
-    return SharedLock(locks / f"{name}.lock", timeout=0)
+    return SharedLock(locks / f"{name}.lock", timeout=0, thread_local=False)  # a thread may open a sweep's record
 
 
 def _resume_or_create(location: _Location, config: Config, splits: dict[str, dict[str, Any]] | None) -> RunDirectory:

@@ -18,8 +18,13 @@ from hfexp.core.provenance import file_name
 from hfexp.core.secrets import mask_secrets
 
 DATABASE = "mlflow.db"
-HTTP_DEFAULTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow's default is to retry a server that is away seven times, for minutes; the delivery does its own retries."""
+DEFAULTS = {
+    # MLflow's default is to retry a server that is away seven times, for minutes; the delivery does its own retries.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Settings of MLflow, unless the user has made them."""
 FIRST_USE = 0x68666578705F6462
 """Key of the advisory lock under which a PostgreSQL store is created (`hfexp_db` in ASCII)."""
 SERVER_SCHEMES = ("http", "https", "databricks")
@@ -139,7 +144,7 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for name, value in HTTP_DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     database = sqlite_path(uri)
     if database is not None:
@@ -152,6 +157,12 @@ def open_store(uri: str, output_dir: Path, experiment: str) -> tuple[Any, str]:
         client = mlflow.MlflowClient(uri)
         is_server = urlsplit(uri).scheme in SERVER_SCHEMES
         return client, _experiment_id(client, experiment, None if is_server else output_dir)
+
+
+def is_shared(uri: str, output_dir: Path) -> bool:
+    """Tell whether a store may be that of several output directories: it does not lie in this one."""
+    path = sqlite_path(uri)
+    return path is None or not path.resolve().is_relative_to(output_dir.resolve())
 
 
 def flush_wal(uri: str) -> None:

@@ -23,7 +23,7 @@ from hfexp.launch.workers import WorkerKilledError
 from hfexp.tracking.delivery import Delivery, Writer
 from hfexp.tracking.environment import Environment
 from hfexp.tracking.journal import Journal, mask_tags, now
-from hfexp.tracking.membership import child_tags
+from hfexp.tracking.membership import child_tags, is_shared
 from hfexp.tracking.mirrors import Mirrors, Place
 from hfexp.tracking.names import experiment_name
 from hfexp.tracking.recovery import append_closing, close_gone_runs
@@ -211,6 +211,10 @@ class Opening:
     tags: dict[str, str]
     also: list[str] = field(default_factory=list)
     """Trackers beside MLflow."""
+    key: str | None = None
+    """Key of the run, for hosts that share it; None: a new one."""
+    shared: bool = False
+    """True if another host may continue the run."""
 
 
 def open_run(
@@ -223,7 +227,10 @@ def open_run(
     contents = {"config.yaml": values, "overrides.yaml": list(origin.overrides)}
     files = {name: OmegaConf.to_yaml(OmegaConf.create(content)) for name, content in contents.items()}
     tags = common_tags(directory, origin, environment) | child_tags(config.point) | config.tracking.tags
-    opening = Opening(experiment_name(config, origin), files, flatten(values), tags, config.tracking.also)
+    opening = Opening(
+        experiment_name(config, origin), files, flatten(values), tags, config.tracking.also,
+        shared=is_shared(config.point),
+    )  # fmt: skip
     return open_record(config.tracking, Path(config.output_dir), directory, origin, environment, opening)
 
 
@@ -324,7 +331,8 @@ def _start(tracker: MlflowTracker, opening: Opening) -> None:
         tracker.journal.append("resume", time=now())
     else:
         tracker.begin_journal()
-        identity = {"experiment": opening.experiment, "name": directory.title, "key": uuid4().hex}
+        identity = {"experiment": opening.experiment, "name": directory.title, "key": opening.key or uuid4().hex}
+        identity |= {"shared": True} if opening.shared else {}
         tracker.journal.append("create", tags=tags, time=now(), **identity)
     _wait_for_store(tracker, str(tracker.uri))
     directory.state.run_id = tracker.run_id

@@ -145,6 +145,11 @@ def test_machines_that_share_a_storage_direct_the_same_sweep(place: Path, capsys
     assert sweep(lambda cfg: 1.0, f"{RATE}=0.1,0.2", *words, "output_dir=there") == 2
     error = capsys.readouterr().err
     assert "search.storage already holds another sweep named mine:" in error
+    assert sweep(lambda cfg: 1.0, f"{RATE}=0.1", *words, "output_dir=elsewhere", "on_existing=error") == 2
+    assert sweep(lambda cfg: 1.0, f"{RATE}=0.1", *words, "output_dir=here", "on_existing=rerun") == 2
+    refusals = capsys.readouterr().err
+    assert "on_existing=error: search.storage already holds this sweep, mine" in refusals
+    assert "choose another search.name instead" in refusals
     assert f'space: {{}} there, {{"{RATE}": "0.1,0.2"}} now' in error
 
 
