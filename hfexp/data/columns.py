@@ -88,11 +88,12 @@ def rename_columns(
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.all_columns))
     known = {name: spec for name, spec in columns.items() if name not in unknown}
-    own_columns, rows = rows.column_names, with_made(rows, known, task.defaults)
+    own_columns, known = rows.column_names, with_usual(rows.column_names, known, task.all_columns, task)
+    rows = with_made(rows, known, task.defaults)
     problems, own_names = [], {}
-    present = [name for name in task.optional_columns if name in columns or name in rows.column_names]
+    present = [name for name in task.optional_columns if name in known or name in rows.column_names]
     for standard in (*task.columns, *present):
-        spec = columns.get(standard) or usual_name(rows, standard, task)
+        spec = known.get(standard, standard)
         missing = [name for name in parts_of(spec) if name not in rows.column_names]
         own_names[standard] = spec if isinstance(spec, str) else standard
         if missing:
@@ -128,17 +129,56 @@ def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
             raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
-def usual_name(rows: Any, name: str, task: Task, section: str = "dataset.columns") -> str:
-    """Return the name of a column in the source: the standard one, or else another usual one if there is only one.
+def with_usual(
+    own: Sequence[str], columns: Mapping[str, Spec], names: Iterable[str], task: Task, section: str = "dataset.columns"
+) -> dict[str, Spec]:
+    """Add to the user's choice of columns those that have usual names, for standard columns that the source lacks.
 
     Args:
-        section: where the user can name another one.
+        own: columns of the source.
+        names: standard columns to look for.
+        section: where the user can name other columns.
+
+    Raises:
+        ConfigError: several columns could be one standard column.
     """
-    others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
-    if name in rows.column_names or len(others) != 1:
-        return name
-    note(f"column {others[0]!r} is read as {name!r}; {section}.{name}=NAME names another one")
-    return others[0]
+    taken = {part for spec in columns.values() for part in parts_of(spec)} | set(task.all_columns)
+    free = [name for name in own if name not in taken]
+    found = dict(columns)
+    for name in names:
+        if name not in columns and name not in own:
+            spec = usual_column(free, name, task.usual_names.get(name, ()), f"{section}.{name}")
+            found |= {} if spec is None else {name: spec}
+    return found
+
+
+def usual_column(own: Sequence[str], name: str, usual: Sequence[Spec], key: str) -> Spec | None:
+    """Return the column that has a usual name, and say so; None if there is none.
+
+    Args:
+        own: columns of the source.
+        name: what the column is read as; a column that differs from it in capitals and spaces only is one, too.
+        usual: other names, or columns to make one of.
+        key: where the user can name another one.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    plain = {name, *(other for other in usual if isinstance(other, str))}
+    found: list[Spec] = [column for column in own if column.strip().lower() in plain]
+    found += [spec for spec in usual if not isinstance(spec, str) and set(parts_of(spec)) <= set(own)]
+    if len(found) > 1:
+        raise ConfigError(f"{' and '.join(map(_shown, found))} could each be {name!r}: set {key}=NAME")
+    if not found:
+        return None
+    verb = "is" if len(parts_of(found[0])) == 1 else "are"
+    note(f"{_shown(found[0])} {verb} read as {name!r}; {key}=NAME names another one")
+    return found[0]
+
+
+def _shown(spec: Spec) -> str:
+    names = parts_of(spec)
+    return f"column{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
 
 
 def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:

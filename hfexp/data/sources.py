@@ -15,13 +15,18 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Iterable
 
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
+from hfexp.data.columns import usual_column
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.number_words import DIGITS, english, german
 from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
+from hfexp.tasks.column_names import IMAGE
 from hfexp.tasks.entities import TagScheme
+
+IMAGE_COLUMN = "image"
+"""Column of a table that has the paths of images, unless the user names another one."""
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -91,7 +96,7 @@ def image_folder(
 def image_table(
     format: str,
     data_files: str | list[str] | Mapping[str, Any],
-    image_column: str = "image",
+    image_column: str = IMAGE_COLUMN,
     image_dir: str | None = None,
     streaming: bool = False,
     **kwargs: Any,
@@ -179,6 +184,9 @@ def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> A
     """Turn a table's column of paths into images."""
     streamed, rows = isinstance(table, IterableDataset), cast(Any, table)
     rows = rows._resolve_features() if streamed else rows
+    usual = IMAGE if column == IMAGE_COLUMN and column not in rows.column_names else ()
+    found = usual_column(rows.column_names, column, usual, "dataset.source.image_column") if usual else None
+    rows = rows.rename_column(found, column) if found else rows
     if column not in rows.column_names:
         raise ConfigError(f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}")
     feature = rows.features[column]

@@ -21,6 +21,9 @@ class TokenClassification(Task):
     model_class: ClassVar[str] = "AutoModelForTokenClassification"
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("words", "tags")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "words": ("tokens", "word", "token"), "tags": ("ner_tags", "ner", "labels", "label", "tag"),
+    }  # fmt: skip
     label_column: ClassVar[str | None] = "tags"
     label_kind: ClassVar[str] = TAGS
     tagged_column: ClassVar[str | None] = "words"
