@@ -9,6 +9,8 @@ import torch
 import transformers
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks import base
+from hfexp.tasks.column_names import parts_of, usual_columns
 from hfexp.tasks.entities import IGNORED
 
 TEXT, PAIR = "text", "text_pair"
@@ -176,10 +178,12 @@ def byte_tokenizer(
 
 def subword_tokenizer(
     source: Any,
-    column: str | list[str] = TEXT,
+    column: str | list[str] | None = None,
     vocab_size: int = 4096,
     model_max_length: int = 512,
     ends: bool = False,
+    columns: Mapping[str, Any] | None = None,
+    task: base.Task | None = None,
 ) -> transformers.PreTrainedTokenizerFast:
     """Train a tokenizer on texts; its tokens are subwords in lower case.
 
@@ -189,15 +193,18 @@ def subword_tokenizer(
 
     Args:
         source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not used.
-        column: the column of the texts, or of lists of words; or several such columns.
+        column: the column of the texts, or of lists of words; or several such columns. None: those that the task reads
+            but its label, if that is not a text itself.
         vocab_size: number of tokens, including BERT's special tokens and the 256 bytes.
         ends: for an encoder-decoder: texts end with [SEP], the end-of-text token.
+        columns: the source's own names for columns of the task, as in `dataset.columns`.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     rows = source["train"] if isinstance(source, Mapping) else source
-    columns = [column] if isinstance(column, str) else list(column)
-    for name in columns:
+    names = [column] if isinstance(column, str) else column or text_columns(rows, columns or {}, task)
+    rows = rows.flatten() if any("." in name for name in names) else rows
+    for name in names:
         if name not in rows.column_names:
             raise ConfigError(f"model.processor.column={name}: the source has only {', '.join(rows.column_names)}")
     made = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -207,10 +214,29 @@ def subword_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
     )
-    values = itertools.chain.from_iterable(rows[name] for name in columns)
+    values = itertools.chain.from_iterable(rows[name] for name in names)
     texts = (" ".join(text) if isinstance(text, list) else text for text in values)
     made.train_from_iterator((text or "" for text in texts), trainer)
     return _wrapped(made, model_max_length, ENDED if ends else BERT)
+
+
+def text_columns(rows: Any, columns: Mapping[str, Any], task: base.Task | None) -> list[str]:
+    """Return the columns of a source that hold the texts, or lists of them, that a task reads."""
+    if task is None:
+        return [TEXT]
+    wanted = [name for name in task.columns if name != task.label_column or task.label_kind == base.TEXT]
+    known = {**columns, **usual_columns(rows.column_names, columns, wanted, task, "dataset.columns")}
+    read = [name for name in wanted if name in known or name in rows.column_names or name not in task.defaults]
+    names = [part for name in read for part in parts_of(known.get(name, name))]
+    # A column that does not exist is kept, so that the message names it.
+    texts = [name for name in names if name not in rows.column_names or _holds_texts(rows.features[name])]
+    if not texts:
+        raise ConfigError("model.processor.column is missing: no column that the task reads holds plain texts")
+    return texts
+
+
+def _holds_texts(feature: Any) -> bool:
+    return "string" in str(getattr(getattr(feature, "feature", feature), "dtype", ""))
 
 
 BERT, CAUSAL, ENDED = "[CLS] $A [SEP]", "[CLS] $A", "$A [SEP]"
