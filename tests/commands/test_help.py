@@ -194,7 +194,9 @@ def test_a_task_says_what_it_needs(name: str, capsys: pytest.CaptureFixture[str]
         "Column",
         "The smallest data",
         f"hfexp {'task=' if name != 'image_classification' else ''}",
+        "Other names of these columns",
         "Models:",
+        "chooses the best model",
     ):
         assert part in text
 
