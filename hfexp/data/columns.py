@@ -11,21 +11,10 @@ from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.data.labels import way_out
 from hfexp.data.tables import header_hint
 from hfexp.tasks.base import Task
+from hfexp.tasks.column_names import Spec, parts_of, shown, usual_columns
 
-Spec = str | list[str] | dict[str, str]
-"""A column of a source, or columns to make one of: a list of values, or a mapping of them by name."""
-
-
-def parts_of(spec: Any) -> list[str]:
-    """Return the names of the source's columns that a standard column is made of.
-
-    Raises:
-        ConfigError: the value is no name, list of names or mapping of names.
-    """
-    names = list(spec.values()) if isinstance(spec, Mapping) else [spec] if isinstance(spec, str) else spec
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"dataset.columns: expected a name, a list of names or a mapping of them, got {spec!r:.80}")
-    return list(names)
+SECTION = "dataset.columns"
+"""Where the user names columns."""
 
 
 def plain_names(columns: Mapping[str, Spec]) -> dict[str, str]:
@@ -88,7 +77,8 @@ def rename_columns(
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.all_columns))
     known = {name: spec for name, spec in columns.items() if name not in unknown}
-    own_columns, known = rows.column_names, with_usual(rows.column_names, known, task.all_columns, task)
+    own_columns = rows.column_names
+    known |= usual_columns(own_columns, known, task.all_columns, task, SECTION)
     rows = with_made(rows, known, task.defaults)
     problems, own_names = [], {}
     present = [name for name in task.optional_columns if name in known or name in rows.column_names]
@@ -129,56 +119,11 @@ def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
             raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
-def with_usual(
-    own: Sequence[str], columns: Mapping[str, Spec], names: Iterable[str], task: Task, section: str = "dataset.columns"
-) -> dict[str, Spec]:
-    """Add to the user's choice of columns those that have usual names, for standard columns that the source lacks.
-
-    Args:
-        own: columns of the source.
-        names: standard columns to look for.
-        section: where the user can name other columns.
-
-    Raises:
-        ConfigError: several columns could be one standard column.
-    """
-    taken = {part for spec in columns.values() for part in parts_of(spec)} | set(task.all_columns)
-    free = [name for name in own if name not in taken]
-    found = dict(columns)
-    for name in names:
-        if name not in columns and name not in own:
-            spec = usual_column(free, name, task.usual_names.get(name, ()), f"{section}.{name}")
-            found |= {} if spec is None else {name: spec}
-    return found
-
-
-def usual_column(own: Sequence[str], name: str, usual: Sequence[Spec], key: str) -> Spec | None:
-    """Return the column that has a usual name, and say so; None if there is none.
-
-    Args:
-        own: columns of the source.
-        name: what the column is read as; a column that differs from it in capitals and spaces only is one, too.
-        usual: other names, or columns to make one of.
-        key: where the user can name another one.
-
-    Raises:
-        ConfigError: there are several.
-    """
-    plain = {name, *(other for other in usual if isinstance(other, str))}
-    found: list[Spec] = [column for column in own if column.strip().lower() in plain]
-    found += [spec for spec in usual if not isinstance(spec, str) and set(parts_of(spec)) <= set(own)]
-    if len(found) > 1:
-        raise ConfigError(f"{' and '.join(map(_shown, found))} could each be {name!r}: set {key}=NAME")
-    if not found:
-        return None
-    verb = "is" if len(parts_of(found[0])) == 1 else "are"
-    note(f"{_shown(found[0])} {verb} read as {name!r}; {key}=NAME names another one")
-    return found[0]
-
-
-def _shown(spec: Spec) -> str:
-    names = parts_of(spec)
-    return f"column{'s' * (len(names) > 1)} {', '.join(map(repr, names))}"
+def say_usual(found: Mapping[str, Spec], section: str) -> None:
+    """Tell the user which columns are read because of their usual names."""
+    for name, spec in found.items():
+        verb = "is" if len(parts_of(spec)) == 1 else "are"
+        note(f"{shown(spec)} {verb} read as {name!r}; {section}.{name}=NAME names another one")
 
 
 def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:

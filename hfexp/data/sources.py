@@ -13,16 +13,16 @@ from typing import Any, cast
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 
+from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
-from hfexp.data.columns import usual_column
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.number_words import DIGITS, english, german
 from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
-from hfexp.tasks.column_names import IMAGE
+from hfexp.tasks.column_names import IMAGE, usual_column
 from hfexp.tasks.entities import TagScheme
 
 IMAGE_COLUMN = "image"
@@ -111,7 +111,7 @@ def image_table(
         kwargs: as for `table`.
     """
     files = files_of(data_files, format)
-    dataset = read_table(files, format, streaming, kwargs)
+    dataset = _with_image_column(read_table(files, format, streaming, kwargs), image_column)
     first = next(iter(files.values()))[0]
     root = Path(image_dir).expanduser() if image_dir else first.parent
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
@@ -180,13 +180,22 @@ def squad(data_files: str | list[str] | Mapping[str, Any]) -> DatasetDict:
     return DatasetDict(splits)
 
 
+def _with_image_column(tables: DatasetDict, column: str) -> DatasetDict:
+    """Rename the column that has a usual name for images, unless the user names one or it has the standard name."""
+    own = list(dict.fromkeys(name for rows in tables.values() for name in rows.column_names or ()))
+    if column != IMAGE_COLUMN or column in own:
+        return tables
+    found = usual_column(own, column, IMAGE, "dataset.source.image_column")
+    if found is None:
+        return tables
+    note(f"column {found!r} is read as {column!r}; dataset.source.image_column=NAME names another one")
+    return DatasetDict({split: rows.rename_column(str(found), column) for split, rows in tables.items()})
+
+
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:
     """Turn a table's column of paths into images."""
     streamed, rows = isinstance(table, IterableDataset), cast(Any, table)
     rows = rows._resolve_features() if streamed else rows
-    usual = IMAGE if column == IMAGE_COLUMN and column not in rows.column_names else ()
-    found = usual_column(rows.column_names, column, usual, "dataset.source.image_column") if usual else None
-    rows = rows.rename_column(found, column) if found else rows
     if column not in rows.column_names:
         raise ConfigError(f"dataset.source.image_column={column}: the table has only: {', '.join(rows.column_names)}")
     feature = rows.features[column]

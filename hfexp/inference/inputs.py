@@ -16,13 +16,14 @@ from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import STANDARD_INPUT
-from hfexp.data.columns import Spec, parts_of, plain_names, with_made, with_usual
+from hfexp.data.columns import plain_names, say_usual, with_made
 from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.labels import readable
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
 from hfexp.inference.outputs import TRUE
 from hfexp.tasks.base import OWN, Task
+from hfexp.tasks.column_names import Spec, parts_of, usual_columns
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
 READ_TOGETHER = 100
@@ -186,8 +187,9 @@ def _chat(path: Path, task: Task) -> Input:
 def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     """Yield an input per row of a table: the value if the task reads one column, otherwise a mapping."""
     stored, own = table(str(path))["train"], {}
-    columns = with_usual(stored.column_names, columns, table_columns(task), task, "columns")
-    columns = {**_served(stored.column_names, task), **columns}
+    usual = usual_columns(stored.column_names, columns, table_columns(task), task, "columns")
+    say_usual(usual, "columns")
+    columns = {**_served(stored.column_names, task), **usual, **columns}
     rows = with_made(stored, columns, task.defaults)
     for standard in table_columns(task):
         spec = columns.get(standard, standard)
