@@ -114,7 +114,8 @@ class Task(ABC):
     windowed: ClassVar[bool] = False
     """True if `transform` cuts a row into windows (`WINDOWS`), each an input of the model; `merge` puts them together.
 
-    `preprocess` then gets a window, which has the fields with a value for each token.
+    `preprocess` then gets a window, which has the fields with a value for each token. A row to predict on that
+    `transform` does not cut is answered by `respond`.
     """
 
     generates: bool = False
