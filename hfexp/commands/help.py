@@ -161,7 +161,7 @@ def _show_columns(task: "type[Task] | None") -> None:
     usual = {name: task.usual_names[name] for name in names if task and name in task.usual_names}
     if not usual:
         return
-    say("Other names of these columns that are found (for any other: dataset.columns.NAME=COLUMN):")
+    _pair("Other names of these columns", "these are found; dataset.columns.NAME=COLUMN names any other one")
     for name, others in usual.items():
         _pair(f"    {name}", ", ".join(str(other).replace("'", "") for other in others))
     say()

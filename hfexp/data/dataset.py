@@ -227,12 +227,12 @@ def show_rows(rows: Any) -> str:
 
 
 def window_note(splits: Mapping[str, Any]) -> str:
-    """Return how many windows each split has where some rows are longer than the model takes; empty if none is."""
+    """Return how many windows each split has if some rows are longer than the model takes; empty if none is."""
     cut_splits = {split: rows for split, rows in splits.items() if isinstance(rows, WindowedDataset)}
     if not any(len(rows) > len(rows.rows) for rows in cut_splits.values()):
         return ""
-    counts = (f"{len(rows):,} of {len(rows.rows):,} {split} rows" for split, rows in cut_splits.items())
-    return f"rows that are longer than the model takes are read in windows: {', '.join(counts)}"
+    counts = (f"{len(rows.rows):,} {split} rows are {len(rows):,} windows" for split, rows in cut_splits.items())
+    return f"rows that are longer than the model takes are cut into windows: {', '.join(counts)}"
 
 
 def first_rows(rows: Any, count: int) -> list[Row]:

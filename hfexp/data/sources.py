@@ -124,7 +124,8 @@ def table(
 
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
-        format: `csv`, `json`, `parquet` or `text` (one row per line, in column `text`); null: told by the file names.
+        format: `csv`, `json`, `parquet` or `text` (a row for each line that is not empty, in the column `text`); null:
+            told by the file names.
         kwargs: `hfexp.data.csv_files.Dialect` options for CSV, e.g. `sep`; else options of the reader in `datasets`.
     """
     return read_table(files_of(data_files, format), format, streaming, kwargs)

@@ -72,15 +72,15 @@ class TokenizeWords(torch.nn.Module):
         word_ids = np.array(_word_numbers(tokens, 0))
         inside = np.flatnonzero(word_ids != NO_WORD)
         _, starts, sizes = np.unique(word_ids[inside], return_index=True, return_counts=True)
-        ends = (0, len(word_ids)) if not len(inside) else (inside[0], inside[-1] + 1)
-        before, behind = np.arange(ends[0]), np.arange(ends[1], len(word_ids))  # special tokens
+        first, last = (inside[0], inside[-1] + 1) if len(inside) else (len(word_ids), len(word_ids))
+        before, behind = np.arange(first), np.arange(last, len(word_ids))  # special tokens
         inside = inside[np.arange(len(inside)) - np.repeat(starts, sizes) < self.room]  # the beginning of a huge word
         sizes = np.minimum(sizes, self.room)
         windows = cut_words(sizes, self.room, self.stride)[: 1 if self.truncation else None]
         best, places = np.repeat(best_windows(sizes, windows), sizes), np.cumsum([0, *sizes])
         taken, scored = [], []
-        for number, (first, last) in enumerate(windows):
-            part = slice(places[first], places[last])
+        for number, (begin, end) in enumerate(windows):
+            part = slice(places[begin], places[end])
             taken.append(np.concatenate([before, inside[part], behind]))
             scored.append(np.pad(best[part] == number, (len(before), len(behind))))
         order, tag_of = np.concatenate(taken), np.array([*tags, IGNORED])[word_ids]

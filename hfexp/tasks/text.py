@@ -217,7 +217,7 @@ def subword_tokenizer(
     values = itertools.chain.from_iterable(rows[name] for name in names)
     texts = (" ".join(text) if isinstance(text, list) else text for text in values)
     made.train_from_iterator((text or "" for text in texts), trainer)
-    return _wrapped(made, model_max_length, ENDED if ends else BERT)
+    return _wrapped(made, model_max_length, ENDED if ends else BERT, trim=True)
 
 
 def text_columns(rows: Any, columns: Mapping[str, Any], task: base.Task | None) -> list[str]:
@@ -243,17 +243,23 @@ BERT, CAUSAL, ENDED = "[CLS] $A [SEP]", "[CLS] $A", "$A [SEP]"
 """Places of the special tokens of a text: as BERT, causal language models, and encoder-decoders read it."""
 
 
-def _wrapped(made: Any, model_max_length: int, single: str) -> transformers.PreTrainedTokenizerFast:
-    """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places."""
+def _wrapped(
+    made: Any, model_max_length: int, single: str, trim: bool = False
+) -> transformers.PreTrainedTokenizerFast:
+    """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places.
+
+    Args:
+        trim: leave the space before a word out of the place of its first token.
+    """
     from tokenizers import decoders, processors
 
     made.decoder = decoders.ByteLevel()
     if single == ENDED:  # a text that is written does not begin with the space that subwords put before it
         made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(
-        single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
+    template = processors.TemplateProcessing(single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    places = processors.ByteLevel(trim_offsets=True)
+    made.post_processor = processors.Sequence([places, template]) if trim else template
     inputs = ["input_ids", "token_type_ids", "attention_mask"] if single == BERT else ["input_ids", "attention_mask"]
     roles = {} if single == BERT else {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(

@@ -19,7 +19,7 @@ from hfexp.tasks.column_names import usual_columns
 from hfexp.tasks.multiple_choice import MultipleChoice
 from hfexp.tasks.question_answering import QuestionAnswering
 from hfexp.tasks.text import subword_tokenizer
-from hfexp.tasks.text_classification import TextClassification, TextPairClassification
+from hfexp.tasks.text_classification import MultiLabelTextClassification, TextClassification, TextPairClassification
 from hfexp.tasks.token_classification import TokenClassification
 
 ENDINGS = ["ending0", "ending1", "ending2", "ending3"]
@@ -119,7 +119,7 @@ def test_paths_of_images_have_usual_names_too(place: Path, capsys: Any) -> None:
     write_images(Path("photos"), count=1)
     names = sorted(str(path) for path in Path("photos").rglob("*.*"))
     Path("rows.csv").write_text("File,label\n" + "".join(f"{name},a\n" for name in names))
-    assert image_table("csv", "rows.csv")["train"].column_names == ["image", "label"]
+    assert set(image_table("csv", "rows.csv")["train"].column_names) == {"image", "label"}
     assert "column 'File' is read as 'image'; dataset.source.image_column=NAME" in capsys.readouterr().err
 
 
@@ -133,6 +133,12 @@ def test_a_tokenizer_learns_from_the_texts_that_the_task_reads(place: Path) -> N
     assert any("aa" in name for name in merged[0])
     assert not any("zz" in name or "qq" in name for name in merged[0])
     assert any("qq" in name for name in merged[1])
+
+
+def test_what_seems_to_separate_classes_is_named(place: Path) -> None:
+    rows = [{"text": "x", "labels": "price; speed"}, {"text": "y", "labels": ""}] * 9
+    with pytest.raises(ConfigError, match=r"set task\.separator=';' if that is what separates 'price; speed'"):
+        load(MultiLabelTextClassification(), train=rows)
 
 
 def test_two_candidates_end_a_command_before_weights(place: Path, capsys: Any) -> None:
