@@ -333,11 +333,15 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
     _require_utf8(rows, files, kind)
     if kind == "json":
         rows = _as_written(rows, files)
-    if kind == "text":
-        rows = rows.select([number for number, text in enumerate(rows["text"][:]) if text.strip()])
-        if not len(rows):
-            raise ConfigError(f"dataset.source.data_files: {_shown(files)} has no text")
-    return with_origin(rows, kind, files, None)
+    return with_origin(_with_text(rows, files) if kind == "text" else rows, kind, files, None)
+
+
+def _with_text(rows: Dataset, files: list[str]) -> Dataset:
+    """Leave out the rows of empty lines; raise ConfigError if there are no others."""
+    kept = [number for number, text in enumerate(rows["text"][:]) if text.strip()]
+    if not kept:
+        raise ConfigError(f"dataset.source.data_files: {_shown(files)} has no text")
+    return rows.select(kept)
 
 
 def _has_text(row: Mapping[str, Any]) -> bool:
