@@ -156,7 +156,7 @@ class NestedCollator:
 
 
 def byte_tokenizer(
-    model_max_length: int = 512, generates: bool = False, ends: bool = False
+    model_max_length: int = 512, generates: bool = False, ends: bool = False, chat_template: str | None = None
 ) -> transformers.PreTrainedTokenizerFast:
     """Build a tokenizer from no file: its 261 tokens are the 256 bytes and BERT's special tokens.
 
@@ -165,6 +165,7 @@ def byte_tokenizer(
     Args:
         generates: for a causal language model: texts begin with [CLS], and [SEP] is the end-of-text token.
         ends: for an encoder-decoder: texts end with [SEP], the end-of-text token, as those of ByT5 do.
+        chat_template: the form of conversations, in Jinja, as of `apply_chat_template`.
     """
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -173,7 +174,9 @@ def byte_tokenizer(
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *letters))}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return _wrapped(made, model_max_length, CAUSAL if generates else ENDED if ends else BERT)
+    tokenizer = _wrapped(made, model_max_length, CAUSAL if generates else ENDED if ends else BERT)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def subword_tokenizer(
