@@ -377,7 +377,7 @@ ENTRIES: dict[str, Entry] = {
         peers.score_entities, streams=None,
         wrong={
             "tags of another length": (having(tags=["O"]), "1 tags for 6 words"),
-            "a word that is none": (having(words=["a", 7], tags=["O", "O"]), "column 'words' holds"),
+            "a word that is none": (having(words=["a", None], tags=["O", "O"]), "column 'words' holds"),
         },
         shown=("Types</h2>", "Marked texts</h2>", "<mark class=", "f1_PER"),
         notes={5: "Not streamed: the tags are read whole.", 10: COUNTS},

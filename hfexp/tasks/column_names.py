@@ -92,7 +92,7 @@ def usual_column(own: Sequence[str], name: str, usual: Sequence[Spec], key: str)
     Raises:
         ConfigError: there are several.
     """
-    plain = {name, *(other for other in usual if isinstance(other, str))}
+    plain = {name, *(other.lower() for other in usual if isinstance(other, str))}
     found: list[Spec] = [column for column in own if column.strip().lower() in plain]
     found += [spec for spec in usual if not isinstance(spec, str) and set(parts_of(spec)) <= set(own)]
     if len(found) > 1:

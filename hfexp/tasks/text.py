@@ -232,10 +232,7 @@ def text_columns(rows: Any, columns: Mapping[str, Any], task: base.Task | None) 
     read = [name for name in wanted if name in known or name in rows.column_names or name not in task.defaults]
     names = [part for name in read for part in parts_of(known.get(name, name))]
     # A column that does not exist is kept, so that the message names it.
-    texts = [name for name in names if name not in rows.column_names or _holds_texts(rows.features[name])]
-    if not texts:
-        raise ConfigError("model.processor.column is missing: no column that the task reads holds plain texts")
-    return texts
+    return [name for name in names if name not in rows.column_names or _holds_texts(rows.features[name])]
 
 
 def _holds_texts(feature: Any) -> bool:

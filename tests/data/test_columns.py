@@ -141,6 +141,21 @@ def test_what_seems_to_separate_classes_is_named(place: Path) -> None:
         load(MultiLabelTextClassification(), train=rows)
 
 
+def test_a_table_to_predict_on_may_have_the_names_of_the_training_data(place: Path, capsys: Any) -> None:
+    Path("rows.csv").write_text("Satz,review,Ton\n" + "sun,-,a\nsnow,-,b\n" * 10)
+    assert cli.main([
+        "task=text_classification", "model=tiny_bert", "trainer=scratch", "tracking=none", "dataset=table",
+        "dataset.source.data_files=rows.csv", "dataset.columns={text: Satz, label: Ton}", "debug=fast",
+    ]) == 0  # fmt: skip
+    (run,) = Path("outputs").glob("*/*/run.json")
+    Path("new.csv").write_text("Satz\nsun\nsnow\n")
+    capsys.readouterr()
+    assert cli.main(["predict", f"run={run.parent}", "new.csv", "record=false"]) == 0
+    said = capsys.readouterr()
+    assert "column 'Satz' is read as 'text'; columns.text=NAME names another one" in said.err
+    assert [line.split()[0] for line in said.out.splitlines()[1:3]] == ["sun", "snow"]
+
+
 def test_two_candidates_end_a_command_before_weights(place: Path, capsys: Any) -> None:
     Path("rows.csv").write_text("sentence,review,label\n" + "a,b,c\nd,e,f\n" * 9)
     assert cli.main(["task=text_classification", "model=tiny_bert_subwords", "dataset=table",
