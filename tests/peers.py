@@ -294,18 +294,53 @@ def random_tokens(draw: np.random.Generator, classes: int) -> list[Batch]:
     return batches
 
 
+def tagged_windows(inputs: Any, draw: np.random.Generator, number: int) -> Batch:
+    """The windows of random words with random tags, some of which the logits guess."""
+    from hfexp.data import windows
+    from hfexp.tasks.tagging import TokenizeWords
+
+    task, size = inputs.task, 3 * number
+    row = {
+        "words": [str(word) for word in draw.choice(("Ada", "Lovelace", "went", "unbelievably", "to"), size)],
+        "tags": draw.integers(0, len(task.class_names), size).tolist(),
+    }
+    cut = TokenizeWords(inputs.processor, 24, stride=7)(row)
+    parts = [task.preprocess(window, inputs.processor)["labels"] for window in windows.cut(cut)]
+    labels = np.full((len(parts), max(map(len, parts)) + 1), IGNORED)
+    for place, part in enumerate(parts):
+        labels[place, : len(part)] = part
+    logits = draw.normal(size=(*labels.shape, len(task.class_names))).astype(np.float32)
+    for places in zip(*np.nonzero(labels != IGNORED), strict=True):
+        logits[(*places, labels[places])] += 2
+    return Batch(logits, labels, cut=(row, cut))
+
+
+def tags_by_hand(batch: Batch, names: Any) -> tuple[list[str], list[str]]:
+    """True and found tag of each token, in the window that shows most tokens on both sides of its word."""
+    from hfexp.data import windows
+
+    row, cut = batch.cut or ({}, {})
+    seen: dict[int, list[tuple[int, int, list[int]]]] = {}
+    for number, window in enumerate(windows.cut(cut)):
+        inner = [place for place, word in enumerate(window["word_ids"]) if word >= 0]
+        for word in {window["word_ids"][place] for place in inner}:
+            places = [place for place in inner if window["word_ids"][place] == word]
+            seen.setdefault(word, []).append((min(places[0] - inner[0], inner[-1] - places[-1]), -number, places))
+    true, found = [], []
+    for word, tag in enumerate(row["tags"]):
+        _, number, places = max(seen[word])
+        goes_on = f"I-{names[tag][2:]}" if f"I-{names[tag][2:]}" in names.values() else names[tag]
+        true += [names[tag], *[goes_on] * (len(places) - 1)]
+        found += [names[int(batch.logits[-number, place].argmax())] for place in places]
+    return true, found
+
+
 def score_entities(inputs: Any, draw: np.random.Generator) -> Any:
     """seqeval."""
     from seqeval import metrics
 
-    task = inputs.task
-    batches = random_tokens(draw, len(task.class_names))
-    true: list[list[str]] = []
-    found: list[list[str]] = []
-    for batch in batches:
-        for tags, row in zip(batch.logits.argmax(-1), batch.labels, strict=True):
-            true.append([task.class_names[int(tag)] for tag in row[row != IGNORED]])
-            found.append([task.class_names[int(tag)] for tag in tags[row != IGNORED]])
+    batches = [tagged_windows(inputs, draw, number) for number in range(20)]
+    true, found = map(list, zip(*(tags_by_hand(batch, inputs.task.class_names) for batch in batches), strict=True))
     report: Any = metrics.classification_report(true, found, output_dict=True, zero_division=0)
     expected = {"token_accuracy": metrics.accuracy_score(true, found)}
     expected |= {name: getattr(metrics, f"{name}_score")(true, found) for name in ("precision", "recall", "f1")}

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hfexp.commands.howto import HowTo
     from hfexp.core.keys import Key
     from hfexp.core.options import Option
+    from hfexp.tasks.base import Task
 
 SCREEN = """\
 hfexp: the shell command is the experiment.
@@ -136,20 +137,35 @@ def _show_answers(answers: "list[HowTo]") -> None:
 
 def _explain_task(task: "Option") -> None:
     from hfexp.core.options import find_option
-    from hfexp.experiment.choices import fitting_options
+    from hfexp.experiment.choices import fitting_options, task_class
 
     say(f"task={task.name}: {task.text}")
     for paragraph in task.paragraphs[1:]:
         say(f"\n{paragraph}")
     say()
+    _show_columns(task_class(task))
     _pair("Models", ", ".join(fitting_options("model", task)))
     _pair("Datasets", ", ".join(fitting_options("dataset", task)))
     metrics = next((option for option in task.chosen() if option.group == "metrics"), None)
     metrics = metrics or find_option("metrics", "classification")
-    _pair("Metrics", f"{', '.join(metrics.content)} (metrics={metrics.name})" if metrics else "")
+    chosen = task.content.get("metric") or getattr(task_class(task), "metric", None)
+    best = f"; {chosen} chooses the best model" if chosen else ""
+    _pair("Metrics", f"{', '.join(metrics.content)} (metrics={metrics.name}){best}" if metrics else "")
     for name, value in task.content.items():
         if name not in ("_target_", "defaults"):
             _pair(f"task.{name}", f"{task.comment(name)} Default: {_yaml(value)}.")
+
+
+def _show_columns(task: "type[Task] | None") -> None:
+    """Print the other names by which columns are found."""
+    names = (*task.columns, *task.optional_columns) if task is not None else ()
+    usual = {name: task.usual_names[name] for name in names if task and name in task.usual_names}
+    if not usual:
+        return
+    _pair("Other names of these columns", "these are found; dataset.columns.NAME=COLUMN names any other one")
+    for name, others in usual.items():
+        _pair(f"    {name}", ", ".join(str(other).replace("'", "") for other in others))
+    say()
 
 
 def _explain_key(name: str, overrides: list[str], config_dir: str | None) -> None:

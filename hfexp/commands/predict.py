@@ -335,7 +335,21 @@ def read(
         raise ConfigError("system=... applies only to text=... or prompt=...; in a file, put it into the conversation")
     if settings.system is not None:
         texts = [task.with_system(settings.system, text) for text in texts]
+    _know_columns(loaded)
     return read_inputs([*settings.inputs, *others], texts, task, settings.columns)
+
+
+def _know_columns(loaded: "LoadedModel") -> None:
+    """Let tables to predict on have the names of columns that the data of the model's run had."""
+    from hfexp.inference.load import recorded_file
+
+    recorded = None if loaded.overrides else recorded_file(loaded, "config.yaml")
+    dataset = recorded.get("dataset") if isinstance(recorded, dict) else None
+    columns = dataset.get("columns") if isinstance(dataset, dict) else None
+    task: Any = loaded.predictor.task
+    for name, own in columns.items() if isinstance(columns, dict) else ():
+        if own not in (name, *task.usual_names.get(name, ())):
+            task.usual_names = {**task.usual_names, name: (*task.usual_names.get(name, ()), own)}
 
 
 def _read_split(settings: PredictSettings, loaded: "LoadedModel", config_dir: str | Path | None) -> "list[Input]":

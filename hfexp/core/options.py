@@ -68,8 +68,12 @@ class Option:
 
     @property
     def kind(self) -> str | None:
-        kind = self.content.get("kind")
-        return kind if isinstance(kind, str) else None
+        """Return its kind, or that of the option of the same group that it begins with."""
+        defaults = self.content.get("defaults")
+        names = [name for name in defaults if isinstance(name, str)] if isinstance(defaults, list) else []
+        options = [self, *filter(None, (find_option(self.group, name) for name in names))]
+        kinds = (option.content.get("kind") for option in options)
+        return next((kind for kind in kinds if isinstance(kind, str)), None)
 
     def comment(self, key: str) -> str:
         """Return the comment above a key at the top level of the file."""

@@ -11,21 +11,10 @@ from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.data.labels import way_out
 from hfexp.data.tables import header_hint
 from hfexp.tasks.base import Task
+from hfexp.tasks.column_names import Spec, parts_of, shown, usual_columns
 
-Spec = str | list[str] | dict[str, str]
-"""A column of a source, or columns to make one of: a list of values, or a mapping of them by name."""
-
-
-def parts_of(spec: Any) -> list[str]:
-    """Return the names of the source's columns that a standard column is made of.
-
-    Raises:
-        ConfigError: the value is no name, list of names or mapping of names.
-    """
-    names = list(spec.values()) if isinstance(spec, Mapping) else [spec] if isinstance(spec, str) else spec
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"dataset.columns: expected a name, a list of names or a mapping of them, got {spec!r:.80}")
-    return list(names)
+SECTION = "dataset.columns"
+"""Where the user names columns."""
 
 
 def plain_names(columns: Mapping[str, Spec]) -> dict[str, str]:
@@ -88,11 +77,13 @@ def rename_columns(
     columns = {name: spec if isinstance(spec, list | Mapping) else str(spec) for name, spec in columns.items()}
     unknown = sorted(set(columns) - set(task.all_columns))
     known = {name: spec for name, spec in columns.items() if name not in unknown}
-    own_columns, rows = rows.column_names, with_made(rows, known, task.defaults)
+    own_columns = rows.column_names
+    known |= usual_columns(own_columns, known, task.all_columns, task, SECTION)
+    rows = with_made(rows, known, task.defaults)
     problems, own_names = [], {}
-    present = [name for name in task.optional_columns if name in columns or name in rows.column_names]
+    present = [name for name in task.optional_columns if name in known or name in rows.column_names]
     for standard in (*task.columns, *present):
-        spec = columns.get(standard) or usual_name(rows, standard, task)
+        spec = known.get(standard, standard)
         missing = [name for name in parts_of(spec) if name not in rows.column_names]
         own_names[standard] = spec if isinstance(spec, str) else standard
         if missing:
@@ -128,17 +119,11 @@ def require_in_all(splits: Mapping[Any, Any], names: Iterable[str]) -> None:
             raise ConfigError(f"the {having} split has a column {name!r}, but the {lacking[0]} split has none")
 
 
-def usual_name(rows: Any, name: str, task: Task, section: str = "dataset.columns") -> str:
-    """Return the name of a column in the source: the standard one, or else another usual one if there is only one.
-
-    Args:
-        section: where the user can name another one.
-    """
-    others = [other for other in task.usual_names.get(name, ()) if other in rows.column_names]
-    if name in rows.column_names or len(others) != 1:
-        return name
-    note(f"column {others[0]!r} is read as {name!r}; {section}.{name}=NAME names another one")
-    return others[0]
+def say_usual(found: Mapping[str, Spec], section: str) -> None:
+    """Tell the user which columns are read because of their usual names."""
+    for name, spec in found.items():
+        verb = "is" if len(parts_of(spec)) == 1 else "are"
+        note(f"{shown(spec)} {verb} read as {name!r}; {section}.{name}=NAME names another one")
 
 
 def _flattened(rows: Any, specs: Iterable[Spec]) -> Any:

@@ -1,7 +1,7 @@
 """Datasets whose rows are model inputs, one by one or packed into blocks, and the collator for their batches."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -226,6 +226,15 @@ def show_rows(rows: Any) -> str:
     return "streamed" if known is None else f"{known:,}"
 
 
+def window_note(splits: Mapping[str, Any]) -> str:
+    """Return how many windows each split has if some rows are longer than the model takes; empty if none is."""
+    cut_splits = {split: rows for split, rows in splits.items() if isinstance(rows, WindowedDataset)}
+    if not any(len(rows) > len(rows.rows) for rows in cut_splits.values()):
+        return ""
+    counts = (f"{len(rows.rows):,} {split} rows are {len(rows):,} windows" for split, rows in cut_splits.items())
+    return f"rows that are longer than the model takes are cut into windows: {', '.join(counts)}"
+
+
 def first_rows(rows: Any, count: int) -> list[Row]:
     """Return at most `count` rows from the beginning."""
     known = num_rows(rows)
@@ -330,8 +339,6 @@ class WindowedDataset(ProcessedDataset):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reads_columns = False
-        if self.seed is not None:
-            raise ConfigError("transform.augment can't be used for rows that are cut into windows")
 
     @functools.cached_property
     def _in_memory(self) -> list[tuple[Any, dict[str, str]]]:

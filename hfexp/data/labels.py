@@ -339,7 +339,7 @@ def cast_classes(
         if not isinstance(rows.features[column], List):
             raise ConfigError(
                 f"column {column!r} holds {rows.features[column]}, expected a list of classes in each row, or one "
-                "text with task.separator between them"
+                f"text with task.separator between them{_separator_hint(rows, column)}"
             )
     values = {split: _row_classes(rows, column) for split, rows in dataset.items()}
     if not isinstance(feature.feature, ClassLabel) and _are_truth_values(dataset, values, column):
@@ -354,6 +354,16 @@ def cast_classes(
         _require_known(dataset[split], column, split, [str(name) for name in seen[split]], ids, numbers)
         truth[split] = [[name in set(map(str, row)) for name in names] for row in lists]
     return _with_truth(dataset, column, names, truth)
+
+
+def _separator_hint(rows: Dataset, column: str) -> str:
+    """Return a hint on what seems to separate the classes of a text; empty where nothing does."""
+    texts = [text or "" for text in rows[column][:]] if _is_text(rows.features[column]) else []
+    counts = Counter(mark for text in texts for mark in ";|,/" if mark in text)
+    if not counts:
+        return ""
+    (mark, _), text = counts.most_common(1)[0], max(texts, key=len)
+    return f": set task.separator={mark!r} if that is what separates {text!r:.80}"
 
 
 def _with_truth(dataset: DatasetDict, column: str, names: list[str], truth: dict[Any, Any]) -> DatasetDict:

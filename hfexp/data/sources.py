@@ -13,6 +13,7 @@ from typing import Any, cast
 import datasets
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 
+from hfexp.core.console import note
 from hfexp.core.errors import ConfigError
 from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
@@ -21,7 +22,11 @@ from hfexp.data.number_words import DIGITS, english, german
 from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
+from hfexp.tasks.column_names import IMAGE, usual_column
 from hfexp.tasks.entities import TagScheme
+
+IMAGE_COLUMN = "image"
+"""Column of a table that has the paths of images, unless the user names another one."""
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -91,7 +96,7 @@ def image_folder(
 def image_table(
     format: str,
     data_files: str | list[str] | Mapping[str, Any],
-    image_column: str = "image",
+    image_column: str = IMAGE_COLUMN,
     image_dir: str | None = None,
     streaming: bool = False,
     **kwargs: Any,
@@ -106,7 +111,7 @@ def image_table(
         kwargs: as for `table`.
     """
     files = files_of(data_files, format)
-    dataset = read_table(files, format, streaming, kwargs)
+    dataset = _with_image_column(read_table(files, format, streaming, kwargs), image_column)
     first = next(iter(files.values()))[0]
     root = Path(image_dir).expanduser() if image_dir else first.parent
     return DatasetDict({split: _with_images(rows, image_column, root) for split, rows in dataset.items()})
@@ -119,7 +124,8 @@ def table(
 
     Args:
         data_files: a file, a folder, a pattern, a list of them, or a mapping from split to those.
-        format: `csv`, `json`, `parquet` or `text` (one row per line, in column `text`); null: told by the file names.
+        format: `csv`, `json`, `parquet` or `text` (a row for each line that is not empty, in the column `text`); null:
+            told by the file names.
         kwargs: `hfexp.data.csv_files.Dialect` options for CSV, e.g. `sep`; else options of the reader in `datasets`.
     """
     return read_table(files_of(data_files, format), format, streaming, kwargs)
@@ -173,6 +179,18 @@ def squad(data_files: str | list[str] | Mapping[str, Any]) -> DatasetDict:
         names = [str(path.absolute()) for path in paths]
         splits[split] = with_origin(read_questions(names), "squad", names, None)
     return DatasetDict(splits)
+
+
+def _with_image_column(tables: DatasetDict, column: str) -> DatasetDict:
+    """Rename the column that has a usual name for images, unless the user names one or it has the standard name."""
+    own = list(dict.fromkeys(name for rows in tables.values() for name in rows.column_names or ()))
+    if column != IMAGE_COLUMN or column in own:
+        return tables
+    found = usual_column(own, column, IMAGE, "dataset.source.image_column")
+    if found is None:
+        return tables
+    note(f"column {found!r} is read as {column!r}; dataset.source.image_column=NAME names another one")
+    return DatasetDict({split: rows.rename_column(str(found), column) for split, rows in tables.items()})
 
 
 def _with_images(table: Dataset | IterableDataset, column: str, root: Path) -> Any:

@@ -17,7 +17,7 @@ from hfexp.core.config import DatasetConfig, OnBadSample
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, in_row, one_of
 from hfexp.core.targets import instantiate, locate, parameters
-from hfexp.data.columns import rename_columns, require_in_all
+from hfexp.data.columns import SECTION, rename_columns, require_in_all, say_usual
 from hfexp.data.dataset import num_rows
 from hfexp.data.labels import (
     cast_labels,
@@ -35,6 +35,7 @@ from hfexp.data.sources import name_of, source_row
 from hfexp.data.streaming import SHARD_COUNTS, Labels, Stream, cut, num_shards, shuffled, stored_key
 from hfexp.data.tables import places
 from hfexp.tasks.base import CLASSES, OWN, TAGS, TEXT, Task
+from hfexp.tasks.column_names import usual_columns
 from hfexp.tasks.images import row_of_images
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,10 @@ def load_dataset(
         cause = " ".join(str(error.__cause__ or error).split())
         raise ConfigError(f"dataset.source: {name_of(config.source)} can't be read: {cause}") from error
     dataset = _select_splits(source, config, needed is None)
+    usual: dict[str, Any] = {}
+    for rows in dataset.values():
+        usual |= usual_columns(rows.column_names, config.columns, task.all_columns, task, SECTION)
+    say_usual(usual, SECTION)
     renamed = {split: rename_columns(rows, str(split), config.columns, task, keep) for split, rows in dataset.items()}
     require_in_all(renamed, task.optional_columns)
     dataset = DatasetDict(renamed)

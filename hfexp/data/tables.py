@@ -320,6 +320,7 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
         if kind == "json" and not streaming:  # a stream must not be read to its end before it begins
             _require_shallow(file)
     names = {split: [glob.escape(file) for file in files]}
+    options = {"encoding": "utf-8-sig", **options} if kind == "text" else options
     try:
         rows: Any = datasets.load_dataset(kind, data_files=names, streaming=streaming, **options)
         rows = rows[split]
@@ -328,11 +329,23 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
         cause = cause or f"{_shown(files)}: {' '.join(str(error.__cause__ or error).split())}"
         raise ConfigError(f"dataset.source.data_files can't be read as {kind}: {cause}") from error
     if streaming:
-        return rows
+        return rows.filter(_has_text) if kind == "text" else rows
     _require_utf8(rows, files, kind)
     if kind == "json":
         rows = _as_written(rows, files)
-    return with_origin(rows, kind, files, None)
+    return with_origin(_with_text(rows, files) if kind == "text" else rows, kind, files, None)
+
+
+def _with_text(rows: Dataset, files: list[str]) -> Dataset:
+    """Leave out the rows of empty lines; raise ConfigError if there are no others."""
+    kept = [number for number, text in enumerate(rows["text"][:]) if text.strip()]
+    if not kept:
+        raise ConfigError(f"dataset.source.data_files: {_shown(files)} has no text")
+    return rows.select(kept)
+
+
+def _has_text(row: Mapping[str, Any]) -> bool:
+    return bool(row["text"].strip())
 
 
 def _require_utf8(rows: Dataset, files: list[str], kind: str) -> None:

@@ -92,10 +92,17 @@ def fitting_options(group: str, task: Option) -> list[str]:
     return _suitable(group, _fits(group, task))
 
 
+def task_class(option: Option) -> type[Task] | None:
+    """Return the class of a task; None for an option that inherits it, or whose class is the user's own code."""
+    try:
+        return locate(str(option.content.get("_target_")), "task._target_")
+    except ConfigError:
+        return None
+
+
 def _fits(group: str, option: Option) -> tuple[str, ...] | None:
     """Return the kinds of models or datasets that a task can use; None for any, or if its class can't be told."""
-    try:
-        task = locate(str(option.content.get("_target_")), "task._target_")
-    except ConfigError:  # an option that inherits its class, or one of the user's own code
+    task = task_class(option)
+    if task is None:
         return None
     return MODELS.get(task.model_class) if group == "model" else ROWS.get(task.processor_class)

@@ -58,7 +58,7 @@ def fit(context: RunContext, inputs: Inputs, tracker: Tracker, stop: StopOnSigna
     recorder = Recorder(tracker, config, context.origin, context.environment, inputs, directory)
     if is_first:
         show_model(summary)
-        for text in notes(config):
+        for text in filter(None, [dataset.window_note(splits), *notes(config)]):
             console.note(text)
         recorder.begin(model, summary, splits["train"])
     pruning = pruning_callback(config.point, directory.path, "test" in splits)

@@ -16,13 +16,14 @@ from datasets import ClassLabel, Dataset, Image, LargeList, List, Value
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
 from hfexp.core.files import STANDARD_INPUT
-from hfexp.data.columns import Spec, parts_of, plain_names, usual_name, with_made
+from hfexp.data.columns import plain_names, say_usual, with_made
 from hfexp.data.image_folders import LeftOut, scan
 from hfexp.data.labels import readable
 from hfexp.data.sources import table
 from hfexp.data.tables import FORMATS
 from hfexp.inference.outputs import TRUE
 from hfexp.tasks.base import OWN, Task
+from hfexp.tasks.column_names import Spec, parts_of, usual_columns
 
 TABLES = tuple(suffix for suffix in FORMATS if suffix != ".txt")
 READ_TOGETHER = 100
@@ -185,11 +186,13 @@ def _chat(path: Path, task: Task) -> Input:
 
 def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator[Input]:
     """Yield an input per row of a table: the value if the task reads one column, otherwise a mapping."""
-    rows, own = table(str(path))["train"], {}
-    stored = rows
-    rows = with_made(rows, columns, task.defaults)
+    stored, own = table(str(path))["train"], {}
+    usual = usual_columns(stored.column_names, columns, table_columns(task), task, "columns")
+    say_usual(usual, "columns")
+    columns = {**_served(stored.column_names, task), **usual, **columns}
+    rows = with_made(stored, columns, task.defaults)
     for standard in table_columns(task):
-        spec = columns.get(standard) or usual_name(rows, standard, task, "columns")
+        spec = columns.get(standard, standard)
         own[standard] = spec if isinstance(spec, str) else standard
         for name in parts_of(spec):
             if name not in rows.column_names:
@@ -207,6 +210,14 @@ def _from_table(path: Path, task: Task, columns: Mapping[str, Spec]) -> Iterator
         else:
             item = _file(value if "://" in value else str(path.parent / value), task)
         yield replace(item, table=kept, index=index)
+
+
+def _served(own: list[str], task: Task) -> dict[str, Spec]:
+    """Return the column that a served model reads in place of the task's only one, if the table lacks that."""
+    names = table_columns(task)
+    if len(names) > 1 or names[0] in own or task.raw_column not in own:
+        return {}
+    return {names[0]: task.raw_column}
 
 
 def _without_binary(rows: Dataset) -> Dataset:

@@ -62,7 +62,7 @@ from hfexp.data.row_arrays import Row
 from hfexp.data.threads import map_in_threads
 from hfexp.data.transforms import Transforms, apply, build_transforms
 from hfexp.data.windows import cut
-from hfexp.tasks.base import TEXT, Task
+from hfexp.tasks.base import TEXT, WINDOWS, Task
 from hfexp.tasks.images import row_of_images
 from hfexp.training.adapters import load_saved
 from hfexp.training.model import build_own
@@ -321,7 +321,7 @@ class Predictor:
         return results
 
     def _respond(self, rows: list[Row], options: Mapping[str, Any]) -> Sequence[Any]:
-        if self.task.windowed:
+        if "stored" in rows[0]:
             return self._merged(rows, options)
         batch = self.collate(rows)
         batch.pop("labels", None)
@@ -379,7 +379,7 @@ class Predictor:
             inputs = self.decode(row)
             for operation in self.operations:
                 inputs = apply(operation, inputs)
-            if self.task.windowed:
+            if WINDOWS in inputs:
                 return {"stored": row, "inputs": inputs}
             return self.task.preprocess(inputs, self.processor)
         except DataError as error:

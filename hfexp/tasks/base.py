@@ -66,8 +66,10 @@ class Task(ABC):
     """Columns that the task reads, by their standard names."""
     defaults: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     """Columns that a dataset may lack or leave empty, and the value that the rows of one that lacks them have."""
-    usual_names: ClassVar[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({})
-    """Other names that a column often has; one of them is read if the dataset has no column of the standard name."""
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = types.MappingProxyType({})
+    """Other names that a column often has; one of them is read if the dataset has no column of the standard name.
+
+    In place of a name there can be several columns to make one of, as in `dataset.columns`: a list or a mapping."""
     optional_columns: ClassVar[tuple[str, ...]] = ()
     """Further columns, which the task reads if the dataset has them."""
     inference_columns: ClassVar[tuple[str, ...]] = ()
@@ -112,7 +114,8 @@ class Task(ABC):
     windowed: ClassVar[bool] = False
     """True if `transform` cuts a row into windows (`WINDOWS`), each an input of the model; `merge` puts them together.
 
-    `preprocess` then gets a window, which has the fields with a value for each token.
+    `preprocess` then gets a window, which has the fields with a value for each token. A row to predict on that
+    `transform` does not cut is answered by `respond`.
     """
 
     generates: bool = False

@@ -13,6 +13,8 @@ from hfexp.tasks.text import TextCollator
 IGNORED = -100
 """Label of a token that the loss ignores (`ignore_index` of `torch.nn.CrossEntropyLoss`)."""
 ROLES = ("system", "user", "assistant", "tool")
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+"""Names of roles in ShareGPT's form of conversations, where they differ."""
 Messages = list[dict[str, Any]]
 
 
@@ -71,7 +73,9 @@ class Encode(torch.nn.Module):
 
     def _text(self, messages: Messages, **options: Any) -> str:
         if not self.tokenizer.chat_template:
-            raise ConfigError("the tokenizer has no chat template: conversations need a chat model")
+            raise ConfigError(
+                "the tokenizer has no chat template: choose a chat model, or set model.processor.chat_template"
+            )
         try:
             return self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
         except Exception as error:  # a template raises its own errors, e.g. for roles that do not alternate
@@ -170,18 +174,27 @@ class LanguageCollator:
 def check_messages(value: Any) -> Messages:
     """Return the messages of a conversation, each a mapping with `role` and `content`, without parts that are None.
 
+    Messages in ShareGPT's form, `from` and `value`, get these names.
+
     Raises:
         DataError: the value is not a list of such messages.
     """
     messages = value.get("messages") if isinstance(value, Mapping) else value
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise DataError(f"expected a list of messages, got {messages!r:.80}")
+    messages = [_with_role(message) for message in messages]
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise DataError(f"expected a message with `role` and `content`, got {message!r:.80}")
         if message["role"] not in ROLES:
             raise DataError(f"a message has the unknown role {message['role']!r}. Roles: {', '.join(ROLES)}")
     return [{name: part for name, part in message.items() if part is not None} for message in messages]
+
+
+def _with_role(message: Any) -> Any:
+    if not isinstance(message, Mapping) or not {"from", "value"} <= message.keys() or "role" in message:
+        return message
+    return {"role": SHAREGPT_ROLES.get(message["from"], message["from"]), "content": message["value"]}
 
 
 def check_generation(options: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Embeddings for search: a vector for each text, learnt from texts that belong together."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,12 @@ class Embedding(Vectors):
 
     columns: ClassVar[tuple[str, ...]] = ("anchor", "positive")
     optional_columns: ClassVar[tuple[str, ...]] = ("negative",)
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        **Vectors.usual_names,
+        "anchor": ("query", "question", "sentence1"),
+        "positive": ("pos", "passage", "answer", "response", "document", "sentence2"),
+        "negative": ("neg", "hard_negative"),
+    }  # fmt: skip
     losses: ClassVar[tuple[str, ...]] = ("MultipleNegativesRankingLoss", "TripletLoss")
     metric: ClassVar[str] = "ndcg_at_10"
 

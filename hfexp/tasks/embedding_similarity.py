@@ -1,10 +1,12 @@
 """Embeddings whose cosine says how alike two texts are, learnt from pairs with a score."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hfexp.core.errors import DataError
+from hfexp.tasks import column_names
 from hfexp.tasks.base import NUMBER, to_number
 from hfexp.tasks.text_vectors import Vectors
 
@@ -13,6 +15,9 @@ class EmbeddingSimilarity(Vectors):
     """Embeddings whose cosine says how alike texts are, from the columns `text`, `text_pair` and `label`."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "text": column_names.FIRST, "text_pair": column_names.SECOND, "label": column_names.NUMBER,
+    }  # fmt: skip
     label_column: ClassVar[str | None] = "label"
     label_kind: ClassVar[str] = NUMBER
     losses: ClassVar[tuple[str, ...]] = ("CosineSimilarityLoss", "CoSENTLoss", "AnglELoss")

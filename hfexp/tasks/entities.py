@@ -20,6 +20,8 @@ Span = tuple[int, int, str]
 """First character of an entity, the one behind its last, and its type."""
 RIGHT, PREDICTED, TRUE = 0, 1, 2
 """Places of the three counts that precision and recall are made of."""
+EDGES = 8
+"""Numbers behind the counts of a window, which say how it begins and ends (`TagScheme.count`)."""
 
 
 def split_tags(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -86,8 +88,10 @@ class TagScheme:
             labels: tag ids (B, T), `IGNORED` where nothing counts.
 
         Returns:
-            (B, 2 + 3 K) int64: words, words with the right tag, then right, predicted and true entities of each of the
-            K types.
+            (B, 2 + 3 K + EDGES) int64: words, words with the right tag, then right, predicted and true entities of
+            each of the K types, then what `join` needs: predicted and true tag of the first word and of the last
+            word; whether the predicted and the true entity at the first word are one, and those at the last word;
+            whether all words are one predicted entity, and one true entity.
         """
         kept = labels != IGNORED
         words = kept.sum(1)
@@ -95,18 +99,57 @@ class TagScheme:
         row_of = np.repeat(np.arange(len(labels)), words + 1)
         is_word = np.ones(size, bool)
         is_word[np.cumsum(words + 1) - 1] = False
-        spans, keys = {}, {}
+        ends = np.cumsum(words + 1) - 2  # places of the last words of the rows
+        spans, keys, tags_at, reach = {}, {}, {}, {}
         for place, tags in ((PREDICTED, predictions), (TRUE, labels)):
             flat = np.full(size, len(self.kinds) - 1)
             flat[is_word] = tags[kept]
             first, last, kinds = self.spans(flat)
             spans[place] = row_of[first] * len(self.types) + kinds
             keys[place] = (first * size + last) * len(self.kinds) + kinds
+            tags_at[place] = flat[ends - words + 1], flat[ends]
+            reach[place] = _partners(first, last, ends - words + 1, size), _partners(last, first, ends, size)
         spans[RIGHT] = spans[PREDICTED][np.isin(keys[PREDICTED], keys[TRUE])]
         bins = len(labels) * len(self.types)
         counts = np.stack([np.bincount(spans[place], minlength=bins) for place in range(3)], 1)
         correct = ((predictions == labels) & kept).sum(1)
-        return np.concatenate([np.stack([words, correct], 1), counts.reshape(len(labels), -1)], 1)
+        edges = [tags_at[place][side] for side in (0, 1) for place in (PREDICTED, TRUE)]
+        for side in (0, 1):
+            found, true = reach[PREDICTED][side], reach[TRUE][side]
+            kinds, true_kinds = (self.kinds[tags_at[place][side]] for place in (PREDICTED, TRUE))
+            edges.append((found >= 0) & (found == true) & (kinds == true_kinds))
+        edges += [reach[place][0] == ends for place in (PREDICTED, TRUE)]
+        return np.concatenate([np.stack([words, correct], 1), counts.reshape(len(labels), -1), np.stack(edges, 1)], 1)
+
+    def join(self, windows: np.ndarray) -> np.ndarray:
+        """Return the counts of a row (2 + 3 K) whose words lie in these windows in turn, each word in one.
+
+        The result is that of `count` for the whole row: an entity that a border of two windows divides counts once,
+        and is right if all of it is.
+
+        Args:
+            windows: what `count` returns for each window, (W, 2 + 3 K + EDGES).
+        """
+        windows = windows[windows[:, 0] > 0].astype(np.int64)
+        total, last, is_one = windows[:, :-EDGES].sum(0), None, False
+        for window in windows:
+            *tags, starts_as_one, ends_as_one, is_found, is_true = window[-EDGES:].tolist()
+            joined = [last is not None and self._goes_on(last[side], tags[side]) for side in (0, 1)]
+            for side, place in enumerate((PREDICTED, TRUE)):
+                if joined[side]:
+                    total[2 + 3 * self.kinds[tags[side]] + place] -= 1
+            if any(joined):
+                kind = self.kinds[tags[joined.index(True)]]
+                total[2 + 3 * kind + RIGHT] += (all(joined) and is_one and starts_as_one) - is_one - starts_as_one
+            reaches_back = [joined[0] and is_found, joined[1] and is_true]
+            is_one = is_one if all(reaches_back) else bool(ends_as_one) and not any(reaches_back)
+            last = tags[2:]
+        return total
+
+    def _goes_on(self, before: int, tag: int) -> bool:
+        """Tell whether a tag continues the entity of the tag before it."""
+        mark, mark_before = MARKS[self.marks[tag]], MARKS[self.marks[before]]
+        return mark in "IE" and mark_before in "BI" and bool(self.kinds[before] == self.kinds[tag])
 
     def by_type(self, counts: np.ndarray) -> np.ndarray:
         """Return the last columns of `count` as a structured array (B,) of `dtype`."""
@@ -114,6 +157,13 @@ class TagScheme:
         for place, name in enumerate(self.types):
             rows[name] = counts[:, 2 + 3 * place : 5 + 3 * place]
         return rows
+
+
+def _partners(ends: np.ndarray, others: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
+    """Return the other end of the span that has one end at each wanted place; -1 where none has."""
+    partner = np.full(size, -1)
+    partner[ends] = others
+    return partner[wanted]
 
 
 def word_places(words: Sequence[str]) -> list[tuple[int, int]]:

@@ -1,12 +1,13 @@
 """Image classification: one class for an image."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks import column_names
 from hfexp.tasks.base import Classification
 from hfexp.tasks.images import MAX_PIXELS
 
@@ -20,6 +21,7 @@ class ImageClassification(Classification):
     model_class: ClassVar[str] = "AutoModelForImageClassification"
     processor_class: ClassVar[str] = "AutoImageProcessor"
     columns: ClassVar[tuple[str, ...]] = ("image", "label")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"image": column_names.IMAGE, "label": column_names.CLASS}
     takes_columns: ClassVar[bool] = True
 
     def __init__(self, max_image_pixels: int = MAX_PIXELS) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks import column_names
 from hfexp.tasks.base import Task
 
 SHOWN_EXAMPLE = 200
@@ -17,6 +18,7 @@ class LanguageModelling(Task):
 
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("text",)
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"text": column_names.TEXT}
     metric: ClassVar[str] = "perplexity"
     greater_is_better: ClassVar[bool] = False
     loss_per_token: ClassVar[bool] = True

@@ -20,6 +20,16 @@ class MultipleChoice(Texts):
     model_class: ClassVar[str] = "AutoModelForMultipleChoice"
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "choices", "label")
     defaults: ClassVar[dict[str, Any]] = {"text_pair": ""}
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "text": ("question", "question_stem", "article", "context", "ctx", "goal", "premise", "sent1"),
+        "text_pair": ("sent2",),
+        "choices": (
+            "options", "endings", ["ending0", "ending1", "ending2", "ending3"], ["choice1", "choice2"],
+            ["sol1", "sol2"], ["answer0", "answer1", "answer2", "answer3"], ["option1", "option2"],
+            ["A", "B", "C", "D"],
+        ),
+        "label": ("answerkey", "answer", "correct"),
+    }  # fmt: skip
     label_kind: ClassVar[str] = OWN
     no_label: ClassVar[Any] = ASKED
     metric: ClassVar[str] = "accuracy"

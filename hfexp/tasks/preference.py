@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks import column_names
 from hfexp.tasks.text_generation import TextGeneration
 
 
@@ -18,6 +19,7 @@ class Preference(TextGeneration):
 
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     optional_columns: ClassVar[tuple[str, ...]] = ("prompt",)
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = column_names.ANSWERS
     inference_columns: ClassVar[tuple[str, ...]] = ("prompt",)
     raw_column: ClassVar[str | None] = "prompt"
     metric: ClassVar[str] = "accuracy"

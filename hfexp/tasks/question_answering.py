@@ -1,6 +1,6 @@
 """Question answering: find the answer to a question as a span of a text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,11 @@ class QuestionAnswering(Texts):
 
     model_class: ClassVar[str] = "AutoModelForQuestionAnswering"
     columns: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "question": ("query",),
+        "context": ("passage", "paragraph"),
+        "answers": ({"text": "answer", "answer_start": "answer_start"}, {"text": "answer", "answer_start": "start"}),
+    }  # fmt: skip
     label_column: ClassVar[str | None] = "answers"
     label_kind: ClassVar[str] = OWN
     no_label: ClassVar[Any] = ASKED

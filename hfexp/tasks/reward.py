@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import DataError
+from hfexp.tasks import column_names
 from hfexp.tasks.base import NUMBER, PROBLEMS, Task, to_number
 
 
@@ -20,6 +21,7 @@ class Reward(Task):
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     optional_columns: ClassVar[tuple[str, ...]] = ("prompt", "margin")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = column_names.ANSWERS
     inference_columns: ClassVar[tuple[str, ...]] = ("text",)
     metric: ClassVar[str] = "accuracy"
     varying_shapes: ClassVar[bool] = True

@@ -7,71 +7,88 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.pipelines.token_classification import AggregationStrategy, TokenClassificationPipeline
 
-from hfexp.core.errors import ConfigError, DataError
-from hfexp.tasks.base import main_output
+from hfexp.core.errors import ConfigError
+from hfexp.tasks.base import WINDOWS, main_output
 from hfexp.tasks.entities import IGNORED, OUTSIDE, split_tags, word_places
 from hfexp.tasks.text import TextCollator, max_length_of
 
 NO_WORD = -1
 """Number of the word of a special token."""
-STRIDE = 32
-"""Tokens that two windows of a long text share, unless fewer fit."""
+PARTS = "parts"
+"""Field of a row to predict on: its windows as rows of the model, with the places of their tokens in the text."""
 
 
 class TokenizeWords(torch.nn.Module):
-    """Operation for `transform.prepare`: turn a row's `words` into `input_ids` and the number of each token's word.
+    """Operation for `transform.prepare`: turn a row's `words` and `tags` into the tokens of windows and their tags.
 
-    A raw `text` to predict on, and words to predict on, become windows with the places of their tokens in the text.
+    The tokens of the windows lie end to end, and `windows` has their numbers; most rows have one window. A window has
+    whole words. `word_ids` has the word of each token, and `tags` its tag: each word has it in the one window that
+    shows most of the words around it, and `IGNORED` in others. A `text` or words to predict on become `PARTS`.
     """
 
-    def __init__(self, processor: Any, max_length: int | None = None, truncation: bool = False) -> None:
-        """Copy the tokenizer and set its truncation.
+    def __init__(
+        self, processor: Any, max_length: int | None = None, truncation: bool = False, stride: int = 32
+    ) -> None:
+        """Copy the tokenizer and set the size of the windows.
 
         Args:
             processor: a fast tokenizer.
-            max_length: most tokens of a row, special tokens included; None: as many as the model takes.
-            truncation: leave out the words behind `max_length`, which are then neither learnt nor scored; otherwise a
-                row that has more tokens is an error.
+            max_length: most tokens of a window, special tokens included; None: as many as the model takes.
+            truncation: leave out the words behind the first window, which are then neither learnt nor scored.
+            stride: most tokens that two windows share; at most half a window.
 
         Raises:
-            ConfigError: the tokenizer is a slow one, or `max_length` is out of range or unknown.
+            ConfigError: the tokenizer is a slow one, or `max_length` or `stride` is out of range or unknown.
         """
         super().__init__()
         if not processor.is_fast:
             raise ConfigError(f"{type(processor).__name__} is a slow tokenizer, which does not tell a token's word")
         self.max_length, self.truncation = max_length_of(processor, max_length), truncation
+        self.room = self.max_length - processor.num_special_tokens_to_add()
+        if self.room < 1 or stride < 0:
+            raise ConfigError(f"max_length={self.max_length} and stride={stride} must leave room for a token")
+        self.stride = min(stride, self.room // 2)
         # The first calls set the truncation of the copies: doing so later, from several threads, would be an error.
         self.tokenizer, self.windower = copy.deepcopy(processor), copy.deepcopy(processor)
-        room = self.max_length - processor.num_special_tokens_to_add()
-        self.stride = max(min(STRIDE, room // 2), 0)
+        self.tokenizer.model_max_length = 10**30  # no warning about long rows, which are cut below
         self.names = [name for name in processor.model_input_names if name != "attention_mask"]
-        self._tokens(["a"])
-        self._windows("a")
+        self._labelled(["a"], [0])
+        self._parts("a")
 
     def forward(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace `words` by tokens, and `words` or `text` without tags by windows."""
+        """Replace `words` and `tags` by the tokens of windows, and `words` or `text` without tags by `PARTS`."""
         if "text" in row:
-            return {"text": row["text"], **self._windows(row["text"])}
+            return {"text": row["text"], **self._parts(row["text"])}
         if not isinstance(row["tags"], list):
-            return {"text": " ".join(row["words"]), **self._windows(row["words"])}
-        tokens = self._tokens(row["words"])
-        word_ids = _word_numbers(tokens, 0)
-        read = len({*word_ids} - {NO_WORD})
-        if not self.truncation and read < len(row["words"]) and len(word_ids) >= self.max_length:
-            raise DataError(
-                f"of {len(row['words'])} words only {read} fit into max_length={self.max_length} tokens: split the "
-                "row, or set transform.prepare.0.truncation=true, which leaves the others out of training and scores"
-            )
-        kept = {name: list(tokens[name]) for name in self.names if name in tokens}
-        return {**kept, "word_ids": word_ids, "tags": row["tags"]}
+            return {"text": " ".join(row["words"]), **self._parts(row["words"])}
+        return self._labelled(row["words"], row["tags"])
 
-    def _tokens(self, words: list[str]) -> Any:
-        return self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.max_length)
+    def _labelled(self, words: list[str], tags: list[int]) -> dict[str, Any]:
+        tokens = self.tokenizer(words, is_split_into_words=True)
+        word_ids = np.array(_word_numbers(tokens, 0))
+        inside = np.flatnonzero(word_ids != NO_WORD)
+        _, starts, sizes = np.unique(word_ids[inside], return_index=True, return_counts=True)
+        first, last = (inside[0], inside[-1] + 1) if len(inside) else (len(word_ids), len(word_ids))
+        before, behind = np.arange(first), np.arange(last, len(word_ids))  # special tokens
+        inside = inside[np.arange(len(inside)) - np.repeat(starts, sizes) < self.room]  # the beginning of a huge word
+        sizes = np.minimum(sizes, self.room)
+        windows = cut_words(sizes, self.room, self.stride)[: 1 if self.truncation else None]
+        best, places = np.repeat(best_windows(sizes, windows), sizes), np.cumsum([0, *sizes])
+        taken, scored = [], []
+        for number, (begin, end) in enumerate(windows):
+            part = slice(places[begin], places[end])
+            taken.append(np.concatenate([before, inside[part], behind]))
+            scored.append(np.pad(best[part] == number, (len(before), len(behind))))
+        order, tag_of = np.concatenate(taken), np.array([*tags, IGNORED])[word_ids]
+        fields = {name: np.array(tokens[name])[order] for name in self.names if name in tokens}
+        fields |= {"word_ids": word_ids[order], "tags": np.where(np.concatenate(scored), tag_of[order], IGNORED)}
+        return {**{name: v.tolist() for name, v in fields.items()}, WINDOWS: [len(part) for part in taken]}
 
-    def _windows(self, given: str | list[str]) -> dict[str, Any]:
+    def _parts(self, given: str | list[str]) -> dict[str, Any]:
         """Cut a text or words into windows of at most `max_length` tokens, each a row of the model."""
         tokens = self.windower(
             given,
@@ -90,15 +107,44 @@ class TokenizeWords(torch.nn.Module):
             words = {} if isinstance(given, str) else {"word_ids": tokens.word_ids(number)}
             windows.append({"inputs": window, "tokens": list(input_ids), **places, **words})
         starts = None if isinstance(given, str) else word_places(given)
-        return {"input_ids": windows[0]["tokens"], "windows": windows, "starts": starts}
+        return {"input_ids": windows[0]["tokens"], PARTS: windows, "starts": starts}
 
 
 def _word_numbers(tokens: Any, number: int) -> list[int]:
     return [NO_WORD if word is None else word for word in tokens.word_ids(number)]
 
 
+def cut_words(sizes: np.ndarray, room: int, stride: int) -> list[tuple[int, int]]:
+    """Cut words into windows: the number of the first word of each, and the one behind its last.
+
+    Args:
+        sizes: tokens of each word (N,), at most `room`.
+        room: most tokens of a window.
+        stride: most tokens that two windows share.
+    """
+    begins, ends = np.cumsum(sizes) - sizes, np.cumsum(sizes)
+    windows = [(0, int(np.searchsorted(ends, room, "right")))]
+    while windows[-1][1] < len(sizes):
+        behind = windows[-1][1]  # the next window has at least this word
+        first = int(np.searchsorted(begins, max(begins[behind] - stride, ends[behind] - room), "left"))
+        windows.append((first, int(np.searchsorted(ends, begins[first] + room, "right"))))
+    return windows
+
+
+def best_windows(sizes: np.ndarray, windows: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Return for each word (N,) the window that shows most tokens on both sides of it; -1 if it is in none."""
+    begins, ends = np.cumsum(sizes) - sizes, np.cumsum(sizes)
+    most, best = np.full(len(sizes), -1), np.full(len(sizes), -1)
+    for number, (first, last) in enumerate(windows):
+        part = slice(first, last)
+        context = np.minimum(begins[part] - begins[part][:1], ends[part][-1:] - ends[part])
+        best[part] = np.where(context > most[part], number, best[part])
+        most[part] = np.maximum(context, most[part])
+    return best
+
+
 def align(tags: Sequence[int], word_ids: Sequence[int], names: Mapping[int, str] | None, label_all: bool) -> list[int]:
-    """Return the label of each token: its word's tag, or `IGNORED`.
+    """Return the label of each token: its tag, or `IGNORED`.
 
     The first token of a word has its tag. The others have none, or with `label_all` the tag that continues it: `I-X`
     for `B-X` if there is such a tag, as in Transformers' example run_ner.py.
@@ -106,9 +152,8 @@ def align(tags: Sequence[int], word_ids: Sequence[int], names: Mapping[int, str]
     ids = {name: number for number, name in (names or {}).items()}
     inner = {number: ids.get(f"I-{name[2:]}", number) for name, number in ids.items() if name.startswith("B-")}
     labels, before = [], NO_WORD
-    for word in word_ids:
-        tag = IGNORED if word == NO_WORD else tags[word]
-        if word != NO_WORD and word == before:
+    for tag, word in zip(tags, word_ids, strict=True):
+        if tag != IGNORED and word == before:
             tag = inner.get(tag, tag) if label_all else IGNORED
         labels.append(tag)
         before = word
@@ -137,9 +182,9 @@ class WordCollator:
         self.pad = TextCollator(tokenizer, padding={"labels": IGNORED}, pad_id=filler)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        if "windows" not in rows[0]:
+        if PARTS not in rows[0]:
             return self.pad(rows)
-        return {**self.pad([window["inputs"] for row in rows for window in row["windows"]]), "rows": rows}
+        return {**self.pad([window["inputs"] for row in rows for window in row[PARTS]]), "rows": rows}
 
 
 def add_prefix_space(tokenizer: Any) -> None:
@@ -187,7 +232,7 @@ class Aggregation(TokenClassificationPipeline):
             strategy: `simple`, `first`, `average` or `max`.
         """
         kind, found = AggregationStrategy[strategy.upper()], []
-        for window, probabilities in zip(row["windows"], scores, strict=True):
+        for window, probabilities in zip(row[PARTS], scores, strict=True):
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="Tokenizer does not support real words")
                 tokens = self.gather_pre_entities(
@@ -195,7 +240,7 @@ class Aggregation(TokenClassificationPipeline):
                     window.get("word_ids"), row["starts"],
                 )  # fmt: skip
             found += [group for group in self.aggregate(tokens, kind) if group["entity_group"] != OUTSIDE]
-        groups = self.aggregate_overlapping_entities(found) if len(row["windows"]) > 1 else found
+        groups = self.aggregate_overlapping_entities(found) if len(row[PARTS]) > 1 else found
         return [_entity(group, row["text"]) for group in groups]
 
 
@@ -217,4 +262,4 @@ def find_entities(
     real = batch["attention_mask"].bool().cpu().numpy()
     windows = iter([row[kept] for row, kept in zip(scores, real, strict=True)])
     merge = Aggregation(names, processor)
-    return [merge.entities(row, [next(windows) for _ in row["windows"]], strategy) for row in rows]
+    return [merge.entities(row, [next(windows) for _ in row[PARTS]], strategy) for row in rows]

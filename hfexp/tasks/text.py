@@ -9,6 +9,8 @@ import torch
 import transformers
 
 from hfexp.core.errors import ConfigError
+from hfexp.tasks import base
+from hfexp.tasks.column_names import parts_of, usual_columns
 from hfexp.tasks.entities import IGNORED
 
 TEXT, PAIR = "text", "text_pair"
@@ -154,7 +156,7 @@ class NestedCollator:
 
 
 def byte_tokenizer(
-    model_max_length: int = 512, generates: bool = False, ends: bool = False
+    model_max_length: int = 512, generates: bool = False, ends: bool = False, chat_template: str | None = None
 ) -> transformers.PreTrainedTokenizerFast:
     """Build a tokenizer from no file: its 261 tokens are the 256 bytes and BERT's special tokens.
 
@@ -163,6 +165,7 @@ def byte_tokenizer(
     Args:
         generates: for a causal language model: texts begin with [CLS], and [SEP] is the end-of-text token.
         ends: for an encoder-decoder: texts end with [SEP], the end-of-text token, as those of ByT5 do.
+        chat_template: the form of conversations, in Jinja, as of `apply_chat_template`.
     """
     import tokenizers
     from tokenizers import models, pre_tokenizers
@@ -171,15 +174,19 @@ def byte_tokenizer(
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *letters))}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return _wrapped(made, model_max_length, CAUSAL if generates else ENDED if ends else BERT)
+    tokenizer = _wrapped(made, model_max_length, CAUSAL if generates else ENDED if ends else BERT)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def subword_tokenizer(
     source: Any,
-    column: str | list[str] = TEXT,
+    column: str | list[str] | None = None,
     vocab_size: int = 4096,
     model_max_length: int = 512,
     ends: bool = False,
+    columns: Mapping[str, Any] | None = None,
+    task: base.Task | None = None,
 ) -> transformers.PreTrainedTokenizerFast:
     """Train a tokenizer on texts; its tokens are subwords in lower case.
 
@@ -189,15 +196,18 @@ def subword_tokenizer(
 
     Args:
         source: a `Dataset`, or a `DatasetDict` whose training split is read; labels are not used.
-        column: the column of the texts, or of lists of words; or several such columns.
+        column: the column of the texts, or of lists of words; or several such columns. None: those that the task reads
+            but its label, if that is not a text itself.
         vocab_size: number of tokens, including BERT's special tokens and the 256 bytes.
         ends: for an encoder-decoder: texts end with [SEP], the end-of-text token.
+        columns: the source's own names for columns of the task, as in `dataset.columns`.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     rows = source["train"] if isinstance(source, Mapping) else source
-    columns = [column] if isinstance(column, str) else list(column)
-    for name in columns:
+    names = [column] if isinstance(column, str) else column or text_columns(rows, columns or {}, task)
+    rows = rows.flatten() if any("." in name for name in names) else rows
+    for name in names:
         if name not in rows.column_names:
             raise ConfigError(f"model.processor.column={name}: the source has only {', '.join(rows.column_names)}")
     made = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -207,27 +217,49 @@ def subword_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
     )
-    values = itertools.chain.from_iterable(rows[name] for name in columns)
+    values = itertools.chain.from_iterable(rows[name] for name in names)
     texts = (" ".join(text) if isinstance(text, list) else text for text in values)
     made.train_from_iterator((text or "" for text in texts), trainer)
-    return _wrapped(made, model_max_length, ENDED if ends else BERT)
+    return _wrapped(made, model_max_length, ENDED if ends else BERT, trim=True)
+
+
+def text_columns(rows: Any, columns: Mapping[str, Any], task: base.Task | None) -> list[str]:
+    """Return the columns of a source that hold the texts, or lists of them, that a task reads."""
+    if task is None:
+        return [TEXT]
+    wanted = [name for name in task.columns if name != task.label_column or task.label_kind == base.TEXT]
+    known = {**columns, **usual_columns(rows.column_names, columns, wanted, task, "dataset.columns")}
+    read = [name for name in wanted if name in known or name in rows.column_names or name not in task.defaults]
+    names = [part for name in read for part in parts_of(known.get(name, name))]
+    # A column that does not exist is kept, so that the message names it.
+    return [name for name in names if name not in rows.column_names or _holds_texts(rows.features[name])]
+
+
+def _holds_texts(feature: Any) -> bool:
+    return "string" in str(getattr(getattr(feature, "feature", feature), "dtype", ""))
 
 
 BERT, CAUSAL, ENDED = "[CLS] $A [SEP]", "[CLS] $A", "$A [SEP]"
 """Places of the special tokens of a text: as BERT, causal language models, and encoder-decoders read it."""
 
 
-def _wrapped(made: Any, model_max_length: int, single: str) -> transformers.PreTrainedTokenizerFast:
-    """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places."""
+def _wrapped(
+    made: Any, model_max_length: int, single: str, trim: bool = False
+) -> transformers.PreTrainedTokenizerFast:
+    """Wrap a byte-level tokenizer in one that puts BERT's special tokens in their places.
+
+    Args:
+        trim: leave the space before a word out of the place of its first token.
+    """
     from tokenizers import decoders, processors
 
     made.decoder = decoders.ByteLevel()
     if single == ENDED:  # a text that is written does not begin with the space that subwords put before it
         made.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     ends = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    made.post_processor = processors.TemplateProcessing(
-        single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends
-    )
+    template = processors.TemplateProcessing(single=single, pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ends)
+    places = processors.ByteLevel(trim_offsets=True)
+    made.post_processor = processors.Sequence([places, template]) if trim else template
     inputs = ["input_ids", "token_type_ids", "attention_mask"] if single == BERT else ["input_ids", "attention_mask"]
     roles = {} if single == BERT else {"bos_token": "[CLS]", "eos_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(

@@ -1,6 +1,5 @@
 """Text to text with encoder-decoder models: summaries, translations, and any other text that follows from a text."""
 
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,10 +16,10 @@ class Text2Text(TextWriting, LanguageModelling):
 
     model_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
     columns: ClassVar[tuple[str, ...]] = ("text", "target")
-    usual_names: ClassVar[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "text": ("source", "src", "document", "article", "dialogue", "input"),
         "target": ("tgt", "summary", "highlights", "abstract", "translation", "output"),
-    })  # fmt: skip
+    }  # fmt: skip
     label_column: ClassVar[str | None] = "target"
     label_kind: ClassVar[str] = TEXT
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hfexp.core.errors import ConfigError, DataError
+from hfexp.tasks import column_names
 from hfexp.tasks.base import CLASSES, NUMBER, Classification, Task, to_number, to_truth
 
 # Bases of tasks on texts or pairs of texts; subclasses define the labels.
@@ -17,6 +18,7 @@ class Texts(Task):
     model_class: ClassVar[str] = "AutoModelForSequenceClassification"
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("text", "label")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"text": column_names.TEXT, "label": column_names.CLASS}
     label_column: ClassVar[str | None] = "label"
     varying_shapes: ClassVar[bool] = True
     raw_type: ClassVar[str] = "string"
@@ -61,6 +63,9 @@ class TextPairs(Texts):
     """Base of tasks on the columns `text`, `text_pair` and `label`, e.g. a premise and a hypothesis."""
 
     columns: ClassVar[tuple[str, ...]] = ("text", "text_pair", "label")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "text": column_names.FIRST, "text_pair": column_names.SECOND, "label": column_names.CLASS,
+    }  # fmt: skip
     raw_fields: ClassVar[dict[str, Any]] = {"text": "string", "text_pair": "string"}
 
 
@@ -182,6 +187,10 @@ class Regression(Task):
 class TextRegression(Regression, Texts):
     """Regression on the columns `text` and `label`; `transform` must tokenise."""
 
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {**Texts.usual_names, "label": column_names.NUMBER}
+
 
 class TextPairRegression(Regression, TextPairs):
     """Regression on the columns `text`, `text_pair` and `label`, e.g. how alike two sentences are."""
+
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {**TextPairs.usual_names, "label": column_names.NUMBER}

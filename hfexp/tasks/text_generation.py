@@ -100,6 +100,7 @@ class ChatGeneration(TextGeneration):
     """Chat on the column `messages`, lists of `role` and `content`; the loss is on the assistant's messages."""
 
     columns: ClassVar[tuple[str, ...]] = ("messages",)
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"messages": ("conversation", "conversations", "chat")}
 
     def __init__(self, block_size: int | None = None, generation: Mapping[str, Any] | None = None) -> None:
         """Set up the task; `generation` has fields of `transformers.GenerationConfig` that replace the model's."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.tasks import column_names
 from hfexp.tasks.base import Task
 
 POOLING = ("mean", "cls", "lasttoken")
@@ -16,6 +17,7 @@ class Vectors(Task):
     model_class: ClassVar[str] = "AutoModel"
     processor_class: ClassVar[str] = "AutoTokenizer"
     inference_columns: ClassVar[tuple[str, ...]] = ("text",)
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {"text": column_names.TEXT}
     varying_shapes: ClassVar[bool] = True
     has_own_loss: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True

@@ -21,12 +21,16 @@ class TokenClassification(Task):
     model_class: ClassVar[str] = "AutoModelForTokenClassification"
     processor_class: ClassVar[str] = "AutoTokenizer"
     columns: ClassVar[tuple[str, ...]] = ("words", "tags")
+    usual_names: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "words": ("tokens", "word", "token"), "tags": ("ner_tags", "ner", "labels", "label", "tag"),
+    }  # fmt: skip
     label_column: ClassVar[str | None] = "tags"
     label_kind: ClassVar[str] = TAGS
     tagged_column: ClassVar[str | None] = "words"
     metric: ClassVar[str] = "f1"
     loss_per_token: ClassVar[bool] = True
     varying_shapes: ClassVar[bool] = True
+    windowed: ClassVar[bool] = True
     raw_type: ClassVar[str] = "string"
     raw_column: ClassVar[str | None] = "text"
     answer_types: ClassVar[dict[str, Any]] = {"entities": ENTITY}
@@ -70,9 +74,9 @@ class TokenClassification(Task):
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """Add `labels` per token in place of `tags` per word; leave a row to predict on as it is."""
-        from hfexp.tasks.tagging import align
+        from hfexp.tasks.tagging import PARTS, align
 
-        if "windows" in row:
+        if PARTS in row:
             return row
         labels = align(row["tags"], row["word_ids"], self.class_names, self.label_all_tokens)
         inputs = {name: value for name, value in row.items() if name not in ("tags", "word_ids")}
@@ -111,22 +115,25 @@ class TokenClassification(Task):
         return {"entities": output}
 
     def preprocess_logits(self, logits: Any, labels: Any) -> Any:
-        """Reduce logits (B, T, C) to the counts of `TagScheme.count`, so that no token is kept after its batch."""
+        """Reduce logits (B, T, C) of windows to the counts of `TagScheme.count`, so that no token is kept."""
         import torch
 
         logits = logits[0] if isinstance(logits, tuple) else logits
         counts = self.scheme.count(logits.argmax(-1).cpu().numpy(), labels.cpu().numpy())
-        return torch.from_numpy(counts).to(logits.device)
+        return torch.from_numpy(counts.astype(np.int32)).to(logits.device)
+
+    def merge(self, row: dict[str, Any], inputs: dict[str, Any], outputs: np.ndarray, options: Any) -> np.ndarray:
+        """Return the counts of a row, in which an entity counts once also if it lies in several windows."""
+        return self.scheme.join(outputs)
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         """Return per row the number of labelled `tokens` and of `correct` ones, and the `entities` by type."""
-        return {
-            "tokens": predictions[:, 0], "correct": predictions[:, 1], "entities": self.scheme.by_type(predictions),
-        }  # fmt: skip
+        counts = np.stack(list(predictions))
+        return {"tokens": counts[:, 0], "correct": counts[:, 1], "entities": self.scheme.by_type(counts)}
 
     def found_by_class(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, tuple[int, int, int]]:
         """Count right, predicted and true entities of each type."""
-        entities = self.scheme.by_type(predictions)
+        entities = self.metric_inputs(predictions, references)["entities"]
         return {name: tuple(entities[name].sum(0).tolist()) for name in self.scheme.types}
 
     def marked(self, row: dict[str, Any], output: list[dict[str, Any]]) -> list[Piece]:

@@ -11,7 +11,7 @@ from hfexp.core.config import ModelConfig
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.hub import check_path, explain_hub_errors, local_model
-from hfexp.core.targets import instantiate
+from hfexp.core.targets import instantiate, locate, parameters
 from hfexp.data.prepare import settings_of
 from hfexp.tasks.base import Task
 
@@ -36,8 +36,10 @@ def load_processor(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
 
 def _load(config: ModelConfig, task: Task, allowed: list[str]) -> Any:
     if config.processor.get("_target_"):
+        takes = parameters(locate(str(config.processor["_target_"]), "model.processor._target_", allowed))
         try:
-            return instantiate(config.processor, "model.processor", allowed)
+            own = {"task": task} if "task" in takes else {}
+            return instantiate(config.processor, "model.processor", allowed, **own)
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:

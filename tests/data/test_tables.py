@@ -12,8 +12,9 @@ from hfexp import evaluate, predict, train
 from hfexp.commands import cli
 from hfexp.core.config import DatasetConfig, OnBadSample, SplitsConfig
 from hfexp.core.errors import ConfigError
-from hfexp.data.sources import hub, image_table, saved_to_disk, table
+from hfexp.data.sources import hub, image_table, saved_to_disk, source_row, table
 from hfexp.data.splits import drop_bad_samples, load_dataset
+from hfexp.data.tables import places
 from hfexp.tasks.base import Task
 from hfexp.tasks.text_classification import TextClassification, TextRegression
 from hfexp.tasks.text_generation import TextGeneration
@@ -172,6 +173,17 @@ def test_encodings(content: str, options: dict[str, Any], place: Path) -> None:
         refused(r"rows\.csv.*dataset\.source\.encoding=", "rows.csv")
     Path("rows.csv.gz").write_bytes(gzip.compress(text.encode(content)))
     assert table("rows.csv.gz", **options)["train"]["text"][0] == "schön"
+
+
+def test_lines_of_a_text_file_are_rows_unless_they_are_empty(place: Path) -> None:
+    Path("lines.txt").write_bytes("\ufeffeins\r\n\r\nzw\u00f6lf\r\n  \r\n".encode())
+    found = table("lines.txt")["train"]
+    assert found["text"][:] == ["eins", "zw\u00f6lf"]
+    assert places(found, [source_row(found, 1)]) == "line 3 of lines.txt"
+    assert [row["text"] for row in table("lines.txt", streaming=True)["train"]] == found["text"][:]
+    Path("empty.txt").write_text("\n \n")
+    with pytest.raises(ConfigError, match=r"empty\.txt has no text"):
+        table("empty.txt")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,15 @@ def test_prompts_leave_room_for_the_reply() -> None:
     assert [reply] == TextGeneration().respond(model, newest, tokenizer, options)
 
 
+def test_conversations_may_have_the_form_of_sharegpt() -> None:
+    shared = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "system", "value": "c"}]
+    assert [tuple(message.values()) for message in check_messages(shared)] == [
+        ("user", "a"), ("assistant", "b"), ("system", "c"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="the unknown role 'boss'"):
+        check_messages([{"from": "boss", "value": "a"}])
+
+
 def test_a_template_that_rewrites_earlier_replies_is_noticed() -> None:
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] if loop.last else '-' }}{% endfor %}"

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from datasets import ClassLabel, Dataset, DatasetDict, List
 from hfexp import evaluate, predict, train
 from hfexp.commands import cli
 from hfexp.core.errors import ConfigError, DataError
+from hfexp.data import windows
 from hfexp.data.labels import cast_labels, classes_of, label_counts, readable
 from hfexp.data.sources import conll, python_names
 from hfexp.inference.predictor import load_predictor
-from hfexp.tasks.entities import IGNORED, TagScheme, split_tags
+from hfexp.tasks.entities import EDGES, IGNORED, TagScheme, split_tags
 from hfexp.tasks.metrics import EntityF1, MetricSet, TokenAccuracy
 from hfexp.tasks.tagging import Aggregation, TokenizeWords, add_prefix_space, align
 from hfexp.tasks.text import byte_tokenizer, subword_tokenizer
@@ -30,7 +32,7 @@ from hfexp.tracking.report.page import Marked, Report, Section
 BIO = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
 BIOES = ("O", *(f"{mark}-{kind}" for mark in "BIES" for kind in ("LOC", "PER", "x-y")))
 SMALL = (
-    "task=token_classification", "model=tiny_bert_subwords", "model.processor.column=words", "trainer=scratch",
+    "task=token_classification", "model=tiny_bert_subwords", "trainer=scratch",
     "tracking.pictures=false", "dataset=table", "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2",
     "model.config.hidden_size=16", "model.config.num_attention_heads=2", "model.config.intermediate_size=16",
     "model.config.max_position_embeddings=24", "model.config.vocab_size=320", "trainer.args.num_train_epochs=3",
@@ -144,7 +146,10 @@ def test_logits_are_reduced_to_counts_for_each_row() -> None:
     task.set_classes(dict(enumerate(BIO)))
     labels = torch.tensor([[IGNORED, 1, 2, IGNORED], [IGNORED, 0, IGNORED, IGNORED]])
     logits = torch.nn.functional.one_hot(labels.clamp(min=0), 5).float()
-    assert task.preprocess_logits((logits, None), labels).tolist() == [[2, 2, 1, 1, 1, 0, 0, 0], [1, 1] + [0] * 6]
+    edges = [1, 1, 2, 2, 1, 1, 1, 1]  # from B-LOC to I-LOC, all of it one entity that is found
+    assert task.preprocess_logits((logits, None), labels).tolist() == [
+        [2, 2, 1, 1, 1, 0, 0, 0, *edges], [1, 1] + [0] * (6 + EDGES),
+    ]  # fmt: skip
 
 
 def test_found_and_missed_entities_are_marked_in_the_text() -> None:
@@ -170,7 +175,7 @@ def test_an_evaluation_keeps_counts_of_rows_and_no_tokens(tmp_path: Path) -> Non
     trainer = trainings.make_trainer("bert", "tags", 8, tmp_path)
     trainer.preprocess_logits_for_metrics = task.preprocess_logits
     output = trainer.predict(trainer.eval_dataset)  # pyright: ignore[reportArgumentType]
-    assert np.shape(output.predictions) == (trainings.ROWS, 5)
+    assert np.shape(output.predictions) == (trainings.ROWS, 5 + EDGES)
     assert np.shape(output.label_ids) == (trainings.ROWS,)
     assert trainer.preprocess_logits_for_metrics == task.preprocess_logits
 
@@ -194,11 +199,13 @@ def test_the_first_token_of_a_word_has_its_label_or_every_one_has(tokenizer: Any
     assert row["input_ids"] == theirs["input_ids"]
     names = dict(enumerate(BIO))
     for label_all in (False, True):
-        labels = align(tags, row["word_ids"], names, label_all)
+        labels = align(row["tags"], row["word_ids"], names, label_all)
         for place, word in enumerate(theirs.word_ids()):
             is_first = word != (theirs.word_ids()[place - 1] if place else None)
             assert labels[place] == (IGNORED if word is None or not (is_first or label_all) else tags[word]), place
-    assert align([3, 0], [-1, 0, 0, 1, 1, -1], names, True) == [IGNORED, 3, 4, 0, 0, IGNORED]  # B-PER, then I-PER
+    assert row["windows"] == [len(row["input_ids"])]
+    token_tags = [IGNORED, 3, 3, 0, 0, IGNORED]
+    assert align(token_tags, [-1, 0, 0, 1, 1, -1], names, True) == [IGNORED, 3, 4, 0, 0, IGNORED]  # B-PER, then I-PER
 
 
 def test_a_byte_level_tokenizer_sees_where_words_begin(tmp_path: Path) -> None:
@@ -212,14 +219,58 @@ def test_a_byte_level_tokenizer_sees_where_words_begin(tmp_path: Path) -> None:
         assert tokenizer.decode(tokenizer(["ab", "c"], is_split_into_words=True)["input_ids"][1:-1]) == " ab c"
 
 
-def test_a_row_that_does_not_fit_is_an_error_unless_it_may_be_cut(tokenizer: Any) -> None:
-    row = {"words": ["ada"] * 30, "tags": [0] * 30}
-    with pytest.raises(DataError, match=r"of 30 words only 22 fit into max_length=24 tokens: split the row, or set"):
-        TokenizeWords(tokenizer)(row)
-    cut = TokenizeWords(tokenizer, max_length=12, truncation=True)(row)
-    assert len(cut["input_ids"]) == 12
-    assert max(cut["word_ids"]) == 9
+def test_a_long_row_is_cut_into_windows_of_whole_words(tokenizer: Any) -> None:
+    """Each word has its tag once, in the window that shows most tokens on both sides of it."""
+    draw, names = random.Random(0), tokenizer.get_vocab()
+    for stride, length in ((0, 24), (5, 12), (40, 20), (3, 6)):
+        words = [draw.choice(("ada", "went", "oslo", "xyzxyz", "to", "w" * 30)) for _ in range(draw.randrange(30, 60))]
+        row = TokenizeWords(tokenizer, length, stride=stride)({"words": words, "tags": [*range(len(words))]})
+        tags: list[int] = []
+        before = 0
+        for window in (found := windows.cut(row)):
+            inner = [word for word in window["word_ids"] if word >= 0]
+            assert len(window["input_ids"]) <= length
+            assert [window["input_ids"][place] for place in (0, -1)] == [names["[CLS]"], names["[SEP]"]]
+            assert {tag for tag, word in zip(window["tags"], window["word_ids"], strict=True) if word < 0} == {IGNORED}
+            assert inner[-1] >= before, "no word is left out, and each window has more than the one before"
+            shared = [word for word in inner if word < before]
+            assert len(shared) <= min(stride, (length - 2) // 2)
+            before = inner[-1] + 1
+            tags += dict.fromkeys(tag for tag in window["tags"] if tag != IGNORED)
+        assert tags == [*range(len(words))]
+        for word in range(len(words)):
+            sizes = {}
+            for number, window in enumerate(found):
+                places = [place for place, other in enumerate(window["word_ids"]) if other == word]
+                if places:
+                    sizes[number] = min(places[0], len(window["tags"]) - 1 - places[-1])
+            (owner,) = (number for number, window in enumerate(found) if word in window["tags"])
+            assert sizes[owner] == max(sizes.values())
+
+
+def test_a_row_of_one_window_is_as_the_tokenizer_makes_it(tokenizer: Any) -> None:
+    words = ["ada", "went", "to", "xyz"]
+    row = TokenizeWords(tokenizer)({"words": words, "tags": [0] * 4})
+    assert row["input_ids"] == tokenizer(words, is_split_into_words=True)["input_ids"]
+    cut = TokenizeWords(tokenizer, max_length=12, truncation=True)({"words": ["ada"] * 30, "tags": [0] * 30})
+    assert (cut["windows"], max(cut["word_ids"])) == ([12], 9)
     assert TokenizeWords(tokenizer)({"words": [], "tags": []})["word_ids"] == [-1, -1]
+    with pytest.raises(ConfigError, match="max_length=2 and stride=32 must leave room"):
+        TokenizeWords(tokenizer, max_length=2)
+
+
+@pytest.mark.parametrize("names", [BIOES, ("O", "A", "B")], ids=["BIOES", "plain"])
+def test_counts_of_windows_are_joined_to_those_of_their_row(names: tuple[str, ...]) -> None:
+    scheme, draw = TagScheme(names), random.Random(1)
+    for true, found in random_tags(names, 300):
+        cuts = sorted({0, len(true), *(draw.randrange(len(true) + 1) for _ in range(3))})
+        parts = [slice(*pair) for pair in pairwise(cuts)] or [slice(0, 0)]
+        labels, predictions = np.full((len(parts), 15), IGNORED), np.zeros((len(parts), 15), int)
+        for number, part in enumerate(parts):
+            labels[number, 1 : 1 + len(true[part])] = true[part]
+            predictions[number, 1 : 1 + len(true[part])] = found[part]
+        whole = scheme.count(np.array([found], int), np.array([true], int))[0, :-EDGES]
+        assert scheme.join(scheme.count(predictions, labels)).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize(
@@ -294,6 +345,21 @@ def test_a_loss_of_the_users_own_gets_the_labelled_tokens_as_rows(rows: list[Any
 def test_tags_are_counted_for_the_weights() -> None:
     made = cast_labels(dataset(train=[{"words": ["a", "b"], "tags": ["O", "O"]}, GOOD]), TokenClassification(), None)
     assert label_counts(made["train"], TokenClassification()) == {"O": 3, "B-X": 1}
+
+
+def test_long_rows_are_trained_in_windows_and_a_table_of_texts_is_asked(rows: list[Any], capsys: Any) -> None:
+    write([*rows, *({name: row[name] * 9 for name in row} for row in rows[:10])])
+    assert cli.main([*SMALL, "tracking=none"]) == 0
+    said = capsys.readouterr().err
+    found = re.search(r"cut into windows: (\d+) train rows are (\d+) windows, (\d+) validation rows are", said)
+    assert found, said
+    assert int(found[1]) < int(found[2])
+    Path("new.csv").write_text("id,text\n1,Grace went to Oslo\n", encoding="utf-8")
+    assert cli.main(["predict", "run=last", "new.csv", "output=a.jsonl", "record=false"]) == 0
+    (answer,) = map(json.loads, Path("a.jsonl").read_text(encoding="utf-8").splitlines())
+    assert (answer["id"], answer["text"]) == ("1", "Grace went to Oslo")
+    for entity in answer["entities"]:
+        assert entity["text"] == entity["text"].strip() == answer["text"][entity["start"] : entity["end"]]
 
 
 def test_an_unknown_way_to_merge_tokens_is_refused() -> None:
