@@ -1,6 +1,5 @@
 """One run of an experiment, from a typed config to a recorded result."""
 
-import contextlib
 import functools
 import json
 import logging
