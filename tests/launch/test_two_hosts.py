@@ -18,6 +18,7 @@ import mlflow
 import pytest
 import torch
 from conftest import SMALL_DIGITS, TESTS
+from faults import fault_at
 from safetensors.torch import load_file
 from test_ddp import history
 
@@ -222,6 +223,20 @@ def test_a_host_that_comes_back_joins_the_others_again(
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert len(history(run_dir(place), run.info.run_id, "loss")) == 90
+
+
+def test_the_first_process_that_dies_is_started_again(
+    hosts: tuple[Host, Host], place: Path, all_runs: Callable[[], list[Any]]
+) -> None:
+    (place / "fault").write_text("SIGKILL")
+    words = [*SMALL_DIGITS, *TOGETHER, *fault_at(4), "trainer.args.logging_steps=1", "launch.max_restarts=1"]
+    ends = [end_of(process, 300) for process in [host.start(*words) for host in hosts]]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "process 0 of 2 was killed by SIGKILL" in ends[0][1]
+    assert "machine hosta (10.99.0.1) is gone without a word" in ends[1][1]
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert len(history(run_dir(place), run.info.run_id, "loss")) == 6, "each step once"
 
 
 def test_without_the_first_host_the_other_ends(hosts: tuple[Host, Host]) -> None:
