@@ -18,6 +18,7 @@ import mlflow
 import pytest
 import torch
 from conftest import SMALL_DIGITS, TESTS
+from faults import fault_at
 from safetensors.torch import load_file
 from test_ddp import history
 
@@ -37,6 +38,8 @@ TOGETHER = (
     "launch.num_threads=1", "trainer.args.per_device_train_batch_size=16",
 )  # fmt: skip
 """The same batches of 32 as `SMALL_DIGITS`."""
+LONGEST = 600
+"""Seconds that a training may take on a very busy machine."""
 NOTICED = 60
 """Seconds, on a busy machine, from the moment at which a loss can be noticed to the end of all processes."""
 ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
@@ -131,7 +134,7 @@ def newest_checkpoint(directory: Path) -> int:
 def test_two_hosts_do_what_one_does(hosts: tuple[Host, Host], place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = [*SMALL_DIGITS, "dataset.max_validation_samples=41", "trainer.args.logging_steps=1"]
     first, second = (host.start(*words, *TOGETHER) for host in hosts)
-    code, shown = end_of(first, 300)
+    code, shown = end_of(first, LONGEST)
     assert code == 0, shown
     other_code, other_shown = end_of(second, 120)
     assert other_code == 0, other_shown
@@ -167,7 +170,7 @@ def test_torchrun_on_two_hosts_gives_one_run(
             f"--rdzv-endpoint=10.99.0.1:{PORT}", f"--rdzv-conf=is_host={1 - number}", f"--local-addr={host.address}",
         )  # fmt: skip
         processes.append(host.start(*words, before=f"export GLOO_SOCKET_IFNAME={host.link}", by=agent))
-    ends = [end_of(process, 300) for process in processes]
+    ends = [end_of(process, LONGEST) for process in processes]
     assert [code for code, _ in ends] == [0, 0], ends
     assert sum(shown.count("model: ViTForImageClassification") for _, shown in ends) == 1
     (run,) = all_runs()
@@ -196,7 +199,7 @@ def test_a_host_that_dies_ends_the_run_which_the_same_command_continues(
     assert "machine hostb (10.99.0.2) is gone" in killed.data.tags["hfexp.status_reason"]
     newest = newest_checkpoint(run_dir(place))
     first, second = (host.start(*LONG) for host in hosts)
-    code, shown = end_of(first, 300)
+    code, shown = end_of(first, LONGEST)
     assert code == 0, shown
     assert f"continuing {run_dir(place).name} from checkpoint-{newest}" in shown
     assert end_of(second, 120)[0] == 0
@@ -215,13 +218,27 @@ def test_a_host_that_comes_back_joins_the_others_again(
     second.communicate()
     wait_for(first, "machine hostb (10.99.0.2) is gone without a word")
     second = hosts[1].start(*words)
-    code, shown = end_of(first, 300)
+    code, shown = end_of(first, LONGEST)
     assert code == 0, shown
     assert "continuing" in shown
     assert end_of(second, 120)[0] == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert len(history(run_dir(place), run.info.run_id, "loss")) == 90
+
+
+def test_the_first_process_that_dies_is_started_again(
+    hosts: tuple[Host, Host], place: Path, all_runs: Callable[[], list[Any]]
+) -> None:
+    (place / "fault").write_text("SIGKILL")
+    words = [*SMALL_DIGITS, *TOGETHER, *fault_at(4), "trainer.args.logging_steps=1", "launch.max_restarts=1"]
+    ends = [end_of(process, LONGEST) for process in [host.start(*words) for host in hosts]]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "process 0 of 2 was killed by SIGKILL" in ends[0][1]
+    assert "machine hosta (10.99.0.1) is gone without a word" in ends[1][1]
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert len(history(run_dir(place), run.info.run_id, "loss")) == 6, "each step once"
 
 
 def test_without_the_first_host_the_other_ends(hosts: tuple[Host, Host]) -> None:
@@ -273,7 +290,7 @@ def test_a_host_without_the_folder_is_refused(hosts: tuple[Host, Host], place: P
     blind = f"mount -t tmpfs none {place / 'outputs'}"
     first = hosts[0].start(*LONG)
     second = hosts[1].start(*LONG, before=blind)
-    for code, shown in (end_of(first, 200), end_of(second, 120)):
+    for code, shown in (end_of(first, LONGEST), end_of(second, 120)):
         assert code == 2, shown
         (error,) = re.findall(r"hfexp: error: .*", shown)
         assert f"hostb (10.99.0.2) can't see the folder {place / 'outputs'} of hosta (10.99.0.1)" in error
