@@ -279,7 +279,12 @@ class Sharding(TrainerMixin):
         if not self.is_sharded:
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapted(self.model))
-        return get_model_state_dict(self.model, options=options)  # pyright: ignore
+        weights = get_model_state_dict(self.model, options=options)  # pyright: ignore
+        first: dict[int, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):  # pyright: ignore
+            if name in weights:  # a parameter of several names was gathered once for each; `save_pretrained` saves one
+                weights[name] = weights[first.setdefault(id(parameter), name)]
+        return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_sharded:
