@@ -115,10 +115,12 @@ class Checks:
     def several(self) -> list[Check]:
         """Return the checks of one run in several processes, each with a device of its own."""
         words = (*DIGITS, "launch=ddp")
+        size = f"trainer.args.per_device_train_batch_size={32 // self.gpus}"
+        offload = "launch.fsdp.cpu_offload=true"
         return [
-            Check(
-                "launch=ddp", (*words, f"trainer.args.per_device_train_batch_size={32 // self.gpus}"), self.is_close
-            ),
+            Check("launch=ddp", (*words, size), self.is_close),
+            Check("launch=fsdp", (*DIGITS, "launch=fsdp", size), self.is_close),
+            Check("launch=fsdp with the machine's memory", (*DIGITS, "launch=fsdp", size, offload), self.is_close),
             Check("more processes than devices", (*words, f"launch.num_processes={self.gpus + 1}"), was_refused),
             Check("jobs with a device each", ("-m", *DIGITS, "debug=fast", "seed=1,2,3,4"), self.one_each),
         ]

@@ -100,7 +100,7 @@ IN_PARTS = [
     *((name, "tokens", {"gradient_accumulation_steps": 2, "max_grad_norm": 0.5}) for name in LANGUAGE),
     ("bart", "targets", {"activation_checkpointing": True}),
     ("marian", "targets", {}),
-    ("vit", KINDS[0], {"optim": "adamw_torch_fused", "weight_decay": 0.1, "activation_checkpointing": True}),
+    ("vit", KINDS[0], {"weight_decay": 0.1, "activation_checkpointing": True}),
 ]
 """The same for trainings in which each process has a part of the model."""
 

@@ -96,13 +96,15 @@ def _check_settings(settings: Mapping[str, Any], args: Mapping[str, Any]) -> lis
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """Check a key of `launch.fsdp`; None stands for the default."""
+    """Check a key of `launch.fsdp`; null stands for the default."""
     key = f"launch.fsdp.{name}"
     if name in INSTEAD:
         return f"{key} is not supported; {INSTEAD[name]}"
     if name not in SETTINGS:
         return f"unknown key {key!r}.{did_you_mean(name, SETTINGS)} Allowed here: {one_of(SETTINGS)}"
-    if value is not None and type(value) not in SETTINGS[name]:
+    if value is None:
+        return None
+    if type(value) not in SETTINGS[name]:
         return f"{key}={value!r} must be of type {' or '.join(kind.__name__ for kind in SETTINGS[name])}"
     if name == "auto_wrap_policy" and value not in FSDP_AUTO_WRAP_POLICY:
         return f"{key}={value} is not a policy of Accelerate; allowed: {one_of(FSDP_AUTO_WRAP_POLICY)}"
@@ -281,7 +283,12 @@ class Sharding(TrainerMixin):
         if not self.is_sharded:
             return None
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=is_adapted(self.model))
-        return get_model_state_dict(self.model, options=options)  # pyright: ignore
+        weights = get_model_state_dict(self.model, options=options)  # pyright: ignore
+        first: dict[int, str] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):  # pyright: ignore
+            if name in weights:  # a parameter of several names was gathered once for each; `save_pretrained` saves one
+                weights[name] = weights[first.setdefault(id(parameter), name)]
+        return weights
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_sharded:

@@ -212,7 +212,7 @@ class Machine:
         more = self.model("vit_tiny") if "experiment=pets" in words else []  # its file names a model of the Hub
         if "dataset=imagefolder" in words and not any("data_dir" in word for word in words):
             more.append("dataset.source.data_dir=photos")
-        if "launch=ddp" in words and not any("num_processes" in word for word in words):
+        if {"launch=ddp", "launch=fsdp"} & {*words} and not any("num_processes" in word for word in words):
             more.append("launch.num_processes=2")  # by default one per GPU
         if command in ("remove", "clean") and "--yes" not in words:
             more.append("--yes")

@@ -87,7 +87,7 @@ TABLE = [
     (["model.dtype=float33"], ["model.dtype=float33 is not a dtype of torch"]),
     (["model=local", "model.path=turned", "model.processor.image_meen=[0]"], ["Did you mean 'image_mean'?"]),
     (["model=local", "model.path=turned", "model.config.hidden_dropot_prob=0.5"], ["'hidden_dropout_prob'?"]),
-    (["trainer.args.fsdp=full_shard"], ["trainer.args.fsdp=full_shard is not supported", "launch=ddp"]),
+    (["trainer.args.fsdp=full_shard"], ["trainer.args.fsdp=full_shard is not supported", "launch=fsdp"]),
     (["trainer.args.deepspeed=ds.json"], ["trainer.args.deepspeed=ds.json is not supported", "launch=ddp"]),
     (["trainer.args.auto_find_batch_size=true"], ["auto_find_batch_size=true is not supported"]),
     (["trainer.args.push_to_hub=true"], ["push_to_hub=true is not supported", "hf upload"]),

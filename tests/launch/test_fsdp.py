@@ -152,7 +152,7 @@ def test_two_parts_do_what_the_whole_does(place: Path) -> None:
         of_one, of_two = ([entry[key] for entry in history if key in entry] for history in histories)
         assert len(of_one) >= 2
         assert of_two == pytest.approx(of_one, rel=2e-4)
-    assert two.metrics["best_eval_accuracy"] == two.metrics["final_eval_accuracy"]
+    assert two.metrics["best_eval_loss"] == two.metrics["final_eval_loss"]
     assert two.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
     assert two.report is not None
     assert two.report.support.sum() == one.report.support.sum()  # pyright: ignore
@@ -232,11 +232,9 @@ def test_an_adapter_in_parts_is_the_adapter_of_the_whole(base: tuple[str, ...], 
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=1e-4)
     assert two.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
-    assert two.metrics["best_eval_loss"] == pytest.approx(two.metrics["final_eval_loss"], rel=1e-5)
-    answers = api.predict(run=two.run_dir, inputs=["ice"])
-    assert answers["probabilities"].tolist() == pytest.approx(
-        api.predict(run=one.run_dir, inputs=["ice"])["probabilities"].tolist(), abs=1e-3
-    )
+    assert two.metrics["best_eval_loss"] == two.metrics["final_eval_loss"]
+    answers = [api.predict(run=run.run_dir, inputs=["ice"])["probabilities"][0] for run in (one, two)]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -247,11 +245,10 @@ def test_texts_of_all_lengths_are_written_by_parts_as_by_the_whole(place: Path) 
     Path("rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = (
         "task=translation", "model=tiny_t5_subwords", "model.config.vocab_size=300", "trainer=scratch",
-        "tracking=none",
-        "dataset=table", "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2", "model.config.d_model=16",
-        "model.config.d_kv=8", "model.config.d_ff=16", "model.config.num_layers=1",
-        "model.config.num_decoder_layers=1",
-        "model.config.num_heads=2", "++model.config.dropout_rate=0", "task.generation.max_new_tokens=12",
+        "tracking=none", "dataset=table", "dataset.source.data_files=rows.jsonl", "dataset.test_size=0.2",
+        "model.config.d_model=16", "model.config.d_kv=8", "model.config.d_ff=16", "model.config.num_layers=1",
+        "model.config.num_decoder_layers=1", "model.config.num_heads=2",
+        "++model.config.dropout_rate=0", "task.generation.max_new_tokens=12",
         "trainer.args.num_train_epochs=2", "trainer.args.per_device_train_batch_size=8", "tracking.pictures=false",
         "trainer.args.learning_rate=0.01", "trainer.args.per_device_eval_batch_size=3",
     )  # fmt: skip
@@ -263,19 +260,20 @@ def test_texts_of_all_lengths_are_written_by_parts_as_by_the_whole(place: Path) 
 
 @pytest.mark.slow
 def test_each_architecture_learns_in_parts_what_it_learns_as_a_whole(tmp_path: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, trainings.__file__, str(tmp_path / "found.json"), "fsdp"]
     processes = [
         subprocess.Popen(command, env={**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"
     ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    assert [process.wait(600) for process in processes] == [0, 0]
     trained = json.loads((tmp_path / "found.json").read_text())
     for (architecture, kind, settings), parts in zip(trainings.IN_PARTS, trained, strict=True):
         whole = trainings.train(architecture, kind, 8, **settings)
         for key, tolerance in {"loss": 1e-4, "grad_norm": 1e-3, "eval_loss": 1e-4}.items():
             assert parts[key] == pytest.approx(whole[key], rel=tolerance), (architecture, kind, key)
         for name, values in whole["weights"].items():
-            torch.testing.assert_close(torch.tensor(parts["weights"][name]), torch.tensor(values), rtol=0, atol=1e-5)
+            found = torch.tensor(parts["weights"][name])
+            assert torch.allclose(found, torch.tensor(values), rtol=0, atol=1e-5), (architecture, kind, name)
