@@ -138,7 +138,7 @@ def test_jobs_outlive_a_killed_command_but_not_ctrl_c(place: Path, all_runs: Cal
     assert [run.info.status for run in children(all_runs())] == ["KILLED"] * 2
     (place / "go").touch()
     third = Program(place, command)
-    wait_for(lambda: len(running_jobs()) == 2, "they run again")
+    wait_for(lambda: (place / OUTPUT).read_text().count("submitted as SLURM job") == 2, "they are submitted again")
     kill([psutil.Process(third._process.pid)])
     wait_for(lambda: not running_jobs(), "they end by themselves")
     assert [run.info.status for run in children(all_runs())] == ["FINISHED"] * 2
