@@ -64,8 +64,8 @@ def _queue() -> dict[str, tuple[str, str]]:
 
 def _submitted(output_dir: Path) -> set[str]:
     """Return the ids of the jobs that were submitted from here and are not cleared away."""
-    folders = [*output_dir.glob(f"{PLACE}/{FOLDER}/*"), *output_dir.glob(f"sweeps/*/{FOLDER}/*")]
-    return {folder.name for folder in folders if folder.name.isdecimal()}
+    files = (path for place in (PLACE, "sweeps/*") for path in output_dir.glob(f"{place}/{FOLDER}/*_submission.sh"))
+    return {path.name.partition("_")[0] for path in files}
 
 
 def _records(uri: str) -> dict[str, RunRecord]:

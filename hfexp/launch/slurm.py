@@ -4,7 +4,6 @@ Hydra imports this module at every start of the command line, so nothing heavy i
 """
 
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -256,7 +255,7 @@ class _Service:
         env = ProcessEnv.capture(variables=False)  # sbatch passes those on, and no file should have them
         spec = JobSpec(job.number, job.overrides, env, {}, self.payload, grace, job.shown, log, job.name)
         if known.exists():
-            earlier = Job(self.folder / "%j", known.read_text())
+            earlier = Job(self.folder, known.read_text())
             if earlier.paths.result_pickle.exists() or not earlier.done():
                 say(f"job {job.name} was submitted before, as SLURM job {earlier.job_id}  {job.shown}".rstrip())
                 return _Open(spec, earlier)
@@ -274,9 +273,10 @@ class _Service:
 
         try:
             result = cloudpickle.loads(result_of(item.job))
-            shutil.rmtree(item.job.paths.folder, ignore_errors=True)
+            for file in self.folder.glob(f"{item.job.job_id}_*"):
+                file.unlink()
             for link in self.folder.glob(".submission_file_*"):
-                if not link.exists():  # it led into that folder
+                if not link.exists():  # it led to one of those files
                     link.unlink()
         except RunError as error:
             result = failure(item.spec.overrides, error)

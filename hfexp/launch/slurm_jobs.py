@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import DelayedSubmission, FailedJobError, UncompletedJobError
+from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, UncompletedJobError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from hfexp.core import machine
@@ -25,8 +25,10 @@ from hfexp.launch.job import ProcessEnv, redirect_output
 from hfexp.launch.pool import Slot
 from hfexp.launch.squeue import ENDED, FAILED, GONE, squeue
 
-STOPPED = "stopped"
-"""File in a job's folder with the reason why the job has stopped without a result."""
+
+def _stopped_file(job_id: str, paths: JobPaths) -> Path:
+    """Return the file with the reason why a job has stopped without a result."""
+    return paths.folder / f"{job_id}_stopped"
 
 
 class Watcher(SlurmInfoWatcher):
@@ -64,7 +66,8 @@ class Executor(submitit.SlurmExecutor):
             ValueError: there is no such parameter.
         """
         # -P: as the user's command does, Python must not find a user's `datasets.py` before the library.
-        super().__init__(folder / "%j", max_num_timeout, python=f"{shlex.quote(sys.executable)} -P")
+        # A folder for each job (`%j`) would be made only after the job may have begun, without a place for its output.
+        super().__init__(folder, max_num_timeout, python=f"{shlex.quote(sys.executable)} -P")
         if parameters.get("cpus_per_task"):  # srun does not take it from sbatch (since SLURM 22.05)
             own = parameters.get("srun_args") or []
             parameters = {**parameters, "srun_args": [*own, f"--cpus-per-task={parameters['cpus_per_task']}"]}
@@ -91,7 +94,8 @@ class Task:
         job = submitit.JobEnvironment()
         number = signal.Signals[f"SIG{job.USR_SIG}"]
         requeue: Any = signal.getsignal(number)
-        (job.paths.folder / STOPPED).unlink(missing_ok=True)
+        stopped = _stopped_file(job.job_id, job.paths)
+        stopped.unlink(missing_ok=True)
         self._enter(job.job_id)
         try:
             with stop_raises():
@@ -105,7 +109,7 @@ class Task:
                     requeue(number, None)  # it ends the process
                 except (UncompletedJobError, subprocess.SubprocessError) as error:
                     reason = f"{reason}; {error}"
-            (job.paths.folder / STOPPED).write_text(reason)
+            stopped.write_text(reason)
             raise
         finally:
             for late in (number, signal.SIGTERM):  # from here on a signal would only cut the result short
@@ -138,7 +142,7 @@ def result_of(job: submitit.Job[Any]) -> Any:
         cause = trace[1].strip().splitlines()[-1] if trace else str(error)
         raise RunError(f"SLURM job {job.job_id}: {cause} ({job.paths.stderr})") from None
     except UncompletedJobError:
-        stopped = job.paths.folder / STOPPED
+        stopped = _stopped_file(job.job_id, job.paths)
         if stopped.exists():
             raise Interrupted(f"{stopped.read_text()}; the same command continues it") from None
         if job.state in FAILED:

@@ -29,9 +29,9 @@ SPAN = re.compile(r"(?<!`)`(hfexp [^`]+)`(?!`)")
 OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", "torchrun", "ssh", "mlflow")
 """They install, download, or have tests of their own."""
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
-DEVICES = ("gpus_per_job=", "launch.num_machines=")
-"""Parts of commands that are refused where there are no devices, or wait for another machine."""
-NOT_ALONE = ("ui", "init", "sync", "version", "completion")
+DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm")
+"""Parts of commands that are refused where there are no devices or commands of SLURM, or wait for another machine."""
+NOT_ALONE = ("ui", "init", "sync", "submit", "status", "version", "completion")
 """Commands with tests of their own: a server, a new project, ..."""
 LIMITS = (
     "dataset.max_train_samples=16", "dataset.max_validation_samples=12", "dataset.max_test_samples=12",

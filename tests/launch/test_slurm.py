@@ -43,6 +43,12 @@ def wait_for(happened: Callable[[], Any], what: str) -> None:
         time.sleep(0.2)
 
 
+def kill_command(program: Program) -> None:
+    """Without its jobs."""
+    kill([psutil.Process(program._process.pid)])
+    assert program.exit_code(60) == -signal.SIGKILL
+
+
 def slurm_id(sweep: Path, job: int) -> str:
     return (sweep / ".submitit" / f"{job}.id").read_text()
 
@@ -127,7 +133,7 @@ def test_jobs_outlive_a_killed_command_but_not_ctrl_c(place: Path, all_runs: Cal
     command = ["-m", *SMALL_DIGITS, *hold_at(3), "seed=1,2", *QUEUE]
     program = Program(place, command)
     wait_for(lambda: len(list(place.glob("held-*"))) == 2, "both jobs train")
-    kill([psutil.Process(program._process.pid)])
+    kill_command(program)
     jobs = running_jobs()
     assert len(jobs) == 2
     second = Program(place, command)
@@ -138,8 +144,8 @@ def test_jobs_outlive_a_killed_command_but_not_ctrl_c(place: Path, all_runs: Cal
     assert [run.info.status for run in children(all_runs())] == ["KILLED"] * 2
     (place / "go").touch()
     third = Program(place, command)
-    wait_for(lambda: len(running_jobs()) == 2, "they run again")
-    kill([psutil.Process(third._process.pid)])
+    wait_for(lambda: (place / OUTPUT).read_text().count("submitted as SLURM job") == 2, "they are submitted again")
+    kill_command(third)
     wait_for(lambda: not running_jobs(), "they end by themselves")
     assert [run.info.status for run in children(all_runs())] == ["FINISHED"] * 2
     assert Program(place, command).exit_code(PATIENCE) == 0, (place / OUTPUT).read_text()

@@ -35,7 +35,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def local_executor(folder: Path, timeouts: int = 3) -> submitit.LocalExecutor:
     """Runs jobs in processes of this machine, as submitit's executor for SLURM runs them there."""
-    executor = submitit.LocalExecutor(folder / "%j", timeouts, python=f"{shlex.quote(sys.executable)} -P")
+    executor = submitit.LocalExecutor(folder, timeouts, python=f"{shlex.quote(sys.executable)} -P")
     executor.update_parameters(timeout_min=5)
     return executor
 

@@ -64,14 +64,15 @@ def test_sigusr1_stops_a_run_as_sigterm_does(place: Path, all_runs: Callable[[],
 def test_a_run_stops_in_time_and_the_same_command_continues_it(
     processes: int, place: Path, all_runs: Callable[[], list[Any]]
 ) -> None:
-    words = [*SMALL_DIGITS, "launch.num_threads=1", "trainer.args.num_train_epochs=200", "trainer.args.max_steps=600"]
+    words = [*SMALL_DIGITS, "launch.num_threads=1", *hold_at(2)]
     words += ["launch=ddp", "launch.num_processes=2"] if processes > 1 else []
-    codes = [Program(place, [*words, f"launch.time_limit={limit}"]).exit_code(300) for limit in ("20s", "1d")]
-    assert codes == [143, 0]
+    codes = [Program(place, [*words, f"launch.time_limit={limit}"]).exit_code(900) for limit in ("30s", "1d")]
+    assert codes == [143, 0], (place / OUTPUT).read_text()
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert run.data.tags["hfexp.resumed"] == "true"
     assert "continuing vit" in (place / OUTPUT).read_text()
+    (place / "go").touch()
     whole = api.train(*words, "output_dir=whole")
     assert run.data.metrics["test_loss"] == whole.metrics["test_loss"]
 
@@ -79,9 +80,9 @@ def test_a_run_stops_in_time_and_the_same_command_continues_it(
 @pytest.mark.slow
 def test_the_limit_holds_for_each_job_of_a_sweep(place: Path, all_runs: Callable[[], list[Any]]) -> None:
     words = ["-m", *SMALL_DIGITS, "seed=1,2", "trainer.args.num_train_epochs=4", *hold_at(3)]
-    assert Program(place, [*words, "launch.time_limit=20s"]).exit_code(300) == 1
+    assert Program(place, [*words, "launch.time_limit=30s"]).exit_code(900) == 1
     shown = (place / OUTPUT).read_text()
-    assert "job 1 (seed=2): stopped by launch.time_limit=20s; the same command continues it" in shown, shown
+    assert "job 1 (seed=2): stopped by launch.time_limit=30s; the same command continues it" in shown, shown
     assert {run.info.status for run in all_runs()} == {"KILLED"}
-    assert Program(place, [*words, "launch.time_limit=1d"]).exit_code(300) == 0, (place / OUTPUT).read_text()
+    assert Program(place, [*words, "launch.time_limit=1d"]).exit_code(900) == 0, (place / OUTPUT).read_text()
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED"] * 3
