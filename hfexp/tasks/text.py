@@ -218,7 +218,7 @@ def subword_tokenizer(
         vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=letters, show_progress=False
     )
     values = itertools.chain.from_iterable(rows[name] for name in names)
-    texts = (" ".join(text) if isinstance(text, list) else text for text in values)
+    texts = (" ".join(word or "" for word in text) if isinstance(text, list) else text for text in values)
     made.train_from_iterator((text or "" for text in texts), trainer)
     return _wrapped(made, model_max_length, ENDED if ends else BERT, trim=True)
 

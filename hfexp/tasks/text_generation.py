@@ -132,5 +132,7 @@ class ChatGeneration(TextGeneration):
 
     def inference_example(self, row: dict[str, Any]) -> str | None:
         """Return the user's first message; None if there is none, or if it is not a text."""
-        contents = [message["content"] for message in row["messages"] if message["role"] == "user"]
+        from hfexp.tasks.causal_lm import check_messages
+
+        contents = [message["content"] for message in check_messages(row["messages"]) if message["role"] == "user"]
         return contents[0] if contents and isinstance(contents[0], str) else None

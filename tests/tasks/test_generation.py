@@ -149,6 +149,7 @@ def test_conversations_may_have_the_form_of_sharegpt() -> None:
     assert [tuple(message.values()) for message in check_messages(shared)] == [
         ("user", "a"), ("assistant", "b"), ("system", "c"),
     ]  # fmt: skip
+    assert ChatGeneration().inference_example({"messages": shared}) == "a"
     with pytest.raises(DataError, match="the unknown role 'boss'"):
         check_messages([{"from": "boss", "value": "a"}])
 
