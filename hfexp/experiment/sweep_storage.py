@@ -62,21 +62,6 @@ def open_storage(url: str, patient: bool = False) -> RDBStorage:
         raise ConfigError(f"search.storage={mask_secrets(url)} needs a driver: {first_line(error)}{hint}") from error
 
 
-def check_url(url: str) -> None:
-    """Refuse a storage that can't give each trial to one sweeper.
-
-    Raises:
-        ConfigError: it is one of MLflow's (`mlflow.optuna.storage.MlflowStorage`, of MLflow 3.17).
-    """
-    if url.partition(":")[0] in ("mlflow", "http", "https", "databricks"):
-        raise ConfigError(
-            f"search.storage={mask_secrets(url)}: an MLflow server can't keep a study, as it can't give a trial to "
-            "one sweeper alone; use a database that all hosts reach, e.g. "
-            "search.storage=postgresql://USER@HOST/DATABASE (pip install 'hfexp[postgres]'), and give the server as "
-            "tracking.uri"
-        )
-
-
 @contextlib.contextmanager
 def _first_use(url: str) -> Iterator[None]:
     """Let one process at a time create tables in PostgreSQL: Optuna 5 creates them without a lock."""

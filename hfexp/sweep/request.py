@@ -27,7 +27,7 @@ from hfexp.core.locks import SharedLock
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.process import ProcessId
 from hfexp.core.provenance import file_name
-from hfexp.core.secrets import mask_override, mask_values, without_secrets
+from hfexp.core.secrets import mask_override, mask_secrets, mask_values, without_secrets
 from hfexp.core.training_args import lower_is_better
 from hfexp.experiment.choices import check_choices
 from hfexp.sweep.space import Point, Space, read_space
@@ -324,8 +324,21 @@ def check_directions(search: SearchConfig) -> None:
 
 
 def check_storage(search: SearchConfig, on_existing: OnExisting) -> None:
-    """Refuse to start a shared sweep over: the next free name on this host may be another one elsewhere."""
-    if search.storage and on_existing is OnExisting.rerun:
+    """Refuse a storage that can't give each trial to one sweeper, and to start a shared sweep over.
+
+    Raises:
+        ConfigError: `search.storage` is a server of MLflow, whose `MlflowStorage` (MLflow 3.17) changes no attribute
+            on a condition; or `on_existing=rerun`, for which the next free name may be another one on another host.
+    """
+    storage = search.storage or ""
+    if storage.partition(":")[0] in ("mlflow", "http", "https", "databricks"):
+        raise ConfigError(
+            f"search.storage={mask_secrets(storage)}: an MLflow server can't keep a study, as it can't give a trial "
+            "to one sweeper alone; use a database that all hosts reach, e.g. "
+            "search.storage=postgresql://HOST/DATABASE (pip install 'hfexp[postgres]'), and give the server as "
+            "tracking.uri"
+        )
+    if storage and on_existing is OnExisting.rerun:
         raise ConfigError(
             "on_existing=rerun names a new sweep by the outputs of this host, but search.storage is for several; "
             "choose another search.name instead"

@@ -24,7 +24,7 @@ from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.files import sqlite_address, sqlite_path
 from hfexp.core.locks import SharedLock
 from hfexp.core.secrets import mask_secrets
-from hfexp.experiment.sweep_storage import check_url, close_storage, open_storage
+from hfexp.experiment.sweep_storage import close_storage, open_storage
 from hfexp.sweep.request import HASHED, Definition
 from hfexp.sweep.trials import State, TrialRun
 
@@ -48,7 +48,6 @@ def open_study(url: str, name: str, directions: Sequence[str], sampler: Any, pru
     path = sqlite_path(url)
     if path is not None:
         _create_file(path, name, directions)
-    check_url(url)
     with quiet():
         try:
             return optuna.create_study(

@@ -82,13 +82,15 @@ def restore_point(config: Config, origin: Origin, point: TrialKey, sweep_info: S
     if run is None or (run_dir is not None and _has_worked_in(run_dir, run)):
         return
     run = _wait_for_orphan(client, run)
-    state = _state_of(run, config, point)
+    state, checkpoints = _state_of(run, config, point), _checkpoints_of(client, run)
+    if state.status == "failed" and not checkpoints:
+        return  # as on one host, another attempt is a new run
     if state.status != "finished":
         _claim(client, run.info.run_id)
     if run_dir is None:
         run_dir = new_directory(config, origin)
     _restore_record(client, run, uri, run_dir, str(sweep_info.experiment))
-    step = _fetch_checkpoint(client, run, run_dir / "checkpoints", uri) if state.status != "finished" else None
+    step = _fetch_newest(checkpoints, run_dir / "checkpoints", uri) if state.status != "finished" else None
     save_state(run_dir, state)
     note_run_directory(point, run_dir)
     if state.status != "finished":
@@ -233,17 +235,25 @@ def _history(client: Any, run: Any) -> Iterator[tuple[int, int, dict[str, float]
         yield step, moment, values
 
 
-def _fetch_checkpoint(client: Any, run: Any, directory: Path, uri: str) -> int | None:
-    """Download the newest checkpoint that is whole, and the best one so far, which the run needs at its end.
-
-    Returns:
-        The step of the former; None if the server has no such checkpoint.
-    """
+def _checkpoints_of(client: Any, run: Any) -> dict[int, Any]:
+    """Return the checkpoints of a run that were uploaded completely, as MLflow's models by step."""
     found = {}
     for model in models_of(client, run.info.experiment_id, run.info.run_id):
         match = NAME.fullmatch(model.tags.get(KEY_TAG, ""))
         if match and is_ready(model):
             found[int(match.group(1))] = model
+    return found
+
+
+def _fetch_newest(found: dict[int, Any], directory: Path, uri: str) -> int | None:
+    """Download the newest checkpoint that is whole, and the best one so far, which the run needs at its end.
+
+    Args:
+        found: uploaded checkpoints by step.
+
+    Returns:
+        The step of the former; None if none can be used.
+    """
     for step in sorted(found, reverse=True):
         path = _download(found[step], directory, uri)
         best = trainer_state(path).get("best_global_step") if path else None

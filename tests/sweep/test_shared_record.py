@@ -15,9 +15,7 @@ from faults import fault_at
 from sweeps import make_sweep, run_point
 from toys import RATE, sweep
 
-from hfexp.core.errors import ConfigError
 from hfexp.core.process import ProcessId
-from hfexp.experiment import sweep_storage
 from hfexp.sweep import scheduler, study
 from hfexp.sweep.shared_parent import Lease
 from hfexp.tracking.delivery import Delivery
@@ -217,7 +215,10 @@ def test_of_several_that_propose_one_is_heard(shared: Any) -> None:
     assert len(set(heard)) == 1
 
 
-def test_a_tracking_server_is_no_storage(place: Path) -> None:
-    for url in ("mlflow", "http://localhost:5000"):
-        with pytest.raises(ConfigError, match="an MLflow server can't keep a study.*use a database"):
-            sweep_storage.check_url(url)
+@pytest.mark.parametrize("url", ["mlflow", "http://localhost:5000"])
+def test_a_tracking_server_is_no_storage(url: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(lambda cfg: 1.0, f"{RATE}=0.1", f"search.storage='{url}'") == 2
+    error = capsys.readouterr().err
+    assert f"search.storage={url}: an MLflow server can't keep a study" in error
+    assert "use a database that all hosts reach" in error
+    assert not list(place.iterdir())
