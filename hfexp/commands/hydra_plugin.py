@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hfexp.launch import forkserver, local
+from hfexp.launch import forkserver, local, ray
 from hfexp.sweep import sweeper
 
 forkserver.modules = ("hfexp.commands.cli", "hfexp.experiment.run", "hfexp.launch.job", "hfexp.tasks.images")
@@ -18,6 +18,10 @@ forkserver.modules = ("hfexp.commands.cli", "hfexp.experiment.run", "hfexp.launc
 
 class LocalLauncher(local.LocalLauncher):
     """The launcher behind `hydra/launcher=local`."""
+
+
+class RayLauncher(ray.RayLauncher):
+    """The launcher behind `hydra/launcher=ray`."""
 
 
 class ExperimentSweeper(sweeper.ExperimentSweeper):
@@ -42,4 +46,5 @@ class Planner(sweeper.ExperimentSweeper):
 
 store = ConfigStore.instance().store
 store(group="hydra/launcher", name="local", node=local.LocalLauncherConf, provider="hfexp")
+store(group="hydra/launcher", name="ray", node=ray.RayLauncherConf, provider="hfexp")
 store(group="hydra/sweeper", name="hfexp", node=sweeper.ExperimentSweeperConf, provider="hfexp")

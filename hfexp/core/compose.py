@@ -247,13 +247,16 @@ They need no `+`, and are checked where they are used; a mapping sets several ke
 """
 
 
-TYPED_ONLY = ("security.allowed_targets", "model.trust_remote_code")
+TYPED_ONLY = (
+    "security.allowed_targets", "model.trust_remote_code", "hydra.launcher.address", "hydra.launcher.init",
+    "hydra.launcher.runtime_env",
+)  # fmt: skip
 """Keys that let other people's code run: only overrides, which the user has typed, may set them."""
 MAX_NAME = 240
 """Bytes that the name of an option may have: file systems take 255 for the name of its file."""
 NON_TEXT = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
 """Matches what Hydra's grammar reads as a value other than text."""
-PLUGINS = ("LocalLauncher", "ExperimentSweeper", "Planner")
+PLUGINS = ("LocalLauncher", "RayLauncher", "ExperimentSweeper", "Planner")
 """Names of the plugin classes in `hydra_plugins.hfexp`."""
 
 
@@ -508,17 +511,27 @@ def require_typed(cfg: Any) -> None:
         ConfigError: a config file sets one of `TYPED_ONLY`, and no override does.
     """
     # Overrides may hold interpolations, which only the whole config can resolve.
-    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
-    parts = [override.lstrip("+").partition("=") for override in typed]
-    keys = {key for key, _, _ in parts} | {f"{key}." for key, _, value in parts if value.startswith("{")}
-    for key in TYPED_ONLY:
-        value = OmegaConf.select(cfg, key)
-        if value and key not in keys and not any(key.startswith(prefix) for prefix in keys if prefix.endswith(".")):
-            shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
+    typed: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
+    parts = [override.lstrip("+").partition("=") for override in [*typed["task"], *typed["hydra"]]]
+    keys = {key for key, _, _ in parts}
+    sections = tuple(f"{key}." for key, _, value in parts if value.startswith("{"))
+    for key, value in (item for section in TYPED_ONLY for item in _leaves(section, OmegaConf.select(cfg, section))):
+        if value and key not in keys and not key.startswith(sections):
+            shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else value
+            shown = "true" if value is True else shown
             raise ConfigError(
                 f"a config file sets {key}={shown}, which allows other people's code to run; if you trust it, set it "
                 f"on the command line: {key}={shown}"
             )
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a value, or all values below a mapping, with their keys."""
+    if OmegaConf.is_dict(value):
+        for name in value:
+            yield from _leaves(f"{key}.{name}", value[name])
+    else:
+        yield key, value
 
 
 @contextlib.contextmanager
