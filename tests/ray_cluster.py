@@ -12,6 +12,7 @@ OWN_ADDRESS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes stay on 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_memory_monitor_refresh_ms": "0",  # it kills workers when others fill the machine's memory
     "RAY_worker_niceness": "0",  # 15 by default: behind everything else on a busy machine
 }
 """Variables that must be set before Ray is imported, in the cluster and in what connects to it."""
