@@ -43,8 +43,8 @@ EMPTY = {
     "submitit_local": ["hydra/launcher=submitit_local"],
 }
 if importlib.util.find_spec("ray") is not None:
-    LOCAL_CLUSTER = "hydra.launcher.init={num_cpus: 2, include_dashboard: false}"
-    EMPTY["ray, 2 CPUs"] = ["hydra/launcher=ray", "hydra.launcher.address=local", LOCAL_CLUSTER]
+    LOCAL_CLUSTER = ["++hydra.launcher.init.num_cpus=2", "++hydra.launcher.init.include_dashboard=false"]
+    EMPTY["ray, 2 CPUs"] = ["hydra/launcher=ray", "hydra.launcher.address=local", *LOCAL_CLUSTER]
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null", "hydra.sweep.dir=sweep"]
 SERIAL, TWO = "one after the other (basic)", "two at once (local)"
 DIGITS = [

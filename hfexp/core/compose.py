@@ -238,6 +238,7 @@ OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
     "search.sampler", "search.pruner_args", "search.space",
+    "hydra.launcher.init", "hydra.launcher.resources", "hydra.launcher.runtime_env",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
     "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={",
 )  # fmt: skip
