@@ -7,6 +7,7 @@ divided by their number less one, leaves out what is done once (imports, the fir
 training with everything that belongs to a run: data, checkpoints, evaluation, record, report.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ EMPTY = {
     "joblib, 2 workers": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
 }
+if importlib.util.find_spec("ray") is not None:
+    LOCAL_CLUSTER = ["++hydra.launcher.init.num_cpus=2", "++hydra.launcher.init.include_dashboard=false"]
+    EMPTY["ray, 2 CPUs"] = ["hydra/launcher=ray", "hydra.launcher.address=local", *LOCAL_CLUSTER]
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null", "hydra.sweep.dir=sweep"]
 SERIAL, TWO = "one after the other (basic)", "two at once (local)"
 DIGITS = [

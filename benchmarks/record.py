@@ -32,8 +32,9 @@ NOTES = {
     "processes and devices; its step is the run's age in seconds. Text tasks add `tokens_per_second`, accelerators "
     "`peak_gpu_<i>_memory_mb` and `system/gpu_<i>_...`.",
     "Tags": "What runs are found and compared by. Runs in a git repository add `hfexp.git_sha`, `hfexp.git_branch`, "
-    "`hfexp.git_dirty`; an interrupted one `hfexp.status_reason`; one that was continued `hfexp.resumed`; pretrained "
-    "models `hfexp.model_revision`; metrics of sacrebleu `hfexp.sacrebleu_NAME`.",
+    "`hfexp.git_dirty`; an interrupted one `hfexp.status_reason`; one that was continued `hfexp.resumed`; one whose "
+    "memory ran out `hfexp.rows_at_once` and `hfexp.eval_rows_at_once`; pretrained models `hfexp.model_revision`; "
+    "metrics of sacrebleu `hfexp.sacrebleu_NAME`.",
     "Inputs": "One dataset per split. The digest covers every row; the profile has the number of rows and of each "
     "class; the source is what loads it, with the commit if it comes from the Hub.",
     "Models": "The final model is an MLflow model (`models:/<id>` or `runs:/<run>/model`); checkpoints are linked by "

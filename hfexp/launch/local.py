@@ -134,15 +134,19 @@ class LocalLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
 
     def _begin(self) -> Path:
-        """Start the fork server and Hydra's logging; create the sweep's directory and return it."""
-        from hfexp.launch import forkserver
-
-        forkserver.start()
+        """Get ready to start jobs, start Hydra's logging, create the sweep's directory and return it."""
+        self._prepare()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         sweep_dir.mkdir(parents=True, exist_ok=True)
         return sweep_dir
+
+    def _prepare(self) -> None:
+        """Start the fork server."""
+        from hfexp.launch import forkserver
+
+        forkserver.start()
 
     def _pool(self, total: int) -> "Pool":
         from hfexp.launch.pool import Pool, display_for

@@ -110,6 +110,8 @@ def test_a_callback_of_hydra_is_refused_before_it_is_built(place: Path, capsys: 
         ("security: {allowed_targets: [os]}\ntransform: {augment: [{_target_: os.mkdir, path: MADE}]}",
          "security.allowed_targets=[os]"),
         ("model: {trust_remote_code: true}", "model.trust_remote_code=true"),
+        ("hydra: {launcher: {runtime_env: {pip: [other]}}}", "hydra.launcher.runtime_env.pip=[other]"),
+        ("hydra: {launcher: {address: 'ray://elsewhere:1'}}", "hydra.launcher.address=ray://elsewhere:1"),
     ],
 )  # fmt: skip
 def test_a_file_of_options_runs_nothing(
@@ -117,7 +119,8 @@ def test_a_file_of_options_runs_nothing(
 ) -> None:
     (place / "conf" / "experiment").mkdir(parents=True)
     (place / "conf" / "experiment" / "sent.yaml").write_text(f"# @package _global_\n{setting}\n")
-    assert cli.main(["--config-dir", "conf", "experiment=sent", "dataset=digits", "model=vit_digits"]) == 2
+    words = ["experiment=sent", "dataset=digits", "model=vit_digits", "hydra/launcher=ray"]
+    assert cli.main(["--config-dir", "conf", *words]) == 2
     assert key in capsys.readouterr().err
     assert [path.name for path in place.iterdir()] == ["conf"]
 

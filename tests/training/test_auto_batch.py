@@ -162,11 +162,11 @@ def test_several_processes_start_again_from_the_checkpoint(
     words = [*SMALL_DIGITS, *TWO_PROCESSES, *sizes]
     plain = api.train(*words, "output_dir=plain")
     at = 100 if evaluating else 4  # in the second of two epochs
-    rows = 16 if evaluating else 12
-    result = api.train(*words, *small_memory(rows, at=at, rank=1, evaluating=str(evaluating).lower()))
+    rows, rank = (16, 0) if evaluating else (12, 1)
+    result = api.train(*words, *small_memory(rows, at=at, rank=rank, evaluating=str(evaluating).lower()))
     said = capfd.readouterr().err
     if evaluating:
-        assert "process 1: out of memory in an evaluation with 32 rows at once" in said
+        assert "process 0: out of memory in an evaluation with 32 rows at once" in said
         assert "All processes go on from the start with 16" in said
     else:
         assert "process 1: out of memory with 16 rows at once" in said
