@@ -333,6 +333,8 @@ class TrainerConfig:
     r_drop: float | None = None
     """Weight of the difference between the answers of two passes with other dropout (R-Drop), e.g. 1; null: 0."""
     ema: EmaConfig = field(default_factory=EmaConfig)
+    soup: int | None = None
+    """Average the weights of so many last checkpoints, and take the average if it is better; null: no average."""
     lr_factors: dict[str, float] = field(default_factory=dict)
     """Factors of the learning rate by regular expression that matches the beginning of a name: `{classifier: 10}`."""
     layer_decay: float | None = None

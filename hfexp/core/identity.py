@@ -29,6 +29,7 @@ IRRELEVANT_ARGS = frozenset(
 
 OPTIONAL = (
     "loss", "class_weights", "options", "balanced_sampling", "r_drop", "ema", "lr_factors", "layer_decay", "thaw_at",
+    "soup",
 )  # fmt: skip
 """Keys of `trainer` that change nothing while they have no value."""
 

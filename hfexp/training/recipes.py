@@ -6,12 +6,13 @@ from hfexp.core.config import Config
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER, Task
 from hfexp.training.model import frozen_parameters
 from hfexp.training.rates import check_rates, rate_factors
+from hfexp.training.soup import check_soup
 
 
 def check_recipes(config: Config, task: Task) -> list[str]:
     """Check the values of the recipes, and that they suit the task, the data and each other."""
     recipe = config.trainer
-    problems = check_rates(recipe.lr_factors, recipe.layer_decay) + _check_thawing(config)
+    problems = check_rates(recipe.lr_factors, recipe.layer_decay) + _check_thawing(config) + check_soup(config)
     decay = recipe.ema.decay
     if decay is not None and not 0 < decay < 1:
         problems.append(f"trainer.ema.decay={decay} must be between 0 and 1, e.g. 0.999")
@@ -76,5 +77,6 @@ def use_recipes(trainer: Any, config: Config) -> None:
     trainer.lr_factors, trainer.layer_decay = recipe.lr_factors, recipe.layer_decay
     check_names(config, trainer.model)  # of a model that was not checked before it was built
     trainer.r_drop, trainer.balanced_sampling = recipe.r_drop or 0.0, recipe.balanced_sampling
+    trainer.soup = recipe.soup or 0
     if recipe.thaw_at is not None:
         trainer.thaw_at, trainer.frozen = recipe.thaw_at, frozen_parameters(trainer.model, config.model.freeze)

@@ -27,9 +27,9 @@ from hfexp.tasks.base import Task
 from hfexp.tasks.metrics import MetricSet
 from hfexp.training.averaging import AveragedWeights
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
-from hfexp.training.checkpoints import CheckpointMixin
 from hfexp.training.losses import Loss, divergence
 from hfexp.training.rates import LearningRates
+from hfexp.training.soup import Soup
 from hfexp.training.thawing import Thawing
 from hfexp.training.weighting import IGNORED, WeightedLosses
 
@@ -297,7 +297,7 @@ class StreamTraining(TrainerMixin):
 
 
 class Trainer(
-    CheckpointMixin,
+    Soup,
     TimingMixin,
     StreamTraining,
     StopWhenDiverged,
