@@ -209,6 +209,8 @@ class ModelConfig:
     """Regular expressions: a parameter is frozen if one of them matches the beginning of its name."""
     peft: dict[str, Any] = field(default_factory=dict)
     """Train an adapter instead of the weights: arguments of `peft.LoraConfig`, or of the class in `_target_`."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """Quantise the pretrained weights below an adapter: fields of a Transformers config, e.g. `load_in_4bit: true`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; only an override may set it, no config file."""
     kind: str | None = None

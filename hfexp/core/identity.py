@@ -58,8 +58,9 @@ def config_hash(config: Config) -> str:
     if plain["trainer"]["ema"]["decay"] is None:
         plain["trainer"]["ema"] = {}
     plain["trainer"] = {key: value for key, value in plain["trainer"].items() if value or key not in OPTIONAL}
-    if not plain["model"]["channels_last"]:
-        del plain["model"]["channels_last"]
+    for key in ("channels_last", "quantization"):
+        if not plain["model"][key]:
+            del plain["model"][key]
     if not plain["dataset"]["streaming"]:
         del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
