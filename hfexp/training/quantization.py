@@ -27,10 +27,10 @@ def check_quantization(config: Config, stored: Any) -> list[str]:
     Args:
         stored: the checkpoint's config, which says if its own weights are quantised; None: nothing is known.
     """
-    fields, own = config.model.quantization, getattr(stored, "quantization_config", None)
-    if not fields and own is None:
+    fields, own = config.model.quantization, getattr(stored, "quantization_config", None) or {}
+    if not fields and not own:
         return []
-    if fields and own is not None:
+    if fields and own:
         return [f"{KEY}: the weights of {config.model.path} are quantised already: leave it out"]
     key = KEY if fields else f"model.path={config.model.path}"
     if not config.model.peft:
@@ -38,7 +38,7 @@ def check_quantization(config: Config, stored: Any) -> list[str]:
     if config.trainer.args.get("use_cpu") and _has_accelerator():
         return [f"{key}: Transformers puts quantised weights on the accelerator; leave trainer.args.use_cpu out"]
     try:
-        _check_trainable(fields or own, pre_quantized=own is not None)
+        _check_trainable(fields or own, pre_quantized=bool(own))
     except ConfigError as error:
         return [str(error)]
     except (ImportError, RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:

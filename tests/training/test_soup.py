@@ -18,7 +18,9 @@ from hfexp.core.checkpoint import CheckpointError
 from hfexp.core.errors import ConfigError, Terminated
 from hfexp.experiment.preflight import load_inputs
 
-EVERY = {f"{name}_{what}": value for name in ("eval", "save") for what, value in (("strategy", "steps"), ("steps", 3))}
+EVERY: dict[str, Any] = {
+    f"{name}_{what}": value for name in ("eval", "save") for what, value in (("strategy", "steps"), ("steps", 3))
+}
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:
