@@ -237,13 +237,8 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionExcepti
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
-<<<<<<< HEAD
-    "launch.fsdp.",
+    "launch.fsdp.", "hydra.launcher.init", "hydra.launcher.resources", "hydra.launcher.runtime_env",
     "search.sampler", "search.pruner_args", "search.space", "hydra.launcher.additional_parameters",
-=======
-    "search.sampler", "search.pruner_args", "search.space",
-    "hydra.launcher.init", "hydra.launcher.resources", "hydra.launcher.runtime_env",
->>>>>>> 3f5fb7b323a3dd4f240a11a988d21728186f6bc7
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
     "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={", "launch.fsdp={",
 )  # fmt: skip
@@ -254,24 +249,16 @@ They need no `+`, and are checked where they are used; a mapping sets several ke
 
 
 TYPED_ONLY = (
-<<<<<<< HEAD
     "security.allowed_targets", "model.trust_remote_code", "hydra.launcher.setup", "hydra.launcher.srun_args",
-    "hydra.launcher.additional_parameters",
-=======
-    "security.allowed_targets", "model.trust_remote_code", "hydra.launcher.address", "hydra.launcher.init",
+    "hydra.launcher.additional_parameters", "hydra.launcher.address", "hydra.launcher.init",
     "hydra.launcher.runtime_env",
->>>>>>> 3f5fb7b323a3dd4f240a11a988d21728186f6bc7
 )  # fmt: skip
 """Keys that let other people's code run: only overrides, which the user has typed, may set them."""
 MAX_NAME = 240
 """Bytes that the name of an option may have: file systems take 255 for the name of its file."""
 NON_TEXT = re.compile(r"(?i)\s*(null|true|false|[+-]?(\d[\d_]*(\.[\d_]*)?(e[+-]?\d+)?|\.\d+|inf|nan))\s*")
 """Matches what Hydra's grammar reads as a value other than text."""
-<<<<<<< HEAD
-PLUGINS = ("LocalLauncher", "SlurmLauncher", "ExperimentSweeper", "Planner")
-=======
-PLUGINS = ("LocalLauncher", "RayLauncher", "ExperimentSweeper", "Planner")
->>>>>>> 3f5fb7b323a3dd4f240a11a988d21728186f6bc7
+PLUGINS = ("LocalLauncher", "SlurmLauncher", "RayLauncher", "ExperimentSweeper", "Planner")
 """Names of the plugin classes in `hydra_plugins.hfexp`."""
 
 
@@ -526,15 +513,6 @@ def require_typed(cfg: Any) -> None:
         ConfigError: a config file sets one of `TYPED_ONLY`, and no override does.
     """
     # Overrides may hold interpolations, which only the whole config can resolve.
-<<<<<<< HEAD
-    typed: Any = OmegaConf.to_container(cfg.hydra.overrides.task + cfg.hydra.overrides.hydra, resolve=False)
-    parts = [override.lstrip("+").partition("=") for override in typed]
-    keys = {key for key, _, _ in parts} | {f"{key}." for key, _, value in parts if value.startswith("{")}
-    for key in _leaves(cfg, TYPED_ONLY):
-        value = OmegaConf.select(cfg, key)
-        if value and key not in keys and not any(key.startswith(prefix) for prefix in keys if prefix.endswith(".")):
-            shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else str(value).lower()
-=======
     typed: Any = OmegaConf.to_container(cfg.hydra.overrides, resolve=False)
     parts = [override.lstrip("+").partition("=") for override in [*typed["task"], *typed["hydra"]]]
     keys = {key for key, _, _ in parts}
@@ -543,20 +521,12 @@ def require_typed(cfg: Any) -> None:
         if value and key not in keys and not key.startswith(sections):
             shown = f"[{','.join(map(str, value))}]" if OmegaConf.is_list(value) else value
             shown = "true" if value is True else shown
->>>>>>> 3f5fb7b323a3dd4f240a11a988d21728186f6bc7
             raise ConfigError(
                 f"a config file sets {key}={shown}, which allows other people's code to run; if you trust it, set it "
                 f"on the command line: {key}={shown}"
             )
 
 
-<<<<<<< HEAD
-def _leaves(cfg: Any, keys: Iterable[str]) -> Iterator[str]:
-    """Yield the keys, and instead of a mapping's key those of its values."""
-    for key in keys:
-        value = OmegaConf.select(cfg, key)
-        yield from (f"{key}.{name}" for name in value) if OmegaConf.is_dict(value) else (key,)
-=======
 def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield a value, or all values below a mapping, with their keys."""
     if OmegaConf.is_dict(value):
@@ -564,7 +534,6 @@ def _leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _leaves(f"{key}.{name}", value[name])
     else:
         yield key, value
->>>>>>> 3f5fb7b323a3dd4f240a11a988d21728186f6bc7
 
 
 @contextlib.contextmanager

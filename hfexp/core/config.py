@@ -211,6 +211,8 @@ class ModelConfig:
     """Regular expressions: a parameter is frozen if one of them matches the beginning of its name."""
     peft: dict[str, Any] = field(default_factory=dict)
     """Train an adapter instead of the weights: arguments of `peft.LoraConfig`, or of the class in `_target_`."""
+    quantization: dict[str, Any] = field(default_factory=dict)
+    """Quantise the pretrained weights below an adapter: fields of a Transformers config, e.g. `load_in_4bit: true`."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; only an override may set it, no config file."""
     kind: str | None = None
@@ -335,6 +337,8 @@ class TrainerConfig:
     r_drop: float | None = None
     """Weight of the difference between the answers of two passes with other dropout (R-Drop), e.g. 1; null: 0."""
     ema: EmaConfig = field(default_factory=EmaConfig)
+    soup: int | None = None
+    """Average the weights of so many last checkpoints, and take the average if it is better; null: no average."""
     lr_factors: dict[str, float] = field(default_factory=dict)
     """Factors of the learning rate by regular expression that matches the beginning of a name: `{classifier: 10}`."""
     layer_decay: float | None = None

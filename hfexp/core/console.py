@@ -244,7 +244,16 @@ def quiet_libraries() -> None:
     datasets.logging.set_verbosity_error()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    for name in ("mlflow", "alembic", "filelock", "fsspec", "matplotlib", "httpx", "torch.utils.cpp_extension"):
+    for name in (
+        "mlflow",
+        "alembic",
+        "filelock",
+        "fsspec",
+        "matplotlib",
+        "httpx",
+        "torch.utils.cpp_extension",
+        "bitsandbytes",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     # Without an accelerator, torch warns about pinned memory; batches are on the CPU already.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -29,6 +29,7 @@ IRRELEVANT_ARGS = frozenset(
 
 OPTIONAL = (
     "loss", "class_weights", "options", "balanced_sampling", "r_drop", "ema", "lr_factors", "layer_decay", "thaw_at",
+    "soup",
 )  # fmt: skip
 """Keys of `trainer` that change nothing while they have no value."""
 
@@ -58,8 +59,9 @@ def config_hash(config: Config) -> str:
     if plain["trainer"]["ema"]["decay"] is None:
         plain["trainer"]["ema"] = {}
     plain["trainer"] = {key: value for key, value in plain["trainer"].items() if value or key not in OPTIONAL}
-    if not plain["model"]["channels_last"]:
-        del plain["model"]["channels_last"]
+    for key in ("channels_last", "quantization"):
+        if not plain["model"][key]:
+            del plain["model"][key]
     if not plain["dataset"]["streaming"]:
         del plain["dataset"]["streaming"], plain["dataset"]["shuffle_buffer"]
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))

@@ -311,7 +311,7 @@ def check_disk(config: Config, num_parameters: int) -> list[str]:
     A checkpoint holds float32 weights and Adam's moments, and with an average of the weights both of them; without
     `save_total_limit` the check assumes 10 checkpoints.
     """
-    num_checkpoints = config.trainer.args.get("save_total_limit") or 10
+    num_checkpoints = max(config.trainer.args.get("save_total_limit") or 10, (config.trainer.soup or 0) + 1)
     moments = 0 if config.trainer.args.get("save_only_model") else 2 + (config.trainer.ema.decay is not None)
     needed = 4 * num_parameters * ((num_checkpoints + 1) * (1 + moments) + 2)
     if config.trainer.args.get("save_strategy") == "no":

@@ -113,8 +113,10 @@ def conclude(
         return metrics, None
     if is_first:
         console.status("evaluating the saved model")
+    soup = trainer.try_soup() if trainer.soup else {}
     metrics, scores = evaluate(trainer, inputs, splits)
     weights = trainer.whole_weights()
+    metrics |= soup
     if not is_first:
         return metrics, None
     console.status("saving the model")
@@ -309,6 +311,8 @@ def _compare_with_best(trainer: Trainer, metrics: dict[str, float]) -> None:
 
 def recorded_best(trainer: Trainer) -> dict[str, float]:
     """Return the metrics, without timings, of the evaluation that gave the best model, as `best_eval_*`."""
+    if trainer.soup_metrics:
+        return {f"best_{name}": value for name, value in trainer.soup_metrics.items()}
     for entry in trainer.state.log_history:
         if entry.get("step") == trainer.state.best_global_step and "eval_loss" in entry:
             return {f"best_{k}": v for k, v in entry.items() if k.startswith("eval_") and not k.endswith(TIMINGS)}

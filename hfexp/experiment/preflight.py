@@ -45,6 +45,7 @@ from hfexp.training.adapters import is_adapted
 from hfexp.training.losses import Loss, build_loss
 from hfexp.training.model import freeze_or_adapt, load_model_config
 from hfexp.training.processor import fit_tokenizer, load_processor
+from hfexp.training.quantization import check_quantization
 from hfexp.training.recipes import check_model, check_recipes
 from hfexp.training.sharding import check_layers, check_sharding
 from hfexp.training.trainer import check_own, trainer_class
@@ -114,7 +115,7 @@ def load_inputs(config: Config) -> Inputs:
     console.status("checking that data, model and transforms fit together")
     with problems:
         model_config = load_model_config(config.model, _need(task), allowed)
-        problems.add(check_architecture(model_config, _need(task)))
+        problems.add(check_architecture(model_config, _need(task)) + check_quantization(config, model_config))
     with problems:
         processor = load_processor(config.model, _need(task), allowed)
         problems.add(check_processor(processor, _need(task)))

@@ -267,6 +267,8 @@ def requirements(model: Any) -> list[str]:
     """Return the packages that loading the model needs, at their installed versions (without parts such as `+cpu`)."""
     names = [*PACKAGES, *(["timm"] if "timm_wrapper" in class_of(model).__module__ else [])]
     names += ["peft"] if is_adapted(model) else []
+    quantizer = getattr(base_of(model), "quantization_method", None)
+    names += [str(getattr(quantizer, "value", quantizer))] if quantizer else []
     versions = installed_packages()
     # A package that is installed under another name (e.g. a faster build of pillow) gets no version.
     return [f"{name}=={versions[name].partition('+')[0]}" if name in versions else name for name in names]

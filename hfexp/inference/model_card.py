@@ -15,8 +15,9 @@ SPLITS = {"final_eval_": "validation", "test_": "test"}
 MAX_LABELS = 30
 """Most classes that the introduction lists by name."""
 SHOWN_PARAMS = (
-    "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "model.peft", "transform",
-    "seed", "trainer.args.learning_rate", "trainer.args.num_train_epochs", "trainer.args.max_steps",
+    "model.path", "model.revision", "model.model_type", "model.config", "model.freeze", "model.peft",
+    "model.quantization", "transform", "seed", "trainer.args.learning_rate", "trainer.args.num_train_epochs",
+    "trainer.args.max_steps",
     "trainer.args.per_device_train_batch_size", "trainer.args.gradient_accumulation_steps", "trainer.args.optim",
     "trainer.args.weight_decay", "trainer.args.warmup_steps", "trainer.args.lr_scheduler_type",
     "trainer.args.label_smoothing_factor", "trainer.args.bf16", "trainer.args.fp16",

@@ -16,6 +16,7 @@ from typing import Any
 from hfexp.core.errors import ConfigError, DataError
 from hfexp.core.hub import explain_hub_errors, local_model
 from hfexp.core.targets import instantiate, locate, parameters
+from hfexp.training.quantization import keep_format, saved_options
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -172,17 +173,20 @@ def load_adapted(auto_class: Any, directory: Path, remote_code: bool = False) ->
     path = str(adapter.base_model_name_or_path)
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise ConfigError(f"{directory} is an adapter of the model in {path}, which does not exist")
+    saved = transformers.AutoConfig.from_pretrained(
+        directory / BASE, local_files_only=True, trust_remote_code=remote_code
+    )
     with explain_hub_errors("model", path):
         base = auto_class.from_pretrained(
             local_model(path),
-            config=transformers.AutoConfig.from_pretrained(
-                directory / BASE, local_files_only=True, trust_remote_code=remote_code
-            ),
+            config=saved,
             trust_remote_code=remote_code,
             revision=adapter.revision,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
+            **saved_options(saved, local_model(path), adapter.revision, remote_code),
         )
+    keep_format(base)
     with _quiet():
         model = PeftModel.from_pretrained(base, str(directory))
     require_same_weights(model, directory)

@@ -94,7 +94,11 @@ class CheckpointMixin(TrainerMixin):
         with contextlib.suppress(OSError):
             (final.parent / STAGING).rmdir()
         _sync_directory(final.parent)
-        rotate_checkpoints(str(final.parent), self.args.save_total_limit, best)
+        rotate_checkpoints(str(final.parent), self._num_kept(final.parent), best)
+
+    def _num_kept(self, directory: Path) -> int | None:
+        """Return how many checkpoints to keep in a directory, besides the best and the newest; None: all."""
+        return self.args.save_total_limit
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         with _own_format(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
@@ -127,11 +131,15 @@ class CheckpointMixin(TrainerMixin):
 
     def _load_best_model(self) -> None:
         best = Path(str(self.state.best_model_checkpoint))
-        problem = find_problem(best)
-        if problem is not None and not (self.args.save_only_model and "weights only" in problem):
-            raise CheckpointError(f"the best model can't be loaded from {best}: {problem}")
+        self._require_whole(best, "the best model")
         super()._load_best_model()
         self._require_adapter_of(best)
+
+    def _require_whole(self, checkpoint: Path, what: str) -> None:
+        """Raise CheckpointError if the weights in a checkpoint are not those that were written."""
+        problem = find_problem(checkpoint)
+        if problem is not None and not (self.args.save_only_model and "weights only" in problem):
+            raise CheckpointError(f"{what} can't be loaded from {checkpoint}: {problem}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -20,6 +20,7 @@ from hfexp.core.hub import check_path, explain_hub_errors, local_model
 from hfexp.core.targets import check, instantiate
 from hfexp.tasks.base import NUMBER, PROBLEMS, Task
 from hfexp.training.adapters import adapt, adapter_config, base_of
+from hfexp.training.quantization import keep_format, loading_options
 from hfexp.training.rates import matching
 
 # Batch normalisation: frozen layers keep their statistics, trained ones normalise over the rows of all processes.
@@ -295,10 +296,11 @@ def build_model(
         model = model.to(memory_format=torch.channels_last)
     # PEFT must save these layers with the adapter: they differ from the pretrained weights, reordered heads included.
     model = freeze_or_adapt(model, config, [*new_tensors, *head.moved], allowed)
-    parameters = list(model.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    name = type(base_of(model)).__name__
-    return model, ModelSummary(name, sum(p.numel() for p in parameters), trainable, new_tensors, head.message)
+    base = base_of(model)
+    trainable = sum(p.numel() for p in base.parameters() if p.requires_grad)
+    # Two weights of four bits lie in one element, which Transformers' own count knows.
+    own = base.num_parameters() if config.quantization else sum(p.numel() for p in base.parameters())
+    return model, ModelSummary(type(base).__name__, own, trainable, new_tensors, head.message)
 
 
 def freeze_or_adapt(model: Any, config: ModelConfig, new_tensors: list[str], allowed: list[str]) -> Any:
@@ -353,6 +355,7 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
                 output_loading_info=True,
                 **options,
                 **_load_options(config),
+                **loading_options(config.quantization),
             )
         except (OSError, ValueError) as error:
             text = str(error)
@@ -364,6 +367,7 @@ def _load(config: ModelConfig, task: Task, labels: dict[str, Any]) -> tuple[Any,
                     f"model.path={config.path} has no model.safetensors (other formats can run code)"
                 ) from error
             raise
+    keep_format(model)
     if hasattr(model.config, "label_names"):  # the timm wrapper saves this list and would keep the checkpoint's names
         model.config.label_names = list(model.config.id2label.values())
     resized = [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in info["mismatched_keys"]]

@@ -7,6 +7,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.tasks.base import CLASS, CLASSES, NUMBER, Task
 from hfexp.training.model import frozen_parameters, normalises_over_rows
 from hfexp.training.rates import check_rates, rate_factors
+from hfexp.training.soup import check_soup
 
 AUTO_BATCH = "trainer.auto_batch=true"
 NO_PARTS = (
@@ -18,7 +19,7 @@ NO_PARTS = (
 def check_recipes(config: Config, task: Task) -> list[str]:
     """Check the values of the recipes, and that they suit the task, the data and each other."""
     recipe = config.trainer
-    problems = check_rates(recipe.lr_factors, recipe.layer_decay) + _check_thawing(config)
+    problems = check_rates(recipe.lr_factors, recipe.layer_decay) + _check_thawing(config) + check_soup(config)
     decay = recipe.ema.decay
     if decay is not None and not 0 < decay < 1:
         problems.append(f"trainer.ema.decay={decay} must be between 0 and 1, e.g. 0.999")
@@ -88,5 +89,6 @@ def use_recipes(trainer: Any, config: Config) -> None:
     check_model(config, trainer.model)  # one that was not checked before it was built
     trainer.auto_batch = recipe.auto_batch
     trainer.r_drop, trainer.balanced_sampling = recipe.r_drop or 0.0, recipe.balanced_sampling
+    trainer.soup = recipe.soup or 0
     if recipe.thaw_at is not None:
         trainer.thaw_at, trainer.frozen = recipe.thaw_at, frozen_parameters(trainer.model, config.model.freeze)

@@ -119,12 +119,14 @@ def _check_companions(config: Config, task: Task) -> list[str]:
         problems.append(f"trainer.args.optim={args['optim']} {sharded}; use {one_of(OPTIMIZERS)}")
     if args.get("save_only_model") and args.get("load_best_model_at_end"):
         problems.append(f"trainer.args.save_only_model with load_best_model_at_end {sharded}; remove one of them")
-    if config.trainer.auto_batch:
-        problems.append(f"trainer.auto_batch {sharded}; lower trainer.args.per_device_train_batch_size")
-    if config.trainer.thaw_at is not None:
-        problems.append(f"trainer.thaw_at {sharded}: FSDP2 settles at the start which parameters are trained")
-    if config.model.trust_remote_code:
-        problems.append(f"model.trust_remote_code {sharded}; use launch=ddp")
+    others = {
+        "trainer.soup": (config.trainer.soup, "; use launch=ddp"),
+        "trainer.auto_batch": (config.trainer.auto_batch, "; lower trainer.args.per_device_train_batch_size"),
+        "trainer.thaw_at": (config.trainer.thaw_at, ": FSDP2 settles at the start which parameters are trained"),
+        "model.quantization": (config.model.quantization, "; use launch=ddp"),
+        "model.trust_remote_code": (config.model.trust_remote_code, "; use launch=ddp"),
+    }
+    problems += [f"{key} {sharded}{advice}" for key, (value, advice) in others.items() if value]
     if config.model.peft and config.model.peft.get("_target_", METHOD) != METHOD:
         problems.append(f"model.peft._target_={config.model.peft['_target_']} {sharded}; use {METHOD}")
     if task.needs_reference:

@@ -28,10 +28,10 @@ from hfexp.tasks.metrics import MetricSet
 from hfexp.training.auto_batch import AutoBatch
 from hfexp.training.averaging import AveragedWeights
 from hfexp.training.callbacks import SetEpochCallback, StopWhenDiverged, TrainerMixin
-from hfexp.training.checkpoints import CheckpointMixin
 from hfexp.training.losses import Loss, divergence
 from hfexp.training.rates import LearningRates
 from hfexp.training.sharding import Sharding
+from hfexp.training.soup import Soup
 from hfexp.training.thawing import Thawing
 from hfexp.training.weighting import IGNORED, WeightedLosses
 
@@ -300,7 +300,7 @@ class StreamTraining(TrainerMixin):
 
 class Trainer(
     AutoBatch,
-    CheckpointMixin,
+    Soup,
     TimingMixin,
     StreamTraining,
     StopWhenDiverged,

@@ -3,6 +3,7 @@
 Models of the Hub are replaced by small ones of the same kind, and trainings take two steps.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -31,6 +32,8 @@ OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", 
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
 DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm")
 """Parts of commands that are refused where there are no devices or commands of SLURM, or wait for another machine."""
+MISSING = () if importlib.util.find_spec("bitsandbytes") else ("model.quantization",)
+"""Parts of commands that need a package which is not installed."""
 NOT_ALONE = ("ui", "init", "sync", "submit", "status", "version", "completion")
 """Commands with tests of their own: a server, a new project, ..."""
 LIMITS = (
@@ -180,7 +183,7 @@ class Machine:
     def rewrite(self, command: Command) -> list[str] | None:
         """The words of a command as this machine can run them; None if it can't."""
         words = command.words
-        if any(part in word for word in words for part in (*HUB, *DEVICES)) or command.name in NOT_ALONE:
+        if any(part in word for word in words for part in (*HUB, *DEVICES, *MISSING)) or command.name in NOT_ALONE:
             return None
         reads_text = any(word.startswith(("text=", "columns.text")) for word in words) or "more.csv" in str(words)
         of_photos = command.name == "evaluate" and "dataset=imagefolder" in words

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import trainings
+from checkpoints import assert_equal_weights
 from conftest import SMALL_DIGITS, SMALL_GPT
 from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
@@ -247,6 +248,14 @@ def test_neftune_adds_noise_in_training_alone(tmp_path: Path) -> None:
     assert not embeddings._forward_hooks
     noisy.save_model(str(tmp_path / "saved"))
     assert set(load_file(tmp_path / "saved" / "model.safetensors")) <= set(noisy.model.state_dict())  # pyright: ignore
+
+
+def test_the_noise_of_embeddings_is_the_same_after_an_interruption(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"neftune_noise_alpha": 5.0, "save_strategy": "steps", "save_steps": 4}
+    whole, resumed = (make_trainer("llama", "tokens", SIZE, tmp_path, **settings) for _ in "ab")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    assert_equal_weights(whole.model.state_dict(), resumed.model.state_dict())  # pyright: ignore
 
 
 # Through the command.
