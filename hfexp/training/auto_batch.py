@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers.trainer_pt_utils import find_batch_size
 
 from hfexp.core.errors import EvaluationOutOfMemory, OutOfMemory, RunError
-from hfexp.training.callbacks import TrainerMixin
+from hfexp.training.weighting import WeightedLosses
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class _Step:
     """Batches that the step has taken so far, each with its number of items."""
 
 
-class AutoBatch(TrainerMixin):
+class AutoBatch(WeightedLosses):
     """Mixin for a Transformers `Trainer` that halves the rows at once when memory runs out.
 
     An optimizer step that fails is done again from the same weights and random numbers, with all its batches in
@@ -61,8 +61,6 @@ class AutoBatch(TrainerMixin):
     on_limit: Callable[[str], None] = staticmethod(logger.warning)
     """Called with a line for the user when the rows at once have been halved."""
     _step: _Step | None = None
-    _items: Any
-    _items_of_step: Any
 
     @property
     def rows_at_once(self) -> int:

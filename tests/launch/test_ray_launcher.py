@@ -17,12 +17,9 @@ import mlflow
 import pytest
 import ray_cluster
 from conftest import ROOT, SMALL_DIGITS, TESTS
-from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from test_local_launcher import record
 
 from hfexp.commands import cli
-from hfexp.core import compose
 from hfexp.launch.ray import room
 
 GATE = [*SMALL_DIGITS, "trainer.args.logging_steps=1", "security.allowed_targets=[faults]"]
@@ -37,11 +34,6 @@ def test_how_many_jobs_there_is_room_for() -> None:
     assert room(nodes, {"CPU": 0.5, "GPU": 0.4}) == 6, "no job gets parts of two devices"
     assert room(nodes, {"CPU": 0.1, "license": 1}) == 1
     assert room(nodes, {"CPU": 16}) == 0
-
-
-def test_the_launcher_is_found() -> None:
-    compose.register_schema()
-    assert "RayLauncher" in {found.__name__ for found in Plugins.instance().discover(Launcher)}
 
 
 def test_without_the_package(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
