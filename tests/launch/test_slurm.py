@@ -46,7 +46,7 @@ def wait_for(happened: Callable[[], Any], what: str) -> None:
 def kill_command(program: Program) -> None:
     """Without its jobs."""
     kill([psutil.Process(program._process.pid)])
-    assert program.exit_code(60) == -signal.SIGKILL
+    assert program.exit_code(60) is not None
 
 
 def slurm_id(sweep: Path, job: int) -> str:
