@@ -329,11 +329,13 @@ def python_names(most: int = 4000) -> DatasetDict:
 
 QUESTIONS = {
     "attribute": "Which attribute is read?", "call": "Which function is called?", "class": "Which class is defined?",
-    "function": "Which function is defined?", "keyword": "Which argument has a name?",
+    "function": "Which function is defined?", "keyword": "Which argument is named?",
     "method": "Which method is called?",
     "module": "Which module is imported?", "parameter": "Which parameter is declared?",
 }  # fmt: skip
-"""The question that asks for the name of each role."""
+"""The question that asks for the name of each role, if one name of the line has it."""
+FIRST, LAST = "first", "last"
+"""Of several names with a role, the questions ask for these two, counted from the left."""
 IMPOSSIBLE = 2
 """Of so many lines, one gets a further question, which has no answer."""
 
@@ -342,8 +344,8 @@ def python_questions(most: int = 12000) -> DatasetDict:
     """Build a dataset of questions about lines of code: which name has a certain role, if one has.
 
     The context is a line as for `python_names`, its words with spaces between them. There is a question for each role
-    that one name of the line has, and for every other line one for a role that none has. The rows depend on the
-    version of Python.
+    that one name of the line has; for each that several have, two, which ask for the first and for the last of them;
+    and for every other line one for a role that none has. The rows depend on the version of Python.
 
     Args:
         most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
@@ -362,16 +364,24 @@ def python_questions(most: int = 12000) -> DatasetDict:
 def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the questions about a line of tagged words, which follow from the line alone."""
     context, names = " ".join(words), sorted(set(tags))
-    spans = TagScheme(names).places(words, [names.index(tag) for tag in tags])
-    found = Counter(role for _, _, role in spans)
-    for start, end, role in spans:
-        if found[role] == 1:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for start, end, role in TagScheme(names).places(words, [names.index(tag) for tag in tags]):
+        spans.setdefault(role, []).append((start, end))
+    for role, places in spans.items():
+        which = {"": places[0]} if len(places) == 1 else {FIRST: places[0], LAST: places[-1]}
+        for word, (start, end) in which.items():
             answers = {"text": [context[start:end]], "answer_start": [start]}
-            yield {"question": QUESTIONS[role], "context": context, "answers": answers}
-    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if not found[role]]
+            yield {"question": _question(role, word), "context": context, "answers": answers}
+    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if role not in spans]
     if draw % IMPOSSIBLE == 0 and absent:
-        role = absent[draw // IMPOSSIBLE % len(absent)]
-        yield {"question": QUESTIONS[role], "context": context, "answers": {"text": [], "answer_start": []}}
+        which, role = divmod(draw // IMPOSSIBLE, len(absent))
+        question = _question(absent[role], ("", FIRST, LAST)[which % 3])
+        yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
+
+
+def _question(role: str, which: str) -> str:
+    """Return e.g. `Which method is called last?`."""
+    return QUESTIONS[role].replace("?", f" {which}?" if which else "?")
 
 
 # Pairs of texts that follow from rules: numbers in the words of two languages.
