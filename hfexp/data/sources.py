@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 
 from hfexp.core.errors import ConfigError
@@ -51,7 +52,6 @@ def _encoded_digits() -> tuple[list[dict[str, Any]], list[int]]:
     """Return the digits as PNG files, and their labels; encoding them takes half a second."""
     import io
 
-    import numpy as np
     import PIL.Image
     from sklearn.datasets import load_digits
 
@@ -384,6 +384,49 @@ def _question(role: str, which: str) -> str:
     return QUESTIONS[role].replace("?", f" {which}?" if which else "?")
 
 
+# Beginnings of the same lines, each with several endings, one of which is its own.
+
+
+def python_endings(most: int = 5000, choices: int = 4) -> DatasetDict:
+    """Build a dataset of beginnings of lines of code, each with its own ending and those of other lines.
+
+    Lines are those of `python_names`, their words with spaces between them. Beginnings and endings have two words or
+    more. A package is in one split as a whole. The rows depend on the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+        choices: number of endings in a row.
+
+    Returns:
+        Splits with the columns `text`, `choices` and `label`, the number of the right choice.
+    """
+    splits = {}
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        halves = [_halves(words) for words, _ in lines]
+        step = max(1.0, len(halves) / count)
+        rows = [_endings(halves, int(place * step), choices) for place in range(min(count, len(halves)))]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)
+
+
+def _halves(words: tuple[str, ...]) -> tuple[str, str]:
+    """Cut a line of four words or more at a place that follows from the line alone."""
+    cut = 2 + zlib.crc32(" ".join(words).encode()) % (len(words) - 3)
+    return " ".join(words[:cut]), " ".join(words[cut:])
+
+
+def _endings(halves: list[tuple[str, str]], number: int, choices: int) -> dict[str, Any]:
+    """Return a row for one of the lines; the other endings are those of lines far away, as drawn by its text."""
+    text, own = halves[number]
+    draw = np.random.default_rng(zlib.crc32(f"{text} {own}".encode()))
+    others: dict[str, None] = {}
+    while len(others) < choices - 1:
+        ending = halves[draw.integers(len(halves))][1]
+        others |= {ending: None} if ending != own else {}
+    texts, place = list(others), int(draw.integers(choices))
+    return {"text": text, "choices": [*texts[:place], own, *texts[place:]], "label": place}
+
+
 # Pairs of texts that follow from rules: numbers in the words of two languages.
 
 
@@ -394,8 +437,6 @@ def number_words(most: int = 5000, seed: int = 0) -> Dataset:
         most: number of rows.
         seed: of the numbers. One is drawn below 10, 100, ... or 1,000,000, each as often, until enough are different.
     """
-    import numpy as np
-
     draw, numbers = np.random.default_rng(seed), dict[int, None]()
     while len(numbers) < most:
         numbers[int(draw.integers(10 ** draw.integers(1, DIGITS + 1)))] = None
