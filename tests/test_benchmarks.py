@@ -43,7 +43,7 @@ def test_it_runs(name: str) -> None:
     report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
     assert report.name == name
     assert report.data
-    assert report.ratios or name in ("digits_accuracy", "demos", "adapters")
+    assert report.ratios or name in ("digits_accuracy", "demos", "adapters", "adapting", "minilm")
     assert all(math.isfinite(value) and value > 0 for ratio in report.ratios for value in ratio.values)
 
 
