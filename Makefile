@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: install ## run the main job: train a small ViT on handwritten digits
 	$(BIN)/hfexp
 
-demos: install ## train the demonstrations that need no download, beside simple baselines (about ten minutes)
+demos: install ## train the demonstrations that need no download beside simple baselines, for the table of README.md (ten minutes)
 	$(BIN)/python -m benchmarks demos
 
 test: install ## the tests, each behaviour once

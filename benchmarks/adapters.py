@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Report, child, parser, publish, scratch, table
+from benchmarks.harness import Report, child, parser, publish, scratch, table, with_interval
 
 EXPERIMENT = "experiment=minilm_lora"
 FIRST_SEED, SEEDS = 1, 3
@@ -61,22 +61,12 @@ def summarise(report: Report, found: dict[str, list[dict[str, Any]]]) -> None:
     rows = []
     for way, runs in found.items():
         share, size = f"{100 * runs[0]['trained']:.2f} %", f"{runs[0]['megabytes']:.2f}"
-        rows.append([way, shown([one["accuracy"] for one in runs]), share, size])
+        rows.append([way, with_interval([one["accuracy"] for one in runs]), share, size])
     report.blocks.append(table(["trained", "test accuracy", "of the weights", "saved model, MB"], rows))
     pairs = zip(found[LORA], found[FULL], strict=True)
     differences = [100 * (lora["accuracy"] - full["accuracy"]) for lora, full in pairs]
-    report.blocks.append(f"{LORA} - {FULL}, same seeds: {shown(differences, 1)} points of accuracy")
+    report.blocks.append(f"{LORA} - {FULL}, same seeds: {with_interval(differences, 1)} points of accuracy")
     report.data |= {"runs": found, "difference": estimate(differences).mean}
-
-
-def shown(values: list[float], places: int = 3) -> str:
-    """Mean and half of its 95 % interval."""
-    from hfexp.sweep.trials import estimate
-
-    found = estimate(values)
-    if found.interval is None:
-        return f"{found.mean:.{places}f}"
-    return f"{found.mean:.{places}f} ± {found.interval[1] - found.mean:.{places}f}"
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -165,6 +166,26 @@ def child(words: list[str], **environment: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed:\n{done.stderr[-3000:]}")
     return done.stdout
+
+
+def train(words: list[str], place: Path) -> tuple[float, dict[str, float]]:
+    """Train by the command with outputs and caches at a new place; return its seconds and what it has measured."""
+    place.mkdir()
+    start = time.perf_counter()
+    child(["-m", "hfexp", *words, f"output_dir={place / 'outputs'}"], HFEXP_CACHE=str(place))
+    seconds = time.perf_counter() - start
+    (results,) = place.glob("outputs/*/*/artifacts/results.json")
+    return seconds, json.loads(results.read_text())
+
+
+def with_interval(values: list[float], places: int = 3) -> str:
+    """Mean and half of its 95 % interval (Student's t)."""
+    from hfexp.sweep.trials import estimate
+
+    found = estimate(values)
+    if found.interval is None:
+        return f"{found.mean:.{places}f}"
+    return f"{found.mean:.{places}f} ± {found.interval[1] - found.mean:.{places}f}"
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:

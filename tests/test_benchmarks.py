@@ -1,17 +1,20 @@
 """The benchmarks work: all are listed, and in tiny sizes they run to the end. No test looks at a time."""
 
 import importlib
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import benchmarks
-from benchmarks import harness
+from benchmarks import demos, harness
 from benchmarks.__main__ import NAMES, main
 from benchmarks.startup import MARK, import_times
 
 FAST = ("loading",)
+KEPT = harness.RESULTS
 SLOW = tuple(name for name in NAMES if name not in FAST)
 
 
@@ -40,7 +43,7 @@ def test_it_runs(name: str) -> None:
     report = importlib.import_module(f"benchmarks.{name}").run(quick=True)
     assert report.name == name
     assert report.data
-    assert report.ratios or name in ("digits_accuracy", "demos", "adapters")
+    assert report.ratios or name in ("digits_accuracy", "demos", "adapters", "adapting", "minilm")
     assert all(math.isfinite(value) and value > 0 for ratio in report.ratios for value in ratio.values)
 
 
@@ -85,11 +88,32 @@ def test_imports_are_added_up_by_package() -> None:
     assert whole == pytest.approx({"a": 350e-6, "b": 310e-6})
 
 
+def kept_demos() -> dict[str, Any]:
+    return json.loads((KEPT / "demos.json").read_text())
+
+
+def test_the_readme_has_the_kept_results_of_every_demo() -> None:
+    text = demos.README.read_text()
+    assert demos.put(text, demos.shown(kept_demos())) == text
+    experiments = {path.stem for path in (harness.ROOT / "conf/experiment").glob("*_demo.yaml")}
+    assert experiments == {demo.name for demo in demos.DEMOS} == {name for name in kept_demos() if name in experiments}
+
+
+@pytest.mark.parametrize("demo", demos.DEMOS, ids=lambda demo: demo.name)
+def test_every_demo_beats_its_baselines(demo: demos.Demo) -> None:
+    assert demo.beats(kept_demos()[demo.name])
+
+
+def test_the_table_of_the_readme_is_replaced() -> None:
+    old = f"before\n{demos.BEGIN}\n\nold\n\n{demos.END}\nbehind\n"
+    assert demos.put(old, "new") == f"before\n{demos.BEGIN}\n\nnew\n\n{demos.END}\nbehind\n"
+
+
 @pytest.mark.slow
 def test_n_grams_are_probabilities() -> None:
     import numpy as np
 
-    from benchmarks.demos import VOCABULARY, interpolated
+    from benchmarks.baselines import VOCABULARY, interpolated
 
     learnt = np.random.default_rng(0).integers(0, 5, 400)
     starts = np.array([[1, 2], [3, 3], [4, 200]])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import datasets
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, IterableDataset, List, Value
 
 from hfexp.core.console import note
@@ -56,7 +57,6 @@ def _encoded_digits() -> tuple[list[dict[str, Any]], list[int]]:
     """Return the digits as PNG files, and their labels; encoding them takes half a second."""
     import io
 
-    import numpy as np
     import PIL.Image
     from sklearn.datasets import load_digits
 
@@ -347,11 +347,13 @@ def python_names(most: int = 4000) -> DatasetDict:
 
 QUESTIONS = {
     "attribute": "Which attribute is read?", "call": "Which function is called?", "class": "Which class is defined?",
-    "function": "Which function is defined?", "keyword": "Which argument has a name?",
+    "function": "Which function is defined?", "keyword": "Which argument is named?",
     "method": "Which method is called?",
     "module": "Which module is imported?", "parameter": "Which parameter is declared?",
 }  # fmt: skip
-"""The question that asks for the name of each role."""
+"""The question that asks for the name of each role, if one name of the line has it."""
+FIRST, LAST = "first", "last"
+"""Of several names with a role, the questions ask for these two, counted from the left."""
 IMPOSSIBLE = 2
 """Of so many lines, one gets a further question, which has no answer."""
 
@@ -360,8 +362,8 @@ def python_questions(most: int = 12000) -> DatasetDict:
     """Build a dataset of questions about lines of code: which name has a certain role, if one has.
 
     The context is a line as for `python_names`, its words with spaces between them. There is a question for each role
-    that one name of the line has, and for every other line one for a role that none has. The rows depend on the
-    version of Python.
+    that one name of the line has; for each that several have, two, which ask for the first and for the last of them;
+    and for every other line one for a role that none has. The rows depend on the version of Python.
 
     Args:
         most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
@@ -380,16 +382,67 @@ def python_questions(most: int = 12000) -> DatasetDict:
 def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the questions about a line of tagged words, which follow from the line alone."""
     context, names = " ".join(words), sorted(set(tags))
-    spans = TagScheme(names).places(words, [names.index(tag) for tag in tags])
-    found = Counter(role for _, _, role in spans)
-    for start, end, role in spans:
-        if found[role] == 1:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for start, end, role in TagScheme(names).places(words, [names.index(tag) for tag in tags]):
+        spans.setdefault(role, []).append((start, end))
+    for role, places in spans.items():
+        which = {"": places[0]} if len(places) == 1 else {FIRST: places[0], LAST: places[-1]}
+        for word, (start, end) in which.items():
             answers = {"text": [context[start:end]], "answer_start": [start]}
-            yield {"question": QUESTIONS[role], "context": context, "answers": answers}
-    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if not found[role]]
+            yield {"question": _question(role, word), "context": context, "answers": answers}
+    draw, absent = zlib.crc32(context.encode()), [role for role in QUESTIONS if role not in spans]
     if draw % IMPOSSIBLE == 0 and absent:
-        role = absent[draw // IMPOSSIBLE % len(absent)]
-        yield {"question": QUESTIONS[role], "context": context, "answers": {"text": [], "answer_start": []}}
+        which, role = divmod(draw // IMPOSSIBLE, len(absent))
+        question = _question(absent[role], ("", FIRST, LAST)[which % 3])
+        yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
+
+
+def _question(role: str, which: str) -> str:
+    """Return e.g. `Which method is called last?`."""
+    return QUESTIONS[role].replace("?", f" {which}?" if which else "?")
+
+
+# Beginnings of the same lines, each with several endings, one of which is its own.
+
+
+def python_endings(most: int = 5000, choices: int = 4) -> DatasetDict:
+    """Build a dataset of beginnings of lines of code, each with its own ending and those of other lines.
+
+    Lines are those of `python_names`, their words with spaces between them. Beginnings and endings have two words or
+    more. A package is in one split as a whole. The rows depend on the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+        choices: number of endings in a row.
+
+    Returns:
+        Splits with the columns `text`, `choices` and `label`, the number of the right choice.
+    """
+    splits = {}
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        halves = [_halves(words) for words, _ in lines]
+        step = max(1.0, len(halves) / count)
+        rows = [_endings(halves, int(place * step), choices) for place in range(min(count, len(halves)))]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)
+
+
+def _halves(words: tuple[str, ...]) -> tuple[str, str]:
+    """Cut a line of four words or more at a place that follows from the line alone."""
+    cut = 2 + zlib.crc32(" ".join(words).encode()) % (len(words) - 3)
+    return " ".join(words[:cut]), " ".join(words[cut:])
+
+
+def _endings(halves: list[tuple[str, str]], number: int, choices: int) -> dict[str, Any]:
+    """Return a row for one of the lines; the other endings are those of lines far away, as drawn by its text."""
+    text, own = halves[number]
+    draw = np.random.default_rng(zlib.crc32(f"{text} {own}".encode()))
+    others: dict[str, None] = {}
+    while len(others) < choices - 1:
+        ending = halves[draw.integers(len(halves))][1]
+        others |= {ending: None} if ending != own else {}
+    texts, place = list(others), int(draw.integers(choices))
+    return {"text": text, "choices": [*texts[:place], own, *texts[place:]], "label": place}
 
 
 # Pairs of texts that follow from rules: numbers in the words of two languages.
@@ -402,8 +455,6 @@ def number_words(most: int = 5000, seed: int = 0) -> Dataset:
         most: number of rows.
         seed: of the numbers. One is drawn below 10, 100, ... or 1,000,000, each as often, until enough are different.
     """
-    import numpy as np
-
     draw, numbers = np.random.default_rng(seed), dict[int, None]()
     while len(numbers) < most:
         numbers[int(draw.integers(10 ** draw.integers(1, DIGITS + 1)))] = None
