@@ -98,14 +98,12 @@ def _check_settings(settings: Mapping[str, Any], args: Mapping[str, Any]) -> lis
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """Check a key of `launch.fsdp`; null stands for the default."""
+    """Check a key of `launch.fsdp`."""
     key = f"launch.fsdp.{name}"
     if name in INSTEAD:
         return f"{key} is not supported; {INSTEAD[name]}"
     if name not in SETTINGS:
         return f"unknown key {key!r}.{did_you_mean(name, SETTINGS)} Allowed here: {one_of(SETTINGS)}"
-    if value is None:
-        return None
     if type(value) not in SETTINGS[name]:
         return f"{key}={value!r} must be of type {' or '.join(kind.__name__ for kind in SETTINGS[name])}"
     if name == "auto_wrap_policy" and value not in POLICIES:
