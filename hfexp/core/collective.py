@@ -37,7 +37,7 @@ def whole(tensor: Any) -> Any:
 
     if not isinstance(tensor, DTensor):
         return tensor
-    gathered = tensor.detach().full_tensor()
+    gathered = tensor.detach().full_tensor()  # pyright: ignore
     return gathered.cpu() if torch.distributed.get_rank() == 0 else None
 
 
@@ -55,4 +55,4 @@ def local(tensor: Any) -> Any:
     """Return the memory of the part that this process holds of a tensor, or the tensor itself."""
     from torch.distributed.tensor import DTensor
 
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()  # pyright: ignore

@@ -319,9 +319,7 @@ def build_arguments(
     elif fields.get("greater_is_better") is None:
         fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
-    if fsdp is not None:
-        settings = {name: value for name, value in fsdp.items() if value is not None}
-        fields |= {"fsdp": True, "fsdp_config": {**settings, "version": 2}}
+    fields |= {} if fsdp is None else {"fsdp": True, "fsdp_config": {**fsdp, "version": 2}}
     if not torch.accelerator.is_available():
         # Without `use_cpu`, each process that torchrun starts would train alone, with a world size of 1.
         fields.setdefault("use_cpu", True)

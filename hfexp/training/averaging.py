@@ -66,7 +66,7 @@ class MovingAverage:
             self.put(self.trained)
             self.trained = []
 
-    def save(self, path: Path, writes: bool) -> None:
+    def save(self, path: Path, writes: bool = True) -> None:
         """Save what a resumed training needs beside the model, which holds the averages.
 
         All processes must call this if the model is spread over them; `writes` is true for the one that writes.

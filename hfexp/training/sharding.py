@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from accelerate.utils.constants import FSDP_AUTO_WRAP_POLICY
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
@@ -39,18 +38,21 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "cpu_offload": (bool,),
     "auto_wrap_policy": (str,),
     "transformer_layer_cls_to_wrap": (str, list),
-    "min_num_params": (int,),
 }
 """Types of the keys of `launch.fsdp`: those of Transformers' `fsdp_config` that FSDP2 has and that change no result.
 
 Transformers ignores others silently.
 """
+POLICIES = ("TRANSFORMER_BASED_WRAP", "NO_WRAP")
+"""Values of `auto_wrap_policy`: gather layer by layer, or all at once."""
+BY_NAME = "use transformer_layer_cls_to_wrap=[CLASS]: division by size fails at lists of layers (Accelerate 1.15)"
 INSTEAD = {
     "activation_checkpointing": "use trainer.args.activation_checkpointing=true: Accelerate's own (1.15) draws "
     "another dropout when it computes a layer again, so that the gradients are wrong",
     "cpu_ram_efficient_loading": "leave it out: each process reads the weights",
     "fsdp_version": "leave it out: hfexp uses version 2",
     "ignored_modules": "leave it out: each process would train such a module on its own rows only",
+    "min_num_params": BY_NAME,
     "mixed_precision_policy": "use trainer.args.bf16=true",
     "state_dict_type": "leave it out: checkpoints hold whole tensors, so that any number of processes can go on",
     "version": "leave it out: hfexp uses version 2",
@@ -96,18 +98,16 @@ def _check_settings(settings: Mapping[str, Any], args: Mapping[str, Any]) -> lis
 
 
 def _problem(name: str, value: Any) -> str | None:
-    """Check a key of `launch.fsdp`; null stands for the default."""
+    """Check a key of `launch.fsdp`."""
     key = f"launch.fsdp.{name}"
     if name in INSTEAD:
         return f"{key} is not supported; {INSTEAD[name]}"
     if name not in SETTINGS:
         return f"unknown key {key!r}.{did_you_mean(name, SETTINGS)} Allowed here: {one_of(SETTINGS)}"
-    if value is None:
-        return None
     if type(value) not in SETTINGS[name]:
         return f"{key}={value!r} must be of type {' or '.join(kind.__name__ for kind in SETTINGS[name])}"
-    if name == "auto_wrap_policy" and value not in FSDP_AUTO_WRAP_POLICY:
-        return f"{key}={value} is not a policy of Accelerate; allowed: {one_of(FSDP_AUTO_WRAP_POLICY)}"
+    if name == "auto_wrap_policy" and value not in POLICIES:
+        return f"{key}={value} is not supported; {BY_NAME}. Allowed: {one_of(POLICIES)}"
     return None
 
 
@@ -138,8 +138,7 @@ def check_layers(config: Config, skeleton: Any) -> list[str]:
     """Check that a model on the meta device can be spread over processes, by the layers that the config names."""
     if config.launch.strategy is not Strategy.fsdp:
         return []
-    settings, kind = config.launch.fsdp, type(skeleton).__name__
-    named = settings.get("transformer_layer_cls_to_wrap") or []
+    named, kind = config.launch.fsdp.get("transformer_layer_cls_to_wrap") or [], type(skeleton).__name__
     named = [named] if isinstance(named, str) else named
     present = {type(module).__name__ for module in skeleton.modules()}
     problems = [
@@ -147,16 +146,12 @@ def check_layers(config: Config, skeleton: Any) -> list[str]:
         for name in named
         if name not in present
     ]
-    if settings.get("auto_wrap_policy") == "SIZE_BASED_WRAP":
-        least = settings.get("min_num_params") or 0
-        layers = [m for m in skeleton.modules() if sum(p.numel() for p in m.parameters()) > least]
-    else:
-        layers = [m for m in skeleton.modules() if type(m).__name__ in named]
+    layers = {type(module).__name__: module for module in skeleton.modules() if type(module).__name__ in named}
     problems += [
-        f"launch.fsdp: {type(layer).__name__} can't be gathered by itself, as others use its parameters or Accelerate "
-        "gathers its embeddings; leave it out of transformer_layer_cls_to_wrap, or choose another min_num_params"
-        for layer in layers
-        if layer is not skeleton and not _stands_alone(layer, skeleton, layers)
+        f"launch.fsdp.transformer_layer_cls_to_wrap: {name} can't be gathered by itself, as others use its parameters "
+        "or Accelerate gathers its embeddings; leave it out"
+        for name, layer in layers.items()
+        if not _stands_alone(layer, skeleton)
     ]
     scalars = [name for name, parameter in skeleton.named_parameters() if parameter.ndim == 0]
     if scalars:
@@ -176,15 +171,10 @@ def gathered_layers(model: Any) -> list[str]:
     return sorted(name for name, layer in layers.items() if _stands_alone(layer, model))
 
 
-def _stands_alone(layer: Any, model: Any, others: Sequence[Any] = ()) -> bool:
-    """Return True if a layer can be divided by itself: torch refuses to divide a parameter with two modules.
-
-    Args:
-        others: what is divided before it if it is inside.
-    """
-    embeddings = [module for module in embeddings_of(model) if all(module is not other for other in others)]
-    holds = any(module is inner for module in embeddings for inner in layer.modules() if inner is not layer)
-    return not holds and not _are_shared([layer], model)
+def _stands_alone(layer: Any, model: Any) -> bool:
+    """Return True if a layer can be divided by itself: torch refuses to divide a parameter with two modules."""
+    inside = {id(inner) for inner in layer.modules() if inner is not layer}
+    return not any(id(module) in inside for module in embeddings_of(model)) and not _are_shared([layer], model)
 
 
 def _are_shared(modules: Sequence[Any], model: Any) -> bool:
@@ -249,7 +239,7 @@ class Sharding(TrainerMixin):
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.is_sharded and state.distributed_type is DistributedType.MULTI_CPU:
-            plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)  # pyright: ignore
             if state.mixed_precision != "no":
                 plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
@@ -259,7 +249,7 @@ class Sharding(TrainerMixin):
         """Prepare the model, and make sure that it is divided: Accelerate has more than one way to train."""
         if not self.is_sharded:
             return super()._prepare_for_training(*args, **kwargs)
-        plugin = self.accelerator.state.fsdp_plugin
+        plugin: Any = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = gathered_layers(self.model)
         with hidden_embeddings(self.model):

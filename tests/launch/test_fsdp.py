@@ -67,7 +67,7 @@ def test_the_identity_is_that_of_the_whole_batch() -> None:
         (["launch.fsdp.reshard_after_foward=true"], "Did you mean 'reshard_after_forward'?"),
         (["launch.fsdp.cpu_offload=1"], "launch.fsdp.cpu_offload=1 must be of type bool"),
         (["launch.fsdp.cpu_offload=true"], "the model is on the CPU already"),
-        (["launch.fsdp.auto_wrap_policy=LAYERS"], "allowed: NO_WRAP"),
+        (["launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP"], "use transformer_layer_cls_to_wrap=[CLASS]"),
         (["launch.fsdp.activation_checkpointing=true"], "use trainer.args.activation_checkpointing=true"),
         (["launch.fsdp.state_dict_type=SHARDED_STATE_DICT"], "checkpoints hold whole tensors"),
         (["trainer.args.torch_compile=true"], "trainer.args.torch_compile=True is not supported with launch=fsdp"),
@@ -105,13 +105,10 @@ def test_layers_that_the_model_does_not_have_are_named() -> None:
     for words, message in (
         (["launch.fsdp.transformer_layer_cls_to_wrap=[VitLayer]"], "has no VitLayer. Did you mean 'ViTLayer'?"),
         (["launch.fsdp.transformer_layer_cls_to_wrap=ViTEmbeddings"], "ViTEmbeddings can't be gathered by itself"),
-        (
-            ["launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP", "launch.fsdp.min_num_params=900"],
-            "ViTModel can't be gathered",
-        ),
     ):
         assert message in "\n".join(check_layers(api.compose(*SMALL_DIGITS, *TWO, *words), model))
-    assert check_layers(api.compose(*SMALL_DIGITS, *TWO, "launch.fsdp.auto_wrap_policy=SIZE_BASED_WRAP"), model) == []
+    words = "launch.fsdp.transformer_layer_cls_to_wrap=[ViTLayer]"
+    assert check_layers(api.compose(*SMALL_DIGITS, *TWO, words), model) == []
     model.scale = nn.Parameter(torch.tensor(1.0))
     (problem,) = check_layers(api.compose(*SMALL_DIGITS, *TWO), model)
     assert "can't divide a parameter that is a single number: scale" in problem
