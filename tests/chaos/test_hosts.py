@@ -16,6 +16,7 @@ import optuna
 import psutil
 import pytest
 from conftest import SMALL_DIGITS
+from mlflow.artifacts import download_artifacts
 from programs import Fork, kill, suspend
 from servers import MlflowServer, Postgres
 
@@ -153,7 +154,7 @@ def check(uri: str, storage: str) -> None:
         for name in ("loss", "eval_loss"):
             steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
             assert len(steps) == len(set(steps)), (trial.number, name, steps)
-    table = json.loads(Path(mlflow.artifacts.download_artifacts(
+    table = json.loads(Path(download_artifacts(
         run_id=parent.info.run_id, artifact_path="trials.json", tracking_uri=uri)).read_text())  # fmt: skip
     state = table["columns"].index("state")
     assert [row[state] for row in table["data"]] == ["finished"] * POINTS

@@ -12,6 +12,7 @@ import mlflow
 import pytest
 from conftest import SMALL_DIGITS
 from faults import fault_at
+from mlflow.artifacts import download_artifacts
 from sweeps import make_sweep, run_point
 from toys import RATE, sweep
 
@@ -53,7 +54,7 @@ class Hosts:
         """Begin the point, as a process on that host, and interrupt it after its first checkpoint."""
         Path("fault").write_text("SIGINT")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
+            patch.setattr(ProcessId, "own", classmethod(lambda cls: ProcessId(host, 1, "a/b/c/d")))
             with pytest.raises(KeyboardInterrupt):
                 self.run(host)
 
@@ -158,7 +159,7 @@ def test_two_hosts_write_one_parent(hosts: Hosts, capsys: pytest.CaptureFixture[
     assert ran == [0.1, 0.2, 0.2, 0.3]
     (parent,) = hosts.runs()
     assert (parent.info.status, parent.data.tags["hfexp.trials.finished"]) == ("FINISHED", "3")
-    table = json.loads(Path(mlflow.artifacts.download_artifacts(
+    table = json.loads(Path(download_artifacts(
         run_id=parent.info.run_id, artifact_path="trials.json", tracking_uri=hosts.uri)).read_text())  # fmt: skip
     assert len(table["data"]) == 3
     history = hosts.client.get_metric_history(parent.info.run_id, "best_eval_loss")
@@ -175,7 +176,7 @@ def shared(tmp_path: Path) -> Iterator[Any]:
 def owner(found: Any, host: str, monkeypatch: pytest.MonkeyPatch) -> scheduler.Owner:
     """A sweeper on another host that has signed once."""
     with monkeypatch.context() as patch:
-        patch.setattr(ProcessId, "own", classmethod(lambda cls: cls(host, 1, "a/b/c/d")))
+        patch.setattr(ProcessId, "own", classmethod(lambda cls: ProcessId(host, 1, "a/b/c/d")))
         made = scheduler.Owner(found)
     made.sign()
     return made
