@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hfexp.launch import forkserver, local, ray, slurm
+from hfexp.launch import forkserver, local, ray_launcher, slurm
 from hfexp.sweep import sweeper
 
 forkserver.modules = ("hfexp.commands.cli", "hfexp.experiment.run", "hfexp.launch.job", "hfexp.tasks.images")
@@ -24,7 +24,7 @@ class SlurmLauncher(slurm.SlurmLauncher):
     """The launcher behind `hydra/launcher=slurm`."""
 
 
-class RayLauncher(ray.RayLauncher):
+class RayLauncher(ray_launcher.RayLauncher):
     """The launcher behind `hydra/launcher=ray`."""
 
 
@@ -51,5 +51,5 @@ class Planner(sweeper.ExperimentSweeper):
 store = ConfigStore.instance().store
 store(group="hydra/launcher", name="local", node=local.LocalLauncherConf, provider="hfexp")
 store(group="hydra/launcher", name="slurm", node=slurm.SlurmLauncherConf, provider="hfexp")
-store(group="hydra/launcher", name="ray", node=ray.RayLauncherConf, provider="hfexp")
+store(group="hydra/launcher", name="ray", node=ray_launcher.RayLauncherConf, provider="hfexp")
 store(group="hydra/sweeper", name="hfexp", node=sweeper.ExperimentSweeperConf, provider="hfexp")

@@ -20,7 +20,7 @@ from conftest import ROOT, SMALL_DIGITS, TESTS
 from test_local_launcher import record
 
 from hfexp.commands import cli
-from hfexp.launch.ray import room
+from hfexp.launch.ray_launcher import room
 
 GATE = [*SMALL_DIGITS, "trainer.args.logging_steps=1", "security.allowed_targets=[faults]"]
 GATE += ["trainer.callbacks.gate={_target_: faults.Gate, at: 2}"]

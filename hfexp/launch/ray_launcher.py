@@ -128,7 +128,7 @@ class RayLauncher(LocalLauncher):
 
     def _pool(self, total: int) -> "Pool":
         from hfexp.launch.pool import LineDisplay
-        from hfexp.launch.ray_pool import RayPool
+        from hfexp.launch.ray_tasks import RayPool
 
         options = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, "resources": self.resources}
         return RayPool(self.slots, LineDisplay(total), self.grace_seconds, options, self.runtime_env, self.max_retries)
