@@ -32,7 +32,8 @@ OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", 
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
 DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm")
 """Parts of commands that are refused where there are no devices or commands of SLURM, or wait for another machine."""
-MISSING = () if importlib.util.find_spec("bitsandbytes") else ("model.quantization",)
+NEEDS = {"bitsandbytes": "model.quantization", "ray": "hydra/launcher=ray"}
+MISSING = tuple(part for package, part in NEEDS.items() if not importlib.util.find_spec(package))
 """Parts of commands that need a package which is not installed."""
 NOT_ALONE = ("ui", "init", "sync", "submit", "status", "version", "completion")
 """Commands with tests of their own: a server, a new project, ..."""
@@ -85,7 +86,7 @@ COMPOSED = [
     if page.name not in ELSEWHERE
     for command in typed(page)
     if command.name in ("train", "plan")
-    and not any(part in command.text for part in DEVICES)
+    and not any(part in command.text for part in (*DEVICES, *MISSING))
     and not {"--help", "--version", "--hydra-help"} & set(command.words)
 ]
 

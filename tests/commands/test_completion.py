@@ -39,7 +39,7 @@ def store(place: Path) -> Store:
         ("hfexp ~trainer.args.learn", ["~trainer.args.learning_rate="]),
         ("hfexp trainer.args.lr_scheduler_type=warmup", ["trainer.args.lr_scheduler_type=warmup_stable_decay"]),
         ("hfexp tracking.pictures=", ["tracking.pictures=false", "tracking.pictures=true"]),
-        ("hfexp launch.strategy=", ["launch.strategy=ddp", "launch.strategy=single"]),
+        ("hfexp launch.strategy=", ["launch.strategy=ddp", "launch.strategy=fsdp", "launch.strategy=single"]),
         ("hfexp dataset=imagefolder dataset.source.", ["dataset.source.data_dir="]),
         ("hfexp predict run=", ["run=best", "run=best:photos", "run=last", "run=vit-a"]),
         ("hfexp evaluate sweep=", ["sweep=lr"]),

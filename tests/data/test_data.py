@@ -98,12 +98,12 @@ def test_limits_come_after_a_seeded_shuffle(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_columns_are_mapped_to_standard_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = table(["a", "b"] * 10).rename_columns({"image": "img", "label": "fine"}).add_column("noise", [0] * 20)
-    assert set(load(rows, monkeypatch, columns={"image": "img", "label": "fine"})["train"].column_names) == {
+    rows = table(["a", "b"] * 10).rename_columns({"image": "scan", "label": "fine"}).add_column("noise", [0] * 20)
+    assert set(load(rows, monkeypatch, columns={"image": "scan", "label": "fine"})["train"].column_names) == {
         "image",
         "label",
     }
-    with pytest.raises(ConfigError, match="no column 'image'.*fine, img, noise.*dataset.columns.image=NAME"):
+    with pytest.raises(ConfigError, match="no column 'image'.*fine, noise, scan.*dataset.columns.image=NAME"):
         load(rows, monkeypatch)
     with pytest.raises(ConfigError, match="dataset.columns.labl: the task reads only: image, label"):
         load(table(["a", "b"] * 10), monkeypatch, columns={"labl": "x"})
@@ -175,18 +175,18 @@ def test_image_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_image_table(kind: str, tmp_path: Path) -> None:
     root = write_images(tmp_path / "photos", count=3)
-    rows = [{"file": str(p.relative_to(root)), "label": p.parent.name} for p in sorted(root.rglob("*.jpg"))]
+    rows = [{"scan": str(p.relative_to(root)), "label": p.parent.name} for p in sorted(root.rglob("*.jpg"))]
     path = root / f"rows.{kind}"
     if kind == "csv":
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["file", "label"])
+            writer = csv.DictWriter(file, ["scan", "label"])
             writer.writeheader()
             writer.writerows(rows)
     else:
         Dataset.from_list(rows).to_parquet(path)
-    dataset = sources.image_table(kind, str(path), image_column="file")
-    assert dataset["train"][0]["file"].size == (16, 16)
-    with pytest.raises(ConfigError, match="image_column=image: the table has only: file, label"):
+    dataset = sources.image_table(kind, str(path), image_column="scan")
+    assert dataset["train"][0]["scan"].size == (16, 16)
+    with pytest.raises(ConfigError, match="image_column=image: the table has only: scan, label"):
         sources.image_table(kind, str(path))
     with pytest.raises(ConfigError, match="nothing.csv .split test. does not exist"):
         sources.image_table(kind, {"train": str(path), "test": "nothing.csv"})

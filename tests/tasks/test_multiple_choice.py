@@ -218,6 +218,6 @@ def test_a_missing_column_is_told_from_those_of_the_file(
     chooser: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     home, result = chooser
-    (home / "other.csv").write_text("article,summary\na,b\n")
+    (home / "other.csv").write_text("body,summary\na,b\n")
     assert cli.main(["predict", f"run={result.run_dir}", str(home / "other.csv")]) == 2
-    assert "has no column 'text'. It has: article, summary; name one with columns.text=NAME" in capsys.readouterr().err
+    assert "has no column 'text'. It has: body, summary; name one with columns.text=NAME" in capsys.readouterr().err
