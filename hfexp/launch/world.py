@@ -169,7 +169,7 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
         launch.num_processes = 1
         return
     launch.num_processes = _processes_here(requested, 0 if use_cpu else len(visible_devices()))
-    if launch.strategy is Strategy.fsdp and launch.num_processes == 1:
+    if launch.strategy is Strategy.fsdp and launch.num_processes * launch.num_machines == 1:
         raise ConfigError(
             "launch=fsdp spreads a model over several processes, and there is only one (launch.num_processes); "
             "use launch=single"
@@ -194,7 +194,7 @@ def _check_machines(launch: LaunchConfig) -> None:
             "out launch.num_machines and launch.rdzv_endpoint"
         )
     if launch.strategy is Strategy.single:
-        raise ConfigError(f"{number} needs launch=ddp")
+        raise ConfigError(f"{number} needs launch=ddp or launch=fsdp")
     if launch.rdzv_endpoint is None:
         raise ConfigError(
             f"{number} needs launch.rdzv_endpoint=HOST:PORT: an address of the first machine that all machines can "

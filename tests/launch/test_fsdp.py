@@ -17,6 +17,8 @@ import transformers
 from conftest import SMALL_DIGITS, SMALL_TABLES
 from faults import fault_at
 from safetensors.torch import load_file
+from test_ddp import start
+from test_machines import free_port
 from torch import nn
 
 from hfexp.commands import api
@@ -274,3 +276,17 @@ def test_each_architecture_learns_in_parts_what_it_learns_as_a_whole(tmp_path: P
         for name, values in whole["weights"].items():
             found = torch.tensor(parts["weights"][name])
             assert torch.allclose(found, torch.tensor(values), rtol=0, atol=1e-5), (architecture, kind, name)
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_process_does(place: Path) -> None:
+    machines = ["launch.num_processes=1", "launch.num_machines=2", f"launch.rdzv_endpoint=127.0.0.1:{free_port()}"]
+    words = [*SMALL_DIGITS, *TWO, *machines, "launch.timeout=300", "tracking=none"]
+    both = [start(words, place) for _ in range(2)]
+    for process in both:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+    (saved,) = place.glob("outputs/*/*/model/model.safetensors")
+    one = weights(api.train(*SMALL_DIGITS, *ONE, "tracking=none", "output_dir=one"))
+    for name, weight in load_file(saved).items():
+        torch.testing.assert_close(weight, one[name], rtol=1e-3, atol=1e-4)
