@@ -147,6 +147,6 @@ def shown(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
-def running_jobs() -> list[str]:
-    """The ids of the jobs that run."""
-    return shown("squeue", "-h", "-t", "running", "-o", "%i").split()
+def open_jobs() -> list[str]:
+    """The ids of the jobs that wait or run."""
+    return shown("squeue", "-h", "-t", "pending,running", "-o", "%i").split()

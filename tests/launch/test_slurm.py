@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from clusters import cluster, running_jobs, shown, why_not
+from clusters import cluster, open_jobs, shown, why_not
 from conftest import ROOT, SMALL_DIGITS, TESTS
 from faults import hold_at
 from programs import OUTPUT, Program, kill
@@ -134,19 +134,19 @@ def test_jobs_outlive_a_killed_command_but_not_ctrl_c(place: Path, all_runs: Cal
     program = Program(place, command)
     wait_for(lambda: len(list(place.glob("held-*"))) == 2, "both jobs train")
     kill_command(program)
-    jobs = running_jobs()
+    jobs = open_jobs()
     assert len(jobs) == 2
     second = Program(place, command)
     wait_for(lambda: (place / OUTPUT).read_text().count("was submitted before, as SLURM job") == 2, "they are found")
     os.kill(second._process.pid, signal.SIGINT)
     assert second.exit_code(PATIENCE) == 130, (place / OUTPUT).read_text()
-    assert running_jobs() == []
+    assert open_jobs() == []
     assert [run.info.status for run in children(all_runs())] == ["KILLED"] * 2
     (place / "go").touch()
     third = Program(place, command)
     wait_for(lambda: (place / OUTPUT).read_text().count("submitted as SLURM job") == 2, "they are submitted again")
     kill_command(third)
-    wait_for(lambda: not running_jobs(), "they end by themselves")
+    wait_for(lambda: not open_jobs(), "they end by themselves")
     assert [run.info.status for run in children(all_runs())] == ["FINISHED"] * 2
     assert Program(place, command).exit_code(PATIENCE) == 0, (place / OUTPUT).read_text()
     assert [run.info.status for run in all_runs()] == ["FINISHED"] * 3
