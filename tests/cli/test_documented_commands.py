@@ -30,7 +30,7 @@ SPAN = re.compile(r"(?<!`)`(hfexp [^`]+)`(?!`)")
 OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", "torchrun", "ssh", "mlflow")
 """They install, download, or have tests of their own."""
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
-DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm")
+DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm", "hydra.launcher.address=")
 """Parts of commands that are refused where there are no devices or commands of SLURM, or wait for another machine."""
 NEEDS = {"bitsandbytes": "model.quantization", "ray": "hydra/launcher=ray"}
 MISSING = tuple(part for package, part in NEEDS.items() if not importlib.util.find_spec(package))
