@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.data_files import DataFilesDict, DataFilesList
@@ -338,10 +339,11 @@ def _read_typed(kind: str, files: list[str], split: str, streaming: bool, option
 
 def _with_text(rows: Dataset, files: list[str]) -> Dataset:
     """Leave out the rows of empty lines; raise ConfigError if there are no others."""
-    kept = [number for number, text in enumerate(rows["text"][:]) if text.strip()]
-    if not kept:
+    trimmed: Any = pc.utf8_trim_whitespace(rows.data.column("text"))  # pyright: ignore[reportAttributeAccessIssue]
+    has_text = np.asarray(pc.not_equal(trimmed, ""))  # pyright: ignore[reportAttributeAccessIssue]
+    if not has_text.any():
         raise ConfigError(f"dataset.source.data_files: {_shown(files)} has no text")
-    return rows.select(kept)
+    return rows if has_text.all() else rows.select(np.flatnonzero(has_text))
 
 
 def _has_text(row: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core.errors import EXIT_TERMINATED, Interrupted, RunError, Terminated
+from hfexp.core.process import URGENT
 
 # The environment, directory and paths of a launcher, restored in processes forked from the server.
 
@@ -168,7 +169,7 @@ def main(spec: JobSpec, connection: Connection) -> None:
             content = perform(spec)
         except Terminated as error:
             content, code = _pickle(spec, failure(spec.overrides, _explain(error))), error.code
-        for number in (signal.SIGTERM, signal.SIGHUP):  # from here on a signal would only cut the result short
+        for number in (*URGENT, signal.SIGHUP):  # from here on a signal would only cut the result short
             signal.signal(number, signal.SIG_IGN)
         with contextlib.suppress(OSError):  # the launcher is gone
             connection.send_bytes(content)

@@ -22,7 +22,6 @@ from torch.distributed import Store, TCPStore  # pyright: ignore
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
     RendezvousError,
-    RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
     RendezvousStoreInfo,
@@ -36,6 +35,7 @@ from hfexp.core import console
 from hfexp.core.config import LaunchConfig
 from hfexp.core.errors import ConfigError, RunError, Terminated, join_problems
 from hfexp.launch.endpoint import Endpoint, find_endpoint
+from hfexp.launch.rendezvous import FixedRendezvous
 from hfexp.launch.workers import WorkerMonitor, run_agent
 from hfexp.launch.world import reminder, within
 
@@ -121,8 +121,11 @@ def start(launch: LaunchConfig, facts: dict[str, str], entry: Callable[..., Any]
     return result, meeting.is_first
 
 
-class MachinesRendezvous(RendezvousHandler):
-    """A rendezvous of a fixed number of machines, which are numbered from the one that serves the store."""
+class MachinesRendezvous(FixedRendezvous):
+    """A rendezvous of a fixed number of machines, which are numbered from the one that serves the store.
+
+    A machine that comes back waits until the others have failed.
+    """
 
     def __init__(self, parameters: RendezvousParameters) -> None:
         meeting = parameters.config[MEETING]
@@ -193,16 +196,6 @@ class MachinesRendezvous(RendezvousHandler):
         )  # fmt: skip
         info.store.set(f"machine/{info.rank}", json.dumps(asdict(own)))
         return [Machine(**json.loads(info.store.get(f"machine/{number}"))) for number in range(info.world_size)]
-
-    def is_closed(self) -> bool:
-        return False
-
-    def set_closed(self) -> None:
-        """Do nothing; `shutdown` closes it."""
-
-    def num_nodes_waiting(self) -> int:
-        """Return 0: the number of machines is fixed, so one that comes back waits until the others have failed."""
-        return 0
 
     def shutdown(self) -> bool:
         with contextlib.suppress(TimeoutError, RuntimeError):  # a machine is gone, or the first one has left already

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from hfexp.launch.pool import Pool
 
 KEY = "hydra.launcher"
+ANSWER_SECONDS = 10
+"""Seconds that a cluster has to accept a connection."""
 
 
 @dataclass
@@ -110,6 +113,7 @@ class RayLauncher(LocalLauncher):
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         if not ray.is_initialized():
+            _require_answer(self.address)
             quiet = {"log_to_driver": False, "logging_level": logging.WARNING}
             try:
                 ray.init(self.address, **{**quiet, **self.init}, runtime_env=self.runtime_env or None)
@@ -152,6 +156,17 @@ def room(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> in
 
     needed = {name: number for name, number in needs.items() if number > 0}
     return sum(min(fits(name, node.get(name, 0), number) for name, number in needed.items()) for node in nodes)
+
+
+def _require_answer(address: str | None) -> None:
+    """Raise ConfigError if nothing listens at `HOST:PORT`: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(f"{KEY}.address={address}: nothing answers there: {error.strerror or error}") from error
 
 
 def _plain(node: Any) -> dict[str, Any]:

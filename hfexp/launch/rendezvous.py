@@ -18,7 +18,21 @@ NO_SERVER = RendezvousStoreInfo("127.0.0.1", 0)
 """MASTER_ADDR and MASTER_PORT of the workers; nothing listens at this address."""
 
 
-class PrivateRendezvous(RendezvousHandler):
+class FixedRendezvous(RendezvousHandler):
+    """A rendezvous that no further agent can join while the workers run."""
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Do nothing: the launcher calls `shutdown` at the end."""
+
+    def num_nodes_waiting(self) -> int:
+        """Return 0, so that the agent does not restart its workers for somebody who waits."""
+        return 0
+
+
+class PrivateRendezvous(FixedRendezvous):
     """A rendezvous of one agent, the one in this process; nothing outside the process can join.
 
     The workers find each other in the file that the environment variable `hfexp.launch.world.RENDEZVOUS` names.
@@ -37,15 +51,6 @@ class PrivateRendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Begin an attempt with an empty in-memory store."""
         return RendezvousInfo(HashStore(), rank=0, world_size=1, bootstrap_store_info=NO_SERVER)
-
-    def is_closed(self) -> bool:
-        return False
-
-    def set_closed(self) -> None:
-        """Do nothing, as no other agent can join."""
-
-    def num_nodes_waiting(self) -> int:
-        return 0
 
     def get_run_id(self) -> str:
         return self._run_id

@@ -76,6 +76,9 @@ def test_the_identity_is_that_of_the_whole_batch() -> None:
         (["trainer.args.optim=adafactor"], "trainer.args.optim=adafactor is not supported with launch=fsdp"),
         (["trainer.thaw_at=1", "model.freeze=[vit.embeddings]"], "trainer.thaw_at is not supported with launch=fsdp"),
         (["trainer.args.save_only_model=true"], "trainer.args.save_only_model with load_best_model_at_end"),
+        (["trainer.soup=2"], "trainer.soup is not supported with launch=fsdp; use launch=ddp"),
+        (["trainer.auto_batch=true"], "trainer.auto_batch is not supported with launch=fsdp"),
+        (["model.quantization.load_in_4bit=true"], "model.quantization is not supported with launch=fsdp"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(words: list[str], message: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,8 @@ from conftest import ROOT, SMALL_DIGITS, TESTS
 from test_local_launcher import record
 
 from hfexp.commands import cli
-from hfexp.launch.ray_launcher import room
+from hfexp.core.errors import ConfigError
+from hfexp.launch.ray_launcher import _require_answer, room
 
 GATE = [*SMALL_DIGITS, "trainer.args.logging_steps=1", "security.allowed_targets=[faults]"]
 GATE += ["trainer.callbacks.gate={_target_: faults.Gate, at: 2}"]
@@ -189,3 +191,13 @@ def test_interrupted_its_jobs_write_checkpoints(place: Path, cluster: RayCluster
     parent, jobs = runs_of(place)
     assert [run.info.status for run in (parent, *jobs)] == ["FINISHED"] * 4
     assert [steps_of(place, run) for run in jobs] == [[1, 2, 3, 4, 5, 6]] * 3
+
+
+def test_an_address_that_nobody_answers_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        _require_answer(address)
+    with pytest.raises(ConfigError, match=rf"hydra.launcher.address={address}: nothing answers there"):
+        _require_answer(address)
+    for other in (None, "auto", "local"):  # Ray finds these by itself
+        _require_answer(other)

@@ -177,6 +177,19 @@ def test_torchrun_on_two_hosts_gives_one_run(
     assert (run.info.status, run.data.params["launch.num_processes"]) == ("FINISHED", "2")
 
 
+def end_without(lost: Host, its: subprocess.Popen[str], other: Host, process: subprocess.Popen[str]) -> str:
+    """Kill a host; return what the other one's command says as it ends, soon and with nothing left behind."""
+    lost.kill()
+    began = time.monotonic()
+    code, shown = end_of(process, 120)
+    assert time.monotonic() - began < NOTICED
+    assert code == 1
+    assert "Traceback" not in shown
+    assert other.pids() == []
+    its.communicate()
+    return shown
+
+
 LONG = (*SMALL_DIGITS, *TOGETHER, "trainer.args.num_train_epochs=30", "trainer.args.logging_steps=1")
 
 
@@ -185,15 +198,7 @@ def test_a_host_that_dies_ends_the_run_which_the_same_command_continues(
 ) -> None:
     first, second = (host.start(*LONG) for host in hosts)
     wait_for(first, "epoch 3/")
-    hosts[1].kill()
-    began = time.monotonic()
-    code, shown = end_of(first, 120)
-    assert time.monotonic() - began < NOTICED
-    assert code == 1
-    assert "machine hostb (10.99.0.2) is gone without a word" in shown
-    assert "Traceback" not in shown
-    assert hosts[0].pids() == []
-    second.communicate()
+    assert "machine hostb (10.99.0.2) is gone without a word" in end_without(hosts[1], second, hosts[0], first)
     (killed,) = all_runs()
     assert killed.info.status == "KILLED"
     assert "machine hostb (10.99.0.2) is gone" in killed.data.tags["hfexp.status_reason"]
@@ -244,15 +249,7 @@ def test_the_first_process_that_dies_is_started_again(
 def test_without_the_first_host_the_other_ends(hosts: tuple[Host, Host]) -> None:
     first, second = (host.start(*LONG) for host in hosts)
     wait_for(first, "epoch 3/")
-    hosts[0].kill()
-    began = time.monotonic()
-    code, shown = end_of(second, 120)
-    assert time.monotonic() - began < NOTICED
-    assert code == 1
-    assert "the first machine, hosta (10.99.0.1), is gone" in shown
-    assert "Traceback" not in shown
-    assert hosts[1].pids() == []
-    first.communicate()
+    assert "the first machine, hosta (10.99.0.1), is gone" in end_without(hosts[0], first, hosts[1], second)
 
 
 def test_a_cut_link_ends_both_hosts_after_the_timeout(
