@@ -371,8 +371,8 @@ class TrackingConfig:
     register: str | None = None
     """Name in MLflow's model registry for the final model (alias `best`); `NAME@best`: only for a sweep's best run."""
     pictures: bool | None = None
-    """Draw the pictures of the report, which takes a second or two; null: unless a better run of the same sweep has
-    them. `hfexp report RUN` draws them later."""
+    """Draw the pictures of the report, which takes a second or two; null: except in jobs of a sweep, which draws
+    those of its best run at its end. `hfexp report RUN` draws them later."""
     system_metrics_interval: float | None = 10.0
     """Seconds between records of the load of this job's devices; null: no records."""
 

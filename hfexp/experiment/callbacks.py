@@ -71,6 +71,12 @@ class Recorder:
     _not_drawn: Any = None
     """The training split between `begin` and `draw_samples`, else None."""
 
+    @property
+    def pictures(self) -> bool:
+        """Tell whether the report has pictures; by default, a sweep draws those of its best run when it ends."""
+        chosen = self.config.tracking.pictures
+        return self.config.point is None if chosen is None else chosen
+
     def begin(self, model: Any, summary: ModelSummary, train_dataset: Any) -> None:
         """Record the data and the model that the run starts with."""
         self.summary = summary
@@ -100,16 +106,9 @@ class Recorder:
         self._not_drawn = train_dataset
 
     def draw_samples(self) -> None:
-        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait.
-
-        A job of a sweep draws them at its end, if at all: only then is it known whether it is the best one so far.
-        """
-        if self.config.tracking.pictures is not None or self.config.point is None:
-            self._draw_samples(self.config.tracking.pictures is not False)
-
-    def _draw_samples(self, pictures: bool) -> None:
+        """Draw the training samples as a picture, once; it is called late so that the first steps need not wait."""
         if self._not_drawn is not None:
-            drawn = Pictures(self.directory.artifacts, pictures)
+            drawn = Pictures(self.directory.artifacts, self.pictures)
             draw_samples(self._not_drawn, self.inputs.task, self.inputs.processor, drawn)
             self.tracker.log_artifacts(self.directory.artifacts)
             self._not_drawn = None
@@ -145,8 +144,8 @@ class Recorder:
         """Record final metrics, report and model, at the step that the saved model comes from.
 
         Args:
-            is_best: no run of its sweep is better so far. By default, only such a run draws pictures for its report
-                and checks its recorded model: the others would take as long for what nobody looks at.
+            is_best: no run of its sweep is better so far. Only such a run checks its recorded model: the others would
+                take as long for what nobody uses.
 
         Returns:
             The class report of the last split.
@@ -163,10 +162,9 @@ class Recorder:
         found = [part for part in scores.values() if isinstance(part, ItemScores)][:1]  # that of the validation
         for part in found if not trainer.is_sharded else []:  # no process alone can compute with a model in parts
             part.examples = self._marked_rows(model)
-        pictures = is_best if self.config.tracking.pictures is None else self.config.tracking.pictures
-        self._draw_samples(pictures)
+        self.draw_samples()
         store(self.directory.path, facts, scores)
-        drawn = Pictures(self.directory.artifacts, pictures)
+        drawn = Pictures(self.directory.artifacts, self.pictures)
         report = draw_report(facts, scores, self.inputs.id2label, splits, task, processor, drawn)
         self.tracker.set_tags({NOTE: summarize(task.metric, metrics, report, self.origin.command)})
         card = model_card(self._card(model, metrics))

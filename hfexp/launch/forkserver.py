@@ -44,6 +44,11 @@ def start() -> None:
         forkserver._forkserver.ensure_running()  # pyright: ignore
 
 
+def is_started() -> bool:
+    """Return whether this process has started the server."""
+    return forkserver._forkserver._forkserver_pid is not None  # pyright: ignore
+
+
 def has_ended() -> bool:
     """Return whether the server that this process has used is gone: nobody reads the pipe that keeps it alive."""
     server: Any = forkserver._forkserver  # pyright: ignore

@@ -18,6 +18,7 @@ from typing import Any
 
 from hfexp.core.errors import EXIT_TERMINATED, Interrupted, RunError, Terminated
 from hfexp.core.process import URGENT
+from hfexp.launch import forkserver
 
 # The environment, directory and paths of a launcher, restored in processes forked from the server.
 
@@ -51,6 +52,24 @@ class ProcessEnv:
         os.chdir(self.directory)
         sys.path[:] = [path or self.directory for path in self.path]
         sys.argv[:] = self.argv
+
+
+def call_warm(function: Callable[..., None], *args: Any) -> None:
+    """Call a module-level function in a process that the fork server makes, and wait until that process has ended."""
+    process = forkserver.context().Process(target=_called, args=(ProcessEnv.capture(), function, args))
+    with forkserver.hidden_main():
+        process.start()
+    try:
+        process.join()
+    finally:
+        process.kill()
+
+
+def _called(env: ProcessEnv, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets Ctrl-C too, and ends this process
+    env.enter()
+    stop_when_orphaned(0)
+    function(*args)
 
 
 # Progress reports from a job to its launcher; they are dropped when nobody listens.

@@ -1,6 +1,7 @@
 """One start of a sweep, from its overrides to the table of its results."""
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,18 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp.core.compose import as_typed, config_flags, opened
 from hfexp.core.config import Optimise
-from hfexp.core.console import note, say
-from hfexp.core.errors import ConfigError
+from hfexp.core.console import note, redirect, say, status
+from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.process import stop_raises
 from hfexp.core.provenance import Origin, command_line
 from hfexp.core.secrets import mask_override
 from hfexp.experiment.sweep_values import make_pruner
+from hfexp.launch import forkserver
+from hfexp.launch.job import call_warm
 from hfexp.launch.local import run_in_batches
 from hfexp.sweep import parent_run
 from hfexp.sweep.request import Composer, Request, SweepDirectory, hold_sweep
 from hfexp.sweep.space import Point
-from hfexp.sweep.trials import State, Sweep, Trial
+from hfexp.sweep.trials import State, Sweep, Trial, best, best_runs_first
 from hfexp.tracking.membership import SweepInfo, write_sweep_info
+from hfexp.tracking.run_directory import held_run
 from hfexp.tracking.store import is_shared, tracking_uri
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from hfexp.sweep.shared_parent import SharedParent
 
 LOGS = "logs"
+MOST_DRAWN = 3
+"""Most of several equally good runs whose reports get pictures; as many as are shown at the end."""
 
 
 @dataclass
@@ -48,7 +54,9 @@ class SweepRunner:
             ConfigError: it can't be run as asked; wrong overrides are found before anything is created.
             SweepError: some jobs failed.
         """
-        request = Composer(self.context, self.config).request(overrides)
+        request = Composer(self.context, self.config, getattr(self.launcher, "prepare", lambda: None)).request(
+            overrides
+        )
         sampler, pruner = make_sampler(request)
         with hold_sweep(request.output_dir, request.search.name, request.definition, request.on_existing) as directory:
             _SweepStart(self, request, directory).run(sampler, pruner)
@@ -112,6 +120,7 @@ class _SweepStart:
                 changed()
                 view = self._view(schedule)
                 parent_run.show(view)
+                self._draw_best(view)
                 retries, early = search.retries, schedule.ended_early
                 error = parent_run.failure_of(view, schedule.errors, schedule.total, retries, early)
                 if error is not None:
@@ -128,6 +137,18 @@ class _SweepStart:
         run_in_batches(
             self.runner.launcher, self.runner.config, schedule, self.runner.max_batch_size, together=is_grid
         )
+
+    def _draw_best(self, sweep: Sweep) -> None:
+        """Draw the reports of the best runs with pictures, unless each job has drawn its own, or none is to."""
+        config = self.request.config
+        if config is None or config.tracking.pictures is not None:
+            return
+        for trial in best(sweep.trials, sweep.directions)[:MOST_DRAWN]:
+            run_dir = best_runs_first(trial, sweep.directions)[0].run_dir
+            if run_dir is not None and not any((run_dir / "artifacts").glob("*.png")):
+                status(f"drawing the report of job {trial.number}")
+                draw = functools.partial(call_warm, _draw) if forkserver.is_started() else _draw
+                draw(run_dir, Path(config.output_dir))
 
     def _plan(self) -> "Plan":
         from hfexp.sweep.scheduler import Plan
@@ -220,6 +241,27 @@ class _SweepStart:
             config, origin, path, key_of(study, path), Lease(study, owner),
             lambda: self._view(schedule, schedule.stored_trials),
         ).kept()  # fmt: skip
+
+
+def _draw(run_dir: Path, output_dir: Path) -> None:
+    """Draw the report of a run; a failure is only said, as the sweep is worth more than pictures of it."""
+    from hfexp.experiment.redraw import redraw
+    from hfexp.tracking.recovery import recorded_uri
+
+    with held_run(run_dir) as state:
+        if state is None:  # on another host, or removed meanwhile
+            return
+        redirect(lambda name, *args: None)  # the job has said already what it found out about the data
+        try:
+            redraw(run_dir, state, recorded_uri(run_dir, output_dir), output_dir)
+        except Exception as error:
+            problem: str | None = first_line(error)
+        else:
+            problem = None
+        finally:
+            redirect(None)
+    if problem:
+        note(f"the report of {run_dir.name} has no pictures: {problem}; `hfexp report {run_dir.name}` draws them")
 
 
 class _NoParent:

@@ -1,5 +1,6 @@
 """`hfexp report`: the report of a run, drawn from its record after it has ended."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_the_best_run_so_far(
     assert is_best_so_far(str(TrialKey(sweep, 9, 0)), values[1])
 
 
-def test_a_job_of_a_sweep_draws_and_checks_its_model_only_if_it_is_the_best_so_far(place: Path) -> None:
+def test_a_job_of_a_sweep_draws_nothing_and_checks_its_model_only_if_it_is_the_best_so_far(place: Path) -> None:
     import mlflow
 
     sweep = make_sweep("found", directions=["minimize"], metrics=["loss"])
@@ -113,10 +114,50 @@ def test_a_job_of_a_sweep_draws_and_checks_its_model_only_if_it_is_the_best_so_f
     ]
     assert runs[0].metrics["best_eval_loss"] < runs[1].metrics["best_eval_loss"]
     assert runs[2].metrics["best_eval_loss"] < runs[0].metrics["best_eval_loss"]
-    assert [bool(pictures(run.run_dir / "artifacts")) for run in runs] == [True, False, True]
+    assert not any(pictures(run.run_dir / "artifacts") for run in runs)
     tags = [mlflow.MlflowClient(str(run.tracking_uri)).get_run(str(run.run_id)).data.tags for run in runs]
     assert [entry.get("hfexp.model_verified") for entry in tags] == ["true", None, "true"]
     assert all((run.run_dir / "artifacts" / "report.html").is_file() for run in runs)
+
+
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("local", marks=pytest.mark.slow)])
+def test_a_sweep_draws_the_report_of_its_best_run_when_it_ends(
+    launcher: str, place: Path, all_runs: Callable[[], list[Any]]
+) -> None:
+    """Once, as the run alone would have drawn it, in its directory and in MLflow."""
+    import mlflow
+
+    alone = api.train(*SMALL_DIGITS, "tracking.pictures=true", "tracking=none", "output_dir=alone")
+    words = ["-m", *SMALL_DIGITS, "tracking.pictures=null", "trainer.args.learning_rate=1e-12,1e-3"]
+    assert cli.main([*words, f"hydra/launcher={launcher}"]) == 0
+    drawn, plain = sorted(place.glob("outputs/digits/*/artifacts"), key=lambda path: -len(pictures(path)))
+    assert set(pictures(drawn)) == set(pictures(alone.run_dir / "artifacts"))
+    assert not pictures(plain)
+    (run,) = (run for run in all_runs() if run.data.tags.get("hfexp.run_dir") == str(drawn.parent))
+    assert run.data.params["trainer.args.learning_rate"] == "0.001"
+    assert run.info.status == "FINISHED"
+    recorded = mlflow.MlflowClient(f"sqlite:///{place}/outputs/mlflow.db").list_artifacts(run.info.run_id)
+    assert {Path(entry.path).name for entry in recorded} >= set(pictures(drawn))
+    before = {path: path.stat().st_mtime_ns for path in drawn.iterdir()}
+    assert cli.main([*words, f"hydra/launcher={launcher}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in drawn.iterdir()} == before
+
+
+def test_a_report_that_can_not_be_drawn_costs_the_sweep_nothing(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise ValueError("no such colour\nat all")
+
+    monkeypatch.setattr("hfexp.experiment.redraw.redraw", fail)
+    monkeypatch.setattr("hfexp.launch.forkserver.is_started", lambda: False)  # by another test
+    words = [*SMALL_DIGITS, "tracking.pictures=null", "trainer.args.max_steps=1", "tracking=none"]
+    assert cli.main(["-m", *words, "seed=1", "hydra/launcher=basic"]) == 0
+    (run,) = place.glob("outputs/digits/*/artifacts")
+    expected = (
+        f"the report of {run.parent.name} has no pictures: no such colour; `hfexp report {run.parent.name}` draws them"
+    )
+    assert expected in capsys.readouterr().err
 
 
 def test_a_run_is_recorded_before_the_loss_of_its_sweep_ends_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
