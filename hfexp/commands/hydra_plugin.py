@@ -13,7 +13,13 @@ from omegaconf import DictConfig
 from hfexp.launch import forkserver, local, ray_launcher, slurm
 from hfexp.sweep import sweeper
 
-forkserver.modules = ("hfexp.commands.cli", "hfexp.experiment.run", "hfexp.launch.job", "hfexp.tasks.images")
+forkserver.modules = (
+    "hfexp.commands.cli",
+    "hfexp.experiment.run",
+    "hfexp.launch.job",
+    "hfexp.tasks.images",
+    "hfexp.experiment.rehearsal",
+)
 
 
 class LocalLauncher(local.LocalLauncher):

@@ -19,6 +19,9 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 """Lists the control groups of this process: `number:controllers:path`, with number 0 for version 2 (cgroups(7))."""
 
 
+CPUS_VARIABLE = "HFEXP_CPUS"
+
+
 def cpus() -> int:
     """Return the number of processors for this process: its affinity, limited by the quota of its control groups.
 
@@ -28,7 +31,7 @@ def cpus() -> int:
     for quota in _quotas():
         count = min(count, max(1, round(quota)))
     with contextlib.suppress(KeyError, ValueError):
-        count = max(1, min(count, int(os.environ["HFEXP_CPUS"])))
+        count = max(1, min(count, int(os.environ[CPUS_VARIABLE])))
     return count
 
 

@@ -240,10 +240,10 @@ def _cacheable_part(row: Row, operations: list[Any]) -> tuple[dict[str, str], in
 
 def _code(nodes: Any) -> dict[str, str]:
     """Return library versions and hashes of the modules (the user's and hfexp's) that a prepared row depends on."""
-    versions = {name: _version(name) for name in LIBRARIES}
+    versions = {name: version_of(name) for name in LIBRARIES}
     for target in targets_in(nodes):
         module, home = _modules_of(target)
-        versions |= _source(module) | _source(home) | {target: _version(target.partition(".")[0])}
+        versions |= _source(module) | _source(home) | {target: version_of(target.partition(".")[0])}
     for module in CODE:
         versions |= _source(module)
     return versions
@@ -262,7 +262,8 @@ def _modules_of(target: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the version of an installed package; empty if there is none of this name."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

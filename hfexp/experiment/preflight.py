@@ -126,11 +126,11 @@ def load_inputs(config: Config) -> Inputs:
             check_model(config, skeleton)
     with problems:
         metrics = build_metrics(config.metrics, allowed)
-        problems.add(_check_metrics(config, _need(task), _need(dataset), metrics, id2label))
+        problems.add(check_metrics(config, _need(task), _need(dataset), metrics, id2label))
     with problems:
         transforms = build_transforms(config.transform, _need(processor), id2label, allowed)
         if not problems.messages:
-            problems.add(_check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton))
+            problems.add(check_fit(config, _need(task), _need(dataset), processor, transforms, skeleton))
     with problems:
         loss = _build_loss(config, _need(task), _need(dataset), id2label)
     problems.raise_any()
@@ -185,7 +185,7 @@ def _announce_downloads(config: Config) -> None:
         console.say(f"  from the Hub, unless cached: {', '.join(remote)}")
 
 
-def _check_metrics(
+def check_metrics(
     config: Config, task: Task, dataset: DatasetDict, metrics: MetricSet, id2label: dict[int, str] | None
 ) -> list[str]:
     """Try the metrics on made-up predictions: they must work and include `metric_for_best_model`."""
@@ -218,7 +218,7 @@ def process_splits(
     return dict(processing.process(dataset, task, processor, transforms, config.seed, prepared_cache))
 
 
-def _check_fit(
+def check_fit(
     config: Config,
     task: Task,
     dataset: DatasetDict,

@@ -135,15 +135,15 @@ class LocalLauncher(Launcher):
 
     def _begin(self) -> Path:
         """Get ready to start jobs, start Hydra's logging, create the sweep's directory and return it."""
-        self._prepare()
+        self.prepare()
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         sweep_dir = Path(str(self.config.hydra.sweep.dir))
         sweep_dir.mkdir(parents=True, exist_ok=True)
         return sweep_dir
 
-    def _prepare(self) -> None:
-        """Start the fork server."""
+    def prepare(self) -> None:
+        """Start the fork server, whose imports take seconds; a sweeper calls this before its own slow imports."""
         from hfexp.launch import forkserver
 
         forkserver.start()

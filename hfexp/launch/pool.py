@@ -154,7 +154,7 @@ class Slot:
         threads = self.cpus
         with contextlib.suppress(ValueError):
             threads = max(1, min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
-        variables = {"HFEXP_CPUS": str(self.cpus), "OMP_NUM_THREADS": str(threads)}
+        variables = {machine.CPUS_VARIABLE: str(self.cpus), "OMP_NUM_THREADS": str(threads)}
         if self.devices or machine.visible_devices():
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices)
         return variables

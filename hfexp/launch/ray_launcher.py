@@ -105,7 +105,7 @@ class RayLauncher(LocalLauncher):
         with _disconnected_at_end():
             super().serve(source, logs)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """Connect to the cluster, and count the jobs that it has room for."""
         import ray  # pyright: ignore[reportMissingImports]
 

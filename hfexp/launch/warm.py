@@ -13,6 +13,8 @@ import threading
 
 from hfexp.launch.forkserver import MODULES_VARIABLE, SIGNALS
 
+OWN = os.environ.pop(MODULES_VARIABLE, "").split()
+"""Modules of the jobs. One may define `prepare_for_forks()`, which fills further caches."""
 MODULES = (
     "cloudpickle",
     "torch",
@@ -22,7 +24,7 @@ MODULES = (
     "datasets",
     "mlflow",
     "evaluate",
-    *os.environ.pop(MODULES_VARIABLE, "").split(),
+    *OWN,
     # The modules above import these lazily, on first use, and nearly every run uses them.
     "hydra.core.plugins",
     "matplotlib.figure",
@@ -65,16 +67,18 @@ def _find_problem() -> str | None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "an import initialised CUDA, which forked processes then can't use"
+    accelerate = sys.modules.get("accelerate.state")
+    if accelerate is not None and accelerate.PartialState._shared_state:
+        return "an import chose a device through Accelerate, which forked processes then can't change"
     threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     return f"an import started threads ({', '.join(threads)}), which do not survive a fork" if threads else None
 
 
 def _fill_caches() -> None:
     """Fill the caches that libraries keep per process, so that jobs don't each compute them again."""
-    with contextlib.suppress(Exception):
-        # Hydra scans for plugins, its parsers cache the grammar, and hfexp reads the types of arguments.
-        config, _ = importlib.import_module("hfexp.core.compose").compose("seed=1", "trainer.args.learning_rate=1e-3")
-        importlib.import_module("hfexp.core.config").to_config(config)
+    for name in OWN:
+        with contextlib.suppress(Exception):
+            getattr(sys.modules[name], "prepare_for_forks", bool)()
     with contextlib.suppress(Exception):
         importlib.import_module("hfexp.core.machine").installed_packages()
     with contextlib.suppress(Exception):  # the map from modules to packages, which MLflow needs for each model

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -439,6 +439,8 @@ class Composer:
     context: Any
     config: Any
     """Composed without the swept overrides."""
+    prepare: Callable[[], None] = lambda: None
+    """Called once composing has refused wrong keys and options, before anything slow is imported."""
 
     def request(self, overrides: list[str]) -> Request:
         """Build and check the request of these overrides.
@@ -499,6 +501,7 @@ class Composer:
         if OmegaConf.get_type(composed) is not Config:
             return None
         config = to_config(composed)
+        self.prepare()
         check_choices(config, choices)
         if config.launch.num_machines > 1:
             raise ConfigError(
