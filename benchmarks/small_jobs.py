@@ -5,9 +5,11 @@ evaluates as often and saves the model (`benchmarks.bare_start --whole`). In a s
 difference between a sweep of many jobs and one of few, less what its jobs train; the store of runs exists already.
 """
 
+import functools
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,8 +20,9 @@ ROUNDS = 7
 SWEEP_ROUNDS = 3
 FEW, MANY = 2, 12
 """Jobs of the two sweeps."""
-OWN, BARE = "hfexp debug=fast", "script"
+OWN, UNRECORDED, BARE = "hfexp debug=fast", "hfexp debug=fast tracking=none", "script"
 LIMIT = 1.25
+MEMORY_LIMIT = 1.05
 LIMIT_IN_SWEEP = 1.0
 """Seconds that one more job may cost besides its training."""
 RUN = ("experiment=digits_vit", "debug=fast", "on_existing=rerun")
@@ -42,6 +45,24 @@ def measure_alone(report: Report, rounds: int) -> None:
         way()
     found = interleave(ways, rounds)
     report.section(f"Alone, {turns(rounds)}", "s", found, [ratio(found, OWN, BARE, limit=LIMIT)])
+    measure_memory(report, min(rounds, 3))
+
+
+def measure_memory(report: Report, rounds: int) -> None:
+    """Without a record the libraries are the script's; a record needs more, for the store and the pictures."""
+    words = {OWN: command(*RUN), UNRECORDED: command(*RUN, "tracking=none"), BARE: [*bare(), "--whole"]}
+    found = interleave({way: functools.partial(most_memory, own) for way, own in words.items()}, rounds)
+    ratios = [ratio(found, UNRECORDED, BARE, limit=MEMORY_LIMIT), ratio(found, OWN, BARE)]
+    report.section(f"Most memory, alone, {turns(rounds)}", "MB", found, ratios, form=".0f")
+
+
+def most_memory(words: list[str]) -> float:
+    """The most resident memory of a process and of those that it waits for, in MB."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss / 2**10
 
 
 def measure_in_sweep(report: Report, rounds: int, many: int) -> None:
