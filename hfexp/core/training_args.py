@@ -300,8 +300,7 @@ def build_arguments(
     deterministic: bool,
     loads_little: bool = True,
     loss_per_token: bool = False,
-    fsdp: dict[str, Any] | None = None,
-    parallelism: dict[str, int] | None = None,
+    sharding: dict[str, Any] | None = None,
 ) -> Any:
     """Build `TrainingArguments` from the user's fields and those that hfexp owns.
 
@@ -313,12 +312,10 @@ def build_arguments(
         loads_little: a batch takes a millisecond or two to load, so data loader workers would only cost time.
         loss_per_token: the loss is a mean over tokens. Processes can have different numbers of tokens, which must be
             counted over all of them at each step; they have the same number of samples, which need no such count.
-        fsdp: `launch.fsdp` if the model is spread over the processes; else None.
-        parallelism: sizes of the groups of processes that hold one model (`hfexp.training.sharding.mesh_sizes`).
+        sharding: fields that spread the model over the processes (`hfexp.training.sharding.sharding_fields`).
     """
     import torch
     import transformers
-    from accelerate.parallelism_config import ParallelismConfig
 
     fields = dict(args)
     if fields.get("metric_for_best_model") is None:
@@ -326,9 +323,7 @@ def build_arguments(
     elif fields.get("greater_is_better") is None:
         fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
-    fields |= {} if fsdp is None else {"fsdp": True, "fsdp_config": {**fsdp, "version": 2}}
-    if parallelism:  # sizes that are left out would come from the environment
-        fields["parallelism_config"] = ParallelismConfig(**parallelism, tp_size=1, cp_size=1, sp_size=1)
+    fields |= sharding or {}
     if not torch.accelerator.is_available():
         # Without `use_cpu`, each process that torchrun starts would train alone, with a world size of 1.
         fields.setdefault("use_cpu", True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -148,6 +149,16 @@ def _size_problem(name: str, size: Any) -> str | None:
     if name not in SIZES:
         return f"unknown key {key!r}.{did_you_mean(name, SIZES)} Allowed here: {one_of(SIZES)}"
     return None if type(size) is int and size >= 1 else f"{key}={size!r} must be an integer of at least 1"
+
+
+def sharding_fields(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the fields of `TrainingArguments` that spread a model over the processes of this run, if it is to be."""
+    if launch.strategy is not Strategy.fsdp or not world.is_together():
+        return {}
+    sizes = mesh_sizes(launch.parallelism, world.size())
+    # Sizes that are left out would come from the environment.
+    groups = ParallelismConfig(**sizes, tp_size=1, cp_size=1, sp_size=1) if sizes else None
+    return {"fsdp": True, "fsdp_config": {**launch.fsdp, "version": 2}, "parallelism_config": groups}
 
 
 def mesh_sizes(sizes: Mapping[str, int], processes: int) -> dict[str, int]:
