@@ -28,19 +28,8 @@ ELSEWHERE = ("gpu-checklist.md", "extending.md")
 BLOCK = re.compile(r"^```(bash|python|yaml)\n(.*?)^```", re.M | re.S)
 SPAN = re.compile(r"(?<!`)`(hfexp [^`]+)`(?!`)")
 OTHER_PROGRAMS = (
-    "make",
-    "pip",
-    "uv",
-    "conda",
-    "docker",
-    "apptainer",
-    "hf",
-    "wandb",
-    "git",
-    "torchrun",
-    "ssh",
-    "mlflow",
-)
+    "make", "pip", "uv", "conda", "docker", "apptainer", "hf", "wandb", "git", "torchrun", "ssh", "mlflow",
+)  # fmt: skip
 """They install, download, or have tests of their own."""
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
 DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm", "hydra.launcher.address=")
