@@ -15,9 +15,11 @@ import torch
 import transformers
 from torch import nn
 
+from hfexp.core.config import LaunchConfig, Strategy
 from hfexp.core.training_args import build_arguments
 from hfexp.data.dataset import ProcessedDataset
 from hfexp.training.model import _evaluate, share_statistics
+from hfexp.training.sharding import sharding_fields
 from hfexp.training.trainer import Trainer
 
 ROWS, CLASSES, VOCABULARY = 54, 3, 40
@@ -186,7 +188,7 @@ def make_trainer(
     gradient_accumulation_steps: int = 1,
     batch_norm: bool = False,
     num_rows: int = ROWS,
-    fsdp: dict[str, Any] | None = None,
+    sharding: dict[str, Any] | None = None,
     **args: Any,
 ) -> Trainer:
     """hfexp's Trainer of a small model for two short epochs."""
@@ -199,7 +201,7 @@ def make_trainer(
             "use_cpu": True, **args,
         },
         output_dir=place, seed=1, run_name="check", metric="loss", greater_is_better=False,
-        deterministic=False, loss_per_token=kind in PER_TOKEN, fsdp=fsdp,
+        deterministic=False, loss_per_token=kind in PER_TOKEN, sharding=sharding,
     )  # fmt: skip
     if arguments.world_size > 1:
         arguments.ddp_find_unused_parameters = True
@@ -230,7 +232,7 @@ def train(architecture: str, kind: str, size: int, **settings: Any) -> dict[str,
 def main(path: Path, fsdp: bool) -> None:
     """Train all of `TOGETHER`, or of `IN_PARTS`, among other processes."""
     size = 8 // int(os.environ["WORLD_SIZE"])
-    more: dict[str, Any] = {"fsdp": {}} if fsdp else {}
+    more: dict[str, Any] = {"sharding": sharding_fields(LaunchConfig(Strategy.fsdp))} if fsdp else {}
     cases = IN_PARTS if fsdp else TOGETHER
     found = [train(architecture, kind, size, **settings, **more) for architecture, kind, settings in cases]
     if os.environ["RANK"] == "0":

@@ -237,10 +237,12 @@ HYDRA_ERRORS = (HydraException, OmegaConfBaseException, ConfigCompositionExcepti
 OPEN_SECTIONS = (
     "trainer.args.", "trainer.callbacks.", "trainer.loss.", "trainer.class_weights.", "trainer.options.",
     "trainer.lr_factors.", "model.", "dataset.source.", "dataset.columns.", "tracking.tags.", "metrics.", "task.",
-    "launch.fsdp.", "hydra.launcher.init", "hydra.launcher.resources", "hydra.launcher.runtime_env",
-    "search.sampler", "search.pruner_args", "search.space", "hydra.launcher.additional_parameters",
+    "launch.fsdp.", "launch.parallelism.", "hydra.launcher.init", "hydra.launcher.resources",
+    "hydra.launcher.runtime_env", "search.sampler", "search.pruner_args", "search.space",
+    "hydra.launcher.additional_parameters",
     "trainer.args={", "trainer.callbacks={", "trainer.loss={", "trainer.class_weights={", "trainer.options={",
     "trainer.lr_factors={", "dataset.source={", "dataset.columns={", "tracking.tags={", "launch.fsdp={",
+    "launch.parallelism={",
 )  # fmt: skip
 """Beginnings of overrides whose keys belong to a library or the user.
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
 from hfexp.core.secrets import MASK, find_masked, learn_secrets, mask_values
-from hfexp.core.training_args import OWNED, REFUSED, RENAMED, SHORT, check_args, training_argument_types, way_out
+from hfexp.core.training_args import OWNED, REFUSED, RENAMED, SHORT, ZERO, check_args, training_argument_types, way_out
 
 # Keys and options that users know from scripts, templates and other tools, and what hfexp takes instead.
 
@@ -36,6 +36,7 @@ HABITS = {
     "dataset_config_name": "dataset.source.name=NAME",
     "dataset_name": "dataset=hub dataset.source.path=OWNER/NAME",
     "datamodule": DATA,
+    "deepspeed": ZERO,
     "device": AUTOMATIC_DEVICE,
     "devices": "launch=ddp launch.num_processes=N",
     "gpus": "launch=ddp launch.num_processes=N",
@@ -63,8 +64,10 @@ HABITS = {
     "scheduler": "trainer.args.lr_scheduler_type=NAME",
     "strategy": "launch=ddp",
     "train_file": "dataset=table dataset.source.data_files=FILE",
+    "launch=deepspeed": ZERO,
     "trainer=cpu": "trainer.args.use_cpu=true",
     "trainer=ddp": "launch=ddp",
+    "trainer=deepspeed": ZERO,
     "trainer=fsdp": "launch=fsdp",
     "trainer=gpu": "nothing: an accelerator is used when there is one",
     "validation_file": "dataset=table 'dataset.source.data_files={train: FILE, validation: FILE}'",
@@ -412,6 +415,8 @@ class LaunchConfig:
     """With several processes: seconds that they have to write a checkpoint and end when the run is stopped."""
     fsdp: dict[str, Any] = field(default_factory=dict)
     """With `fsdp`: keys of Transformers' `fsdp_config` (`hfexp.training.sharding.SETTINGS`)."""
+    parallelism: dict[str, Any] = field(default_factory=dict)
+    """With `fsdp`: `dp_shard_size` and `dp_replicate_size` of Accelerate's `ParallelismConfig`."""
     time_limit: str | None = None
     """Time since the command's start (`11h50m`, `1-12:00:00`) after which the run stops with a checkpoint."""
 

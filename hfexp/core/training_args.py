@@ -45,6 +45,10 @@ AUTOMATIC = "nothing: hfexp trains, evaluates afterwards, and evaluates the test
 NOT_YET_PUSHED = "nothing: hfexp does not push models; `hf upload` does, with the run's directory model/"
 SHARDED = "launch=fsdp, which spreads the model over the processes, with its settings in launch.fsdp"
 STRATEGIES = "launch=ddp, or launch=fsdp for a model that no single device holds"
+ZERO = (
+    "launch=fsdp for ZeRO's stage 3, with launch.fsdp.reshard_after_forward=false for stage 2, and with "
+    "launch.fsdp.cpu_offload=true to offload"
+)
 
 OWNED = {
     "output_dir": "output_dir (top level)",
@@ -80,8 +84,8 @@ REFUSED = {
     "trackio_static_space_id": "tracking.also=[trackio], which records on this machine",
     "fsdp": SHARDED,
     "fsdp_config": SHARDED,
-    "deepspeed": STRATEGIES,
-    "parallelism_config": STRATEGIES,
+    "deepspeed": ZERO,
+    "parallelism_config": "launch=fsdp with launch.parallelism.dp_shard_size=N",
     "accelerator_config": STRATEGIES,
     "auto_find_batch_size": "trainer.auto_batch=true, which passes a batch through the model in parts: a batch size "
     "that depends on the machine would change the experiment",
@@ -296,7 +300,7 @@ def build_arguments(
     deterministic: bool,
     loads_little: bool = True,
     loss_per_token: bool = False,
-    fsdp: dict[str, Any] | None = None,
+    sharding: dict[str, Any] | None = None,
 ) -> Any:
     """Build `TrainingArguments` from the user's fields and those that hfexp owns.
 
@@ -308,7 +312,7 @@ def build_arguments(
         loads_little: a batch takes a millisecond or two to load, so data loader workers would only cost time.
         loss_per_token: the loss is a mean over tokens. Processes can have different numbers of tokens, which must be
             counted over all of them at each step; they have the same number of samples, which need no such count.
-        fsdp: `launch.fsdp` if the model is spread over the processes; else None.
+        sharding: fields that spread the model over the processes (`hfexp.training.sharding.sharding_fields`).
     """
     import torch
     import transformers
@@ -319,7 +323,7 @@ def build_arguments(
     elif fields.get("greater_is_better") is None:
         fields["greater_is_better"] = not lower_is_better(str(fields["metric_for_best_model"]))
     fields.setdefault("average_tokens_across_devices", loss_per_token)
-    fields |= {} if fsdp is None else {"fsdp": True, "fsdp_config": {**fsdp, "version": 2}}
+    fields |= sharding or {}
     if not torch.accelerator.is_available():
         # Without `use_cpu`, each process that torchrun starts would train alone, with a world size of 1.
         fields.setdefault("use_cpu", True)

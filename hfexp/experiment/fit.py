@@ -35,6 +35,7 @@ from hfexp.training.callbacks import StopOnSignal, early_stopping
 from hfexp.training.model import build_model, share_statistics
 from hfexp.training.recipes import notes, use_recipes
 from hfexp.training.reference import keep_reference
+from hfexp.training.sharding import sharding_fields
 from hfexp.training.trainer import Trainer, metric_function, trainer_class
 
 logger = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def build_trainer(
         deterministic=config.trainer.deterministic,
         loads_little=splits["train"].reads_columns,
         loss_per_token=task.loss_per_token,
-        fsdp=config.launch.fsdp if config.launch.strategy is Strategy.fsdp and world.is_together() else None,
+        sharding=sharding_fields(config.launch),
     )
     progress = ShowProgress(task.metric)
     collator = dataset.Collator(task, inputs.processor, inputs.transforms.batch, config.seed, finishes=False)

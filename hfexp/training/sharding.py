@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -26,9 +27,10 @@ from torch.utils._pytree import tree_map_only
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfexp.core.collective import part_of, whole
-from hfexp.core.config import Config, Strategy
+from hfexp.core.config import Config, LaunchConfig, Strategy
 from hfexp.core.errors import did_you_mean, one_of
 from hfexp.core.machine import visible_devices
+from hfexp.launch import world
 from hfexp.tasks.base import Task
 from hfexp.training.adapters import METHOD, WEIGHTS_FILE, is_adapted, weights_of
 from hfexp.training.callbacks import TrainerMixin
@@ -58,6 +60,17 @@ INSTEAD = {
     "version": "leave it out: hfexp uses version 2",
 }
 """Other settings of FSDP that users know, each with what to do."""
+SIZES = ("dp_replicate_size", "dp_shard_size")
+"""Keys of `launch.parallelism`: those of Accelerate's `ParallelismConfig` with which each process has its own rows."""
+OTHER_SIZES = {
+    "cp_size": "context parallelism works on accelerators only (torch 2.14) and without masks for padded rows "
+    "(Accelerate 1.15); trainer.args.activation_checkpointing=true saves memory, too",
+    "pp_size": "pipeline parallelism is not in Accelerate (1.15); dp_shard_size divides a model, too",
+    "sp_size": "sequence parallelism is DeepSpeed's; trainer.args.activation_checkpointing=true saves memory, too",
+    "tp_size": "tensor parallelism gives several processes the same rows, which hfexp counts by process, and "
+    "Transformers (5.23) can't continue such a training; dp_shard_size divides a model, too",
+}
+"""Other keys of `ParallelismConfig`, each with why not, or what to do."""
 REFUSED_ARGS = ("fp16", "torch_compile", "use_liger_kernel", "bf16_full_eval", "fp16_full_eval")
 """`trainer.args` that have not been tried with parameters in parts, or fail with them."""
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
@@ -73,10 +86,11 @@ ENVIRONMENT = "FSDP_"
 
 def check_sharding(config: Config, task: Task) -> list[str]:
     """Check `launch=fsdp`: its settings, and what can't be done with a model that no process holds as a whole."""
-    settings = config.launch.fsdp
-    if config.launch.strategy is not Strategy.fsdp:
-        return [f"launch.fsdp.{next(iter(settings))} needs launch=fsdp"] if settings else []
-    return _check_settings(settings, config.trainer.args) + _check_companions(config, task)
+    launch = config.launch
+    if launch.strategy is not Strategy.fsdp:
+        sections = {"fsdp": launch.fsdp, "parallelism": launch.parallelism}
+        return [f"launch.{name}.{next(iter(keys))} needs launch=fsdp" for name, keys in sections.items() if keys]
+    return _check_settings(launch.fsdp, config.trainer.args) + _check_sizes(launch) + _check_companions(config, task)
 
 
 def _check_settings(settings: Mapping[str, Any], args: Mapping[str, Any]) -> list[str]:
@@ -109,6 +123,51 @@ def _problem(name: str, value: Any) -> str | None:
     if name == "auto_wrap_policy" and value not in POLICIES:
         return f"{key}={value} is not supported; {BY_NAME}. Allowed: {one_of(POLICIES)}"
     return None
+
+
+def _check_sizes(launch: LaunchConfig) -> list[str]:
+    """Check `launch.parallelism`: its keys, and that the groups of processes come to all of them."""
+    problems = [problem for name, value in launch.parallelism.items() if (problem := _size_problem(name, value))]
+    processes, are_together = launch.num_processes, launch.num_machines == 1 or world.is_together()
+    # Each machine may have another number of processes: they are counted once the machines have met.
+    if problems or not launch.parallelism or not are_together or not isinstance(processes, int):
+        return problems
+    replicas, shards = mesh_sizes(launch.parallelism, processes).values()
+    if shards == 1:
+        return ["launch.parallelism.dp_shard_size=1: each process would hold the whole model; use launch=ddp"]
+    if replicas * shards != processes:
+        product = f"{replicas} x {shards} (dp_replicate_size x dp_shard_size)"
+        return [f"launch.parallelism: {product} is not {processes}, the number of processes"]
+    return []
+
+
+def _size_problem(name: str, size: Any) -> str | None:
+    """Check a key of `launch.parallelism`."""
+    key = f"launch.parallelism.{name}"
+    if name in OTHER_SIZES:
+        return f"{key} is not supported: {OTHER_SIZES[name]}"
+    if name not in SIZES:
+        return f"unknown key {key!r}.{did_you_mean(name, SIZES)} Allowed here: {one_of(SIZES)}"
+    return None if type(size) is int and size >= 1 else f"{key}={size!r} must be an integer of at least 1"
+
+
+def sharding_fields(launch: LaunchConfig) -> dict[str, Any]:
+    """Return the fields of `TrainingArguments` that spread a model over the processes of this run, if it is to be."""
+    if launch.strategy is not Strategy.fsdp or not world.is_together():
+        return {}
+    sizes = mesh_sizes(launch.parallelism, world.size())
+    # Sizes that are left out would come from the environment.
+    groups = ParallelismConfig(**sizes, tp_size=1, cp_size=1, sp_size=1) if sizes else None
+    return {"fsdp": True, "fsdp_config": {**launch.fsdp, "version": 2}, "parallelism_config": groups}
+
+
+def mesh_sizes(sizes: Mapping[str, int], processes: int) -> dict[str, int]:
+    """Return `launch.parallelism` with the size that it leaves out, for a number of processes; empty stays empty."""
+    if not sizes:
+        return {}
+    shards = sizes.get("dp_shard_size") or max(processes // sizes["dp_replicate_size"], 1)
+    replicas = sizes.get("dp_replicate_size") or max(processes // shards, 1)
+    return {"dp_replicate_size": replicas, "dp_shard_size": shards}
 
 
 def _check_companions(config: Config, task: Task) -> list[str]:
@@ -230,6 +289,11 @@ class Sharding(TrainerMixin):
         """Return True if each process holds only a part of each parameter."""
         return bool(self.args.fsdp)
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """Leave out the sizes of groups: before FSDP2 is turned on, Accelerate (1.15) refuses them on CPUs."""
+        arguments = super()._build_accelerator_args(**kwargs)
+        return {name: value for name, value in arguments.items() if name != "parallelism_config"}
+
     def create_accelerator_and_postprocess(self) -> None:
         """Create the Trainer's accelerator, and have it use FSDP2 on CPUs, too.
 
@@ -237,13 +301,16 @@ class Sharding(TrainerMixin):
         model in each process. FSDP2 itself works there, over Gloo.
         """
         super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
+        state, sizes = self.accelerator.state, self.args.parallelism_config
         if self.is_sharded and state.distributed_type is DistributedType.MULTI_CPU:
             plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)  # pyright: ignore
             if state.mixed_precision != "no":
                 plugin.set_mixed_precision(state.mixed_precision)
             state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
             self.is_fsdp_enabled = True
+        if sizes is not None:  # the mesh stays out of `sizes`, which `training_args.bin` holds
+            state.parallelism_config, state.device_mesh = sizes, sizes.build_device_mesh(self.args.device.type)
+            sizes._validate_accelerator(self.accelerator)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         """Prepare the model, and make sure that it is divided: Accelerate has more than one way to train."""

@@ -27,7 +27,9 @@ ELSEWHERE = ("gpu-checklist.md", "extending.md")
 """Pages whose commands need GPUs, and one whose commands have a test of their own."""
 BLOCK = re.compile(r"^```(bash|python|yaml)\n(.*?)^```", re.M | re.S)
 SPAN = re.compile(r"(?<!`)`(hfexp [^`]+)`(?!`)")
-OTHER_PROGRAMS = ("make", "pip", "uv", "conda", "docker", "hf", "wandb", "git", "torchrun", "ssh", "mlflow")
+OTHER_PROGRAMS = (
+    "make", "pip", "uv", "conda", "docker", "apptainer", "hf", "wandb", "git", "torchrun", "ssh", "mlflow",
+)  # fmt: skip
 """They install, download, or have tests of their own."""
 HUB = ("dataset=hub", "experiment=food101_vit", "model=timm", "OWNER/NAME", "dataset.streaming=true")
 DEVICES = ("gpus_per_job=", "launch.num_machines=", "hydra/launcher=slurm", "hydra.launcher.address=")

@@ -61,7 +61,7 @@ def test_each_how_to_is_found_by_its_title() -> None:
         ("how to use GPUs", "Use several GPUs"),
         ("figure", "Make a figure or a table for a paper"),
         ("gets wrong", "Find the rows that the model gets wrong"),
-        ("how do I use Docker", "Run in Docker"),
+        ("how do I use Docker", "Run in Docker or Apptainer"),
     ],
 )
 def test_words_find_how_to_do_it(words: str, title: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,12 +28,14 @@ from hfexp.core.identity import config_hash
 from hfexp.experiment.preflight import load_inputs
 from hfexp.launch import world
 from hfexp.tasks.text import byte_tokenizer
-from hfexp.training.sharding import Sharding, check_layers, check_sharding, gathered_layers
+from hfexp.training.sharding import Sharding, check_layers, check_sharding, gathered_layers, mesh_sizes
 
 TWO = ("launch=fsdp", "launch.num_processes=2", "trainer.args.per_device_train_batch_size=16", "launch.num_threads=1")
 """The same batches of 32 as `SMALL_DIGITS`."""
 FOUR = (TWO[0], "launch.num_processes=4", "trainer.args.per_device_train_batch_size=8", TWO[3])
 ONE = ("launch.num_threads=1",)
+GROUPS = (*FOUR, "launch.parallelism.dp_shard_size=2")
+"""Two groups of two processes, each with the whole model."""
 
 
 def weights(run: Any) -> dict[str, torch.Tensor]:
@@ -79,6 +81,17 @@ def test_the_identity_is_that_of_the_whole_batch() -> None:
         (["trainer.soup=2"], "trainer.soup is not supported with launch=fsdp; use launch=ddp"),
         (["trainer.auto_batch=true"], "trainer.auto_batch is not supported with launch=fsdp"),
         (["model.quantization.load_in_4bit=true"], "model.quantization is not supported with launch=fsdp"),
+        (
+            ["launch.parallelism.tp_size=2"],
+            "launch.parallelism.tp_size is not supported: tensor parallelism",
+        ),
+        (["launch.parallelism.dp_shard_sise=2"], "Did you mean 'dp_shard_size'?"),
+        (
+            ["launch.parallelism.dp_shard_size=0"],
+            "launch.parallelism.dp_shard_size=0 must be an integer of at least 1",
+        ),
+        (["launch.parallelism.dp_shard_size=3"], "1 x 3 (dp_replicate_size x dp_shard_size) is not 2"),
+        (["launch.parallelism.dp_replicate_size=2"], "each process would hold the whole model; use launch=ddp"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(words: list[str], message: str) -> None:
@@ -86,9 +99,18 @@ def test_what_is_not_supported_is_refused_by_name(words: list[str], message: str
     assert message in "\n".join(check_sharding(config, SimpleNamespace(needs_reference=False)))  # pyright: ignore
 
 
-def test_settings_without_the_strategy_are_refused() -> None:
-    config = api.compose(*SMALL_DIGITS, "launch.fsdp.cpu_offload=true")
-    assert check_sharding(config, SimpleNamespace()) == ["launch.fsdp.cpu_offload needs launch=fsdp"]  # pyright: ignore
+@pytest.mark.parametrize("key", ["launch.fsdp.cpu_offload", "launch.parallelism.dp_shard_size"])
+def test_settings_without_the_strategy_are_refused(key: str) -> None:
+    config = api.compose(*SMALL_DIGITS, f"{key}=1")
+    assert check_sharding(config, SimpleNamespace()) == [f"{key} needs launch=fsdp"]  # pyright: ignore
+
+
+def test_the_size_that_is_left_out_follows_from_the_processes() -> None:
+    both = {"dp_replicate_size": 4, "dp_shard_size": 2}
+    assert (
+        mesh_sizes({"dp_shard_size": 2}, 8) == mesh_sizes({"dp_replicate_size": 4}, 8) == mesh_sizes(both, 8) == both
+    )
+    assert mesh_sizes({}, 8) == {}
 
 
 def test_variables_of_accelerate_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +204,7 @@ def test_a_process_that_is_stopped_or_killed_changes_nothing(fault: str, place: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("begun_by", "continued_by"), [(TWO, ONE), (ONE, TWO), (TWO, FOUR)])
+@pytest.mark.parametrize(("begun_by", "continued_by"), [(TWO, ONE), (ONE, TWO), (TWO, FOUR), (GROUPS, ONE)])
 def test_another_number_of_processes_goes_on(
     begun_by: tuple[str, ...], continued_by: tuple[str, ...], place: Path
 ) -> None:
@@ -196,12 +218,28 @@ def test_another_number_of_processes_goes_on(
     assert resumed.metrics["test_loss"] == pytest.approx(whole.metrics["test_loss"], rel=2e-4)
 
 
+class Layout(transformers.TrainerCallback):
+    """Writes how the first parameter is divided, once it is."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        parameter = next(model.parameters())
+        if args.process_index == 0:
+            Path("layout").write_text(f"{tuple(parameter.device_mesh.shape)} {parameter.placements}")
+
+
 @pytest.mark.slow
-def test_four_parts_do_what_the_whole_does(place: Path) -> None:
-    words = [*SMALL_DIGITS, "dataset.max_validation_samples=41", "tracking=none"]
-    four, one = api.train(*words, *FOUR), api.train(*words, *ONE, "output_dir=one")
+@pytest.mark.parametrize(
+    ("processes", "layout"), [(FOUR, "(4,) (Shard(dim=0),)"), (GROUPS, "(2, 2) (Replicate(), Shard(dim=0))")]
+)
+def test_four_processes_do_what_one_does(processes: tuple[str, ...], layout: str, place: Path) -> None:
+    words = [*SMALL_DIGITS, "dataset.max_validation_samples=41", "tracking=none", "trainer.args.max_grad_norm=0.5"]
+    words += ["trainer.ema.decay=0.9", "security.allowed_targets=[test_fsdp]"]
+    looks = "trainer.callbacks.layout._target_=test_fsdp.Layout"
+    four, one = api.train(*words, *processes, looks), api.train(*words, *ONE, "output_dir=one")
+    assert (place / "layout").read_text() == layout
     assert_equal_weights(one, four)
     assert four.metrics["test_loss"] == pytest.approx(one.metrics["test_loss"], rel=2e-4)
+    assert four.metrics["best_eval_loss"] == four.metrics["final_eval_loss"]
 
 
 @pytest.fixture

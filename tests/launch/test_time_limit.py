@@ -1,12 +1,19 @@
 """Time limits and the signals of queues: a run stops with a checkpoint, and the same command continues it."""
 
+import json
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import SMALL_DIGITS
+from conftest import ROOT, SMALL_DIGITS
 from faults import fault_at, hold_at
 from programs import OUTPUT, Program
 
@@ -86,3 +93,40 @@ def test_the_limit_holds_for_each_job_of_a_sweep(place: Path, all_runs: Callable
     (place / "go").touch()
     assert Program(place, [*words, "launch.time_limit=1d"]).exit_code(900) == 0, (place / OUTPUT).read_text()
     assert sorted(run.info.status for run in all_runs()) == ["FINISHED"] * 3
+
+
+class Cloud(BaseHTTPRequestHandler):
+    """Amazon's instance metadata: a token for those who ask, and the notice once there is a checkpoint."""
+
+    def do_PUT(self) -> None:
+        self.answer(200 if self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else 400, b"secret")
+
+    def do_GET(self) -> None:
+        is_known = self.headers["X-aws-ec2-metadata-token"] == "secret"
+        taken = self.path == "/latest/meta-data/spot/instance-action" and [*Path().glob("outputs/*/*/checkpoints/*-3")]
+        self.answer(200 if is_known and taken else 404, b"terminate")
+
+    def answer(self, code: int, text: bytes) -> None:
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the script needs curl")
+def test_the_documented_script_passes_a_spot_notice_on(place: Path) -> None:
+    (script,) = re.findall(r"```sh\n# spot.sh\n(.*?)```", (ROOT / "docs/launching.md").read_text(), re.S)
+    with HTTPServer(("127.0.0.1", 0), Cloud) as cloud:
+        Thread(target=cloud.serve_forever, daemon=True).start()
+        here = script.replace("169.254.169.254", f"127.0.0.1:{cloud.server_port}").replace("sleep 5", "sleep 0.2")
+        assert here.count("127.0.0.1") == here.count("sleep 0.2") == 1
+        Path("spot.sh").write_text(here)
+        words = [sys.executable, "-m", "hfexp", *SMALL_DIGITS, "tracking=none", "trainer.args.num_train_epochs=2000"]
+        done = subprocess.run(["sh", "spot.sh", *words], capture_output=True, text=True, timeout=200, check=False)
+        cloud.shutdown()
+    assert done.returncode == 143, done.stdout + done.stderr
+    (state,) = place.glob("outputs/*/*/run.json")
+    assert json.loads(state.read_text())["status"] == "killed"
+    stopped_at = max(int(path.name.rpartition("-")[2]) for path in state.parent.glob("checkpoints/checkpoint-*"))
+    assert 3 < stopped_at < 6000
