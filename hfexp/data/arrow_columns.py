@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features
 
+from hfexp.core.errors import ConfigError
+
 ROWS_AT_ONCE = 1000
 IN_MEMORY = 2**24
 """Bytes of columns up to which a column that is made of them stays in memory."""
-VERSION = 1
-"""Version of what this module and its callers write; a column of another version is not read again."""
 
 Make = Callable[[pa.RecordBatch], pa.Array]
 
@@ -103,37 +103,42 @@ def with_column(
 ) -> Dataset:
     """Add a column, or replace the one of that name, by values made of other columns, some rows at a time.
 
-    A large column is written beside the files of the rows, in the cache of `datasets`, and read again by later runs.
+    A large column is written to a temporary file, of which the memory has only the pages that are being read.
 
     Args:
         make: makes the values of some rows from their `sources`; their type is that of `feature`.
         facts: all that the values depend on besides the sources and `feature`.
+
+    Raises:
+        ConfigError: there is no place for the file.
     """
     rows = contiguous(rows)
-    features = Features({name: feature})
-    schema = features.arrow_schema
-    key = json.dumps([VERSION, rows._fingerprint, name, list(sources), str(feature), facts], default=str)
-    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
-
-    def made(table: pa.Table) -> pa.Table:
-        parts = [make(batch) for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE)]
-        return pa.table([pa.chunked_array(parts, schema.field(name).type)], schema=schema)
-
-    table = rows.data.table.select(list(sources))
-    if table.nbytes > IN_MEMORY and _has_place(rows):
-        given: Any = rows.select_columns(list(sources)).with_format("arrow")
-        written = given.map(
-            made, batched=True, batch_size=ROWS_AT_ONCE, features=features, new_fingerprint=fingerprint
-        )
-        table = written.data.table
+    schema = Features({name: feature}).arrow_schema
+    key = json.dumps([rows._fingerprint, name, list(sources), str(feature), facts], default=str)
+    made = (pa.record_batch([make(batch)], schema=schema) for batch in batches(rows, *sources))
+    if rows.data.table.select(list(sources)).nbytes <= IN_MEMORY:
+        table = pa.Table.from_batches(made, schema)
     else:
-        table = made(table)
+        table = _on_disk(made, schema)
     rows = rows.remove_columns(name) if name in rows.column_names else rows
     # The fingerprint is given because `datasets` (5.2) would hash a copy of the whole column.
+    fingerprint = hashlib.sha256(key.encode()).hexdigest()[:16]
     return rows.add_column(name, table.column(0), new_fingerprint=fingerprint, feature=feature)  # pyright: ignore
 
 
-def _has_place(rows: Dataset) -> bool:
-    """Tell whether the rows lie in files, in a directory where others can be written."""
-    files = rows.cache_files
-    return bool(files) and os.access(Path(files[0]["filename"]).parent, os.W_OK)
+def _on_disk(made: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """Write a table to a file and map it; the file has no name any more, so that the system deletes it in the end."""
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="hfexp-", suffix=".arrow")
+        try:
+            with os.fdopen(descriptor, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in made:
+                    writer.write_batch(batch)
+            return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+        finally:
+            os.unlink(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the column {schema.names[0]!r} can't be written to {tempfile.gettempdir()} ({error}): set the variable "
+            "TMPDIR to a directory with room for it"
+        ) from error

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -85,27 +86,27 @@ def test_rows_are_cast_however_they_are_stored(
 ) -> None:
     monkeypatch.setattr(arrow_columns, "IN_MEMORY", in_memory)
     monkeypatch.setattr(arrow_columns, "ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("tempfile.tempdir", str(place / "tmp"))
+    Path("tmp").mkdir()
     rows = stored(tagged([["O"], ["X", "O"], [], ["Y"], ["X", "X"]]))
-    for again in (False, True):
-        found = cast(rows)
-        assert found["tags"][:] == [[0], [1, 0], [], [2], [1, 1]]
-        assert found["words"][:] == rows["words"][:]
-        if not again:
-            files = sorted(Path("rows").glob("cache-*"))
-            times = [file.stat().st_mtime_ns for file in files]
-    assert len(files) == (in_memory == 0 and stored is not in_chunks)
-    assert [file.stat().st_mtime_ns for file in files] == times  # the second cast reads what the first has written
+    files = sorted(Path("rows").glob("*"))
+    found = cast(rows)
+    assert found["tags"][:] == [[0], [1, 0], [], [2], [1, 1]]
+    assert found["words"][:] == rows["words"][:]
+    assert (sorted(Path("rows").glob("*")), [*Path("tmp").iterdir()]) == (files, [])  # the data stay as they are
+    assert pickle.loads(pickle.dumps(found))["tags"][:] == found["tags"][:]
     picked = cast(rows.select([4, 0, 0, 2]))
     assert picked["tags"][:] == [[1, 1], [0], [0], []]
     other = cast(rows, names=["Y", "X", "O"])
     assert other["tags"][:] == [[2], [1, 2], [], [0], [1, 1]]
+    assert len({rows._fingerprint, found._fingerprint, picked._fingerprint, other._fingerprint}) == 4
 
 
-def test_a_column_is_not_written_where_nothing_can_be(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_that_can_not_be_written_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrow_columns, "IN_MEMORY", 0)
-    monkeypatch.setattr(arrow_columns.os, "access", lambda path, mode: False)
-    assert cast(on_disk(tagged([["O"], ["X"]])))["tags"][:] == [[0], [1]]
-    assert not list(Path("rows").glob("cache-*"))
+    monkeypatch.setattr("tempfile.tempdir", str(place / "none"))
+    with pytest.raises(ConfigError, match=r"column 'tags' can't be written to .*none \(.*: set the variable TMPDIR"):
+        cast(tagged([["O"], ["X"]]))
 
 
 def test_only_the_selected_rows_count() -> None:
