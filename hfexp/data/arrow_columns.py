@@ -1,4 +1,4 @@
-"""Columns as Arrow stores them, some rows at a time: as Python objects, texts and lists take ten times the memory."""
+"""Columns as Arrow stores them, some rows at a time: lists and texts take several times as much as Python objects."""
 
 import hashlib
 import json
