@@ -1,13 +1,16 @@
 """Columns of a source under the standard names of a task; a column may be made of several, or be missing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List
+from datasets import Dataset, List
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.data.arrow_columns import with_column
 from hfexp.data.labels import way_out
 from hfexp.data.tables import header_hint
 from hfexp.tasks.base import Task
@@ -22,13 +25,28 @@ def plain_names(columns: Mapping[str, Spec]) -> dict[str, str]:
     return {standard: spec for standard, spec in columns.items() if isinstance(spec, str)}
 
 
-def make_column(rows: Dataset, spec: Spec) -> tuple[list[Any], Any]:
-    """Make one column of several: values, and their feature. An empty cell is no item of a list."""
+def make_column(rows: Dataset, name: str, spec: Spec) -> Dataset:
+    """Add a column made of several: of mappings, or of lists, in which an empty cell is no item."""
     names = parts_of(spec)
-    values = zip(*(rows[name][:] for name in names), strict=True)
     if isinstance(spec, Mapping):
-        return [dict(zip(spec, row, strict=True)) for row in values], {k: rows.features[v] for k, v in spec.items()}
-    return [[value for value in row if value is not None] for row in values], List(rows.features[names[0]])
+        feature: Any = {key: rows.features[own] for key, own in spec.items()}
+        make = functools.partial(_mappings, list(spec))
+    else:
+        feature, make = List(rows.features[names[0]]), _lists
+    return with_column(rows, name, names, make, feature)
+
+
+def _mappings(keys: list[str], batch: pa.RecordBatch) -> pa.StructArray:
+    return pa.StructArray.from_arrays(batch.columns, keys)
+
+
+def _lists(batch: pa.RecordBatch) -> pa.ListArray:
+    first = batch.column(0)
+    items = pa.concat_arrays([column.cast(first.type) for column in batch.columns])
+    by_row = np.arange(len(items)).reshape(batch.num_columns, -1).T
+    items = items.take(pa.array(by_row.ravel()))
+    sizes = np.asarray(items.is_valid()).reshape(by_row.shape).sum(1)
+    return pa.ListArray.from_arrays(pa.array(np.cumsum([0, *sizes]), pa.int32()), items.drop_null())
 
 
 def with_made(rows: Any, columns: Mapping[str, Spec], defaults: Mapping[str, Any]) -> Any:
@@ -48,20 +66,12 @@ def with_made(rows: Any, columns: Mapping[str, Spec], defaults: Mapping[str, Any
     if made and not isinstance(rows, Dataset):
         raise ConfigError(f"dataset.streaming=true: no column can be made of several: dataset.columns.{min(made)}")
     for name, spec in made.items():
-        values, feature = make_column(rows, spec)
-        if name in rows.column_names:
-            rows = rows.rename_column(name, f"input.{name}")
-        rows = _add(rows, name, values, feature)
+        own = {name: f"input.{name}"} if name in rows.column_names else {}
+        rows = make_column(rows, f"made.{name}", spec).rename_columns({**own, f"made.{name}": name})
     missing = [name for name in defaults if name not in columns and name not in rows.column_names]
     for name in missing if isinstance(rows, Dataset) else ():
         rows = rows.add_column(name, pa.array([defaults[name]] * len(rows)))  # pyright: ignore
     return rows
-
-
-def _add(rows: Dataset, name: str, values: Sequence[Any], feature: Any) -> Dataset:
-    # An array, because `datasets` (5.2) hashes a list value by value for the fingerprint of the result.
-    array: Any = pa.array(values, Features({name: feature}).arrow_schema.field(name).type)
-    return rows.add_column(name, array, feature=feature)  # pyright: ignore
 
 
 def rename_columns(

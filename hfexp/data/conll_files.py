@@ -1,9 +1,11 @@
 """CoNLL files: lines of columns with a word and its tag, and an empty line behind each sentence."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from hfexp.core.errors import ConfigError
@@ -11,6 +13,9 @@ from hfexp.data.csv_files import shown
 
 DOCUMENT = "-DOCSTART-"
 """First column of a line that begins a document (CoNLL-2003)."""
+FEATURES = Features({"words": List(Value("string")), "tags": List(Value("string"))})
+ROWS_AT_ONCE = 1000
+"""Sentences that are Python objects at once, which take several times the memory."""
 Lines = list[tuple[int, str]]
 """Lines of a sentence with their numbers in the file, from 1."""
 
@@ -62,21 +67,21 @@ def read_sentences(files: Sequence[str], columns: Columns) -> Dataset:
     Raises:
         ConfigError: a line has other columns than the first one, or no word or tag; or there are no sentences.
     """
-    rows = [pair for file in files for pair in _sentences_of(file, columns)]
-    if not rows:
+    rows = (pair for file in files for pair in _sentences_of(file, columns))
+    tables, schema = [], FEATURES.arrow_schema
+    while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        words, tags = zip(*some, strict=True)
+        tables.append(pa.table({"words": words, "tags": tags}, schema=schema))
+    if not tables:
         raise ConfigError(f"dataset.source.data_files: {shown(files[0])} has no sentences")
-    features = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-    return Dataset.from_dict(
-        {"words": [pair[0] for pair in rows], "tags": [pair[1] for pair in rows]}, features=features
-    )
+    return Dataset(pa.concat_tables(tables))
 
 
-def _sentences_of(file: str, columns: Columns) -> list[tuple[list[str], list[str]]]:
-    rows, first = [], None
+def _sentences_of(file: str, columns: Columns) -> Iterator[tuple[list[str], list[str]]]:
+    first = None
     for _, lines in sentences(file, columns.comment):
         first = first or (lines[0][0], len(columns.split(lines[0][1])))
-        rows.append(_words_and_tags(file, lines, columns, first))
-    return rows
+        yield _words_and_tags(file, lines, columns, first)
 
 
 def _words_and_tags(file: str, lines: Lines, columns: Columns, first: tuple[int, int]) -> tuple[list[str], list[str]]:

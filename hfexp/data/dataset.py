@@ -10,14 +10,14 @@ from datasets import Dataset, DatasetDict
 from torch.utils.data import Dataset as TorchDataset
 
 from hfexp.core.errors import LEAVE_OUT, ConfigError, in_row
-from hfexp.data.prepare import Prepared, PreparedCache
-from hfexp.data.row_arrays import Row, from_array, to_arrays
+from hfexp.data.prepare import Prepared, PreparedCache, prepare_for_now
+from hfexp.data.row_arrays import Row
 from hfexp.data.sampling import mix, preserved_rng, seed_cpu, uniforms
 from hfexp.data.sources import source_row
 from hfexp.data.threads import map_batch_in_threads, rows_of
 from hfexp.data.transforms import Steps, Transforms, apply
 from hfexp.data.windows import cut
-from hfexp.tasks.base import WINDOWS, Task
+from hfexp.tasks.base import TAGS, WINDOWS, Task
 from hfexp.tasks.images import row_of_images
 
 EVALUATION_SEED = 0
@@ -333,40 +333,30 @@ ROWS_AT_ONCE = 256
 class WindowedDataset(ProcessedDataset):
     """The windows of a split's rows, each an input of the model, in the order of the rows.
 
-    Prepared rows are read from disk. Otherwise all rows are tokenized once and stay in memory (4 bytes per value).
+    Prepared rows are read from disk. Otherwise all rows are tokenized once and kept in temporary files.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reads_columns = False
 
-    @functools.cached_property
-    def _in_memory(self) -> list[tuple[Any, dict[str, str]]]:
-        """Return the rows after the deterministic operations as arrays, for a split that is not prepared."""
-        count = len(self.rows)
-        parts = [range(start, min(start + ROWS_AT_ONCE, count)) for start in range(0, count, ROWS_AT_ONCE)]
-        return [to_arrays(row) for part in parts for row in super(WindowedDataset, self).fixed_rows(list(part))]
-
-    def fixed_rows(self, indices: list[int]) -> list[Row]:
-        """Return rows after the deterministic operations."""
-        if self.prepared is not None:
-            return super().fixed_rows(indices)
-        chosen = [self._in_memory[index] for index in indices]
-        return [{name: from_array(array, kinds[name]) for name, array in arrays.items()} for arrays, kinds in chosen]
+    def _prepare(self) -> Prepared:
+        """Return the prepared rows; prepare them now if they are not."""
+        if self.prepared is None:
+            self.prepared, self.rest = prepare_for_now(self.rows, self.task, self.steps.fixed), []
+        return self.prepared
 
     @functools.cached_property
     def _starts(self) -> np.ndarray:
         """Return the number of the first window of each row, and behind them that of all windows: (N + 1,)."""
-        reader = self.prepared.reader if self.prepared is not None else None
-        known = reader.lengths(WINDOWS) if reader else [len(arrays[WINDOWS]) for arrays, _ in self._in_memory]
-        return np.cumsum([0, *known])
+        return np.cumsum([0, *(self._prepare().reader.lengths(WINDOWS) if len(self.rows) else [])])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, key: int) -> Row:
-        if key == 0 and self.prepared is None and "_in_memory" not in self.__dict__:
-            return self.finished(cut(super().fixed_rows([0])[0])[:1], [0])[0]  # without tokenizing all rows for it
+        if key == 0 and self.prepared is None:
+            return self.finished(cut(self.fixed_rows([0])[0])[:1], [0])[0]  # without tokenizing all rows for it
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[int]) -> list[Row]:
@@ -380,10 +370,8 @@ class WindowedDataset(ProcessedDataset):
 
     def lengths(self, name: str) -> list[int]:
         """Return the number of tokens of each window."""
-        if self.prepared is not None:
-            reader = self.prepared.reader
-            return reader.stretch(WINDOWS, 0, reader.total(WINDOWS)).tolist()
-        return [length for arrays, _ in self._in_memory for length in arrays[WINDOWS].tolist()]
+        reader = self._prepare().reader
+        return reader.stretch(WINDOWS, 0, reader.total(WINDOWS)).tolist()
 
     def merged(self, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Merge the outputs of all windows into those of the rows, and return them with the rows' labels.
@@ -392,14 +380,15 @@ class WindowedDataset(ProcessedDataset):
             outputs: what `Task.preprocess_logits` returns, (W, ...).
 
         Returns:
-            Arrays (N,) of objects: what `Task.merge` returns, and the stored labels.
+            Arrays (N,) of objects: what `Task.merge` returns, and the stored labels, or None where these are tags,
+            one for each word.
         """
-        count = len(self.rows)
+        count, keeps = len(self.rows), self.task.label_kind != TAGS
         merged, labels = np.empty(count, object), np.empty(count, object)
         for start in range(0, count, ROWS_AT_ONCE):
             indices = list(range(start, min(start + ROWS_AT_ONCE, count)))
             for index, row, inputs in zip(indices, rows_of(self.rows[indices]), self.fixed_rows(indices), strict=True):
                 of_row = outputs[self._starts[index] : self._starts[index + 1]]
                 merged[index] = self.task.merge(row, inputs, of_row, {})
-                labels[index] = row[self.task.label_column or ""]
+                labels[index] = row[self.task.label_column or ""] if keeps else None
         return merged, labels

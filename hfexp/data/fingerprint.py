@@ -22,6 +22,9 @@ MAX_BYTES_READ = 2**28
 SAMPLED_ROWS = 2000
 """Rows of a larger binary column whose content is hashed."""
 ROWS_AT_ONCE = 10_000
+"""Rows whose values are one list in JSON."""
+ROWS_IN_PYTHON = 500
+"""Rows whose values are Python objects at once."""
 BLOCK_BYTES = 2**26
 _known: WeakKeyDictionary[Dataset, tuple[str, bool]] = WeakKeyDictionary()
 """Digest of each dataset, and whether it covers only a sample of the content; kept because computing it is slow."""
@@ -90,14 +93,19 @@ def _size_and_mtime(path: str) -> bytes:
 
 
 def _plain_parts(rows: Dataset, name: str) -> Iterator[bytes]:
-    """Yield all values of a column that holds no files (numbers, texts, nested values), undecoded, as JSON.
-
-    Rows are converted 10,000 at a time, because Python objects take much memory.
-    """
+    """Yield all values of a column that holds no files (numbers, texts, nested values), undecoded, as JSON."""
     column = rows.data.column(name)
     for block in [column] if rows._indices is None else _in_order(column, np.asarray(rows._indices.column(0))):
         for start in range(0, len(block), ROWS_AT_ONCE):
-            yield json.dumps(block.slice(start, ROWS_AT_ONCE).to_pylist(), default=str).encode()
+            yield from _as_json(block.slice(start, ROWS_AT_ONCE))
+
+
+def _as_json(values: pa.ChunkedArray) -> Iterator[bytes]:
+    """Yield the parts of a list of values in JSON, of a few rows each, because Python objects take much memory."""
+    for start in range(0, len(values), ROWS_IN_PYTHON):
+        text = json.dumps(values.slice(start, ROWS_IN_PYTHON).to_pylist(), default=str)
+        yield f"{', ' if start else '['}{text[1:-1]}".encode()
+    yield b"]"
 
 
 def _in_order(column: pa.ChunkedArray, order: np.ndarray) -> Iterator[pa.ChunkedArray]:

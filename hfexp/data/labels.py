@@ -2,17 +2,32 @@
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, Features, LargeList, List, Value
 from omegaconf import OmegaConf
 
 from hfexp.core.console import note
 from hfexp.core.errors import ConfigError, DataError, did_you_mean, one_of
+from hfexp.data.arrow_columns import (
+    ROWS_AT_ONCE,
+    arrays,
+    contiguous,
+    counted,
+    item_counts,
+    lengths,
+    list_lengths,
+    list_numbers,
+    of_rows,
+    rows_with,
+    with_column,
+    with_items,
+)
 from hfexp.data.tables import places
 from hfexp.tasks.base import CLASS, CLASSLESS, NUMBER, OWN, TAGS, TEXT, TRUTH, Task, to_number, to_text, to_truth
 from hfexp.tasks.cells import in_order
@@ -87,12 +102,11 @@ def first_faults(rows: Dataset, task: Task, learns: bool = False) -> tuple[list[
         return None
     if task.label_kind == OWN:
         return _faults(rows.select_columns(list(task.columns)), functools.partial(check_row, task, learns))
-    values = rows[column][:]
     if task.label_kind == TAGS:
-        return _faults(zip(rows[task.tagged_column or ""][:], values, strict=True), _require_aligned)
+        return _misaligned(rows, task.tagged_column or "", column)
     if task.label_kind in (NUMBER, TEXT):
-        return _faults(values, to_number if task.label_kind == NUMBER else to_text)
-    return _faults(values, _truth_values)
+        return _faults(_read(rows, column), task.read_number if task.label_kind == NUMBER else to_text)
+    return _wrong_truth(rows, column)
 
 
 def check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
@@ -102,16 +116,48 @@ def check_row(task: Task, learns: bool, row: dict[str, Any]) -> None:
         task.check_learnable(row)
 
 
+def _read(rows: Dataset, column: str) -> Iterator[Any]:
+    """Yield the values of a column, of which only some are in memory at once."""
+    values = rows[column]
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield from values[start : start + ROWS_AT_ONCE]
+
+
+def _wrong_truth(rows: Dataset, column: str) -> tuple[list[int], DataError] | None:
+    wrong = [_has_wrong_truth(values) for values in arrays(rows, column)]
+    positions = np.flatnonzero(of_rows(rows, np.concatenate([np.zeros(0, bool), *wrong]))).tolist()
+    if not positions:
+        return None
+    first = _faults([rows[positions[0]][column]], _truth_values)
+    assert first is not None
+    return positions, first[1]
+
+
+def _has_wrong_truth(values: pa.StructArray) -> np.ndarray:
+    """Tell for each mapping of classes to truth values whether it is missing, or a value is none, (N,) bool."""
+    wrong = np.array(values.is_null())
+    for of_class in values.flatten():
+        others = [value for value in of_class.unique().to_pylist() if str(value).lower() not in TRUTH]
+        if others:
+            wrong |= np.asarray(pc.is_in(of_class, pa.array(others, of_class.type)))  # pyright: ignore
+    return wrong
+
+
 def _truth_values(label: dict[str, Any] | None) -> list[int]:
     if label is None:
         raise DataError("the label is missing")
     return [to_truth(value, name) for name, value in label.items()]
 
 
-def _require_aligned(pair: tuple[list[Any], list[Any]]) -> None:
-    items, tags = pair
-    if isinstance(items, list) and len(items) != len(tags):
-        raise DataError(f"{len(tags)} tags for {len(items)} words")
+def _misaligned(rows: Dataset, items: str, tags: str) -> tuple[list[int], DataError] | None:
+    """Find the rows with another number of tags than of items; an item column that holds no lists is let through."""
+    if not isinstance(rows.features[items], List | LargeList):
+        return None
+    sizes, wanted = list_lengths(rows, items, missing=-1), list_lengths(rows, tags)
+    wrong = np.flatnonzero((sizes != wanted) & (sizes >= 0))
+    if not len(wrong):
+        return None
+    return wrong.tolist(), DataError(f"{wanted[wrong[0]]} tags for {sizes[wrong[0]]} words")
 
 
 def _faults(values: Iterable[Any], read: Callable[[Any], Any]) -> tuple[list[int], DataError] | None:
@@ -150,8 +196,12 @@ def classes_of(rows: Dataset, task: Task) -> set[str]:
     if task.label_kind in CLASSLESS:
         return set()
     if task.label_kind == TAGS:
-        return {feature.feature.names[number] for number in {tag for row in rows[column][:] for tag in row}}
-    return {name for row in rows[column][:] for name, value in (row or {}).items() if value}
+        return {name for name, count in label_counts(rows, task).items() if count}
+    found: set[str] = set()
+    for values, times in counted(rows, column):
+        columns = values.filter(pa.array(times > 0)).flatten()
+        found |= {name for name, truth in zip(feature, columns, strict=True) if any(truth.unique().to_pylist())}
+    return found
 
 
 def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
@@ -159,10 +209,13 @@ def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
     column = task.label_column or ""
     feature: Any = rows.features[column]
     if task.label_kind == TAGS:
-        ids, names = [tag for row in rows[column][:] for tag in row], feature.feature.names
+        names, counts = feature.feature.names, np.zeros(len(feature.feature.names))
+        for lists, times in counted(rows, column):
+            weights = np.repeat(times, lengths(lists))
+            counts += np.bincount(np.asarray(lists.flatten()), weights, minlength=len(names))
     else:
-        ids, names = class_ids(rows, column), feature.names
-    counts = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(names))
+        names = feature.names
+        counts = np.bincount(class_ids(rows, column).astype(np.int64), minlength=len(names))
     return dict(zip(names, map(int, counts), strict=True))
 
 
@@ -184,8 +237,7 @@ def readable(feature: Any, value: Any) -> Any:
 
 def class_ids(rows: Dataset, column: str) -> np.ndarray:
     """Return the id of each row's class, (N,); `rows[column]` takes ten times as long on a selection of rows."""
-    ids = np.asarray(rows.data.column(column))
-    return ids if rows._indices is None else ids[np.asarray(rows._indices.column(0))]
+    return of_rows(rows, np.asarray(rows.data.column(column)))
 
 
 def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> DatasetDict:
@@ -200,7 +252,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
         values = {split: [None if v != v else v for v in rows[column][:]] for split, rows in dataset.items()}
         for split, labels in values.items():
             _require_labels(dataset[split], labels, split)
-        names = wanted or _label_names([label for labels in values.values() for label in labels], column)
+        names = wanted or _label_names([pair for v in values.values() for pair in Counter(v).items()], column)
         values = {split: list(map(str, labels)) for split, labels in values.items()}
     else:
         raise ConfigError(f"column {column!r} holds {feature}, expected class names or integers")
@@ -208,7 +260,7 @@ def cast_class(dataset: DatasetDict, column: str, wanted: list[str] | None) -> D
     result = {}
     for split, labels in values.items():
         _require_labels(dataset[split], labels, split)
-        _require_known(dataset[split], column, split, labels, ids)
+        _require_known(dataset[split], column, split, Counter(labels), ids, functools.partial(_numbers_of, labels))
         feature = ClassLabel(names=list(names))
         result[split] = _with_column(dataset[split], column, [ids[str(label)] for label in labels], feature)
     return DatasetDict(result)
@@ -220,18 +272,23 @@ def _row_labels(rows: Dataset, column: str) -> list[str | None]:
     return [names[i] if i is not None and 0 <= i < len(names) else None for i in rows[column][:]]
 
 
-def _label_names(labels: list[Any], column: str) -> list[str]:
+def _label_names(labels: Sequence[tuple[Any, int]], column: str) -> list[str]:
     """Return the names of all labels, sorted (numbers by their value).
+
+    Args:
+        labels: different labels, and how many there are of each.
 
     Raises:
         ConfigError: the labels are real numbers, or there are more than half as many classes as rows.
     """
-    if any(isinstance(value, float) for value in labels):
+    if any(isinstance(value, float) for value, _ in labels):
         raise ConfigError(f"column {column!r} holds real numbers, expected class names or integers")
-    counts = Counter(map(str, labels))
-    if len(labels) >= FEW_ROWS and 2 * len(counts) > len(labels):
+    counts: Counter[str] = Counter()
+    for value, count in labels:
+        counts[str(value)] += count
+    if counts.total() >= FEW_ROWS and 2 * len(counts) > counts.total():
         raise ConfigError(
-            f"column {column!r} has {len(counts)} classes in {len(labels)} rows: if these are not classes (but "
+            f"column {column!r} has {len(counts)} classes in {counts.total()} rows: if these are not classes (but "
             "row numbers, texts, ...), choose another column; if they are, list all of them in dataset.labels"
         )
     _note_alike(counts, column)
@@ -263,19 +320,28 @@ def _num_rows(count: int) -> str:
 
 
 def _require_known(
-    rows: Dataset, column: str, split: Any, labels: Sequence[Any], ids: Mapping[Any, int], numbers: Sequence[int] = ()
+    rows: Dataset,
+    column: str,
+    split: Any,
+    counts: Mapping[Any, int],
+    ids: Mapping[Any, int],
+    find: Callable[[Any], Sequence[int]],
 ) -> None:
     """Raise ConfigError for the most frequent label that is unknown.
 
     Args:
+        counts: how many there are of each label.
         ids: ids of the known labels.
-        numbers: the row of each label; empty: there is one in each row.
+        find: returns the numbers of the rows with a label.
     """
-    unknown = {label: count for label, count in Counter(labels).items() if label not in ids}
+    unknown = [label for label in counts if label not in ids]
     if unknown:
-        label = max(unknown, key=lambda name: unknown[name])
-        found = [number for number, other in zip(numbers or range(len(labels)), labels, strict=True) if other == label]
-        raise _unknown_label(column, split, label, list(map(str, ids)), f" ({places(rows, found)})")
+        label = max(unknown, key=lambda name: counts[name])
+        raise _unknown_label(column, split, label, list(map(str, ids)), f" ({places(rows, find(label))})")
+
+
+def _numbers_of(labels: Sequence[Any], label: Any) -> list[int]:
+    return [number for number, other in enumerate(labels) if other == label]
 
 
 def _unknown_label(column: str, split: Any, label: Any, names: Sequence[str], where: str = "") -> ConfigError:
@@ -341,64 +407,121 @@ def cast_classes(
                 f"column {column!r} holds {rows.features[column]}, expected a list of classes in each row, or one "
                 f"text with task.separator between them{_separator_hint(rows, column)}"
             )
-    values = {split: _row_classes(rows, column) for split, rows in dataset.items()}
-    if not isinstance(feature.feature, ClassLabel) and _are_truth_values(dataset, values, column):
-        return _named_truth(dataset, column, values, wanted)
+    dataset = DatasetDict({split: contiguous(rows) for split, rows in dataset.items()})
+    counts = {split: item_counts(rows, column) for split, rows in dataset.items()}
+    if not isinstance(feature.feature, ClassLabel) and _are_truth_values(dataset, counts, column):
+        return _named_truth(dataset, counts, column, wanted)
     own = feature.feature.names if isinstance(feature.feature, ClassLabel) else None
-    seen = {split: [name for row in lists for name in row] for split, lists in values.items()}
-    names = wanted or own or _label_names([name for classes in seen.values() for name in classes], column)
+    shown = {split: {item: _shown(dataset[split], column, item) for item in counts[split]} for split in counts}
+    seen = [(shown[split][item], counts[split][item]) for split in counts for item in counts[split]]
+    names = wanted or own or _label_names([pair for pair in seen if pair[0] is not None], column)
     ids = {name: index for index, name in enumerate(names)}
-    truth: dict[Any, list[list[bool]]] = {}
-    for split, lists in values.items():
-        numbers = [number for number, row in enumerate(lists) for _ in row]
-        _require_known(dataset[split], column, split, [str(name) for name in seen[split]], ids, numbers)
-        truth[split] = [[name in set(map(str, row)) for name in names] for row in lists]
-    return _with_truth(dataset, column, names, truth)
+    result = {}
+    for split, rows in dataset.items():
+        known = {item: str(name) for item, name in shown[split].items()}
+        found = {name: counts[split][item] for item, name in known.items()}
+        _require_known(rows, column, split, found, ids, functools.partial(_rows_named, rows, column, known))
+        make = functools.partial(_truth_of_ids, {item: ids[name] for item, name in known.items()}, list(names))
+        result[split] = _with_truth(rows, column, list(names), make)
+    return DatasetDict(result)
+
+
+def _shown(rows: Dataset, column: str, item: Any) -> Any:
+    """Return an item of a column of lists; for an id of a `ClassLabel` its name, if it has one."""
+    feature = rows.features[column].feature
+    is_id = isinstance(feature, ClassLabel) and item is not None and 0 <= item < len(feature.names)
+    return feature.names[item] if is_id else item
+
+
+def _rows_named(rows: Dataset, column: str, names: Mapping[Any, str], name: str) -> list[int]:
+    """Return the numbers of the rows with an item of this name in their list."""
+    return rows_with(rows, column, [item for item, other in names.items() if other == name])
 
 
 def _separator_hint(rows: Dataset, column: str) -> str:
     """Return a hint on what seems to separate the classes of a text; empty where nothing does."""
-    texts = [text or "" for text in rows[column][:]] if _is_text(rows.features[column]) else []
-    counts = Counter(mark for text in texts for mark in ";|,/" if mark in text)
+    if not _is_text(rows.features[column]):
+        return ""
+    counts = Counter(mark for text in _texts(rows, column) for mark in ";|,/" if mark in text)
     if not counts:
         return ""
-    (mark, _), text = counts.most_common(1)[0], max(texts, key=len)
+    (mark, _), text = counts.most_common(1)[0], max(_texts(rows, column), key=len)
     return f": set task.separator={mark!r} if that is what separates {text!r:.80}"
 
 
-def _with_truth(dataset: DatasetDict, column: str, names: list[str], truth: dict[Any, Any]) -> DatasetDict:
-    feature: Any = {name: Value("bool") for name in names}
-    mapped = {split: [dict(zip(names, row, strict=True)) for row in lists] for split, lists in truth.items()}
-    return DatasetDict({split: _with_column(dataset[split], column, mapped[split], feature) for split in mapped})
+def _with_truth(rows: Dataset, column: str, names: list[str], make: Any) -> Dataset:
+    """Replace lists by mappings of all classes to truth values; `make` is a partial of the function that does it."""
+    feature = {name: Value("bool") for name in names}
+    return with_column(rows, column, [column], make, feature, [make.func.__name__])
 
 
-def _are_truth_values(dataset: DatasetDict, values: dict[Any, list[list[Any]]], column: str) -> bool:
+def _truth_of_ids(ids: Mapping[Any, int], names: list[str], batch: pa.RecordBatch) -> pa.StructArray:
+    """Make mappings of all classes to truth values of lists of classes."""
+    lists: Any = batch.column(0)
+    has = np.zeros((len(lists), len(names)), bool)
+    has[list_numbers(lists), _looked_up(lists.flatten(), ids)] = True
+    return _mappings(has, names)
+
+
+def _mappings(has: np.ndarray, names: list[str]) -> pa.StructArray:
+    """Make mappings of class names to the columns of an array of truth values, (N, C)."""
+    kind = pa.struct([(name, pa.bool_()) for name in names])
+    columns = [pa.array(np.ascontiguousarray(of_class)) for of_class in has.T]
+    return pa.StructArray.from_buffers(kind, len(has), [None], children=columns)
+
+
+def _looked_up(items: Any, numbers: Mapping[Any, int]) -> np.ndarray:
+    """Return the number of each item of an array, (N,) int64."""
+    places = pc.index_in(items, pa.array(list(numbers), items.type))  # pyright: ignore[reportAttributeAccessIssue]
+    return np.array(list(numbers.values()), np.int64)[np.asarray(places, dtype=np.int64)]
+
+
+def _are_truth_values(dataset: DatasetDict, counts: Mapping[Any, Counter[Any]], column: str) -> bool:
     """Tell whether the lists hold a truth value (0 or 1) for each class, and not class ids.
+
+    Args:
+        counts: the items of each split.
 
     Raises:
         ConfigError: a list holds neither: truth values are equally many in each row, and ids are distinct integers.
     """
-    lists = [row for rows in values.values() for row in rows]
-    lengths = {len(row) for row in lists}
-    as_many = len(lengths) == 1 and min(lengths) > 1
-    if as_many and all(str(value).lower() in TRUTH for row in lists for value in row):
+    sizes = {int(size) for rows in dataset.values() for size in np.unique(list_lengths(rows, column))}
+    as_many = len(sizes) == 1 and min(sizes) > 1
+    if as_many and all(str(item).lower() in TRUTH for items in counts.values() for item in items):
         return True
-    for split, rows in values.items():
-        for number, row in enumerate(rows):
-            ids = [value for value in row if isinstance(value, int)]
-            if any(isinstance(value, bool | float) for value in row) or as_many and len(set(ids)) < len(ids):
-                raise ConfigError(
-                    f"column {column!r} of the {split} split, {places(dataset[split], [number])}: {row!r:.80}. "
-                    "Truth values must be 0 or 1, one per class in every row; class ids must be distinct integers"
-                )
+    for split, rows in dataset.items():
+        number = _first_neither(rows, column, as_many)
+        if number is not None:
+            raise ConfigError(
+                f"column {column!r} of the {split} split, {places(rows, [number])}: {rows[number][column]!r:.80}. "
+                "Truth values must be 0 or 1, one per class in every row; class ids must be distinct integers"
+            )
     return False
 
 
+def _first_neither(rows: Dataset, column: str, as_many: bool) -> int | None:
+    """Return the number of the first row with a truth value or real number or, if all are `as_many`, an id twice."""
+    start = 0
+    for lists in arrays(rows, column):
+        items, numbers = lists.flatten(), list_numbers(lists)
+        wrong = numbers[:0]
+        if pa.types.is_boolean(items.type) or pa.types.is_floating(items.type):
+            wrong = numbers[np.asarray(items.is_valid())]
+        elif pa.types.is_integer(items.type) and as_many:
+            pairs = np.stack([numbers, np.asarray(items.dictionary_encode().indices.fill_null(-1))], 1)
+            pairs, times = np.unique(pairs[pairs[:, 1] >= 0], axis=0, return_counts=True)
+            wrong = pairs[times > 1, 0]
+        if len(wrong):
+            return start + int(wrong.min())
+        start += len(lists)
+    return None
+
+
 def _named_truth(
-    dataset: DatasetDict, column: str, values: dict[Any, list[list[Any]]], wanted: list[str] | None
+    dataset: DatasetDict, counts: Mapping[Any, Counter[Any]], column: str, wanted: list[str] | None
 ) -> DatasetDict:
     """Convert lists of truth values to mappings, by names that only the user knows."""
-    width = len(next(row for rows in values.values() for row in rows))
+    width = len(next(rows[0][column] for rows in dataset.values() if len(rows)))
     if wanted is None or len(wanted) != width:
         given = "" if wanted is None else f", not {len(wanted)} ({one_of(wanted)})"
         raise ConfigError(
@@ -406,8 +529,18 @@ def _named_truth(
             f"dataset.labels=[NAME, ...] to the names of the {width} classes in order{given}"
         )
     note(f"column {column!r}: reading the {width} ones and zeros of a row as truth values of the classes in order")
-    truth = {split: [[bool(to_truth(value, "")) for value in row] for row in rows] for split, rows in values.items()}
-    return _with_truth(dataset, column, wanted, truth)
+    result = {}
+    for split, rows in dataset.items():
+        truth = {item: to_truth(item, "") for item in counts[split]}
+        result[split] = _with_truth(rows, column, wanted, functools.partial(_truth_of_marks, truth, wanted))
+    return DatasetDict(result)
+
+
+def _truth_of_marks(truth: Mapping[Any, int], names: list[str], batch: pa.RecordBatch) -> pa.StructArray:
+    """Make mappings of all classes to truth values of lists with the mark of each class."""
+    items: Any = batch.column(0)
+    has = _looked_up(items.flatten(), truth).reshape(len(items), len(names))
+    return _mappings(has.astype(bool), names)
 
 
 def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Dataset:
@@ -421,8 +554,13 @@ def _in_order(rows: Dataset, split: str, column: str, names: list[str]) -> Datas
         raise ConfigError(f"the {split} split's column {column!r} has no truth value for {one_of(missing)}")
     if list(feature) == names:
         return rows
-    truth = [row and {name: row[name] for name in names} for row in rows[column][:]]
-    return _with_column(rows, column, truth, {name: feature[name] for name in names})
+
+    def make(batch: pa.RecordBatch) -> pa.StructArray:
+        values: Any = batch.column(0)
+        fields = [values.type.field(name) for name in names]
+        return pa.StructArray.from_arrays([values.field(n) for n in names], fields=fields, mask=values.is_null())
+
+    return with_column(rows, column, [column], make, {name: feature[name] for name in names})
 
 
 def _split_texts(rows: Dataset, column: str, separator: str) -> Dataset:
@@ -433,23 +571,23 @@ def _split_texts(rows: Dataset, column: str, separator: str) -> Dataset:
     """
     if not _is_text(rows.features[column]):
         return rows
-    texts = [text or "" for text in rows[column][:]]
-    if any(texts) and all(text[:1] + text[-1:] in ("[]", "{}", "()", "") for text in texts):
+    longest = max(_texts(rows, column), key=len, default="")
+    if longest and all(text[:1] + text[-1:] in ("[]", "{}", "()", "") for text in _texts(rows, column)):
         raise ConfigError(
-            f"column {column!r} holds lists written as text, e.g. {max(texts, key=len)!r:.80}; separate the "
+            f"column {column!r} holds lists written as text, e.g. {longest!r:.80}; separate the "
             f"names by {separator!r}, or use lists in JSON lines"
         )
-    lists = [[name.strip() for name in text.split(separator) if name.strip()] for text in texts]
-    return _with_column(rows, column, lists, List(Value("string")))
+
+    def make(batch: pa.RecordBatch) -> pa.Array:
+        texts = [text or "" for text in batch.column(0).to_pylist()]
+        lists = [[name.strip() for name in text.split(separator) if name.strip()] for text in texts]
+        return pa.array(lists, pa.list_(pa.string()))
+
+    return with_column(rows, column, [column], make, List(Value("string")), [separator])
 
 
-def _row_classes(rows: Dataset, column: str) -> list[list[Any]]:
-    """Return the classes of each row; ids of a `ClassLabel` become names, by this split's own `ClassLabel`."""
-    feature = rows.features[column].feature
-    lists = [values or [] for values in rows[column][:]]
-    if not isinstance(feature, ClassLabel):
-        return lists
-    return [[feature.names[i] if 0 <= i < len(feature.names) else i for i in values] for values in lists]
+def _texts(rows: Dataset, column: str) -> Iterator[str]:
+    return (text or "" for text in _read(rows, column))
 
 
 # A tag for each item of a list in another column, e.g. for each word of a text.
@@ -470,35 +608,56 @@ def cast_tags(dataset: DatasetDict, column: str, wanted: list[str] | None) -> Da
                 f"column {column!r} of the {split} split holds {feature}, expected a list of tags in each row"
                 f"{way_out(split)}"
             )
-    values = {split: _row_classes(rows, column) for split, rows in dataset.items()}
+    dataset = DatasetDict({split: contiguous(rows) for split, rows in dataset.items()})
+    counts = {split: item_counts(rows, column) for split, rows in dataset.items()}
     feature = _features(dataset)[column].feature
     own = feature.names if isinstance(feature, ClassLabel) else None
-    names = wanted or own or _tag_names(next(iter(values.values())), column)
+    names = wanted or own or _tag_names(next(iter(counts.values())), column)
     ids = {name: index for index, name in enumerate(names)}
     result = {}
-    for split, lists in values.items():
-        _require_known_tags(dataset[split], lists, ids, column, split)
-        tags = [[ids[str(tag)] for tag in row] for row in lists]
-        result[split] = _with_column(dataset[split], column, tags, List(ClassLabel(names=list(names))))
+    for split, rows in dataset.items():
+        shown = {item: _shown(rows, column, item) for item in counts[split]}
+        _require_known_tags(rows, shown, ids, column, split)
+        make = functools.partial(_tag_ids, {item: ids[str(tag)] for item, tag in shown.items()})
+        result[split] = _with_tags(rows, column, List(ClassLabel(names=list(names))), make)
     return DatasetDict(result)
 
 
-def _tag_names(lists: list[list[Any]], column: str) -> list[str]:
-    names = _label_names([tag for row in lists for tag in row if tag is not None], column)
+def _with_tags(rows: Dataset, column: str, feature: Any, make: Callable[[pa.RecordBatch], pa.Array]) -> Dataset:
+    """Replace the tags of the rows by their ids, unless they are these already."""
+    if rows.features[column] == feature and not rows.data.column(column).null_count:
+        return rows.select_columns([*(name for name in rows.column_names if name != column), column])
+    return with_column(rows, column, [column], make, feature)
+
+
+def _tag_ids(ids: Mapping[Any, int], batch: pa.RecordBatch) -> pa.ListArray:
+    """Make lists of ids of lists of tags."""
+    lists: Any = batch.column(0)
+    return with_items(lists, pa.array(_looked_up(lists.flatten(), ids)))
+
+
+def _tag_names(counts: Mapping[Any, int], column: str) -> list[str]:
+    names = _label_names([(tag, count) for tag, count in counts.items() if tag is not None], column)
     return sorted(names, key=lambda name: name != OUTSIDE)  # a stable sort: the others stay in their order
 
 
-def _require_known_tags(rows: Dataset, lists: list[list[Any]], ids: dict[str, int], column: str, split: Any) -> None:
-    """Raise ConfigError for a tag that is missing or unknown; the message names the rows."""
-    unknown = [(number, tag) for number, row in enumerate(lists) for tag in row if tag is None or str(tag) not in ids]
+def _require_known_tags(
+    rows: Dataset, shown: Mapping[Any, Any], ids: Mapping[str, int], column: str, split: Any
+) -> None:
+    """Raise ConfigError for a tag that is missing or unknown; the message names the rows.
+
+    Args:
+        shown: the items of the column, in their order, and the tags that they are.
+    """
+    unknown = [item for item, tag in shown.items() if tag is None or str(tag) not in ids]
     if not unknown:
         return
-    tag = unknown[0][1]
-    numbers = list(dict.fromkeys(number for number, other in unknown if other == tag))
+    tag = shown[unknown[0]]
     name = str(tag)
     what = "has a missing tag" if tag is None else f"has the unknown tag {name!r}"
     hint = "" if tag is None else f"{_yaml_hint(name, ids)}{did_you_mean(name, ids)} Tags are: {one_of(ids)}"
+    where = places(rows, rows_with(rows, column, unknown[:1]))
     raise ConfigError(
-        f"the {split} split {what} in column {column!r} ({places(rows, numbers)}).{hint}. Tags are learnt from the "
+        f"the {split} split {what} in column {column!r} ({where}).{hint}. Tags are learnt from the "
         f"training rows unless dataset.labels=[NAME, ...] lists them{way_out(split)}"
     )

@@ -12,8 +12,11 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import shutil
 import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +122,8 @@ class PreparedCache:
         started = time.perf_counter()
 
         def build(writer: ArrayWriter) -> dict[str, Any]:
-            preparer.write_all(writer, split)
+            with _progress(f"  preparing {split}", len(rows)) as advance:
+                preparer.write_all(writer, advance)
             return {"about": f"{name_of(self.config.dataset.source)}, {split}", "kinds": kinds}
 
         try:
@@ -171,13 +175,16 @@ class _SplitPreparer:
         ]
         return int(np.mean(sizes) * len(self.rows) * 1.05)
 
-    def write_all(self, writer: ArrayWriter, split: str) -> None:
-        """Append all rows in their order; several threads prepare them."""
-        with _progress(f"  preparing {split}", len(self.rows)) as advance:
-            for arrays in map_in_threads(self._prepare_rows, range(0, len(self.rows), ROWS_PER_THREAD)):
-                for row in arrays:
-                    writer.append(row)
-                advance(len(arrays))
+    def write_all(self, writer: ArrayWriter, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Append all rows in their order; several threads prepare them.
+
+        Args:
+            advance: called with the number of rows that have been written since the last call.
+        """
+        for arrays in map_in_threads(self._prepare_rows, range(0, len(self.rows), ROWS_PER_THREAD)):
+            for row in arrays:
+                writer.append(row)
+            advance(len(arrays))
 
     def _prepare_rows(self, start: int) -> list[Arrays]:
         indices = range(start, min(start + ROWS_PER_THREAD, len(self.rows)))
@@ -193,6 +200,31 @@ class _SplitPreparer:
         if kinds != self.kinds:
             raise NotWholeNumbersError(f"its rows differ in type: {kinds} and {self.kinds}")
         return arrays
+
+
+def prepare_for_now(rows: Dataset, task: Task, operations: list[Any]) -> Prepared:
+    """Prepare all rows, at least one, of a split that the cache does not keep, in files that go with the result.
+
+    Raises:
+        DataError: a row can't be read.
+        NotWholeNumbersError: a field is no array of whole numbers.
+    """
+    with in_row(lambda: source_row(rows, 0), LEAVE_OUT):
+        first = task.decode(rows[0])
+        for operation in operations:
+            first = apply(operation, first)
+    kinds = to_arrays(first)[1]
+    directory = Path(tempfile.mkdtemp(prefix="hfexp-"))
+    try:
+        with ArrayWriter(directory) as writer:
+            _SplitPreparer(rows, task, operations, kinds).write_all(writer)
+            writer.finish({})
+        reader = ArrayReader(directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    weakref.finalize(reader, shutil.rmtree, directory, ignore_errors=True)
+    return Prepared(reader, kinds, [])
 
 
 def require_deterministic(row: Row, operations: list[Any]) -> None:

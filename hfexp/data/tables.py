@@ -423,9 +423,11 @@ def _as_written(rows: Dataset, files: list[str]) -> Dataset:
     mixed = [name for name, feature in rows.features.items() if isinstance(feature, datasets.Json)]
     if not dated and not mixed:
         return rows
-    order, written = rows.column_names, [row for file in files for _, row in _json_rows(file)]
-    for name in dated + mixed:
-        values = [row.get(name) if isinstance(row, dict) else row for row in written]
+    order, names = rows.column_names, dated + mixed
+    written = (row for file in files for _, row in _json_rows(file))
+    cells = [[row.get(name) if isinstance(row, dict) else row for name in names] for row in written]
+    for place, name in enumerate(names):
+        values = [cell[place] for cell in cells]
         if name in mixed and any(isinstance(value, list | dict) for value in values):
             continue
         if name in mixed:

@@ -1,5 +1,6 @@
 """Threads that decode and resize images in parallel: decoders and torch release the GIL while they work."""
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -98,6 +99,21 @@ def _set_threads_here() -> Callable[[int], object] | None:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).omp_set_num_threads
     except (OSError, AttributeError):
         return None
+
+
+@contextlib.contextmanager
+def threads_given_back() -> Iterator[None]:
+    """Undo at the end of such a block what `use_threads` has set in it."""
+    threads, named = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    try:
+        yield
+    finally:
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        if named is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        else:
+            os.environ["OMP_NUM_THREADS"] = named
 
 
 def use_threads(launch: LaunchConfig) -> None:

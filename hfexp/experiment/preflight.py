@@ -117,6 +117,8 @@ def load_inputs(config: Config) -> Inputs:
         model_config = load_model_config(config.model, _need(task), allowed)
         problems.add(check_architecture(model_config, _need(task)) + check_quantization(config, model_config))
     with problems:
+        if "source" in config.model.processor:  # it learns from the rows, and would tell their problem once more
+            _need(dataset)
         processor = load_processor(config.model, _need(task), allowed)
         problems.add(check_processor(processor, _need(task)))
     with problems:

@@ -14,7 +14,7 @@ from hfexp.core.machine import keep_freed_memory, processors_shared
 from hfexp.core.outside import DamagedRecord, read_record
 from hfexp.core.provenance import Origin
 from hfexp.data.dataset import show_rows
-from hfexp.data.threads import use_threads
+from hfexp.data.threads import threads_given_back, use_threads
 from hfexp.experiment import distributed
 from hfexp.experiment.context import Inputs, Outcome, RunContext
 from hfexp.experiment.fit import fit
@@ -48,14 +48,15 @@ def run(config: Config, origin: Origin, began: float | None = None) -> Result:
     """
     console.quiet_libraries()
     world.resolve(config.launch, bool(config.trainer.args.get("use_cpu")))
-    use_threads(config.launch)
     keep_freed_memory()
     began = time.monotonic() if began is None else began
-    if config.launch.num_machines > 1:
-        recording = functools.partial(record, began=began)
-        result, is_first = distributed.start_among_machines(recording, config, origin)
-    else:
-        result, is_first = record(config, origin, began), world.rank() == 0
+    with threads_given_back():
+        use_threads(config.launch)
+        if config.launch.num_machines > 1:
+            recording = functools.partial(record, began=began)
+            result, is_first = distributed.start_among_machines(recording, config, origin)
+        else:
+            result, is_first = record(config, origin, began), world.rank() == 0
     if is_first:
         show_result(result)
     return result

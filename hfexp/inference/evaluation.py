@@ -34,22 +34,51 @@ def predict_rows(
     """
     splits = process(DatasetDict({"test": rows}), predictor.task, predictor.processor, predictor.transforms, 0)
     processed, was_training = splits["test"], predictor.model.training
-    predictions, references, total = [], [], len(processed)
+    total = len(processed)
+    predictions, references = _Predictions(total), []
     predictor.model.eval()
     try:
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
             scores, labels = predictor.scores(processed.__getitems__(list(range(start, stop))))  # pyright: ignore
             reduced = predictor.task.loss_per_token or predictor.task.reduces_labels
-            predictions.append(scores)
+            predictions.add(scores)
             references.append(np.zeros(len(labels)) if reduced else labels.numpy())
             move(len(rows) * stop // total)
     finally:
         predictor.model.train(was_training)
-    found = joined(predictions), np.concatenate(references)
+    found = predictions.all(), np.concatenate(references)
     if isinstance(processed, WindowedDataset):
         found = processed.merged(found[0])
     return dict(predictor.task.metric_inputs(*found))
+
+
+class _Predictions:
+    """The predictions of all rows, in one array while those of each batch are one of the first batch's shape.
+
+    An array for each batch would lie between the memory that the model takes and frees, so that the process grows with
+    the number of batches: for tokens of 50 classes by 2 MB a batch.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.array: np.ndarray | None = None
+        self.others: list[Any] = []
+
+    def add(self, scores: Any) -> None:
+        """Add those of the next batch, an array (B, ...) or a tuple of them."""
+        if isinstance(scores, np.ndarray) and self.array is None and not self.others:
+            self.array = np.empty((self.total, *scores.shape[1:]), scores.dtype)
+        if self.others or self.array is None or scores.shape[1:] != self.array.shape[1:]:
+            self.others.append(scores)
+        else:
+            self.array[self.done : self.done + len(scores)] = scores
+            self.done += len(scores)
+
+    def all(self) -> Any:
+        """Return those of all rows."""
+        first = [] if self.array is None else [self.array[: self.done]]
+        return joined([*first, *self.others]) if self.others else first[0]
 
 
 def joined(batches: Sequence[Any]) -> Any:
@@ -217,8 +246,8 @@ CONFIDENCE = 0.95
 MOST_SLICES = 50
 
 
-AT_ONCE = 2**22
-"""Rows of resamples that are scored at once: their counts take 32 MiB."""
+AT_ONCE = 2**20
+"""Rows of resamples that are scored at once: their counts take 8 MiB."""
 
 
 MetricInputs = Mapping[str, np.ndarray]
@@ -290,7 +319,8 @@ def bootstrap(
     at_once = max(1, AT_ONCE // size)
     for first in range(0, resamples, at_once):
         number = min(at_once, resamples - first)
-        drawn = generator.integers(0, size, (number, size)) + size * np.arange(number)[:, None]
+        drawn = generator.integers(0, size, (number, size))
+        drawn += size * np.arange(number)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=number * size).reshape(number, size)
         counts = np.asfortranarray(counts, dtype=np.float64)
         for name, column in metrics.resample(arrays, counts).items():

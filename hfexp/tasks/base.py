@@ -188,6 +188,10 @@ class Task(ABC):
         """
         return row
 
+    def read_number(self, label: Any) -> float:
+        """Return a label as a float (`NUMBER`); raise DataError if it is no number, or one that the task can't use."""
+        return to_number(label)
+
     def check_learnable(self, row: dict[str, Any]) -> None:  # noqa: B027 - most tasks can learn from all they can score
         """Raise DataError for a stored row that can be scored, but not learnt from (`OWN`)."""
 
@@ -343,7 +347,8 @@ class Task(ABC):
     ) -> Any:
         """Merge what `preprocess_logits` returns for the windows of a row (W, ...) into one output, as of `respond`.
 
-        `metric_inputs` gets these outputs of all rows, and the stored labels, as arrays of objects.
+        `metric_inputs` gets these outputs of all rows, and the stored labels, as arrays of objects. Where labels are
+        `TAGS`, it gets none of them: what it needs of a row's tags is for `merge` to keep.
 
         Args:
             row: the stored row, without label if it is to predict on.

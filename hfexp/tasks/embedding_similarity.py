@@ -28,17 +28,19 @@ class EmbeddingSimilarity(Vectors):
         return {}
 
     def decode(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Convert the label to a float; DataError if it is none, or no cosine where the loss compares it with one."""
+        """Convert the label, if there is one, to a float; DataError if `read_number` can't."""
         row = super().decode(row)
-        if "label" not in row:
-            return row
-        label = to_number(row["label"])
-        if self.loss_name == "CosineSimilarityLoss" and not -1 <= label <= 1:
+        return {**row, "label": self.read_number(row["label"])} if "label" in row else row
+
+    def read_number(self, label: Any) -> float:
+        """Return a label as a float; DataError if it is none, or no cosine where the loss compares it with one."""
+        number = to_number(label)
+        if self.loss_name == "CosineSimilarityLoss" and not -1 <= number <= 1:
             raise DataError(
-                f"column 'label' holds {label:g}, but a cosine is from -1 to 1: divide the labels by the largest one, "
-                "or set task.loss=CoSENTLoss, which compares only their order"
+                f"column 'label' holds {number:g}, but a cosine is from -1 to 1: divide the labels by the largest "
+                "one, or set task.loss=CoSENTLoss, which compares only their order"
             )
-        return {**row, "label": label}
+        return number
 
     def preprocess(self, row: dict[str, Any], processor: Any) -> dict[str, Any]:
         """Rename `label` to `labels`."""

@@ -124,7 +124,7 @@ class TokenClassification(Task):
 
     def merge(self, row: dict[str, Any], inputs: dict[str, Any], outputs: np.ndarray, options: Any) -> np.ndarray:
         """Return the counts of a row, in which an entity counts once also if it lies in several windows."""
-        return self.scheme.join(outputs)
+        return self.scheme.join(outputs).astype(np.int32)
 
     def metric_inputs(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
         """Return per row the number of labelled `tokens` and of `correct` ones, and the `entities` by type."""

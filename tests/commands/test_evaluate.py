@@ -17,8 +17,9 @@ from hfexp.commands import cli
 from hfexp.commands.evaluate import parse
 from hfexp.core.errors import ConfigError
 from hfexp.data.sources import digits
+from hfexp.inference import evaluation
 from hfexp.inference.evaluation import bootstrap, class_names, score_slices
-from hfexp.tasks.metrics import FunctionMetric, MetricSet
+from hfexp.tasks.metrics import Accuracy, FunctionMetric, MetricSet
 
 
 @pytest.fixture
@@ -202,3 +203,29 @@ def test_intervals_hold_what_they_promise() -> None:
     assert math.isnan(parts[0].scores["share"].low)
     with pytest.raises(ConfigError, match="200 different values"):
         score_slices({"right": right}, share, {"id": list(range(200))}, 0, 0)
+
+
+def test_predictions_of_batches_are_those_of_all_rows_in_their_order() -> None:
+    def collected(*batches: Any) -> Any:
+        predictions = evaluation._Predictions(4)
+        for batch in batches:
+            predictions.add(batch)
+        return predictions.all()
+
+    first, wide = np.array([[1, 2], [3, 4]], np.int32), np.array([[5, 6, 7]], np.int32)
+    assert collected(first, first).tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]]
+    assert collected(first, wide, wide[:, :2]).tolist() == [[1, 2, -100], [3, 4, -100], [5, 6, 7], [5, 6, -100]]
+    scores, texts = collected((first, wide), (first, wide[:, :1]))
+    assert scores.tolist() == [[1, 2], [3, 4], [1, 2], [3, 4]]
+    assert texts.tolist() == [[5, 6, 7], [5, -100, -100]]
+    assert collected(np.array([0.5, 1.5]), np.array([2.5])).tolist() == [0.5, 1.5, 2.5]
+
+
+def test_resamples_are_the_same_however_many_are_scored_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = np.arange(50) % 3 == 0
+    arrays = {"predictions": right.astype(np.int64), "references": np.ones(50, np.int64)}
+    found = []
+    for size in (50, 175, 2**20):
+        monkeypatch.setattr(evaluation, "AT_ONCE", size)
+        found.append(bootstrap(arrays, np.arange(50), MetricSet({"accuracy": Accuracy()}), 40, 3))
+    assert found[0] == found[1] == found[2]

@@ -162,3 +162,12 @@ def test_two_candidates_end_a_command_before_weights(place: Path, capsys: Any) -
                      "dataset.source.data_files=rows.csv", "tracking=none"]) == 2  # fmt: skip
     (line,) = capsys.readouterr().err.splitlines()
     assert "could each be 'text': set dataset.columns.text=NAME" in line
+
+
+def test_a_missing_column_is_told_once_where_a_tokenizer_learns_from_the_rows(place: Path, capsys: Any) -> None:
+    Path("rows.csv").write_text("body text,label\n" + "a,c\nb,d\n" * 9)
+    assert cli.main(["task=text_classification", "model=tiny_bert_subwords", "dataset=table",
+                     "dataset.source.data_files=rows.csv", "tracking=none"]) == 2  # fmt: skip
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the train split has no column 'text' for the task's 'text'" in line
+    assert "model.processor" not in line

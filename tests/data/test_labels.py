@@ -14,6 +14,7 @@ from hfexp.core.errors import ConfigError
 from hfexp.data.labels import cast_labels
 from hfexp.data.splits import load_dataset
 from hfexp.tasks.base import Task
+from hfexp.tasks.embedding_similarity import EmbeddingSimilarity
 from hfexp.tasks.text_classification import MultiLabelTextClassification, TextClassification
 
 ONE, MANY = TextClassification(), MultiLabelTextClassification()
@@ -174,3 +175,13 @@ def test_missing_labels_among_numbers_are_missing() -> None:
         cast_labels(DatasetDict(train=missing), ONE, None)
     with pytest.raises(ConfigError, match="real numbers, expected class names or integers"):
         cast_labels(rows_of([0.0, 1.0, 2.5]), ONE, None)
+
+
+def test_numbers_that_the_task_can_not_use_are_named_with_their_lines(place: Path) -> None:
+    Path("rows.csv").write_text("text,text_pair,label\na,b,0.5\nc,d,5\ne,f,-1\ng,h,2\n")
+    source = {"_target_": "hfexp.data.sources.table", "data_files": "rows.csv"}
+    with pytest.raises(
+        ConfigError,
+        match=r"2 rows have no usable label: column 'label' holds 5, .*lines 3, 5 of rows\.csv; train split",
+    ):
+        load_dataset(DatasetConfig(source=source), EmbeddingSimilarity("CosineSimilarityLoss"))

@@ -1,13 +1,18 @@
 """Threads beside those of torch: in order, and one at a time."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from hfexp import train
+from hfexp.core.config import LaunchConfig
 from hfexp.data import threads
+from hfexp.experiment import run as runs
 
 
 @pytest.fixture
@@ -77,3 +82,23 @@ def test_mkl_still_decides_how_many_threads_it_takes() -> None:
     if not found:
         pytest.skip("this torch is without MKL")
     assert found == ["1", "1"]
+
+
+def test_a_run_in_a_notebook_leaves_the_number_of_threads_as_it_was(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(runs, "record", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(runs, "show_result", lambda result: None)
+    torch.set_num_threads(2)
+    try:
+        train("launch.num_threads=1")
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with threads.threads_given_back():
+            threads.use_threads(LaunchConfig(num_threads=1, num_processes="2"))
+            assert (os.environ["OMP_NUM_THREADS"], torch.get_num_threads()) == ("1", 1)
+        assert torch.get_num_threads() == 2
+        assert "OMP_NUM_THREADS" not in os.environ
+    finally:
+        torch.set_num_threads(before)
