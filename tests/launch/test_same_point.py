@@ -91,7 +91,7 @@ def record(client: Any, run: Any) -> dict[str, Any]:
 
 
 def without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "N", re.sub(r"[0-9a-f]{32}", "ID", name))
+    return re.sub(r"\d+", "N", re.sub(r"[0-9a-f]{8,}", "ID", name))
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from hfexp.core.process import ProcessId
 from hfexp.sweep import point, scheduler, study
 from hfexp.sweep.shared_parent import Lease
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal, now
+from hfexp.tracking.journal import Journal, now, read_delivered
 from hfexp.tracking.membership import TrialKey, run_directory_of
 from hfexp.tracking.restore import restore_point
+from hfexp.tracking.run_directory import read_state, save_state
 
 EPOCHS = "trainer.args.num_train_epochs=3"
 
@@ -100,6 +101,24 @@ def test_a_run_goes_on_where_its_directory_is_not(hosts: Hosts, capsys: pytest.C
     assert hosts.run("elsewhere") == undisturbed
     assert "already finished" in capsys.readouterr().out
     assert len(hosts.runs()) == 1
+
+
+def test_a_point_counts_once_its_record_is_delivered(hosts: Hosts) -> None:
+    """Its process was killed after the run had finished, while the end was delivered."""
+    value = hosts.run("here")
+    (run,) = hosts.runs()
+    directory = hosts.run_dir("here")
+    state, delivered = read_state(directory), read_delivered(directory)
+    assert state is not None
+    assert delivered is not None
+    journal = Journal(directory).path.read_bytes()
+    state.closed, delivered.offset = False, journal.rindex(b"\n", 0, -1) + 1  # before its last line
+    save_state(directory, state)
+    delivered.save(directory)
+    hosts.client.update_run(run.info.run_id, status="RUNNING")
+    assert hosts.run("here") == value
+    shutil.rmtree(hosts.place / "here")
+    assert [found.info.status for found in hosts.runs()] == ["FINISHED"]
 
 
 def test_a_host_that_was_overtaken_adds_nothing_and_learns_what_was_done(hosts: Hosts) -> None:
