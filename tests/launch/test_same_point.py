@@ -33,14 +33,14 @@ BESIDE = {
     "local": {"sweeps/same/logs/N.log"},
     "ray": {"sweeps/same/logs/N.log"},
     "slurm": {"sweeps/same/logs/N.log"},
-    "submitit_local": set(),
+    "submitit_local": {f".submitit/N/N_{n}" for n in ("N_log.err", "N_log.out", "N_result.pkl", "submitted.pkl")},
 }
 """Files that a launcher adds, with N for numbers."""
 TIMES = re.compile(r"^system/|^peak_memory|_runtime$|_per_second$|_seconds$|_time$")
 """Metrics of the machine."""
 OWN_TAGS = (
-    "hfexp.pid", "hfexp.process", "hfexp.command", "hfexp.run_dir", "hfexp.run_key", "hfexp.sweep_key",
-    "hfexp.slurm_job", "mlflow.user", "mlflow.source.name", "mlflow.log-model.history", "mlflow.loggedModels",
+    "hfexp.pid", "hfexp.process", "hfexp.run_dir", "hfexp.run_key", "hfexp.sweep_key", "hfexp.slurm_job",
+    "mlflow.user", "mlflow.source.name", "mlflow.log-model.history", "mlflow.loggedModels",
     "mlflow.parentRunId", "hfexp.model_verified",
 )  # fmt: skip
 """Tags that differ between two runs of one experiment; a model is verified if its job is the best one at its end."""
