@@ -7,12 +7,14 @@ divided by their number less one, leaves out what is done once (imports, the fir
 training with everything that belongs to a run: data, checkpoints, evaluation, record, report.
 """
 
+import contextlib
 import importlib.util
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.harness import Ratio, Report, child, interleave, parser, publish, ratio, scratch, turns
+from benchmarks.harness import ROOT, Ratio, Report, child, interleave, parser, publish, ratio, scratch, turns
 
 JOBS, QUICK_JOBS = 20, 2
 ROUNDS = {"empty": 3, "digits": 1}
@@ -42,9 +44,12 @@ EMPTY = {
     "joblib, 2 workers": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
 }
-if importlib.util.find_spec("ray") is not None:
-    LOCAL_CLUSTER = ["++hydra.launcher.init.num_cpus=2", "++hydra.launcher.init.include_dashboard=false"]
-    EMPTY["ray, 2 CPUs"] = ["hydra/launcher=ray", "hydra.launcher.address=local", *LOCAL_CLUSTER]
+RAY = [
+    "hydra/launcher=ray", "hydra.launcher.address=local", "++hydra.launcher.init.num_cpus=2",
+    "++hydra.launcher.init.include_dashboard=false",
+]  # fmt: skip
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=2", "hydra.launcher.array_parallelism=2"]
+"""Each job fills one of the two nodes of the tests' cluster, which share this machine's processors."""
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null", "hydra.sweep.dir=sweep"]
 SERIAL, TWO = "one after the other (basic)", "two at once (local)"
 DIGITS = [
@@ -73,12 +78,34 @@ def run(rounds: int | None = None, quick: bool = False, only: str | None = None)
 
 
 def measure_empty(report: Report, place: Path, jobs: int, rounds: int) -> None:
-    """Seconds per job after the first."""
-    found = interleave({name: _empty(place, words, jobs) for name, words in EMPTY.items()}, rounds)
+    """Seconds per job after the first, with each launcher whose engine is installed."""
+    with engines(place) as (launchers, left_out):
+        found = interleave({name: _empty(place, words, jobs) for name, words in launchers.items()}, rounds)
     bounded = [name for name in found if name.startswith("local")]
     title = f"{jobs} empty jobs, seconds per job after the first, {turns(rounds)}"
     limits = [Ratio(f"{name}, s", tuple(found[name]), limit=LARGEST_OVERHEAD) for name in bounded]
     report.section(title, "s", found, limits, ".3f")
+    report.blocks += [f"Skipped: {name}: {reason}." for name, reason in left_out.items()]
+
+
+@contextlib.contextmanager
+def engines(place: Path) -> Iterator[tuple[dict[str, list[str]], dict[str, str]]]:
+    """Start a SLURM cluster as the tests do; yield the words of each launcher, and why others are left out."""
+    launchers, left_out = dict(EMPTY), {}
+    if importlib.util.find_spec("ray") is None:
+        left_out["ray"] = "the package ray is not installed"
+    else:
+        launchers["ray, 2 CPUs"] = RAY
+    sys.path.append(str(ROOT / "tests"))
+    import clusters
+
+    reason = clusters.why_not()
+    if reason:
+        yield launchers, left_out | {"slurm": reason}
+        return
+    (place / "slurm").mkdir()
+    with clusters.cluster(place / "slurm"):
+        yield {**launchers, "slurm, 2 nodes": SLURM}, left_out
 
 
 def _empty(place: Path, words: list[str], jobs: int) -> Callable[[], float]:

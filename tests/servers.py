@@ -36,17 +36,18 @@ def free_port() -> int:
 class MlflowServer:
     """`mlflow server` in a process group of its own."""
 
-    def __init__(self, place: Path, backend: str) -> None:
-        self.place, self.backend, self.port = place, backend, free_port()
+    def __init__(self, place: Path, backend: str, address: str = "127.0.0.1") -> None:
+        self.place, self.backend, self.address, self.port = place, backend, address, free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def uri(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def start(self) -> "MlflowServer":
         command = [sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--backend-store-uri", self.backend]
-        command += ["--artifacts-destination", str(self.place / "served"), "--port", str(self.port), "--workers", "1"]
+        command += ["--artifacts-destination", str(self.place / "served"), "--workers", "1"]
+        command += ["--host", self.address, "--port", str(self.port)]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TRACKING")}
         environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes that nobody uses
         with (self.place / "server.log").open("ab") as log:
@@ -71,14 +72,14 @@ class MlflowServer:
 
 
 class Postgres:
-    """A PostgreSQL cluster in a directory, without passwords, on loopback."""
+    """A PostgreSQL cluster in a directory, without passwords, on loopback or on another address of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
         program = shutil.which("pg_ctl") or (str(found[-1]) if found else None)
         if program is None:
             pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
-        self.bin, self.port = Path(program).resolve().parent, free_port()
+        self.bin, self.address, self.port = Path(program).resolve().parent, address, free_port()
         self.place = Path(tempfile.mkdtemp(prefix="postgres-"))  # pytest's own directories are closed to other users
         # PostgreSQL refuses to run as root.
         self.user = pwd.getpwnam("postgres").pw_name if os.geteuid() == 0 else None
@@ -88,11 +89,13 @@ class Postgres:
         if self.user:
             shutil.chown(self.place, self.user)
         self._run("initdb", "-D", str(self.place / "data"), "-A", "trust", "-U", "runs", "--no-sync")
+        with (self.place / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {self.address}/16 trust\n")
         return self.serve()
 
     def serve(self) -> "Postgres":
         """Start the server on the cluster, also after a crash."""
-        options = f"-p {self.port} -k {self.place} -c listen_addresses=127.0.0.1 -c fsync=off"
+        options = f"-p {self.port} -k {self.place} -c listen_addresses={self.address} -c fsync=off"
         self._run(
             "pg_ctl", "-D", str(self.place / "data"), "-l", str(self.place / "log"), "-w", "-o", options, "start"
         )
@@ -110,8 +113,8 @@ class Postgres:
         """URI of an empty database."""
         self.databases += 1
         name = f"runs{self.databases}"
-        self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "runs", name)
-        return f"postgresql://runs@127.0.0.1:{self.port}/{name}"
+        self._run("createdb", "-h", self.address, "-p", str(self.port), "-U", "runs", name)
+        return f"postgresql://runs@{self.address}:{self.port}/{name}"
 
     def _run(self, program: str, *words: str) -> None:
         command = [str(self.bin / program), *words]

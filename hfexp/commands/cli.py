@@ -177,7 +177,7 @@ class _Job:
     """The task function that Hydra calls for each job, possibly in another process."""
 
     def __init__(self, args: list[str], began: float | None = None) -> None:
-        self.args = args
+        self.args, self.program = args, sys.argv[0]  # a launcher may run the job in a process of another program
         self.began = began
         """Time of the monotonic clock when the command of a single run began; None: each job begins when it is run."""
         self.error: Exception | None = None
@@ -217,7 +217,7 @@ class _Job:
         choices = choices_of(HydraConfig.instance().cfg)
         load("torch", "torchvision")  # which the task imports
         check_choices(config, choices)
-        origin = Origin(choices, overrides, command_line(args), config_sources=sources)
+        origin = Origin(choices, overrides, command_line(args, self.program), config_sources=sources)
         _refuse_search_of_one(overrides)
         if world.rank() == 0:
             from hfexp.experiment.result import show_choices

@@ -31,14 +31,16 @@ class Origin:
         object.__setattr__(self, "overrides", list(map(mask_override, self.overrides)))
 
 
-def command_line(args: list[str]) -> str:
+def command_line(args: list[str], program: str | None = None) -> str:
     """Return the command in a form that can be typed again, with secrets masked.
 
     Args:
         args: the arguments after the program's name.
+        program: path of the program; None: that of this process.
     """
-    program = "hfexp" if sys.argv[0].endswith("__main__.py") else Path(sys.argv[0]).name
-    return mask_secrets(shlex.join([program, *map(mask_override, args)]))
+    path = sys.argv[0] if program is None else program
+    name = "hfexp" if path.endswith("__main__.py") else Path(path).name
+    return mask_secrets(shlex.join([name, *map(mask_override, args)]))
 
 
 def without_sweep(overrides: list[str]) -> list[str]:

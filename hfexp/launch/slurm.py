@@ -4,6 +4,8 @@ Hydra imports this module at every start of the command line, so nothing heavy i
 """
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from hfexp.core.console import note, say
-from hfexp.core.errors import ConfigError, RunError, first_line
+from hfexp.core.errors import ConfigError, RunError, did_you_mean, first_line, one_of
 from hfexp.launch.local import Source, SweepJob
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 KEY = "hydra.launcher"
 FOLDER = ".submitit"
 """Folder for the files of submitit; only its owner can enter it, as pickled configs may hold secrets."""
+COMMANDS = ("sbatch", "srun", "squeue", "scancel", "sinfo")
+ANSWER_SECONDS = 60
+"""Seconds that the cluster has to answer; SLURM's commands mostly give up by themselves after ten."""
 
 
 @dataclass
@@ -107,6 +112,8 @@ class SlurmLauncher(Launcher):
                 )
         if any("\n" in text for text in _texts(self.parameters)):
             raise ConfigError(f"{KEY}: no value may have several lines: it would end the line of the batch script")
+        elsewhere = "clusters" in self.parameters.get("additional_parameters", {})
+        require_cluster(None if elsewhere else self.parameters.get("partition"))
         self._executor(Path(FOLDER), "hfexp")
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -162,10 +169,38 @@ class SlurmLauncher(Launcher):
             raise ConfigError(f"hydra/launcher=slurm needs submitit: pip install 'hfexp[slurm]' ({error})") from error
         try:
             return Executor(folder, {**self.parameters, "name": name}, self.max_num_timeout)
-        except RuntimeError as error:
-            raise ConfigError("hydra/launcher=slurm: this machine has no commands of SLURM (sbatch, srun)") from error
         except ValueError as error:
             raise ConfigError(f"{KEY}: {error}") from error
+
+
+def require_cluster(partition: str | None) -> None:
+    """Check that there is a cluster which answers, as a sweep creates its record before its first job is submitted.
+
+    Args:
+        partition: names of partitions that it must have, with commas between them; None: any.
+
+    Raises:
+        ConfigError: it does not answer, or has no such partition.
+    """
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
+    if missing:
+        raise ConfigError(f"hydra/launcher=slurm: this machine has no commands of SLURM ({', '.join(missing)})")
+    question = ["sinfo", "--all", "--noheader", "--format=%R"]
+    refusal = "hydra/launcher=slurm: the cluster does not answer"
+    try:
+        done = subprocess.run(question, capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(f"{refusal} within {ANSWER_SECONDS} s") from None
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise ConfigError(f"{refusal}: {reason[0]}")
+    known = done.stdout.split()
+    for name in partition.split(",") if partition else ():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(
+                f"{KEY}.partition={name}: the cluster has no such partition.{hint} It has: {one_of(known)}"
+            )
 
 
 def _texts(node: Any) -> Iterator[str]:

@@ -62,7 +62,6 @@ class Executor(submitit.SlurmExecutor):
         """Check the parameters.
 
         Raises:
-            RuntimeError: this machine has no `srun`.
             ValueError: there is no such parameter.
         """
         # -P: as the user's command does, Python must not find a user's `datasets.py` before the library.

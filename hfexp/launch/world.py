@@ -22,6 +22,10 @@ NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables that torchrun and `accelerate launch` set for each process."""
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables in which MPI launchers pass the number of processes; Accelerate reads these as well."""
+TASKS = "SLURM_STEP_NUM_TASKS"
+"""Variable in which `srun` passes the number of its tasks; a batch script does not have it."""
+ONE_OF_MANY = ("ACCELERATE_USE_CPU", "MASTER_PORT")
+"""What `accelerate launch` sets without RANK if it starts one process in place of several, as it does on a CPU."""
 RENDEZVOUS = "HFEXP_RENDEZVOUS"
 """Variable that gives the workers started by hfexp the path of their `FileStore`."""
 ATTEMPT = "HFEXP_ATTEMPT"
@@ -98,6 +102,12 @@ def check_environment() -> None:
             "which would be a separate run; start one with launch=ddp launch.num_processes=N, or use torchrun; for "
             "launch.num_machines start one on each machine without MPI (srun --mpi=none)"
         )
+    if "RANK" not in os.environ and all(name in os.environ for name in ONE_OF_MANY):
+        raise ConfigError(
+            f"{' and '.join(ONE_OF_MANY)} are in the environment, but no RANK: `accelerate launch` was asked for "
+            "several processes and has started only this one, as it does on a CPU; use launch=ddp "
+            "launch.num_processes=N without it, or torchrun"
+        )
 
 
 def restarts() -> int:
@@ -154,6 +164,7 @@ def resolve(launch: LaunchConfig, use_cpu: bool) -> None:
     check_environment()
     seconds_of(launch.time_limit)
     _check_machines(launch)
+    _check_tasks(launch)
     requested = launch.num_processes
     if is_together():
         if requested not in (1, "auto", size()):
@@ -201,6 +212,18 @@ def _check_machines(launch: LaunchConfig) -> None:
             "reach, and a free port of it"
         )
     find_endpoint(launch.rdzv_endpoint)
+
+
+def _check_tasks(launch: LaunchConfig) -> None:
+    """Check that `srun` has started this command once on each machine, as it starts the processes there itself."""
+    tasks = _number(TASKS, 1)
+    if launch.strategy is Strategy.single or is_together() or tasks in (1, launch.num_machines):
+        return
+    raise ConfigError(
+        f"srun has started {tasks} tasks ({TASKS}), each of which would start processes of its own; start one task "
+        f"(srun --ntasks=1) with launch.num_processes={tasks}, or one on each machine (srun --ntasks-per-node=1) with "
+        f"launch.num_machines={tasks}"
+    )
 
 
 def _processes_here(requested: int | str, devices: int) -> int:

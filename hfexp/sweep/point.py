@@ -9,8 +9,10 @@ from hfexp.core.identity import local_files_fingerprint
 from hfexp.core.provenance import Origin
 from hfexp.tracking.membership import TrialKey, opening_of, run_directory_of, sweep_info_of
 from hfexp.tracking.names import experiment_name
+from hfexp.tracking.recovery import close_finished
 from hfexp.tracking.restore import restore_point
-from hfexp.tracking.run_directory import RunState, read_state
+from hfexp.tracking.run_directory import RunState, held_run, read_state
+from hfexp.tracking.store import tracking_uri
 
 Values = float | tuple[float, ...]
 
@@ -35,6 +37,7 @@ def run(config: Config, origin: Origin, began: float | None = None) -> Values:
     if finished and config.on_existing is not OnExisting.rerun:
         path, state = finished
         if state.data == local_files_fingerprint(config.dataset.source):
+            _deliver_rest(path, config)
             say(f"  already finished in {path}: {', '.join(f'{value:.6g}' for value in state.values or [])}")
             return _as_returned(state.values or [])
         note(f"the data of {path.name} has changed since it was run: running it again")
@@ -52,6 +55,19 @@ def finished_run(point: TrialKey) -> tuple[Path, RunState] | None:
     if path is None or state is None or state.status != "finished" or state.values is None or state.point is None:
         return None
     return (path, state) if TrialKey.parse(state.point) == point else None
+
+
+def _deliver_rest(path: Path, config: Config) -> None:
+    """Deliver what a finished run has left because its process was killed meanwhile.
+
+    Once the sweep knows the values, nobody looks into the directory any more, and the user may delete it.
+    """
+    if config.tracking.backend == "none":
+        return
+    with held_run(path) as state:
+        if state is not None and not state.closed:
+            uri = tracking_uri(config.tracking.uri, config.output_dir)
+            close_finished(path, state, uri, Path(config.output_dir))
 
 
 def _in_experiment_of_sweep(config: Config, origin: Origin, point: TrialKey) -> Config:

@@ -337,6 +337,21 @@ class Delivery:
         create = next(self.journal.read())[0]
         membership.join_parent(self.client(), self.state.experiment_id, self.state.run_id, create)
         self.client().set_terminated(self.state.run_id, entry["status"].upper(), entry["time"])
+        if entry["status"] == "finished" and create.get("shared") and membership.TRIAL in create["tags"]:
+            self._close_others(create["tags"])
+
+    def _close_others(self, tags: dict[str, str]) -> None:
+        """Close further unfinished runs of a point of a sweep that hosts share: nobody continues them any more.
+
+        A host may be killed after it has asked the store for a run, and the next one look for it before it is there.
+        """
+        for run in membership.runs_of_point(self.client(), self.state.experiment_id, tags):
+            other = run.info.run_id
+            if other != self.state.run_id and run.info.status in ("RUNNING", "KILLED"):
+                membership.claim_run(self.client(), other)
+                reason = f"superseded by the run {self.state.run_id}, which has finished this point of the sweep"
+                self.client().set_tag(other, REASON, reason)
+                self.client().set_terminated(other, "FAILED")
 
     def _warn_once(self, message: str) -> None:
         message = mask_secrets(message)

@@ -16,7 +16,8 @@ from hfexp.core.config import Config
 from hfexp.core.errors import ConfigError
 from hfexp.core.files import write_private
 from hfexp.core.outside import DamagedRecord, read_record, why_foreign
-from hfexp.tracking.journal import FOLDER, JOURNAL, Entry, parse_entry, recorded_run_id
+from hfexp.core.process import ProcessId
+from hfexp.tracking.journal import FOLDER, JOURNAL, PROCESS, Entry, parse_entry, recorded_run_id
 
 DEFINITION = "sweep.json"
 BEST = "best.json"
@@ -206,6 +207,15 @@ def runs_of_point(client: Any, experiment_id: str | None, tags: Mapping[str, str
     names = (SWEEP_KEY, TRIAL, REPLICATE)
     condition = " and ".join(f"tags.`{name}` = '{tags[name]}'" for name in names)
     return list(client.search_runs([experiment_id], condition, order_by=["attributes.start_time DESC"]))
+
+
+def claim_run(client: Any, run_id: str) -> None:
+    """Set the tags of this process on a run of a shared sweep, after which no other host adds to it."""
+    from mlflow.entities import RunTag
+
+    own = ProcessId.own()
+    values = (own.host, str(own.pid), own.started)
+    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in zip(PROCESS, values, strict=True)])
 
 
 def opening_of(directory: Path) -> Entry | None:

@@ -11,7 +11,7 @@ from hfexp.core.outside import why_foreign
 from hfexp.core.process import ProcessId
 from hfexp.core.secrets import MASK, mask_secrets
 from hfexp.tracking.delivery import REASON, TURNING_POINTS, Delivery
-from hfexp.tracking.journal import Entry, Journal, exists, now, read_delivered, recorded_run_id
+from hfexp.tracking.journal import Entry, Journal, exists, now, process_in, read_delivered, recorded_run_id
 from hfexp.tracking.run_directory import RunState, held_run, read_state, save_state
 from hfexp.tracking.store import tracking_uri
 
@@ -72,8 +72,16 @@ def _close(client: Any, run: Any, uri: str, output_dir: Path) -> bool:
             if recorded_run_id(run_dir) == run_id:
                 deliver_rest(run_dir, state, uri, output_dir)
                 return True
-    client.set_tag(run_id, REASON, reason)
-    client.set_terminated(run_id, "KILLED")
+    return _close_as_killed(client, run, reason)
+
+
+def _close_as_killed(client: Any, run: Any, reason: str) -> bool:
+    """Close a run unless another process, perhaps on another host, has continued it since it was read."""
+    latest = client.get_run(run.info.run_id)
+    if latest.info.status != "RUNNING" or process_in(latest.data.tags) != process_in(run.data.tags):
+        return False
+    client.set_tag(run.info.run_id, REASON, reason)
+    client.set_terminated(run.info.run_id, "KILLED")
     return True
 
 

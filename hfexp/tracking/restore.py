@@ -45,6 +45,7 @@ from hfexp.tracking.membership import (
     VALUES,
     SweepInfo,
     TrialKey,
+    claim_run,
     note_run_directory,
     run_directory_of,
     runs_of_point,
@@ -86,7 +87,7 @@ def restore_point(config: Config, origin: Origin, point: TrialKey, sweep_info: S
     if state.status == "failed" and not checkpoints:
         return  # as on one host, another attempt is a new run
     if state.status != "finished":
-        _claim(client, run.info.run_id)
+        claim_run(client, run.info.run_id)
     if run_dir is None:
         run_dir = new_directory(config, origin)
     _restore_record(client, run, uri, run_dir, str(sweep_info.experiment))
@@ -111,7 +112,7 @@ def restore_sweep(uri: str, output_dir: Path, experiment: str, key: str, directo
     run = runs[0]
     if recorded_run_id(directory) == run.info.run_id and _has_worked_in(directory, run):
         return
-    _claim(client, run.info.run_id)
+    claim_run(client, run.info.run_id)
     _restore_record(client, run, uri, directory, experiment)
 
 
@@ -142,7 +143,7 @@ def _has_worked_in(directory: Path, run: Any) -> bool:
 def _wait_for_orphan(client: Any, run: Any) -> Any:
     """Wait for a job of a killed start that still writes its checkpoint on this machine; return the run as it is then.
 
-    On other machines it can't be seen. What it still sends after `_claim` is left out (`Delivery._is_lost`).
+    On other machines it can't be seen. What it still sends after `claim_run` is left out (`Delivery._is_lost`).
     """
     host, pid, started = process_in(run.data.tags)
     process = ProcessId(host, int(pid) if pid.isdigit() else 0, started)
@@ -150,15 +151,6 @@ def _wait_for_orphan(client: Any, run: Any) -> Any:
     while process.may_live_here() and time.monotonic() < deadline:
         time.sleep(0.2)
     return client.get_run(run.info.run_id)
-
-
-def _claim(client: Any, run_id: str) -> None:
-    """Set the tags of this process, after which no other host adds to the run."""
-    from mlflow.entities import RunTag
-
-    own = ProcessId.own()
-    values = (own.host, str(own.pid), own.started)
-    client.log_batch(run_id, tags=[RunTag(name, value) for name, value in zip(PROCESS, values, strict=True)])
 
 
 def _state_of(run: Any, config: Config, point: TrialKey) -> RunState:

@@ -157,7 +157,8 @@ def sharding_fields(launch: LaunchConfig) -> dict[str, Any]:
         return {}
     sizes = mesh_sizes(launch.parallelism, world.size())
     # Sizes that are left out would come from the environment.
-    groups = ParallelismConfig(**sizes, tp_size=1, cp_size=1, sp_size=1) if sizes else None
+    others: Any = {"tp_size": 1, "cp_size": 1, "sp_size": 1}
+    groups = ParallelismConfig(**sizes, **others) if sizes else None
     return {"fsdp": True, "fsdp_config": {**launch.fsdp, "version": 2}, "parallelism_config": groups}
 
 

@@ -136,6 +136,8 @@ def test_habits_are_answered_in_one_line(
         ({"WORLD_SIZE": "2", "RANK": "5", "LOCAL_RANK": "0", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, ["RANK=5"]),
         ({"WORLD_SIZE": "two", "RANK": "0"}, ["WORLD_SIZE=two"]),
         ({"OMPI_COMM_WORLD_SIZE": "4"}, ["OMPI_COMM_WORLD_SIZE=4", "launch=ddp"]),
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_PORT": "29500"}, ["`accelerate launch` was asked for several"]),
+        ({"ACCELERATE_USE_CPU": "False"}, ["unknown key 'sed'"]),
         ({"RANK": "3"}, ["unknown key 'sed'"]),
         ({"WORLD_SIZE": "1", "RANK": "0"}, ["unknown key 'sed'"]),
     ],

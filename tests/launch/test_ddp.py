@@ -72,6 +72,17 @@ def test_a_process_among_others_takes_their_number(monkeypatch: pytest.MonkeyPat
         world.resolve(LaunchConfig(Strategy.ddp, 2), use_cpu=False)
 
 
+def test_srun_starts_one_task_on_each_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ConfigError, match=r"srun has started 2 tasks .*num_processes=2, or .*launch.num_machines=2"):
+        resolved(LaunchConfig(Strategy.ddp, 2))
+    assert resolved(LaunchConfig(Strategy.single)).num_processes == 1, "runs of their own"
+    machines = LaunchConfig(Strategy.ddp, 2, num_machines=2, rdzv_endpoint="127.0.0.1:29500")
+    assert resolved(machines).num_processes == 2
+    among_others(monkeypatch, rank=1, size=2)
+    assert resolved(LaunchConfig(Strategy.ddp, "auto")).num_processes == 2, "torchrun in each task"
+
+
 def test_a_sweep_is_not_for_torchrun(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -414,6 +425,16 @@ def test_started_by_others_all_join_one_run(by: str, place: Path, all_runs: Call
     assert process.returncode == 0, output
     assert output.count("not training again") == 1
     assert len(list((place / "outputs" / "digits").glob("vit*"))) == 1
+
+
+@pytest.mark.slow
+def test_one_process_in_place_of_several_is_refused(place: Path) -> None:
+    by = ("-m", "accelerate.commands.launch", "--num_processes=2", "--num_machines=1")
+    process = start(["-m", "hfexp", *SMALL_DIGITS], place, by=by)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert output.count("`accelerate launch` was asked for several processes and has started only this one") == 1
+    assert not (place / "outputs").exists()
 
 
 @pytest.mark.slow

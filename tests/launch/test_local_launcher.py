@@ -556,45 +556,13 @@ def test_a_script_without_a_main_guard(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_launchers_give_the_same(place: Path) -> None:
-    """Metrics bit for bit, and the same record but for ids, times and the command."""
-    import mlflow
-
-    found: dict[str, Any] = {}
-    for name, more in {
-        "basic": [],
-        "local": ["hydra.launcher.n_jobs=2"],
-        "joblib": ["hydra.launcher.n_jobs=2"],
-    }.items():
-        where = place / name
-        where.mkdir()
-        words = [*SMALL_DIGITS, "-m", "seed=1,2", f"hydra/launcher={name}", *more]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HFEXP_CPUS": "1"}
-        command = [sys.executable, "-m", "hfexp", *words]
-        done = subprocess.run(command, cwd=where, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        wrong = [*command, "trainer.args.per_device_train_batch_size=32,512", "debug=fast", "tracking=none"]
-        done = subprocess.run(wrong, cwd=where, env=environment, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 1, done.stderr
-        assert "2 of 4 jobs failed" in done.stderr
-        client = mlflow.MlflowClient(f"sqlite:///{where / 'outputs' / 'mlflow.db'}")
-        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
-        (parent,) = (run for run in runs if run.data.tags.get("hfexp.kind") == "sweep")
-        jobs = [run for run in runs if run is not parent]
-        assert {run.data.tags["mlflow.parentRunId"] for run in jobs} == {parent.info.run_id}
-        found[name] = {run.info.run_name: record(run) for run in jobs}
-    assert len(found["basic"]) == 2
-    assert found["local"] == found["basic"]
-    assert found["joblib"] == found["basic"]
-
-
-def record(run: Any) -> tuple[Any, ...]:
-    """What must be equal of two runs of one experiment."""
-    timed = ("_runtime", "_per_second", "_seconds", "_time")
-    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith(("system/", "peak_memory"))}
-    metrics = {k: v for k, v in metrics.items() if not k.endswith(timed)}
-    own = ("mlflow.user", "mlflow.source.name", "mlflow.log-model.history", "mlflow.loggedModels")
-    own += ("mlflow.parentRunId", "hfexp.sweep_key")
-    differing = ("hfexp.pid", "hfexp.process", "hfexp.command", "hfexp.run_dir", "hfexp.run_key", *own)
-    tags = {k: v for k, v in run.data.tags.items() if k not in differing}
-    return metrics, dict(run.data.params), tags, run.info.status
+@pytest.mark.parametrize("name", ["basic", "local", "joblib"])
+def test_failed_jobs_do_not_stop_the_others(name: str, place: Path) -> None:
+    more = [] if name == "basic" else ["hydra.launcher.n_jobs=2"]
+    words = [*SMALL_DIGITS, "-m", "seed=1,2", "trainer.args.per_device_train_batch_size=32,512", "debug=fast"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hfexp", *words, "tracking=none", f"hydra/launcher={name}", *more],
+        cwd=place, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "2 of 4 jobs failed" in done.stderr

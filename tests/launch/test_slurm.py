@@ -2,8 +2,10 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from clusters import cluster, open_jobs, shown, why_not
 from conftest import ROOT, SMALL_DIGITS, TESTS
 from faults import hold_at
 from programs import OUTPUT, Program, kill
+from servers import free_port
 
 from hfexp.commands import cli
 
@@ -150,3 +153,37 @@ def test_jobs_outlive_a_killed_command_but_not_ctrl_c(place: Path, all_runs: Cal
     assert [run.info.status for run in children(all_runs())] == ["FINISHED"] * 2
     assert Program(place, command).exit_code(PATIENCE) == 0, (place / OUTPUT).read_text()
     assert [run.info.status for run in all_runs()] == ["FINISHED"] * 3
+
+
+def test_a_cluster_that_can_not_take_the_jobs_is_refused(
+    place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    sweep, submit = ["-m", *SMALL_DIGITS, "seed=1,2", "hydra/launcher=slurm"], ["submit", *SMALL_DIGITS]
+    assert [cli.main([*words, "hydra.launcher.partition=mian"]) for words in (sweep, submit)] == [2, 2]
+    assert capsys.readouterr().err.count("no such partition. Did you mean 'main'? It has: main") == 2
+    known = Path(os.environ["SLURM_CONF"]).read_text()
+    elsewhere = tmp_path_factory.mktemp("dead") / "slurm.conf"
+    elsewhere.write_text(re.sub(r"SlurmctldPort=\d+", f"SlurmctldPort={free_port()}", known))
+    monkeypatch.setenv("SLURM_CONF", str(elsewhere))
+    assert [cli.main(words) for words in (sweep, submit)] == [2, 2]
+    assert capsys.readouterr().err.count("does not answer: slurm_load_partitions: Unable to contact") == 2
+    assert list(place.iterdir()) == []
+
+
+def done(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(words, capture_output=True, text=True, check=False)
+
+
+def test_srun_starts_one_task_for_all_processes(place: Path, all_runs: Callable[[], list[Any]]) -> None:
+    hfexp = [sys.executable, "-m", "hfexp", *SMALL_DIGITS, "launch=ddp", "launch.num_processes=2"]
+    two = done("srun", "--ntasks=2", *hfexp)
+    assert two.returncode == 2, two.stderr
+    assert two.stderr.count("error: srun has started 2 tasks (SLURM_STEP_NUM_TASKS)") == 2
+    assert list(place.iterdir()) == []
+    one = done("srun", "--ntasks=1", "--cpus-per-task=2", *hfexp)
+    assert one.returncode == 0, one.stdout + one.stderr
+    script = f"--wrap={shlex.join([*hfexp, 'seed=2'])}"
+    batch = done("sbatch", "--wait", "--ntasks=2", "--output=batch.log", script)
+    assert batch.returncode == 0, batch.stderr + (place / "batch.log").read_text()
+    found = [(run.info.status, run.data.params["launch.num_processes"]) for run in all_runs()]
+    assert found == [("FINISHED", "2")] * 2

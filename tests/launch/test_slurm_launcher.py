@@ -21,9 +21,10 @@ from queued import facts, fail, wait_once
 
 from hfexp.commands import cli
 from hfexp.core import compose
-from hfexp.core.errors import Interrupted, RunError
+from hfexp.core.errors import ConfigError, Interrupted, RunError
+from hfexp.launch import slurm
 from hfexp.launch.job import ProcessEnv
-from hfexp.launch.slurm import SlurmLauncher
+from hfexp.launch.slurm import SlurmLauncher, require_cluster
 from hfexp.launch.slurm_jobs import Task, Watcher, result_of
 
 
@@ -108,13 +109,20 @@ def test_squeue_tells_the_states_of_jobs() -> None:
     }  # fmt: skip
 
 
+@pytest.fixture
+def locally(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in processes of this machine, which needs no cluster."""
+    monkeypatch.setattr(slurm, "require_cluster", lambda partition: None)
+    monkeypatch.setattr(SlurmLauncher, "_executor", lambda self, folder, name: local_executor(folder))
+
+
+@pytest.mark.usefixtures("locally")
 @pytest.mark.filterwarnings("ignore:.*version_base.*", "ignore:.*config_path is not specified.*")
 def test_jobs_of_any_application_run_one_after_the_other_if_one_may_be_open(
     hydra_sweep_runner: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compose.register_schema()
     monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
-    monkeypatch.setattr(SlurmLauncher, "_executor", lambda self, folder, name: local_executor(folder))
     one = ["hydra/launcher=slurm", "hydra.launcher.array_parallelism=1"]
     sweep_2_jobs(hydra_sweep_runner, overrides=one, task_function=None, temp_dir=tmp_path)
 
@@ -128,20 +136,44 @@ def test_jobs_of_any_application_run_one_after_the_other_if_one_may_be_open(
         (["submit", "hydra/launcher=local"], "hydra/launcher=local runs no jobs of SLURM"),
         (["submit", "hydra.launcher.comment='a\nb'"], "no value may have several lines"),
         (["submit", "launch.time_limit=90"], "launch.time_limit=90 must be a time"),
-        (["submit", "seed=1"], "this machine has no commands of SLURM"),
     ],
 )
+@pytest.mark.usefixtures("locally")
 def test_what_can_not_be_submitted_is_refused_before_anything_is_created(
-    words: list[str], message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "no commands" in message:
-        monkeypatch.setenv("PATH", str(place))
-    else:
-        monkeypatch.setattr(SlurmLauncher, "_executor", lambda self, folder, name: local_executor(folder))
     command, rest = (words[:1], words[1:]) if words[0] == "submit" else ([], words)
     assert cli.main([*command, *SMALL_DIGITS, *rest]) == 2
     assert message in capsys.readouterr().err
     assert not (place / "outputs").exists()
+
+
+@pytest.mark.parametrize("words", [["submit", "seed=1"], ["-m", "seed=1,2", "hydra/launcher=slurm"]])
+def test_without_a_cluster_nothing_is_created(
+    words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = place / "bin"
+    commands.mkdir()
+    monkeypatch.setenv("PATH", str(commands))
+    for missing in ("sbatch, srun, squeue, scancel, sinfo", ""):
+        assert cli.main([*words[:1], *SMALL_DIGITS, *words[1:]]) == 2
+        error = capsys.readouterr().err
+        assert f"no commands of SLURM ({missing})" in error if missing else "does not answer: connect failure" in error
+        for name in slurm.COMMANDS:
+            (commands / name).write_text("#!/bin/sh\necho connect failure >&2\nexit 1\n")
+            (commands / name).chmod(0o755)
+    assert not (place / "outputs").exists()
+
+
+def test_a_partition_must_be_one_of_the_cluster(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(place))
+    for name in slurm.COMMANDS:
+        (place / name).write_text("#!/bin/sh\necho gpu\necho gpu-long\n")
+        (place / name).chmod(0o755)
+    require_cluster(None)
+    require_cluster("gpu,gpu-long")
+    with pytest.raises(ConfigError, match=r"partition=gpus: .* Did you mean 'gpu'\? It has: gpu, gpu-long"):
+        require_cluster("gpu,gpus")
 
 
 def test_a_config_file_starts_no_programs_in_a_job(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ Both hosts have names that mean 127.0.1.1, as Debian's installer writes them int
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,22 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import netns
 import pytest
 import torch
 from conftest import SMALL_DIGITS, TESTS
 from faults import fault_at
+from netns import Namespace, ip
 from safetensors.torch import load_file
 from test_ddp import history
 
 from hfexp.commands import api
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"),
-        reason="hosts are Linux network namespaces here: needs root and the programs ip and unshare",
-    ),
-]
+pytestmark = pytest.mark.slow
 
 PORT = 29517
 TOGETHER = (
@@ -42,25 +37,22 @@ LONGEST = 600
 """Seconds that a training may take on a very busy machine."""
 NOTICED = 60
 """Seconds, on a busy machine, from the moment at which a loss can be noticed to the end of all processes."""
-ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
 
-class Host:
-    """A network namespace with a name of its own, and what runs in it."""
+class Host(Namespace):
+    """A host on which hfexp runs in a folder."""
 
     def __init__(self, name: str, address: str, place: Path) -> None:
-        self.name, self.address, self.place = name, address, place
-        self.namespace = f"hfexp-{name}-{os.getpid()}"
-        self.link = f"v{name}{os.getpid()}"[:15]
+        super().__init__(name, address)
+        self.place = place
 
     def start(self, *words: str, before: str = "true", by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start hfexp with these words.
 
         `before` is a shell command that runs in the host's own mount namespace, `by` a module that starts hfexp.
         """
-        enter = ["ip", "netns", "exec", self.namespace, "unshare", "--uts", "bash", "-c", f"{before}; {ENTER}", "_"]
         return subprocess.Popen(
-            [*enter, self.name, str(self.place / "hosts"), sys.executable, *by, "-m", "hfexp", *words],
+            self.within(self.place / "hosts", sys.executable, *by, "-m", "hfexp", *words, before=before),
             cwd=self.place,
             env={**os.environ, "PYTHONPATH": str(TESTS), "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
@@ -69,41 +61,17 @@ class Host:
             start_new_session=True,
         )
 
-    def kill(self) -> None:
-        """Switch the host off: SIGKILL for all that runs in it."""
-        for pid in self.pids():
-            os.kill(int(pid), signal.SIGKILL)
-
-    def pids(self) -> list[str]:
-        return subprocess.run(
-            ["ip", "netns", "pids", self.namespace], capture_output=True, text=True, check=True
-        ).stdout.split()
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
 
 @pytest.fixture
 def hosts(place: Path) -> Iterator[tuple[Host, Host]]:
     """Two hosts with one link between them and one folder."""
+    if reason := netns.why_not():
+        pytest.skip(reason)
     a, b = Host("hosta", "10.99.0.1", place), Host("hostb", "10.99.0.2", place)
     (place / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 hosta hostb\n")
-    try:
-        for host in (a, b):
-            ip("netns", "add", host.namespace)
-        # Both ends are born inside: nothing shows outside.
-        ip("link", "add", a.link, "netns", a.namespace, "type", "veth", "peer", "name", b.link, "netns", b.namespace)
-        for host in (a, b):
-            ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", host.link)
-            for link in ("lo", host.link):
-                ip("-n", host.namespace, "link", "set", link, "up")
+    with netns.namespaces(a, b):
+        netns.join(a, b)
         yield a, b
-    finally:
-        for host in (a, b):
-            if f"{host.namespace}" in subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout:
-                host.kill()
-                ip("netns", "del", host.namespace)
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> str:

@@ -17,11 +17,13 @@ from sweeps import make_sweep, run_point
 from toys import RATE, sweep
 
 from hfexp.core.process import ProcessId
-from hfexp.sweep import scheduler, study
+from hfexp.sweep import point, scheduler, study
 from hfexp.sweep.shared_parent import Lease
 from hfexp.tracking.delivery import Delivery
-from hfexp.tracking.journal import Journal
+from hfexp.tracking.journal import Journal, now, read_delivered
 from hfexp.tracking.membership import TrialKey, run_directory_of
+from hfexp.tracking.restore import restore_point
+from hfexp.tracking.run_directory import read_state, save_state
 
 EPOCHS = "trainer.args.num_train_epochs=3"
 
@@ -101,6 +103,24 @@ def test_a_run_goes_on_where_its_directory_is_not(hosts: Hosts, capsys: pytest.C
     assert len(hosts.runs()) == 1
 
 
+def test_a_point_counts_once_its_record_is_delivered(hosts: Hosts) -> None:
+    """Its process was killed after the run had finished, while the end was delivered."""
+    value = hosts.run("here")
+    (run,) = hosts.runs()
+    directory = hosts.run_dir("here")
+    state, delivered = read_state(directory), read_delivered(directory)
+    assert state is not None
+    assert delivered is not None
+    journal = Journal(directory).path.read_bytes()
+    state.closed, delivered.offset = False, journal.rindex(b"\n", 0, -1) + 1  # before its last line
+    save_state(directory, state)
+    delivered.save(directory)
+    hosts.client.update_run(run.info.run_id, status="RUNNING")
+    assert hosts.run("here") == value
+    shutil.rmtree(hosts.place / "here")
+    assert [found.info.status for found in hosts.runs()] == ["FINISHED"]
+
+
 def test_a_host_that_was_overtaken_adds_nothing_and_learns_what_was_done(hosts: Hosts) -> None:
     hosts.interrupt("here")
     value = hosts.run("there")
@@ -134,6 +154,27 @@ def test_a_beginning_that_could_not_be_recorded_is_left_out_if_another_host_has_
         assert not delivery.pending
         late.append("end", status="killed", reason="late", time=0)
     assert [found.info.run_id for found in hosts.runs()] == [run.info.run_id]
+
+
+def test_a_beginning_that_is_recorded_too_late_to_be_continued_is_closed(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run of a host that was killed appears after this host has looked for it, and its process may still live."""
+    journal = Journal(hosts.place / "late")
+    tags = {"hfexp.sweep_key": "the-key", "hfexp.trial": "0", "hfexp.replicate": "0", "hfexp.process": "its own"}
+
+    def restore_and_record(*args: Any) -> None:
+        restore_point(*args)
+        journal.append("create", tags=tags, time=now(), experiment="digits", name="late", key="k", shared=True)
+        Delivery(hosts.place / "late", journal, hosts.uri, hosts.place).deliver()
+
+    monkeypatch.setattr(point, "restore_point", restore_and_record)
+    hosts.run("there")
+    journal.append("end", status="killed", reason="late", time=now())
+    Delivery(hosts.place / "late", journal, hosts.uri, hosts.place).deliver()
+    late, run = sorted(hosts.runs(), key=lambda run: run.info.start_time)
+    assert (late.info.run_name, late.info.status, run.info.status) == ("late", "FAILED", "FINISHED")
+    assert f"superseded by the run {run.info.run_id}" in late.data.tags["hfexp.status_reason"]
 
 
 def test_two_hosts_write_one_parent(hosts: Hosts, capsys: pytest.CaptureFixture[str]) -> None:

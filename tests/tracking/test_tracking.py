@@ -292,6 +292,19 @@ def test_a_held_lock_says_that_a_run_lives(run_dir: Path, uri: str) -> None:
     assert mlflow.MlflowClient(uri).get_run(str(delivery.state.run_id)).info.status == "RUNNING"
 
 
+def test_a_run_that_another_process_continues_meanwhile_is_left_alone(
+    run_dir: Path, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = str(left_behind(run_dir, uri)[1].state.run_id)
+    run_dir.rename(tmp_path / "moved")
+    client = mlflow.MlflowClient(uri)
+    read_before = [client.get_run(run_id)]
+    monkeypatch.setattr(client, "search_runs", lambda *args, **options: read_before)
+    client.set_tag(run_id, "hfexp.pid", "1")
+    assert recovery.close_gone_runs(client, uri, run_dir.parent) == []
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
 def test_a_run_without_its_directory_was_killed(run_dir: Path, uri: str, tmp_path: Path) -> None:
     _, delivery = left_behind(run_dir, uri)
     run_dir.rename(tmp_path / "moved")
