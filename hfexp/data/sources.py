@@ -6,9 +6,9 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import numpy as np
@@ -20,14 +20,17 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.number_words import DIGITS, english, german
-from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
+from hfexp.data.source_code import FEWEST, MOST, functions_by_split, lines_by_split, split_of, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
 from hfexp.tasks.column_names import IMAGE, usual_column
-from hfexp.tasks.entities import TagScheme
+from hfexp.tasks.entities import Span, TagScheme
 
 IMAGE_COLUMN = "image"
 """Column of a table that has the paths of images, unless the user names another one."""
+Passage = tuple[str, str, str]
+"""Package of a docstring, its first sentence, and what follows it."""
+T = TypeVar("T")
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -288,9 +291,7 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
     names = sorted(name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:num_classes])
     rows: dict[str, list[Any]] = {"text": [], "label": []}
     for label, name in enumerate(names):
-        texts = texts_of[name]
-        step = max(1.0, len(texts) / most)
-        chosen = [texts[int(place * step)] for place in range(min(most, len(texts)))]
+        chosen = _evenly(texts_of[name], most)
         rows["text"] += [_masked(text, name) for text in chosen]
         rows["label"] += [label] * len(chosen)
     return Dataset.from_dict(rows, features=Features({"text": Value("string"), "label": ClassLabel(names=names)}))
@@ -319,6 +320,49 @@ def _masked(text: str, name: str) -> str:
     return re.sub(re.escape(name), MASK, text, flags=re.IGNORECASE)
 
 
+def _evenly(rows: Sequence[T], most: int) -> list[T]:
+    """Return at most so many of the rows, at equal distances."""
+    step = max(1.0, len(rows) / most)
+    return [rows[int(place * step)] for place in range(min(most, len(rows)))]
+
+
+# Pairs of passages of these docstrings, which are the more alike the nearer their places are.
+
+
+def docstring_pairs(most: int = 1200) -> DatasetDict:
+    """Build a dataset of pairs of passages from docstrings; the label says how near their places are.
+
+    `text` is the first sentence of a docstring. `text_pair` is what follows it (label 1), what follows that of another
+    docstring of the same package (0.5), or of one of another package (0). A package is in one split as a whole. The
+    rows depend on the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+    """
+    passages: dict[str, list[Passage]] = {"train": [], "validation": [], "test": []}
+    for package, text in _distinct(_texts()):
+        first, _, rest = text.partition(". ")
+        words = first.split(), rest.split()[:MOST]
+        if FEWEST <= len(words[0]) <= MOST and len(words[1]) >= FEWEST:
+            passages[split_of(package)].append((package, first, " ".join(words[1])))
+    splits = {}
+    for (split, known), count in zip(passages.items(), (most, most // 8, most // 4), strict=True):
+        rows = [row for passage in _evenly(known, count // 3) for row in _pairs(passage, known)]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)
+
+
+def _pairs(passage: Passage, known: list[Passage]) -> Iterator[dict[str, Any]]:
+    """Yield a row of each label; the other passages are drawn by the text."""
+    package, first, rest = passage
+    draw = np.random.default_rng(zlib.crc32(first.encode()))
+    near = [other for name, _, other in known if name == package and other != rest]
+    far = [other for name, _, other in known if name != package]
+    for label, others in ((1.0, [rest]), (0.5, near), (0.0, far)):
+        if others:
+            yield {"text": first, "text_pair": others[draw.integers(len(others))], "label": label}
+
+
 # Tagged words that come with every Python: lines of the standard library, with the roles of the names in them.
 
 
@@ -335,8 +379,7 @@ def python_names(most: int = 4000) -> DatasetDict:
     splits = {}
     features = Features({"words": List(Value("string")), "tags": List(Value("string"))})
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
-        step = max(1.0, len(lines) / count)
-        chosen = [lines[int(place * step)] for place in range(min(count, len(lines)))]
+        chosen = _evenly(lines, count)
         table = {"words": [list(words) for words, _ in chosen], "tags": [list(tags) for _, tags in chosen]}
         splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
@@ -371,9 +414,7 @@ def python_questions(most: int = 12000) -> DatasetDict:
     splits = {}
     features = Features({"question": Value("string"), "context": Value("string"), "answers": FEATURES["answers"]})
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
-        rows = [row for line in lines for row in _questions(*line)]
-        step = max(1.0, len(rows) / count)
-        chosen = [rows[int(place * step)] for place in range(min(count, len(rows)))]
+        chosen = _evenly([row for line in lines for row in _questions(*line)], count)
         table = {name: [row[name] for row in chosen] for name in features}
         splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
@@ -381,9 +422,9 @@ def python_questions(most: int = 12000) -> DatasetDict:
 
 def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the questions about a line of tagged words, which follow from the line alone."""
-    context, names = " ".join(words), sorted(set(tags))
+    context = " ".join(words)
     spans: dict[str, list[tuple[int, int]]] = {}
-    for start, end, role in TagScheme(names).places(words, [names.index(tag) for tag in tags]):
+    for start, end, role in _names(words, tags):
         spans.setdefault(role, []).append((start, end))
     for role, places in spans.items():
         which = {"": places[0]} if len(places) == 1 else {FIRST: places[0], LAST: places[-1]}
@@ -397,9 +438,61 @@ def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[s
         yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
 
 
+def _names(words: tuple[str, ...], tags: tuple[str, ...]) -> list[Span]:
+    """Return the names of a line that have a role, by the places of their characters."""
+    known = sorted(set(tags))
+    return TagScheme(known).places(words, [known.index(tag) for tag in tags])
+
+
 def _question(role: str, which: str) -> str:
     """Return e.g. `Which method is called last?`."""
     return QUESTIONS[role].replace("?", f" {which}?" if which else "?")
+
+
+# What the same lines do, in a sentence.
+
+
+DONE = {
+    "attribute": "reads {} attribute", "call": "calls {} function", "class": "defines {} class",
+    "function": "defines {} function", "keyword": "names {} argument", "method": "calls {} method",
+    "module": "imports {} module", "parameter": "takes {} parameter",
+}  # fmt: skip
+"""What a line does with the names of each role."""
+NUMBERS = ("", "a", "two", "three", "four", "five", "six", "many")
+"""Numbers of names, in words."""
+
+
+def python_summaries(most: int = 5000) -> DatasetDict:
+    """Build a dataset of lines of code and a sentence about each: what it defines, calls, reads, ..., and how many.
+
+    Lines are those of `python_names`, their words with spaces between them. The sentences follow from the names' roles
+    by rules, e.g. `defines a function, takes two parameters`. A package is in one split as a whole. The rows depend on
+    the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+
+    Returns:
+        Splits with the columns `text` and `target`.
+    """
+    splits = {}
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        rows = [{"text": " ".join(words), "target": _summary(words, tags)} for words, tags in _evenly(lines, count)]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)
+
+
+def _summary(words: tuple[str, ...], tags: tuple[str, ...]) -> str:
+    """Return what a line does with its names, in the order in which their roles first occur."""
+    counts = Counter(role for _, _, role in _names(words, tags))
+    return ", ".join(_counted(DONE[role], count) for role, count in counts.items())
+
+
+def _counted(done: str, count: int) -> str:
+    """Return e.g. `reads an attribute`, `calls two methods`."""
+    number = "an" if count == 1 and " {} a" in done else NUMBERS[min(count, len(NUMBERS) - 1)]
+    plural = "" if count == 1 else "es" if done.endswith("s") else "s"
+    return done.format(number) + plural
 
 
 # Beginnings of the same lines, each with several endings, one of which is its own.
@@ -421,9 +514,8 @@ def python_endings(most: int = 5000, choices: int = 4) -> DatasetDict:
     splits = {}
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
         halves = [_halves(words) for words, _ in lines]
-        step = max(1.0, len(halves) / count)
-        rows = [_endings(halves, int(place * step), choices) for place in range(min(count, len(halves)))]
-        splits[split] = Dataset.from_list(rows)
+        numbers = _evenly(range(len(halves)), count)
+        splits[split] = Dataset.from_list([_endings(halves, number, choices) for number in numbers])
     return DatasetDict(splits)
 
 
@@ -443,6 +535,23 @@ def _endings(halves: list[tuple[str, str]], number: int, choices: int) -> dict[s
         others |= {ending: None} if ending != own else {}
     texts, place = list(others), int(draw.integers(choices))
     return {"text": text, "choices": [*texts[:place], own, *texts[place:]], "label": place}
+
+
+def python_preferences(most: int = 5000) -> DatasetDict:
+    """Build a dataset of beginnings of lines of code; the own ending of each is chosen, that of another line rejected.
+
+    Args:
+        most: rows as those of `python_endings` with two choices, which has as many.
+
+    Returns:
+        Splits with the columns `prompt`, `chosen` and `rejected`.
+    """
+    splits = {}
+    for split, rows in python_endings(most, choices=2).items():
+        answers = [(row["choices"][row["label"]], row["choices"][1 - row["label"]]) for row in rows]
+        table = {"prompt": rows["text"][:], "chosen": [f" {own}" for own, _ in answers]}
+        splits[split] = Dataset.from_dict({**table, "rejected": [f" {other}" for _, other in answers]})
+    return DatasetDict(splits)
 
 
 # Pairs of texts that follow from rules: numbers in the words of two languages.
@@ -474,8 +583,6 @@ def python_functions(most: int = 1000) -> DatasetDict:
     """
     splits = {}
     for (split, pairs), count in zip(functions_by_split().items(), (most, most // 4, most), strict=True):
-        step = max(1.0, len(pairs) / count)
-        chosen = [pairs[int(place * step)] for place in range(min(count, len(pairs)))]
-        rows = [{"anchor": text, "positive": signature} for text, signature in chosen]
+        rows = [{"anchor": text, "positive": signature} for text, signature in _evenly(pairs, count)]
         splits[split] = Dataset.from_list(rows)
     return DatasetDict(splits)

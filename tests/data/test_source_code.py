@@ -1,9 +1,9 @@
-"""Datasets from the source code that every Python has: questions about lines, and their endings."""
+"""Datasets from the source code that every Python has: questions, summaries, endings, and pairs of passages."""
 
 import pytest
 
 from hfexp.data import sources
-from hfexp.data.sources import _questions, python_endings
+from hfexp.data.sources import _questions, _summary, docstring_pairs, python_endings, python_preferences
 
 LINE = ("a", ".", "b", "(", "c", ",", "key", "=", "d", ".", "e", "(", "f", "(", ")", ")", ")")
 TAGS = ("O", "O", "B-method", "O", "O", "O", "B-keyword", "O", "O", "O", "B-method", "O", "B-call", *["O"] * 4)
@@ -42,3 +42,47 @@ def test_one_of_several_endings_is_the_lines_own(monkeypatch: pytest.MonkeyPatch
         assert min(len(text.split()) for text in (row["text"], *row["choices"])) == 2
     assert len(set(made["train"]["label"])) == 3
     assert made["train"][:] == python_endings(most=32, choices=3)["train"][:]
+
+
+def test_a_summary_says_what_a_line_does_with_its_names_and_how_many() -> None:
+    assert _summary(LINE, TAGS) == "calls two methods, names an argument, calls a function"
+    defined = ("def", "get", "(", "self", ",", "key", "=", "f", "(", ")", ")", ":")
+    roles = ("O", "B-function", "O", "B-parameter", "O", "B-parameter", "O", "B-call", *["O"] * 4)
+    assert _summary(defined, roles) == "defines a function, takes two parameters, calls a function"
+    assert _summary(("class", "A", ".", "b"), ("O", "B-class", "O", "B-attribute")) == (
+        "defines a class, reads an attribute"
+    )
+    modules = ("O", "B-module", "O", "B-module", "I-module", "I-module")
+    assert _summary(("import", "a", ",", "b", ".", "c"), modules) == "imports two modules"
+    assert _summary(("lambda", *"abcdefgh"), ("O", *["B-parameter"] * 8)) == "takes many parameters"
+    assert sources._counted(sources.DONE["class"], 2) == "defines two classes"
+
+
+def test_the_own_ending_of_a_line_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [((f"a{n}", f"b{n}", f"c{n}", f"d{n}", f"e{n}"), ("O",) * 5) for n in range(40)]
+    monkeypatch.setattr(sources, "lines_by_split", lambda: {"train": lines, "validation": lines[:9], "test": lines})
+    made = python_preferences(most=32)
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 32, "validation": 4, "test": 8}
+    whole = [" ".join(words) for words, _ in lines]
+    for row in made["train"]:
+        assert row["prompt"] + row["chosen"] in whole
+        assert row["prompt"] + row["rejected"] not in whole
+        assert row["rejected"][0] == " "
+
+
+def test_the_label_of_two_passages_says_how_near_their_places_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [(f"p{n % 8}", f"It does the thing {n} of p{n % 8}. This is why {n} of p{n % 8}") for n in range(80)]
+    monkeypatch.setattr(sources, "_texts", lambda: iter(texts))
+    monkeypatch.setattr(sources, "_distinct", lambda pairs: pairs)
+    monkeypatch.setattr(sources, "split_of", lambda package: {"p0": "validation", "p1": "test"}.get(package, "train"))
+    made = docstring_pairs(most=60)
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 60, "validation": 4, "test": 10}
+    labels = set()
+    for row in made["train"]:
+        (_, own), (_, other) = (text.split(" of ") for text in (row["text"], row["text_pair"]))
+        same = row["text"].split()[4] == row["text_pair"].split()[3]
+        assert row["label"] == (1.0 if same else 0.5 if own == other else 0.0)
+        labels.add(row["label"])
+    assert labels == {0.0, 0.5, 1.0}
+    assert set(made["test"]["label"]) == {0.5, 1.0}  # a single package has no other one
+    assert made["train"][:] == docstring_pairs(most=60)["train"][:]
