@@ -333,23 +333,6 @@ def choices(words: list[str]) -> dict[str, float]:
     }
 
 
-def likenesses(words: list[str]) -> dict[str, float]:
-    """Spearman's correlation on the test split: TF-IDF, and the model before the training."""
-    import numpy as np
-    from scipy.stats import spearmanr
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    from hfexp import predict
-
-    learnt, asked = (prepare(words)[1].dataset[split][:] for split in ("train", "test"))
-    texts = [*asked["text"], *asked["text_pair"]]
-    vectorizer = TfidfVectorizer(token_pattern=r"[A-Za-z]+").fit([*learnt["text"], *learnt["text_pair"], *texts])
-    before = predict("model=minilm_packaged", "task=embedding_similarity", "task.max_length=48", inputs=texts)
-    found = {"TF-IDF": vectorizer.transform(texts).toarray(), "before the training": np.array(list(before["vector"]))}
-    cosines = {name: (np.split(vectors, 2)[0] * np.split(vectors, 2)[1]).sum(1) for name, vectors in found.items()}
-    return {name: float(spearmanr(values, asked["label"]).statistic) for name, values in cosines.items()}
-
-
 def n_grams(words: list[str]) -> dict[str, float]:
     """Perplexity of the blocks of the test split, whose first bytes are given as they are to the model."""
     import numpy as np

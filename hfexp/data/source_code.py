@@ -63,11 +63,11 @@ def functions_by_split() -> dict[str, list[tuple[str, str]]]:
             text, signature = text.partition(". ")[0], f"{node.name}({ast.unparse(node.args)})"
             if FEWEST <= len(text.split()) <= MOST and not {text, signature} & seen:
                 seen |= {text, signature}
-                splits[split_of(package)].append((text, signature))
+                splits[_split_of(package)].append((text, signature))
     return splits
 
 
-def split_of(package: str) -> str:
+def _split_of(package: str) -> str:
     """Return the split of a package's rows: of ten packages, two are for the test, and one is for validation."""
     tenth = zlib.crc32(package.encode()) % 10
     return "test" if tenth < 2 else "validation" if tenth == 2 else "train"
@@ -81,7 +81,7 @@ def lines_by_split() -> dict[str, list[Line]]:
     for package, text, tree in standard_library(LARGEST):
         if not text.isascii():  # the tree counts bytes, the tokens characters
             continue
-        split = split_of(package)
+        split = _split_of(package)
         for words, tags in tagged_lines(text, tree):
             enough = "B-module" in tags or sum(tag[0] == "B" for tag in tags) >= 2
             if enough and FEWEST <= len(words) <= MOST and words not in seen:

@@ -20,7 +20,7 @@ from hfexp.core.secrets import mask_secrets
 from hfexp.data.conll_files import Columns, read_sentences
 from hfexp.data.image_folders import hint_at_images, list_images, to_datasets
 from hfexp.data.number_words import DIGITS, english, german
-from hfexp.data.source_code import FEWEST, MOST, functions_by_split, lines_by_split, split_of, standard_library
+from hfexp.data.source_code import functions_by_split, lines_by_split, standard_library
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
 from hfexp.tasks.column_names import IMAGE, usual_column
@@ -28,8 +28,6 @@ from hfexp.tasks.entities import Span, TagScheme
 
 IMAGE_COLUMN = "image"
 """Column of a table that has the paths of images, unless the user names another one."""
-Passage = tuple[str, str, str]
-"""Package of a docstring, its first sentence, and what follows it."""
 T = TypeVar("T")
 
 
@@ -326,43 +324,6 @@ def _evenly(rows: Sequence[T], most: int) -> list[T]:
     return [rows[int(place * step)] for place in range(min(most, len(rows)))]
 
 
-# Pairs of passages of these docstrings, which are the more alike the nearer their places are.
-
-
-def docstring_pairs(most: int = 1200) -> DatasetDict:
-    """Build a dataset of pairs of passages from docstrings; the label says how near their places are.
-
-    `text` is the first sentence of a docstring. `text_pair` is what follows it (label 1), what follows that of another
-    docstring of the same package (0.5), or of one of another package (0). A package is in one split as a whole. The
-    rows depend on the version of Python.
-
-    Args:
-        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
-    """
-    passages: dict[str, list[Passage]] = {"train": [], "validation": [], "test": []}
-    for package, text in _distinct(_texts()):
-        first, _, rest = text.partition(". ")
-        words = first.split(), rest.split()[:MOST]
-        if FEWEST <= len(words[0]) <= MOST and len(words[1]) >= FEWEST:
-            passages[split_of(package)].append((package, first, " ".join(words[1])))
-    splits = {}
-    for (split, known), count in zip(passages.items(), (most, most // 8, most // 4), strict=True):
-        rows = [row for passage in _evenly(known, count // 3) for row in _pairs(passage, known)]
-        splits[split] = Dataset.from_list(rows)
-    return DatasetDict(splits)
-
-
-def _pairs(passage: Passage, known: list[Passage]) -> Iterator[dict[str, Any]]:
-    """Yield a row of each label; the other passages are drawn by the text."""
-    package, first, rest = passage
-    draw = np.random.default_rng(zlib.crc32(first.encode()))
-    near = [other for name, _, other in known if name == package and other != rest]
-    far = [other for name, _, other in known if name != package]
-    for label, others in ((1.0, [rest]), (0.5, near), (0.0, far)):
-        if others:
-            yield {"text": first, "text_pair": others[draw.integers(len(others))], "label": label}
-
-
 # Tagged words that come with every Python: lines of the standard library, with the roles of the names in them.
 
 
@@ -540,8 +501,10 @@ def _endings(halves: list[tuple[str, str]], number: int, choices: int) -> dict[s
 def python_preferences(most: int = 5000) -> DatasetDict:
     """Build a dataset of beginnings of lines of code; the own ending of each is chosen, that of another line rejected.
 
+    Rows are those of `python_endings` with two choices, in the form of preferences.
+
     Args:
-        most: rows as those of `python_endings` with two choices, which has as many.
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
 
     Returns:
         Splits with the columns `prompt`, `chosen` and `rejected`.

@@ -1,9 +1,9 @@
-"""Datasets from the source code that every Python has: questions, summaries, endings, and pairs of passages."""
+"""Datasets from the source code that every Python has: questions about lines, summaries and endings."""
 
 import pytest
 
 from hfexp.data import sources
-from hfexp.data.sources import _questions, _summary, docstring_pairs, python_endings, python_preferences
+from hfexp.data.sources import _questions, _summary, python_endings, python_preferences
 
 LINE = ("a", ".", "b", "(", "c", ",", "key", "=", "d", ".", "e", "(", "f", "(", ")", ")", ")")
 TAGS = ("O", "O", "B-method", "O", "O", "O", "B-keyword", "O", "O", "O", "B-method", "O", "B-call", *["O"] * 4)
@@ -68,21 +68,3 @@ def test_the_own_ending_of_a_line_is_chosen(monkeypatch: pytest.MonkeyPatch) -> 
         assert row["prompt"] + row["chosen"] in whole
         assert row["prompt"] + row["rejected"] not in whole
         assert row["rejected"][0] == " "
-
-
-def test_the_label_of_two_passages_says_how_near_their_places_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [(f"p{n % 8}", f"It does the thing {n} of p{n % 8}. This is why {n} of p{n % 8}") for n in range(80)]
-    monkeypatch.setattr(sources, "_texts", lambda: iter(texts))
-    monkeypatch.setattr(sources, "_distinct", lambda pairs: pairs)
-    monkeypatch.setattr(sources, "split_of", lambda package: {"p0": "validation", "p1": "test"}.get(package, "train"))
-    made = docstring_pairs(most=60)
-    assert {split: len(rows) for split, rows in made.items()} == {"train": 60, "validation": 4, "test": 10}
-    labels = set()
-    for row in made["train"]:
-        (_, own), (_, other) = (text.split(" of ") for text in (row["text"], row["text_pair"]))
-        same = row["text"].split()[4] == row["text_pair"].split()[3]
-        assert row["label"] == (1.0 if same else 0.5 if own == other else 0.0)
-        labels.add(row["label"])
-    assert labels == {0.0, 0.5, 1.0}
-    assert set(made["test"]["label"]) == {0.5, 1.0}  # a single package has no other one
-    assert made["train"][:] == docstring_pairs(most=60)["train"][:]
