@@ -172,18 +172,47 @@ def translations(words: list[str]) -> dict[str, float]:
 
     Texts are as similar as the angle of their TF-IDF vectors of one to four characters is small.
     """
-    import numpy as np
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    inputs = prepare(words)[1]
+    learnt, asked = (inputs.dataset[split][:] for split in ("train", "test"))
+    nearest = of_nearest(learnt, asked["text"], analyzer="char", ngram_range=(1, 4))
+    answers = {"the text itself": asked["text"], "most similar training text": nearest}
+    return {name: score(inputs, "chrf", "chrf", texts, asked["target"]) for name, texts in answers.items()}
+
+
+def summaries(words: list[str]) -> dict[str, float]:
+    """Score the most frequent training summary, and those of the most similar training texts, on the test split.
+
+    Texts are as similar as the angle of their TF-IDF vectors of up to three words in a row is small.
+    """
+    from collections import Counter
 
     inputs = prepare(words)[1]
     learnt, asked = (inputs.dataset[split][:] for split in ("train", "test"))
-    vectorizer = TfidfVectorizer(analyzer="char", ngram_range=(1, 4)).fit(learnt["text"])
-    similar = vectorizer.transform(asked["text"]) @ vectorizer.transform(learnt["text"]).T
-    nearest = [learnt["target"][place] for place in np.asarray(similar.argmax(axis=1)).ravel()]
-    answers = {"the text itself": asked["text"], "most similar training text": nearest}
-    chrf, truth = inputs.metrics.metrics["chrf"], np.array(asked["target"], dtype=object)
-    scored = {name: np.array(texts, dtype=object) for name, texts in answers.items()}
-    return {name: chrf.compute(predictions=texts, references=truth)["chrf"] for name, texts in scored.items()}
+    answers = {
+        "most frequent summary": [Counter(learnt["target"]).most_common(1)[0][0]] * len(asked["text"]),
+        "most similar training text": of_nearest(
+            learnt, asked["text"], token_pattern=r"\S+", ngram_range=(1, 3), sublinear_tf=True
+        ),
+    }
+    return {name: score(inputs, "rouge", "rougeL", texts, asked["target"]) for name, texts in answers.items()}
+
+
+def score(inputs: Any, metric: str, name: str, texts: list[str], truth: list[str]) -> float:
+    """Score texts by one of the experiment's metrics."""
+    import numpy as np
+
+    predictions, references = (np.array(part, dtype=object) for part in (texts, truth))
+    return float(inputs.metrics.metrics[metric].compute(predictions=predictions, references=references)[name])
+
+
+def of_nearest(learnt: dict[str, list[str]], texts: list[str], **options: Any) -> list[str]:
+    """The targets of the most similar training texts; `options` are those of the TF-IDF vectors."""
+    import numpy as np
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(**options).fit(learnt["text"])
+    similar = vectorizer.transform(texts) @ vectorizer.transform(learnt["text"]).T
+    return [learnt["target"][place] for place in np.asarray(similar.argmax(axis=1)).ravel()]
 
 
 def searches(words: list[str]) -> dict[str, float]:
@@ -264,6 +293,43 @@ def pairs(words: list[str]) -> dict[str, float]:
     return {
         "most frequent class": float(np.mean(np.array(asked["label"]) == most)),
         "logistic regression on the cosine of TF-IDF vectors": float(model.score(cosines(asked), asked["label"])),
+    }
+
+
+def choices(words: list[str]) -> dict[str, float]:
+    """Accuracy on the test split of the longer answer, and of a linear model of words and lengths.
+
+    The model is a logistic regression on the differences between both answers, each with its prompt: of the TF-IDF
+    vectors of up to three words in a row, with marks of the ends, and of the number of words. How much it is
+    regularised is chosen on the validation split.
+    """
+    import numpy as np
+    from scipy.sparse import csr_matrix, hstack, vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    dataset = prepare(words)[1].dataset
+    vectorizer = TfidfVectorizer(token_pattern=r"\S+", ngram_range=(1, 3))
+
+    def whole(split: str, answer: str) -> list[str]:
+        return [f"<s> {row['prompt']}{row[answer]} </s>" for row in dataset[split]]
+
+    def longer(split: str) -> Any:
+        chosen, rejected = ([len(text.split()) for text in whole(split, name)] for name in ("chosen", "rejected"))
+        return np.subtract(chosen, rejected)[:, None]
+
+    def features(split: str) -> Any:
+        chosen, rejected = (vectorizer.transform(whole(split, name)) for name in ("chosen", "rejected"))
+        return hstack([chosen - rejected, csr_matrix(longer(split) / 10)]).tocsr()
+
+    vectorizer.fit(whole("train", "chosen") + whole("train", "rejected"))
+    learnt, chosen, asked = (features(split) for split in ("train", "validation", "test"))
+    both, truth = vstack([learnt, -learnt]), np.repeat([1, 0], learnt.shape[0])
+    models = [LogisticRegression(C=c, fit_intercept=False, max_iter=300).fit(both, truth) for c in (1, 10, 100)]
+    best = max(models, key=lambda model: np.mean(model.decision_function(chosen) > 0))
+    return {
+        "the longer answer": float(np.mean(longer("test") > 0)),
+        "logistic regression on words and lengths": float(np.mean(best.decision_function(asked) > 0)),
     }
 
 

@@ -53,7 +53,9 @@ DEMOS = (
     Demo("multiple_choice_demo", "accuracy", "accuracy", baselines.endings),
     Demo("fill_mask_demo", "perplexity", "perplexity of masked tokens", baselines.shares),
     Demo("translation_demo", "chrf", "chrF", baselines.translations),
+    Demo("summarization_demo", "rougeL", "ROUGE-L", baselines.summaries),
     Demo("embedding_demo", "ndcg_at_10", "NDCG@10 of a search", baselines.searches, pretrained=True),
+    Demo("reward_demo", "accuracy", "accuracy of choices", baselines.choices),
     Demo("text_generation_demo", "perplexity", "perplexity per byte", baselines.n_grams),
 )
 

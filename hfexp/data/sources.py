@@ -6,9 +6,9 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import datasets
 import numpy as np
@@ -24,10 +24,11 @@ from hfexp.data.source_code import functions_by_split, lines_by_split, standard_
 from hfexp.data.squad_files import FEATURES, read_questions
 from hfexp.data.tables import files_of, read_table, require_text, with_origin
 from hfexp.tasks.column_names import IMAGE, usual_column
-from hfexp.tasks.entities import TagScheme
+from hfexp.tasks.entities import Span, TagScheme
 
 IMAGE_COLUMN = "image"
 """Column of a table that has the paths of images, unless the user names another one."""
+T = TypeVar("T")
 
 
 def name_of(source: Mapping[str, Any]) -> str:
@@ -288,9 +289,7 @@ def docstrings(num_classes: int = 10, most: int = 400) -> Dataset:
     names = sorted(name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:num_classes])
     rows: dict[str, list[Any]] = {"text": [], "label": []}
     for label, name in enumerate(names):
-        texts = texts_of[name]
-        step = max(1.0, len(texts) / most)
-        chosen = [texts[int(place * step)] for place in range(min(most, len(texts)))]
+        chosen = _evenly(texts_of[name], most)
         rows["text"] += [_masked(text, name) for text in chosen]
         rows["label"] += [label] * len(chosen)
     return Dataset.from_dict(rows, features=Features({"text": Value("string"), "label": ClassLabel(names=names)}))
@@ -319,6 +318,12 @@ def _masked(text: str, name: str) -> str:
     return re.sub(re.escape(name), MASK, text, flags=re.IGNORECASE)
 
 
+def _evenly(rows: Sequence[T], most: int) -> list[T]:
+    """Return at most so many of the rows, at equal distances."""
+    step = max(1.0, len(rows) / most)
+    return [rows[int(place * step)] for place in range(min(most, len(rows)))]
+
+
 # Tagged words that come with every Python: lines of the standard library, with the roles of the names in them.
 
 
@@ -335,8 +340,7 @@ def python_names(most: int = 4000) -> DatasetDict:
     splits = {}
     features = Features({"words": List(Value("string")), "tags": List(Value("string"))})
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
-        step = max(1.0, len(lines) / count)
-        chosen = [lines[int(place * step)] for place in range(min(count, len(lines)))]
+        chosen = _evenly(lines, count)
         table = {"words": [list(words) for words, _ in chosen], "tags": [list(tags) for _, tags in chosen]}
         splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
@@ -371,9 +375,7 @@ def python_questions(most: int = 12000) -> DatasetDict:
     splits = {}
     features = Features({"question": Value("string"), "context": Value("string"), "answers": FEATURES["answers"]})
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
-        rows = [row for line in lines for row in _questions(*line)]
-        step = max(1.0, len(rows) / count)
-        chosen = [rows[int(place * step)] for place in range(min(count, len(rows)))]
+        chosen = _evenly([row for line in lines for row in _questions(*line)], count)
         table = {name: [row[name] for row in chosen] for name in features}
         splits[split] = Dataset.from_dict(table, features=features)
     return DatasetDict(splits)
@@ -381,9 +383,9 @@ def python_questions(most: int = 12000) -> DatasetDict:
 
 def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the questions about a line of tagged words, which follow from the line alone."""
-    context, names = " ".join(words), sorted(set(tags))
+    context = " ".join(words)
     spans: dict[str, list[tuple[int, int]]] = {}
-    for start, end, role in TagScheme(names).places(words, [names.index(tag) for tag in tags]):
+    for start, end, role in _names(words, tags):
         spans.setdefault(role, []).append((start, end))
     for role, places in spans.items():
         which = {"": places[0]} if len(places) == 1 else {FIRST: places[0], LAST: places[-1]}
@@ -397,9 +399,61 @@ def _questions(words: tuple[str, ...], tags: tuple[str, ...]) -> Iterator[dict[s
         yield {"question": question, "context": context, "answers": {"text": [], "answer_start": []}}
 
 
+def _names(words: tuple[str, ...], tags: tuple[str, ...]) -> list[Span]:
+    """Return the names of a line that have a role, by the places of their characters."""
+    known = sorted(set(tags))
+    return TagScheme(known).places(words, [known.index(tag) for tag in tags])
+
+
 def _question(role: str, which: str) -> str:
     """Return e.g. `Which method is called last?`."""
     return QUESTIONS[role].replace("?", f" {which}?" if which else "?")
+
+
+# What the same lines do, in a sentence.
+
+
+DONE = {
+    "attribute": "reads {} attribute", "call": "calls {} function", "class": "defines {} class",
+    "function": "defines {} function", "keyword": "names {} argument", "method": "calls {} method",
+    "module": "imports {} module", "parameter": "takes {} parameter",
+}  # fmt: skip
+"""What a line does with the names of each role."""
+NUMBERS = ("", "a", "two", "three", "four", "five", "six", "many")
+"""Numbers of names, in words."""
+
+
+def python_summaries(most: int = 5000) -> DatasetDict:
+    """Build a dataset of lines of code and a sentence about each: what it defines, calls, reads, ..., and how many.
+
+    Lines are those of `python_names`, their words with spaces between them. The sentences follow from the names' roles
+    by rules, e.g. `defines a function, takes two parameters`. A package is in one split as a whole. The rows depend on
+    the version of Python.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+
+    Returns:
+        Splits with the columns `text` and `target`.
+    """
+    splits = {}
+    for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
+        rows = [{"text": " ".join(words), "target": _summary(words, tags)} for words, tags in _evenly(lines, count)]
+        splits[split] = Dataset.from_list(rows)
+    return DatasetDict(splits)
+
+
+def _summary(words: tuple[str, ...], tags: tuple[str, ...]) -> str:
+    """Return what a line does with its names, in the order in which their roles first occur."""
+    counts = Counter(role for _, _, role in _names(words, tags))
+    return ", ".join(_counted(DONE[role], count) for role, count in counts.items())
+
+
+def _counted(done: str, count: int) -> str:
+    """Return e.g. `reads an attribute`, `calls two methods`."""
+    number = "an" if count == 1 and " {} a" in done else NUMBERS[min(count, len(NUMBERS) - 1)]
+    plural = "" if count == 1 else "es" if done.endswith("s") else "s"
+    return done.format(number) + plural
 
 
 # Beginnings of the same lines, each with several endings, one of which is its own.
@@ -421,9 +475,8 @@ def python_endings(most: int = 5000, choices: int = 4) -> DatasetDict:
     splits = {}
     for (split, lines), count in zip(lines_by_split().items(), (most, most // 8, most // 4), strict=True):
         halves = [_halves(words) for words, _ in lines]
-        step = max(1.0, len(halves) / count)
-        rows = [_endings(halves, int(place * step), choices) for place in range(min(count, len(halves)))]
-        splits[split] = Dataset.from_list(rows)
+        numbers = _evenly(range(len(halves)), count)
+        splits[split] = Dataset.from_list([_endings(halves, number, choices) for number in numbers])
     return DatasetDict(splits)
 
 
@@ -443,6 +496,25 @@ def _endings(halves: list[tuple[str, str]], number: int, choices: int) -> dict[s
         others |= {ending: None} if ending != own else {}
     texts, place = list(others), int(draw.integers(choices))
     return {"text": text, "choices": [*texts[:place], own, *texts[place:]], "label": place}
+
+
+def python_preferences(most: int = 5000) -> DatasetDict:
+    """Build a dataset of beginnings of lines of code; the own ending of each is chosen, that of another line rejected.
+
+    Rows are those of `python_endings` with two choices, in the form of preferences.
+
+    Args:
+        most: rows of the training split; the validation split has an eighth and the test split a quarter as many.
+
+    Returns:
+        Splits with the columns `prompt`, `chosen` and `rejected`.
+    """
+    splits = {}
+    for split, rows in python_endings(most, choices=2).items():
+        answers = [(row["choices"][row["label"]], row["choices"][1 - row["label"]]) for row in rows]
+        table = {"prompt": rows["text"][:], "chosen": [f" {own}" for own, _ in answers]}
+        splits[split] = Dataset.from_dict({**table, "rejected": [f" {other}" for _, other in answers]})
+    return DatasetDict(splits)
 
 
 # Pairs of texts that follow from rules: numbers in the words of two languages.
@@ -474,8 +546,6 @@ def python_functions(most: int = 1000) -> DatasetDict:
     """
     splits = {}
     for (split, pairs), count in zip(functions_by_split().items(), (most, most // 4, most), strict=True):
-        step = max(1.0, len(pairs) / count)
-        chosen = [pairs[int(place * step)] for place in range(min(count, len(pairs)))]
-        rows = [{"anchor": text, "positive": signature} for text, signature in chosen]
+        rows = [{"anchor": text, "positive": signature} for text, signature in _evenly(pairs, count)]
         splits[split] = Dataset.from_list(rows)
     return DatasetDict(splits)

@@ -1,9 +1,9 @@
-"""Datasets from the source code that every Python has: questions about lines, and their endings."""
+"""Datasets from the source code that every Python has: questions about lines, summaries and endings."""
 
 import pytest
 
 from hfexp.data import sources
-from hfexp.data.sources import _questions, python_endings
+from hfexp.data.sources import _questions, _summary, python_endings, python_preferences
 
 LINE = ("a", ".", "b", "(", "c", ",", "key", "=", "d", ".", "e", "(", "f", "(", ")", ")", ")")
 TAGS = ("O", "O", "B-method", "O", "O", "O", "B-keyword", "O", "O", "O", "B-method", "O", "B-call", *["O"] * 4)
@@ -42,3 +42,29 @@ def test_one_of_several_endings_is_the_lines_own(monkeypatch: pytest.MonkeyPatch
         assert min(len(text.split()) for text in (row["text"], *row["choices"])) == 2
     assert len(set(made["train"]["label"])) == 3
     assert made["train"][:] == python_endings(most=32, choices=3)["train"][:]
+
+
+def test_a_summary_says_what_a_line_does_with_its_names_and_how_many() -> None:
+    assert _summary(LINE, TAGS) == "calls two methods, names an argument, calls a function"
+    defined = ("def", "get", "(", "self", ",", "key", "=", "f", "(", ")", ")", ":")
+    roles = ("O", "B-function", "O", "B-parameter", "O", "B-parameter", "O", "B-call", *["O"] * 4)
+    assert _summary(defined, roles) == "defines a function, takes two parameters, calls a function"
+    assert _summary(("class", "A", ".", "b"), ("O", "B-class", "O", "B-attribute")) == (
+        "defines a class, reads an attribute"
+    )
+    modules = ("O", "B-module", "O", "B-module", "I-module", "I-module")
+    assert _summary(("import", "a", ",", "b", ".", "c"), modules) == "imports two modules"
+    assert _summary(("lambda", *"abcdefgh"), ("O", *["B-parameter"] * 8)) == "takes many parameters"
+    assert sources._counted(sources.DONE["class"], 2) == "defines two classes"
+
+
+def test_the_own_ending_of_a_line_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [((f"a{n}", f"b{n}", f"c{n}", f"d{n}", f"e{n}"), ("O",) * 5) for n in range(40)]
+    monkeypatch.setattr(sources, "lines_by_split", lambda: {"train": lines, "validation": lines[:9], "test": lines})
+    made = python_preferences(most=32)
+    assert {split: len(rows) for split, rows in made.items()} == {"train": 32, "validation": 4, "test": 8}
+    whole = [" ".join(words) for words, _ in lines]
+    for row in made["train"]:
+        assert row["prompt"] + row["chosen"] in whole
+        assert row["prompt"] + row["rejected"] not in whole
+        assert row["rejected"][0] == " "
