@@ -157,8 +157,8 @@ def sharding_fields(launch: LaunchConfig) -> dict[str, Any]:
         return {}
     sizes = mesh_sizes(launch.parallelism, world.size())
     # Sizes that are left out would come from the environment.
-    others: Any = {"tp_size": 1, "cp_size": 1, "sp_size": 1}
-    groups = ParallelismConfig(**sizes, **others) if sizes else None
+    every: dict[str, Any] = {**sizes, "tp_size": 1, "cp_size": 1, "sp_size": 1}
+    groups = ParallelismConfig(**every) if sizes else None
     return {"fsdp": True, "fsdp_config": {**launch.fsdp, "version": 2}, "parallelism_config": groups}
 
 
