@@ -429,8 +429,9 @@ def cast_classes(
 def _shown(rows: Dataset, column: str, item: Any) -> Any:
     """Return an item of a column of lists; for an id of a `ClassLabel` its name, if it has one."""
     feature: Any = rows.features[column].feature
-    is_id = isinstance(feature, ClassLabel) and item is not None and 0 <= item < len(feature.names)
-    return feature.names[item] if is_id else item
+    if isinstance(feature, ClassLabel) and item is not None and 0 <= item < len(feature.names):
+        return feature.names[item]
+    return item
 
 
 def _rows_named(rows: Dataset, column: str, names: Mapping[Any, str], name: str) -> list[int]:

@@ -511,9 +511,10 @@ def python_preferences(most: int = 5000) -> DatasetDict:
     """
     splits = {}
     for split, rows in python_endings(most, choices=2).items():
-        answers = [(row["choices"][row["label"]], row["choices"][1 - row["label"]]) for row in rows]
-        table = {"prompt": rows["text"][:], "chosen": [f" {own}" for own, _ in answers]}
-        splits[split] = Dataset.from_dict({**table, "rejected": [f" {other}" for _, other in answers]})
+        answers = list(zip(rows["choices"][:], rows["label"][:], strict=True))
+        chosen = [f" {choices[label]}" for choices, label in answers]
+        rejected = [f" {choices[1 - label]}" for choices, label in answers]
+        splits[split] = Dataset.from_dict({"prompt": rows["text"][:], "chosen": chosen, "rejected": rejected})
     return DatasetDict(splits)
 
 
