@@ -17,7 +17,10 @@ from hfexp.core.training_args import training_argument_types
 TASKS = [option.name for option in list_options("task")]
 TRAINED = ("image_classification", "text_classification", "text_generation")
 """Tasks whose smallest command is run every time."""
-SMALL = {"vit_tiny": "vit_digits", "distilbert": "tiny_bert", "smollm2_135m": "tiny_gpt"}
+SMALL = {
+    "vit_tiny": "vit_digits", "distilbert": "tiny_bert", "smollm2_135m": "tiny_gpt", "minilm": "minilm_packaged",
+    "t5_small": "tiny_t5", "opus_mt": "tiny_t5",
+}  # fmt: skip
 """Models that need no download, in place of those of the examples."""
 TOKENIZER = """
 from hfexp.tasks.text import byte_tokenizer
