@@ -31,7 +31,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; unicode-bidi: isolate; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
-td:not(.n) { min-width: 4.6em; }
+td:not(.n) { min-width: 5em; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 tr.strong td { font-weight: 650; }
 table.small { font-size: 13px; }
