@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hfexp.core.errors import ConfigError, did_you_mean, one_of
+from hfexp.core.errors import ConfigError, unknown_key
 from hfexp.core.secrets import MASK, find_masked, learn_secrets, mask_values
 from hfexp.core.training_args import OWNED, REFUSED, RENAMED, SHORT, ZERO, check_args, training_argument_types, way_out
 
@@ -518,14 +518,14 @@ class _ModelRoot:
 
 def explain_key_error(error: OmegaConfBaseException) -> str:
     """Describe a misspelt key or a value of the wrong type, with what is allowed there."""
-    parent, key, full_key = getattr(error, "parent_node", None), getattr(error, "key", None), error.full_key
+    parent, full_key = getattr(error, "parent_node", None), error.full_key
     message = str(error.msg).splitlines()[0] if error.msg else str(error)
     if "not in" in message and parent is not None:
         allowed = [k for k in parent if k != "hydra"]
         advice = advise("hydra/sweeper" if str(full_key).startswith("hydra.sweeper.") else str(full_key))
         if advice is not None:
             return f"unknown key {full_key!r}: {way_out(advice, 'in hfexp, use')}"
-        return f"unknown key {full_key!r}.{did_you_mean(str(key), allowed)} Allowed here: {one_of(allowed)}"
+        return unknown_key(str(full_key), allowed)
     if "is not a ListConfig" in message:
         message = f"expected a list, e.g. {full_key}=[A,B]"
     return f"{full_key}: {message}" if full_key else message

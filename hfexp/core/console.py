@@ -50,6 +50,16 @@ def redirect(function: _Redirect | None, terminal: bool = False) -> None:
     _redirect, _redirect_is_terminal = function, terminal
 
 
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Drop output while the block runs."""
+    redirect(lambda name, *args: None)
+    try:
+        yield
+    finally:
+        redirect(None)
+
+
 def is_terminal() -> bool:
     """Tell whether output goes to a terminal, where lines can be updated."""
     return _redirect_is_terminal if _redirect is not None else sys.stdout.isatty()

@@ -122,6 +122,13 @@ def one_of(allowed: Iterable[object], limit: int = 40) -> str:
     return ", ".join(values[:limit]) + more
 
 
+def unknown_key(key: str, allowed: Iterable[object]) -> str:
+    """Return the message on a dotted key that does not exist, with what is allowed in its section."""
+    names = [str(name) for name in allowed]
+    hint = did_you_mean(key.rpartition(".")[2], names)
+    return f"unknown key {key!r}.{hint} Allowed here: {one_of(names)}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, cut to 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -125,6 +125,20 @@ def _read(path: str) -> str:
 Handler = Callable[[int, FrameType | None], None]
 URGENT = (signal.SIGTERM, signal.SIGUSR1)
 """Signals by which users and queues ask a process to stop soon."""
+
+
+@contextlib.contextmanager
+def variables(changed: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs."""
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

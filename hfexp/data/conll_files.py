@@ -9,13 +9,12 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from hfexp.core.errors import ConfigError
+from hfexp.data.arrow_columns import ROWS_AT_ONCE
 from hfexp.data.csv_files import shown
 
 DOCUMENT = "-DOCSTART-"
 """First column of a line that begins a document (CoNLL-2003)."""
 FEATURES = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-ROWS_AT_ONCE = 1000
-"""Sentences that are Python objects at once, which take several times the memory."""
 Lines = list[tuple[int, str]]
 """Lines of a sentence with their numbers in the file, from 1."""
 

@@ -26,14 +26,14 @@ def redraw(home: Path, state: RunState, uri: str, output_dir: Path) -> None:
         ConfigError: the run has no final scores, or its data has changed.
         Exception: the store can't be reached; `hfexp sync` delivers the report later.
     """
-    draw(home, state)
+    _draw(home, state)
     journal = Journal(home)
     if journal.begun():
         journal.append("artifacts", path="artifacts", name=None)
         deliver_rest(home, state, uri, output_dir)
 
 
-def draw(home: Path, state: RunState) -> None:
+def _draw(home: Path, state: RunState) -> None:
     """Draw the report of a run from its record and its data, which is read again, into its directory."""
     from hfexp.core.machine import begin_collection
     from hfexp.experiment.preflight import load_inputs, process_splits

@@ -1,19 +1,20 @@
 """A rehearsal of a run's checks in the fork server, so that no job has to do what libraries do at their first use."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from hfexp.core import console
 from hfexp.core.compose import compose
 from hfexp.core.config import to_config
+from hfexp.core.console import silent
 from hfexp.core.machine import CPUS_VARIABLE
 from hfexp.core.outside import prepare_to_read
+from hfexp.core.process import variables
 from hfexp.core.targets import instantiate
 from hfexp.data.prepare import LIBRARIES, version_of
 from hfexp.data.splits import load_dataset
+from hfexp.data.threads import threads_given_back
 from hfexp.data.transforms import build_transforms
 from hfexp.experiment.preflight import build_skeleton, check_fit, check_metrics
 from hfexp.tasks.metrics import build_metrics
@@ -31,7 +32,7 @@ def prepare_for_forks() -> None:
     prepare_to_read(SweepInfo)
     for library in LIBRARIES:
         version_of(library)
-    with _quiet(), _one_thread():
+    with silent(), _one_thread():
         composed, _ = compose("experiment=digits_vit", "debug=fast", "seed=1", "trainer.args.learning_rate=1e-3")
         config = to_config(composed)
         task = instantiate(config.task, "task")
@@ -46,24 +47,8 @@ def prepare_for_forks() -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    console.redirect(lambda name, *args: None)
-    try:
-        yield
-    finally:
-        console.redirect(None)
-
-
-@contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep torch and hfexp's decoders from starting threads, which a forked process would wait for in vain."""
-    before, processors = torch.get_num_threads(), os.environ.get(CPUS_VARIABLE)
-    torch.set_num_threads(1)
-    os.environ[CPUS_VARIABLE] = "1"
-    try:
+    with threads_given_back(), variables({CPUS_VARIABLE: "1"}):
+        torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(before)
-        os.environ.pop(CPUS_VARIABLE)
-        if processors is not None:
-            os.environ[CPUS_VARIABLE] = processors

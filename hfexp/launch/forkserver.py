@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from hfexp.core.process import has_no_reader
+from hfexp.core.process import has_no_reader, variables
 
 WARM = "hfexp.launch.warm"
 """Module that the server imports before it forks."""
@@ -22,6 +22,8 @@ MODULES_VARIABLE = "HFEXP_WARM_MODULES"
 """Environment variable that passes `modules` on to `WARM`."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that wait while the server starts."""
+
+SERVER_ENDED = "the fork server, which starts the jobs, has exited; see its output above"
 
 modules: tuple[str, ...] = ()
 """Further modules that the server imports. Whoever offers the launcher names them: this package knows no jobs."""
@@ -40,7 +42,7 @@ def context() -> ForkServerContext:
 def start() -> None:
     """Let the server begin its imports without waiting for them; do nothing if it runs already."""
     context()
-    with _own_environment(), _blocked_signals():
+    with variables(_own_environment()), _blocked_signals():
         forkserver._forkserver.ensure_running()  # pyright: ignore
 
 
@@ -81,27 +83,17 @@ def _share_server() -> None:
     forkserver._forkserver.ensure_running = lambda: None  # pyright: ignore
 
 
-@contextlib.contextmanager
-def _own_environment() -> Iterator[None]:
-    """Let the server look for modules where this process does, except in the current directory.
+def _own_environment() -> dict[str, str]:
+    """Return variables by which the server looks for modules where this process does, except in the current directory.
 
     It would otherwise import a user's `datasets.py` in place of the library.
     """
-    changed = {
+    return {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "PYTHONSAFEPATH": "1",
         MODULES_VARIABLE: " ".join(modules),
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the other check initialises CUDA, which does not survive a fork
     }
-    before = {name: os.environ.get(name) for name in changed}
-    os.environ.update(changed)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

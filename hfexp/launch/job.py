@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfexp.core.errors import EXIT_TERMINATED, Interrupted, RunError, Terminated
-from hfexp.core.process import URGENT
+from hfexp.core.process import URGENT, how_it_ended
 from hfexp.launch import forkserver
 
 # The environment, directory and paths of a launcher, restored in processes forked from the server.
@@ -55,14 +55,23 @@ class ProcessEnv:
 
 
 def call_warm(function: Callable[..., None], *args: Any) -> None:
-    """Call a module-level function in a process that the fork server makes, and wait until that process has ended."""
+    """Call a module-level function in a process that the fork server makes, and wait until that process has ended.
+
+    Raises:
+        RunError: the process failed, or the server has died.
+    """
     process = forkserver.context().Process(target=_called, args=(ProcessEnv.capture(), function, args))
-    with forkserver.hidden_main():
-        process.start()
     try:
+        with forkserver.hidden_main():
+            process.start()
         process.join()
+    except (EOFError, ConnectionError) as error:
+        raise RunError(forkserver.SERVER_ENDED) from error
     finally:
-        process.kill()
+        if process.is_alive():
+            process.kill()
+    if process.exitcode:
+        raise RunError(f"its process {how_it_ended(process.exitcode)}")
 
 
 def _called(env: ProcessEnv, function: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -225,9 +225,6 @@ def _count(devices: Sequence[str]) -> str:
     return f"{len(devices)} device{'s' if len(devices) != 1 else ''}"
 
 
-SERVER_ENDED = "the fork server, which starts the jobs, has exited; see its output above"
-
-
 @dataclass
 class Running:
     """A job whose process is running or about to start."""
@@ -338,7 +335,7 @@ class Pool:
                 with forkserver.hidden_main():
                     process.start()
             except (EOFError, ConnectionError) as error:
-                raise RunError(f"{SERVER_ENDED} (hydra/launcher=basic runs jobs without it)") from error
+                raise RunError(f"{forkserver.SERVER_ENDED} (hydra/launcher=basic runs jobs without it)") from error
         self.display.started(spec)
 
     def _wait(self) -> None:
@@ -366,7 +363,7 @@ class Pool:
         running.process.join()
         result = running.result
         if result is None and forkserver.has_ended():  # not the job's fault: the next start continues it
-            raise RunError(f"{SERVER_ENDED}; the same command continues the sweep")
+            raise RunError(f"{forkserver.SERVER_ENDED}; the same command continues the sweep")
         if result is None:
             result = job.failure(
                 running.spec.overrides, RunError(f"the job's process {how_it_ended(running.process.exitcode)}")

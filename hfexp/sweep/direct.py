@@ -1,7 +1,6 @@
 """One start of a sweep, from its overrides to the table of its results."""
 
 import contextlib
-import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfexp.core.compose import as_typed, config_flags, opened
 from hfexp.core.config import Optimise
-from hfexp.core.console import note, redirect, say, status
+from hfexp.core.console import note, say, silent, status
 from hfexp.core.errors import ConfigError, first_line
 from hfexp.core.process import stop_raises
 from hfexp.core.provenance import Origin, command_line
@@ -147,8 +146,7 @@ class _SweepStart:
             run_dir = best_runs_first(trial, sweep.directions)[0].run_dir
             if run_dir is not None and not any((run_dir / "artifacts").glob("*.png")):
                 status(f"drawing the report of job {trial.number}")
-                draw = functools.partial(call_warm, _draw) if forkserver.is_started() else _draw
-                draw(run_dir, Path(config.output_dir))
+                _try_to_draw(run_dir, Path(config.output_dir))
 
     def _plan(self) -> "Plan":
         from hfexp.sweep.scheduler import Plan
@@ -243,25 +241,33 @@ class _SweepStart:
         ).kept()  # fmt: skip
 
 
-def _draw(run_dir: Path, output_dir: Path) -> None:
+def _try_to_draw(run_dir: Path, output_dir: Path) -> None:
     """Draw the report of a run; a failure is only said, as the sweep is worth more than pictures of it."""
+    try:
+        if forkserver.is_started():
+            call_warm(_draw, run_dir, output_dir)
+        else:
+            _draw(run_dir, output_dir)
+    except Exception as error:
+        _note_failure(run_dir, error)
+
+
+def _draw(run_dir: Path, output_dir: Path) -> None:
     from hfexp.experiment.redraw import redraw
     from hfexp.tracking.recovery import recorded_uri
 
-    with held_run(run_dir) as state:
-        if state is None:  # on another host, or removed meanwhile
-            return
-        redirect(lambda name, *args: None)  # the job has said already what it found out about the data
-        try:
-            redraw(run_dir, state, recorded_uri(run_dir, output_dir), output_dir)
-        except Exception as error:
-            problem: str | None = first_line(error)
-        else:
-            problem = None
-        finally:
-            redirect(None)
-    if problem:
-        note(f"the report of {run_dir.name} has no pictures: {problem}; `hfexp report {run_dir.name}` draws them")
+    try:
+        # The job has said already what it found out about the data.
+        with held_run(run_dir) as state, silent():
+            if state is not None:  # None: the run is on another host, or was removed meanwhile
+                redraw(run_dir, state, recorded_uri(run_dir, output_dir), output_dir)
+    except Exception as error:  # said here, as this may be a process of its own
+        _note_failure(run_dir, error)
+
+
+def _note_failure(run_dir: Path, error: Exception) -> None:
+    reason = first_line(error)
+    note(f"the report of {run_dir.name} has no pictures: {reason}; `hfexp report {run_dir.name}` draws them")
 
 
 class _NoParent:

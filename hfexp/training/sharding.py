@@ -28,7 +28,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfexp.core.collective import part_of, whole
 from hfexp.core.config import Config, LaunchConfig, Strategy
-from hfexp.core.errors import did_you_mean, one_of
+from hfexp.core.errors import did_you_mean, one_of, unknown_key
 from hfexp.core.machine import visible_devices
 from hfexp.launch import world
 from hfexp.tasks.base import Task
@@ -117,7 +117,7 @@ def _problem(name: str, value: Any) -> str | None:
     if name in INSTEAD:
         return f"{key} is not supported; {INSTEAD[name]}"
     if name not in SETTINGS:
-        return f"unknown key {key!r}.{did_you_mean(name, SETTINGS)} Allowed here: {one_of(SETTINGS)}"
+        return unknown_key(key, SETTINGS)
     if type(value) not in SETTINGS[name]:
         return f"{key}={value!r} must be of type {' or '.join(kind.__name__ for kind in SETTINGS[name])}"
     if name == "auto_wrap_policy" and value not in POLICIES:
@@ -147,7 +147,7 @@ def _size_problem(name: str, size: Any) -> str | None:
     if name in OTHER_SIZES:
         return f"{key} is not supported: {OTHER_SIZES[name]}"
     if name not in SIZES:
-        return f"unknown key {key!r}.{did_you_mean(name, SIZES)} Allowed here: {one_of(SIZES)}"
+        return unknown_key(key, SIZES)
     return None if type(size) is int and size >= 1 else f"{key}={size!r} must be an integer of at least 1"
 
 

@@ -34,7 +34,7 @@ from packaging.version import Version
 from hfexp.commands import cli
 from hfexp.core import compose, machine
 from hfexp.core.errors import ConfigError, RunError, SweepError
-from hfexp.launch.job import differing_overrides, error_of
+from hfexp.launch.job import call_warm, differing_overrides, error_of
 from hfexp.launch.pool import Slot, slots
 
 own_warning = pytest.mark.filterwarnings("ignore:.*version_base.*", "ignore:.*config_path is not specified.*")
@@ -292,6 +292,13 @@ def test_a_job_can_start_processes_from_the_same_server(tmp_path: Path) -> None:
         return process.exitcode, parent == os.getppid()
 
     assert values(launch(task, [["bar=0"]], tmp_path)) == [(0, True)]
+
+
+def test_a_function_in_a_process_of_the_server_ends_or_says_how_it_failed(tmp_path: Path) -> None:
+    call_warm(os.mkdir, tmp_path / "made")
+    assert (tmp_path / "made").is_dir()
+    with pytest.raises(RunError, match="its process ended with exit code 3"):
+        call_warm(os._exit, 3)
 
 
 @pytest.mark.slow
