@@ -110,8 +110,9 @@ def test_squeue_tells_the_states_of_jobs() -> None:
 
 
 @pytest.fixture
-def locally(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs run in processes of this machine, which needs no cluster."""
+def locally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run in processes of this machine, without a cluster; their files lie in a temporary directory."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(slurm, "require_cluster", lambda partition: None)
     monkeypatch.setattr(SlurmLauncher, "_executor", lambda self, folder, name: local_executor(folder))
 
